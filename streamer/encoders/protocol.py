@@ -1,0 +1,68 @@
+"""The encoder protocol and the choice of an encoder by its settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamer.settings import Dtype
+
+Frame = npt.NDArray[np.uint8]
+"""One decoded frame: (height, width, 3), RGB."""
+
+Prepared = Any
+"""One frame after the model's preprocessing; opaque outside the encoder that made it."""
+
+
+class EncoderError(Exception):
+    """The model cannot be loaded: unknown name or tag, missing or unfit weights. The message names what."""
+
+
+class Encoder(Protocol):
+    """A loaded model. ``prepare`` may be called from several threads at once, the rest from one at a time each."""
+
+    @property
+    def model_id(self) -> str:
+        """Derived from the architecture, the weights' hash and the preprocessing; not from dtype or device."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        ...
+
+    @property
+    def vectors_per_frame(self) -> int:
+        """How many vectors :meth:`encode_images` gives for a frame: 1 for CLIP."""
+        ...
+
+    def prepare(self, frame: Frame) -> Prepared:
+        """Apply the model's own preprocessing to one frame."""
+        ...
+
+    def encode_images(self, prepared: Sequence[Prepared]) -> npt.NDArray[np.float32]:
+        """Encode frames in one batch: (n, vectors_per_frame, dim), L2-normalised."""
+        ...
+
+    def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Encode queries in one batch: (n, dim), L2-normalised. Not cached here."""
+        ...
+
+    def warm_up(self) -> None:
+        """Run both towers once, so that the first event does not pay for it."""
+        ...
+
+
+def load_encoder(model: str, pretrained: str | None = None, *, dtype: Dtype = "auto") -> Encoder:
+    """Load what ``open_clip.create_model_and_transforms(model, pretrained)`` takes, as :class:`Encoder`.
+
+    Raises :class:`EncoderError`.
+    """
+    from streamer.encoders.open_clip import OpenClipEncoder  # noqa: PLC0415 - torch takes seconds to import
+
+    return OpenClipEncoder.load(model, pretrained, dtype=dtype)

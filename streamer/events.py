@@ -1,0 +1,285 @@
+"""The events of the four topics: typed models, their JSON codec and their limits.
+
+Decoding goes through orjson, so that exactly what is JSON passes, and then through msgspec, which
+checks types and limits. The models are the one source of the JSON Schemas in ``topics/``
+(:func:`json_schema`); unknown fields are ignored. What a schema cannot say (unique clip ids, a query
+that is not blank, an offset in every time) is checked in ``__post_init__`` and ends in the same
+:class:`InvalidEvent`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import orjson
+
+MAX_EVENT_BYTES = 1_048_576
+"""Largest record value that is parsed at all; Kafka's own default for a topic is 1,048,588."""
+MAX_RESULTS = 5_000
+"""Most candidates of one query; 1,000 is the depth of TRECVID runs."""
+MAX_QUERY_CHARS = 2_000
+MAX_ID_BYTES = 512
+"""Longest identifier (clip, query), in bytes of UTF-8."""
+MAX_URI_CHARS = 4_096
+MAX_ENGINE_CHARS = 256
+MAX_USER_KEY_CHARS = 1_024
+MAX_ATTRIBUTES = 256
+
+
+class Reason(StrEnum):
+    """Why a record was dead-lettered: the value of the ``dlq.reason`` header.
+
+    The first block is about the event itself, the second about the clip that it names, the last
+    about us.
+    """
+
+    EMPTY = "empty"
+    TOO_LARGE = "too_large"
+    NOT_JSON = "not_json"
+    WRONG_TYPE = "wrong_type"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    BLANK_QUERY = "blank_query"
+    NON_FINITE_SCORE = "non_finite_score"
+    DUPLICATE_CLIP_ID = "duplicate_clip_id"
+    KEY_MISMATCH = "key_mismatch"
+
+    URI_REFUSED = "uri_refused"
+    NOT_FOUND = "not_found"
+    FETCH_FAILED = "fetch_failed"
+    CLIP_TOO_LARGE = "clip_too_large"
+    NO_VIDEO = "no_video"
+    DECODE_FAILED = "decode_failed"
+
+    ENCODE_FAILED = "encode_failed"
+    INTERNAL = "internal"
+
+
+class InvalidEvent(Exception):  # noqa: N818 - it names the event, not a fault of ours
+    """A record that can never be processed; ``reason`` is its dead-letter code."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class Status(StrEnum):
+    """What happened to one candidate."""
+
+    RERANKED = "reranked"
+    NOT_EMBEDDED = "not_embedded"
+    BELOW_DEPTH = "below_depth"
+
+
+class Degraded(StrEnum):
+    """Why a valid event was passed on in its initial order."""
+
+    STORE_UNAVAILABLE = "store_unavailable"
+    ENCODER_FAILED = "encoder_failed"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+
+
+Normalization = Literal["minmax", "zscore", "none"]
+
+Id = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES, description="At most 512 bytes of UTF-8")
+]
+Time = Annotated[dt.datetime, msgspec.Meta(tz=True, description="RFC 3339")]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, description="Milliseconds from the start of the clip")]
+
+
+def _check_id(name: str, value: str) -> None:
+    # The schema bounds characters; stores and Kafka keys are bounded in bytes, of which one takes at most 4.
+    if len(value) * 4 > MAX_ID_BYTES and len(value.encode()) > MAX_ID_BYTES:
+        raise InvalidEvent(Reason.LIMIT_EXCEEDED, f"{name} is longer than {MAX_ID_BYTES} bytes")
+
+
+class ClipUploaded(msgspec.Struct, frozen=True, kw_only=True):
+    """Topic ``clips.uploaded``, key clip_id: a new or replaced clip. A null value deletes the clip."""
+
+    clip_id: Id
+    uri: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_URI_CHARS)]
+    uploaded_at: Time
+    attributes: Annotated[dict[str, Any], msgspec.Meta(max_length=MAX_ATTRIBUTES)] = {}
+
+    def __post_init__(self) -> None:
+        _check_id("clip_id", self.clip_id)
+
+
+class ClipEmbedded(msgspec.Struct, frozen=True, kw_only=True):
+    """Topic ``clips.embedded``, key clip_id: the clip's frames are searchable."""
+
+    clip_id: Id
+    model_id: str
+    frames: Annotated[int, msgspec.Meta(ge=1)]
+    duration_ms: Count
+    uploaded_at: Time
+    embedded_at: Time
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One clip of an engine's result list; a higher score is better."""
+
+    clip_id: Id
+    score: float
+
+
+class QueryResults(msgspec.Struct, frozen=True, kw_only=True):
+    """Topic ``query.results``, key query_id: what the base engine answered, best candidate first."""
+
+    query_id: Id
+    query: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_QUERY_CHARS, pattern=r"\S")]
+    engine: Annotated[str, msgspec.Meta(max_length=MAX_ENGINE_CHARS)]
+    issued_at: Time
+    results: Annotated[list[Candidate], msgspec.Meta(max_length=MAX_RESULTS)]
+    user_key: Annotated[str, msgspec.Meta(max_length=MAX_USER_KEY_CHARS)] | None = None
+
+    def __post_init__(self) -> None:
+        _check_id("query_id", self.query_id)
+        for position, candidate in enumerate(self.results):
+            _check_id(f"results[{position}].clip_id", candidate.clip_id)
+        ids = [candidate.clip_id for candidate in self.results]
+        if len(set(ids)) != len(ids):
+            twice = next(clip_id for clip_id in ids if ids.count(clip_id) > 1)
+            raise InvalidEvent(
+                Reason.DUPLICATE_CLIP_ID, f"clip_id {twice!r} occurs more than once in results"
+            )
+
+
+class RerankedCandidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One candidate after reranking.
+
+    ``score`` is null below the depth and in degraded events; ``frame_score`` is the raw cosine of the
+    best frame and ``moment_ms`` that frame's time, both null where no frame was scored.
+    """
+
+    clip_id: Id
+    rank: Annotated[int, msgspec.Meta(ge=1)]
+    score: float | None
+    initial_rank: Annotated[int, msgspec.Meta(ge=1)]
+    initial_score: float
+    frame_score: float | None
+    moment_ms: Milliseconds | None
+    status: Status
+
+
+class QueryReranked(msgspec.Struct, frozen=True, kw_only=True):
+    """Topic ``query.reranked``, key query_id: a permutation of the results that came in."""
+
+    query_id: Id
+    query: str
+    engine: str
+    issued_at: Time
+    reranked_at: Time
+    model_id: str
+    alpha: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    depth: Annotated[int, msgspec.Meta(ge=1)]
+    normalization: Normalization
+    degraded: Degraded | None
+    results: Annotated[list[RerankedCandidate], msgspec.Meta(max_length=MAX_RESULTS)]
+
+
+Event = ClipUploaded | ClipEmbedded | QueryResults | QueryReranked
+
+E = TypeVar("E", ClipUploaded, ClipEmbedded, QueryResults, QueryReranked)
+
+TOPICS: dict[str, type[Event]] = {
+    "clips.uploaded": ClipUploaded,
+    "clips.embedded": ClipEmbedded,
+    "query.results": QueryResults,
+    "query.reranked": QueryReranked,
+}
+"""Each topic's event, under the topic's name without a prefix."""
+
+
+def _load(value: bytes | None) -> Any:
+    if not value:
+        raise InvalidEvent(Reason.EMPTY, "the record has no value")
+    if len(value) > MAX_EVENT_BYTES:
+        raise InvalidEvent(Reason.TOO_LARGE, f"{len(value)} bytes, the limit is {MAX_EVENT_BYTES}")
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        reason = Reason.NON_FINITE_SCORE if _has_non_finite(value) else Reason.NOT_JSON
+        raise InvalidEvent(reason, str(error)) from None
+
+
+def _has_non_finite(value: bytes) -> bool:
+    """Tell whether a document that orjson refused is JSON but for NaN, Infinity or a number such as 1e999."""
+    found = False
+
+    def number(text: str) -> float:
+        nonlocal found
+        parsed = float(text)
+        found = found or not math.isfinite(parsed)
+        return parsed
+
+    try:
+        json.loads(value, parse_float=number, parse_constant=number)
+    except (ValueError, RecursionError):
+        return False
+    return found
+
+
+_LIMIT_WORDS = ("length <=", "length >=")
+
+
+def _classify(error: msgspec.ValidationError) -> Reason:
+    """Tell a broken limit from a wrong type by msgspec's wording, which its tests pin."""
+    text = str(error)
+    if text.endswith("`$.query`") and ("matching regex" in text or "length >= 1" in text):
+        return Reason.BLANK_QUERY
+    return Reason.LIMIT_EXCEEDED if any(word in text for word in _LIMIT_WORDS) else Reason.WRONG_TYPE
+
+
+def decode(model: type[E], value: bytes | None, key: bytes | None = None) -> E:
+    """Read one record's value as ``model``.
+
+    ``key`` is the record's key: where there is one it must be the event's id, since ordering,
+    compaction and deletes go by the key. Raises :class:`InvalidEvent` and nothing else.
+    """
+    document = _load(value)
+    try:
+        event = msgspec.convert(document, model)
+    except msgspec.ValidationError as error:
+        # msgspec wraps what __post_init__ raises only for ValueError and TypeError, so InvalidEvent passes.
+        raise InvalidEvent(_classify(error), str(error)) from None
+    identifier = event.clip_id if isinstance(event, ClipUploaded | ClipEmbedded) else event.query_id
+    if key is not None and key != identifier.encode():
+        raise InvalidEvent(
+            Reason.KEY_MISMATCH, f"the key {key[:80]!r} is not the event's id {identifier[:80]!r}"
+        )
+    return event
+
+
+def encode(event: Event) -> bytes:
+    """Write an event as UTF-8 JSON; times end in ``Z``, fields keep the model's order."""
+    return orjson.dumps(msgspec.to_builtins(event))
+
+
+def now() -> dt.datetime:
+    """Return the current time in UTC, to the millisecond, as events carry it."""
+    moment = dt.datetime.now(dt.UTC)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def json_schema(topic: str) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a topic's event, with its definitions inside."""
+    model = TOPICS[topic]
+    _, definitions = msgspec.json.schema_components([model], ref_template="#/$defs/{name}")
+    root = definitions.pop(model.__name__)
+    schema: dict[str, Any] = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": model.__name__,
+        "x-topic": topic,
+        **root,
+    }
+    if definitions:
+        schema["$defs"] = definitions
+    return schema

@@ -1,0 +1,243 @@
+"""Every setting once: a flag of its commands, a ``STREAMER_*`` variable, a key of the TOML file.
+
+Precedence is that order. :data:`COMMANDS_OF` says which command takes which setting; the command line
+builds its flags from it. ``[kafka]`` in the TOML file, ``STREAMER_KAFKA__SECURITY_PROTOCOL`` or
+``--kafka security.protocol=SSL`` pass any property through to librdkafka.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import orjson
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as SourceError
+
+from streamer.events import MAX_RESULTS, Normalization
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ENV_PREFIX = "STREAMER_"
+DEFAULT_MODEL = f"local-dir:{Path(__file__).parent / 'demo' / 'model'}"
+DEFAULT_METRICS_PORT = {"embed": 9400, "rerank": 9401}
+
+Precision = Literal["float32", "float16", "int8"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; the message is one line and names the setting."""
+
+
+def blame(name: str, problem: object) -> SettingsError:
+    """Make the error for setting ``name``, with each way in which it can be given."""
+    return SettingsError(f"{name} (--{name.replace('_', '-')}, {ENV_PREFIX}{name.upper()}): {problem}")
+
+
+class Settings(BaseSettings):
+    """All settings of all commands; each command shows those that it uses."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        env_ignore_empty=True,
+    )
+
+    bootstrap_servers: str = Field(
+        "localhost:9092", min_length=1, description="Kafka brokers, host:port, comma-separated"
+    )
+    topic_prefix: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,100}$",
+        description="Put before every topic, group and transactional id",
+    )
+    kafka: dict[str, str] = Field(
+        default_factory=dict, description="Any librdkafka property (TLS, SASL, timeouts), as PROPERTY=VALUE"
+    )
+    instance_id: str = Field(
+        default_factory=socket.gethostname,
+        pattern=r"^[A-Za-z0-9._-]{1,200}$",
+        description="Makes the transactional id stable: unique among running instances, the same after a restart",
+    )
+    model: str = Field(
+        DEFAULT_MODEL,
+        min_length=1,
+        description="open_clip model name, or local-dir:PATH (default: the small demo model)",
+    )
+    pretrained: str | None = Field(
+        None, description="open_clip pretrained tag, or the path of a checkpoint file"
+    )
+    dtype: Dtype = Field(
+        "auto", description="Arithmetic of the model; auto takes the fastest that is accurate here"
+    )
+    store: str = Field("lmdb:./data/store", pattern=r"^[a-z][a-z+]*:.+", description="lmdb:PATH")
+    precision: Precision = Field("float16", description="Of stored vectors")
+    frame_interval: float = Field(0.5, gt=0, le=3600, description="Seconds between sampled frames")
+    max_frames: int = Field(
+        64, ge=1, le=10_000, description="Most frames of a clip; a longer clip is sampled at duration / max"
+    )
+    allowed_uris: Annotated[tuple[str, ...], NoDecode] = Field(
+        default_factory=lambda: (f"file:{Path.cwd()}",),
+        description="JSON list of the URI prefixes that uploads may be fetched from",
+    )
+    max_clip_bytes: int = Field(1 << 30, ge=1, description="Largest file that is fetched, in bytes")
+    fetch_timeout: float = Field(60.0, gt=0, description="Seconds for fetching one clip")
+    decode_workers: int = Field(2, ge=1, le=256, description="Clips fetched and decoded at the same time")
+    image_batch: int = Field(32, ge=1, le=4096, description="Most frames in one call of the image encoder")
+    alpha: float = Field(
+        0.4, ge=0, le=1, description="Weight of the engine's own score; 1 keeps the initial order"
+    )
+    depth: int = Field(100, ge=1, le=MAX_RESULTS, description="How many of the first candidates are reranked")
+    normalization: Normalization = Field("minmax", description="Of both scores before they are blended")
+    deadline_ms: int | None = Field(
+        None,
+        ge=1,
+        description="An event older than this when its turn comes is passed on in its initial order",
+    )
+    query_batch: int = Field(64, ge=1, le=10_000, description="Most query events in one micro-batch")
+    query_cache: int = Field(
+        20_000, ge=0, description="Query vectors kept in memory, least recently used out first"
+    )
+    queue_bytes: int = Field(
+        64 << 20, ge=1 << 20, description="Most bytes of records in flight before partitions are paused"
+    )
+    retry_for: float = Field(
+        120.0, ge=0, description="Seconds for which a transient fault of one clip is retried"
+    )
+    drain_timeout: float = Field(
+        8.0, gt=0, description="Seconds that a stop or a revocation waits for work in flight"
+    )
+    metrics_host: str = Field("0.0.0.0", description="Address of /metrics, /livez and /readyz")  # noqa: S104
+    metrics_port: int | None = Field(
+        None, ge=0, le=65_535, description="Port of /metrics, /livez and /readyz; 0 takes a free one"
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto is console on a terminal, else JSON lines"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe line that is logged"
+    )
+
+    @field_validator("kafka", mode="before")
+    @classmethod
+    def _flatten(cls, value: object) -> object:
+        """Accept ``security.protocol``, nested TOML tables and the underscores of variables alike."""
+        if not isinstance(value, dict):
+            return value
+        flat: dict[str, str] = {}
+
+        def walk(prefix: str, node: object) -> None:
+            if isinstance(node, dict):
+                for key, child in node.items():
+                    walk(f"{prefix}.{key}" if prefix else str(key), child)
+            else:
+                flat[prefix.lower().replace("_", ".")] = (
+                    str(node).lower() if isinstance(node, bool) else str(node)
+                )
+
+        walk("", value)
+        return flat
+
+    @field_validator("allowed_uris", mode="before")
+    @classmethod
+    def _parse_uris(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            parsed = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            parsed = None
+        if not isinstance(parsed, list):
+            raise ValueError(
+                'must be a JSON list of URI prefixes, such as ["file:/clips", "https://cdn.example.com/"]'
+            )  # noqa: TRY004 - pydantic reports a ValueError
+        return parsed
+
+    def topic(self, name: str) -> str:
+        """Return the full name of one of our topics or groups."""
+        return self.topic_prefix + name
+
+
+_KAFKA = ("bootstrap_servers", "topic_prefix", "kafka")
+_LOG = ("log_format", "log_level")
+_SERVICE = (*_KAFKA, "instance_id", "model", "pretrained", "dtype", "store")
+_OPERATION = ("queue_bytes", "drain_timeout", "metrics_host", "metrics_port", *_LOG)
+
+COMMANDS_OF: dict[str, tuple[str, ...]] = {
+    "embed": (
+        *_SERVICE, "precision", "frame_interval", "max_frames", "allowed_uris", "max_clip_bytes", "fetch_timeout",
+        "decode_workers", "image_batch", "retry_for", *_OPERATION,
+    ),
+    "rerank": (
+        *_SERVICE, "alpha", "depth", "normalization", "deadline_ms", "query_batch", "query_cache", *_OPERATION,
+    ),
+    "topics": (*_KAFKA, *_LOG),
+    "store": ("store", *_LOG),
+}  # fmt: skip
+"""Which command takes which settings, in the order of its help."""
+
+
+def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> Settings:
+    """Read the settings from flags (None means not given), the environment and the TOML file ``config``.
+
+    Raises :class:`SettingsError` with one line that names the first setting that is wrong.
+    """
+    toml = _read_toml(config) if config else {}
+
+    class Loaded(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic passes it by name
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, toml)
+
+    try:
+        return Loaded(**{name: value for name, value in (flags or {}).items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(f"{name}: no such setting (in {config})") from None
+        shown = "" if name == "kafka" else f"; got {str(first['input'])[:100]!r}"
+        raise blame(name, first["msg"].removeprefix("Value error, ") + shown) from None
+    except SourceError as error:
+        raise SettingsError(" ".join(str(error).split())) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"--config {path}: not TOML: {error}") from None
+
+
+def unknown_variables() -> list[str]:
+    """Return the ``STREAMER_*`` variables that are no setting: most likely misspelt."""
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(
+        name
+        for name in os.environ
+        if name.startswith(ENV_PREFIX) and name not in known and not name.startswith(f"{ENV_PREFIX}KAFKA__")
+    )

@@ -1,0 +1,29 @@
+"""Where frame embeddings are kept: the protocol, and the engines behind it.
+
+A record is one clip's matrix of vectors, each with its frame's time. Access is by clip id, whole records,
+a hundred to a thousand at a time. Vectors of different models never meet: ``model_id`` is part of the key.
+"""
+
+from __future__ import annotations
+
+from streamer.store.protocol import (
+    Clip,
+    Embedding,
+    PutOutcome,
+    Store,
+    StoreError,
+    StoreStats,
+    StoreUnavailableError,
+    open_store,
+)
+
+__all__ = [
+    "Clip",
+    "Embedding",
+    "PutOutcome",
+    "Store",
+    "StoreError",
+    "StoreStats",
+    "StoreUnavailableError",
+    "open_store",
+]

@@ -1,0 +1,1 @@
+"""From a URI to sampled frames; all that imports av and fsspec."""
