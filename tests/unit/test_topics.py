@@ -1,0 +1,474 @@
+"""The files of topics/ against the code, and the comparison of a topic with its spec."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.exceptions import ValidationError
+
+from streamer import events
+from streamer.events import TOPICS, Reason
+from streamer.kafka.config import MAX_PRODUCED_BYTES
+from streamer.kafka.topic_files import (
+    BROKER_DEFAULT,
+    DEAD_LETTER_TOPICS,
+    TopicSpec,
+    load_specs,
+    topics_dir,
+    write_schemas,
+)
+from streamer.kafka.topics import Aspect, Change, Outcome, TopicState, compare
+from streamer.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KAFKA_NAME_LIMIT = 249
+ALL_TOPICS = {*TOPICS, *DEAD_LETTER_TOPICS}
+
+formats = FormatChecker()
+
+
+@formats.checks("date-time", raises=ValueError)
+def _is_rfc3339(value: object) -> bool:
+    if not isinstance(value, str):
+        return True
+    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", value):
+        return False
+    return dt.datetime.fromisoformat(value).tzinfo is not None
+
+
+def schema_file(topic: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((topics_dir() / f"{topic}.schema.json").read_text("utf-8"))
+    return document
+
+
+def validator(topic: str) -> Draft202012Validator:
+    schema = schema_file(topic)
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema, format_checker=formats)
+
+
+def asyncapi() -> dict[str, Any]:
+    document: dict[str, Any] = msgspec.yaml.decode((topics_dir() / "asyncapi.yaml").read_bytes())
+    return document
+
+
+def resolve(document: dict[str, Any], ref: str) -> Any:
+    """Follow a reference inside the document or into a schema file beside it."""
+    file, _, pointer = ref.partition("#")
+    target: Any = document
+    if file:
+        target = json.loads((topics_dir() / file).read_text("utf-8"))
+    for step in pointer.split("/")[1:]:
+        target = target[step]
+    return resolve(document, target["$ref"]) if isinstance(target, dict) and "$ref" in target else target
+
+
+def references(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["$ref"]] if "$ref" in node else []
+        return own + [ref for child in node.values() for ref in references(child)]
+    return [ref for child in node for ref in references(child)] if isinstance(node, list) else []
+
+
+def message_of(topic: str) -> dict[str, Any]:
+    document = asyncapi()
+    (channel,) = (c for c in document["channels"].values() if c["address"] == topic)
+    message: dict[str, Any] = resolve(document, channel["messages"][TOPICS[topic].__name__]["$ref"])
+    return message
+
+
+EXAMPLES = [
+    pytest.param(topic, example["payload"], id=f"{topic}-{example['name']}")
+    for topic in TOPICS
+    for example in message_of(topic)["examples"]
+]
+
+MOMENT = "2026-03-01T09:30:00Z"
+UPLOAD: dict[str, Any] = {"clip_id": "c1", "uri": "file:///c1.mp4", "uploaded_at": MOMENT}
+RESULTS: dict[str, Any] = {
+    "query_id": "q1",
+    "query": "a red bicycle",
+    "engine": "bm25",
+    "issued_at": MOMENT,
+    "results": [{"clip_id": "c1", "score": 1.5}],
+}
+BAD_DOCUMENTS = [
+    pytest.param("clips.uploaded", UPLOAD | change, reason, id=f"upload-{name}")
+    for name, change, reason in [
+        ("id of the wrong type", {"clip_id": 1}, Reason.WRONG_TYPE),
+        ("empty id", {"clip_id": ""}, Reason.LIMIT_EXCEEDED),
+        ("long id", {"clip_id": "x" * 513}, Reason.LIMIT_EXCEEDED),
+        ("null uri", {"uri": None}, Reason.WRONG_TYPE),
+        ("long uri", {"uri": "x" * 4097}, Reason.LIMIT_EXCEEDED),
+        ("time without an offset", {"uploaded_at": "2026-03-01T09:30:00"}, Reason.WRONG_TYPE),
+        ("no time at all", {"uploaded_at": "yesterday"}, Reason.WRONG_TYPE),
+        ("day that does not exist", {"uploaded_at": "2026-02-30T09:30:00Z"}, Reason.WRONG_TYPE),
+        ("attributes that are a list", {"attributes": []}, Reason.WRONG_TYPE),
+        ("many attributes", {"attributes": {str(n): n for n in range(257)}}, Reason.LIMIT_EXCEEDED),
+    ]
+] + [
+    pytest.param("query.results", RESULTS | change, reason, id=f"results-{name}")
+    for name, change, reason in [
+        ("blank query", {"query": " \t"}, Reason.BLANK_QUERY),
+        ("long query", {"query": "x" * 2001}, Reason.LIMIT_EXCEEDED),
+        ("results that are an object", {"results": {}}, Reason.WRONG_TYPE),
+        ("text as a score", {"results": [{"clip_id": "c1", "score": "1"}]}, Reason.WRONG_TYPE),
+        ("candidate without a score", {"results": [{"clip_id": "c1"}]}, Reason.WRONG_TYPE),
+        (
+            "many candidates",
+            {"results": [{"clip_id": str(n), "score": 0} for n in range(5001)]},
+            Reason.LIMIT_EXCEEDED,
+        ),
+        ("user key of the wrong type", {"user_key": 7}, Reason.WRONG_TYPE),
+    ]
+]
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_schema_files_are_what_the_models_generate(topic: str) -> None:
+    assert schema_file(topic) == events.json_schema(topic), "run: python -m streamer.kafka.topic_files"
+
+
+def test_writing_the_schemas_changes_only_files_that_differ(tmp_path: Path) -> None:
+    assert {path.name for path in write_schemas(tmp_path)} == {f"{topic}.schema.json" for topic in TOPICS}
+    for written in tmp_path.iterdir():
+        assert written.read_bytes() == (topics_dir() / written.name).read_bytes()
+    (tmp_path / "query.results.schema.json").write_text("{}")
+    assert write_schemas(tmp_path) == [tmp_path / "query.results.schema.json"]
+    assert write_schemas(tmp_path) == []
+
+
+@pytest.mark.parametrize(("topic", "payload"), EXAMPLES)
+def test_examples_are_valid_and_survive_our_codec(topic: str, payload: dict[str, Any]) -> None:
+    validator(topic).validate(payload)
+    model: Any = TOPICS[topic]
+    event = events.decode(model, msgspec.json.encode(payload))
+    written = events.encode(event)
+    validator(topic).validate(json.loads(written))
+    assert events.decode(model, written) == event
+
+
+@pytest.mark.parametrize(("topic", "document", "reason"), BAD_DOCUMENTS)
+def test_schema_and_codec_refuse_the_same(topic: str, document: dict[str, Any], reason: Reason) -> None:
+    with pytest.raises(ValidationError):
+        validator(topic).validate(document)
+    model: Any = TOPICS[topic]
+    with pytest.raises(events.InvalidEvent) as refused:
+        events.decode(model, msgspec.json.encode(document))
+    assert refused.value.reason is reason
+
+
+@pytest.mark.parametrize(("topic", "payload"), EXAMPLES)
+def test_schemas_refuse_an_example_without_any_one_of_its_required_fields(
+    topic: str, payload: dict[str, Any]
+) -> None:
+    for field in schema_file(topic)["required"]:
+        lacking = {name: value for name, value in payload.items() if name != field}
+        with pytest.raises(ValidationError, match=f"'{field}' is a required property"):
+            validator(topic).validate(lacking)
+
+
+def test_unknown_fields_are_allowed() -> None:
+    validator("clips.uploaded").validate(UPLOAD | {"title": "new in version 2"})
+
+
+def test_asyncapi_has_the_parts_that_version_3_requires() -> None:
+    document = asyncapi()
+    assert document["asyncapi"] == "3.0.0"
+    assert document["info"]["title"]
+    assert document["info"]["version"]
+    assert document["servers"]["kafka"]["host"]
+    assert document["servers"]["kafka"]["protocol"] == "kafka"
+    for channel in document["channels"].values():
+        assert all(resolve(document, server["$ref"]) for server in channel["servers"])
+        assert channel["messages"]
+    for operation in document["operations"].values():
+        assert operation["action"] in {"send", "receive"}
+        channel_ref = operation["channel"]["$ref"]
+        # Operations refer to the channel's messages, not to those of the components.
+        names = {
+            message["$ref"].removeprefix(f"{channel_ref}/messages/") for message in operation["messages"]
+        }
+        assert names == set(resolve(document, channel_ref)["messages"])
+
+
+def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
+    document = asyncapi()
+    found = references(document)
+    assert {f"./{topic}.schema.json" for topic in TOPICS} <= set(found)
+    for ref in found:
+        assert resolve(document, ref) is not None
+
+
+def test_asyncapi_channels_are_our_topics_and_each_is_used_once() -> None:
+    document = asyncapi()
+    assert {channel["address"] for channel in document["channels"].values()} == ALL_TOPICS
+    used = [operation["channel"]["$ref"] for operation in document["operations"].values()]
+    assert sorted(used) == sorted(f"#/channels/{name}" for name in document["channels"])
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_asyncapi_messages_carry_the_schema_of_their_topic_and_its_key(topic: str) -> None:
+    message = message_of(topic)
+    assert message["payload"] == {"$ref": f"./{topic}.schema.json"}
+    key = resolve(asyncapi(), message["bindings"]["$ref"])["kafka"]["key"]["$ref"]
+    key_field = "clip_id" if topic.startswith("clips.") else "query_id"
+    assert key.endswith(f"#/properties/{key_field}")
+    assert resolve(asyncapi(), key) == schema_file(topic)["properties"][key_field]
+
+
+def test_asyncapi_names_every_dead_letter_reason() -> None:
+    headers = asyncapi()["components"]["schemas"]["DeadLetterHeaders"]
+    assert headers["properties"]["dlq.reason"]["enum"] == [reason.value for reason in Reason]
+    assert set(headers["required"]) == set(headers["properties"])
+
+
+def shipped() -> dict[str, TopicSpec]:
+    return {spec.name: spec for spec in load_specs()}
+
+
+def test_topics_toml_covers_every_topic() -> None:
+    assert shipped().keys() == ALL_TOPICS
+
+
+def test_longest_prefix_leaves_names_that_kafka_takes() -> None:
+    prefix = "p" * 100
+    assert all(len(Settings(topic_prefix=prefix).topic(name)) <= KAFKA_NAME_LIMIT for name in ALL_TOPICS)
+    with pytest.raises(ValueError, match="topic_prefix"):
+        Settings(topic_prefix=prefix + "p")
+
+
+def test_topics_take_the_largest_records_that_are_accepted_or_produced() -> None:
+    specs = shipped()
+    for topic in ("clips.uploaded", "query.results"):
+        headroom = int(specs[topic].config["max.message.bytes"]) - events.MAX_EVENT_BYTES
+        assert headroom >= events.MAX_ID_BYTES + 64 * 1024
+    for topic in ("query.reranked", *DEAD_LETTER_TOPICS):
+        assert int(specs[topic].config["max.message.bytes"]) >= MAX_PRODUCED_BYTES
+
+
+def test_largest_accepted_result_list_fits_the_output_topic_after_reranking() -> None:
+    moment = dt.datetime(2026, 3, 1, 9, 30, 0, 123000, tzinfo=dt.UTC)
+    id_bytes = (events.MAX_EVENT_BYTES - 3000) // events.MAX_RESULTS - len('{"clip_id":"","score":1},')
+    ids = [f"{n:05d}".ljust(id_bytes, "x") for n in range(events.MAX_RESULTS)]
+    value = msgspec.json.encode(
+        {
+            "query_id": "q",
+            "query": "x" * events.MAX_QUERY_CHARS,
+            "engine": "e",
+            "issued_at": moment,
+            "results": [{"clip_id": clip_id, "score": 1} for clip_id in ids],
+        }
+    )
+    assert events.MAX_EVENT_BYTES - 10_000 < len(value) <= events.MAX_EVENT_BYTES
+    query = events.decode(events.QueryResults, value)
+    longest = -0.12345678901234567e-300
+    reranked = events.QueryReranked(
+        query_id=query.query_id,
+        query=query.query,
+        engine=query.engine,
+        issued_at=query.issued_at,
+        reranked_at=moment,
+        model_id="m" * 200,
+        alpha=0.4,
+        depth=events.MAX_RESULTS,
+        normalization="minmax",
+        degraded=None,
+        results=[
+            events.RerankedCandidate(
+                clip_id=candidate.clip_id,
+                rank=rank,
+                score=longest,
+                initial_rank=rank,
+                initial_score=longest,
+                frame_score=longest,
+                moment_ms=10**9,
+                status=events.Status.NOT_EMBEDDED,
+            )
+            for rank, candidate in enumerate(query.results, 1)
+        ],
+    )
+    # 64 KiB for the key, the headers and the batch around them.
+    limit = int(shipped()["query.reranked"].config["max.message.bytes"]) - 64 * 1024
+    assert len(events.encode(reranked)) <= limit
+
+
+def test_uploads_are_compacted_and_dead_letters_are_not() -> None:
+    specs = shipped()
+    assert [n for n, spec in specs.items() if spec.config["cleanup.policy"] == "compact"] == [
+        "clips.uploaded"
+    ]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_topic_overrides_the_defaults_of_its_file(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        [defaults]
+        replication = -1
+        config."retention.ms" = 1_000
+        config."preallocate" = true
+        [topics."query.results"]
+        partitions = 3
+        [topics."query.reranked"]
+        partitions = 4
+        replication = 2
+        config."retention.ms" = "2000"
+        """,
+    )
+    assert load_specs(path) == [
+        TopicSpec(
+            name="query.results",
+            partitions=3,
+            replication=BROKER_DEFAULT,
+            config={"retention.ms": "1000", "preallocate": "true"},
+        ),
+        TopicSpec(
+            name="query.reranked",
+            partitions=4,
+            replication=2,
+            config={"retention.ms": "2000", "preallocate": "true"},
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[topics", "not TOML"),
+        ("", "missing required field `topics`"),
+        ("topics = {}", "length >= 1"),
+        ('[topics."query.result"]\npartitions = 1', "'query.result' is no topic of the reranker"),
+        ('[topics."query.results"]', "missing required field `partitions`"),
+        ('[topics."query.results"]\npartitions = 0', ">= 1"),
+        ('[topics."query.results"]\npartitions = 1\nretention = 5', "unknown field `retention`"),
+        ('[topics."query.results"]\npartitions = 1\nreplication = 0', "replication of query.results is 0"),
+        ('[topics."query.results"]\npartitions = 1\nreplication = -2', ">= -1"),
+        (
+            '[topics."query.results"]\npartitions = 1\nconfig."min.insync.replicas" = "two"',
+            "min.insync.replicas of query.results is 'two'",
+        ),
+        ('[topics."query.results"]\npartitions = 1\nconfig."retention.ms" = [1]', "retention.ms|array"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path: Path, text: str, complaint: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(SettingsError, match=complaint) as refused:
+        load_specs(path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.toml: No such file"):
+        load_specs(tmp_path / "nowhere.toml")
+
+
+SPEC = TopicSpec(
+    name="query.results",
+    partitions=12,
+    replication=3,
+    config={"min.insync.replicas": "2", "retention.ms": "1000", "cleanup.policy": "compact,delete"},
+)
+
+
+def state(**changes: Any) -> TopicState:
+    config = {
+        "min.insync.replicas": "2",
+        "retention.ms": "1000",
+        "cleanup.policy": "delete,compact",
+        "segment.ms": "7",
+    }
+    settled: dict[str, Any] = {"partitions": 12, "replicas": 3, "config": config}
+    return TopicState(**copy.deepcopy(settled) | changes)
+
+
+def lines(actual: TopicState | None, brokers: int = 3, spec: TopicSpec = SPEC) -> list[str]:
+    return [str(difference) for difference in compare("x.query.results", spec, actual, brokers)]
+
+
+def test_a_topic_that_is_as_wanted_has_no_differences_whatever_else_is_configured() -> None:
+    assert lines(state()) == []
+
+
+def test_a_missing_topic_is_one_difference() -> None:
+    assert lines(None) == ["x.query.results: missing"]
+
+
+def test_every_difference_is_a_line_with_both_values() -> None:
+    actual = state(partitions=6, replicas=2, config={"min.insync.replicas": "1", "cleanup.policy": "delete"})
+    assert lines(actual) == [
+        "x.query.results: partitions is 6, not 12",
+        "x.query.results: replication is 2, not 3",
+        "x.query.results: cleanup.policy is delete, not compact,delete",
+        "x.query.results: min.insync.replicas is 1, not 2",
+        "x.query.results: retention.ms is not known to the cluster, not 1000",
+    ]
+
+
+def test_only_what_kafka_can_change_in_place_is_repaired() -> None:
+    refused = [
+        difference.aspect
+        for actual in (state(partitions=13), state(partitions=11), state(replicas=4), state(config={}))
+        for difference in compare("t", SPEC, actual, 3)
+        if difference.why_not
+    ]
+    assert refused == [Aspect.PARTITIONS, Aspect.REPLICATION]
+
+
+def test_a_single_broker_has_one_replica_and_one_in_sync() -> None:
+    single = state(replicas=1, config={**state().config, "min.insync.replicas": "1"})
+    assert lines(single, brokers=1) == []
+    assert lines(single, brokers=3) == ["x.query.results: replication is 1, not 3"]
+
+
+def test_a_broker_that_is_away_makes_no_difference() -> None:
+    assert lines(state(), brokers=2) == []
+
+
+def test_the_brokers_default_replication_is_never_compared() -> None:
+    spec = msgspec.structs.replace(SPEC, replication=BROKER_DEFAULT)
+    assert all(lines(state(replicas=replicas), spec=spec) == [] for replicas in (2, 3, 5))
+
+
+@given(
+    replication=st.integers(1, 7),
+    brokers=st.integers(1, 7),
+    in_sync=st.integers(1, 7),
+    partitions=st.integers(1, 99),
+)
+def test_what_a_spec_creates_is_what_it_wants(
+    replication: int, brokers: int, in_sync: int, partitions: int
+) -> None:
+    spec = TopicSpec(
+        name="query.results",
+        partitions=partitions,
+        replication=replication,
+        config={"min.insync.replicas": str(in_sync)},
+    )
+    replicas = spec.replicas(brokers)
+    created = TopicState(partitions=partitions, replicas=replicas, config=spec.config_for(replicas))
+    assert replicas <= brokers
+    assert int(created.config["min.insync.replicas"]) <= replicas
+    assert compare("t", spec, created, brokers) == []
+
+
+def test_a_change_prints_as_one_line() -> None:
+    assert str(Change("t", Outcome.REFUSED, "partitions 12 -> 6: no")) == "t: refused: partitions 12 -> 6: no"
