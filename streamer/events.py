@@ -86,15 +86,16 @@ class Degraded(StrEnum):
 
 Normalization = Literal["minmax", "zscore", "none"]
 
-Id = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES, description="At most 512 bytes of UTF-8")
-]
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES, description="At most 512 bytes of UTF-8")]
 Time = Annotated[dt.datetime, msgspec.Meta(tz=True, description="RFC 3339")]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, description="Milliseconds from the start of the clip")]
 
 
-def _check_id(name: str, value: str) -> None:
+def check_id(name: str, value: str) -> None:
+    """Raise :class:`InvalidEvent` where an identifier is empty or longer than 512 bytes."""
+    if not value:
+        raise InvalidEvent(Reason.LIMIT_EXCEEDED, f"{name} is empty")
     # The schema bounds characters; stores and Kafka keys are bounded in bytes, of which one takes at most 4.
     if len(value) * 4 > MAX_ID_BYTES and len(value.encode()) > MAX_ID_BYTES:
         raise InvalidEvent(Reason.LIMIT_EXCEEDED, f"{name} is longer than {MAX_ID_BYTES} bytes")
@@ -109,7 +110,7 @@ class ClipUploaded(msgspec.Struct, frozen=True, kw_only=True):
     attributes: Annotated[dict[str, Any], msgspec.Meta(max_length=MAX_ATTRIBUTES)] = {}
 
     def __post_init__(self) -> None:
-        _check_id("clip_id", self.clip_id)
+        check_id("clip_id", self.clip_id)
 
 
 class ClipEmbedded(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,15 +142,13 @@ class QueryResults(msgspec.Struct, frozen=True, kw_only=True):
     user_key: Annotated[str, msgspec.Meta(max_length=MAX_USER_KEY_CHARS)] | None = None
 
     def __post_init__(self) -> None:
-        _check_id("query_id", self.query_id)
+        check_id("query_id", self.query_id)
         for position, candidate in enumerate(self.results):
-            _check_id(f"results[{position}].clip_id", candidate.clip_id)
+            check_id(f"results[{position}].clip_id", candidate.clip_id)
         ids = [candidate.clip_id for candidate in self.results]
         if len(set(ids)) != len(ids):
             twice = next(clip_id for clip_id in ids if ids.count(clip_id) > 1)
-            raise InvalidEvent(
-                Reason.DUPLICATE_CLIP_ID, f"clip_id {twice!r} occurs more than once in results"
-            )
+            raise InvalidEvent(Reason.DUPLICATE_CLIP_ID, f"clip_id {twice!r} occurs more than once in results")
 
 
 class RerankedCandidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -252,9 +251,7 @@ def decode(model: type[E], value: bytes | None, key: bytes | None = None) -> E:
         raise InvalidEvent(_classify(error), str(error)) from None
     identifier = event.clip_id if isinstance(event, ClipUploaded | ClipEmbedded) else event.query_id
     if key is not None and key != identifier.encode():
-        raise InvalidEvent(
-            Reason.KEY_MISMATCH, f"the key {key[:80]!r} is not the event's id {identifier[:80]!r}"
-        )
+        raise InvalidEvent(Reason.KEY_MISMATCH, f"the key {key[:80]!r} is not the event's id {identifier[:80]!r}")
     return event
 
 

@@ -79,12 +79,8 @@ class Settings(BaseSettings):
         min_length=1,
         description="open_clip model name, or local-dir:PATH (default: the small demo model)",
     )
-    pretrained: str | None = Field(
-        None, description="open_clip pretrained tag, or the path of a checkpoint file"
-    )
-    dtype: Dtype = Field(
-        "auto", description="Arithmetic of the model; auto takes the fastest that is accurate here"
-    )
+    pretrained: str | None = Field(None, description="open_clip pretrained tag, or the path of a checkpoint file")
+    dtype: Dtype = Field("auto", description="Arithmetic of the model; auto takes the fastest that is accurate here")
     store: str = Field("lmdb:./data/store", pattern=r"^[a-z][a-z+]*:.+", description="lmdb:PATH")
     precision: Precision = Field("float16", description="Of stored vectors")
     frame_interval: float = Field(0.5, gt=0, le=3600, description="Seconds between sampled frames")
@@ -99,9 +95,7 @@ class Settings(BaseSettings):
     fetch_timeout: float = Field(60.0, gt=0, description="Seconds for fetching one clip")
     decode_workers: int = Field(2, ge=1, le=256, description="Clips fetched and decoded at the same time")
     image_batch: int = Field(32, ge=1, le=4096, description="Most frames in one call of the image encoder")
-    alpha: float = Field(
-        0.4, ge=0, le=1, description="Weight of the engine's own score; 1 keeps the initial order"
-    )
+    alpha: float = Field(0.4, ge=0, le=1, description="Weight of the engine's own score; 1 keeps the initial order")
     depth: int = Field(100, ge=1, le=MAX_RESULTS, description="How many of the first candidates are reranked")
     normalization: Normalization = Field("minmax", description="Of both scores before they are blended")
     deadline_ms: int | None = Field(
@@ -110,18 +104,12 @@ class Settings(BaseSettings):
         description="An event older than this when its turn comes is passed on in its initial order",
     )
     query_batch: int = Field(64, ge=1, le=10_000, description="Most query events in one micro-batch")
-    query_cache: int = Field(
-        20_000, ge=0, description="Query vectors kept in memory, least recently used out first"
-    )
+    query_cache: int = Field(20_000, ge=0, description="Query vectors kept in memory, least recently used out first")
     queue_bytes: int = Field(
         64 << 20, ge=1 << 20, description="Most bytes of records in flight before partitions are paused"
     )
-    retry_for: float = Field(
-        120.0, ge=0, description="Seconds for which a transient fault of one clip is retried"
-    )
-    drain_timeout: float = Field(
-        8.0, gt=0, description="Seconds that a stop or a revocation waits for work in flight"
-    )
+    retry_for: float = Field(120.0, ge=0, description="Seconds for which a transient fault of one clip is retried")
+    drain_timeout: float = Field(8.0, gt=0, description="Seconds that a stop or a revocation waits for work in flight")
     metrics_host: str = Field("0.0.0.0", description="Address of /metrics, /livez and /readyz")  # noqa: S104
     metrics_port: int | None = Field(
         None, ge=0, le=65_535, description="Port of /metrics, /livez and /readyz; 0 takes a free one"
@@ -146,9 +134,7 @@ class Settings(BaseSettings):
                 for key, child in node.items():
                     walk(f"{prefix}.{key}" if prefix else str(key), child)
             else:
-                flat[prefix.lower().replace("_", ".")] = (
-                    str(node).lower() if isinstance(node, bool) else str(node)
-                )
+                flat[prefix.lower().replace("_", ".")] = str(node).lower() if isinstance(node, bool) else str(node)
 
         walk("", value)
         return flat
@@ -162,10 +148,8 @@ class Settings(BaseSettings):
             parsed = orjson.loads(value)
         except orjson.JSONDecodeError:
             parsed = None
-        if not isinstance(parsed, list):
-            raise ValueError(
-                'must be a JSON list of URI prefixes, such as ["file:/clips", "https://cdn.example.com/"]'
-            )  # noqa: TRY004 - pydantic reports a ValueError
+        if not isinstance(parsed, list):  # a TypeError would not be reported as a wrong setting
+            raise ValueError('must be a JSON list of URI prefixes, such as ["file:/clips", "https://cdn.example.com/"]')
         return parsed
 
     def topic(self, name: str) -> str:

@@ -1,0 +1,61 @@
+# `make` alone prints the tasks. Everything a task needs is set up by the task itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := streamer tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format kafka topics model lock clean
+
+help: ## Print the tasks
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Make .venv with the streamer command and everything for development
+
+$(STAMP): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/bootstrap.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# make demo [KEEP=1] [BOOTSTRAP=host:port] [CLIPS=folder QUERIES=file.txt MODEL=name PRETRAINED=tag-or-path]
+demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-report/
+	$(BIN)/streamer demo $(if $(KEEP),--keep) $(if $(BOOTSTRAP),--bootstrap-servers "$(BOOTSTRAP)") \
+	  $(if $(CLIPS),--clips "$(CLIPS)") $(if $(QUERIES),--queries "$(QUERIES)") \
+	  $(if $(MODEL),--model "$(MODEL)") $(if $(PRETRAINED),--pretrained "$(PRETRAINED)")
+
+test: $(STAMP) ## Run all tests, the integration tests against a real Kafka
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff, mypy --strict and the import contracts
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Let ruff format and fix what it can
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+kafka: $(STAMP) ## Run a real local Kafka on port 9092 until Ctrl-C
+	$(BIN)/streamer broker
+
+topics: $(STAMP) ## Write the JSON Schemas in topics/ anew from the event models
+	$(BIN)/python -m streamer.kafka.topic_files
+
+model: $(STAMP) ## Train the small demo model anew (about 15 minutes on 2 cores)
+	$(BIN)/python -m streamer.demo.train --out streamer/demo/model --seed 0
+
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+lock: ## Pin the newest versions that pyproject.toml allows, with hashes
+	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --require-hashes -r requirements/bootstrap.txt; }
+	echo uv | $(COMPILE) - -o requirements/bootstrap.txt
+	$(COMPILE) pyproject.toml --extra dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/service.txt
+
+clean: ## Remove what the tasks made, but for downloads in the user's cache
+	rm -rf $(VENV) demo-report data dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

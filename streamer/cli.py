@@ -1,0 +1,221 @@
+"""The command line: ``streamer embed``, ``rerank``, ``topics``, ``store``, ``broker``, ``demo``.
+
+Flags of settings are generated from :mod:`streamer.settings`, so that each is described once. Exit codes: 0
+done or stopped cleanly, 1 a fatal fault or a difference found, 2 a setting that cannot be used.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import types
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+from click.shell_completion import get_completion_class
+from rich.console import Console
+from rich.table import Table
+
+from streamer import __version__
+from streamer.settings import COMMANDS_OF, ENV_PREFIX, Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+CONFIG_OPTION = click.Option(
+    ["--config"],
+    type=click.Path(path_type=Path),
+    envvar=f"{ENV_PREFIX}CONFIG",
+    help="TOML file with settings; flags and variables win over it.",
+)
+
+
+class SettingsCommand(click.Command):
+    """A command whose flags are the settings of :data:`COMMANDS_OF`; it is called with ``settings``."""
+
+    def __init__(self, *args: Any, uses: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._names = COMMANDS_OF[uses]
+        self.params += [CONFIG_OPTION, *(_option(name) for name in self._names)]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Load the settings and hand them to the command instead of its raw flags."""
+        flags = {name: ctx.params.pop(name) for name in self._names}
+        if flags.get("kafka") is not None:
+            flags["kafka"] = dict(flags["kafka"]) or None
+        settings = load(flags, ctx.params.pop("config"))
+        _configure_logs(settings)
+        ctx.params["settings"] = settings
+        return super().invoke(ctx)
+
+
+def _option(name: str) -> click.Option:
+    field = Settings.model_fields[name]
+    default = "" if field.default_factory or field.default is None else f" [default: {field.default}]"
+    flag = f"--{name.replace('_', '-')}"
+    text = f"{field.description} ({ENV_PREFIX}{name.upper()}).{default}"
+    if name == "kafka":
+        return click.Option([flag], multiple=True, type=_Property(), metavar="PROPERTY=VALUE", help=text)
+    choices = _choices(field.annotation)
+    # The settings check every value alike, wherever it comes from; click's choices only serve completion.
+    kind = _Open(choices) if choices else click.STRING
+    return click.Option([flag], type=kind, metavar="|".join(choices) if choices else "TEXT", help=text)
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    literal = next((each for each in (annotation, *options) if typing.get_origin(each) is Literal), None)
+    return typing.get_args(literal) if literal else ()
+
+
+class _Open(click.Choice[str]):
+    """Completes like a choice, and leaves the check to the settings."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        return value
+
+
+class _Property(click.ParamType):
+    name = "property"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        key, equals, text = str(value).partition("=")
+        if not (key and equals):
+            self.fail("expected PROPERTY=VALUE", param, ctx)
+        return key, text
+
+
+def _configure_logs(settings: Settings) -> None:
+    from streamer import logs  # noqa: PLC0415 - completion and --version start without it
+
+    logs.configure(settings)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="streamer")
+def cli() -> None:
+    """Rerank video search results frame by frame with CLIP, from Kafka to Kafka."""
+
+
+@cli.command(cls=SettingsCommand, uses="embed")
+def embed(settings: Settings) -> None:
+    """Embed the frames of uploaded clips into the store (clips.uploaded -> clips.embedded)."""
+    from streamer import service  # noqa: PLC0415 - torch takes seconds to import
+
+    sys.exit(service.run_embedder(settings))
+
+
+@cli.command(cls=SettingsCommand, uses="rerank")
+def rerank(settings: Settings) -> None:
+    """Rerank query results against the stored frames (query.results -> query.reranked)."""
+    from streamer import service  # noqa: PLC0415
+
+    sys.exit(service.run_reranker(settings))
+
+
+@cli.group()
+def topics() -> None:
+    """Create, reconcile and compare the topics."""
+
+
+_FILE_OPTION = click.option("--file", type=click.Path(path_type=Path), help="Another topics.toml than the packaged one.")
+
+
+@topics.command("apply", cls=SettingsCommand, uses="topics")
+@_FILE_OPTION
+def topics_apply(settings: Settings, file: Path | None) -> None:
+    """Create what is missing and reconcile what differs; says what it did. Exit 1 where something was refused."""
+    from streamer.kafka import topic_files  # noqa: PLC0415
+    from streamer.kafka import topics as admin  # noqa: PLC0415
+
+    changes = admin.apply(settings, topic_files.load_specs(file))
+    _print_lines(changes)
+    sys.exit(1 if any(change.outcome is admin.Outcome.REFUSED for change in changes) else 0)
+
+
+@topics.command("check", cls=SettingsCommand, uses="topics")
+@_FILE_OPTION
+def topics_check(settings: Settings, file: Path | None) -> None:
+    """Compare the cluster's topics with the file, changing nothing. Exit 1 where they differ."""
+    from streamer.kafka import topic_files  # noqa: PLC0415
+    from streamer.kafka import topics as admin  # noqa: PLC0415
+
+    differences = admin.check(settings, topic_files.load_specs(file))
+    _print_lines(differences or ["all topics are as they should be"])
+    sys.exit(1 if differences else 0)
+
+
+@cli.group()
+def store() -> None:
+    """Look into the store of frame embeddings."""
+
+
+_MODEL_ID_OPTION = click.option("--model-id", help="Whose records; needed where the store holds several models.")
+
+
+@store.command("stats", cls=SettingsCommand, uses="store")
+def store_stats(settings: Settings) -> None:
+    """Show how many clips of which models are stored."""
+    from streamer.store import inspect_store  # noqa: PLC0415
+
+    with inspect_store(settings.store) as inspected:
+        figures = inspected.stats()
+    table = Table("model", "clips", title=settings.store)
+    for model_id, clips in figures.models.items():
+        table.add_row(model_id, f"{clips:,}")
+    console = Console()
+    console.print(table)
+    console.print(f"{figures.tombstones:,} tombstones, {figures.bytes:,} bytes on disk")
+
+
+@store.command("get", cls=SettingsCommand, uses="store")
+@click.argument("clip_id")
+@_MODEL_ID_OPTION
+def store_get(settings: Settings, clip_id: str, model_id: str | None) -> None:
+    """Show the record of CLIP_ID: its version, its frames' times and what its vectors are like."""
+    raise click.ClickException(f"{settings}{clip_id}{model_id}")
+
+
+@cli.command()
+@click.option("--brokers", type=click.Choice(["1", "3"]), default="1", show_default=True, help="How many brokers.")
+@click.option("--port", type=click.IntRange(1, 65_535), default=9092, show_default=True, help="The first broker's port.")
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Folder to keep data in; else temporary.")
+def broker(brokers: str, port: int, data: Path | None) -> None:
+    """Run a real local Apache Kafka until Ctrl-C (needs the extra: cliprerank-streamer[broker])."""
+    from streamer.kafka.broker import LocalKafka  # noqa: PLC0415
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with LocalKafka(brokers=int(brokers), port=port, data_dir=data) as kafka:
+        click.echo(f"Kafka is up at {kafka.bootstrap_servers}; Ctrl-C stops it")
+        stop.wait()
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for SHELL, e.g. eval "$(streamer completion bash)"."""
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"no completion for {shell}")
+    click.echo(kind(cli, {}, "streamer", "_STREAMER_COMPLETE").source())
+
+
+def _print_lines(lines: Sequence[object]) -> None:
+    for line in lines:
+        click.echo(str(line))
+
+
+def main() -> None:
+    """Run the command line; settings and setup errors end in one line and exit code 2."""
+    try:
+        cli(standalone_mode=True)
+    except SettingsError as error:
+        click.echo(f"streamer: {error}", err=True)
+        sys.exit(2)

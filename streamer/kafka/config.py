@@ -1,0 +1,92 @@
+"""librdkafka's configuration from our settings, and its errors in our words."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import KafkaException
+
+from streamer.settings import Settings, SettingsError, blame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LIBRDKAFKA_LOGGER = logging.getLogger("librdkafka")
+
+MAX_PRODUCED_BYTES = 8 << 20
+"""Largest record that we produce; ``topics.toml`` lets outputs and dead letters be that large."""
+
+_OURS = {
+    "enable.auto.commit": "offsets are committed in the transactions",
+    "enable.auto.offset.store": "offsets are committed in the transactions",
+    "enable.idempotence": "transactions need it",
+    "transactional.id": "it follows from instance_id",
+    "group.id": "it follows from topic_prefix",
+    "isolation.level": "aborted input must not be processed",
+    "bootstrap.servers": "use bootstrap_servers",
+}
+
+
+def common(settings: Settings) -> dict[str, Any]:
+    """Return the properties that every client has; the user's own win, but for those that guarantees rest on."""
+    for name, why in _OURS.items():
+        if name in settings.kafka:
+            raise blame("kafka", f"{name} cannot be set: {why}")
+    return {
+        "bootstrap.servers": settings.bootstrap_servers,
+        # Found again soon when a broker comes back, or when the topics are made after the service started.
+        "reconnect.backoff.max.ms": 2_000,
+        "topic.metadata.refresh.interval.ms": 10_000,
+        **settings.kafka,
+    }
+
+
+def consumer(settings: Settings, group: str, callbacks: dict[str, Callable[..., None]]) -> dict[str, Any]:
+    """Return the properties of the consumer of ``group``."""
+    defaults: dict[str, Any] = {
+        "auto.offset.reset": "earliest",
+        "statistics.interval.ms": 1_000,
+        # Prefetched records count too when memory is bounded.
+        "queued.max.messages.kbytes": max(1_024, settings.queue_bytes // 1_024),
+    }
+    if settings.kafka.get("group.protocol", "classic") == "classic":
+        defaults["partition.assignment.strategy"] = "cooperative-sticky"
+    return {
+        **defaults,
+        **common(settings),
+        "group.id": settings.topic(group),
+        "client.id": f"{settings.topic(group)}-{settings.instance_id}",
+        "enable.auto.commit": False,
+        "enable.partition.eof": True,
+        "isolation.level": "read_committed",
+        **callbacks,
+    }
+
+
+def producer(settings: Settings, group: str, callbacks: dict[str, Callable[..., None]]) -> dict[str, Any]:
+    """Return the properties of the transactional producer that goes with the consumer of ``group``."""
+    transactional_id = f"{settings.topic(group)}-{settings.instance_id}"
+    return {
+        "linger.ms": 0,
+        "message.max.bytes": MAX_PRODUCED_BYTES,
+        "transaction.timeout.ms": 60_000,
+        **common(settings),
+        "client.id": transactional_id,
+        "transactional.id": transactional_id,
+        "enable.idempotence": True,
+        **callbacks,
+    }
+
+
+def make_client(kind: Callable[..., Any], properties: dict[str, Any]) -> Any:
+    """Make a librdkafka client; a property that it refuses becomes a :class:`SettingsError`."""
+    try:
+        return kind(properties, logger=LIBRDKAFKA_LOGGER)
+    except KafkaException as error:
+        raise blame("kafka", error.args[0].str()) from None
+    except (TypeError, ValueError) as error:
+        raise blame("kafka", error) from None
+
+
+__all__ = ["MAX_PRODUCED_BYTES", "SettingsError", "common", "consumer", "make_client", "producer"]

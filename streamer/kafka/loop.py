@@ -1,0 +1,444 @@
+"""The consume loop: poll, hand over, commit what is done; one thread owns both Kafka clients.
+
+Work happens in the pipeline's threads (:class:`Pipeline`). This thread only moves records: it never waits for
+slow work, so polling, heartbeats and rebalances go on while a clip takes a minute; a partition whose queue
+is full is paused. What is done is committed in transactions (:mod:`streamer.kafka.transactions`), each
+partition up to its first record that is not done.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import orjson
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from streamer.events import Reason, now
+from streamer.kafka import config
+from streamer.kafka.partitions import AssignedPartition, Work
+from streamer.kafka.records import Record, dead_letter, dead_letter_reason, truncated
+from streamer.kafka.transactions import (
+    CALL_TIMEOUT_S,
+    AbortedError,
+    Batch,
+    FencedError,
+    RestartError,
+    Transactions,
+    UndecidedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamer.health import Health
+    from streamer.metrics import Metrics
+    from streamer.settings import Settings
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+_IDLE_POLL_S = 0.1
+_BUSY_WAIT_S = 0.005
+_FETCH_RECORDS = 500
+_MAX_BATCH_WORKS = 1_000
+_BACKOFF_S = (0.05, 2.0)
+_MIN_PARTITION_BYTES = 1 << 20
+_UNREADY_AFTER_FAILURES = 3
+
+
+class FatalError(Exception):
+    """The service cannot go on; the process ends with exit code 1 and its supervisor starts it again."""
+
+
+class Pipeline(Protocol):
+    """What turns records into outputs, in threads of its own."""
+
+    def submit(self, works: Sequence[Work]) -> None:
+        """Take records in flight, each partition's in offset order, and call each one's ``done`` later.
+
+        Must not block.
+        """
+        ...
+
+
+class Loop:
+    """Exactly once from one input topic to the outputs of its records."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        group: str,
+        topic: str,
+        max_records: int,
+        metrics: Metrics,
+        health: Health,
+    ) -> None:
+        """``max_records`` bounds the records in flight over all partitions; ``settings.queue_bytes`` their bytes."""
+        self._settings = settings
+        self._topic = settings.topic(topic)
+        self._group = group
+        self._max_records = max_records
+        self._metrics = metrics
+        self._health = health
+        self._wake = threading.Event()
+        self._partitions: dict[int, AssignedPartition] = {}
+        self._pending: Batch | None = None
+        self._failures = 0
+        self._not_before = 0.0
+        self._pipeline: Pipeline | None = None
+        self._producer_lost = False
+        self._stopping = False
+        callbacks = {"error_cb": self._on_error}
+        self._transactions = Transactions(settings, group, callbacks)
+        self._consumer: Consumer = config.make_client(
+            Consumer, config.consumer(settings, group, {**callbacks, "stats_cb": self._on_statistics})
+        )
+        self._last_offsets: dict[int, int] = {}
+        health.wait_for("broker", f"no answer yet from {settings.bootstrap_servers}")
+        health.wait_for("assignment", "no partitions assigned yet")
+
+    # -- the story -----------------------------------------------------------------------------------------
+
+    def run(self, pipeline: Pipeline, stop: threading.Event) -> bool:
+        """Serve until ``stop``; return whether all work in flight was finished. Raises :class:`FatalError`."""
+        self._pipeline = pipeline
+        try:
+            self._init_transactions(stop)
+            self._consumer.subscribe(
+                [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+            while not stop.is_set():
+                self._health.beat()
+                works = self._poll()
+                if works:
+                    pipeline.submit(works)
+                self._commit_ready()
+            return self._drain(self._settings.drain_timeout)
+        except FencedError as error:
+            raise FatalError(
+                f"another process uses the transactional id {self._transactions.transactional_id}: {error}. "
+                "Give each instance its own --instance-id"
+            ) from None
+        finally:
+            self._consumer.close()
+
+    def _init_transactions(self, stop: threading.Event) -> None:
+        """Take over our transactional id before any offset is fetched, so that nothing of a predecessor is open."""
+        while not stop.is_set():
+            self._health.beat()
+            try:
+                self._transactions.init()
+            except UndecidedError as error:
+                self._backoff("waiting for the transaction coordinator", error)
+                stop.wait(self._not_before - time.monotonic())
+            except RestartError as error:
+                raise FatalError(f"transactions cannot start: {error}") from None
+            else:
+                self._recovered()
+                return
+
+    def _poll(self) -> list[Work]:
+        """Return newly arrived records; wait a little for the first, less while work is in flight."""
+        busy = any(self._partitions.values())
+        if busy:
+            self._wake.wait(_BUSY_WAIT_S)
+            self._wake.clear()
+        first = self._consumer.poll(0.0 if busy else _IDLE_POLL_S)
+        self._transactions.poll()
+        if first is None:
+            return []
+        # consume() waits for all of n or its whole timeout, so it only collects what is there already.
+        messages = [first, *self._consumer.consume(_FETCH_RECORDS, 0)]
+        return [work for message in messages if (work := self._receive(message))]
+
+    def _receive(self, message: Message) -> Work | None:
+        error = message.error()
+        if error is not None:
+            self._on_message_error(message, error)
+            return None
+        partition = self._partitions.get(_present(message.partition()))
+        if partition is None:  # revoked while it waited in the client's queue
+            return None
+        self._metrics.consumed.labels(self._topic).inc()
+        work = Work(_record(message), self._wake.set)
+        partition.add(work)
+        self._pause_or_resume(partition)
+        return work
+
+    def _commit_ready(self) -> None:
+        """Commit everything that is done, in one transaction; try again later where Kafka cannot just now."""
+        if time.monotonic() < self._not_before:
+            return
+        if self._producer_lost and not self._recover():
+            return
+        batch = self._pending or self._next_batch()
+        if batch is None:
+            return
+        began = time.monotonic()
+        try:
+            self._transactions.run(batch, self._consumer.consumer_group_metadata())
+        except UndecidedError as error:
+            self._pending = batch
+            self._metrics.transactions.labels("undecided").inc()
+            self._backoff("commit not answered, asking again", error)
+        except AbortedError as error:
+            # The outputs are still here and no offset moved: the next round sends them again.
+            self._pending = None
+            self._metrics.transactions.labels("aborted").inc()
+            for work, why in error.unfit:
+                self._replace_unfit(work, why)
+            self._backoff("transaction aborted", error)
+        except RestartError as error:
+            self._pending = None
+            self._producer_lost = True
+            self._metrics.transactions.labels("restarted").inc()
+            self._backoff("producer is unusable and will be replaced", error)
+        else:
+            self._pending = None
+            self._recovered()
+            self._metrics.transaction.observe(time.monotonic() - began)
+            self._settle(batch)
+
+    def _drain(self, timeout: float) -> bool:
+        """Let work in flight finish and commit it, within ``timeout`` seconds; nothing new is fetched."""
+        self._pause_all()
+        self._stopping = True
+        deadline = time.monotonic() + timeout
+        while any(self._partitions.values()) and time.monotonic() < deadline:
+            self._health.beat()
+            self._receive_nothing()
+            self._commit_ready()
+            self._wake.wait(_BUSY_WAIT_S)
+            self._wake.clear()
+        left = sum(len(partition) for partition in self._partitions.values())
+        if left:
+            log.warning("work in flight is abandoned; it will be processed again", records=left)
+        return not left
+
+    # -- batches -------------------------------------------------------------------------------------------
+
+    def _next_batch(self) -> Batch | None:
+        works: list[Work] = []
+        offsets: list[TopicPartition] = []
+        for partition in self._partitions.values():
+            last: Work | None = None
+            for work in partition.ready():
+                if len(works) >= _MAX_BATCH_WORKS:
+                    break
+                works.append(work)
+                last = work
+            if last is not None:
+                offsets.append(TopicPartition(partition.topic, partition.partition, last.record.offset + 1))
+        return Batch(works, offsets) if works else None
+
+    def _settle(self, batch: Batch) -> None:
+        """Account for a committed batch."""
+        self._metrics.transactions.labels("committed").inc()
+        self._metrics.transaction_size.observe(len(batch.works))
+        for offset in batch.offsets:
+            self._advance(offset.partition, offset.offset)
+        committed_at = now()
+        for work in batch.works:
+            for output in work.outputs or ():
+                reason = dead_letter_reason(output)
+                if reason is None:
+                    self._metrics.produced.labels(output.topic).inc()
+                else:
+                    self._metrics.dead_lettered.labels(work.record.topic, reason).inc()
+                    _log_dead_letter(work.record, output.headers)
+            if work.since is not None:
+                self._metrics.latency.labels(work.record.topic).observe(
+                    max(0.0, (committed_at - work.since).total_seconds())
+                )
+
+    def _advance(self, partition: int, next_offset: int) -> None:
+        assigned = self._partitions.get(partition)
+        if assigned is not None:
+            assigned.committed(next_offset)
+            self._pause_or_resume(assigned)
+
+    def _replace_unfit(self, work: Work, why: str) -> None:
+        """Dead-letter a record whose output the broker will never take; cut a dead letter that is itself too large."""
+        outputs = work.outputs or ()
+        if any(dead_letter_reason(output) for output in outputs):
+            work.outputs = [truncated(output) for output in outputs]
+        else:
+            work.outputs = [dead_letter(work.record, Reason.TOO_LARGE, f"the output was refused: {why}")]
+
+    def _recover(self) -> bool:
+        """Replace the producer, and learn from the group what came of its last transaction."""
+        assigned = [TopicPartition(self._topic, partition) for partition in self._partitions]
+        try:
+            self._transactions.restart()
+            self._transactions.init()
+            # Its init decided the open transaction, and a read_committed fetch waits for that decision.
+            committed = self._consumer.committed(assigned, timeout=CALL_TIMEOUT_S) if assigned else []
+        except (UndecidedError, RestartError, KafkaException) as error:
+            self._backoff("producer cannot be replaced yet", error)
+            return False
+        self._producer_lost = False
+        for offset in committed:
+            if offset.offset >= 0:
+                self._advance(offset.partition, offset.offset)
+        return True
+
+    def _backoff(self, what: str, error: Exception) -> None:
+        first, most = _BACKOFF_S
+        delay = min(most, first * 2 ** min(self._failures, 10))
+        self._failures += 1
+        self._not_before = time.monotonic() + delay
+        log.warning(what, error=str(error), failures=self._failures, retry_in_s=round(delay, 2))
+        if self._failures >= _UNREADY_AFTER_FAILURES:
+            self._health.wait_for("transactions", str(error))
+
+    def _recovered(self) -> None:
+        self._failures = 0
+        self._health.holds("transactions")
+
+    # -- flow control --------------------------------------------------------------------------------------
+
+    def _pause_or_resume(self, partition: AssignedPartition) -> None:
+        """Pause a partition whose queue is full, resume one that is half empty again."""
+        share = max(1, len(self._partitions))
+        most_records = max(1, self._max_records // share)
+        most_bytes = max(_MIN_PARTITION_BYTES, self._settings.queue_bytes // share)
+        fullness = max(len(partition) / most_records, partition.bytes / most_bytes)
+        if partition.paused and fullness <= 0.5:  # noqa: PLR2004 - half, so that it does not flicker
+            self._consumer.resume([TopicPartition(partition.topic, partition.partition)])
+            partition.paused = False
+        elif not partition.paused and fullness >= 1:
+            self._consumer.pause([TopicPartition(partition.topic, partition.partition)])
+            partition.paused = True
+
+    def _pause_all(self) -> None:
+        if self._partitions:
+            self._consumer.pause([TopicPartition(self._topic, partition) for partition in self._partitions])
+
+    def _receive_nothing(self) -> None:
+        """Keep the group membership alive while draining; what still arrives is left for the next owner."""
+        message = self._consumer.poll(0)
+        error = message.error() if message is not None else None
+        if message is not None and error is not None:
+            self._on_message_error(message, error)
+
+    # -- the group -----------------------------------------------------------------------------------------
+
+    def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._metrics.rebalances.labels("assigned").inc()
+        for each in partitions:
+            self._partitions[each.partition] = AssignedPartition(each.topic, each.partition)
+        log.info("partitions assigned", topic=self._topic, partitions=sorted(p.partition for p in partitions))
+        self._health.holds("assignment")
+        self._health.holds("broker")
+        self._measure()
+
+    def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Commit what is done of the revoked partitions; wait for the rest a moment, no longer."""
+        self._metrics.rebalances.labels("revoked").inc()
+        wait = 0.0 if self._stopping else self._settings.drain_timeout / 2
+        deadline = time.monotonic() + wait
+        revoked = [each.partition for each in partitions]
+        while any(self._partitions.get(partition) for partition in revoked) and time.monotonic() < deadline:
+            self._commit_ready()
+            self._wake.wait(_BUSY_WAIT_S)
+            self._wake.clear()
+        self._forget(revoked, "revoked")
+
+    def _on_lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Drop everything of partitions that another member may own by now; a commit would be refused."""
+        self._metrics.rebalances.labels("lost").inc()
+        self._forget([each.partition for each in partitions], "lost")
+
+    def _forget(self, partitions: Sequence[int], why: str) -> None:
+        dropped = 0
+        for partition in partitions:
+            dropped += len(self._partitions.pop(partition, ()))
+            self._last_offsets.pop(partition, None)
+            self._metrics.lag.remove(self._topic, str(partition))
+        log.info("partitions gone", why=why, topic=self._topic, partitions=sorted(partitions), dropped_records=dropped)
+        self._measure()
+
+    # -- what librdkafka tells -----------------------------------------------------------------------------
+
+    def _on_message_error(self, message: Message, error: KafkaError) -> None:
+        if error.code() == KafkaError._PARTITION_EOF:
+            partition = self._partitions.get(_present(message.partition()))
+            if partition is not None:
+                partition.end_seen = message.offset()
+        elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+            self._health.wait_for("topic", f"{self._topic} does not exist; streamer topics apply makes it")
+        elif error.fatal():
+            raise FatalError(f"consumer: {error.str()}")
+        else:
+            log.warning("consumer error", error=error.str(), code=error.name())
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._health.wait_for("broker", f"no broker of {self._settings.bootstrap_servers} answers")
+        elif error.code() == KafkaError._AUTHENTICATION:
+            self._health.wait_for("broker", error.str())
+        else:
+            log.info("kafka client", error=error.str(), code=error.name())
+
+    def _on_statistics(self, text: str) -> None:
+        statistics = orjson.loads(text)
+        if any(broker["state"] == "UP" and broker["nodeid"] >= 0 for broker in statistics["brokers"].values()):
+            self._health.holds("broker")
+        topic: dict[str, Any] = statistics["topics"].get(self._topic, {"partitions": {}})
+        for number, partition in topic["partitions"].items():
+            if partition["ls_offset"] >= 0:
+                self._last_offsets[int(number)] = partition["ls_offset"]
+        if any(int(number) >= 0 for number in topic["partitions"]):
+            self._health.holds("topic")
+        self._measure()
+
+    def _measure(self) -> None:
+        metrics, partitions = self._metrics, self._partitions
+        metrics.assigned.set(len(partitions))
+        metrics.paused.set(sum(partition.paused for partition in partitions.values()))
+        metrics.in_flight.set(sum(len(partition) for partition in partitions.values()))
+        metrics.in_flight_bytes.set(sum(partition.bytes for partition in partitions.values()))
+        for number, end in self._last_offsets.items():
+            partition = partitions.get(number)
+            lag = partition.lag(end) if partition is not None else None
+            if lag is not None:
+                metrics.lag.labels(self._topic, str(number)).set(lag)
+
+
+def _present(value: T | None) -> T:
+    """Narrow what librdkafka's types leave open but every consumed record has."""
+    if value is None:
+        raise TypeError("a consumed record lacks its place")
+    return value
+
+
+def _record(message: Message) -> Record:
+    _, milliseconds = message.timestamp()
+    headers = cast("list[tuple[str, bytes | None]]", message.headers() or [])
+    return Record(
+        topic=_present(message.topic()),
+        partition=_present(message.partition()),
+        offset=_present(message.offset()),
+        key=message.key(),
+        value=message.value(),
+        headers=tuple(headers),
+        timestamp=dt.datetime.fromtimestamp(max(0, milliseconds) / 1000, dt.UTC),
+    )
+
+
+def _log_dead_letter(record: Record, headers: Sequence[tuple[str, bytes | None]]) -> None:
+    told = {name.removeprefix("dlq."): value.decode(errors="replace") for name, value in headers if value}
+    log.warning(
+        "dead letter",
+        reason=told.get("reason"),
+        error=told.get("error"),
+        attempts=told.get("attempts"),
+        place=record.place,
+        key=(record.key or b"").decode(errors="replace")[:100],
+    )

@@ -1,0 +1,200 @@
+"""One transaction: outputs produced and input offsets committed, together or not at all.
+
+The steps, and what a crash right after each leaves behind:
+
+1. *init* (once a start, and after a fatal error). The coordinator raises the epoch of our transactional.id,
+   which fences any earlier holder of it, and aborts or completes what that one left open. A crash here
+   leaves nothing open.
+2. *begin*. Local to the client. A crash leaves nothing.
+3. *produce*. Outputs and dead letters are in the log, but read_committed consumers do not see them. A crash
+   leaves an open transaction: the next init of this id aborts it, else the coordinator does after
+   transaction.timeout.ms. The records are processed again.
+4. *send offsets*, with the consumer's group metadata: the group coordinator refuses them from a member whose
+   generation has passed, so a zombie that lost its partitions cannot commit. A crash is as after 3; whoever
+   fetches the group's offsets waits until the transaction is decided.
+5. *commit*. When the coordinator has written its decision, all of it will become visible, offsets and outputs
+   alike, whether we live or not. A crash before the decision is as after 3; a crash after it loses nothing:
+   the next owner starts behind the committed offsets.
+
+Outcomes for the caller: :meth:`Transactions.run` returned: committed. :class:`AbortedError`: nothing happened,
+the same outputs may be tried again in a new transaction, since they are still held in memory and no offset
+moved. :class:`UndecidedError`: the commit was sent and not answered; call again with the same batch, which
+only asks for the outcome. :class:`RestartError`: the producer is unusable and whether its last transaction was
+committed is unknown; make a new one and ask the group for its committed offsets, which know.
+:class:`FencedError`: another process holds our transactional.id; this one must stop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from streamer.kafka import config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streamer.kafka.partitions import Work
+    from streamer.kafka.records import Output
+    from streamer.settings import Settings
+
+CALL_TIMEOUT_S = 5.0
+"""Longest single blocking call; the loop polls its consumer between calls, so that it stays in its group."""
+
+_FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED)
+
+
+class TransactionError(Exception):
+    """Base of what :meth:`Transactions.run` raises."""
+
+
+class AbortedError(TransactionError):
+    """The transaction was aborted; the batch may be tried again.
+
+    ``unfit`` are works of which an output can never be produced, with the reason.
+    """
+
+    def __init__(self, message: str, unfit: Sequence[tuple[Work, str]] = ()) -> None:
+        super().__init__(message)
+        self.unfit = unfit
+
+
+class UndecidedError(TransactionError):
+    """The commit was not answered in time; call again with the same batch."""
+
+
+class RestartError(TransactionError):
+    """The producer is unusable; the group's committed offsets tell what came of its last transaction."""
+
+
+class FencedError(TransactionError):
+    """Another producer took over our transactional.id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Completed works, each partition's in offset order without a gap, and the offsets that follow from them."""
+
+    works: Sequence[Work]
+    offsets: Sequence[TopicPartition]
+
+
+class Transactions:
+    """A transactional producer, one transaction at a time, used from one thread."""
+
+    def __init__(self, settings: Settings, group: str, callbacks: dict[str, Callable[..., None]]) -> None:
+        self._properties = config.producer(settings, group, callbacks)
+        self._committing = False
+        self._producer: Producer = config.make_client(Producer, self._properties)
+
+    @property
+    def transactional_id(self) -> str:
+        """The id under which a restart takes over what this process leaves open."""
+        return str(self._properties["transactional.id"])
+
+    def init(self) -> None:
+        """Step 1. Raises :class:`UndecidedError` where no broker answers yet (call again)."""
+        try:
+            self._producer.init_transactions(CALL_TIMEOUT_S)
+        except KafkaException as error:
+            cause = error.args[0]
+            if cause.code() in _FENCED:
+                raise FencedError(cause.str()) from None
+            if cause.retriable():
+                raise UndecidedError(cause.str()) from None
+            raise RestartError(cause.str()) from None
+
+    def restart(self) -> None:
+        """Replace the producer after :class:`RestartError`; :meth:`init` comes next."""
+        self._committing = False
+        self._producer = config.make_client(Producer, self._properties)
+
+    def poll(self) -> None:
+        """Serve the producer's callbacks while no transaction runs."""
+        self._producer.poll(0)
+
+    def run(self, batch: Batch, group_metadata: Any) -> None:
+        """Take one batch through steps 2 to 5; the module's text says what may be raised."""
+        try:
+            if not self._committing:
+                self._fill(batch, group_metadata)
+                self._committing = True
+            self._producer.commit_transaction(CALL_TIMEOUT_S)
+            self._committing = False
+        except KafkaException as error:
+            self._handle(error.args[0])
+
+    def _fill(self, batch: Batch, group_metadata: Any) -> None:
+        self._producer.begin_transaction()
+        unfit: list[tuple[Work, str]] = []
+        try:
+            for work in batch.works:
+                for output in work.outputs or ():
+                    self._produce(work, output, unfit)
+            self._await_delivery(unfit)
+            self._producer.send_offsets_to_transaction(list(batch.offsets), group_metadata, CALL_TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].fatal():
+                raise
+            self._abort(error.args[0], unfit)
+
+    def _await_delivery(self, unfit: Sequence[object]) -> None:
+        """Wait until the brokers have every record; at commit a refused one would show only as an abort."""
+        left = self._producer.flush(CALL_TIMEOUT_S)
+        if left or unfit:
+            problem = f"{left} records not acknowledged in time" if left else f"{len(unfit)} records refused"
+            raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT, problem, txn_requires_abort=True))
+
+    def _produce(self, work: Work, output: Output, unfit: list[tuple[Work, str]]) -> None:
+        def delivered(error: KafkaError | None, _message: object) -> None:
+            if error is not None and error.code() in (
+                KafkaError.MSG_SIZE_TOO_LARGE,
+                KafkaError.INVALID_RECORD,
+            ):
+                unfit.append((work, error.str()))
+
+        while True:
+            try:
+                self._producer.produce(
+                    output.topic,
+                    value=output.value,
+                    key=output.key,
+                    headers=list(output.headers),
+                    on_delivery=delivered,
+                )
+            except BufferError:
+                self._producer.poll(0.1)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise
+                unfit.append((work, error.args[0].str()))
+                return
+            else:
+                return
+
+    def _abort(self, cause: KafkaError, unfit: Sequence[tuple[Work, str]] = ()) -> None:
+        """Abort the open transaction and raise :class:`AbortedError`."""
+        self._committing = False
+        try:
+            # Purges what is queued, waits for what is on its way, ends the transaction.
+            self._producer.abort_transaction(CALL_TIMEOUT_S)
+        except KafkaException as error:
+            inner = error.args[0]
+            if inner.code() in _FENCED:
+                raise FencedError(inner.str()) from None
+            # An abort that fails leaves the producer in a state only a new one gets out of; its init aborts.
+            raise RestartError(f"abort failed: {inner.str()}; after {cause.str()}") from None
+        raise AbortedError(cause.str(), unfit)
+
+    def _handle(self, cause: KafkaError) -> None:
+        if cause.code() in _FENCED:
+            raise FencedError(cause.str())
+        if cause.fatal():
+            raise RestartError(cause.str())
+        if cause.txn_requires_abort():
+            self._abort(cause)
+        if self._committing and cause.retriable():
+            raise UndecidedError(cause.str())
+        raise RestartError(cause.str())

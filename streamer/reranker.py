@@ -1,0 +1,217 @@
+"""Query results -> reranked results, told as the story of one micro-batch.
+
+Events wait in one queue; whatever is there is taken together, so that the distinct query texts of a backlog
+share a run of the text encoder. Each event is answered: reranked, degraded (in its initial order, with the
+reason), or dead-lettered.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING
+
+import numpy as np
+import structlog
+
+from streamer.events import (
+    Degraded,
+    InvalidEvent,
+    QueryReranked,
+    QueryResults,
+    Reason,
+    RerankedCandidate,
+    Status,
+    decode,
+    encode,
+    now,
+)
+from streamer.kafka import Output, Work, carried, dead_letter
+from streamer.scoring import max_pool, rerank
+from streamer.stages import Stage
+from streamer.store import StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from streamer.encoders import QueryVectors
+    from streamer.health import Health
+    from streamer.metrics import Metrics
+    from streamer.settings import Settings
+    from streamer.store import Embedding, Store
+
+log = structlog.get_logger()
+
+GROUP = "streamer-rerank"
+INPUT, OUTPUT = "query.results", "query.reranked"
+
+
+class Reranker:
+    """The pipeline of ``streamer rerank``."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        queries: QueryVectors,
+        model_id: str,
+        store: Store,
+        metrics: Metrics,
+        health: Health,
+    ) -> None:
+        self._settings = settings
+        self._queries = queries
+        self._model_id = model_id
+        self._store = store
+        self._metrics = metrics
+        self._stage: Stage[Work] = Stage(
+            "rerank",
+            self._process,
+            failed=self._failed,
+            metrics=metrics,
+            health=health,
+            batch_limit=settings.query_batch,
+        )
+
+    def submit(self, works: Sequence[Work]) -> None:
+        """Take records in flight; each one's ``done`` is called from the stage's thread."""
+        self._stage.put_all(works)
+
+    def _process(self, works: list[Work]) -> None:
+        events = [(work, event) for work in works if (event := self._decode(work))]
+        in_time = [(work, event) for work, event in events if not self._is_late(work, event)]
+        for (work, event), vector in zip(in_time, self._encode(in_time), strict=True):
+            if vector is None:
+                self._degrade(work, event, Degraded.ENCODER_FAILED)
+                continue
+            try:
+                self._answer(work, event, self._rerank(event, vector))
+            except StoreUnavailableError as error:
+                log.warning("store unavailable", error=str(error), query_id=event.query_id)
+                self._degrade(work, event, Degraded.STORE_UNAVAILABLE)
+
+    def _decode(self, work: Work) -> QueryResults | None:
+        try:
+            return decode(QueryResults, work.record.value, work.record.key)
+        except InvalidEvent as invalid:
+            work.done([dead_letter(work.record, invalid.reason, invalid.detail)])
+            return None
+
+    def _is_late(self, work: Work, event: QueryResults) -> bool:
+        limit = self._settings.deadline_ms
+        if limit is None or now() - event.issued_at <= dt.timedelta(milliseconds=limit):
+            return False
+        self._degrade(work, event, Degraded.DEADLINE_EXCEEDED)
+        return True
+
+    def _encode(self, events: Sequence[tuple[Work, QueryResults]]) -> Iterator[npt.NDArray[np.float32] | None]:
+        """Give each event its query's vector (d,), or None where the encoder fails on it."""
+        if not events:
+            return iter(())
+        hits, misses = self._queries.hits, self._queries.misses
+        try:
+            return iter(self._queries.get([event.query for _, event in events]))
+        except Exception:
+            log.exception("the text encoder failed", queries=len(events))
+            if len(events) == 1:
+                return iter([None])
+            # One text that breaks the encoder must not cost the others of its batch their reranking.
+            return (vector for each in events for vector in self._encode([each]))
+        finally:
+            self._metrics.query_cache.labels("hit").inc(self._queries.hits - hits)
+            self._metrics.query_cache.labels("miss").inc(self._queries.misses - misses)
+
+    def _rerank(self, event: QueryResults, vector: npt.NDArray[np.float32]) -> list[RerankedCandidate]:
+        """Score the candidates within the depth, blend and rank: the method itself."""
+        settings = self._settings
+        top = event.results[: settings.depth]
+        frame = np.full(len(top), np.nan)
+        moments = np.zeros(len(top), dtype=np.int64)
+        with self._store.read([candidate.clip_id for candidate in top]) as embeddings:
+            found: list[tuple[int, Embedding]] = [(i, e) for i, e in enumerate(embeddings) if e is not None]
+            cosines, best = max_pool(vector, [e.matrix for _, e in found], [e.scales for _, e in found])
+            for (position, embedding), cosine, row in zip(found, cosines, best, strict=True):
+                frame[position] = cosine
+                moments[position] = embedding.times_ms[row]
+        initial = np.array([candidate.score for candidate in event.results], dtype=np.float64)
+        ranking = rerank(
+            initial, frame, alpha=settings.alpha, depth=settings.depth, normalization=settings.normalization
+        )
+        return [
+            self._candidate(event, rank, position, ranking.scores, frame, moments)
+            for rank, position in enumerate(ranking.order.tolist(), start=1)
+        ]
+
+    def _candidate(
+        self,
+        event: QueryResults,
+        rank: int,
+        position: int,
+        scores: npt.NDArray[np.float64],
+        frame: npt.NDArray[np.float64],
+        moments: npt.NDArray[np.int64],
+    ) -> RerankedCandidate:
+        candidate = event.results[position]
+        within = position < len(frame)
+        scored = within and not np.isnan(frame[position])
+        return RerankedCandidate(
+            clip_id=candidate.clip_id,
+            rank=rank,
+            score=float(scores[position]) if within else None,
+            initial_rank=position + 1,
+            initial_score=candidate.score,
+            frame_score=float(frame[position]) if scored else None,
+            moment_ms=int(moments[position]) if scored else None,
+            status=Status.RERANKED if scored else Status.NOT_EMBEDDED if within else Status.BELOW_DEPTH,
+        )
+
+    def _degrade(self, work: Work, event: QueryResults, why: Degraded) -> None:
+        """Pass a valid event on in its initial order: nothing was scored, as if all were below the depth."""
+        unscored = [
+            RerankedCandidate(
+                clip_id=candidate.clip_id,
+                rank=rank,
+                score=None,
+                initial_rank=rank,
+                initial_score=candidate.score,
+                frame_score=None,
+                moment_ms=None,
+                status=Status.BELOW_DEPTH,
+            )
+            for rank, candidate in enumerate(event.results, start=1)
+        ]
+        self._metrics.degraded.labels(why).inc()
+        self._answer(work, event, unscored, why)
+
+    def _answer(
+        self,
+        work: Work,
+        event: QueryResults,
+        results: list[RerankedCandidate],
+        degraded: Degraded | None = None,
+    ) -> None:
+        for status in Status:
+            self._metrics.candidates.labels(status).inc(sum(each.status is status for each in results))
+        settings = self._settings
+        reranked = QueryReranked(
+            query_id=event.query_id,
+            query=event.query,
+            engine=event.engine,
+            issued_at=event.issued_at,
+            reranked_at=now(),
+            model_id=self._model_id,
+            alpha=settings.alpha,
+            depth=settings.depth,
+            normalization=settings.normalization,
+            degraded=degraded,
+            results=results,
+        )
+        output = Output(settings.topic(OUTPUT), event.query_id.encode(), encode(reranked), carried(work.record.headers))
+        work.done([output], since=event.issued_at)
+
+    def _failed(self, work: Work, error: Exception) -> None:
+        """Dead-letter a record on which our own code failed: nothing is lost, and its partition goes on."""
+        if work.outputs is None:
+            log.error("rerank failed", place=work.record.place, exc_info=error)
+            work.done([dead_letter(work.record, Reason.INTERNAL, f"{type(error).__name__}: {error}")])

@@ -1,0 +1,166 @@
+"""Puts a service together from its settings, runs it, and ends it: what ``streamer embed`` and ``rerank`` do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from streamer import __version__, embedder, reranker
+from streamer.encoders import Encoder, EncoderError, QueryVectors, load_encoder
+from streamer.health import Health, HealthServer
+from streamer.kafka import FatalError, Loop, Pipeline
+from streamer.metrics import Metrics
+from streamer.settings import DEFAULT_METRICS_PORT, Settings, blame, unknown_variables
+from streamer.store import Store, StoreError, open_store
+from streamer.video import Fetcher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What every service has: its metrics, its probes, and the wish to stop."""
+
+    metrics: Metrics
+    health: Health
+    stop: threading.Event
+    started: threading.Event
+
+
+def run_embedder(settings: Settings) -> int:
+    """Run the embedder until SIGTERM; return the exit code. Raises :class:`SettingsError`."""
+    try:
+        fetcher = Fetcher(settings.allowed_uris, max_bytes=settings.max_clip_bytes, timeout=settings.fetch_timeout)
+    except ValueError as error:
+        raise blame("allowed_uris", error) from None
+    with _service(settings, "embed") as service:
+        loop = Loop(
+            settings,
+            group=embedder.GROUP,
+            topic=embedder.INPUT,
+            max_records=embedder.MAX_RECORDS,
+            metrics=service.metrics,
+            health=service.health,
+        )
+        encoder = _load_encoder(settings, "embed", service.metrics)
+        store = _open_store(settings, encoder, read_only=False)
+        pipeline = embedder.Embedder(
+            settings,
+            encoder=encoder,
+            store=store,
+            fetcher=fetcher,
+            metrics=service.metrics,
+            health=service.health,
+        )
+        return _serve(service, loop, pipeline, store)
+
+
+def run_reranker(settings: Settings) -> int:
+    """Run the reranker until SIGTERM; return the exit code. Raises :class:`SettingsError`."""
+    with _service(settings, "rerank") as service:
+        loop = Loop(
+            settings,
+            group=reranker.GROUP,
+            topic=reranker.INPUT,
+            max_records=10 * settings.query_batch,
+            metrics=service.metrics,
+            health=service.health,
+        )
+        encoder = _load_encoder(settings, "rerank", service.metrics)
+        store = _open_store(settings, encoder, read_only=True)
+        pipeline = reranker.Reranker(
+            settings,
+            queries=QueryVectors(encoder, settings.query_cache),
+            model_id=encoder.model_id,
+            store=store,
+            metrics=service.metrics,
+            health=service.health,
+        )
+        return _serve(service, loop, pipeline, store)
+
+
+@contextmanager
+def _service(settings: Settings, command: str) -> Iterator[Service]:
+    """Serve probes and metrics from the first moment, and turn signals into a stop."""
+    for name in unknown_variables():
+        log.warning("unknown variable, misspelt?", variable=name)
+    metrics = Metrics()
+    health = Health(metrics)
+    port = settings.metrics_port if settings.metrics_port is not None else DEFAULT_METRICS_PORT[command]
+    try:
+        server = HealthServer(health, metrics, host=settings.metrics_host, port=port)
+    except OSError as error:
+        raise blame("metrics_port", f"cannot listen on {settings.metrics_host}:{port}: {error}") from None
+    log.info("starting", command=command, version=__version__, metrics_port=server.port)
+    service = Service(metrics, health, threading.Event(), threading.Event())
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if service.stop.is_set():
+            # Asked twice: whatever is in flight will be processed again by the next owner.
+            os._exit(1)
+        if not service.started.is_set():
+            # Loading a large model takes minutes, and there is nothing to finish yet.
+            os._exit(0)
+        service.stop.set()
+        log.info("stopping", signal=signal.Signals(number).name)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    try:
+        yield service
+    finally:
+        server.close()
+
+
+def _load_encoder(settings: Settings, command: str, metrics: Metrics) -> Encoder:
+    try:
+        encoder = load_encoder(settings.model, settings.pretrained, dtype=settings.dtype)
+    except EncoderError as error:
+        raise blame(error.setting, error) from None
+    encoder.warm_up()
+    metrics.build_info.labels(__version__, command, encoder.model_id).set(1)
+    log.info("model loaded", model=settings.model, pretrained=settings.pretrained, model_id=encoder.model_id)
+    return encoder
+
+
+def _open_store(settings: Settings, encoder: Encoder, *, read_only: bool) -> Store:
+    try:
+        return open_store(
+            settings.store,
+            model_id=encoder.model_id,
+            dim=encoder.dim,
+            precision=settings.precision,
+            read_only=read_only,
+        )
+    except StoreError as error:
+        raise blame("store", error) from None
+
+
+def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> int:
+    service.health.holds("start")
+    service.started.set()
+    try:
+        finished = loop.run(pipeline, service.stop)
+    except FatalError as error:
+        log.error("fatal", error=str(error))  # noqa: TRY400 - the message says all; a traceback says nothing more
+        _exit_at_once(1)
+    if not finished:
+        _exit_at_once(0)
+    store.close()
+    log.info("stopped")
+    return 0
+
+
+def _exit_at_once(code: int) -> None:
+    """End without unwinding: threads may still be inside a decoder, the model or the store's memory."""
+    os._exit(code)
