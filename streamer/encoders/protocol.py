@@ -20,15 +20,22 @@ Prepared = Any
 
 
 class EncoderError(Exception):
-    """The model cannot be loaded: unknown name or tag, missing or unfit weights. The message names what."""
+    """The model cannot be used: unknown name or tag, missing or unfit weights, vectors that are not finite.
+
+    The message is one line and names what.
+    """
 
 
 class Encoder(Protocol):
-    """A loaded model. ``prepare`` may be called from several threads at once, the rest from one at a time each."""
+    """A loaded model.
+
+    ``prepare`` may be called from several threads at once, the rest from one at a time each. The encoding
+    methods take at least one item and raise :class:`EncoderError` where a vector is not finite.
+    """
 
     @property
     def model_id(self) -> str:
-        """Derived from the architecture, the weights' hash and the preprocessing; not from dtype or device."""
+        """Derived from architecture, weights and preprocessing; not from dtype, device or path."""
         ...
 
     @property

@@ -1,0 +1,272 @@
+"""Any open_clip model as an encoder: where its weights come from, what identifies it, how it is run."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from open_clip.factory import load_state_dict, parse_model_name
+from open_clip.pretrained import download_pretrained_from_hf
+from PIL import Image
+
+from streamer.encoders.protocol import EncoderError
+from streamer.encoders.text_tower import CausalTextTower
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streamer.encoders.protocol import Frame
+    from streamer.settings import Dtype
+
+CONFIG_NAME = "open_clip_config.json"
+CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pth")
+"""What open_clip takes for weights in a ``local-dir:``."""
+MAX_TOKENIZER_WORDS = 20_000
+"""Words whose tokens are remembered; open_clip's own tokenizer remembers every word that it ever saw."""
+
+
+class OpenClipEncoder:
+    """An open_clip model, one vector a frame; implements :class:`streamer.encoders.Encoder`."""
+
+    vectors_per_frame = 1
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        preprocess: Callable[[Image.Image], torch.Tensor],
+        tokenizer: Callable[[Sequence[str]], torch.Tensor],
+        config: dict[str, Any],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Take a model as loaded, in float32 on the CPU; ``config`` is its architecture (``model_cfg``)."""
+        self.model_id = _model_id(network, config)
+        self.dim = int(config["embed_dim"])
+        self._network: Any = network.eval().requires_grad_(requires_grad=False).to(device, dtype)
+        self._causal_text = CausalTextTower.of(network)
+        self._preprocess = preprocess
+        self._tokenize = tokenizer
+        self._device = device
+        self._dtype = dtype
+
+    @classmethod
+    def load(cls, model: str, pretrained: str | None = None, *, dtype: Dtype = "auto") -> OpenClipEncoder:
+        """Load a model: built-in name and tag, name and checkpoint file, ``local-dir:PATH``, ``hf-hub:REPO``.
+
+        Raises :class:`EncoderError` with one line that says which part is wrong. A model is never left with
+        random weights, which open_clip only warns about.
+        """
+        source = _locate(model, pretrained)
+        try:
+            network, preprocess = open_clip.create_model_from_pretrained(source.name, source.pretrained)
+        except Exception as error:
+            raise EncoderError(_explain(source, error)) from error
+        try:
+            tokenizer = _bound(open_clip.get_tokenizer(source.name))
+        except Exception as error:
+            raise EncoderError(f"model {source.name} has no usable tokenizer: {_one_line(error)}") from error
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        arithmetic = choose_dtype(dtype, device)
+        encoder = cls(network, preprocess, tokenizer, source.config, device=device, dtype=arithmetic)
+        try:
+            encoder.warm_up()
+        except RuntimeError as error:
+            raise EncoderError(
+                f"model {source.name} does not run with dtype {_name(arithmetic)} on {device.type}: {_one_line(error)}"
+            ) from error
+        return encoder
+
+    def prepare(self, frame: Frame) -> torch.Tensor:
+        """Apply the model's own preprocessing: (3, size, size) float32, on the CPU."""
+        return self._preprocess(Image.fromarray(frame))
+
+    def encode_images(self, prepared: Sequence[torch.Tensor]) -> npt.NDArray[np.float32]:
+        """Encode frames in one batch: (n, 1, dim), L2-normalised; n >= 1."""
+        batch = torch.stack(list(prepared)).to(self._device, self._dtype)
+        with torch.inference_mode():
+            return self._unit(self._network.encode_image(batch))[:, np.newaxis]
+
+    def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Encode queries in one batch: (n, dim), L2-normalised; n >= 1.
+
+        What is longer than the model's context is cut off, as open_clip's tokenizer does.
+        """
+        tokens = self._tokenize(list(queries))
+        with torch.inference_mode():
+            if self._causal_text is None:
+                return self._unit(self._network.encode_text(tokens.to(self._device)))
+            # Cut while the tokens are on the CPU: a device would have to be waited for.
+            short = self._causal_text.truncate(tokens).to(self._device)
+            return self._unit(self._causal_text.encode(short))
+
+    def warm_up(self) -> None:
+        """Run both towers once, so that the first event does not pay for it."""
+        self.encode_images([self.prepare(np.zeros((32, 32, 3), np.uint8))])
+        self.encode_texts(["warm-up"])
+
+    def _unit(self, features: torch.Tensor) -> npt.NDArray[np.float32]:
+        vectors: npt.NDArray[np.float32] = torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise EncoderError(f"the model's vectors are not finite with dtype {_name(self._dtype)}")
+        return vectors
+
+
+def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """Return the arithmetic that ``dtype`` asks for; ``auto`` goes by what the device is built for."""
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    if device.type != "cuda":
+        return torch.float32
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _model_id(network: Any, config: dict[str, Any]) -> str:
+    """Identify the vector space: ``clip<dim>-<64 bits of a SHA-256>``.
+
+    Hashed are the architecture, the preprocessing in force and every weight in float32, by name: not where
+    the model came from, nor the precision of its file, which float32 holds exactly. Call it before the
+    model is cast.
+    """
+    digest = hashlib.sha256(_canonical([config, network.visual.preprocess_cfg]))
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(_canonical([name, list(tensor.shape)]))
+        digest.update(tensor.float().contiguous().numpy().astype("<f4", copy=False))
+    return f"clip{config['embed_dim']}-{digest.hexdigest()[:16]}"
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _bound(tokenizer: Any) -> Callable[[Sequence[str]], torch.Tensor]:
+    """Keep open_clip's own tokenizer from remembering without end; others are returned as they are."""
+    if not isinstance(tokenizer, open_clip.SimpleTokenizer):
+        return tokenizer  # type: ignore[no-any-return]  # open_clip is untyped
+    special_tokens = dict(tokenizer.cache)
+
+    def tokenize(queries: Sequence[str]) -> torch.Tensor:
+        if len(tokenizer.cache) > MAX_TOKENIZER_WORDS:
+            tokenizer.cache = dict(special_tokens)
+        tokens: torch.Tensor = tokenizer(queries)
+        return tokens
+
+    return tokenize
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A model whose parts are all there, though not yet read.
+
+    ``name`` and ``pretrained`` are what open_clip takes; ``config`` is the architecture (``model_cfg``);
+    ``checkpoints`` are the files among which open_clip finds the weights.
+    """
+
+    name: str
+    pretrained: str | None
+    config: dict[str, Any]
+    checkpoints: tuple[Path, ...]
+
+
+def _locate(model: str, pretrained: str | None) -> _Source:
+    """Find a model's parts, downloading what has a tag or a repository; raise :class:`EncoderError`."""
+    try:
+        schema, identifier = parse_model_name(model)
+    except ValueError as error:
+        raise EncoderError(f"model {model}: {_one_line(error)}") from None
+    if schema is None:
+        return _locate_builtin(identifier.replace("/", "-"), pretrained)
+    if pretrained:
+        raise EncoderError(f"pretrained {pretrained!r} has no meaning for model {model}, which brings its own weights")
+    return _locate_local(model, Path(identifier)) if schema == "local-dir" else _locate_hub(model, identifier)
+
+
+def _locate_local(model: str, directory: Path) -> _Source:
+    if not directory.is_dir():
+        raise EncoderError(f"model {model}: no such directory")
+    config_path = directory / CONFIG_NAME
+    if not config_path.is_file():
+        raise EncoderError(f"model {model}: the directory has no {CONFIG_NAME}")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))["model_cfg"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EncoderError(
+            f"model {model}: {CONFIG_NAME} is no JSON object with a model_cfg: {_one_line(error)}"
+        ) from None
+    checkpoints = tuple(path for path in sorted(directory.iterdir()) if path.suffix in CHECKPOINT_SUFFIXES)
+    if not checkpoints:
+        raise EncoderError(f"model {model}: the directory has no weights ({', '.join(CHECKPOINT_SUFFIXES)})")
+    return _Source(model, None, config, checkpoints)
+
+
+def _locate_hub(model: str, repository: str) -> _Source:
+    try:
+        config = open_clip.get_model_config(model)
+        checkpoint = download_pretrained_from_hf(repository)
+    except Exception as error:
+        raise EncoderError(f"model {model} cannot be downloaded: {_one_line(error)}") from error
+    return _Source(model, None, config, (Path(checkpoint),))
+
+
+def _locate_builtin(name: str, pretrained: str | None) -> _Source:
+    config = open_clip.get_model_config(name)
+    if config is None:
+        close = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else "open_clip.list_models() names those there are"
+        raise EncoderError(f"unknown model {name!r}; {hint}")
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+    choice = f"a checkpoint file or one of the tags {tags}" if tags else "a checkpoint file (there are no tags)"
+    if not pretrained:
+        raise EncoderError(f"model {name} has no weights without pretrained: {choice}")
+    if open_clip.is_pretrained_cfg(name, pretrained):
+        try:
+            checkpoint = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained))
+        except Exception as error:
+            raise EncoderError(
+                f"pretrained {pretrained!r} of model {name} cannot be downloaded: {_one_line(error)}"
+            ) from error
+    elif Path(pretrained).is_file():
+        checkpoint = pretrained
+    elif os.sep in pretrained or Path(pretrained).suffix:
+        raise EncoderError(f"pretrained {pretrained!r}: no such checkpoint file")
+    else:
+        raise EncoderError(f"unknown pretrained {pretrained!r} for model {name}; it takes {choice}")
+    return _Source(name, pretrained, config, (Path(checkpoint),))
+
+
+def _explain(source: _Source, error: Exception) -> str:
+    """Say in one line why a model whose parts are there does not load, by trying each part alone.
+
+    open_clip lets through whatever its parts raise, so that the kind of ``error`` tells nothing.
+    """
+    try:
+        open_clip.create_model(source.name, load_weights=False, pretrained_text=False)
+    except Exception as unbuildable:  # noqa: BLE001 - a wrong config can raise anything
+        return f"model {source.name} cannot be built: {type(unbuildable).__name__}: {_one_line(unbuildable)}"
+    for checkpoint in source.checkpoints:
+        if checkpoint.suffix in (".npz", ".npy"):
+            continue  # big_vision's, which open_clip reads straight into the model
+        try:
+            load_state_dict(str(checkpoint))
+        except Exception as unreadable:  # noqa: BLE001 - any of pickle's, zip's, safetensors' and torch's errors
+            return f"checkpoint {checkpoint} cannot be read: {_one_line(unreadable)}"
+    mismatch = _one_line(error).removeprefix("Error(s) in loading state_dict for ")
+    return f"the weights do not fit model {source.name}: {mismatch}"
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:300]
