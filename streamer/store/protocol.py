@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    import numpy as np
+    import numpy.typing as npt
+
     from streamer.settings import Precision
+
+
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+"""From which versions are counted."""
 
 
 class StoreError(Exception):
@@ -41,19 +45,24 @@ class Clip:
     times_ms: npt.NDArray[np.uint32]
 
 
-@dataclass(frozen=True, slots=True)
-class Embedding:
+class Embedding(NamedTuple):
     """One clip as read: arrays that look into the store's own memory, valid only inside :meth:`Store.read`.
 
-    ``matrix``: (n, d) float32, float16 or int8. ``scales``: (n,) float32 for int8 (vector = row * scale), else
-    None. ``times_ms``: (n,) uint32.
+    ``matrix``: (n, d) float32, float16 or int8. ``scales``: (n,) float32 for int8 (vector = row * scale),
+    else None. ``times_ms``: (n,) uint32. ``uploaded_us``: ``uploaded_at`` in microseconds since 1970 UTC. A
+    tuple, since each query makes a hundred to a thousand of them.
     """
 
     matrix: npt.NDArray[Any]
     scales: npt.NDArray[np.float32] | None
     times_ms: npt.NDArray[np.uint32]
-    uploaded_at: dt.datetime
+    uploaded_us: int
     duration_ms: int
+
+    @property
+    def uploaded_at(self) -> dt.datetime:
+        """When the clip was uploaded, in UTC."""
+        return EPOCH + dt.timedelta(microseconds=self.uploaded_us)
 
 
 class PutOutcome(StrEnum):
@@ -82,8 +91,14 @@ class Store(Protocol):
     (idempotent redelivery). A delete always wins over what is stored, since it comes later in the log; its
     tombstone takes the ``uploaded_at`` of what it removes as version (of the tombstone that stands there
     already, likewise), else ``deleted_at``. So a redelivery of the deleted upload stays dead and any newer
-    upload lives, whatever the clocks of uploaders and brokers say. A delete reaches the records of all models.
+    upload lives, whatever the clocks of uploaders and brokers say. A delete reaches the records of all
+    models.
     """
+
+    @property
+    def corrupt_reads(self) -> int:
+        """How often this object has met a corrupt record, reported as absent; each clip is logged once."""
+        ...
 
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
         """Write clips in one durable transaction, in their order; all of them or none."""
@@ -120,9 +135,10 @@ class Store(Protocol):
 def open_store(
     url: str, *, model_id: str, dim: int, precision: Precision = "float16", read_only: bool = False
 ) -> Store:
-    """Open the store that ``url`` names for one model's vectors of length ``dim``; it is created where absent.
+    """Open the store that ``url`` names for one model's vectors of length ``dim``; created where absent.
 
-    ``read_only`` promises no writes (the engine may still keep reader bookkeeping). Raises :class:`StoreError`.
+    ``read_only`` promises no writes to a store that exists (the engine may still keep reader bookkeeping).
+    Raises :class:`StoreError`, or :class:`StoreUnavailableError` where a later attempt may succeed.
     """
     scheme, _, rest = url.partition(":")
     if scheme == "lmdb":

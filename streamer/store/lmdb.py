@@ -1,0 +1,222 @@
+"""The embedded store: LMDB, shared by the processes of one host, read without copying.
+
+One process writes and any number read, each from its own snapshot; a write is on the disk before the call
+returns, and a process that dies in the middle of one leaves the store as it was before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from streamer.store import record
+from streamer.store.lmdb_environment import DEFAULT_MAP_BYTES, RESERVED, Environment, acquire, release
+from streamer.store.protocol import PutOutcome, StoreError, StoreStats
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Iterator, Sequence
+
+    from streamer.settings import Precision
+    from streamer.store.lmdb_environment import Transaction
+    from streamer.store.protocol import Clip, Embedding
+
+log = structlog.get_logger()
+
+_MAX_REMEMBERED = 10_000
+"""Corrupt records that are logged, each once; more are counted only."""
+
+
+class LmdbStore:
+    """:class:`~streamer.store.Store` in the folder ``path``.
+
+    Stores of one process on one path share an environment; the first one's ``map_bytes`` is its map's initial
+    size, which grows by itself. A store must be opened after a fork, not before it. :meth:`clip_ids` and
+    :meth:`stats` walk over all keys, about a second a million, in short transactions: what is written
+    meanwhile may be seen or not.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        model_id: str,
+        dim: int,
+        precision: Precision = "float16",
+        read_only: bool = False,
+        map_bytes: int = DEFAULT_MAP_BYTES,
+    ) -> None:
+        if not str(path):
+            raise StoreError("lmdb: names no path")
+        self._path = Path(path)
+        self._prefix = record.model_prefix(model_id)
+        self._dim = dim
+        self._precision = precision
+        self._read_only = read_only
+        self._lock = threading.Lock()
+        self._closing = threading.Lock()
+        self._corrupt_reads = 0
+        self._logged: set[bytes] = set()
+        self._environment: Environment | None = acquire(self._path, map_bytes)
+        try:
+            self._register(model_id)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def corrupt_reads(self) -> int:
+        """As :attr:`Store.corrupt_reads <streamer.store.Store.corrupt_reads>`."""
+        return self._corrupt_reads
+
+    def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
+        """Write clips in one durable transaction; ValueError where one is not as :class:`Clip` says."""
+        environment = self._writable()
+        rows = []
+        for clip in clips:
+            if clip.vectors.shape[-1:] != (self._dim,):
+                raise ValueError(f"vectors {clip.vectors.shape} in a store of length {self._dim}")
+            at = record.key(self._prefix, clip.clip_id)
+            rows.append((at, record.microseconds(clip.uploaded_at), record.encode(clip, self._precision)))
+
+        def work(transaction: Transaction) -> list[PutOutcome]:
+            outcomes = []
+            for at, uploaded_us, value in rows:
+                if record.admits(transaction.get(at), uploaded_us):
+                    transaction.put(at, value)
+                    outcomes.append(PutOutcome.WRITTEN)
+                else:
+                    outcomes.append(PutOutcome.SUPERSEDED)
+            return outcomes
+
+        return environment.write(work)
+
+    def delete(self, clip_id: str, deleted_at: dt.datetime) -> bool:
+        """Put a tombstone in the place of every model's record, and in any case in this model's."""
+        deleted_us = record.microseconds(deleted_at)
+        own = record.key(self._prefix, clip_id)
+
+        def work(transaction: Transaction) -> bool:
+            removed = False
+            for prefix in _model_prefixes(transaction):
+                at = record.key(prefix, clip_id)
+                stored = transaction.get(at)
+                if stored is None and at != own:
+                    continue
+                there = _version(stored)
+                if there is None or there.live:
+                    removed |= there is not None and at == own
+                    uploaded_us = deleted_us if there is None else there.uploaded_us
+                    transaction.put(at, record.encode_tombstone(clip_id, uploaded_us))
+            return removed
+
+        return self._writable().write(work)
+
+    @contextmanager
+    def read(self, clip_ids: Sequence[str]) -> Iterator[list[Embedding | None]]:
+        """Read records from one snapshot; None for what is absent, deleted or corrupt."""
+        keys = [record.key(self._prefix, clip_id) for clip_id in clip_ids]
+        with self._opened().reading() as transaction:
+            embeddings: list[Embedding | None] = []
+            for at, clip_id in zip(keys, clip_ids, strict=True):
+                value = transaction.get(at)
+                try:
+                    embeddings.append(None if value is None else record.decode(value, clip_id, self._dim))
+                except record.CorruptRecordError as error:
+                    self._note_corrupt(at, clip_id, error)
+                    embeddings.append(None)
+            yield embeddings
+
+    def clip_ids(self) -> Iterator[str]:
+        """Go through the ids of this model's live clips; a store may be written meanwhile."""
+
+        def look(at: bytes, value: memoryview) -> str | None:
+            try:
+                return record.clip_id(at, value) if record.is_live(value) else None
+            except record.CorruptRecordError:
+                # Only a long id is in the record; what it was is lost, and :meth:`read` reports it.
+                return None
+
+        return (found for found in self._opened().scan(self._prefix, look) if found is not None)
+
+    def stats(self) -> StoreStats:
+        """Count what is stored, of all models."""
+        environment = self._opened()
+        named = environment.scan(RESERVED, lambda at, value: (at.removeprefix(RESERVED), bytes(value).decode()))
+        models = {}
+        tombstones = 0
+        for prefix, model_id in list(named):
+            if not prefix:
+                continue
+            count = Counter(environment.scan(prefix, lambda _, value: record.is_live(value)))
+            models[model_id] = count[True]
+            tombstones += count[False]
+        return StoreStats(models, tombstones, environment.bytes_on_disk())
+
+    def ping(self) -> None:
+        """Raise :class:`StoreUnavailableError` where the store cannot be read, or its files were replaced."""
+        self._opened().check()
+
+    def close(self) -> None:
+        """Release the environment; its last user closes it, once all reads of this process have ended."""
+        with self._closing:
+            if self._environment is not None:
+                release(self._environment)
+                self._environment = None
+
+    def _opened(self) -> Environment:
+        environment = self._environment
+        if environment is None:
+            raise StoreError(f"{self._path}: the store is closed")
+        return environment
+
+    def _writable(self) -> Environment:
+        if self._read_only:
+            raise StoreError(f"{self._path}: the store was opened for reading only")
+        return self._opened()
+
+    def _register(self, model_id: str) -> None:
+        """Keep the model's name beside its hash: deletes and statistics go by it, and no two may share one."""
+        at = RESERVED + self._prefix
+        name = model_id.encode()
+        environment = self._opened()
+        with environment.reading() as transaction:
+            stored = transaction.get(at)
+            known = None if stored is None else bytes(stored)
+        if known is None and not self._read_only:
+            environment.write(lambda transaction: transaction.put(at, name))
+        elif known not in {None, name}:
+            raise StoreError(f"{self._path}: model {model_id!r} has the hash of {known!r}")
+
+    def _note_corrupt(self, at: bytes, clip_id: str, error: Exception) -> None:
+        with self._lock:
+            self._corrupt_reads += 1
+            if at in self._logged or len(self._logged) == _MAX_REMEMBERED:
+                return
+            self._logged.add(at)
+        log.warning("corrupt record", store=str(self._path), clip_id=clip_id, error=str(error))
+
+
+def _model_prefixes(transaction: Transaction) -> list[bytes]:
+    prefixes = []
+    cursor = transaction.cursor()
+    if cursor.set_range(RESERVED + b"\0"):
+        for raw in cursor.iternext(values=False):
+            at = bytes(raw)
+            if not at.startswith(RESERVED):
+                break
+            prefixes.append(at.removeprefix(RESERVED))
+    return prefixes
+
+
+def _version(stored: memoryview | None) -> record.Version | None:
+    """Return a record's version, None where there is none, or none that can be read."""
+    try:
+        return None if stored is None else record.version(stored)
+    except record.CorruptRecordError:
+        return None

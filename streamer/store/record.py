@@ -1,0 +1,248 @@
+"""The bytes of one stored clip, the same for every engine, and the key under which an engine keeps them.
+
+Layout of a record, little-endian, offsets from its start; gaps are zero:
+
+    0   8s   magic, of which the last byte is the format's version
+    8   u64  xxh3_64 of everything that follows
+    16  i64  uploaded_at, microseconds since 1970 UTC: the version of the clip
+    24  u64  duration_ms
+    32  u32  d, the length of a vector
+    36  u32  n, the number of vectors; 0 makes the record a tombstone
+    40  u16  length of the id, 0 where the key carries it
+    42  u8   precision: 1 float32, 2 float16, 3 int8
+    48       id, UTF-8, padded to 4
+             times_ms, n x u32
+             scales, n x f32, for int8 alone; then padding to 8
+             matrix, n x d
+
+The checksum covers version and shape as well: a record that decodes is one that was written, whole.
+
+A key is the model's hash (8 bytes), a tag of 1 or 2 bytes and the id. The tag makes the key's length even: LMDB
+puts a small value right behind its key on a 2-byte boundary, and rows of float16 must be aligned. An id that
+would not fit into LMDB's 511 bytes goes in as its hash, and the record carries the id.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import struct
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from streamer.store.protocol import EPOCH, Embedding
+
+if TYPE_CHECKING:
+    from streamer.settings import Precision
+    from streamer.store.protocol import Clip
+
+    Value = bytes | memoryview
+
+MAX_ID_BYTES = 512
+"""Longest clip id in bytes of UTF-8; :mod:`streamer.events` sets the same limit."""
+PREFIX_BYTES = 8
+"""Length of a model's hash, with which all keys of its records begin."""
+
+_MAGIC = b"clipvec\x01"
+_HEADER = struct.Struct("<8sQqQIIHB5x")
+_CHECKED_FROM = 16
+_COUNT = struct.Struct("<I")
+_COUNT_AT = 36
+_LONGEST_TOMBSTONE = _HEADER.size + MAX_ID_BYTES
+
+_CODES: dict[Precision, int] = {"float32": 1, "float16": 2, "int8": 3}
+_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("i1")}
+_INT8 = _CODES["int8"]
+_TIME = np.dtype("<u4")
+_SCALE = np.dtype("<f4")
+
+_ODD, _EVEN, _HASHED = b"\x01", b"\x02\x00", b"\x03\x00"
+_MAX_KEY_BYTES = 511
+_MAX_PLAIN_ID_BYTES = _MAX_KEY_BYTES - PREFIX_BYTES - len(_EVEN)
+_ID_HASH_BYTES = 32
+
+
+class CorruptRecordError(Exception):
+    """These bytes are no record of the clip asked for: truncated, foreign, damaged or of other vectors."""
+
+
+class Version(NamedTuple):
+    """A record's place among its clip's versions: microseconds since 1970 UTC, and clip or tombstone."""
+
+    uploaded_us: int
+    live: bool
+
+
+def model_prefix(model_id: str) -> bytes:
+    """Return the bytes with which the keys of a model's records begin."""
+    return blake2b(model_id.encode(), digest_size=PREFIX_BYTES).digest()
+
+
+def key(prefix: bytes, clip_id: str) -> bytes:
+    """Return the key of a clip's record, of even length. Raises ValueError where ``clip_id`` can be no id."""
+    raw = clip_id.encode()
+    length = len(raw)
+    if not 0 < length <= _MAX_PLAIN_ID_BYTES:
+        if not 0 < length <= MAX_ID_BYTES:
+            raise ValueError(f"a clip id has 1 to {MAX_ID_BYTES} bytes of UTF-8, not {length}")
+        # A cryptographic hash, since whoever chooses ids could otherwise make two clips share a record.
+        return prefix + _HASHED + blake2b(raw, digest_size=_ID_HASH_BYTES).digest()
+    return prefix + (_ODD if length & 1 else _EVEN) + raw
+
+
+def clip_id(at: bytes, value: Value) -> str:
+    """Return the id of the clip whose record ``value`` was found under the key ``at``."""
+    tag = at[PREFIX_BYTES:]
+    if tag.startswith(_ODD):
+        return tag[len(_ODD) :].decode()
+    if tag.startswith(_EVEN):
+        return tag[len(_EVEN) :].decode()
+    return _id_bytes(value, _open(value).id_length).decode()
+
+
+def microseconds(moment: dt.datetime) -> int:
+    """Count the microseconds from 1970 UTC to ``moment``, exactly."""
+    return (moment - EPOCH) // dt.timedelta(microseconds=1)
+
+
+def encode(clip: Clip, precision: Precision) -> bytes:
+    """Write a clip's record, its vectors cast to ``precision``.
+
+    int8: a vector's largest component becomes 127 or -127, and its scale restores it. Raises ValueError where
+    the clip is not as :class:`~streamer.store.protocol.Clip` says.
+    """
+    vectors = clip.vectors
+    if vectors.ndim != 2 or not vectors.size or clip.times_ms.shape != vectors.shape[:1]:  # noqa: PLR2004 - a matrix
+        raise ValueError(f"vectors {vectors.shape} and times {clip.times_ms.shape} make no clip")
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"the vectors of clip {clip.clip_id!r} are not finite")
+    code = _CODES[precision]
+    times = clip.times_ms.astype(_TIME, copy=False).tobytes()
+    if code == _INT8:
+        scales = np.abs(vectors).max(axis=1) / np.float32(127)
+        scales[scales == 0] = 1
+        matrix = np.rint(vectors / scales[:, None]).clip(-127, 127).astype(np.int8)
+        times += scales.astype(_SCALE, copy=False).tobytes()
+    else:
+        matrix = vectors.astype(_DTYPES[code], copy=False)
+    n, dim = vectors.shape
+    raw_id = _carried(clip.clip_id)
+    uploaded_us = microseconds(clip.uploaded_at)
+    header = _Header(_MAGIC, 0, uploaded_us, clip.duration_ms, dim, n, len(raw_id), code)
+    return _seal(header, raw_id, times, matrix.tobytes())
+
+
+def encode_tombstone(clip_id: str, uploaded_us: int) -> bytes:
+    """Write the record that stands for a deleted clip; no upload up to ``uploaded_us`` comes back."""
+    raw_id = _carried(clip_id)
+    return _seal(_Header(_MAGIC, 0, uploaded_us, 0, 0, 0, len(raw_id), _CODES["float32"]), raw_id, b"", b"")
+
+
+def decode(value: Value, clip_id: str, dim: int) -> Embedding | None:
+    """Read the record of ``clip_id`` without copying; None for a tombstone.
+
+    Raises :class:`CorruptRecordError`, also where the vectors' length is not ``dim``.
+    """
+    header = _open(value)
+    if header.id_length and _id_bytes(value, header.id_length) != clip_id.encode():
+        raise CorruptRecordError("the record of another clip")
+    n = header.vectors
+    if not n:
+        return None
+    if header.dim != dim:
+        raise CorruptRecordError(f"vectors of length {header.dim}, not {dim}")
+    times_at, matrix_at = _offsets(header.id_length, n, header.code)
+    return Embedding(
+        np.ndarray((n, dim), _DTYPES[header.code], value, matrix_at),
+        np.ndarray((n,), _SCALE, value, times_at + n * _TIME.itemsize) if header.code == _INT8 else None,
+        np.ndarray((n,), _TIME, value, times_at),
+        header.uploaded_us,
+        header.duration_ms,
+    )
+
+
+def version(value: Value) -> Version:
+    """Read a record's version. Raises :class:`CorruptRecordError`."""
+    header = _open(value)
+    return Version(header.uploaded_us, live=header.vectors > 0)
+
+
+def admits(stored: Value | None, uploaded_us: int) -> bool:
+    """Tell whether an upload may replace what is stored, by the rule of :class:`~streamer.store.Store`.
+
+    A corrupt record admits anything: the next upload heals it.
+    """
+    if stored is None:
+        return True
+    try:
+        there = version(stored)
+    except CorruptRecordError:
+        return True
+    return uploaded_us > there.uploaded_us or (there.live and uploaded_us == there.uploaded_us)
+
+
+def is_live(value: Value) -> bool:
+    """Tell a clip from a tombstone unchecked, and mostly by the length alone, which touches no page of it."""
+    if len(value) > _LONGEST_TOMBSTONE:
+        return True
+    return len(value) >= _HEADER.size and _COUNT.unpack_from(value, _COUNT_AT) != (0,)
+
+
+class _Header(NamedTuple):
+    magic: bytes
+    checksum: int
+    uploaded_us: int
+    duration_ms: int
+    dim: int
+    vectors: int
+    id_length: int
+    code: int
+
+
+def _carried(clip_id: str) -> bytes:
+    raw = clip_id.encode()
+    return raw if len(raw) > _MAX_PLAIN_ID_BYTES else b""
+
+
+def _id_bytes(value: Value, length: int) -> bytes:
+    return bytes(value[_HEADER.size : _HEADER.size + length])
+
+
+def _offsets(id_length: int, vectors: int, code: int) -> tuple[int, int]:
+    """Return where the times and where the matrix begin."""
+    times_at = _HEADER.size + (id_length + 3 & ~3)
+    scales = _SCALE.itemsize if code == _INT8 else 0
+    return times_at, times_at + vectors * (_TIME.itemsize + scales) + 7 & ~7
+
+
+def _seal(header: _Header, raw_id: bytes, columns: bytes, matrix: bytes) -> bytes:
+    """Join the parts of a record and put in the checksum; ``columns`` are the times and scales."""
+    times_at, matrix_at = _offsets(header.id_length, header.vectors, header.code)
+    record = bytearray(matrix_at + len(matrix))
+    _HEADER.pack_into(record, 0, *header)
+    record[_HEADER.size : _HEADER.size + len(raw_id)] = raw_id
+    record[times_at : times_at + len(columns)] = columns
+    record[matrix_at:] = matrix
+    checksum = xxh3_64_intdigest(memoryview(record)[_CHECKED_FROM:])
+    _HEADER.pack_into(record, 0, *header._replace(checksum=checksum))
+    return bytes(record)
+
+
+def _open(value: Value) -> _Header:
+    """Read the header of a record that is whole."""
+    if len(value) < _HEADER.size:
+        raise CorruptRecordError(f"{len(value)} bytes are too few")
+    header = _Header._make(_HEADER.unpack_from(value))
+    if header.magic != _MAGIC:
+        raise CorruptRecordError(f"begins with {header.magic!r}")
+    if xxh3_64_intdigest(memoryview(value)[_CHECKED_FROM:]) != header.checksum:
+        raise CorruptRecordError("the checksum does not fit")
+    dtype = _DTYPES.get(header.code)
+    if dtype is None:
+        raise CorruptRecordError(f"precision {header.code} is unknown")
+    _, matrix_at = _offsets(header.id_length, header.vectors, header.code)
+    if matrix_at + header.vectors * header.dim * dtype.itemsize != len(value):
+        raise CorruptRecordError(f"{header.vectors} vectors of length {header.dim} in {len(value)} bytes")
+    return header
