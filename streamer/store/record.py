@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from streamer.settings import Precision
     from streamer.store.protocol import Clip
 
-    Value = bytes | memoryview
 
 MAX_ID_BYTES = 512
 """Longest clip id in bytes of UTF-8; :mod:`streamer.events` sets the same limit."""
@@ -47,13 +46,15 @@ PREFIX_BYTES = 8
 
 _MAGIC = b"clipvec\x01"
 _HEADER = struct.Struct("<8sQqQIIHB5x")
+_HEADER_BYTES = 48
 _CHECKED_FROM = 16
 _COUNT = struct.Struct("<I")
 _COUNT_AT = 36
-_LONGEST_TOMBSTONE = _HEADER.size + MAX_ID_BYTES
+_LONGEST_TOMBSTONE = _HEADER_BYTES + MAX_ID_BYTES
 
 _CODES: dict[Precision, int] = {"float32": 1, "float16": 2, "int8": 3}
 _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("i1")}
+_WIDTHS = {code: dtype.itemsize for code, dtype in _DTYPES.items()}
 _INT8 = _CODES["int8"]
 _TIME = np.dtype("<u4")
 _SCALE = np.dtype("<f4")
@@ -92,14 +93,15 @@ def key(prefix: bytes, clip_id: str) -> bytes:
     return prefix + (_ODD if length & 1 else _EVEN) + raw
 
 
-def clip_id(at: bytes, value: Value) -> str:
+def clip_id(at: bytes, value: memoryview) -> str:
     """Return the id of the clip whose record ``value`` was found under the key ``at``."""
     tag = at[PREFIX_BYTES:]
     if tag.startswith(_ODD):
         return tag[len(_ODD) :].decode()
     if tag.startswith(_EVEN):
         return tag[len(_EVEN) :].decode()
-    return _id_bytes(value, _open(value).id_length).decode()
+    *_, id_length, _ = _open(value)
+    return _id_bytes(value, id_length).decode()
 
 
 def microseconds(moment: dt.datetime) -> int:
@@ -140,36 +142,31 @@ def encode_tombstone(clip_id: str, uploaded_us: int) -> bytes:
     return _seal(_Header(_MAGIC, 0, uploaded_us, 0, 0, 0, len(raw_id), _CODES["float32"]), raw_id, b"", b"")
 
 
-def decode(value: Value, clip_id: str, dim: int) -> Embedding | None:
+def decode(value: memoryview, clip_id: str, dim: int) -> Embedding | None:
     """Read the record of ``clip_id`` without copying; None for a tombstone.
 
     Raises :class:`CorruptRecordError`, also where the vectors' length is not ``dim``.
     """
-    header = _open(value)
-    if header.id_length and _id_bytes(value, header.id_length) != clip_id.encode():
+    _, _, uploaded_us, duration_ms, length, n, id_length, code = _open(value)
+    if id_length and _id_bytes(value, id_length) != clip_id.encode():
         raise CorruptRecordError("the record of another clip")
-    n = header.vectors
     if not n:
         return None
-    if header.dim != dim:
-        raise CorruptRecordError(f"vectors of length {header.dim}, not {dim}")
-    times_at, matrix_at = _offsets(header.id_length, n, header.code)
-    return Embedding(
-        np.ndarray((n, dim), _DTYPES[header.code], value, matrix_at),
-        np.ndarray((n,), _SCALE, value, times_at + n * _TIME.itemsize) if header.code == _INT8 else None,
-        np.ndarray((n,), _TIME, value, times_at),
-        header.uploaded_us,
-        header.duration_ms,
-    )
+    if length != dim:
+        raise CorruptRecordError(f"vectors of length {length}, not {dim}")
+    times_at, matrix_at = _offsets(id_length, n, code)
+    scales = np.ndarray((n,), _SCALE, value, times_at + 4 * n) if code == _INT8 else None
+    matrix = np.ndarray((n, dim), _DTYPES[code], value, matrix_at)
+    return Embedding(matrix, scales, np.ndarray((n,), _TIME, value, times_at), uploaded_us, duration_ms)
 
 
-def version(value: Value) -> Version:
+def version(value: memoryview) -> Version:
     """Read a record's version. Raises :class:`CorruptRecordError`."""
-    header = _open(value)
-    return Version(header.uploaded_us, live=header.vectors > 0)
+    _, _, uploaded_us, _, _, n, _, _ = _open(value)
+    return Version(uploaded_us, live=n > 0)
 
 
-def admits(stored: Value | None, uploaded_us: int) -> bool:
+def admits(stored: memoryview | None, uploaded_us: int) -> bool:
     """Tell whether an upload may replace what is stored, by the rule of :class:`~streamer.store.Store`.
 
     A corrupt record admits anything: the next upload heals it.
@@ -183,11 +180,11 @@ def admits(stored: Value | None, uploaded_us: int) -> bool:
     return uploaded_us > there.uploaded_us or (there.live and uploaded_us == there.uploaded_us)
 
 
-def is_live(value: Value) -> bool:
+def is_live(value: memoryview) -> bool:
     """Tell a clip from a tombstone unchecked, and mostly by the length alone, which touches no page of it."""
     if len(value) > _LONGEST_TOMBSTONE:
         return True
-    return len(value) >= _HEADER.size and _COUNT.unpack_from(value, _COUNT_AT) != (0,)
+    return len(value) >= _HEADER_BYTES and _COUNT.unpack_from(value, _COUNT_AT) != (0,)
 
 
 class _Header(NamedTuple):
@@ -206,15 +203,14 @@ def _carried(clip_id: str) -> bytes:
     return raw if len(raw) > _MAX_PLAIN_ID_BYTES else b""
 
 
-def _id_bytes(value: Value, length: int) -> bytes:
-    return bytes(value[_HEADER.size : _HEADER.size + length])
+def _id_bytes(value: memoryview, length: int) -> bytes:
+    return bytes(value[_HEADER_BYTES : _HEADER_BYTES + length])
 
 
 def _offsets(id_length: int, vectors: int, code: int) -> tuple[int, int]:
     """Return where the times and where the matrix begin."""
-    times_at = _HEADER.size + (id_length + 3 & ~3)
-    scales = _SCALE.itemsize if code == _INT8 else 0
-    return times_at, times_at + vectors * (_TIME.itemsize + scales) + 7 & ~7
+    times_at = _HEADER_BYTES + (id_length + 3 & ~3)
+    return times_at, times_at + vectors * (8 if code == _INT8 else 4) + 7 & ~7
 
 
 def _seal(header: _Header, raw_id: bytes, columns: bytes, matrix: bytes) -> bytes:
@@ -222,7 +218,7 @@ def _seal(header: _Header, raw_id: bytes, columns: bytes, matrix: bytes) -> byte
     times_at, matrix_at = _offsets(header.id_length, header.vectors, header.code)
     record = bytearray(matrix_at + len(matrix))
     _HEADER.pack_into(record, 0, *header)
-    record[_HEADER.size : _HEADER.size + len(raw_id)] = raw_id
+    record[_HEADER_BYTES : _HEADER_BYTES + len(raw_id)] = raw_id
     record[times_at : times_at + len(columns)] = columns
     record[matrix_at:] = matrix
     checksum = xxh3_64_intdigest(memoryview(record)[_CHECKED_FROM:])
@@ -230,19 +226,20 @@ def _seal(header: _Header, raw_id: bytes, columns: bytes, matrix: bytes) -> byte
     return bytes(record)
 
 
-def _open(value: Value) -> _Header:
-    """Read the header of a record that is whole."""
-    if len(value) < _HEADER.size:
-        raise CorruptRecordError(f"{len(value)} bytes are too few")
-    header = _Header._make(_HEADER.unpack_from(value))
-    if header.magic != _MAGIC:
-        raise CorruptRecordError(f"begins with {header.magic!r}")
-    if xxh3_64_intdigest(memoryview(value)[_CHECKED_FROM:]) != header.checksum:
+def _open(value: memoryview) -> tuple[bytes, int, int, int, int, int, int, int]:
+    """Return the fields of :class:`_Header` of a record that is whole; a plain tuple, as it is made a lot."""
+    size = len(value)
+    if size < _HEADER_BYTES:
+        raise CorruptRecordError(f"{size} bytes are too few")
+    header: tuple[bytes, int, int, int, int, int, int, int] = _HEADER.unpack_from(value)
+    magic, checksum, _, _, dim, n, id_length, code = header
+    if magic != _MAGIC:
+        raise CorruptRecordError(f"begins with {magic!r}")
+    if xxh3_64_intdigest(value[_CHECKED_FROM:]) != checksum:
         raise CorruptRecordError("the checksum does not fit")
-    dtype = _DTYPES.get(header.code)
-    if dtype is None:
-        raise CorruptRecordError(f"precision {header.code} is unknown")
-    _, matrix_at = _offsets(header.id_length, header.vectors, header.code)
-    if matrix_at + header.vectors * header.dim * dtype.itemsize != len(value):
-        raise CorruptRecordError(f"{header.vectors} vectors of length {header.dim} in {len(value)} bytes")
+    if code not in _WIDTHS:
+        raise CorruptRecordError(f"precision {code} is unknown")
+    _, matrix_at = _offsets(id_length, n, code)
+    if matrix_at + n * dim * _WIDTHS[code] != size:
+        raise CorruptRecordError(f"{n} vectors of length {dim} in {size} bytes")
     return header
