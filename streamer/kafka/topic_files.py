@@ -92,9 +92,7 @@ def load_specs(path: Path | None = None) -> list[TopicSpec]:
     known = {*TOPICS, *DEAD_LETTER_TOPICS}
     if unknown := sorted(file.topics.keys() - known):
         ours = ", ".join(sorted(known))
-        raise SettingsError(
-            f"topics file {path}: {unknown[0]!r} is no topic of the reranker; those are {ours}"
-        )
+        raise SettingsError(f"topics file {path}: {unknown[0]!r} is no topic of the reranker; those are {ours}")
     return [_merge(path, name, topic, file.defaults) for name, topic in file.topics.items()]
 
 
@@ -104,9 +102,7 @@ def _merge(path: Path, name: str, topic: _Topic, defaults: _Defaults) -> TopicSp
         raise SettingsError(f"topics file {path}: replication of {name} is 0; a topic has 1 replica or more")
     config = {key: _as_kafka_writes(value) for key, value in (defaults.config | topic.config).items()}
     if not config.get(MIN_INSYNC, "1").isdecimal():
-        raise SettingsError(
-            f"topics file {path}: {MIN_INSYNC} of {name} is {config[MIN_INSYNC]!r}, not a number"
-        )
+        raise SettingsError(f"topics file {path}: {MIN_INSYNC} of {name} is {config[MIN_INSYNC]!r}, not a number")
     return TopicSpec(name=name, partitions=topic.partitions, replication=replication, config=config)
 
 

@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 10.0
 """How long one request to the cluster may take, and how long a change may take to become visible."""
 _SETTLE_POLL_S = 0.1
-_UNREACHABLE = frozenset(
-    {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._AUTHENTICATION}  # noqa: SLF001 - as they are named
-)
+_UNREACHABLE = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._AUTHENTICATION})
 
 T = TypeVar("T")
 
@@ -178,9 +176,7 @@ def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
     if repaired:
         cluster.settle(repaired.isdisjoint)
     touched = {change.topic for change in changes}
-    changes += [
-        Change(topic, Outcome.UNCHANGED, "as it should be") for topic in cluster.specs if topic not in touched
-    ]
+    changes += [Change(topic, Outcome.UNCHANGED, "as it should be") for topic in cluster.specs if topic not in touched]
     order = list(cluster.specs)
     return sorted(changes, key=lambda change: order.index(change.topic))
 
@@ -203,7 +199,7 @@ class _Cluster:
         self._brokers = len(self._result(self._admin.describe_cluster(request_timeout=timeout)).nodes)
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - so librdkafka's own codes are named
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
             self._last_error = error
 
     def _result(self, future: Future[T]) -> T:
@@ -253,9 +249,7 @@ class _Cluster:
             return {}
         states = {}
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in descriptions]
-        for resource, future in self._admin.describe_configs(
-            resources, request_timeout=self._timeout
-        ).items():
+        for resource, future in self._admin.describe_configs(resources, request_timeout=self._timeout).items():
             if (entries := self._looked_up(resource.name, future)) is not None:
                 partitions = descriptions[resource.name].partitions
                 states[resource.name] = TopicState(
@@ -279,9 +273,7 @@ class _Cluster:
         spec = self.specs[topic]
         replicas = spec.replicas(self._brokers)
         new = NewTopic(topic, spec.partitions, replicas, config=dict(spec.config_for(replicas)))
-        created = self._admin.create_topics(
-            [new], operation_timeout=self._timeout, request_timeout=self._timeout
-        )
+        created = self._admin.create_topics([new], operation_timeout=self._timeout, request_timeout=self._timeout)
         try:
             self._result(created[topic])
         except KafkaException as error:
