@@ -147,7 +147,7 @@ def _open(path: Path, **probing: str) -> InputContainer:
     except av.error.FileNotFoundError as error:
         raise ClipError(Reason.NOT_FOUND, _words(error)) from error
     except _DAMAGE as error:
-        raise _decode_failed("not a video file that can be read", error) from error
+        raise _decode_failed("not a file of an accepted video format", error) from error
 
 
 def _pick(container: InputContainer) -> av.VideoStream:
