@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from xxhash import xxh3_64_intdigest
+
+from streamer.store import Clip, record
+
+if TYPE_CHECKING:
+    from streamer.settings import Precision
+
+LONG_ID = "é" * 256
+IDS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=128),
+    st.text(st.sampled_from("aé\n\0/"), min_size=250, max_size=256),
+    st.sampled_from(["x", "a/b", "a\nb", "a\0b", "☃" * 170, LONG_ID, "a" * 501, "a" * 502, "a" * 512]),
+)
+MOMENTS = st.datetimes(timezones=st.just(dt.UTC))
+PRECISIONS = st.sampled_from(["float32", "float16", "int8"])
+PREFIX = record.model_prefix("model")
+
+
+@st.composite
+def clips(draw: st.DrawFn) -> Clip:
+    shape = draw(st.tuples(st.integers(1, 9), st.integers(1, 33)))
+    components = st.floats(-1, 1, width=32).map(lambda value: value if abs(value) > 1e-6 else 0.0)
+    vectors = draw(hnp.arrays(np.float32, shape, elements=components))
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Clip(
+        draw(IDS),
+        draw(MOMENTS),
+        draw(st.integers(0, 2**40)),
+        np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0),
+        np.sort(draw(hnp.arrays(np.uint32, shape[0]))),
+    )
+
+
+def a_clip(clip_id: str = "c1") -> Clip:
+    return Clip(
+        clip_id,
+        dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.UTC),
+        8200,
+        np.array([[0.6, 0.8, 0], [0, -1, 0], [0.36, 0.48, 0.8]], np.float32),
+        np.array([0, 500, 1000], np.uint32),
+    )
+
+
+def sealed_with(value: bytes, at: int, new: bytes) -> memoryview:
+    """Change bytes of a record and make its checksum fit again, as another release or program might write it."""
+    changed = bytearray(value)
+    changed[at : at + len(new)] = new
+    changed[8:16] = xxh3_64_intdigest(bytes(changed[16:])).to_bytes(8, "little")
+    return memoryview(bytes(changed))
+
+
+@given(clips(), PRECISIONS)
+def test_a_record_gives_back_its_clip_within_the_error_of_its_precision(clip: Clip, precision: Precision) -> None:
+    value = memoryview(record.encode(clip, precision))
+    embedding = record.decode(value, clip.clip_id, clip.vectors.shape[1])
+    assert embedding is not None
+    assert embedding.uploaded_at == clip.uploaded_at
+    assert embedding.duration_ms == clip.duration_ms
+    np.testing.assert_array_equal(embedding.times_ms, clip.times_ms)
+    assert embedding.matrix.dtype == np.dtype(precision)
+    restored = embedding.matrix.astype(np.float64)
+    if precision == "int8":
+        assert embedding.scales is not None
+        restored *= embedding.scales[:, None]
+        peaks = np.abs(clip.vectors).max(axis=1, keepdims=True)
+        bound = peaks / 127 * 0.5001
+    else:
+        assert embedding.scales is None
+        # Half of the last of float16's 11 significant bits; below 2**-14 their distance stays 2**-24.
+        bound = np.maximum(np.abs(clip.vectors) * 2**-11, 2**-25) if precision == "float16" else 0.0
+    assert np.all(np.abs(restored - clip.vectors) <= bound)
+
+
+@given(clips(), PRECISIONS)
+def test_decoding_copies_nothing_and_the_matrix_lies_on_a_multiple_of_8_bytes(clip: Clip, precision: Precision) -> None:
+    value = memoryview(record.encode(clip, precision))
+    embedding = record.decode(value, clip.clip_id, clip.vectors.shape[1])
+    assert embedding is not None
+    whole = np.frombuffer(value, np.uint8)
+    for array, alignment in ((embedding.matrix, 8), (embedding.times_ms, 4), (embedding.scales, 4)):
+        if array is not None:
+            assert np.shares_memory(array, whole)
+            assert not array.flags.writeable
+            assert (array.ctypes.data - whole.ctypes.data) % alignment == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("clip_id", ["c1", LONG_ID])
+def test_every_flipped_byte_is_detected(precision: Precision, clip_id: str) -> None:
+    value = record.encode(a_clip(clip_id), precision)
+    for position in range(len(value)):
+        damaged = bytearray(value)
+        damaged[position] ^= 0x41
+        with pytest.raises(record.CorruptRecordError):
+            record.decode(memoryview(damaged), clip_id, 3)
+
+
+def test_every_flipped_byte_of_a_tombstone_is_detected() -> None:
+    value = record.encode_tombstone("c1", 17)
+    for position in range(len(value)):
+        damaged = bytearray(value)
+        damaged[position] ^= 1
+        with pytest.raises(record.CorruptRecordError):
+            record.decode(memoryview(damaged), "c1", 3)
+
+
+def test_every_truncation_is_detected() -> None:
+    value = record.encode(a_clip(), "float16")
+    for length in range(len(value)):
+        with pytest.raises(record.CorruptRecordError):
+            record.decode(memoryview(value[:length]), "c1", 3)
+
+
+@given(st.binary(max_size=300))
+def test_foreign_bytes_are_no_record(value: bytes) -> None:
+    with pytest.raises(record.CorruptRecordError):
+        record.decode(memoryview(value), "c1", 3)
+    with pytest.raises(record.CorruptRecordError):
+        record.decode(memoryview(b"clipvec\x01" + value), "c1", 3)
+    assert record.admits(memoryview(value), -(2**63))
+
+
+def test_a_record_of_vectors_of_another_length_is_refused() -> None:
+    value = memoryview(record.encode(a_clip(), "float16"))
+    with pytest.raises(record.CorruptRecordError, match="length 3, not 4"):
+        record.decode(value, "c1", 4)
+
+
+@pytest.mark.parametrize(
+    ("at", "new", "complaint"),
+    [
+        (0, b"clipvec\x02", "begins with"),
+        (42, b"\x09", "precision 9"),
+        (36, (2**32 - 1).to_bytes(4, "little"), "4294967295 vectors"),
+        (32, (2**32 - 1).to_bytes(4, "little"), "length 4294967295"),
+        (40, (2**16 - 1).to_bytes(2, "little"), "3 vectors"),
+    ],
+)
+def test_a_header_that_does_not_fit_its_bytes_is_refused_although_its_checksum_fits(
+    at: int, new: bytes, complaint: str
+) -> None:
+    value = sealed_with(record.encode(a_clip(), "float16"), at, new)
+    with pytest.raises(record.CorruptRecordError, match=complaint):
+        record.decode(value, "c1", 3)
+
+
+def test_a_record_found_under_the_hash_of_another_long_id_is_refused() -> None:
+    value = memoryview(record.encode(a_clip(LONG_ID), "float16"))
+    with pytest.raises(record.CorruptRecordError, match="another clip"):
+        record.decode(value, "e" * 512, 3)
+
+
+@given(IDS, st.integers(-(2**62), 2**62))
+def test_a_tombstone_keeps_its_version_and_holds_no_vectors(clip_id: str, uploaded_us: int) -> None:
+    value = memoryview(record.encode_tombstone(clip_id, uploaded_us))
+    assert record.decode(value, clip_id, 3) is None
+    assert record.version(value) == (uploaded_us, False)
+    assert not record.is_live(value)
+
+
+@given(clips(), PRECISIONS)
+def test_a_clip_is_told_from_a_tombstone_without_reading_it_all(clip: Clip, precision: Precision) -> None:
+    value = memoryview(record.encode(clip, precision))
+    assert record.is_live(value)
+    assert record.version(value) == (record.microseconds(clip.uploaded_at), True)
+
+
+@given(MOMENTS, MOMENTS)
+def test_an_upload_takes_the_place_of_no_later_one_and_of_no_delete_that_it_does_not_follow(
+    stored_at: dt.datetime, uploaded_at: dt.datetime
+) -> None:
+    stored_us, uploaded_us = record.microseconds(stored_at), record.microseconds(uploaded_at)
+    stored = a_clip()
+    live = record.encode(Clip(stored.clip_id, stored_at, stored.duration_ms, stored.vectors, stored.times_ms), "int8")
+    dead = record.encode_tombstone("c1", stored_us)
+    assert record.admits(None, uploaded_us)
+    assert record.admits(memoryview(live), uploaded_us) == (uploaded_at >= stored_at)
+    assert record.admits(memoryview(dead), uploaded_us) == (uploaded_at > stored_at)
+
+
+@given(st.lists(IDS, min_size=2, unique=True))
+def test_different_ids_have_different_keys_of_even_length_that_fit_lmdb(clip_ids: list[str]) -> None:
+    keys = [record.key(PREFIX, clip_id) for clip_id in clip_ids]
+    assert len(set(keys)) == len(keys)
+    assert all(len(key) % 2 == 0 and len(key) <= 511 and key.startswith(PREFIX) for key in keys)
+
+
+@given(IDS)
+def test_the_id_comes_back_from_key_and_record(clip_id: str) -> None:
+    key = record.key(PREFIX, clip_id)
+    assert record.clip_id(key, memoryview(record.encode(a_clip(clip_id), "float16"))) == clip_id
+    assert record.clip_id(key, memoryview(record.encode_tombstone(clip_id, 0))) == clip_id
+
+
+@pytest.mark.parametrize("clip_id", ["", "a" * 513, "é" * 257, "\ud800"])
+def test_what_can_be_no_id_is_refused(clip_id: str) -> None:
+    with pytest.raises(ValueError, match=r"1 to 512 bytes|surrogates"):
+        record.key(PREFIX, clip_id)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "times"),
+    [
+        (np.empty((0, 3), np.float32), np.empty(0, np.uint32)),
+        (np.ones(3, np.float32), np.zeros(3, np.uint32)),
+        (np.ones((2, 3), np.float32), np.zeros(3, np.uint32)),
+        (np.full((1, 3), np.nan, np.float32), np.zeros(1, np.uint32)),
+    ],
+)
+def test_what_is_no_clip_is_not_written(vectors: np.ndarray, times: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"make no clip|not finite"):
+        record.encode(Clip("c1", dt.datetime.now(dt.UTC), 0, vectors, times), "float16")

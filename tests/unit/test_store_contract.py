@@ -1,0 +1,522 @@
+"""What every engine of the store fulfils; an engine is added by a line in :data:`ENGINES`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import multiprocessing
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from streamer.store import Clip, PutOutcome, Store, StoreError, open_store, record
+from streamer.store.lmdb import LmdbStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from multiprocessing.synchronize import Event
+    from pathlib import Path
+
+    from streamer.settings import Precision
+    from streamer.store.lmdb_environment import Transaction
+
+DIM = 8
+FIRST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+HOSTILE_IDS = ["a", "ab", "a\nb", "a\0", "\0", "../../etc", "{a}", "clip:*", "☃", "é" * 256, "a" * 501, "a" * 512]
+WAIT_S = 120
+spawn = multiprocessing.get_context("spawn")
+
+
+class LmdbEngine:
+    """Opens LMDB stores on one folder, and damages their records."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"lmdb:{folder / 'store'}"
+        self.opened: list[LmdbStore] = []
+
+    def open(self, **changes: Any) -> Store:
+        options = {"model_id": "model-a", "dim": DIM, "precision": "float32", **changes}
+        store = LmdbStore(self.url.removeprefix("lmdb:"), **options)
+        self.opened.append(store)
+        return store
+
+    def change(self, clip_id: str, how: Callable[[bytes], bytes], model_id: str = "model-a") -> None:
+        key = record.key(record.model_prefix(model_id), clip_id)
+        environment = self.opened[0]._opened()
+
+        def rewrite(transaction: Transaction) -> None:
+            value = transaction.get(key)
+            assert value is not None
+            transaction.put(key, how(bytes(value)))
+
+        environment.write(rewrite)
+
+    def close(self) -> None:
+        for store in self.opened:
+            store.close()
+
+
+ENGINES = {"lmdb": LmdbEngine}
+Engine = LmdbEngine
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    engine = ENGINES[request.param](tmp_path)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def store(engine: Engine) -> Store:
+    return engine.open()
+
+
+def at(version: int) -> dt.datetime:
+    return FIRST + dt.timedelta(microseconds=version)
+
+
+def clip(clip_id: str = "c1", version: int = 1, *, dim: int = DIM) -> Clip:
+    """Make a clip in which everything follows from the version."""
+    n = 1 + version % 5
+    vectors = np.full((n, dim), (1 + version % 1000) / 1000, np.float32)
+    return Clip(clip_id, at(version), 1000 + version, vectors, np.arange(n, dtype=np.uint32) * version)
+
+
+def versions(store: Store, clip_ids: list[str]) -> list[int | None]:
+    """Read clips that :func:`clip` made, check that each is whole, and return their versions."""
+    found: list[int | None] = []
+    with store.read(clip_ids) as embeddings:
+        for clip_id, embedding in zip(clip_ids, embeddings, strict=True):
+            if embedding is None:
+                found.append(None)
+                continue
+            version = (embedding.uploaded_at - FIRST) // dt.timedelta(microseconds=1)
+            expected = clip(clip_id, version, dim=embedding.matrix.shape[1])
+            np.testing.assert_array_equal(embedding.matrix, expected.vectors)
+            np.testing.assert_array_equal(embedding.times_ms, expected.times_ms)
+            assert embedding.duration_ms == expected.duration_ms
+            found.append(version)
+    return found
+
+
+def test_what_is_put_is_read_in_the_order_asked_for(store: Store) -> None:
+    assert store.put([clip("c1", 1), clip("c2", 2), clip("c3", 3)]) == [PutOutcome.WRITTEN] * 3
+    assert versions(store, ["c3", "nothing", "c1", "c3"]) == [3, None, 1, 3]
+
+
+def test_no_clips_are_put_and_read(store: Store) -> None:
+    assert store.put([]) == []
+    assert versions(store, []) == []
+
+
+def test_an_older_upload_does_not_overwrite_a_newer_one(store: Store) -> None:
+    store.put([clip(version=7)])
+    assert store.put([clip(version=6)]) == [PutOutcome.SUPERSEDED]
+    assert versions(store, ["c1"]) == [7]
+
+
+def test_versions_count_to_the_microsecond(store: Store) -> None:
+    assert store.put([clip(version=1), clip(version=2)]) == [PutOutcome.WRITTEN] * 2
+    assert versions(store, ["c1"]) == [2]
+
+
+def test_versions_within_one_put_are_told_apart_whatever_their_order(store: Store) -> None:
+    outcomes = store.put([clip(version=2), clip(version=3), clip(version=1)])
+    assert outcomes == [PutOutcome.WRITTEN, PutOutcome.WRITTEN, PutOutcome.SUPERSEDED]
+    assert versions(store, ["c1"]) == [3]
+
+
+def test_an_upload_that_is_delivered_again_is_written_again(store: Store) -> None:
+    store.put([clip(version=4)])
+    again = Clip("c1", at(4), 5, np.ones((2, DIM), np.float32), np.zeros(2, np.uint32))
+    assert store.put([again]) == [PutOutcome.WRITTEN]
+    with store.read(["c1"]) as (embedding,):
+        assert embedding is not None
+        assert embedding.duration_ms == 5
+
+
+def test_times_of_any_zone_order_versions_by_the_instant(store: Store) -> None:
+    tokyo = dt.timezone(dt.timedelta(hours=9))
+    store.put([clip(version=5)])
+    older = Clip("c1", at(4).astimezone(tokyo), 0, np.ones((1, DIM), np.float32), np.zeros(1, np.uint32))
+    assert store.put([older]) == [PutOutcome.SUPERSEDED]
+    assert versions(store, ["c1"]) == [5]
+
+
+def test_a_deleted_clip_is_absent_and_its_upload_stays_dead_however_late_the_clock_of_the_delete(
+    store: Store,
+) -> None:
+    store.put([clip(version=5)])
+    assert store.delete("c1", at(1_000_000))
+    assert versions(store, ["c1"]) == [None]
+    assert store.put([clip(version=5), clip(version=4)]) == [PutOutcome.SUPERSEDED] * 2
+    assert versions(store, ["c1"]) == [None]
+
+
+def test_an_upload_newer_than_the_deleted_one_lives_though_the_delete_bears_a_later_time(
+    store: Store,
+) -> None:
+    store.put([clip(version=5)])
+    store.delete("c1", at(1_000_000))
+    assert store.put([clip(version=6)]) == [PutOutcome.WRITTEN]
+    assert versions(store, ["c1"]) == [6]
+
+
+def test_a_delete_wins_over_an_upload_that_bears_a_later_time(store: Store) -> None:
+    store.put([clip(version=1_000_000)])
+    assert store.delete("c1", at(5))
+    assert store.put([clip(version=1_000_000)]) == [PutOutcome.SUPERSEDED]
+
+
+def test_a_second_delete_keeps_the_version_of_the_first(store: Store) -> None:
+    store.put([clip(version=5)])
+    assert store.delete("c1", at(10))
+    assert not store.delete("c1", at(20))
+    assert store.put([clip(version=6)]) == [PutOutcome.WRITTEN]
+
+
+def test_a_delete_of_an_unknown_clip_keeps_out_uploads_up_to_its_time(store: Store) -> None:
+    assert not store.delete("c1", at(5))
+    assert store.put([clip(version=5)]) == [PutOutcome.SUPERSEDED]
+    assert store.put([clip(version=6)]) == [PutOutcome.WRITTEN]
+
+
+def test_vectors_of_another_model_are_never_seen(engine: Engine, store: Store) -> None:
+    other = engine.open(model_id="model-b", dim=4)
+    store.put([clip(version=1)])
+    assert versions(other, ["c1"]) == [None]
+    other.put([clip(version=2, dim=4)])
+    assert versions(store, ["c1"]) == [1]
+    assert versions(other, ["c1"]) == [2]
+    assert (list(store.clip_ids()), list(other.clip_ids())) == (["c1"], ["c1"])
+
+
+def test_a_delete_reaches_the_records_of_all_models(engine: Engine, store: Store) -> None:
+    other = engine.open(model_id="model-b", dim=4)
+    untouched = engine.open(model_id="model-c")
+    store.put([clip(version=1)])
+    other.put([clip(version=2, dim=4)])
+    assert store.delete("c1", at(9))
+    assert versions(other, ["c1"]) == [None]
+    assert other.put([clip(version=2, dim=4)]) == [PutOutcome.SUPERSEDED]
+    assert untouched.put([clip(version=1)]) == [PutOutcome.WRITTEN]
+
+
+def test_a_delete_by_a_model_that_has_no_record_removes_the_other_models_record(engine: Engine, store: Store) -> None:
+    other = engine.open(model_id="model-b")
+    store.put([clip(version=1)])
+    assert not other.delete("c1", at(9))
+    assert versions(store, ["c1"]) == [None]
+
+
+def test_hostile_ids_are_told_apart_and_come_back(store: Store) -> None:
+    store.put([clip(clip_id, version) for version, clip_id in enumerate(HOSTILE_IDS)])
+    assert versions(store, HOSTILE_IDS) == list(range(len(HOSTILE_IDS)))
+    assert sorted(store.clip_ids()) == sorted(HOSTILE_IDS)
+    for clip_id in HOSTILE_IDS[::2]:
+        assert store.delete(clip_id, at(99))
+    assert sorted(store.clip_ids()) == sorted(HOSTILE_IDS[1::2])
+
+
+@pytest.mark.parametrize("clip_id", ["", "a" * 513, "é" * 257])
+def test_what_can_be_no_id_is_refused(store: Store, clip_id: str) -> None:
+    with pytest.raises(ValueError, match="1 to 512 bytes"):
+        store.put([clip(clip_id)])
+    with pytest.raises(ValueError, match="1 to 512 bytes"), store.read([clip_id]):
+        pass
+    with pytest.raises(ValueError, match="1 to 512 bytes"):
+        store.delete(clip_id, at(1))
+
+
+def test_one_bad_clip_keeps_the_whole_put_out(store: Store) -> None:
+    with pytest.raises(ValueError, match="length 8"):
+        store.put([clip("c1"), clip("c2", dim=4)])
+    assert versions(store, ["c1", "c2"]) == [None, None]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_vectors_are_kept_in_the_precision_asked_for(engine: Engine, precision: Precision) -> None:
+    vectors = np.random.default_rng(1).standard_normal((5, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    store = engine.open(precision=precision)
+    store.put([Clip("c1", at(1), 10, vectors, np.arange(5, dtype=np.uint32))])
+    with store.read(["c1"]) as (embedding,):
+        assert embedding is not None
+        assert embedding.matrix.dtype == np.dtype(precision)
+        restored = embedding.matrix.astype(np.float32)
+        if embedding.scales is not None:
+            restored *= embedding.scales[:, None]
+    np.testing.assert_allclose(restored, vectors, atol={"float32": 0, "float16": 5e-4, "int8": 4e-3}[precision])
+
+
+def test_records_of_several_precisions_are_read_by_one_store(engine: Engine, store: Store) -> None:
+    engine.open(precision="int8").put([clip("c1")])
+    engine.open(precision="float16").put([clip("c2")])
+    with store.read(["c1", "c2"]) as embeddings:
+        assert [e and e.matrix.dtype.name for e in embeddings] == ["int8", "float16"]
+
+
+def test_a_large_record_comes_back(engine: Engine) -> None:
+    store = engine.open(dim=768)
+    vectors = np.random.default_rng(2).standard_normal((2000, 768)).astype(np.float32)
+    times = np.arange(2000, dtype=np.uint32) * 40
+    store.put([Clip("long", at(1), 80_000, vectors, times)])
+    with store.read(["long"]) as (embedding,):
+        assert embedding is not None
+        np.testing.assert_array_equal(embedding.matrix, vectors)
+        np.testing.assert_array_equal(embedding.times_ms, times)
+
+
+def flipped(value: bytes) -> bytes:
+    return value[:-1] + bytes([value[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda value: value[:-4], lambda _: b"x", lambda _: b""])
+@pytest.mark.parametrize("clip_id", ["c1", "a" * 512])
+def test_a_corrupt_record_is_absent_counted_and_healed_by_the_next_upload(
+    engine: Engine, store: Store, clip_id: str, damage: Callable[[bytes], bytes]
+) -> None:
+    store.put([clip(clip_id, 5), clip("whole", 5)])
+    engine.change(clip_id, damage)
+    assert versions(store, [clip_id, "whole"]) == [None, 5]
+    assert versions(store, [clip_id]) == [None]
+    assert store.corrupt_reads == 2
+    assert store.put([clip(clip_id, 3)]) == [PutOutcome.WRITTEN]
+    assert versions(store, [clip_id]) == [3]
+    assert store.corrupt_reads == 2
+
+
+def test_a_corrupt_record_is_logged_once(engine: Engine, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put([clip("c1"), clip("c2")])
+    engine.change("c1", flipped)
+    for _ in range(3):
+        assert versions(store, ["c1", "c2"]) == [None, 1]
+    assert "".join(capsys.readouterr()).count("corrupt record") == 1
+
+
+def test_a_corrupt_record_can_be_deleted(engine: Engine, store: Store) -> None:
+    store.put([clip(version=5)])
+    engine.change("c1", flipped)
+    assert not store.delete("c1", at(9))
+    assert store.put([clip(version=9)]) == [PutOutcome.SUPERSEDED]
+
+
+def test_vectors_of_another_length_under_the_same_model_are_absent(engine: Engine, store: Store) -> None:
+    store.put([clip()])
+    assert versions(engine.open(dim=4), ["c1"]) == [None]
+
+
+def test_statistics_count_clips_by_model_and_tombstones(engine: Engine, store: Store) -> None:
+    other = engine.open(model_id="model-b")
+    engine.open(model_id="model-without-clips")
+    store.put([clip(f"c{number}") for number in range(7)])
+    other.put([clip("c1")])
+    store.delete("c1", at(9))
+    store.delete("unknown", at(9))
+    stats = store.stats()
+    assert stats.models == {"model-a": 6, "model-b": 0, "model-without-clips": 0}
+    assert stats.tombstones == 3
+    assert stats.bytes > 0
+
+
+def test_ids_are_listed_while_clips_are_deleted_and_the_listing_may_be_left(store: Store) -> None:
+    ids = {f"c{number}" for number in range(2500)}
+    store.put([clip(clip_id) for clip_id in ids])
+    assert next(store.clip_ids()) in ids
+    listed = set()
+    for number, clip_id in enumerate(store.clip_ids()):
+        listed.add(clip_id)
+        if number % 500 == 0:
+            store.delete(clip_id, at(9))
+    assert listed == ids
+    assert len(list(store.clip_ids())) == 2495
+
+
+def test_what_was_put_is_there_after_closing_and_opening_again(engine: Engine) -> None:
+    store = engine.open()
+    store.put([clip(version=3)])
+    store.close()
+    store.close()
+    assert versions(engine.open(), ["c1"]) == [3]
+
+
+def test_a_closed_store_refuses_work(engine: Engine) -> None:
+    store = engine.open()
+    store.close()
+    for work in (store.ping, store.stats, lambda: store.put([clip()]), lambda: store.delete("c1", at(1))):
+        with pytest.raises(StoreError, match="closed"):
+            work()
+
+
+def test_a_read_only_store_refuses_writes_and_sees_those_of_others(engine: Engine) -> None:
+    reader = engine.open(read_only=True)
+    assert versions(reader, ["c1"]) == [None]
+    assert list(reader.clip_ids()) == []
+    with pytest.raises(StoreError, match="reading only"):
+        reader.put([clip()])
+    with pytest.raises(StoreError, match="reading only"):
+        reader.delete("c1", at(1))
+    engine.open().put([clip(version=2)])
+    assert versions(reader, ["c1"]) == [2]
+    reader.ping()
+
+
+def test_a_read_keeps_its_snapshot_while_the_store_is_written(store: Store) -> None:
+    store.put([clip(version=1)])
+    with store.read(["c1"]) as (embedding,):
+        assert embedding is not None
+        before = embedding.matrix.copy()
+        for version in range(2, 40):
+            store.put([clip(version=version), clip(f"other{version}", version)])
+        np.testing.assert_array_equal(embedding.matrix, before)
+    assert versions(store, ["c1"]) == [39]
+
+
+def test_an_error_inside_a_read_reaches_the_caller_and_ends_the_read(store: Store) -> None:
+    store.put([clip()])
+    with pytest.raises(ZeroDivisionError), store.read(["c1"]):
+        _ = 1 / 0
+    assert versions(store, ["c1"]) == [1]
+
+
+class AgainstADict(RuleBasedStateMachine):
+    """Uploads, deletes and reads of two models against plain dictionaries."""
+
+    def __init__(self, stores: dict[str, Store], ids: list[str]) -> None:
+        super().__init__()
+        self.stores = stores
+        self.ids = ids
+        self.expected: dict[tuple[str, str], tuple[int, bool]] = {}
+
+    @rule(data=st.data(), model=st.sampled_from("ab"), times=st.lists(st.integers(0, 30), max_size=4))
+    def put(self, data: st.DataObject, model: str, times: list[int]) -> None:
+        rows = [(data.draw(st.sampled_from(self.ids)), version) for version in times]
+        outcomes = []
+        for clip_id, version in rows:
+            stored, live = self.expected.get((model, clip_id), (-1, False))
+            if version > stored or (live and version == stored):
+                self.expected[model, clip_id] = version, True
+                outcomes.append(PutOutcome.WRITTEN)
+            else:
+                outcomes.append(PutOutcome.SUPERSEDED)
+        assert self.stores[model].put([clip(clip_id, version) for clip_id, version in rows]) == outcomes
+
+    @rule(data=st.data(), model=st.sampled_from("ab"), deleted_at=st.integers(0, 30))
+    def delete(self, data: st.DataObject, model: str, deleted_at: int) -> None:
+        clip_id = data.draw(st.sampled_from(self.ids))
+        _, removed = self.expected.setdefault((model, clip_id), (deleted_at, False))
+        for name in "ab":
+            if (name, clip_id) in self.expected:
+                self.expected[name, clip_id] = self.expected[name, clip_id][0], False
+        assert self.stores[model].delete(clip_id, at(deleted_at)) == removed
+
+    @invariant()
+    def reads_agree(self) -> None:
+        for model, store in self.stores.items():
+            there = [self.expected.get((model, clip_id), (0, False)) for clip_id in self.ids]
+            assert versions(store, self.ids) == [version if live else None for version, live in there]
+
+    @invariant()
+    def listings_agree(self) -> None:
+        for model, store in self.stores.items():
+            live = [clip_id for clip_id in self.ids if self.expected.get((model, clip_id), (0, False))[1]]
+            assert sorted(set(store.clip_ids()) & set(self.ids)) == sorted(live)
+
+
+def test_any_sequence_of_uploads_and_deletes_agrees_with_a_dictionary(engine: Engine) -> None:
+    stores = {model: engine.open(model_id=model) for model in "ab"}
+    runs = itertools.count()
+
+    class Run(AgainstADict):
+        def __init__(self) -> None:
+            # Ids of its own, so that every run begins with nothing in the one store.
+            name = f"run{next(runs)}"
+            super().__init__(stores, [name, name + "x" * 500, name + "\0"])
+
+    run_state_machine_as_test(Run, settings=settings(max_examples=25, stateful_step_count=15, deadline=None))
+
+
+# What runs in processes of its own.
+
+BATCH = [f"c{number}" for number in range(8)]
+
+
+def put_batches(url: str, started: Event, dim: int) -> None:
+    store = open_store(url, model_id="model-a", dim=dim, precision="float32")
+    versions_before = versions(store, BATCH[:1])
+    for version in itertools.count((versions_before[0] or 0) + 1):
+        store.put([clip(clip_id, version, dim=dim) for clip_id in BATCH])
+        started.set()
+
+
+def read_batches(url: str, enough: int) -> None:
+    """Read until ``enough`` versions have gone by; every read sees one whole transaction."""
+    store = open_store(url, model_id="model-a", dim=DIM, precision="float32", read_only=True)
+    seen: set[int | None] = set()
+    while len(seen) < enough:
+        (version,) = set(versions(store, BATCH))
+        assert version is None or version >= max((v for v in seen if v is not None), default=0)
+        seen.add(version)
+    assert store.corrupt_reads == 0
+    store.close()
+
+
+def test_several_processes_read_while_one_writes_and_see_whole_transactions_only(engine: Engine) -> None:
+    readers = [spawn.Process(target=read_batches, args=(engine.url, 20)) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    store = engine.open()
+    deadline = time.monotonic() + WAIT_S
+    version = 0
+    while any(reader.is_alive() for reader in readers) and time.monotonic() < deadline:
+        version += 1
+        store.put([clip(clip_id, version) for clip_id in BATCH])
+    for reader in readers:
+        reader.kill()
+        reader.join()
+    assert [reader.exitcode for reader in readers] == [0, 0, 0]
+
+
+def test_several_threads_read_while_one_writes_and_see_whole_transactions_only(store: Store) -> None:
+    store.put([clip(clip_id, 1) for clip_id in BATCH])
+    with ThreadPoolExecutor(4) as pool:
+        reads = [pool.submit(lambda: [set(versions(store, BATCH)) for _ in range(100)]) for _ in range(4)]
+        for version in itertools.count(2):
+            store.put([clip(clip_id, version) for clip_id in BATCH])
+            if all(read.done() for read in reads):
+                break
+    seen = [found for read in reads for found in read.result()]
+    assert all(len(found) == 1 for found in seen)
+    assert len({version for found in seen for version in found}) > 1
+
+
+def test_a_writer_killed_in_the_middle_leaves_whole_transactions_and_a_store_that_can_be_written(
+    engine: Engine,
+) -> None:
+    dim = 16_384
+    last = 0
+    for pause_s in (0.0, 0.013, 0.037):
+        started = spawn.Event()
+        writer = spawn.Process(target=put_batches, args=(engine.url, started, dim))
+        writer.start()
+        assert started.wait(WAIT_S)
+        time.sleep(pause_s)
+        writer.kill()
+        writer.join()
+        assert writer.exitcode == -signal.SIGKILL
+        store = engine.open(dim=dim)
+        (version,) = set(versions(store, BATCH))
+        assert version is not None
+        assert version > last
+        last = version + 1
+        assert store.put([clip(clip_id, last, dim=dim) for clip_id in BATCH]) == [PutOutcome.WRITTEN] * len(BATCH)
+        assert set(versions(store, BATCH)) == {last}
+        store.close()
