@@ -93,7 +93,7 @@ def sample(
             with _open(path, skip_frame="all") as undecoded:
                 _pick(undecoded)
         duration = _duration(container)
-    step = max(Fraction(repr(interval)), duration / max_frames)
+    step = max(Fraction(str(interval)), duration / max_frames)
     with _open(path) as container:
         video = _Decoder(container)
         times: list[Fraction] = []
@@ -138,7 +138,7 @@ def _open(path: Path, **probing: str) -> InputContainer:
     """Open a container; ``probing`` replaces the options of the decoders by which FFmpeg probes its streams."""
     try:
         return av.open(
-            str(path),
+            f"file:{path}",
             # A prefix keeps a name such as "concat:a|b" from being read as one of FFmpeg's protocols.
             container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
             options=probing or {"max_pixels": str(MAX_PIXELS)},
