@@ -161,25 +161,27 @@ class Bus:
             for r, m in ((record, reports[index]) for index, record in enumerate(given))
         ]
 
-    def ends(self, topic: str) -> dict[TopicPartition, int]:
-        """Return each partition's high watermark, records of open transactions included."""
+    def ends(self, topic: str) -> dict[tuple[str, int], int]:
+        """Return the high watermark of each partition that is not empty, open transactions included."""
         name = self.prefix + topic
         partitions = self._admin.list_topics(name, timeout=10).topics[name].partitions
         asked = {TopicPartition(name, partition): OffsetSpec.latest() for partition in partitions}
         level = IsolationLevel.READ_UNCOMMITTED
         futures = self._admin.list_offsets(asked, isolation_level=level, request_timeout=10)
-        return {partition: future.result().offset for partition, future in futures.items()}
+        ends = {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
+        return {place: end for place, end in ends.items() if end}
 
     def await_group(self, group: str, topic: str, *, seconds: float, alive: Sequence[Service]) -> None:
         """Wait until a consumer group has committed everything that a topic holds."""
-        ends = {partition: end for partition, end in self.ends(topic).items() if end}
-        request = [ConsumerGroupTopicPartitions(self.prefix + group, list(ends))]
+        ends = self.ends(topic)
 
         def done() -> bool:
+            asked = [TopicPartition(*place) for place in ends]
+            request = [ConsumerGroupTopicPartitions(self.prefix + group, asked)]
             [future] = self._admin.list_consumer_group_offsets(request).values()
             committed = future.result().topic_partitions
             assert committed is not None
-            return all(partition.offset == ends[partition] for partition in committed)
+            return {(place.topic, place.partition): place.offset for place in committed} == ends
 
         await_true(done, f"{group} to finish {topic}", seconds=seconds, alive=alive)
 
@@ -189,7 +191,7 @@ class Bus:
         A transaction whose commit is decided reaches its partitions a moment later: the read ends at the
         high watermark, so one that stays open is an error and no missing record.
         """
-        ends = {(place.topic, place.partition): end for place, end in self.ends(topic).items() if end}
+        ends = self.ends(topic)
         consumer = Consumer(
             self._connection
             | {
