@@ -1,0 +1,26 @@
+"""Fixtures of all tests: a real Kafka for the session, and names of one's own on it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streamer.kafka.broker import LocalKafka
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[LocalKafka]:
+    """One running broker; where it cannot start, each test that needs it fails with the broker's own words."""
+    with LocalKafka() as broker:
+        yield broker
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """Put before every topic and group name of a test, so that tests share the broker and nothing else."""
+    return f"t{secrets.token_hex(3)}."
