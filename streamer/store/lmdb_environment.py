@@ -79,7 +79,7 @@ class _Gate:
             if threading.get_ident() in self._inside:
                 raise StoreError(f"{self._name}: the store cannot grow or close inside a read of the same thread")
             if not self._turn.wait_for(lambda: not self._claimed, _GATE_TIMEOUT_S):
-                raise StoreUnavailableError(f"{self._name}: another thread's growing takes too long")
+                raise StoreUnavailableError(f"{self._name}: another thread has been growing the store for too long")
             self._claimed = True
             if not self._turn.wait_for(lambda: not self._inside, _GATE_TIMEOUT_S):
                 self._claimed = False
@@ -318,10 +318,10 @@ def _explain(path: Path, error: Exception) -> str:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Tell files apart, whatever links lead to them."""
+    """Tell data files apart, whatever links lead to them; zeros where there is none."""
     try:
         status = (path / _DATA).stat()
-    except FileNotFoundError:
+    except OSError:
         return 0, 0
     return status.st_dev, status.st_ino
 
