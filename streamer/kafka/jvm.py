@@ -12,7 +12,8 @@ from streamer.kafka.jars import class_path, missing_extra
 if TYPE_CHECKING:
     from pathlib import Path
 
-_OPTIONS = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-Djava.awt.headless=true")
+# The last but one: no optimising compiler, which costs as much processor time as the rest of a start.
+_OPTIONS = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
 
 # The shell becomes Java (so the process id is Java's own) after leaving a watcher behind, which reads from a
 # pipe that only this process can write to. However this process ends, the pipe ends too, and the watcher

@@ -160,8 +160,9 @@ def test_three_brokers_lose_one_and_nothing_else() -> None:
         assert topics["events"].partitions[0].leader != leader
 
 
-def test_it_dies_with_a_parent_that_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as owner:
+def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True, env=environment) as owner:
         try:
             assert owner.stdout is not None
             said = next(line for line in owner.stdout if line.startswith("owner of"))

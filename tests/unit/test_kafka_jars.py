@@ -75,7 +75,6 @@ def test_the_log_binding_is_of_the_same_release_as_the_log_library_in_the_lock()
     assert len(versions) == 1
 
 
-@pytest.mark.usefixtures("tmp_path")
 def test_a_jar_is_fetched_once_into_the_users_cache(
     repository: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
