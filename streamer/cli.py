@@ -80,7 +80,7 @@ class _Open(click.Choice[str]):
         return value
 
 
-class _Property(click.ParamType):
+class _Property(click.ParamType[tuple[str, str]]):
     name = "property"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
@@ -107,7 +107,7 @@ def embed(settings: Settings) -> None:
     """Embed the frames of uploaded clips into the store (clips.uploaded -> clips.embedded)."""
     from streamer import service  # noqa: PLC0415 - torch takes seconds to import
 
-    sys.exit(service.run_embedder(settings))
+    service.run_embedder(settings)
 
 
 @cli.command(cls=SettingsCommand, uses="rerank")
@@ -115,7 +115,7 @@ def rerank(settings: Settings) -> None:
     """Rerank query results against the stored frames (query.results -> query.reranked)."""
     from streamer import service  # noqa: PLC0415
 
-    sys.exit(service.run_reranker(settings))
+    service.run_reranker(settings)
 
 
 @cli.group()
@@ -123,7 +123,9 @@ def topics() -> None:
     """Create, reconcile and compare the topics."""
 
 
-_FILE_OPTION = click.option("--file", type=click.Path(path_type=Path), help="Another topics.toml than the packaged one.")
+_FILE_OPTION = click.option(
+    "--file", type=click.Path(path_type=Path), help="Another topics.toml than the packaged one."
+)
 
 
 @topics.command("apply", cls=SettingsCommand, uses="topics")
@@ -183,8 +185,12 @@ def store_get(settings: Settings, clip_id: str, model_id: str | None) -> None:
 
 @cli.command()
 @click.option("--brokers", type=click.Choice(["1", "3"]), default="1", show_default=True, help="How many brokers.")
-@click.option("--port", type=click.IntRange(1, 65_535), default=9092, show_default=True, help="The first broker's port.")
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Folder to keep data in; else temporary.")
+@click.option(
+    "--port", type=click.IntRange(1, 65_535), default=9092, show_default=True, help="The first broker's port."
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), help="Folder to keep data in; else temporary."
+)
 def broker(brokers: str, port: int, data: Path | None) -> None:
     """Run a real local Apache Kafka until Ctrl-C (needs the extra: cliprerank-streamer[broker])."""
     from streamer.kafka.broker import LocalKafka  # noqa: PLC0415
@@ -195,6 +201,27 @@ def broker(brokers: str, port: int, data: Path | None) -> None:
     with LocalKafka(brokers=int(brokers), port=port, data_dir=data) as kafka:
         click.echo(f"Kafka is up at {kafka.bootstrap_servers}; Ctrl-C stops it")
         stop.wait()
+
+
+@cli.command(cls=SettingsCommand, uses="demo")
+@click.option(
+    "--clips", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of your own videos."
+)
+@click.option(
+    "--queries", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Your queries, one a line."
+)
+@click.option(
+    "--report", type=click.Path(path_type=Path), default=Path("demo-report"), show_default=True, help="Folder."
+)
+@click.option("--keep", is_flag=True, help="Leave everything running until Ctrl-C.")
+def demo(settings: Settings, **options: Any) -> None:
+    """Show the whole path: uploads embedded, queries reranked, measured and pictured.
+
+    Runs on a local Kafka of its own unless --bootstrap-servers names one.
+    """
+    from streamer.demo import run  # noqa: PLC0415
+
+    run.run(settings, **options)
 
 
 @cli.command()
@@ -215,7 +242,23 @@ def _print_lines(lines: Sequence[object]) -> None:
 def main() -> None:
     """Run the command line; settings and setup errors end in one line and exit code 2."""
     try:
-        cli(standalone_mode=True)
+        cli()
     except SettingsError as error:
         click.echo(f"streamer: {error}", err=True)
         sys.exit(2)
+    except _expected_errors() as error:
+        click.echo(f"streamer: {error}", err=True)
+        sys.exit(1)
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """Return the errors whose message says all, of those modules that the command has imported."""
+    named = {
+        "streamer.kafka.topics": "TopicsError",
+        "streamer.kafka.jars": "BrokerError",
+        "streamer.kafka.client": "PublishError",
+        "streamer.store": "StoreError",
+        "streamer.demo.run": "DemoError",
+        "streamer.demo.services": "ServiceError",
+    }
+    return tuple(getattr(sys.modules[module], name) for module, name in named.items() if module in sys.modules)

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+import msgspec.structs
 import orjson
 
 MAX_EVENT_BYTES = 1_048_576
@@ -101,6 +102,15 @@ def check_id(name: str, value: str) -> None:
         raise InvalidEvent(Reason.LIMIT_EXCEEDED, f"{name} is longer than {MAX_ID_BYTES} bytes")
 
 
+def _to_utc(event: msgspec.Struct, name: str) -> None:
+    # What goes out is in UTC, and stores count from 1970; an offset can carry the first and last day too far.
+    moment: dt.datetime = getattr(event, name)
+    try:
+        msgspec.structs.force_setattr(event, name, moment.astimezone(dt.UTC))
+    except OverflowError:
+        raise InvalidEvent(Reason.LIMIT_EXCEEDED, f"{name} is out of range: {moment.isoformat()}") from None
+
+
 class ClipUploaded(msgspec.Struct, frozen=True, kw_only=True):
     """Topic ``clips.uploaded``, key clip_id: a new or replaced clip. A null value deletes the clip."""
 
@@ -111,6 +121,7 @@ class ClipUploaded(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_id("clip_id", self.clip_id)
+        _to_utc(self, "uploaded_at")
 
 
 class ClipEmbedded(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +154,7 @@ class QueryResults(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_id("query_id", self.query_id)
+        _to_utc(self, "issued_at")
         for position, candidate in enumerate(self.results):
             check_id(f"results[{position}].clip_id", candidate.clip_id)
         ids = [candidate.clip_id for candidate in self.results]

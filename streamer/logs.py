@@ -45,6 +45,9 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
-    # Libraries tell how they work, which is nobody's state change; their warnings still come through.
-    for chatty in ("open_clip", "root", "fsspec", "PIL", "libav", "asyncio"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    handler.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Let libraries warn, but not tell how they work, which is nobody's state change."""
+    return record.levelno >= logging.WARNING or record.name.startswith("streamer")

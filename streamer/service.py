@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
@@ -37,8 +38,8 @@ class Service:
     started: threading.Event
 
 
-def run_embedder(settings: Settings) -> int:
-    """Run the embedder until SIGTERM; return the exit code. Raises :class:`SettingsError`."""
+def run_embedder(settings: Settings) -> NoReturn:
+    """Run the embedder until SIGTERM, then end the process: exit code 0, or 1 after a fatal fault. Raises :class:`SettingsError`."""
     try:
         fetcher = Fetcher(settings.allowed_uris, max_bytes=settings.max_clip_bytes, timeout=settings.fetch_timeout)
     except ValueError as error:
@@ -62,11 +63,11 @@ def run_embedder(settings: Settings) -> int:
             metrics=service.metrics,
             health=service.health,
         )
-        return _serve(service, loop, pipeline, store)
+        _serve(service, loop, pipeline, store)
 
 
-def run_reranker(settings: Settings) -> int:
-    """Run the reranker until SIGTERM; return the exit code. Raises :class:`SettingsError`."""
+def run_reranker(settings: Settings) -> NoReturn:
+    """Run the reranker until SIGTERM, then end the process: exit code 0, or 1 after a fatal fault. Raises :class:`SettingsError`."""
     with _service(settings, "rerank") as service:
         loop = Loop(
             settings,
@@ -86,7 +87,7 @@ def run_reranker(settings: Settings) -> int:
             metrics=service.metrics,
             health=service.health,
         )
-        return _serve(service, loop, pipeline, store)
+        _serve(service, loop, pipeline, store)
 
 
 @contextmanager
@@ -146,7 +147,7 @@ def _open_store(settings: Settings, encoder: Encoder, *, read_only: bool) -> Sto
         raise blame("store", error) from None
 
 
-def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> int:
+def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> NoReturn:
     service.health.holds("start")
     service.started.set()
     try:
@@ -154,13 +155,17 @@ def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> in
     except FatalError as error:
         log.error("fatal", error=str(error))  # noqa: TRY400 - the message says all; a traceback says nothing more
         _exit_at_once(1)
-    if not finished:
-        _exit_at_once(0)
-    store.close()
-    log.info("stopped")
-    return 0
+    if finished:
+        store.close()
+    log.info("stopped", finished=finished)
+    _exit_at_once(0)
 
 
-def _exit_at_once(code: int) -> None:
-    """End without unwinding: threads may still be inside a decoder, the model or the store's memory."""
+def _exit_at_once(code: int) -> NoReturn:
+    """End without unwinding the interpreter.
+
+    What must be closed is closed. Taking torch apart takes seconds, which a stop does not have, and after an
+    unfinished drain threads may still be inside a decoder, the model or the store's memory.
+    """
+    logging.shutdown()
     os._exit(code)

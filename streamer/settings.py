@@ -24,7 +24,8 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as SourceError
 
-from streamer.events import MAX_RESULTS, Normalization
+from streamer.events import MAX_RESULTS
+from streamer.scoring import Normalization
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +68,9 @@ class Settings(BaseSettings):
         description="Put before every topic, group and transactional id",
     )
     kafka: dict[str, str] = Field(
-        default_factory=dict, description="Any librdkafka property (TLS, SASL, timeouts), as PROPERTY=VALUE"
+        default_factory=dict,
+        repr=False,  # it may hold passwords
+        description="Any librdkafka property (TLS, SASL, timeouts), as PROPERTY=VALUE",
     )
     instance_id: str = Field(
         default_factory=socket.gethostname,
@@ -88,7 +91,7 @@ class Settings(BaseSettings):
         64, ge=1, le=10_000, description="Most frames of a clip; a longer clip is sampled at duration / max"
     )
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = Field(
-        default_factory=lambda: (f"file:{Path.cwd()}",),
+        default_factory=lambda: (Path.cwd().as_uri(),),
         description="JSON list of the URI prefixes that uploads may be fetched from",
     )
     max_clip_bytes: int = Field(1 << 30, ge=1, description="Largest file that is fetched, in bytes")
@@ -171,6 +174,7 @@ COMMANDS_OF: dict[str, tuple[str, ...]] = {
         *_SERVICE, "alpha", "depth", "normalization", "deadline_ms", "query_batch", "query_cache", *_OPERATION,
     ),
     "topics": (*_KAFKA, *_LOG),
+    "demo": (*_KAFKA, "model", "pretrained", "dtype", *_LOG),
     "store": ("store", *_LOG),
 }  # fmt: skip
 """Which command takes which settings, in the order of its help."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamer.encoders.cache import QueryVectors
 from streamer.encoders.protocol import Encoder, EncoderError, Prepared, load_encoder
 
-__all__ = ["Encoder", "EncoderError", "Prepared", "load_encoder"]
+__all__ = ["Encoder", "EncoderError", "Prepared", "QueryVectors", "load_encoder"]

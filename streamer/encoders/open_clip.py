@@ -70,7 +70,9 @@ class OpenClipEncoder:
         try:
             network, preprocess = open_clip.create_model_from_pretrained(source.name, source.pretrained)
         except Exception as error:
-            raise EncoderError(_explain(source, error)) from error
+            raise EncoderError(
+                _explain(source, error), setting="pretrained" if source.pretrained else "model"
+            ) from error
         try:
             tokenizer = _bound(open_clip.get_tokenizer(source.name))
         except Exception as error:
@@ -82,7 +84,8 @@ class OpenClipEncoder:
             encoder.warm_up()
         except RuntimeError as error:
             raise EncoderError(
-                f"model {source.name} does not run with dtype {_name(arithmetic)} on {device.type}: {_one_line(error)}"
+                f"model {source.name} does not run with dtype {_name(arithmetic)} on {device.type}: {_one_line(error)}",
+                setting="dtype",
             ) from error
         return encoder
 
@@ -117,7 +120,7 @@ class OpenClipEncoder:
     def _unit(self, features: torch.Tensor) -> npt.NDArray[np.float32]:
         vectors: npt.NDArray[np.float32] = torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
         if not np.isfinite(vectors).all():
-            raise EncoderError(f"the model's vectors are not finite with dtype {_name(self._dtype)}")
+            raise EncoderError(f"the model's vectors are not finite with dtype {_name(self._dtype)}", setting="dtype")
         return vectors
 
 
@@ -191,7 +194,9 @@ def _locate(model: str, pretrained: str | None) -> _Source:
     if schema is None:
         return _locate_builtin(identifier.replace("/", "-"), pretrained)
     if pretrained:
-        raise EncoderError(f"pretrained {pretrained!r} has no meaning for model {model}, which brings its own weights")
+        raise EncoderError(
+            f"{pretrained!r} has no meaning for model {model}, which brings its own weights", setting="pretrained"
+        )
     return _locate_local(model, Path(identifier)) if schema == "local-dir" else _locate_hub(model, identifier)
 
 
@@ -231,20 +236,20 @@ def _locate_builtin(name: str, pretrained: str | None) -> _Source:
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
     choice = f"a checkpoint file or one of the tags {tags}" if tags else "a checkpoint file (there are no tags)"
     if not pretrained:
-        raise EncoderError(f"model {name} has no weights without pretrained: {choice}")
+        raise EncoderError(f"model {name} has no weights of its own: give {choice}", setting="pretrained")
     if open_clip.is_pretrained_cfg(name, pretrained):
         try:
             checkpoint = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained))
         except Exception as error:
             raise EncoderError(
-                f"pretrained {pretrained!r} of model {name} cannot be downloaded: {_one_line(error)}"
+                f"{pretrained!r} of model {name} cannot be downloaded: {_one_line(error)}", setting="pretrained"
             ) from error
     elif Path(pretrained).is_file():
         checkpoint = pretrained
     elif os.sep in pretrained or Path(pretrained).suffix:
-        raise EncoderError(f"pretrained {pretrained!r}: no such checkpoint file")
+        raise EncoderError(f"{pretrained!r}: no such checkpoint file", setting="pretrained")
     else:
-        raise EncoderError(f"unknown pretrained {pretrained!r} for model {name}; it takes {choice}")
+        raise EncoderError(f"unknown tag {pretrained!r} for model {name}; it takes {choice}", setting="pretrained")
     return _Source(name, pretrained, config, (Path(checkpoint),))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,12 @@ Prepared = Any
 class EncoderError(Exception):
     """The model cannot be used: unknown name or tag, missing or unfit weights, vectors that are not finite.
 
-    The message is one line and names what.
+    The message is one line and names what; ``setting`` is the setting to blame.
     """
+
+    def __init__(self, message: str, *, setting: Literal["model", "pretrained", "dtype"] = "model") -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 class Encoder(Protocol):

@@ -283,10 +283,14 @@ def _open_cluster(folder: Path, brokers: int) -> str:
     """Return the id of the cluster whose data ``folder`` holds, or found a new one there."""
     marker = folder / "cluster.json"
     if marker.exists():
-        cluster = json.loads(marker.read_text(encoding="utf-8"))
-        if cluster["brokers"] != brokers:
-            raise BrokerError(f"{folder} holds the data of {cluster['brokers']} broker(s), not of {brokers}")
-        return str(cluster["id"])
+        try:
+            cluster = json.loads(marker.read_bytes())
+            cluster_id, found = str(cluster["id"]), int(cluster["brokers"])
+        except (ValueError, TypeError, KeyError):
+            raise BrokerError(f"{marker} was not written by the local Kafka") from None
+        if found != brokers:
+            raise BrokerError(f"{folder} holds the data of {found} broker(s), not of {brokers}")
+        return cluster_id
     # Kafka's form of a UUID.
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     folder.mkdir(parents=True, exist_ok=True)

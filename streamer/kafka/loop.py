@@ -166,7 +166,7 @@ class Loop:
         if partition is None:  # revoked while it waited in the client's queue
             return None
         self._metrics.consumed.labels(self._topic).inc()
-        work = Work(_record(message), self._wake.set)
+        work = Work(record_of(message), self._wake.set)
         partition.add(work)
         self._pause_or_resume(partition)
         return work
@@ -418,7 +418,8 @@ def _present(value: T | None) -> T:
     return value
 
 
-def _record(message: Message) -> Record:
+def record_of(message: Message) -> Record:
+    """Take over what a consumed message says."""
     _, milliseconds = message.timestamp()
     headers = cast("list[tuple[str, bytes | None]]", message.headers() or [])
     return Record(

@@ -2,7 +2,7 @@
 
 :func:`check` compares and :func:`apply` repairs: it creates what is missing, alters configs that differ and
 adds partitions where there are fewer. What Kafka cannot do in place (fewer partitions, other replicas) it
-refuses with a line that says so, and it never deletes a topic or a config that the file does not name. Both
+refuses with a line that says so, and it never deletes a topic, nor a config that the file does not name. Both
 are safe to repeat and to run at the same time on several machines: a topic that someone else has just made
 is compared like any other.
 """
@@ -181,6 +181,11 @@ def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
     return sorted(changes, key=lambda change: order.index(change.topic))
 
 
+def drop(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> None:
+    """Delete the topics of ``specs`` with everything in them: for what had a prefix of its own, such as a demo."""
+    _Cluster(settings, specs, timeout).drop()
+
+
 class _Cluster:
     """The cluster that the settings name, seen through the topics of the specs."""
 
@@ -302,6 +307,17 @@ class _Cluster:
         except KafkaException as error:
             return Change(topic, Outcome.REFUSED, f"{wish}: {error.args[0].str()}")
         return Change(topic, Outcome.ALTERED, wish)
+
+    def drop(self) -> None:
+        """Delete the topics; that one is gone already is as good."""
+        deletions = self._admin.delete_topics(list(self.specs), request_timeout=self._timeout)
+        for topic, future in deletions.items():
+            try:
+                self._result(future)
+            except KafkaException as error:
+                cause: KafkaError = error.args[0]
+                if cause.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise TopicsError(f"{topic}: cannot be deleted: {cause.str()}") from None
 
     def _add_partitions(self, topic: str, total: int) -> None:
         wanted = self._admin.create_partitions(

@@ -401,7 +401,7 @@ def test_a_name_like_no_other_is_refused() -> None:
 
 def test_an_unknown_tag_is_refused_with_those_there_are() -> None:
     message = refusal("ViT-B-32", "openay")
-    assert message.startswith("unknown pretrained 'openay' for model ViT-B-32; it takes a checkpoint file or")
+    assert message.startswith("unknown tag 'openay' for model ViT-B-32; it takes a checkpoint file or")
     assert "openai, laion400m_e31" in message
 
 
@@ -412,12 +412,12 @@ def test_a_model_without_tags_says_so(registered: str) -> None:
 @pytest.mark.parametrize("pretrained", [None, ""])
 def test_random_weights_are_refused(pretrained: str | None) -> None:
     message = refusal("ViT-B/32", pretrained)
-    assert message.startswith("model ViT-B-32 has no weights without pretrained: a checkpoint file or")
+    assert message.startswith("model ViT-B-32 has no weights of its own: give a checkpoint file or")
 
 
 @pytest.mark.parametrize("pretrained", ["missing/weights.pt", "weights.safetensors", "/"])
 def test_a_missing_checkpoint_is_refused(registered: str, pretrained: str) -> None:
-    assert refusal(registered, pretrained) == f"pretrained {pretrained!r}: no such checkpoint file"
+    assert refusal(registered, pretrained) == f"{pretrained!r}: no such checkpoint file"
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
@@ -502,7 +502,7 @@ def test_a_tokenizer_that_is_not_there_is_named(clip_copy: Path) -> None:
 
 def test_a_tag_beside_a_directory_is_refused_rather_than_ignored(models: Callable[[str], Path]) -> None:
     message = refusal(f"local-dir:{models('clip')}", "openai")
-    assert message.startswith("pretrained 'openai' has no meaning for model local-dir:")
+    assert message.startswith("'openai' has no meaning for model local-dir:")
 
 
 @pytest.fixture
@@ -514,7 +514,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_offline")
 def test_a_tag_whose_weights_cannot_be_downloaded_is_refused() -> None:
     message = refusal("ViT-B-32", "openai")
-    assert message.startswith("pretrained 'openai' of model ViT-B-32 cannot be downloaded: ")
+    assert message.startswith("'openai' of model ViT-B-32 cannot be downloaded: ")
 
 
 @pytest.mark.usefixtures("_offline")

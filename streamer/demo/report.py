@@ -1,0 +1,114 @@
+"""The demo's report: one self-contained HTML page, and summary.json beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import orjson
+from PIL import Image
+
+from streamer.events import Status
+from streamer.video import sample
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from streamer.events import QueryReranked
+
+TOP = 5
+"""Results of each query that the page shows."""
+
+_FRAME_WIDTH = 220
+_JPEG_QUALITY = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One reranked query with what is known of it; without judgments all but the event is None."""
+
+    event: QueryReranked
+    relevant: frozenset[str] | None
+    before: float | None
+    after: float | None
+
+
+class FramePictures:
+    """Cuts single frames out of clips as JPEG data URIs, each clip decoded once."""
+
+    def __init__(self, paths: Mapping[str, Path], *, interval: float, max_frames: int) -> None:
+        self._paths = paths
+        self._interval = interval
+        self._max_frames = max_frames
+        self._clips: dict[str, dict[int, str]] = {}
+
+    def at(self, clip_id: str, moment_ms: int) -> str:
+        """Return the sampled frame of that time."""
+        if clip_id not in self._clips:
+            clip = sample(self._paths[clip_id], interval=self._interval, max_frames=self._max_frames, prepare=_jpeg_uri)
+            self._clips[clip_id] = dict(zip(clip.times_ms.tolist(), clip.frames, strict=True))
+        return self._clips[clip_id][moment_ms]
+
+
+def _jpeg_uri(frame: npt.NDArray[np.uint8]) -> str:
+    picture = Image.fromarray(frame)
+    picture.thumbnail((_FRAME_WIDTH, _FRAME_WIDTH))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write(
+    folder: Path, *, summary: Mapping[str, Any], queries: Sequence[Judged], pictures: FramePictures, model: str
+) -> Path:
+    """Write summary.json and index.html into ``folder``; return the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("streamer.demo", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = folder / "index.html"
+    page.write_text(
+        environment.get_template("report.html.j2").render(
+            summary=summary,
+            model=model,
+            queries=[_section(query, pictures) for query in queries],
+            judged=summary.get("map_before") is not None,
+        ),
+        encoding="utf-8",
+    )
+    return page
+
+
+def _section(query: Judged, pictures: FramePictures) -> dict[str, Any]:
+    event = query.event
+    return {
+        "query_id": event.query_id,
+        "text": event.query,
+        "before": query.before,
+        "after": query.after,
+        "gain": (query.after or 0.0) - (query.before or 0.0),
+        "results": [
+            {
+                "rank": result.rank,
+                "clip_id": result.clip_id,
+                "old_rank": result.initial_rank,
+                "climb": result.initial_rank - result.rank,
+                "score": result.score,
+                "frame_score": result.frame_score,
+                "seconds": None if result.moment_ms is None else result.moment_ms / 1000,
+                "relevant": None if query.relevant is None else result.clip_id in query.relevant,
+                "picture": pictures.at(result.clip_id, result.moment_ms)
+                if result.status is Status.RERANKED and result.moment_ms is not None
+                else None,
+            }
+            for result in event.results[:TOP]
+        ],
+    }

@@ -1,0 +1,456 @@
+"""``streamer demo``: the whole path on a real Kafka, told as it happens.
+
+Clips are rendered (or taken from a folder), a stand-in engine answers queries by whole-clip similarity, and
+the two real commands do the rest as processes. Everything shown is read where a user would read it: events
+from the topics by a read_committed consumer, figures from /metrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import signal
+import socket
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from streamer import embedder, reranker
+from streamer.demo.clips import make_queries, render_clips
+from streamer.demo.engine import BaseEngine
+from streamer.demo.measures import average_precision
+from streamer.demo.report import FramePictures, Judged, write
+from streamer.demo.services import ServiceProcess
+from streamer.encoders import load_encoder
+from streamer.events import (
+    Candidate,
+    ClipEmbedded,
+    ClipUploaded,
+    QueryReranked,
+    QueryResults,
+    decode,
+    encode,
+    now,
+)
+from streamer.kafka import DLQ_SUFFIX, Output
+from streamer.kafka.broker import LocalKafka
+from streamer.kafka.client import Reader, publish
+from streamer.kafka.topic_files import load_specs
+from streamer.kafka.topics import apply, drop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from streamer.settings import Settings
+
+VIDEO_SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"})
+MAX_CLIPS, MAX_QUERIES = 10_000, 1_000
+
+_RENDERED_CLIPS, _RENDERED_QUERIES, _SEED = 120, 60, 7
+_STEADY_EVENTS_PER_S = 25.0
+_STEADY_EVENTS, _BACKLOG_EVENTS = 300, 2_000
+_PATIENCE_S = 120.0
+_TABLE_ROWS, _TABLE_QUERIES = 5, 3
+
+
+class DemoError(Exception):
+    """The demo cannot show what it promises; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query; ``relevant`` are the clips that hold the moment, None where nobody has judged."""
+
+    query_id: str
+    text: str
+    relevant: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What the demo works on: clip files by id, and queries."""
+
+    folder: Path
+    clips: Mapping[str, Path]
+    queries: Sequence[Query]
+
+
+def run(
+    settings: Settings,
+    *,
+    bootstrap: str | None,
+    clips: Path | None,
+    queries: Path | None,
+    report: Path,
+    keep: bool,
+) -> None:
+    """Run the demo to its end, or with ``keep`` until Ctrl-C.
+
+    ``bootstrap``: brokers to use instead of a local one. ``clips`` and ``queries``: a folder of videos and a file
+    of one query a line, instead of rendered ones. Raises :class:`DemoError`, :class:`ServiceError`,
+    :class:`BrokerError` or :class:`SettingsError`.
+    """
+    console = Console()
+    with contextlib.ExitStack() as cleanup:
+        work = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="streamer-demo-")))
+        material = _own_material(clips, queries) if clips else _rendered_material(console, work)
+        brokers = bootstrap or _start_kafka(console, cleanup)
+        settings = _demo_settings(settings, brokers)
+        _make_topics(console, settings, cleanup)
+        services = _start_services(console, settings, material, work, cleanup)
+        answers = _engine_answers(console, settings, material)
+        Demo(console, settings, material, services, answers).run(report)
+        if keep:
+            _wait_for_ctrl_c(console, settings, services)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The two running commands."""
+
+    embed: ServiceProcess
+    rerank: ServiceProcess
+
+
+class Demo:
+    """One run on running services: uploads, queries, and what came of them."""
+
+    def __init__(
+        self,
+        console: Console,
+        settings: Settings,
+        material: Material,
+        services: Services,
+        answers: Mapping[str, Sequence[tuple[str, float]]],
+    ) -> None:
+        self._console = console
+        self._settings = settings
+        self._material = material
+        self._services = services
+        self._answers = answers
+
+    def run(self, report: Path) -> None:
+        """Embed, rerank, measure, show, and write the report."""
+        embedded, embed_seconds = self._embed()
+        reranked = self._rerank_steadily()
+        steady = self._services.rerank.metrics()
+        events_per_s = self._rerank_backlog()
+        judged = [self._judge(query, reranked[query.query_id]) for query in self._material.queries]
+        lag = self._await_no_lag()
+        known = [each for each in judged if each.before is not None and each.after is not None]
+        summary = {
+            "map_before": _mean([each.before for each in known]),
+            "map_after": _mean([each.after for each in known]),
+            "clips": len(embedded),
+            "frames": sum(event.frames for event in embedded),
+            "queries": len(judged),
+            "clips_per_s": len(embedded) / embed_seconds,
+            "frames_per_s": sum(event.frames for event in embedded) / embed_seconds,
+            "events_per_s": events_per_s,
+            "p50_ms": 1000 * steady.quantile(0.5, "streamer_event_latency_seconds"),
+            "p95_ms": 1000 * steady.quantile(0.95, "streamer_event_latency_seconds"),
+            "lag_records": lag,
+        }
+        for each in _most_telling(judged):
+            self._console.print(_before_and_after(each))
+        self._console.print(_figures(summary))
+        pictures = FramePictures(
+            self._material.clips, interval=self._settings.frame_interval, max_frames=self._settings.max_frames
+        )
+        page = write(report, summary=summary, queries=judged, pictures=pictures, model=embedded[0].model_id)
+        self._console.print(f"The report is {page}")
+
+    def _embed(self) -> tuple[list[ClipEmbedded], float]:
+        """Publish all uploads, and follow clips.embedded until each clip is there or dead-lettered."""
+        uploads = [
+            ClipUploaded(clip_id=clip_id, uri=path.resolve().as_uri(), uploaded_at=now())
+            for clip_id, path in self._material.clips.items()
+        ]
+        topic, dead = self._settings.topic(embedder.OUTPUT), self._settings.topic(embedder.INPUT + DLQ_SUFFIX)
+        reader = Reader(self._settings, [topic, dead])
+        embedded: list[ClipEmbedded] = []
+        began = time.monotonic()
+        publish(self._settings, (self._output(embedder.INPUT, each.clip_id, encode(each)) for each in uploads))
+        with contextlib.closing(reader), self._progress() as progress:
+            bar = progress.add_task("clips embedded", total=len(uploads))
+            refused = 0
+            for record in reader.records(patience=_PATIENCE_S):
+                if record.topic == dead:
+                    refused += 1
+                    why = dict(record.headers).get("dlq.error") or b""
+                    self._console.print(f"[yellow]refused {(record.key or b'').decode()}: {why.decode()}")
+                else:
+                    embedded.append(decode(ClipEmbedded, record.value))
+                progress.update(bar, completed=len(embedded))
+                if len(embedded) + refused == len(uploads):
+                    break
+            else:
+                self._services.embed.check()
+                raise DemoError(f"only {len(embedded)} of {len(uploads)} clips were embedded")
+        if not embedded:
+            raise DemoError("none of the clips could be embedded")
+        return embedded, time.monotonic() - began
+
+    def _rerank_steadily(self) -> dict[str, QueryReranked]:
+        """Ask each query, some more than once, at a steady rate; return the last answer to each."""
+        queries = self._material.queries
+        count = max(_STEADY_EVENTS, len(queries))
+        began = time.monotonic()
+
+        def paced() -> Iterator[Output]:
+            for number in range(count):
+                time.sleep(max(0.0, began + number / _STEADY_EVENTS_PER_S - time.monotonic()))
+                query = queries[number % len(queries)]
+                yield self._question(query, f"{query.query_id}.{number // len(queries)}")
+
+        answers = self._ask(paced(), count, f"queries reranked, {_STEADY_EVENTS_PER_S:.0f} a second")
+        return {answer.query_id.rpartition(".")[0]: answer for answer in answers}
+
+    def _rerank_backlog(self) -> float:
+        """Ask many queries at once; return how many were answered a second."""
+        queries = self._material.queries
+        began = time.monotonic()
+        questions = (
+            self._question(queries[number % len(queries)], f"backlog.{number}") for number in range(_BACKLOG_EVENTS)
+        )
+        self._ask(questions, _BACKLOG_EVENTS, "queries reranked, from a backlog")
+        return _BACKLOG_EVENTS / (time.monotonic() - began)
+
+    def _ask(self, questions: Iterator[Output], count: int, title: str) -> list[QueryReranked]:
+        """Publish questions from a thread of their own and collect the answers."""
+        wanted: set[str] = set()
+        asked = threading.Event()
+
+        def ask() -> None:
+            def noted() -> Iterator[Output]:
+                for question in questions:
+                    wanted.add((question.key or b"").decode())
+                    yield question
+
+            publish(self._settings, noted())
+            asked.set()
+
+        reader = Reader(self._settings, [self._settings.topic(reranker.OUTPUT)])
+        answers: list[QueryReranked] = []
+        thread = threading.Thread(target=ask, name="questions", daemon=True)
+        thread.start()
+        with contextlib.closing(reader), self._progress() as progress:
+            bar = progress.add_task(title, total=count)
+            for record in reader.records(patience=_PATIENCE_S):
+                answer = decode(QueryReranked, record.value)
+                if answer.query_id in wanted:
+                    answers.append(answer)
+                    progress.update(bar, completed=len(answers))
+                if asked.is_set() and len(answers) == count:
+                    return answers
+        self._services.rerank.check()
+        raise DemoError(f"only {len(answers)} of {count} queries were answered")
+
+    def _question(self, query: Query, query_id: str) -> Output:
+        event = QueryResults(
+            query_id=query_id,
+            query=query.text,
+            engine=BaseEngine.NAME,
+            issued_at=now(),
+            results=[Candidate(clip_id=clip_id, score=score) for clip_id, score in self._answers[query.query_id]],
+        )
+        return self._output(reranker.INPUT, query_id, encode(event))
+
+    def _output(self, topic: str, key: str, value: bytes) -> Output:
+        return Output(self._settings.topic(topic), key.encode(), value, ())
+
+    def _judge(self, query: Query, event: QueryReranked) -> Judged:
+        if not query.relevant:
+            return Judged(event, None, None, None)
+        initial = [result.clip_id for result in sorted(event.results, key=lambda result: result.initial_rank)]
+        final = [result.clip_id for result in event.results]
+        before, after = (average_precision(ranked, query.relevant) for ranked in (initial, final))
+        return Judged(event, query.relevant, before, after)
+
+    def _await_no_lag(self) -> int:
+        """Return the consumer lag of both services once it has settled: the gauges follow every second."""
+        deadline = time.monotonic() + 5
+        while (lag := self._lag()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return lag
+
+    def _lag(self) -> int:
+        return int(
+            self._services.embed.metrics().total("streamer_consumer_lag_records")
+            + self._services.rerank.metrics().total("streamer_consumer_lag_records")
+        )
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description:<44}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+        )
+
+
+# -- preparations --------------------------------------------------------------------------------------------
+
+
+def _own_material(clips: Path, queries: Path | None) -> Material:
+    """Take the videos of a folder and the queries of a file. Raises :class:`DemoError`."""
+    if queries is None:
+        raise DemoError("clips of your own need queries of your own: a text file with one query a line")
+    try:
+        files = sorted(path for path in clips.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+        lines = [line.strip() for line in queries.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DemoError(str(error)) from None
+    texts = list(dict.fromkeys(line for line in lines if line))
+    if not 0 < len(files) <= MAX_CLIPS:
+        raise DemoError(
+            f"{clips} holds {len(files)} videos ({', '.join(sorted(VIDEO_SUFFIXES))}); 1 to {MAX_CLIPS} are fine"
+        )
+    if not 0 < len(texts) <= MAX_QUERIES:
+        raise DemoError(f"{queries} holds {len(texts)} queries; 1 to {MAX_QUERIES} are fine")
+    return Material(
+        clips,
+        {path.relative_to(clips).as_posix(): path for path in files},
+        [Query(f"q{number:03d}", text, None) for number, text in enumerate(texts, start=1)],
+    )
+
+
+def _rendered_material(console: Console, work: Path) -> Material:
+    folder = work / "clips"
+    with console.status(f"Rendering {_RENDERED_CLIPS} clips"):
+        rendered = render_clips(folder, count=_RENDERED_CLIPS, seed=_SEED)
+    queries = make_queries(rendered, count=_RENDERED_QUERIES, seed=_SEED)
+    console.print(f"{len(rendered)} clips rendered, {len(queries)} queries; each asks for one moment of some of them")
+    return Material(
+        folder,
+        {clip.clip_id: clip.path for clip in rendered},
+        [Query(query.query_id, query.text, frozenset(query.relevant)) for query in queries],
+    )
+
+
+def _start_kafka(console: Console, cleanup: contextlib.ExitStack) -> str:
+    with console.status("Starting Apache Kafka (its 42 MB are fetched the first time)"):
+        kafka = cleanup.enter_context(LocalKafka())
+    console.print(f"Apache Kafka runs at {kafka.bootstrap_servers}")
+    return kafka.bootstrap_servers
+
+
+def _demo_settings(settings: Settings, brokers: str) -> Settings:
+    """Keep the demo to topics and groups of its own, wherever it runs."""
+    return settings.model_copy(update={"bootstrap_servers": brokers, "topic_prefix": f"demo-{secrets.token_hex(3)}."})
+
+
+def _make_topics(console: Console, settings: Settings, cleanup: contextlib.ExitStack) -> None:
+    specs = load_specs()
+    for change in apply(settings, specs):
+        console.print(f"[dim]{change}")
+    cleanup.callback(drop, settings, specs)
+
+
+def _start_services(
+    console: Console, settings: Settings, material: Material, work: Path, cleanup: contextlib.ExitStack
+) -> Services:
+    variables = {
+        "STREAMER_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "STREAMER_TOPIC_PREFIX": settings.topic_prefix,
+        "STREAMER_MODEL": settings.model,
+        "STREAMER_PRETRAINED": settings.pretrained or "",
+        "STREAMER_STORE": f"lmdb:{work / 'store'}",
+        "STREAMER_ALLOWED_URIS": f'["{material.folder.resolve().as_uri()}"]',
+        "STREAMER_LOG_FORMAT": "json",
+    }
+    ports = _free_ports(2)
+    running = [
+        cleanup.enter_context(ServiceProcess(command, variables, log=work / f"{command}.log", port=port))
+        for command, port in zip(("embed", "rerank"), ports, strict=True)
+    ]
+    with console.status("Starting streamer embed and streamer rerank"):
+        for service in running:
+            service.await_ready()
+    for service in running:
+        console.print(f"streamer {service.command} is ready: {service.url}/metrics")
+    return Services(*running)
+
+
+def _engine_answers(console: Console, settings: Settings, material: Material) -> dict[str, Sequence[tuple[str, float]]]:
+    """Let the stand-in engine answer every query: the base that is reranked."""
+    with console.status("The stand-in engine indexes whole clips"):
+        encoder = load_encoder(settings.model, settings.pretrained, dtype=settings.dtype)
+        engine = BaseEngine(encoder, material.clips)
+        return {query.query_id: engine.rank(query.text, top=settings.depth) for query in material.queries}
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+# -- what is shown -------------------------------------------------------------------------------------------
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _most_telling(judged: Sequence[Judged]) -> list[Judged]:
+    """Choose the queries that gained most, or without judgments those whose first result climbed highest."""
+
+    def told(each: Judged) -> float:
+        if each.before is not None and each.after is not None:
+            return each.after - each.before
+        return float(each.event.results[0].initial_rank) if each.event.results else 0.0
+
+    return sorted(judged, key=told, reverse=True)[:_TABLE_QUERIES]
+
+
+def _before_and_after(judged: Judged) -> Table:
+    title = f"[b]{judged.event.query}"
+    if judged.before is not None:
+        title += f"[/b]  average precision {judged.before:.2f} -> {judged.after:.2f}"
+    table = Table(title=title, title_justify="left", expand=False)
+    table.add_column("before: clip")
+    for name in ("rank", "after: clip", "moment", "score", "old rank"):
+        table.add_column(name, justify="left" if "clip" in name else "right")
+    before = sorted(judged.event.results, key=lambda result: result.initial_rank)
+    for old, new in list(zip(before, judged.event.results, strict=True))[:_TABLE_ROWS]:
+        table.add_row(
+            _marked(old.clip_id, judged),
+            str(new.rank),
+            _marked(new.clip_id, judged),
+            "" if new.moment_ms is None else f"{new.moment_ms / 1000:.1f} s",
+            "" if new.score is None else f"{new.score:.3f}",
+            str(new.initial_rank),
+        )
+    return table
+
+
+def _marked(clip_id: str, judged: Judged) -> str:
+    return f"[green]{clip_id} ✓" if judged.relevant and clip_id in judged.relevant else clip_id
+
+
+def _figures(summary: Mapping[str, object]) -> Table:
+    table = Table(title="[b]Figures of this run", title_justify="left", show_header=False)
+    for name, value in summary.items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value))
+    return table
+
+
+def _wait_for_ctrl_c(console: Console, settings: Settings, services: Services) -> None:
+    console.print(
+        f"Kept running. Kafka: {settings.bootstrap_servers}, topics {settings.topic('clips.uploaded')} and so on. "
+        f"Metrics: {services.embed.url}/metrics and {services.rerank.url}/metrics. Ctrl-C ends it."
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()

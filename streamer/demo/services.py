@@ -1,0 +1,128 @@
+"""The two real commands as child processes, watched through their own probes and metrics."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_START_TIMEOUT_S = 300.0
+_STOP_TIMEOUT_S = 15.0
+
+
+class ServiceError(Exception):
+    """A service did not start, or ended; the message holds the end of its log."""
+
+
+class ServiceProcess:
+    """One running ``streamer embed`` or ``streamer rerank``, configured by variables alone, as in production."""
+
+    def __init__(self, command: str, variables: Mapping[str, str], *, log: Path, port: int) -> None:
+        self.command = command
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command, from this environment
+                [sys.executable, "-m", "streamer", command],
+                env={
+                    **os.environ,
+                    **variables,
+                    "STREAMER_METRICS_PORT": str(port),
+                    "STREAMER_METRICS_HOST": "127.0.0.1",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # Ctrl-C is for the demo, which then stops its services in order.
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def await_ready(self) -> None:
+        """Return when /readyz says ready. Raises :class:`ServiceError`."""
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            self.check()
+            try:
+                self._get("/readyz")
+            except OSError:
+                time.sleep(0.1)
+            else:
+                return
+        raise ServiceError(f"streamer {self.command} was not ready in {_START_TIMEOUT_S:.0f} s:\n{self._log_tail()}")
+
+    def check(self) -> None:
+        """Raise :class:`ServiceError` where the process has ended."""
+        if self._process.poll() is not None:
+            raise ServiceError(
+                f"streamer {self.command} ended with exit code {self._process.returncode}:\n{self._log_tail()}"
+            )
+
+    def metrics(self) -> MetricsSnapshot:
+        """Scrape /metrics."""
+        return MetricsSnapshot(self._get("/metrics"))
+
+    def stop(self) -> None:
+        """End the process by SIGTERM, and by SIGKILL where it does not follow."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def _get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=5) as response:  # noqa: S310 - our own loopback URL
+            return str(response.read().decode())
+
+    def _log_tail(self) -> str:
+        return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+
+
+class MetricsSnapshot:
+    """What one scrape said."""
+
+    def __init__(self, text: str) -> None:
+        self._samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def total(self, name: str, **labels: str) -> float:
+        """Add up the samples ``name`` that carry these labels; 0.0 where there are none."""
+        return sum(
+            sample.value for sample in self._samples if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def quantile(self, q: float, histogram: str) -> float:
+        """Estimate a quantile as Prometheus' histogram_quantile does: linear inside its bucket; NaN where empty."""
+        counts: dict[float, float] = {}
+        for sample in self._samples:
+            if sample.name == f"{histogram}_bucket":
+                bound = float(sample.labels["le"])
+                counts[bound] = counts.get(bound, 0.0) + sample.value
+        total = counts.get(float("inf"), 0.0)
+        if not total:
+            return float("nan")
+        below, lower = 0.0, 0.0
+        for bound in sorted(counts):
+            if counts[bound] >= q * total:
+                if bound == float("inf"):
+                    return lower
+                return lower + (bound - lower) * (q * total - below) / (counts[bound] - below)
+            below, lower = counts[bound], bound
+        return lower

@@ -1,0 +1,90 @@
+"""Plain clients for what stands beside the services: publish events, read what is committed."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+
+from streamer.kafka import config
+from streamer.kafka.loop import record_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from streamer.kafka.records import Output, Record
+    from streamer.settings import Settings
+
+_FLUSH_TIMEOUT_S = 30.0
+
+
+class PublishError(Exception):
+    """Records were not acknowledged; the message says how many and why."""
+
+
+def publish(settings: Settings, outputs: Iterable[Output]) -> None:
+    """Produce records and wait until all are acknowledged. Raises :class:`PublishError`."""
+    errors: list[str] = []
+
+    def delivered(error: KafkaError | None, _message: object) -> None:
+        if error is not None:
+            errors.append(error.str())
+
+    producer: Producer = config.make_client(Producer, {**config.common(settings), "enable.idempotence": True})
+    for output in outputs:
+        while True:
+            try:
+                producer.produce(
+                    output.topic,
+                    value=output.value,
+                    key=output.key,
+                    headers=list(output.headers),
+                    on_delivery=delivered,
+                )
+                break
+            except BufferError:
+                producer.poll(0.1)
+            except KafkaException as error:
+                raise PublishError(error.args[0].str()) from None
+        producer.poll(0)
+    left = producer.flush(_FLUSH_TIMEOUT_S)
+    if left or errors:
+        raise PublishError(f"{left + len(errors)} records not acknowledged{': ' + errors[0] if errors else ''}")
+
+
+class Reader:
+    """Reads topics from their beginning as read_committed consumers do, outside any of our groups."""
+
+    def __init__(self, settings: Settings, topics: list[str]) -> None:
+        """``topics`` are full names."""
+        self._consumer: Consumer = config.make_client(
+            Consumer,
+            {
+                **config.common(settings),
+                "group.id": settings.topic(f"reader-{uuid.uuid4()}"),
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "isolation.level": "read_committed",
+            },
+        )
+        self._consumer.subscribe(topics)
+
+    def records(self, *, patience: float) -> Iterator[Record]:
+        """Go through the records as they come; end when none has come for ``patience`` seconds."""
+        last = time.monotonic()
+        while time.monotonic() - last < patience:
+            message = self._consumer.poll(0.1)
+            if message is None:
+                continue
+            error = message.error()
+            if error is None:
+                last = time.monotonic()
+                yield record_of(message)
+            elif error.code() != KafkaError._PARTITION_EOF and not error.retriable():
+                raise KafkaException(error)
+
+    def close(self) -> None:
+        """Leave."""
+        self._consumer.close()

@@ -1,0 +1,99 @@
+"""The probes over real HTTP: they tell what is dead and what is waited for."""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streamer import health as health_module
+from streamer.health import Health, HealthServer
+from streamer.metrics import CATALOGUE, Metrics, markdown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def health(metrics: Metrics) -> Health:
+    return Health(metrics)
+
+
+@pytest.fixture
+def server(health: Health, metrics: Metrics) -> Iterator[HealthServer]:
+    server = HealthServer(health, metrics, host="127.0.0.1", port=0)
+    yield server
+    server.close()
+
+
+def get(server: HealthServer, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_ready_only_when_every_condition_holds(server: HealthServer, health: Health) -> None:
+    health.wait_for("broker", "no answer from kafka:9092")
+    assert get(server, "/readyz") == (503, "start: starting\nbroker: no answer from kafka:9092\n")
+    health.holds("start")
+    assert get(server, "/readyz") == (503, "broker: no answer from kafka:9092\n")
+    health.holds("broker")
+    assert get(server, "/readyz") == (200, "ok\n")
+    assert "streamer_ready 1.0" in get(server, "/metrics")[1]
+    health.wait_for("store", "disk full")
+    assert get(server, "/readyz") == (503, "store: disk full\n")
+    assert "streamer_ready 0.0" in get(server, "/metrics")[1]
+
+
+def test_a_dead_thread_is_not_live(server: HealthServer, health: Health) -> None:
+    assert get(server, "/livez") == (200, "ok\n")
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    thread.join()
+    health.watch("encode-0", thread.is_alive)
+    assert get(server, "/livez") == (503, "encode-0 is dead\n")
+
+
+def test_a_loop_that_no_longer_turns_is_not_live(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_module, "STUCK_AFTER_S", 0.05)
+    health.beat()
+    assert health.not_live() == []
+    time.sleep(0.1)
+    assert "has not turned" in health.not_live()[0]
+    health.beat()
+    assert health.not_live() == []
+
+
+def test_other_paths_are_told_where_to_look(server: HealthServer) -> None:
+    status, text = get(server, "/")
+    assert status == 404
+    assert "/metrics" in text
+
+
+def test_a_port_that_is_taken_raises(server: HealthServer, health: Health, metrics: Metrics) -> None:
+    with pytest.raises(OSError, match="in use"):
+        HealthServer(health, metrics, host="127.0.0.1", port=server.port)
+
+
+def test_the_catalogue_is_what_is_exposed(server: HealthServer) -> None:
+    text = get(server, "/metrics")[1]
+    for metric in CATALOGUE.values():
+        family = metric.name.removesuffix("_total") if metric.kind == "counter" else metric.name
+        assert f"# TYPE {family}{'_total' if metric.kind == 'counter' else ''} {metric.kind}" in text
+        assert f"`{metric.name}`" in markdown()
+    assert "process_resident_memory_bytes" in text
+
+
+def test_every_metric_has_an_attribute_with_its_type() -> None:
+    assert set(Metrics.__annotations__) == set(CATALOGUE)

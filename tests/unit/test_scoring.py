@@ -1,0 +1,177 @@
+"""The method: properties that hold for any finite scores, and the formula on small numbers."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from streamer import events, scoring
+from streamer.scoring import max_pool, normalize, rerank
+
+NORMALIZATIONS = get_args(scoring.Normalization)
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+cosine = st.floats(-1, 1)
+alphas = st.floats(0, 1)
+normalizations = st.sampled_from(NORMALIZATIONS)
+
+
+@st.composite
+def result_lists(draw: st.DrawFn, scores: st.SearchStrategy[float] = finite) -> tuple[Any, Any, int]:
+    """Initial scores (n,), frame scores of the first min(n, depth) with gaps, and the depth."""
+    initial = draw(st.lists(scores, max_size=30))
+    depth = draw(st.integers(1, 35))
+    top = min(len(initial), depth)
+    frame = draw(st.lists(cosine | st.just(float("nan")), min_size=top, max_size=top))
+    return np.array(initial, dtype=float), np.array(frame, dtype=float), depth
+
+
+def test_events_and_scoring_name_the_same_normalizations() -> None:
+    assert get_args(events.Normalization) == NORMALIZATIONS
+
+
+@given(result_lists(), alphas, normalizations)
+def test_the_order_is_a_permutation_and_below_the_depth_nothing_moves(
+    lists: tuple[Any, Any, int], alpha: float, how: Any
+) -> None:
+    initial, frame, depth = lists
+    ranking = rerank(initial, frame, alpha=alpha, depth=depth, normalization=how)
+    assert sorted(ranking.order) == list(range(len(initial)))
+    top = min(len(initial), depth)
+    assert set(ranking.order[:top]) == set(range(top))
+    assert list(ranking.order[top:]) == list(range(top, len(initial)))
+    assert np.isfinite(ranking.scores[:top]).all()
+    assert np.isnan(ranking.scores[top:]).all()
+
+
+@given(result_lists(), alphas, normalizations)
+def test_scores_fall_along_the_order_and_ties_keep_the_initial_order(
+    lists: tuple[Any, Any, int], alpha: float, how: Any
+) -> None:
+    initial, frame, depth = lists
+    ranking = rerank(initial, frame, alpha=alpha, depth=depth, normalization=how)
+    ordered = ranking.order[: len(frame)]
+    for earlier, later in itertools.pairwise(ordered):
+        above, below = ranking.scores[earlier], ranking.scores[later]
+        assert above > below or (above == below and earlier < later)
+
+
+@given(result_lists(), normalizations)
+def test_alpha_1_gives_the_initial_order_of_a_sorted_list(lists: tuple[Any, Any, int], how: Any) -> None:
+    initial, frame, depth = lists
+    ranking = rerank(np.sort(initial)[::-1], frame, alpha=1.0, depth=depth, normalization=how)
+    assert list(ranking.order) == list(range(len(initial)))
+
+
+@given(result_lists(), alphas, normalizations)
+def test_without_records_nothing_but_the_engines_score_counts(
+    lists: tuple[Any, Any, int], alpha: float, how: Any
+) -> None:
+    initial, frame, depth = lists
+    missing = np.full_like(frame, np.nan)
+    ranking = rerank(initial, missing, alpha=alpha, depth=depth, normalization=how)
+    np.testing.assert_array_equal(ranking.scores[: len(frame)], normalize(initial[: len(frame)], how))
+
+
+@given(result_lists(st.floats(-1e6, 1e6)), alphas, normalizations, st.data())
+def test_a_higher_frame_score_never_lowers_the_rank(
+    lists: tuple[Any, Any, int], alpha: float, how: Any, data: st.DataObject
+) -> None:
+    initial, frame, depth = lists
+    assume(len(frame) and not np.isnan(frame).all())
+    # Among candidates that all have records: one without keeps its own score, and the scale around it moves.
+    frame = np.nan_to_num(frame, nan=0.0)
+    position = data.draw(st.integers(0, len(frame) - 1))
+    better = frame.copy()
+    better[position] = min(1.0, better[position] + data.draw(st.floats(0.01, 2)))
+
+    def rank_of(scores: Any) -> int:
+        order = rerank(initial, scores, alpha=alpha, depth=depth, normalization=how).order
+        return int(np.flatnonzero(order == position)[0])
+
+    # Normalisation can round two different scores to one; a tie then goes by the initial order.
+    slack = np.count_nonzero(np.abs(np.diff(np.sort(frame))) < 1e-9) + np.count_nonzero(
+        np.abs(np.diff(np.sort(initial))) < 1e-9 * (1 + np.abs(initial).max())
+    )
+    assert rank_of(better) <= rank_of(frame) + slack
+
+
+@given(hnp.arrays(float, st.integers(1, 20), elements=finite), normalizations)
+def test_normalising_any_finite_scores_keeps_them_finite_and_in_order(scores: Any, how: Any) -> None:
+    normal = normalize(scores, how)
+    assert np.isfinite(normal).all()
+    order = np.argsort(scores, kind="stable")
+    assert (np.diff(normal[order]) >= 0).all()
+    if how == "minmax":
+        assert normal.min() >= 0
+        assert normal.max() <= 1
+
+
+@given(st.integers(1, 20), finite)
+def test_a_constant_side_is_one_half_or_nought(count: int, value: float) -> None:
+    scores = np.full(count, value)
+    assert (normalize(scores, "minmax") == 0.5).all()
+    assert (normalize(scores, "zscore") == 0.0).all()
+    assert (normalize(scores, "none") == value).all()
+
+
+@given(hnp.arrays(float, st.integers(2, 20), elements=st.floats(-1e6, 1e6)))
+def test_normalisations_are_what_their_names_say(scores: Any) -> None:
+    assume(np.ptp(scores) > 1e-3)
+    minmax, zscore = normalize(scores, "minmax"), normalize(scores, "zscore")
+    assert minmax.min() == 0.0
+    assert minmax.max() == 1.0
+    assert abs(zscore.mean()) < 1e-6
+    assert abs(zscore.std() - 1) < 1e-6
+
+
+def test_the_formula_on_small_numbers() -> None:
+    initial = np.array([10.0, 8.0, 6.0, 2.0, 1.0])
+    frame = np.array([0.1, np.nan, 0.3, 0.2])
+    ranking = rerank(initial, frame, alpha=0.4, depth=4, normalization="minmax")
+    np.testing.assert_allclose(
+        ranking.scores, [0.4 * 1.0 + 0.6 * 0.0, 0.75, 0.4 * 0.5 + 0.6 * 1.0, 0.4 * 0.0 + 0.6 * 0.5, np.nan]
+    )
+    assert list(ranking.order) == [2, 1, 0, 3, 4]
+
+
+def test_the_papers_raw_sum() -> None:
+    ranking = rerank(np.array([0.5, 0.4]), np.array([0.1, 0.3]), alpha=0.4, depth=9, normalization="none")
+    np.testing.assert_allclose(ranking.scores, [0.26, 0.34])
+    assert list(ranking.order) == [1, 0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_frame_scores_must_cover_the_depth_exactly(count: int) -> None:
+    with pytest.raises(ValueError, match="expected 2 frame scores"):
+        rerank(np.array([1.0, 2.0, 3.0]), np.zeros(count), alpha=0.4, depth=2, normalization="minmax")
+
+
+@given(st.lists(st.integers(1, 6), max_size=8), st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float16"]))
+def test_max_pool_is_the_maximum_and_the_first_that_reaches_it(lengths: list[int], seed: int, dtype: str) -> None:
+    rng = np.random.default_rng(seed)
+    # Few distinct values, so that ties are common.
+    matrices = [rng.integers(-2, 3, (length, 4)).astype(dtype) for length in lengths]
+    query = rng.integers(-2, 3, 4).astype(np.float32)
+    best, which = max_pool(query, matrices, [None] * len(matrices))
+    assert best.shape == which.shape == (len(lengths),)
+    for matrix, value, row in zip(matrices, best, which, strict=True):
+        similarities = [float(vector.astype(np.float32) @ query) for vector in matrix]
+        assert value == max(similarities)
+        assert row == similarities.index(max(similarities))
+
+
+def test_max_pool_restores_int8_by_its_scales_and_mixes_precisions() -> None:
+    query = np.array([0.6, 0.8], np.float32)
+    int8 = np.array([[100, 0], [0, 100]], np.int8)
+    scales = np.array([0.01, 0.001], np.float32)
+    floats = np.array([[0.0, 1.0]], np.float16)
+    best, which = max_pool(query, [int8, floats], [scales, None])
+    np.testing.assert_allclose(best, [0.6, 0.8], atol=1e-3)
+    assert list(which) == [0, 0]
