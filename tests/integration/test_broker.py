@@ -189,6 +189,14 @@ def test_a_port_that_is_taken_is_named_at_once() -> None:
             LocalKafka(port=port).start()
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"name": "of something else"}'])
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, content: str) -> None:
+    (tmp_path / "cluster.json").write_text(content)
+    with pytest.raises(BrokerError, match=r"cluster\.json was not written by the local Kafka"):
+        LocalKafka(data_dir=tmp_path).start()
+    assert [path.name for path in tmp_path.iterdir()] == ["cluster.json"]
+
+
 @pytest.mark.parametrize("brokers", [0, 2, 4])
 def test_other_numbers_of_brokers_are_refused(brokers: int) -> None:
     with pytest.raises(BrokerError, match=f"1 broker or 3, not {brokers}"):
