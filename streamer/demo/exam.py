@@ -1,0 +1,131 @@
+"""Examines a model: retrieval and attributes on stills it never saw, and reranking of fresh clips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from streamer.demo.clips import make_queries, render_clips
+from streamer.demo.engine import BaseEngine
+from streamer.demo.measures import average_precision
+from streamer.demo.scenes import BACKGROUNDS, COLOURS, OBJECTS, Scene, describe
+from streamer.scoring import max_pool, rerank
+from streamer.video.sample import sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from streamer.demo.stills import Still
+    from streamer.encoders import Encoder
+
+FloatArray = npt.NDArray[np.float32]
+
+_BATCH = 64
+_INTERVAL_S, _MAX_FRAMES, _ALPHA, _DEPTH = 0.5, 64, 0.4, 100
+"""The service's defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class RerankFigures:
+    """Mean average precision over all queries, before and after reranking, and that of chance."""
+
+    chance: float
+    before: float
+    after: float
+
+
+def recall(encoder: Encoder, stills: Sequence[Still], *, at: Sequence[int]) -> dict[str, dict[int, float]]:
+    """Compute recall@k of finding each still's own caption among all, and each caption's own still.
+
+    Stills that happen to share a caption count as misses of each other.
+    """
+    similarities = _images(encoder, stills) @ _texts(encoder, [still.caption for still in stills]).T
+    return {
+        "frame to caption": {k: _recall(similarities, k) for k in at},
+        "caption to frame": {k: _recall(similarities.T, k) for k in at},
+    }
+
+
+def _recall(similarities: FloatArray, k: int) -> float:
+    own = np.diagonal(similarities)[:, None]
+    return float(((similarities > own).sum(axis=1) < k).mean())
+
+
+_VARIANTS: dict[str, Callable[[Scene], list[Scene]]] = {
+    "object": lambda scene: [_with_item(scene, object=name) for name in OBJECTS],
+    "colour": lambda scene: [_with_item(scene, colour=name) for name in COLOURS],
+    "count": lambda scene: [_with_item(scene, count=count) for count in (1, 2, 3)],
+    "size": lambda scene: [_with_item(scene, size=size) for size in ("small", "large")],
+    "background": lambda scene: [replace(scene, background=name) for name in BACKGROUNDS],
+}
+
+
+def _with_item(scene: Scene, **changes: object) -> Scene:
+    return replace(scene, items=(replace(scene.items[0], **changes),))  # type: ignore[arg-type]
+
+
+def attribute_accuracy(encoder: Encoder, stills: Sequence[Still]) -> dict[str, tuple[float, int]]:
+    """Compute how often the true value of an attribute fits best, all else of the caption being given.
+
+    Asked of stills with one item; of size where it is small or large, of count where the size is open. Returns
+    the share that is right and the number of stills asked, by attribute.
+    """
+    alone = [
+        (still, row) for still, row in zip(stills, _images(encoder, stills), strict=True) if len(still.scene.items) == 1
+    ]
+    result = {}
+    for attribute, variants in _VARIANTS.items():
+        asked = [
+            (still, row) for still, row in alone
+            if (still.scene.items[0].size is not None) == (attribute == "size") or attribute not in {"size", "count"}
+        ]  # fmt: skip
+        right = 0
+        for still, row in asked:
+            scenes = variants(still.scene)
+            # The same words for all variants, but for the attribute in question.
+            texts = [describe(scene, np.random.default_rng(0)) for scene in scenes]
+            right += int((_texts(encoder, texts) @ row).argmax()) == scenes.index(still.scene)
+        result[attribute] = (right / len(asked), len(asked))
+    return result
+
+
+def rerank_fresh_clips(encoder: Encoder, folder: Path, *, clips: int, queries: int, seed: int) -> RerankFigures:
+    """Render clips, let the stand-in engine rank them, rerank, and measure both, with the service's defaults."""
+    rendered = render_clips(folder, count=clips, seed=seed)
+    asked = make_queries(rendered, count=queries, seed=seed)
+    paths = {clip.clip_id: clip.path for clip in rendered}
+    engine = BaseEngine(encoder, paths)
+    vectors = {clip_id: _frames(encoder, path) for clip_id, path in paths.items()}
+    shuffled = np.random.default_rng(seed).permutation(list(paths)).tolist()
+    precisions = []
+    for query, vector in zip(asked, _texts(encoder, [query.text for query in asked]), strict=True):
+        initial = engine.rank(query.text, top=len(paths))
+        candidates = [clip_id for clip_id, _ in initial]
+        matrices = [vectors[clip_id] for clip_id in candidates[:_DEPTH]]
+        frame_scores, _ = max_pool(vector, matrices, [None] * len(matrices))
+        ranking = rerank(
+            np.array([score for _, score in initial]), frame_scores, alpha=_ALPHA, depth=_DEPTH, normalization="minmax"
+        )
+        after = [candidates[position] for position in ranking.order]
+        precisions.append([average_precision(each, query.relevant) for each in (shuffled, candidates, after)])
+    return RerankFigures(*(float(mean) for mean in np.mean(precisions, axis=0)))
+
+
+def _frames(encoder: Encoder, path: Path) -> FloatArray:
+    sampled = sample(path, interval=_INTERVAL_S, max_frames=_MAX_FRAMES, prepare=encoder.prepare)
+    return encoder.encode_images(sampled.frames).reshape(-1, encoder.dim)
+
+
+def _images(encoder: Encoder, stills: Sequence[Still]) -> FloatArray:
+    prepared = [encoder.prepare(still.frames[0]) for still in stills]
+    batches = range(0, len(prepared), _BATCH)
+    return np.concatenate([encoder.encode_images(prepared[start : start + _BATCH])[:, 0] for start in batches])
+
+
+def _texts(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
+    batches = range(0, len(texts), _BATCH)
+    return np.concatenate([encoder.encode_texts(texts[start : start + _BATCH]) for start in batches])
