@@ -1,0 +1,119 @@
+"""The stand-in base engine and average precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamer.demo.engine import BaseEngine
+from streamer.demo.measures import average_precision
+from streamer.video.write import write_h264
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from streamer.encoders import Encoder
+
+AXES = {"red": 0, "green": 1, "blue": 2}
+
+
+class MeanColour:
+    """An encoder whose vector of a frame is its mean colour, and of a text the colour that it names."""
+
+    model_id = "mean-colour"
+    dim = 3
+    vectors_per_frame = 1
+
+    def prepare(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return frame.astype(np.float32)
+
+    def encode_images(self, prepared: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        means = np.array([frame.mean(axis=(0, 1)) for frame in prepared], dtype=np.float32)
+        return (means / np.linalg.norm(means, axis=1, keepdims=True))[:, np.newaxis]
+
+    def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        return np.eye(3, dtype=np.float32)[[AXES[query] for query in queries]]
+
+    def warm_up(self) -> None:
+        """Nothing is lazy here."""
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return MeanColour()
+
+
+def write_clip(folder: Path, name: str, colours: Sequence[str], *, seconds_each: int = 2) -> Path:
+    frames = []
+    for colour in colours:
+        frame = np.full((48, 64, 3), 12, np.uint8)
+        frame[..., AXES[colour]] = 220
+        frames += [frame] * (5 * seconds_each)
+    path = folder / f"{name}.mp4"
+    write_h264(path, frames, fps=5)
+    return path
+
+
+def test_clips_rank_by_the_share_of_them_that_fits(encoder: Encoder, tmp_path: Path) -> None:
+    clips = {
+        "all": write_clip(tmp_path, "all", ["blue"] * 4),
+        "half": write_clip(tmp_path, "half", ["blue", "blue", "red", "red"]),
+        "none": write_clip(tmp_path, "none", ["red"] * 4),
+        "one": write_clip(tmp_path, "one", ["red", "red", "blue", "red"]),
+    }
+    ranked = BaseEngine(encoder, clips).rank("blue", top=10)
+    assert [clip_id for clip_id, _ in ranked] == ["all", "half", "one", "none"]
+    scores = dict(ranked)
+    assert scores["all"] > 0.95
+    assert scores["half"] == pytest.approx(2**-0.5, abs=0.1)
+
+
+def test_only_the_top_is_returned_and_ties_keep_the_order_of_the_index(encoder: Encoder, tmp_path: Path) -> None:
+    path = write_clip(tmp_path, "same", ["green"])
+    engine = BaseEngine(encoder, dict.fromkeys("bac", path))
+    assert [clip_id for clip_id, _ in engine.rank("green", top=2)] == ["b", "a"]
+
+
+def test_a_file_that_cannot_be_decoded_is_left_out(encoder: Encoder, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    engine = BaseEngine(encoder, {"broken": broken, "fine": write_clip(tmp_path, "fine", ["red"])})
+    assert [clip_id for clip_id, _ in engine.rank("red", top=5)] == ["fine"]
+
+
+def test_an_empty_index_answers_with_nothing(encoder: Encoder) -> None:
+    assert BaseEngine(encoder, {}).rank("red", top=5) == []
+
+
+@pytest.mark.parametrize(
+    ("ranked", "relevant", "expected"),
+    [
+        ("abcd", "a", 1.0),
+        ("abcd", "ab", 1.0),
+        ("abcd", "d", 0.25),
+        ("abcd", "ac", (1 + 2 / 3) / 2),
+        ("abcd", "ax", 0.5),
+        ("", "x", 0.0),
+    ],
+)
+def test_average_precision_of_known_lists(ranked: str, relevant: str, expected: float) -> None:
+    assert average_precision(ranked, set(relevant)) == pytest.approx(expected)
+
+
+def test_average_precision_needs_something_relevant() -> None:
+    with pytest.raises(ValueError, match="undefined"):
+        average_precision(["a"], set())
+
+
+@given(st.permutations("abcdefgh"), st.sets(st.sampled_from("abcdefgh"), min_size=1))
+def test_average_precision_is_one_exactly_where_the_relevant_come_first(ranked: list[str], relevant: set[str]) -> None:
+    value = average_precision(ranked, relevant)
+    assert 0 < value <= 1
+    assert (value == pytest.approx(1.0)) == (set(ranked[: len(relevant)]) == relevant)
