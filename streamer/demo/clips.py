@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,7 +75,9 @@ def render_clips(folder: Path, *, count: int, seed: int) -> list[DemoClip]:
     The same seed gives the same clips whatever their number: a longer list begins with the shorter one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(min(count, os.cpu_count() or 1)) as pool:
+    # A fork of a process in which torch has run hangs.
+    processes = ProcessPoolExecutor(min(count, os.cpu_count() or 1), mp_context=get_context("spawn"))
+    with processes as pool:
         return list(pool.map(partial(_render_clip, folder, seed), range(count)))
 
 
