@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from streamer.demo.render import SceneRenderer
+from streamer.demo.render import SceneRenderer, in_processes
 from streamer.demo.scenes import Scene, describe, draw_scene, loosen, satisfies
 from streamer.video.write import write_h264
 
@@ -75,10 +72,7 @@ def render_clips(folder: Path, *, count: int, seed: int) -> list[DemoClip]:
     The same seed gives the same clips whatever their number: a longer list begins with the shorter one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # A fork of a process in which torch has run hangs.
-    processes = ProcessPoolExecutor(min(count, os.cpu_count() or 1), mp_context=get_context("spawn"))
-    with processes as pool:
-        return list(pool.map(partial(_render_clip, folder, seed), range(count)))
+    return in_processes(partial(_render_clip, folder, seed), count)
 
 
 def _render_clip(folder: Path, seed: int, number: int) -> DemoClip:

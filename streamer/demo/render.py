@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +18,11 @@ from streamer.demo.objects import RGB, draw_object
 from streamer.demo.scenes import COLOURS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streamer.demo.scenes import Item, Scene
+
+T = TypeVar("T")
 
 FRAME_SIZE = (240, 180)
 """Width and height of a rendered frame, in pixels."""
@@ -121,3 +128,11 @@ def _scatter_clutter(image: Image.Image, rng: np.random.Generator) -> None:
         x, y, r = rng.uniform(0, image.width), rng.uniform(0, image.height), rng.uniform(1.2, 3.6)
         colour = palette[rng.integers(len(palette))]
         draw.ellipse((x - r, y - r * rng.uniform(0.4, 1), x + r, y + r), fill=(*colour, int(rng.integers(90, 220))))
+
+
+def in_processes(work: Callable[[int], T], count: int) -> list[T]:
+    """Do ``work`` for the numbers from 0 to ``count`` - 1 on all cores, and return the results in their order."""
+    workers = max(1, min(count, os.cpu_count() or 1))
+    # Spawned, not forked: a fork of a process in which torch or librdkafka has run may hang.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(work, range(count), chunksize=max(1, min(32, count // (4 * workers)))))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from streamer.demo.render import SceneRenderer
+from streamer.demo.render import SceneRenderer, in_processes
 from streamer.demo.scenes import Scene, describe, draw_scene, has_held_out, loosen
 
 _JPEG_QUALITY = (30, 81)
@@ -49,8 +47,7 @@ class Still:
 
 def draw_stills(which: StillSet, count: int) -> list[Still]:
     """Draw ``count`` scenes of a set, in several processes."""
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(partial(_draw_still, which), range(count), chunksize=32))
+    return in_processes(partial(_draw_still, which), count)
 
 
 def _draw_still(which: StillSet, number: int) -> Still:

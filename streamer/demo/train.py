@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
 }
 """A ModifiedResNet of 1.4 million parameters, and a text tower most of which is open_clip's vocabulary."""
 
-RECIPE = Recipe(epochs=6, batch_size=256, learning_rate=2e-3, weight_decay=0.05, warmup_steps=40)
+RECIPE = Recipe(epochs=8, batch_size=256, learning_rate=2e-3, weight_decay=0.05, warmup_steps=40)
 SCENES, FRAMES_PER_SCENE, CAPTIONS_PER_SCENE = 12_000, 2, 8
 EXAMINED = 500
 RERANKED_CLIPS, RERANKED_QUERIES, RERANKED_SEEDS = 120, 60, (1001, 1002, 1003)
