@@ -15,7 +15,7 @@ import structlog
 from streamer import __version__, embedder, reranker
 from streamer.encoders import Encoder, EncoderError, QueryVectors, load_encoder
 from streamer.health import Health, HealthServer
-from streamer.kafka import FatalError, Loop, Pipeline
+from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.metrics import Metrics
 from streamer.settings import DEFAULT_METRICS_PORT, Settings, blame, unknown_variables
 from streamer.store import Store, StoreError, open_store
@@ -34,12 +34,15 @@ class Service:
 
     metrics: Metrics
     health: Health
-    stop: threading.Event
+    stop: Stop
     started: threading.Event
 
 
 def run_embedder(settings: Settings) -> NoReturn:
-    """Run the embedder until SIGTERM, then end the process: exit code 0, or 1 after a fatal fault. Raises :class:`SettingsError`."""
+    """Run the embedder until SIGTERM and end the process: exit code 0, or 1 after a fatal fault.
+
+    Raises :class:`SettingsError`.
+    """
     try:
         fetcher = Fetcher(settings.allowed_uris, max_bytes=settings.max_clip_bytes, timeout=settings.fetch_timeout)
     except ValueError as error:
@@ -67,7 +70,10 @@ def run_embedder(settings: Settings) -> NoReturn:
 
 
 def run_reranker(settings: Settings) -> NoReturn:
-    """Run the reranker until SIGTERM, then end the process: exit code 0, or 1 after a fatal fault. Raises :class:`SettingsError`."""
+    """Run the reranker until SIGTERM and end the process: exit code 0, or 1 after a fatal fault.
+
+    Raises :class:`SettingsError`.
+    """
     with _service(settings, "rerank") as service:
         loop = Loop(
             settings,
@@ -103,7 +109,7 @@ def _service(settings: Settings, command: str) -> Iterator[Service]:
     except OSError as error:
         raise blame("metrics_port", f"cannot listen on {settings.metrics_host}:{port}: {error}") from None
     log.info("starting", command=command, version=__version__, metrics_port=server.port)
-    service = Service(metrics, health, threading.Event(), threading.Event())
+    service = Service(metrics, health, Stop(), threading.Event())
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if service.stop.is_set():

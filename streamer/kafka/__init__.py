@@ -5,7 +5,7 @@ All that imports confluent_kafka. Pipelines need only :class:`Work`, :class:`Out
 
 from __future__ import annotations
 
-from streamer.kafka.loop import FatalError, Loop, Pipeline
+from streamer.kafka.loop import FatalError, Loop, Pipeline, Stop
 from streamer.kafka.partitions import Work
 from streamer.kafka.records import DLQ_SUFFIX, Output, Record, carried, dead_letter
 
@@ -16,6 +16,7 @@ __all__ = [
     "Output",
     "Pipeline",
     "Record",
+    "Stop",
     "Work",
     "carried",
     "dead_letter",

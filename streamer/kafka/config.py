@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LIBRDKAFKA_LOGGER = logging.getLogger("librdkafka")
+# The user's properties go to every client, whichever of them they are meant for.
+LIBRDKAFKA_LOGGER.addFilter(lambda record: "and will be ignored by this" not in record.getMessage())
 
 MAX_PRODUCED_BYTES = 8 << 20
 """Largest record that we produce; ``topics.toml`` lets outputs and dead letters be that large."""

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from streamer.events import Reason, now
 from streamer.kafka import config
-from streamer.kafka.partitions import AssignedPartition, Work
+from streamer.kafka.partitions import Assignment, Work
 from streamer.kafka.records import Record, dead_letter, dead_letter_reason, truncated
 from streamer.kafka.transactions import (
     CALL_TIMEOUT_S,
@@ -32,7 +32,7 @@ from streamer.kafka.transactions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from streamer.health import Health
     from streamer.metrics import Metrics
@@ -44,15 +44,26 @@ T = TypeVar("T")
 
 _IDLE_POLL_S = 0.1
 _BUSY_WAIT_S = 0.005
-_FETCH_RECORDS = 500
+_FETCH_RECORDS = 32
+"""Records taken from the client's queue at a time: by how many a budget may be overrun before the pause."""
 _MAX_BATCH_WORKS = 1_000
 _BACKOFF_S = (0.05, 2.0)
-_MIN_PARTITION_BYTES = 1 << 20
 _UNREADY_AFTER_FAILURES = 3
 
 
 class FatalError(Exception):
     """The service cannot go on; the process ends with exit code 1 and its supervisor starts it again."""
+
+
+class Stop(threading.Event):
+    """The wish to stop, and when it was uttered: ``at`` on the monotonic clock, 0.0 before."""
+
+    at = 0.0
+
+    def set(self) -> None:
+        """Utter the wish; only the first time counts."""
+        self.at = self.at or time.monotonic()
+        super().set()
 
 
 class Pipeline(Protocol):
@@ -83,15 +94,13 @@ class Loop:
         self._settings = settings
         self._topic = settings.topic(topic)
         self._group = group
-        self._max_records = max_records
         self._metrics = metrics
         self._health = health
         self._wake = threading.Event()
-        self._partitions: dict[int, AssignedPartition] = {}
+        self._assignment = Assignment(max_records=max_records, max_bytes=settings.queue_bytes)
         self._pending: Batch | None = None
         self._failures = 0
         self._not_before = 0.0
-        self._pipeline: Pipeline | None = None
         self._producer_lost = False
         self._stopping = False
         callbacks = {"error_cb": self._on_error}
@@ -105,9 +114,8 @@ class Loop:
 
     # -- the story -----------------------------------------------------------------------------------------
 
-    def run(self, pipeline: Pipeline, stop: threading.Event) -> bool:
+    def run(self, pipeline: Pipeline, stop: Stop) -> bool:
         """Serve until ``stop``; return whether all work in flight was finished. Raises :class:`FatalError`."""
-        self._pipeline = pipeline
         try:
             self._init_transactions(stop)
             self._consumer.subscribe(
@@ -119,16 +127,18 @@ class Loop:
                 if works:
                     pipeline.submit(works)
                 self._commit_ready()
-            return self._drain(self._settings.drain_timeout)
+            return self._drain(stop.at + self._settings.drain_timeout)
         except FencedError as error:
             raise FatalError(
                 f"another process uses the transactional id {self._transactions.transactional_id}: {error}. "
                 "Give each instance its own --instance-id"
             ) from None
         finally:
+            # Leaving the group revokes what is left; nothing more can be committed of it.
+            self._stopping = True
             self._consumer.close()
 
-    def _init_transactions(self, stop: threading.Event) -> None:
+    def _init_transactions(self, stop: Stop) -> None:
         """Take over our transactional id before any offset is fetched, so that nothing of a predecessor is open."""
         while not stop.is_set():
             self._health.beat()
@@ -145,31 +155,43 @@ class Loop:
 
     def _poll(self) -> list[Work]:
         """Return newly arrived records; wait a little for the first, less while work is in flight."""
-        busy = any(self._partitions.values())
+        busy = self._assignment.records > 0
         if busy:
             self._wake.wait(_BUSY_WAIT_S)
             self._wake.clear()
         first = self._consumer.poll(0.0 if busy else _IDLE_POLL_S)
-        self._transactions.poll()
+        self._serve_producer()
         if first is None:
             return []
+        works = self._receive_all([first])
         # consume() waits for all of n or its whole timeout, so it only collects what is there already.
-        messages = [first, *self._consumer.consume(_FETCH_RECORDS, 0)]
-        return [work for message in messages if (work := self._receive(message))]
+        while not self._assignment.is_full and (messages := self._consumer.consume(_FETCH_RECORDS, 0)):
+            works += self._receive_all(messages)
+        return works
+
+    def _receive_all(self, messages: Sequence[Message]) -> list[Work]:
+        works = [work for message in messages if (work := self._receive(message))]
+        self._control_flow()
+        return works
 
     def _receive(self, message: Message) -> Work | None:
         error = message.error()
         if error is not None:
             self._on_message_error(message, error)
             return None
-        partition = self._partitions.get(_present(message.partition()))
+        partition = self._assignment.get(message.partition())
         if partition is None:  # revoked while it waited in the client's queue
             return None
         self._metrics.consumed.labels(self._topic).inc()
         work = Work(record_of(message), self._wake.set)
         partition.add(work)
-        self._pause_or_resume(partition)
         return work
+
+    def _serve_producer(self) -> None:
+        try:
+            self._transactions.poll()
+        except RestartError as error:
+            self._lose_producer(error)
 
     def _commit_ready(self) -> None:
         """Commit everything that is done, in one transaction; try again later where Kafka cannot just now."""
@@ -186,7 +208,7 @@ class Loop:
         except UndecidedError as error:
             self._pending = batch
             self._metrics.transactions.labels("undecided").inc()
-            self._backoff("commit not answered, asking again", error)
+            self._backoff("the coordinator does not answer, asking again", error)
         except AbortedError as error:
             # The outputs are still here and no offset moved: the next round sends them again.
             self._pending = None
@@ -195,28 +217,25 @@ class Loop:
                 self._replace_unfit(work, why)
             self._backoff("transaction aborted", error)
         except RestartError as error:
-            self._pending = None
-            self._producer_lost = True
-            self._metrics.transactions.labels("restarted").inc()
-            self._backoff("producer is unusable and will be replaced", error)
+            self._lose_producer(error)
         else:
             self._pending = None
             self._recovered()
             self._metrics.transaction.observe(time.monotonic() - began)
             self._settle(batch)
 
-    def _drain(self, timeout: float) -> bool:
-        """Let work in flight finish and commit it, within ``timeout`` seconds; nothing new is fetched."""
-        self._pause_all()
+    def _drain(self, deadline: float) -> bool:
+        """Let work in flight finish and commit it, until ``deadline``; nothing new is fetched."""
         self._stopping = True
-        deadline = time.monotonic() + timeout
-        while any(self._partitions.values()) and time.monotonic() < deadline:
+        self._transactions.hurry()
+        self._pause_all()
+        while self._assignment.records and time.monotonic() < deadline:
             self._health.beat()
             self._receive_nothing()
             self._commit_ready()
             self._wake.wait(_BUSY_WAIT_S)
             self._wake.clear()
-        left = sum(len(partition) for partition in self._partitions.values())
+        left = self._assignment.records
         if left:
             log.warning("work in flight is abandoned; it will be processed again", records=left)
         return not left
@@ -226,7 +245,7 @@ class Loop:
     def _next_batch(self) -> Batch | None:
         works: list[Work] = []
         offsets: list[TopicPartition] = []
-        for partition in self._partitions.values():
+        for partition in self._assignment:
             last: Work | None = None
             for work in partition.ready():
                 if len(works) >= _MAX_BATCH_WORKS:
@@ -241,8 +260,7 @@ class Loop:
         """Account for a committed batch."""
         self._metrics.transactions.labels("committed").inc()
         self._metrics.transaction_size.observe(len(batch.works))
-        for offset in batch.offsets:
-            self._advance(offset.partition, offset.offset)
+        self._advance(batch.offsets)
         committed_at = now()
         for work in batch.works:
             for output in work.outputs or ():
@@ -257,11 +275,13 @@ class Loop:
                     max(0.0, (committed_at - work.since).total_seconds())
                 )
 
-    def _advance(self, partition: int, next_offset: int) -> None:
-        assigned = self._partitions.get(partition)
-        if assigned is not None:
-            assigned.committed(next_offset)
-            self._pause_or_resume(assigned)
+    def _advance(self, offsets: Iterable[TopicPartition]) -> None:
+        """Forget what is committed; offsets below zero mean that nothing ever was."""
+        for offset in offsets:
+            assigned = self._assignment.get(offset.partition)
+            if assigned is not None and offset.offset >= 0:
+                assigned.committed(offset.offset)
+        self._control_flow()
 
     def _replace_unfit(self, work: Work, why: str) -> None:
         """Dead-letter a record whose output the broker will never take; cut a dead letter that is itself too large."""
@@ -271,21 +291,25 @@ class Loop:
         else:
             work.outputs = [dead_letter(work.record, Reason.TOO_LARGE, f"the output was refused: {why}")]
 
+    def _lose_producer(self, error: RestartError) -> None:
+        self._pending = None
+        self._producer_lost = True
+        self._metrics.transactions.labels("restarted").inc()
+        self._backoff("producer is unusable and is replaced", error)
+        self._transactions.restart()
+
     def _recover(self) -> bool:
-        """Replace the producer, and learn from the group what came of its last transaction."""
-        assigned = [TopicPartition(self._topic, partition) for partition in self._partitions]
+        """Put the new producer to work, and learn from the group what came of the old one's last transaction."""
+        assigned = [TopicPartition(each.topic, each.partition) for each in self._assignment]
         try:
-            self._transactions.restart()
             self._transactions.init()
             # Its init decided the open transaction, and a read_committed fetch waits for that decision.
             committed = self._consumer.committed(assigned, timeout=CALL_TIMEOUT_S) if assigned else []
         except (UndecidedError, RestartError, KafkaException) as error:
-            self._backoff("producer cannot be replaced yet", error)
+            self._backoff("the new producer cannot start yet", error)
             return False
         self._producer_lost = False
-        for offset in committed:
-            if offset.offset >= 0:
-                self._advance(offset.partition, offset.offset)
+        self._advance(committed)
         return True
 
     def _backoff(self, what: str, error: Exception) -> None:
@@ -303,22 +327,17 @@ class Loop:
 
     # -- flow control --------------------------------------------------------------------------------------
 
-    def _pause_or_resume(self, partition: AssignedPartition) -> None:
-        """Pause a partition whose queue is full, resume one that is half empty again."""
-        share = max(1, len(self._partitions))
-        most_records = max(1, self._max_records // share)
-        most_bytes = max(_MIN_PARTITION_BYTES, self._settings.queue_bytes // share)
-        fullness = max(len(partition) / most_records, partition.bytes / most_bytes)
-        if partition.paused and fullness <= 0.5:  # noqa: PLR2004 - half, so that it does not flicker
-            self._consumer.resume([TopicPartition(partition.topic, partition.partition)])
-            partition.paused = False
-        elif not partition.paused and fullness >= 1:
-            self._consumer.pause([TopicPartition(partition.topic, partition.partition)])
-            partition.paused = True
+    def _control_flow(self) -> None:
+        """Pause partitions whose queues are full, resume those that have room again."""
+        to_pause, to_resume = self._assignment.changes_of_flow()
+        if to_pause:
+            self._consumer.pause([TopicPartition(each.topic, each.partition) for each in to_pause])
+        if to_resume and not self._stopping:
+            self._consumer.resume([TopicPartition(each.topic, each.partition) for each in to_resume])
 
     def _pause_all(self) -> None:
-        if self._partitions:
-            self._consumer.pause([TopicPartition(self._topic, partition) for partition in self._partitions])
+        if self._assignment:
+            self._consumer.pause([TopicPartition(each.topic, each.partition) for each in self._assignment])
 
     def _receive_nothing(self) -> None:
         """Keep the group membership alive while draining; what still arrives is left for the next owner."""
@@ -332,7 +351,7 @@ class Loop:
     def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("assigned").inc()
         for each in partitions:
-            self._partitions[each.partition] = AssignedPartition(each.topic, each.partition)
+            self._assignment.add(each.topic, each.partition)
         log.info("partitions assigned", topic=self._topic, partitions=sorted(p.partition for p in partitions))
         self._health.holds("assignment")
         self._health.holds("broker")
@@ -344,7 +363,7 @@ class Loop:
         wait = 0.0 if self._stopping else self._settings.drain_timeout / 2
         deadline = time.monotonic() + wait
         revoked = [each.partition for each in partitions]
-        while any(self._partitions.get(partition) for partition in revoked) and time.monotonic() < deadline:
+        while time.monotonic() < deadline and any(self._assignment.get(partition) for partition in revoked):
             self._commit_ready()
             self._wake.wait(_BUSY_WAIT_S)
             self._wake.clear()
@@ -358,7 +377,7 @@ class Loop:
     def _forget(self, partitions: Sequence[int], why: str) -> None:
         dropped = 0
         for partition in partitions:
-            dropped += len(self._partitions.pop(partition, ()))
+            dropped += self._assignment.remove(partition)
             self._last_offsets.pop(partition, None)
             self._metrics.lag.remove(self._topic, str(partition))
         log.info("partitions gone", why=why, topic=self._topic, partitions=sorted(partitions), dropped_records=dropped)
@@ -368,7 +387,7 @@ class Loop:
 
     def _on_message_error(self, message: Message, error: KafkaError) -> None:
         if error.code() == KafkaError._PARTITION_EOF:
-            partition = self._partitions.get(_present(message.partition()))
+            partition = self._assignment.get(message.partition())
             if partition is not None:
                 partition.end_seen = message.offset()
         elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
@@ -399,13 +418,13 @@ class Loop:
         self._measure()
 
     def _measure(self) -> None:
-        metrics, partitions = self._metrics, self._partitions
-        metrics.assigned.set(len(partitions))
-        metrics.paused.set(sum(partition.paused for partition in partitions.values()))
-        metrics.in_flight.set(sum(len(partition) for partition in partitions.values()))
-        metrics.in_flight_bytes.set(sum(partition.bytes for partition in partitions.values()))
+        metrics, assignment = self._metrics, self._assignment
+        metrics.assigned.set(len(assignment))
+        metrics.paused.set(sum(partition.paused for partition in assignment))
+        metrics.in_flight.set(assignment.records)
+        metrics.in_flight_bytes.set(assignment.bytes)
         for number, end in self._last_offsets.items():
-            partition = partitions.get(number)
+            partition = assignment.get(number)
             lag = partition.lag(end) if partition is not None else None
             if lag is not None:
                 metrics.lag.labels(self._topic, str(number)).set(lag)

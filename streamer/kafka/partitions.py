@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from streamer.kafka.records import Output, Record
 
 
+_RESUME_AT = 0.5
+"""Half empty, so that the flow does not flicker."""
+
+
 class Work:
     """One record in flight. A pipeline calls :meth:`done` exactly once, from any thread."""
 
@@ -70,9 +74,83 @@ class AssignedPartition:
             self.bytes -= self._works.popleft().record.size
         self.next_offset = next_offset
 
+    def fullness(self, most_records: int, most_bytes: int) -> float:
+        """Return how full the queue is, 1 being full by either measure."""
+        return max(len(self._works) / most_records, self.bytes / most_bytes)
+
     def lag(self, end: int) -> int | None:
         """Count the records up to ``end`` that are not committed; None while nothing is known."""
         if self._works:
             return max(0, end - self._works[0].record.offset)
         known = [offset for offset in (self.next_offset, self.end_seen) if offset is not None]
         return max(0, end - max(known)) if known else None
+
+
+class Assignment:
+    """The partitions of this instance and the budget that they share.
+
+    A partition is full when it holds its share of the budget, or when all together hold all of it: one
+    whose front is a slow clip cannot take the room of the others. ``max_records`` and ``max_bytes`` may be
+    overrun by what the client hands over at once, no further.
+    """
+
+    def __init__(self, *, max_records: int, max_bytes: int) -> None:
+        self._max_records = max_records
+        self._max_bytes = max_bytes
+        self._partitions: dict[int, AssignedPartition] = {}
+
+    def __len__(self) -> int:
+        return len(self._partitions)
+
+    def __iter__(self) -> Iterator[AssignedPartition]:
+        return iter(self._partitions.values())
+
+    def get(self, partition: int | None) -> AssignedPartition | None:
+        """Return an assigned partition, None for one that is not (any more)."""
+        return self._partitions.get(partition) if partition is not None else None
+
+    def add(self, topic: str, partition: int) -> None:
+        """Start afresh with a newly assigned partition."""
+        self._partitions[partition] = AssignedPartition(topic, partition)
+
+    def remove(self, partition: int) -> int:
+        """Forget a partition and return how many records in flight are left to its next owner."""
+        removed = self._partitions.pop(partition, None)
+        return len(removed) if removed is not None else 0
+
+    @property
+    def records(self) -> int:
+        """Records in flight."""
+        return sum(len(partition) for partition in self)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the records in flight."""
+        return sum(partition.bytes for partition in self)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the whole budget is used up."""
+        return self._fullness >= 1
+
+    @property
+    def _fullness(self) -> float:
+        return max(self.records / self._max_records, self.bytes / self._max_bytes)
+
+    def changes_of_flow(self) -> tuple[list[AssignedPartition], list[AssignedPartition]]:
+        """Return which partitions to pause and which to resume now, and take that as done."""
+        share = max(1, len(self))
+        overall = self._fullness
+        to_pause, to_resume = [], []
+        for partition in self:
+            own = partition.fullness(max(1, self._max_records // share), max(1, self._max_bytes // share))
+            fullness = max(own, overall)
+            if not partition.paused and fullness >= 1:
+                to_pause.append(partition)
+            elif partition.paused and fullness <= _RESUME_AT:
+                to_resume.append(partition)
+        for partition in to_pause:
+            partition.paused = True
+        for partition in to_resume:
+            partition.paused = False
+        return to_pause, to_resume

@@ -18,16 +18,18 @@ The steps, and what a crash right after each leaves behind:
 
 Outcomes for the caller: :meth:`Transactions.run` returned: committed. :class:`AbortedError`: nothing happened,
 the same outputs may be tried again in a new transaction, since they are still held in memory and no offset
-moved. :class:`UndecidedError`: the commit was sent and not answered; call again with the same batch, which
-only asks for the outcome. :class:`RestartError`: the producer is unusable and whether its last transaction was
-committed is unknown; make a new one and ask the group for its committed offsets, which know.
-:class:`FencedError`: another process holds our transactional.id; this one must stop.
+moved. :class:`UndecidedError`: the end of the transaction, commit or abort, was not answered in time; call
+again with the same batch, which only goes on asking. :class:`RestartError`: the producer is unusable and
+whether its last transaction was committed is unknown; make a new one and ask the group for its committed
+offsets, which know. :class:`FencedError`: another process holds our transactional.id; this one must stop.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
@@ -40,8 +42,10 @@ if TYPE_CHECKING:
     from streamer.kafka.records import Output
     from streamer.settings import Settings
 
-CALL_TIMEOUT_S = 5.0
-"""Longest single blocking call; the loop polls its consumer between calls, so that it stays in its group."""
+CALL_TIMEOUT_S = 2.0
+"""Longest single request; what times out is taken up again, and the loop polls its consumer in between."""
+_DELIVERY_TIMEOUT_S = 5.0
+_HURRIED_TIMEOUT_S = 0.8
 
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED)
 
@@ -62,7 +66,7 @@ class AbortedError(TransactionError):
 
 
 class UndecidedError(TransactionError):
-    """The commit was not answered in time; call again with the same batch."""
+    """The coordinator has not answered in time; call again with the same batch."""
 
 
 class RestartError(TransactionError):
@@ -81,12 +85,23 @@ class Batch:
     offsets: Sequence[TopicPartition]
 
 
+class _State(Enum):
+    """Where the current transaction is; a call that times out is taken up again from here."""
+
+    NONE = auto()
+    COMMITTING = auto()
+    ABORTING = auto()
+
+
 class Transactions:
     """A transactional producer, one transaction at a time, used from one thread."""
 
     def __init__(self, settings: Settings, group: str, callbacks: dict[str, Callable[..., None]]) -> None:
         self._properties = config.producer(settings, group, callbacks)
-        self._committing = False
+        self._state = _State.NONE
+        self._call_timeout = CALL_TIMEOUT_S
+        self._delivery_timeout = _DELIVERY_TIMEOUT_S
+        self._abort_cause = AbortedError("")
         self._producer: Producer = config.make_client(Producer, self._properties)
 
     @property
@@ -97,7 +112,7 @@ class Transactions:
     def init(self) -> None:
         """Step 1. Raises :class:`UndecidedError` where no broker answers yet (call again)."""
         try:
-            self._producer.init_transactions(CALL_TIMEOUT_S)
+            self._producer.init_transactions(self._call_timeout)
         except KafkaException as error:
             cause = error.args[0]
             if cause.code() in _FENCED:
@@ -108,21 +123,30 @@ class Transactions:
 
     def restart(self) -> None:
         """Replace the producer after :class:`RestartError`; :meth:`init` comes next."""
-        self._committing = False
+        self._state = _State.NONE
         self._producer = config.make_client(Producer, self._properties)
 
     def poll(self) -> None:
-        """Serve the producer's callbacks while no transaction runs."""
-        self._producer.poll(0)
+        """Serve the producer's callbacks while no transaction runs. Raises as :meth:`run` does for fatal errors."""
+        try:
+            self._producer.poll(0)
+        except KafkaException as error:
+            self._handle(error.args[0])
+
+    def hurry(self) -> None:
+        """Wait less for answers from now on: a stop has its own deadline."""
+        self._call_timeout = self._delivery_timeout = _HURRIED_TIMEOUT_S
 
     def run(self, batch: Batch, group_metadata: Any) -> None:
         """Take one batch through steps 2 to 5; the module's text says what may be raised."""
         try:
-            if not self._committing:
+            if self._state is _State.ABORTING:
+                self._finish_abort()
+            if self._state is _State.NONE:
                 self._fill(batch, group_metadata)
-                self._committing = True
-            self._producer.commit_transaction(CALL_TIMEOUT_S)
-            self._committing = False
+                self._state = _State.COMMITTING
+            self._producer.commit_transaction(self._call_timeout)
+            self._state = _State.NONE
         except KafkaException as error:
             self._handle(error.args[0])
 
@@ -134,15 +158,19 @@ class Transactions:
                 for output in work.outputs or ():
                     self._produce(work, output, unfit)
             self._await_delivery(unfit)
-            self._producer.send_offsets_to_transaction(list(batch.offsets), group_metadata, CALL_TIMEOUT_S)
+            self._producer.send_offsets_to_transaction(list(batch.offsets), group_metadata, self._call_timeout)
         except KafkaException as error:
             if error.args[0].fatal():
                 raise
-            self._abort(error.args[0], unfit)
+            # Whatever else went wrong, and be it an answer that did not come: before the commit nothing is lost.
+            self._abort(AbortedError(error.args[0].str(), unfit))
 
     def _await_delivery(self, unfit: Sequence[object]) -> None:
         """Wait until the brokers have every record; at commit a refused one would show only as an abort."""
-        left = self._producer.flush(CALL_TIMEOUT_S)
+        deadline = time.monotonic() + self._delivery_timeout
+        while (left := len(self._producer)) and time.monotonic() < deadline:
+            # Not flush(): once the producer is fenced it raises SystemError (confluent-kafka 2.16).
+            self._producer.poll(0.01)
         if left or unfit:
             problem = f"{left} records not acknowledged in time" if left else f"{len(unfit)} records refused"
             raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT, problem, txn_requires_abort=True))
@@ -174,27 +202,28 @@ class Transactions:
             else:
                 return
 
-    def _abort(self, cause: KafkaError, unfit: Sequence[tuple[Work, str]] = ()) -> None:
-        """Abort the open transaction and raise :class:`AbortedError`."""
-        self._committing = False
+    def _abort(self, cause: AbortedError) -> NoReturn:
+        """Abort the open transaction and raise ``cause``."""
+        self._state = _State.ABORTING
+        self._abort_cause = cause
+        self._finish_abort()
+
+    def _finish_abort(self) -> NoReturn:
         try:
             # Purges what is queued, waits for what is on its way, ends the transaction.
-            self._producer.abort_transaction(CALL_TIMEOUT_S)
+            self._producer.abort_transaction(self._call_timeout)
         except KafkaException as error:
-            inner = error.args[0]
-            if inner.code() in _FENCED:
-                raise FencedError(inner.str()) from None
-            # An abort that fails leaves the producer in a state only a new one gets out of; its init aborts.
-            raise RestartError(f"abort failed: {inner.str()}; after {cause.str()}") from None
-        raise AbortedError(cause.str(), unfit)
+            self._handle(error.args[0])
+        self._state = _State.NONE
+        raise self._abort_cause
 
-    def _handle(self, cause: KafkaError) -> None:
+    def _handle(self, cause: KafkaError) -> NoReturn:
         if cause.code() in _FENCED:
             raise FencedError(cause.str())
         if cause.fatal():
             raise RestartError(cause.str())
         if cause.txn_requires_abort():
-            self._abort(cause)
-        if self._committing and cause.retriable():
+            self._abort(AbortedError(cause.str()))
+        if self._state is not _State.NONE and cause.retriable():
             raise UndecidedError(cause.str())
         raise RestartError(cause.str())

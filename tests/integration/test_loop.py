@@ -1,0 +1,245 @@
+"""The consume loop on a real broker: exactly once, whatever order work ends in and whatever ends it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streamer.events import Reason
+from streamer.health import Health
+from streamer.kafka import FatalError, Loop, Output, Stop, Work, dead_letter
+from streamer.kafka.broker import LocalKafka
+from streamer.kafka.client import Reader, publish
+from streamer.kafka.topic_files import load_specs
+from streamer.kafka.topics import apply
+from streamer.metrics import Metrics
+from streamer.settings import Settings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from streamer.kafka import Record
+
+INPUT, OUTPUT = "query.results", "query.reranked"
+
+
+@pytest.fixture
+def settings(kafka: LocalKafka, topic_prefix: str) -> Settings:
+    made = load({"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": topic_prefix, "instance_id": "one"})
+    apply(made, load_specs())
+    return made
+
+
+class Threads:
+    """A pipeline that gives each record to ``work`` in threads of its own; what it returns is the outputs."""
+
+    def __init__(self, work: Callable[[Record], Sequence[Output]], *, threads: int = 8) -> None:
+        self._work = work
+        self._waiting: list[Work] = []
+        self._condition = threading.Condition()
+        for _ in range(threads):
+            threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, works: Sequence[Work]) -> None:
+        with self._condition:
+            self._waiting += works
+            self._condition.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._waiting)
+                work = self._waiting.pop(0)
+            work.done(self._work(work.record))
+
+
+@contextmanager
+def running(
+    settings: Settings, work: Callable[[Record], Sequence[Output]], *, max_records: int = 500
+) -> Iterator[tuple[Metrics, Health, Stop, list[Any]]]:
+    """Run a loop in a thread; on exit stop it and wait for its end. The list receives how it ended."""
+    metrics = Metrics()
+    health = Health(metrics)
+    stop = Stop()
+    ended: list[Any] = []
+    loop = Loop(settings, group="streamer-rerank", topic=INPUT, max_records=max_records, metrics=metrics, health=health)
+
+    def run() -> None:
+        try:
+            ended.append(loop.run(Threads(work), stop))
+        except FatalError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield metrics, health, stop, ended
+    finally:
+        stop.set()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def feed(settings: Settings, count: int, *, start: int = 0, size: int = 2) -> None:
+    value = b"{" + b" " * (size - 2) + b"}"
+    publish(
+        settings,
+        (Output(settings.topic(INPUT), f"q{start + i}".encode(), value, (("ce_id", b"1"),)) for i in range(count)),
+    )
+
+
+def echo(settings: Settings) -> Callable[[Record], Sequence[Output]]:
+    return lambda record: [Output(settings.topic(OUTPUT), record.key, b"out", ())]
+
+
+def read(settings: Settings, *topics: str, patience: float = 3) -> list[Record]:
+    reader = Reader(settings, [settings.topic(topic) for topic in topics])
+    try:
+        return list(reader.records(patience=patience))
+    finally:
+        reader.close()
+
+
+def await_(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def test_each_record_comes_out_once_though_work_ends_in_any_order(settings: Settings) -> None:
+    rng = random.Random(1)  # noqa: S311 - reproducible, not secret
+
+    def work(record: Record) -> Sequence[Output]:
+        time.sleep(rng.random() * 0.01)
+        if record.offset % 5 == 4:
+            return [dead_letter(record, Reason.NOT_JSON, "no")]
+        return echo(settings)(record)
+
+    feed(settings, 600)
+    with running(settings, work) as (metrics, _, _, ended):
+        await_(
+            lambda: (
+                value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT))
+                + value(metrics, "streamer_events_dead_lettered_total", topic=settings.topic(INPUT), reason="not_json")
+                == 600
+            )
+        )
+    assert ended == [True]
+    keys = Counter(record.key for record in read(settings, OUTPUT, INPUT + ".dlq"))
+    assert keys == Counter(f"q{i}".encode() for i in range(600))
+
+
+def test_a_stop_in_the_middle_of_work_loses_and_doubles_nothing(settings: Settings) -> None:
+    hasty = settings.model_copy(update={"drain_timeout": 0.3})
+    feed(settings, 300)
+    stuck = threading.Event()
+
+    def work(record: Record) -> Sequence[Output]:
+        if record.offset % 10 == 9:
+            stuck.wait(20)
+        return echo(settings)(record)
+
+    with running(hasty, work) as (metrics, _, _, ended):
+        await_(lambda: value(metrics, "streamer_transactions_total", outcome="committed") > 0)
+    assert ended == [False]
+    stuck.set()
+    with running(settings, echo(settings)) as (metrics, _, _, ended):
+        before = len(read(settings, OUTPUT))
+        assert before
+        await_(lambda: len(read(settings, OUTPUT, patience=1.5)) == 300, 60)
+    assert ended == [True]
+    assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(300))
+
+
+def test_slow_work_pauses_its_partition_and_costs_no_membership(settings: Settings) -> None:
+    strict = settings.model_copy(
+        update={"kafka": {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000", "heartbeat.interval.ms": "500"}}
+    )
+    free = threading.Event()
+
+    def work(record: Record) -> Sequence[Output]:
+        free.wait(30)
+        return echo(settings)(record)
+
+    feed(settings, 200)
+    with running(strict, work, max_records=24) as (metrics, health, _, ended):
+        await_(lambda: value(metrics, "streamer_paused_partitions") > 0)
+        time.sleep(8)
+        assert value(metrics, "streamer_in_flight_records") <= 24 + 32
+        assert value(metrics, "streamer_rebalances_total", kind="assigned") == 1
+        assert value(metrics, "streamer_rebalances_total", kind="lost") == 0
+        assert health.not_live() == []
+        free.set()
+        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 200)
+        await_(lambda: value(metrics, "streamer_paused_partitions") == 0)
+    assert ended == [True]
+
+
+def test_a_second_holder_of_the_transactional_id_fences_the_first(settings: Settings) -> None:
+    with running(settings, echo(settings)) as (_, health, _, ended):
+        await_(lambda: "assignment: no partitions assigned yet" not in health.not_ready())
+        with running(settings, echo(settings)) as (_, second, _, second_ended):
+            await_(lambda: not any("broker" in each for each in second.not_ready()))
+            feed(settings, 400)
+            await_(lambda: bool(ended))
+            assert isinstance(ended[0], FatalError)
+            assert "--instance-id" in str(ended[0])
+            await_(lambda: len(read(settings, OUTPUT, patience=1.5)) == 400, 60)
+        assert second_ended == [True]
+    assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(400))
+
+
+def test_an_output_that_no_broker_takes_is_dead_lettered_and_its_partition_goes_on(settings: Settings) -> None:
+    def work(record: Record) -> Sequence[Output]:
+        if record.key == b"q3":
+            return [Output(settings.topic(OUTPUT), record.key, b"x" * (9 << 20), ())]
+        if record.key == b"q5":
+            letter = dead_letter(record, Reason.NOT_JSON, "no")
+            return [Output(letter.topic, letter.key, b"y" * (9 << 20), letter.headers)]
+        return echo(settings)(record)
+
+    feed(settings, 10)
+    with running(settings, work) as (metrics, _, _, ended):
+        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 8)
+    assert ended == [True]
+    dead = {record.key: dict(record.headers) for record in read(settings, INPUT + ".dlq")}
+    assert dead.keys() == {b"q3", b"q5"}
+    assert dead[b"q3"]["dlq.reason"] == b"too_large"
+    assert dead[b"q5"]["dlq.truncated_from"] == str(9 << 20).encode()
+
+
+def test_a_missing_topic_is_told_by_readiness_until_it_is_made(kafka: LocalKafka, topic_prefix: str) -> None:
+    settings = load({"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": topic_prefix})
+    with running(settings, echo(settings)) as (_, health, _, _):
+        await_(lambda: any("streamer topics apply" in each for each in health.not_ready()))
+        apply(settings, load_specs())
+        await_(lambda: health.not_ready() == ["start: starting"], 40)
+
+
+def test_a_killed_broker_costs_nothing_but_time(tmp_path: Any) -> None:
+    with LocalKafka(data_dir=tmp_path / "kafka") as kafka:
+        settings = load({"bootstrap_servers": kafka.bootstrap_servers, "instance_id": "one"})
+        apply(settings, load_specs())
+        feed(settings, 300)
+        slow = lambda record: time.sleep(0.02) or echo(settings)(record)  # noqa: E731
+        with running(settings, slow) as (metrics, health, _, ended):
+            await_(lambda: value(metrics, "streamer_transactions_total", outcome="committed") > 0)
+            kafka.kill(0)
+            await_(lambda: any("broker" in each for each in health.not_ready()))
+            kafka.restart(0)
+            feed(settings, 300, start=300)
+            await_(lambda: value(metrics, "streamer_events_produced_total", topic=OUTPUT) >= 600, 60)
+            await_(lambda: health.not_ready() == ["start: starting"])
+        assert ended == [True]
+        assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(600))
