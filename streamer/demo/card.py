@@ -23,7 +23,6 @@ class Run:
     seed: int
     recipe: Recipe
     scenes: int
-    frames: int
     megabytes: float
     render_seconds: float
     train_seconds: float

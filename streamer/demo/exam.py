@@ -121,7 +121,7 @@ def _frames(encoder: Encoder, path: Path) -> FloatArray:
 
 
 def _images(encoder: Encoder, stills: Sequence[Still]) -> FloatArray:
-    prepared = [encoder.prepare(still.frames[0]) for still in stills]
+    prepared = [encoder.prepare(still.frame) for still in stills]
     batches = range(0, len(prepared), _BATCH)
     return np.concatenate([encoder.encode_images(prepared[start : start + _BATCH])[:, 0] for start in batches])
 

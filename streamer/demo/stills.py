@@ -30,18 +30,17 @@ class StillSet:
     seed: int
     stream: int
     held_out: bool
-    frames: int = 1
     captions: int = 1
     side: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Still:
-    """Frames of one scene, (height, width, 3) each; what it shows; and descriptions of it, more or less complete."""
+    """A frame of a scene, (height, width, 3); what it shows; and descriptions of it, more or less complete."""
 
     scene: Scene
     caption: str
-    frames: list[npt.NDArray[np.uint8]]
+    frame: npt.NDArray[np.uint8]
     captions: list[str]
 
 
@@ -56,9 +55,9 @@ def _draw_still(which: StillSet, number: int) -> Still:
     while has_held_out(scene) != which.held_out:
         scene = draw_scene(rng)
     renderer = SceneRenderer(scene, rng)
-    frames = [_compress(renderer.frame(rng.uniform(0, _SECONDS)), which.side, rng) for _ in range(which.frames)]
+    frame = _compress(renderer.frame(rng.uniform(0, _SECONDS)), which.side, rng)
     captions = [describe(loosen(scene, rng), rng) for _ in range(which.captions)]
-    return Still(scene, describe(scene, rng), frames, captions)
+    return Still(scene, describe(scene, rng), frame, captions)
 
 
 def _compress(frame: npt.NDArray[np.uint8], side: int | None, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

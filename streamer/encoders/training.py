@@ -1,4 +1,9 @@
-"""Contrastive training of a small open_clip model on a CPU, and its export as a ``local-dir:`` folder."""
+"""Contrastive training of a small open_clip model on a CPU, and its export as a ``local-dir:`` folder.
+
+A batch of captions can be told apart by little (background and colour do for most of a hundred), so the
+contrastive loss alone is slow to make the image tower look at shapes. A linear head that names the labels of
+a picture, and is thrown away after training, gives that signal from the first step.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +35,24 @@ _MAX_LOGIT_SCALE = math.log(100)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The knobs of one training run; ``learning_rate`` is the peak, after the warm-up."""
+    """The knobs of one training run.
+
+    ``learning_rate`` is the peak, after the warm-up; ``label_weight`` that of the labels' loss beside CLIP's.
+    """
 
     epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float
     warmup_steps: int
+    label_weight: float
 
 
 def train(
     config: dict[str, Any],
     images: npt.NDArray[np.uint8],
     captions: Sequence[Sequence[str]],
+    labels: npt.NDArray[np.float32],
     recipe: Recipe,
     *,
     seed: int,
@@ -52,8 +62,8 @@ def train(
     """Train a model from nothing with CLIP's symmetric loss, and return it in eval mode.
 
     ``config``: the content of an ``open_clip_config.json``. ``images``: (n, side, side, 3), of the model's own
-    size. ``captions``: for each image those that fit it, one of which is drawn each epoch. ``report`` gets the
-    step, the number of steps and the loss. The same inputs give the same weights on the same processor with the
+    size. ``captions``: for each image those that fit it, one of which is drawn each epoch. ``labels``: (n, k), 1 where
+    an image shows a thing and else 0, at least one 1 a row. ``report`` gets the step, the number of steps and the loss. The same inputs give the same weights on the same processor with the
     same number of threads. Convolutions run in bfloat16, which halves the time where the processor has it.
     """
     torch.manual_seed(seed)
@@ -64,8 +74,10 @@ def train(
     model = _build(config["model_cfg"], context=tokens.shape[1])
     visual = model.visual.to(memory_format=torch.channels_last)
     augment = _Augmentation(config["preprocess_cfg"])
+    head = nn.Linear(config["model_cfg"]["embed_dim"], labels.shape[1])
+    shares = torch.from_numpy(labels / labels.sum(axis=1, keepdims=True))
     decayed = [weights for weights in model.parameters() if weights.ndim > 1]
-    plain = [weights for weights in model.parameters() if weights.ndim <= 1]
+    plain = [weights for weights in model.parameters() if weights.ndim <= 1] + list(head.parameters())
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=recipe.learning_rate,
@@ -83,7 +95,9 @@ def train(
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 image_features = visual(augment(torch.from_numpy(images[batch])))
                 text_features = model.encode_text(tokens[chosen])
-            loss = _clip_loss(image_features.float(), text_features.float(), model.logit_scale)
+            image_features = image_features.float()
+            loss = _clip_loss(image_features, text_features.float(), model.logit_scale)
+            loss += recipe.label_weight * F.cross_entropy(head(image_features), shares[batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

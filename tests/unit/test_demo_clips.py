@@ -150,12 +150,12 @@ def test_held_out_pairs_spare_no_object_or_colour_wholly() -> None:
 
 
 def test_stills_keep_seen_and_held_out_pairs_apart() -> None:
-    seen = draw_stills(StillSet(0, 1, held_out=False, frames=2, captions=3, side=32), 20)
+    seen = draw_stills(StillSet(0, 1, held_out=False, captions=3, side=32), 20)
     unseen = draw_stills(StillSet(0, 1, held_out=True), 20)
     assert not any(held_out(item) for still in seen for item in still.scene.items)
     assert all(any(held_out(item) for item in still.scene.items) for still in unseen)
-    assert {frame.shape for still in seen for frame in still.frames} == {(32, 32, 3)}
-    assert {(len(still.frames), len(still.captions)) for still in seen} == {(2, 3)}
+    assert {still.frame.shape for still in seen} == {(32, 32, 3)}
+    assert {len(still.captions) for still in seen} == {3}
 
 
 @pytest.mark.parametrize("name", OBJECTS)
