@@ -62,9 +62,10 @@ def train(
     """Train a model from nothing with CLIP's symmetric loss, and return it in eval mode.
 
     ``config``: the content of an ``open_clip_config.json``. ``images``: (n, side, side, 3), of the model's own
-    size. ``captions``: for each image those that fit it, one of which is drawn each epoch. ``labels``: (n, k), 1 where
-    an image shows a thing and else 0, at least one 1 a row. ``report`` gets the step, the number of steps and the loss. The same inputs give the same weights on the same processor with the
-    same number of threads. Convolutions run in bfloat16, which halves the time where the processor has it.
+    size. ``captions``: for each image those that fit it, one of which is drawn each epoch. ``labels``: (n, k), 1
+    where an image shows a thing and else 0, at least one 1 a row. ``report`` gets the step, the number of steps
+    and the loss. The same inputs give the same weights on the same processor with the same number of threads.
+    The arithmetic is bfloat16, which halves the time where the processor has it.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
