@@ -6,6 +6,7 @@ done or stopped cleanly, 1 a fatal fault or a difference found, 2 a setting that
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
+import orjson
 from click.shell_completion import get_completion_class
 from rich.console import Console
 from rich.table import Table
@@ -157,16 +159,13 @@ def store() -> None:
     """Look into the store of frame embeddings."""
 
 
-_MODEL_ID_OPTION = click.option("--model-id", help="Whose records; needed where the store holds several models.")
-
-
 @store.command("stats", cls=SettingsCommand, uses="store")
 def store_stats(settings: Settings) -> None:
     """Show how many clips of which models are stored."""
-    from streamer.store import inspect_store  # noqa: PLC0415
+    from streamer.store import open_existing  # noqa: PLC0415
 
-    with inspect_store(settings.store) as inspected:
-        figures = inspected.stats()
+    with contextlib.closing(open_existing(settings.store)) as opened:
+        figures = opened.stats()
     table = Table("model", "clips", title=settings.store)
     for model_id, clips in figures.models.items():
         table.add_row(model_id, f"{clips:,}")
@@ -177,10 +176,34 @@ def store_stats(settings: Settings) -> None:
 
 @store.command("get", cls=SettingsCommand, uses="store")
 @click.argument("clip_id")
-@_MODEL_ID_OPTION
+@click.option("--model-id", help="Whose record; without it, the record of each model that has one.")
 def store_get(settings: Settings, clip_id: str, model_id: str | None) -> None:
-    """Show the record of CLIP_ID: its version, its frames' times and what its vectors are like."""
-    raise click.ClickException(f"{settings}{clip_id}{model_id}")
+    """Show the record of CLIP_ID as JSON: version, precision, its vectors' times. Exit 1 where there is none."""
+    from streamer.store import open_existing  # noqa: PLC0415
+
+    with contextlib.closing(open_existing(settings.store)) as opened:
+        models = [model_id] if model_id else list(opened.stats().models)
+    found = False
+    for each in models:
+        with contextlib.closing(open_existing(settings.store, model_id=each)) as opened, opened.read([clip_id]) as read:
+            record = read[0]
+            if record is None:
+                continue
+            found = True
+            vectors, dim = record.matrix.shape
+            described = {
+                "clip_id": clip_id,
+                "model_id": each,
+                "uploaded_at": record.uploaded_at,
+                "duration_ms": record.duration_ms,
+                "vectors": vectors,
+                "dim": dim,
+                "precision": str(record.matrix.dtype),
+                "times_ms": record.times_ms.tolist(),
+            }
+            click.echo(orjson.dumps(described, option=orjson.OPT_UTC_Z).decode())
+    if not found:
+        raise click.ClickException(f"{clip_id} is not in {settings.store}")
 
 
 @cli.command()
@@ -221,7 +244,8 @@ def demo(settings: Settings, **options: Any) -> None:
     """
     from streamer.demo import run  # noqa: PLC0415
 
-    run.run(settings, **options)
+    own_broker = "bootstrap_servers" not in settings.model_fields_set
+    run.run(settings, bootstrap=None if own_broker else settings.bootstrap_servers, **options)
 
 
 @cli.command()

@@ -14,6 +14,7 @@ from streamer.store.protocol import (
     StoreError,
     StoreStats,
     StoreUnavailableError,
+    open_existing,
     open_store,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "StoreError",
     "StoreStats",
     "StoreUnavailableError",
+    "open_existing",
     "open_store",
 ]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streamer.store import record
-from streamer.store.lmdb_environment import DEFAULT_MAP_BYTES, RESERVED, Environment, acquire, release
+from streamer.store.lmdb_environment import DATA_FILE, DEFAULT_MAP_BYTES, RESERVED, Environment, acquire, release
 from streamer.store.protocol import PutOutcome, StoreError, StoreStats
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class LmdbStore:
         path: str | Path,
         *,
         model_id: str,
-        dim: int,
+        dim: int | None,
         precision: Precision = "float16",
         read_only: bool = False,
         map_bytes: int = DEFAULT_MAP_BYTES,
@@ -200,6 +200,11 @@ class LmdbStore:
                 return
             self._logged.add(at)
         log.warning("corrupt record", store=str(self._path), clip_id=clip_id, error=str(error))
+
+
+def is_store(path: str | Path) -> bool:
+    """Tell whether the folder holds LMDB's data file."""
+    return (Path(path) / DATA_FILE).is_file()
 
 
 def _model_prefixes(transaction: Transaction) -> list[bytes]:

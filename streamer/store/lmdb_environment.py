@@ -34,7 +34,7 @@ RESERVED = bytes(8)
 """Prefix of the keys that hold no clip: alone the format's key, with a model's hash behind it that model's."""
 DEFAULT_MAP_BYTES = 1 << 40
 """Address space, not memory or disk: on 64-bit Linux a large map costs nothing and never has to grow."""
-_DATA = "data.mdb"
+DATA_FILE = "data.mdb"
 _STAT_BLOCK = 512
 _SMALLEST_MAP_BYTES = 1 << 20
 _FORMAT = b"clip embeddings 1"
@@ -175,7 +175,7 @@ class Environment:
     def bytes_on_disk(self) -> int:
         """Return what the data file occupies."""
         try:
-            return (self.path / _DATA).stat().st_blocks * _STAT_BLOCK
+            return (self.path / DATA_FILE).stat().st_blocks * _STAT_BLOCK
         except OSError as error:
             raise StoreUnavailableError(f"{self.path}: {error.strerror}") from error
 
@@ -267,7 +267,7 @@ def acquire(path: Path, map_bytes: int) -> Environment:
     with _registry:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            is_new = not (path / _DATA).exists()
+            is_new = not (path / DATA_FILE).exists()
             environment = None if is_new else _environments.get(_identity(path))
             if environment is None:
                 environment = Environment(path, map_bytes)
@@ -320,7 +320,7 @@ def _explain(path: Path, error: Exception) -> str:
 def _identity(path: Path) -> tuple[int, int]:
     """Tell data files apart, whatever links lead to them; zeros where there is none."""
     try:
-        status = (path / _DATA).stat()
+        status = (path / DATA_FILE).stat()
     except OSError:
         return 0, 0
     return status.st_dev, status.st_ino

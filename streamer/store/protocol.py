@@ -21,6 +21,9 @@ EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 """From which versions are counted."""
 
 
+_UNKNOWN_ENGINE = "{}: is no engine of this release; use lmdb:PATH"
+
+
 class StoreError(Exception):
     """The store cannot be used as asked: wrong URL, not writable, not a store of ours. Not worth a retry."""
 
@@ -145,4 +148,20 @@ def open_store(
         from streamer.store.lmdb import LmdbStore  # noqa: PLC0415 - only the engine in use is loaded
 
         return LmdbStore(rest, model_id=model_id, dim=dim, precision=precision, read_only=read_only)
-    raise StoreError(f"{scheme}: is no engine of this release; use lmdb:PATH")
+    raise StoreError(_UNKNOWN_ENGINE.format(scheme))
+
+
+def open_existing(url: str, *, model_id: str = "") -> Store:
+    """Open a store that is there already, to look into it: nothing is created, vectors may have any length.
+
+    ``model_id`` is whose records are read; without one :meth:`Store.stats` still tells of all models. Raises
+    :class:`StoreError`.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme == "lmdb":
+        from streamer.store.lmdb import LmdbStore, is_store  # noqa: PLC0415 - only the engine in use is loaded
+
+        if not is_store(rest):
+            raise StoreError(f"{rest}: there is no store")
+        return LmdbStore(rest, model_id=model_id, dim=None, read_only=True)
+    raise StoreError(_UNKNOWN_ENGINE.format(scheme))

@@ -142,21 +142,21 @@ def encode_tombstone(clip_id: str, uploaded_us: int) -> bytes:
     return _seal(_Header(_MAGIC, 0, uploaded_us, 0, 0, 0, len(raw_id), _CODES["float32"]), raw_id, b"", b"")
 
 
-def decode(value: memoryview, clip_id: str, dim: int) -> Embedding | None:
+def decode(value: memoryview, clip_id: str, dim: int | None) -> Embedding | None:
     """Read the record of ``clip_id`` without copying; None for a tombstone.
 
-    Raises :class:`CorruptRecordError`, also where the vectors' length is not ``dim``.
+    Raises :class:`CorruptRecordError`, also where the vectors' length is not ``dim``; None takes any length.
     """
     _, _, uploaded_us, duration_ms, length, n, id_length, code = _open(value)
     if id_length and _id_bytes(value, id_length) != clip_id.encode():
         raise CorruptRecordError("the record of another clip")
     if not n:
         return None
-    if length != dim:
+    if dim is not None and length != dim:
         raise CorruptRecordError(f"vectors of length {length}, not {dim}")
     times_at, matrix_at = _offsets(id_length, n, code)
     scales = np.ndarray((n,), _SCALE, value, times_at + 4 * n) if code == _INT8 else None
-    matrix = np.ndarray((n, dim), _DTYPES[code], value, matrix_at)
+    matrix = np.ndarray((n, length), _DTYPES[code], value, matrix_at)
     return Embedding(matrix, scales, np.ndarray((n,), _TIME, value, times_at), uploaded_us, duration_ms)
 
 
