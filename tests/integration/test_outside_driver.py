@@ -6,7 +6,7 @@ import random
 import secrets
 import uuid
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,7 +32,7 @@ from malformed import check_reasons, malformed, query_faults, upload_faults
 from recompute import Method, Oracle, Ranking
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from malformed import Fault
@@ -91,7 +91,7 @@ class Platform:
         self.bus.await_group("streamer-rerank", RESULTS, seconds=90, alive=[reranker])
         causes = {record.event["query_id"]: record for record in sent}
         outputs = [record for record in self.bus.read(RERANKED) if record.event["query_id"] in causes]
-        assert Counter(record.event["query_id"] for record in outputs) == Counter(causes)
+        assert Counter(record.event["query_id"] for record in outputs) == Counter(list(causes))
         return {causes[record.event["query_id"]]: record for record in outputs}
 
     def check_reranked(self, answers: Mapping[Record, Record], oracle: Oracle, method: Method) -> None:
@@ -197,64 +197,122 @@ def oracle() -> Oracle:
     return Oracle(model_dir())
 
 
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A platform whose clips of every kind are embedded, with its running embedder.
+
+    Attributes:
+        platform: Its `clips` are those that were uploaded.
+        uploads: The records that did it.
+        embedder: Still running.
+        films: Further small files that may be uploaded.
+
+    """
+
+    platform: Platform
+    uploads: list[Record]
+    embedder: Service
+    films: list[Video]
+
+
 @pytest.fixture(scope="module")
-def library(kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> tuple[Platform, list[Record]]:
-    """A platform whose varied and real clips are embedded, with the uploads that did it."""
+def library(kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
     real = real_footage()
     film_folders = {video.path.parent for video in real.values()}
     folder = tmp_path_factory.mktemp("library")
     platform = Platform.start(kafka, f"t{secrets.token_hex(3)}.", folder, film_folders)
-    made = varied_footage(folder / "clips")
-    longest = "漢" * (limit(UPLOADED, "clip_id", "maxLength") // len("漢".encode()))  # ids are limited in bytes
-    clips = made | real | {longest: made["plain"], "a/b c%20?é": made["b-frames"]}
-    with platform.run("embed").await_ready() as embedder:
-        sent = platform.upload(clips, embedder)
+    with platform.run("embed") as embedder:
+        made, films = varied_footage(folder / "clips"), tiny_footage(folder / "clips")
+        longest = "漢" * (limit(UPLOADED, "clip_id", "maxLength") // len("漢".encode()))  # ids are limited in bytes
+        platform.clips = made | real | {longest: made["plain"], "a/b c%20?é": made["b-frames"]}
+        embedder.await_ready()
+        yield Library(platform, platform.upload(platform.clips, embedder), embedder, films)
         embedder.stop()
-    platform.clips = clips
-    return platform, sent
 
 
-def test_each_upload_is_embedded_once_with_the_frames_that_the_sampling_rule_takes(
-    library: tuple[Platform, list[Record]], oracle: Oracle
-) -> None:
-    platform, sent = library
-    causes = {record.event["clip_id"]: record for record in sent}
-    outputs = {record.event["clip_id"]: record for record in platform.bus.read(EMBEDDED)}
-    assert len(platform.bus.read(EMBEDDED)) == len(sent)
-    assert outputs.keys() == causes.keys()
-    for clip_id, output in outputs.items():
-        cause, event = causes[clip_id], output.event
-        check_caused(output, cause, EMBEDDED)
-        sampled = oracle.video(platform.clips[clip_id])
-        assert event["frames"] == len(sampled.times), clip_id
-        assert 1000 * sampled.last_time - 1 <= event["duration_ms"] <= 1000 * sampled.end + 1, clip_id
-        assert moment(event["uploaded_at"]) == moment(cause.event["uploaded_at"])
-        assert moment(event["uploaded_at"]) <= moment(event["embedded_at"]) <= datetime.now(UTC)
-    assert not platform.bus.read(f"{UPLOADED}.dlq")
+METHODS = [Method(), Method(normalization="zscore", depth=5), Method(normalization="none", alpha=0.25, depth=12)]
 
 
-@pytest.mark.parametrize(
-    "method",
-    [Method(), Method(normalization="zscore", depth=5), Method(normalization="none", alpha=0.25, depth=12)],
-    ids=lambda method: method.normalization,
-)
-def test_every_reranked_number_is_what_open_clip_and_numpy_make_of_the_files(
-    library: tuple[Platform, list[Record]], oracle: Oracle, method: Method
-) -> None:
-    platform, _ = library
+@pytest.fixture(scope="module", params=METHODS, ids=lambda method: method.normalization)
+def reranker(library: Library, request: pytest.FixtureRequest) -> Iterator[tuple[Service, Method]]:
+    """One reranker after the other on the same topics, group and embeddings; the first with no knob turned."""
+    method = request.param
     knobs = {
         "STREAMER_NORMALIZATION": method.normalization,
         "STREAMER_ALPHA": str(method.alpha),
         "STREAMER_DEPTH": str(method.depth),
     }
+    with library.platform.run("rerank", **({} if method == Method() else knobs)) as service:
+        yield service.await_ready(), method
+        service.stop()
+
+
+def test_each_upload_is_embedded_once_with_the_frames_that_the_sampling_rule_takes(
+    library: Library, oracle: Oracle
+) -> None:
+    platform = library.platform
+    causes = {record.key: record for record in library.uploads}
+    embedded = [record for record in platform.bus.read(EMBEDDED) if record.key in causes]
+    assert Counter(record.key for record in embedded) == Counter(list(causes))
+    for output in embedded:
+        cause, event = causes[output.key], output.event
+        check_caused(output, cause, EMBEDDED)
+        clip_id = event["clip_id"]
+        assert clip_id == cause.event["clip_id"]
+        sampled = oracle.video(platform.clips[clip_id])
+        assert event["frames"] == len(sampled.times), clip_id
+        assert 1000 * sampled.last_time - 1 <= event["duration_ms"] <= 1000 * sampled.end + 1, clip_id
+        assert moment(event["uploaded_at"]) == moment(cause.event["uploaded_at"])
+        assert moment(event["uploaded_at"]) <= moment(event["embedded_at"]) <= datetime.now(UTC)
+    assert len({record.event["model_id"] for record in embedded}) == 1
+    assert not platform.bus.read(f"{UPLOADED}.dlq")
+
+
+def test_every_reranked_number_is_what_open_clip_and_numpy_make_of_the_files(
+    library: Library, reranker: tuple[Service, Method], oracle: Oracle
+) -> None:
+    platform, (service, method) = library.platform, reranker
     queries = every_kind_of_query(list(platform.clips), random.Random(method.depth))  # noqa: S311 - no secret
-    with platform.run("rerank", **({} if method == Method() else knobs)).await_ready() as reranker:
-        answers = platform.ask(queries, reranker)
-        reranker.stop()
+    answers = platform.ask(queries, service)
     platform.check_reranked(answers, oracle, method)
-    models = {record.event["model_id"] for record in [*answers.values(), *platform.bus.read(EMBEDDED)]}
-    assert len(models) == 1
+    [embedded, *_] = platform.bus.read(EMBEDDED)
+    assert {answer.event["model_id"] for answer in answers.values()} == {embedded.event["model_id"]}
     assert not platform.bus.read(f"{RESULTS}.dlq")
+
+
+def test_a_deleted_clip_is_not_embedded_until_it_is_uploaded_again_and_old_uploads_change_nothing(
+    library: Library, reranker: tuple[Service, Method], oracle: Oracle
+) -> None:
+    films, embedder, (service, method) = library.films, library.embedder, reranker
+    ids = [f"{method.normalization}-{index}" for index in range(6)]
+    platform = replace(library.platform, clips=dict(zip(ids, films, strict=False)))
+    start = datetime.now(UTC)
+
+    def check_now(query: str) -> None:
+        asked = query_record(query, results_of(ids, range(6, 0, -1)))
+        platform.check_reranked(platform.ask([asked], service), oracle, method)
+
+    platform.upload(platform.clips, embedder, at=start)
+    check_now("a red disc")
+
+    platform.bus.publish(UPLOADED, [Record.of(gone, None, trace()) for gone in (ids[0], ids[4], "never seen")])
+    platform.bus.await_group("streamer-embed", UPLOADED, seconds=30, alive=[embedder])
+    del platform.clips[ids[0]], platform.clips[ids[4]]
+    check_now("a red disc")
+
+    again = {ids[0]: films[7]}
+    platform.upload(again, embedder)
+    platform.clips |= again
+    check_now("a blue square")
+
+    platform.upload({ids[0]: films[3], ids[1]: films[6]}, embedder, at=start - timedelta(days=1))
+    check_now("a blue disc")
+
+    newer = {ids[1]: films[6], ids[2]: films[5]}
+    platform.upload(newer, embedder)
+    platform.clips |= newer
+    check_now("a white square")
+    assert not platform.bus.read(f"{UPLOADED}.dlq")
 
 
 def test_200_malformed_records_among_1000_good_ones_are_dead_lettered_and_nothing_else(
@@ -288,60 +346,14 @@ def test_200_malformed_records_among_1000_good_ones_are_dead_lettered_and_nothin
 
     embedded = platform.bus.read(EMBEDDED)
     assert sorted(record.event["clip_id"] for record in embedded) == sorted(platform.clips)
-    reranked = {record.event["query_id"]: record for record in platform.bus.read(RERANKED)}
+    outputs = platform.bus.read(RERANKED)
+    assert len(outputs) == 1000
+    reranked = {record.event["query_id"]: record for record in outputs}
     good = {record.key.decode(): record for record in sent_queries if record.key and record.key[:9] != b"malformed"}
-    assert len(platform.bus.read(RERANKED)) == 1000
     assert reranked.keys() == good.keys()
     platform.check_reranked({good[query_id]: output for query_id, output in reranked.items()}, oracle, Method())
     check_dead_letters(platform.bus.read(f"{UPLOADED}.dlq"), sent_uploads, bad_uploads)
     check_dead_letters(platform.bus.read(f"{RESULTS}.dlq"), sent_queries, bad_queries)
-
-
-def test_a_deleted_clip_is_not_embedded_until_it_is_uploaded_again_and_old_uploads_change_nothing(
-    kafka: Kafka, topic_prefix: str, tmp_path: Path, oracle: Oracle
-) -> None:
-    platform = Platform.start(kafka, topic_prefix, tmp_path)
-    films = tiny_footage(tmp_path / "clips")
-    first = {f"clip-{index}": film for index, film in enumerate(films[:6])}
-    start = datetime.now(UTC)
-
-    with platform.run("embed") as embedder, platform.run("rerank") as reranker:
-        embedder.await_ready()
-        reranker.await_ready()
-
-        def check_now(query: str) -> None:
-            asked = query_record(query, results_of(first, range(6, 0, -1)))
-            platform.check_reranked(platform.ask([asked], reranker), oracle, Method())
-
-        platform.upload(first, embedder, at=start)
-        platform.clips = dict(first)
-        check_now("a red disc")
-
-        tombstones = [Record.of(clip_id, None, trace()) for clip_id in ("clip-0", "clip-4", "never-seen")]
-        keyless = Record(None, None, tuple(trace()))
-        sent = platform.bus.publish(UPLOADED, [*tombstones, keyless])
-        platform.bus.await_group("streamer-embed", UPLOADED, seconds=30, alive=[embedder])
-        del platform.clips["clip-0"], platform.clips["clip-4"]
-        check_now("a red disc")
-
-        again = {"clip-0": films[7]}
-        platform.upload(again, embedder, at=datetime.now(UTC))
-        platform.clips |= again
-        check_now("a blue square")
-
-        platform.upload({"clip-0": films[3], "clip-1": films[6]}, embedder, at=start - timedelta(days=1))
-        check_now("a blue disc")
-
-        newer = {"clip-1": films[6], "clip-2": films[2]}
-        platform.upload(newer, embedder, at=datetime.now(UTC))
-        platform.clips |= newer
-        check_now("a white square")
-
-        embedder.stop()
-        reranker.stop()
-
-    [letter] = platform.bus.read(f"{UPLOADED}.dlq")
-    check_dead_letter(letter, sent[-1])
 
 
 def check_dead_letters(letters: list[Record], sent: list[Record], bad: Mapping[Record, Fault]) -> None:
