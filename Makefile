@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := streamer tests
+SOURCES := streamer tests scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format kafka topics model lock clean
+.PHONY: help install demo test lint format kafka topics docs model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ kafka: $(STAMP) ## Run a real local Kafka on port 9092 until Ctrl-C
 
 topics: $(STAMP) ## Write the JSON Schemas in topics/ anew from the event models
 	$(BIN)/python -m streamer.kafka.topic_files
+
+docs: $(STAMP) ## Write the README's tables anew from the code
+	$(BIN)/python scripts/write_docs.py
 
 model: $(STAMP) ## Train the small demo model anew (about 15 minutes on 2 cores)
 	$(BIN)/python -m streamer.demo.train --out streamer/demo/model --seed 0

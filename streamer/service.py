@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -112,16 +114,16 @@ def _service(settings: Settings, command: str) -> Iterator[Service]:
     service = Service(metrics, health, Stop(), threading.Event())
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        if service.stop.is_set():
-            # Asked twice: whatever is in flight will be processed again by the next owner.
-            os._exit(1)
         if not service.started.is_set():
             # Loading a large model takes minutes, and there is nothing to finish yet.
             os._exit(0)
         service.stop.set()
+        # Asked twice, it ends at once, even inside a library's call: work in flight is the next owner's then.
+        for again in STOP_SIGNALS:
+            signal.signal(again, signal.SIG_DFL)
         log.info("stopping", signal=signal.Signals(number).name)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, on_signal)
     try:
         yield service

@@ -229,3 +229,23 @@ def unknown_variables() -> list[str]:
         for name in os.environ
         if name.startswith(ENV_PREFIX) and name not in known and not name.startswith(f"{ENV_PREFIX}KAFKA__")
     )
+
+
+def markdown() -> str:
+    """Return all settings as the table that the documentation shows."""
+    lines = ["| variable | commands | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        commands = ", ".join(command for command, names in COMMANDS_OF.items() if name in names)
+        default = _DEFAULTS_IN_WORDS.get(name, "" if field.default is None else str(field.default))
+        meaning = (field.description or "").replace("|", "\\|")
+        lines.append(f"| `{ENV_PREFIX}{name.upper()}` | {commands} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+_DEFAULTS_IN_WORDS = {
+    "kafka": "",
+    "instance_id": "the host's name",
+    "model": "the small demo model",
+    "allowed_uris": "the working directory",
+    "metrics_port": "9400 embed, 9401 rerank",
+}

@@ -13,8 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LIBRDKAFKA_LOGGER = logging.getLogger("librdkafka")
-# The user's properties go to every client, whichever of them they are meant for.
-LIBRDKAFKA_LOGGER.addFilter(lambda record: "and will be ignored by this" not in record.getMessage())
+_NO_NEWS = (
+    # The user's properties go to every client, whichever of them they are meant for.
+    "and will be ignored by this",
+    # Each failed attempt to connect; the error callbacks tell of them, and not of each.
+    "FAIL [",
+    # A broker that has just started; it is asked again.
+    "Coordinator load in progress: retrying",
+)
+LIBRDKAFKA_LOGGER.addFilter(lambda record: not any(words in record.getMessage() for words in _NO_NEWS))
 
 MAX_PRODUCED_BYTES = 8 << 20
 """Largest record that we produce; ``topics.toml`` lets outputs and dead letters be that large."""

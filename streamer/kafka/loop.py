@@ -49,6 +49,7 @@ _FETCH_RECORDS = 32
 _MAX_BATCH_WORKS = 1_000
 _BACKOFF_S = (0.05, 2.0)
 _UNREADY_AFTER_FAILURES = 3
+_QUIET_S = 60.0
 
 
 class FatalError(Exception):
@@ -103,6 +104,7 @@ class Loop:
         self._not_before = 0.0
         self._producer_lost = False
         self._stopping = False
+        self._quiet_until: dict[int, float] = {}
         callbacks = {"error_cb": self._on_error}
         self._transactions = Transactions(settings, group, callbacks)
         self._consumer: Consumer = config.make_client(
@@ -402,8 +404,10 @@ class Loop:
             self._health.wait_for("broker", f"no broker of {self._settings.bootstrap_servers} answers")
         elif error.code() == KafkaError._AUTHENTICATION:
             self._health.wait_for("broker", error.str())
-        else:
-            log.info("kafka client", error=error.str(), code=error.name())
+        elif time.monotonic() > self._quiet_until.get(error.code(), 0.0):
+            # A client that reconnects reports each attempt; once a minute says as much.
+            self._quiet_until[error.code()] = time.monotonic() + _QUIET_S
+            log.warning("kafka client", error=error.str(), code=error.name())
 
     def _on_statistics(self, text: str) -> None:
         statistics = orjson.loads(text)

@@ -1,0 +1,42 @@
+"""What is written about the product agrees with it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streamer import settings
+from streamer.events import TOPICS, Reason, decode
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_in_the_readme_are_those_of_the_code() -> None:
+    subprocess.run([sys.executable, ROOT / "scripts/write_docs.py", "--check"], check=True)
+
+
+@pytest.mark.parametrize("topic", sorted(TOPICS))
+def test_the_readmes_example_of_each_event_decodes(topic: str) -> None:
+    text = README.split(f"`{topic}`, key", 1)[1].split("\n\n", 2)[1].replace(", ...]", "]")
+    event = json.loads(text)
+    if topic == "query.reranked":
+        assert {result["status"] for result in event["results"]} == {"reranked"}
+    decode(TOPICS[topic], json.dumps(event).encode())
+
+
+def test_the_readme_names_every_reason() -> None:
+    assert {reason.value for reason in Reason} <= set(re.findall(r"`([a-z_]+)`", README))
+
+
+def test_the_example_settings_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in settings.Settings.model_fields:
+        monkeypatch.delenv(f"STREAMER_{name.upper()}", raising=False)
+    loaded = settings.load(config=ROOT / "deploy/streamer.toml")
+    assert loaded.kafka["security.protocol"] == "SASL_SSL"
+    assert loaded.deadline_ms == 500
