@@ -154,7 +154,7 @@ class Embedder:
     def _retries_of_source(self) -> tenacity.Retrying:
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, ClipError) and error.transient),
-            wait=tenacity.wait_exponential_jitter(initial=0.5, max=15),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=15),
             stop=tenacity.stop_before_delay(self._settings.retry_for),
             before_sleep=lambda _state: self._metrics.retries.labels("load").inc(),
             reraise=True,
@@ -246,7 +246,7 @@ class Embedder:
         """Write to the store, for as long as it takes."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StoreUnavailableError),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=5),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
             before_sleep=self._store_is_away,
         )
         outcome = retrying(write, *arguments)

@@ -1,0 +1,268 @@
+"""The embedder's pipeline on real files and a real store, with an encoder that sees a frame's mean colour."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from streamer.embedder import Embedder
+from streamer.events import ClipEmbedded, ClipUploaded, Reason, decode, encode
+from streamer.health import Health
+from streamer.kafka import Record, Work
+from streamer.metrics import Metrics
+from streamer.settings import load
+from streamer.store import StoreUnavailableError, open_store
+from streamer.video import ClipError, Fetcher
+from streamer.video.write import write_h264
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from streamer.kafka import Output
+    from streamer.store import Store
+
+DIM = 3
+T0 = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
+
+
+class MeanColour:
+    """Two vectors a frame: its mean colour, and the same with the channels reversed. Refuses pure black."""
+
+    model_id, dim, vectors_per_frame = "colour", DIM, 2
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def prepare(self, frame: Any) -> Any:
+        return frame.reshape(-1, 3).mean(axis=0)
+
+    def encode_images(self, prepared: Sequence[Any]) -> Any:
+        self.batches.append(len(prepared))
+        colours = np.stack(prepared).astype(np.float32)
+        if (colours.max(axis=1) < 20).any():
+            raise RuntimeError("too dark")
+        unit = colours / np.linalg.norm(colours, axis=1, keepdims=True)
+        return np.stack([unit, unit[:, ::-1]], axis=1)
+
+    def encode_texts(self, queries: Sequence[str]) -> Any:
+        return np.zeros((len(queries), DIM), np.float32)
+
+    def warm_up(self) -> None:
+        pass
+
+
+def clip(path: Path, colour: tuple[int, int, int], *, frames: int = 20) -> Path:
+    write_h264(path, (np.full((64, 64, 3), colour, np.uint8) for _ in range(frames)), fps=10)
+    return path
+
+
+class Harness:
+    """Runs records through an embedder and waits until each is done."""
+
+    def __init__(self, folder: Path, store: Any, **settings: Any) -> None:
+        made = load({"retry_for": 0, **settings})
+        self.encoder = MeanColour()
+        self.metrics = Metrics()
+        self.health = Health(self.metrics)
+        self.done = threading.Semaphore(0)
+        self.offset = 0
+        self.embedder = Embedder(
+            made,
+            encoder=self.encoder,
+            store=store,
+            fetcher=Fetcher([folder.as_uri()], max_bytes=1 << 24, timeout=5),
+            metrics=self.metrics,
+            health=self.health,
+        )
+
+    def work(self, key: str | None, value: bytes | None, at: dt.datetime = T0) -> Work:
+        self.offset += 1
+        encoded = key.encode() if key is not None else None
+        return Work(Record("clips.uploaded", 0, self.offset, encoded, value, (("ce_id", b"9"),), at), self.done.release)
+
+    def upload(self, clip_id: str, path: Path, *, seconds: float = 0) -> Work:
+        at = T0 + dt.timedelta(seconds=seconds)
+        return self.work(clip_id, encode(ClipUploaded(clip_id=clip_id, uri=path.as_uri(), uploaded_at=at)))
+
+    def run(self, *works: Work) -> list[Sequence[Output]]:
+        self.embedder.submit(works)
+        for _ in works:
+            assert self.done.acquire(timeout=20)
+        return [work.outputs or () for work in works]
+
+
+def reason(outputs: Sequence[Output]) -> str:
+    (output,) = outputs
+    assert output.topic == "clips.uploaded.dlq"
+    return (dict(output.headers)["dlq.reason"] or b"").decode()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(f"lmdb:{tmp_path / 'store'}", model_id="colour", dim=DIM, precision="float32")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def red(tmp_path: Path) -> Path:
+    return clip(tmp_path / "red.mp4", (200, 30, 30))
+
+
+@pytest.fixture
+def blue(tmp_path: Path) -> Path:
+    return clip(tmp_path / "blue.mp4", (30, 30, 200), frames=10)
+
+
+def dominant(store: Store, clip_id: str) -> int | None:
+    """Return the strongest channel of a stored clip's first vector, None where it is not stored."""
+    with store.read([clip_id]) as (embedding,):
+        return None if embedding is None else int(np.argmax(embedding.matrix[0]))
+
+
+def test_an_upload_is_stored_with_each_vectors_time_and_announced(tmp_path: Path, store: Store, red: Path) -> None:
+    harness = Harness(tmp_path, store)
+    ((output,),) = harness.run(harness.upload("c1", red))
+    event = decode(ClipEmbedded, output.value, output.key)
+    assert (event.clip_id, event.model_id, event.frames, event.duration_ms) == ("c1", "colour", 4, 2000)
+    assert event.uploaded_at == T0
+    assert output.headers == (("ce_id", b"9"),)
+    with store.read(["c1"]) as (embedding,):
+        assert embedding is not None
+        assert embedding.times_ms.tolist() == [0, 0, 500, 500, 1000, 1000, 1500, 1500]
+        assert embedding.matrix.shape == (8, DIM)
+
+
+def test_frames_of_clips_that_wait_share_batches(tmp_path: Path, store: Store, red: Path) -> None:
+    harness = Harness(tmp_path, store, image_batch=6)
+    harness.run(*(harness.upload(f"c{number}", red) for number in range(12)))
+    assert sum(harness.encoder.batches) == 48
+    assert max(harness.encoder.batches) <= 6
+
+
+def test_events_of_one_clip_take_turns_in_the_order_of_the_log(
+    tmp_path: Path, store: Store, red: Path, blue: Path
+) -> None:
+    harness = Harness(tmp_path, store)
+    harness.run(
+        harness.upload("c1", red),
+        harness.work("c1", None),
+        harness.upload("c1", blue, seconds=1),
+        harness.upload("c2", red),
+        harness.upload("c2", blue, seconds=1),
+        harness.work("c2", None),
+        harness.upload("c3", blue, seconds=2),
+        harness.upload("c3", red, seconds=1),
+    )
+    assert dominant(store, "c1") == 2
+    assert dominant(store, "c2") is None
+    assert dominant(store, "c3") == 2
+
+
+def test_a_redelivery_does_not_undo_a_delete_and_is_announced_all_the_same(
+    tmp_path: Path, store: Store, red: Path
+) -> None:
+    harness = Harness(tmp_path, store)
+    harness.run(harness.upload("c1", red))
+    assert harness.run(harness.work("c1", None)) == [()]
+    ((output,),) = harness.run(harness.upload("c1", red))
+    assert output.topic == "clips.embedded"
+    assert dominant(store, "c1") is None
+    assert harness.metrics.registry.get_sample_value("streamer_uploads_superseded_total") == 1
+
+
+def test_what_cannot_be_embedded_is_dead_lettered_with_its_reason(tmp_path: Path, store: Store, red: Path) -> None:
+    harness = Harness(tmp_path, store)
+    garbage = tmp_path / "garbage.mp4"
+    garbage.write_bytes(b"no video " * 100)
+    outside = encode(ClipUploaded(clip_id="o", uri="file:///etc/hostname", uploaded_at=T0))
+    outputs = harness.run(
+        harness.work("c1", b"{"),
+        harness.work(None, None),
+        harness.work("", None),
+        harness.upload("c2", tmp_path / "none.mp4"),
+        harness.upload("c3", garbage),
+        harness.work("o", outside),
+        harness.work("other", encode(ClipUploaded(clip_id="c4", uri=red.as_uri(), uploaded_at=T0))),
+        harness.upload("good", red),
+    )
+    assert [reason(each) for each in outputs[:-1]] == [
+        "not_json",
+        "empty",
+        "limit_exceeded",
+        "not_found",
+        "decode_failed",
+        "uri_refused",
+        "key_mismatch",
+    ]
+    assert outputs[-1][0].topic == "clips.embedded"
+
+
+def test_a_clip_that_the_model_refuses_costs_the_others_of_its_batch_nothing(
+    tmp_path: Path, store: Store, red: Path
+) -> None:
+    harness = Harness(tmp_path, store)
+    black = clip(tmp_path / "black.mp4", (0, 0, 0))
+    outputs = harness.run(
+        *(harness.upload(f"c{number}", red) for number in range(4)),
+        harness.upload("black", black),
+        *(harness.upload(f"d{number}", red) for number in range(4)),
+    )
+    assert reason(outputs[4]) == "encode_failed"
+    assert all(each[0].topic == "clips.embedded" for position, each in enumerate(outputs) if position != 4)
+
+
+def test_a_transient_fault_is_retried_for_its_time_and_counted(tmp_path: Path, store: Store) -> None:
+    harness = Harness(tmp_path, store, retry_for=4)
+    class Flaky(Fetcher):
+        def fetch(self, uri: str) -> Any:
+            raise ClipError(Reason.FETCH_FAILED, f"503 for {uri}", transient=True)
+
+    harness.embedder._fetcher = Flaky([tmp_path.as_uri()], max_bytes=1, timeout=1)
+    (outputs,) = harness.run(harness.upload("c1", tmp_path / "c1.mp4"))
+    assert reason(outputs) == "fetch_failed"
+    assert int(dict(outputs[0].headers)["dlq.attempts"] or 0) >= 2
+    assert harness.metrics.registry.get_sample_value("streamer_retries_total", {"stage": "load"})
+
+
+class Recovering:
+    """A real store that cannot be written until it is told so."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.writable = threading.Event()
+
+    def _guarded(self, write: Callable[..., Any], *arguments: Any) -> Any:
+        if not self.writable.is_set():
+            raise StoreUnavailableError("disk full")
+        return write(*arguments)
+
+    def put(self, clips: Any) -> Any:
+        return self._guarded(self._store.put, clips)
+
+    def delete(self, clip_id: str, deleted_at: dt.datetime) -> Any:
+        return self._guarded(self._store.delete, clip_id, deleted_at)
+
+
+def test_a_store_that_is_away_is_waited_for_and_no_upload_is_blamed(tmp_path: Path, store: Store, red: Path) -> None:
+    away = Recovering(store)
+    harness = Harness(tmp_path, away)
+    work = harness.upload("c1", red)
+    harness.embedder.submit([work])
+    deadline = time.monotonic() + 10
+    while "store: disk full" not in harness.health.not_ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert work.outputs is None
+    away.writable.set()
+    assert harness.done.acquire(timeout=20)
+    assert work.outputs is not None
+    assert work.outputs[0].topic == "clips.embedded"
+    assert "store: disk full" not in harness.health.not_ready()
+    assert dominant(store, "c1") == 0

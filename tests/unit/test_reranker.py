@@ -1,0 +1,205 @@
+"""The reranker's pipeline on a real store, with an encoder whose vectors are known."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+import pytest
+
+from streamer.encoders import QueryVectors
+from streamer.events import Candidate, QueryReranked, QueryResults, decode, encode, now
+from streamer.health import Health
+from streamer.kafka import Record, Work
+from streamer.metrics import Metrics
+from streamer.reranker import Reranker
+from streamer.settings import load
+from streamer.store import Clip, Embedding, StoreUnavailableError, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from streamer.kafka import Output
+    from streamer.store import Store
+
+DIM = 4
+AT = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
+
+
+class Axes:
+    """Encodes the query "axis N" as the N-th unit vector; refuses the query "poison"."""
+
+    model_id, dim, vectors_per_frame = "axes", DIM, 1
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def prepare(self, frame: Any) -> Any:
+        return frame
+
+    def encode_images(self, prepared: Sequence[Any]) -> Any:
+        return np.stack(prepared)[:, np.newaxis]
+
+    def encode_texts(self, queries: Sequence[str]) -> Any:
+        self.calls.append(list(queries))
+        if "poison" in queries:
+            raise RuntimeError("poison")
+        return np.eye(DIM, dtype=np.float32)[[int(query.split()[1]) for query in queries]]
+
+    def warm_up(self) -> None:
+        pass
+
+
+class Absent:
+    """A store that cannot be reached."""
+
+    def read(self, _clip_ids: Sequence[str]) -> AbstractContextManager[list[Embedding | None]]:
+        raise StoreUnavailableError("away")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(f"lmdb:{tmp_path}", model_id="axes", dim=DIM, precision="float32")
+    for number in range(DIM):
+        # Clip N shows axis N at 1500 ms, faintly at first.
+        vectors = np.eye(DIM, dtype=np.float32)[[(number + 1) % DIM, number, number]]
+        opened.put([Clip(f"c{number}", AT, 3000, vectors, np.array([0, 1500, 2000], np.uint32))])
+    yield opened
+    opened.close()
+
+
+class Harness:
+    """Runs events through a reranker and gives what each caused."""
+
+    def __init__(self, store: Any, **settings: Any) -> None:
+        self.encoder = Axes()
+        self.metrics = Metrics()
+        self._reranker = Reranker(
+            load(settings),
+            queries=QueryVectors(self.encoder, 100),
+            model_id="axes",
+            store=store,
+            metrics=self.metrics,
+            health=Health(self.metrics),
+        )
+
+    def run(self, *values: bytes | QueryResults) -> list[Sequence[Output]]:
+        done = threading.Semaphore(0)
+        works = [
+            Work(
+                Record(
+                    "query.results",
+                    0,
+                    offset,
+                    None,
+                    value if isinstance(value, bytes) else encode(value),
+                    (("traceparent", b"00-1"),),
+                    AT,
+                ),
+                done.release,
+            )
+            for offset, value in enumerate(values)
+        ]
+        self._reranker.submit(works)
+        for _ in works:
+            assert done.acquire(timeout=10)
+        return [work.outputs or () for work in works]
+
+    def answer(self, event: QueryResults) -> QueryReranked:
+        ((output,),) = self.run(event)
+        assert (output.topic, output.key) == ("query.reranked", event.query_id.encode())
+        assert output.headers == (("traceparent", b"00-1"),)
+        return decode(QueryReranked, output.value, output.key)
+
+
+def event(
+    query: str, *clips: tuple[str, float], query_id: str = "q", issued_at: dt.datetime | None = None
+) -> QueryResults:
+    results = [Candidate(clip_id=clip_id, score=score) for clip_id, score in clips]
+    return QueryResults(query_id=query_id, query=query, engine="e", issued_at=issued_at or now(), results=results)
+
+
+def test_the_clip_that_shows_the_moment_rises_and_the_moment_is_its_first_best_frame(store: Store) -> None:
+    answer = Harness(store).answer(event("axis 2", ("c0", 3.0), ("c3", 2.0), ("c2", 1.0)))
+    assert [result.clip_id for result in answer.results] == ["c2", "c0", "c3"]
+    first = answer.results[0]
+    assert (first.rank, first.initial_rank, first.initial_score) == (1, 3, 1.0)
+    assert (first.frame_score, first.moment_ms, first.status) == (1.0, 1500, "reranked")
+    assert first.score == pytest.approx(0.6)
+    assert [result.score for result in answer.results[1:]] == pytest.approx([0.4, 0.2])
+    assert answer.degraded is None
+
+
+def test_what_has_no_record_and_what_is_below_the_depth(store: Store) -> None:
+    answer = Harness(store, depth=3).answer(event("axis 0", ("c1", 5.0), ("new", 4.0), ("c0", 3.0), ("c3", 2.0)))
+    by_id = {result.clip_id: result for result in answer.results}
+    assert by_id["new"].status == "not_embedded"
+    assert by_id["new"].score == pytest.approx(0.5)
+    assert by_id["new"].frame_score is None
+    assert by_id["c3"].status == "below_depth"
+    assert by_id["c3"].score is None
+    assert by_id["c3"].rank == 4
+    assert [result.rank for result in answer.results] == [1, 2, 3, 4]
+
+
+def test_an_empty_result_list_comes_back_empty(store: Store) -> None:
+    assert Harness(store).answer(event("axis 0")).results == []
+
+
+def test_a_store_that_is_away_degrades_and_keeps_the_initial_order() -> None:
+    harness = Harness(Absent())
+    answer = harness.answer(event("axis 2", ("c0", 1.0), ("c2", 5.0)))
+    assert answer.degraded == "store_unavailable"
+    assert [(result.clip_id, result.rank, result.score) for result in answer.results] == [
+        ("c0", 1, None),
+        ("c2", 2, None),
+    ]
+    assert harness.metrics.registry.get_sample_value("streamer_events_degraded_total", {"reason": "store_unavailable"})
+
+
+def test_a_text_that_breaks_the_encoder_costs_the_others_of_its_batch_nothing(store: Store) -> None:
+    harness = Harness(store)
+    outputs = harness.run(event("axis 1", ("c1", 1.0)), event("poison", ("c1", 1.0)), event("axis 0", ("c0", 1.0)))
+    answers = [decode(QueryReranked, output.value) for (output,) in outputs]
+    assert [answer.degraded for answer in answers] == [None, "encoder_failed", None]
+
+
+def test_a_late_event_is_passed_on_without_work(store: Store) -> None:
+    harness = Harness(store, deadline_ms=1000)
+    late = now() - dt.timedelta(seconds=2)
+    assert harness.answer(event("axis 2", ("c0", 1.0), ("c2", 0.5), issued_at=late)).degraded == "deadline_exceeded"
+    assert harness.encoder.calls == []
+    assert harness.answer(event("axis 2", ("c0", 1.0), ("c2", 0.5))).degraded is None
+
+
+def test_an_invalid_event_is_dead_lettered_between_good_ones(store: Store) -> None:
+    outputs = Harness(store).run(event("axis 1", ("c1", 1.0)), b"{", event("axis 1", ("c1", 1.0)))
+    assert [output.topic for (output,) in outputs] == ["query.reranked", "query.results.dlq", "query.reranked"]
+    assert dict(outputs[1][0].headers)["dlq.reason"] == b"not_json"
+
+
+def test_a_text_is_encoded_once(store: Store) -> None:
+    harness = Harness(store)
+    for _ in range(3):
+        harness.answer(event("axis 1", ("c1", 1.0)))
+    assert harness.encoder.calls == [["axis 1"]]
+    value = harness.metrics.registry.get_sample_value
+    assert value("streamer_query_cache_total", {"result": "hit"}) == 2
+    assert value("streamer_query_cache_total", {"result": "miss"}) == 1
+
+
+def test_a_fault_of_our_own_is_dead_lettered_and_the_next_event_is_answered(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = Harness(store)
+    with monkeypatch.context() as broken:
+        broken.setattr("streamer.reranker.rerank", lambda *_, **__: 1 / 0)
+        ((output,),) = harness.run(event("axis 1", ("c1", 1.0)))
+    assert dict(output.headers)["dlq.reason"] == b"internal"
+    assert orjson.loads(output.value or b"")["query_id"] == "q"
+    assert harness.answer(event("axis 1", ("c1", 1.0))).degraded is None
