@@ -48,8 +48,13 @@ def render_card(run: Run) -> str:
     )
     pairs = [f"{colour} {name}" for name in OBJECTS for colour in COLOURS if held_out(Item(name, colour))]
     choices = {
-        "object": len(OBJECTS), "colour": len(COLOURS), "count": 3, "size": 2, "background": len(BACKGROUNDS),
-    }  # fmt: skip
+        "object": len(OBJECTS),
+        "colour": len(COLOURS),
+        "count": 3,
+        "size": 2,
+        "background": len(BACKGROUNDS),
+        "whose colour": 2,
+    }
     values = {name: getattr(run, name) for name in Run.__dataclass_fields__}
     return environment.get_template("model-card.md.j2").render(
         **values,

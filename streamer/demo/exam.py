@@ -55,41 +55,65 @@ def _recall(similarities: FloatArray, k: int) -> float:
     return float(((similarities > own).sum(axis=1) < k).mean())
 
 
-_VARIANTS: dict[str, Callable[[Scene], list[Scene]]] = {
-    "object": lambda scene: [_with_item(scene, object=name) for name in OBJECTS],
-    "colour": lambda scene: [_with_item(scene, colour=name) for name in COLOURS],
-    "count": lambda scene: [_with_item(scene, count=count) for count in (1, 2, 3)],
-    "size": lambda scene: [_with_item(scene, size=size) for size in ("small", "large")],
-    "background": lambda scene: [replace(scene, background=name) for name in BACKGROUNDS],
-}
-
-
 def _with_item(scene: Scene, **changes: object) -> Scene:
     return replace(scene, items=(replace(scene.items[0], **changes),))  # type: ignore[arg-type]
+
+
+def _with_colours_swapped(scene: Scene) -> Scene:
+    first, second = scene.items
+    swapped = replace(first, colour=second.colour), replace(second, colour=first.colour)
+    return replace(scene, items=swapped)
+
+
+def _is_alone(scene: Scene) -> bool:
+    return len(scene.items) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A choice between captions that differ in one attribute; one of them is true."""
+
+    fits: Callable[[Scene], bool]
+    choices: Callable[[Scene], list[Scene]]
+
+
+_QUESTIONS: dict[str, _Question] = {
+    "object": _Question(_is_alone, lambda scene: [_with_item(scene, object=name) for name in OBJECTS]),
+    "colour": _Question(_is_alone, lambda scene: [_with_item(scene, colour=name) for name in COLOURS]),
+    "count": _Question(
+        lambda scene: _is_alone(scene) and scene.items[0].size is None,
+        lambda scene: [_with_item(scene, count=count) for count in (1, 2, 3)],
+    ),
+    "size": _Question(
+        lambda scene: _is_alone(scene) and scene.items[0].size is not None,
+        lambda scene: [_with_item(scene, size=size) for size in ("small", "large")],
+    ),
+    "background": _Question(_is_alone, lambda scene: [replace(scene, background=name) for name in BACKGROUNDS]),
+    "whose colour": _Question(
+        lambda scene: len({item.colour for item in scene.items}) > 1,
+        lambda scene: [scene, _with_colours_swapped(scene)],
+    ),
+}
 
 
 def attribute_accuracy(encoder: Encoder, stills: Sequence[Still]) -> dict[str, tuple[float, int]]:
     """Compute how often the true value of an attribute fits best, all else of the caption being given.
 
-    Asked of stills with one item; of size where it is small or large, of count where the size is open. Returns
-    the share that is right and the number of stills asked, by attribute.
+    Asked of scenes with one kind of object; "whose colour" of those with two, where the other choice has their
+    colours swapped. Returns the share that is right and the number of stills asked, by attribute.
     """
-    alone = [
-        (still, row) for still, row in zip(stills, _images(encoder, stills), strict=True) if len(still.scene.items) == 1
-    ]
+    images = _images(encoder, stills)
     result = {}
-    for attribute, variants in _VARIANTS.items():
-        asked = [
-            (still, row) for still, row in alone
-            if (still.scene.items[0].size is not None) == (attribute == "size") or attribute not in {"size", "count"}
-        ]  # fmt: skip
-        right = 0
-        for still, row in asked:
-            scenes = variants(still.scene)
-            # The same words for all variants, but for the attribute in question.
-            texts = [describe(scene, np.random.default_rng(0)) for scene in scenes]
-            right += int((_texts(encoder, texts) @ row).argmax()) == scenes.index(still.scene)
-        result[attribute] = (right / len(asked), len(asked))
+    for attribute, question in _QUESTIONS.items():
+        answers = []
+        for still, image in zip(stills, images, strict=True):
+            if question.fits(still.scene):
+                choices = question.choices(still.scene)
+                # The same words for all choices, but for the attribute in question.
+                texts = [describe(choice, np.random.default_rng(0)) for choice in choices]
+                best = int((_texts(encoder, texts) @ image).argmax())
+                answers.append(choices[best] == still.scene)
+        result[attribute] = (sum(answers) / len(answers), len(answers))
     return result
 
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 SCORE_TOLERANCE = 2e-3
 """Of a blended score or a raw cosine, vectors stored as float16."""
+
+COSINE_ERROR = 1e-4
+"""Of a raw cosine, vectors stored as float16: what a normalisation of nearly equal frame scores magnifies."""
 
 COSINE_TIE = 1e-3
 """Frames whose cosines are this close may each be called the moment."""
@@ -83,6 +86,7 @@ class Expectation:
     score: float | None
     frame_score: float | None = None
     moments: tuple[Fraction, ...] = ()
+    tolerance: float = SCORE_TOLERANCE
 
 
 def sample_indices(times: Sequence[Fraction], interval: Fraction, max_frames: int, end: Fraction) -> list[int]:
@@ -196,9 +200,17 @@ class Ranking:
             blended = self.method.alpha * engine_score + (1 - self.method.alpha) * next(frame_side)
             near = np.flatnonzero(cosine >= cosine.max() - COSINE_TIE)
             moments = tuple(1000 * record.times[index] for index in near)
-            expected.append(Expectation("reranked", float(blended), float(cosine.max()), moments))
+            expected.append(
+                Expectation("reranked", float(blended), float(cosine.max()), moments, self._tolerance(best))
+            )
         below = len(self.results) - len(within)
         return expected + [Expectation("below_depth", None)] * below
+
+    def _tolerance(self, best: Vectors) -> float:
+        """Return what a blended score may be off by, given the frame scores that are normalised together."""
+        spread = {"minmax": np.ptp(best), "zscore": best.std(), "none": 1.0}[self.method.normalization]
+        magnified = (1 - self.method.alpha) * 2 * COSINE_ERROR / spread if spread else 0.0
+        return max(SCORE_TOLERANCE, float(magnified))
 
     def check(self, reranked: Sequence[Mapping[str, Any]]) -> None:
         """Compare what the service emitted with the expectation, candidate by candidate and as an order."""
@@ -212,12 +224,12 @@ class Ranking:
             check_candidate(result, self.expected[position])
         inside = min(self.method.depth, len(self.results))
         assert ranks[inside:] == list(range(inside + 1, len(self.results) + 1)), "the rest follows in its old order"
-        check_order(reranked[:inside], [self.expected[rank - 1].score for rank in ranks[:inside]])
+        check_order(reranked[:inside], [self.expected[rank - 1] for rank in ranks[:inside]])
 
 
-def close(actual: float, expected: float) -> bool:
+def close(actual: float, expected: float, tolerance: float) -> bool:
     """Tell whether two scores agree: absolutely, and for an engine's huge scores to a double's precision."""
-    return abs(actual - expected) < max(SCORE_TOLERANCE, 1e-9 * abs(expected))
+    return abs(actual - expected) < max(tolerance, 1e-9 * abs(expected))
 
 
 def check_candidate(result: Mapping[str, Any], expected: Expectation) -> None:
@@ -226,7 +238,7 @@ def check_candidate(result: Mapping[str, Any], expected: Expectation) -> None:
     if expected.score is None:
         assert result["score"] is None, result
     else:
-        assert close(result["score"], expected.score), (result, expected)
+        assert close(result["score"], expected.score, expected.tolerance), (result, expected)
     if expected.frame_score is None:
         assert result["frame_score"] is None, result
         assert result["moment_ms"] is None, result
@@ -237,14 +249,14 @@ def check_candidate(result: Mapping[str, Any], expected: Expectation) -> None:
         assert nearest, (result, [float(moment) for moment in expected.moments])
 
 
-def check_order(reranked: Sequence[Mapping[str, Any]], expected: Iterable[float | None]) -> None:
+def check_order(reranked: Sequence[Mapping[str, Any]], expected: Sequence[Expectation]) -> None:
     """Show that scores fall, ties keep the engine's order and no real gap is the wrong way round."""
-    wanted = list(expected)
     for before, after in itertools.pairwise(reranked):
         assert before["score"] >= after["score"]
         if before["score"] == after["score"]:
             assert before["initial_rank"] < after["initial_rank"], "ties keep the initial order"
-    for higher, lower in itertools.pairwise(wanted):
-        assert higher is not None
-        assert lower is not None
-        assert higher >= lower or close(higher, lower), (higher, lower)
+    for higher, lower in itertools.pairwise(expected):
+        assert higher.score is not None
+        assert lower.score is not None
+        tolerance = max(higher.tolerance, lower.tolerance)
+        assert higher.score >= lower.score or close(higher.score, lower.score, tolerance), (higher, lower)

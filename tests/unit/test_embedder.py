@@ -220,6 +220,7 @@ def test_a_clip_that_the_model_refuses_costs_the_others_of_its_batch_nothing(
 
 def test_a_transient_fault_is_retried_for_its_time_and_counted(tmp_path: Path, store: Store) -> None:
     harness = Harness(tmp_path, store, retry_for=4)
+
     class Flaky(Fetcher):
         def fetch(self, uri: str) -> Any:
             raise ClipError(Reason.FETCH_FAILED, f"503 for {uri}", transient=True)

