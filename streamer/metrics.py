@@ -57,6 +57,10 @@ CATALOGUE = {
         "streamer_candidates_total", "counter", ("status",),
         "Candidates of result lists by what became of them.", "Which share of the candidates is embedded?",
     ),
+    "corrupt_records": Metric(
+        "streamer_corrupt_records_total", "counter", (),
+        "Stored records that a read found damaged; their clips count as not embedded.", "Is the store's disk sound?",
+    ),
     "degraded": Metric(
         "streamer_events_degraded_total", "counter", ("reason",),
         "Valid events that were passed on in their initial order.", "How often do users see the engine's own order?",
@@ -151,6 +155,7 @@ class Metrics:
     deleted: Counter
     superseded: Counter
     candidates: Counter
+    corrupt_records: Counter
     degraded: Counter
     lag: Gauge
     latency: Histogram

@@ -128,12 +128,14 @@ class Reranker:
         top = event.results[: settings.depth]
         frame = np.full(len(top), np.nan)
         moments = np.zeros(len(top), dtype=np.int64)
+        corrupt = self._store.corrupt_reads
         with self._store.read([candidate.clip_id for candidate in top]) as embeddings:
             found: list[tuple[int, Embedding]] = [(i, e) for i, e in enumerate(embeddings) if e is not None]
             cosines, best = max_pool(vector, [e.matrix for _, e in found], [e.scales for _, e in found])
             for (position, embedding), cosine, row in zip(found, cosines, best, strict=True):
                 frame[position] = cosine
                 moments[position] = embedding.times_ms[row]
+        self._metrics.corrupt_records.inc(self._store.corrupt_reads - corrupt)
         initial = np.array([candidate.score for candidate in event.results], dtype=np.float64)
         ranking = rerank(
             initial, frame, alpha=settings.alpha, depth=settings.depth, normalization=settings.normalization

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 SCORE_TOLERANCE = 2e-3
 """Of a blended score or a raw cosine, vectors stored as float16."""
 
-COSINE_ERROR = 1e-4
-"""Of a raw cosine, vectors stored as float16: what a normalisation of nearly equal frame scores magnifies."""
 
 COSINE_TIE = 1e-3
 """Frames whose cosines are this close may each be called the moment."""
@@ -86,7 +84,6 @@ class Expectation:
     score: float | None
     frame_score: float | None = None
     moments: tuple[Fraction, ...] = ()
-    tolerance: float = SCORE_TOLERANCE
 
 
 def sample_indices(times: Sequence[Fraction], interval: Fraction, max_frames: int, end: Fraction) -> list[int]:
@@ -200,17 +197,9 @@ class Ranking:
             blended = self.method.alpha * engine_score + (1 - self.method.alpha) * next(frame_side)
             near = np.flatnonzero(cosine >= cosine.max() - COSINE_TIE)
             moments = tuple(1000 * record.times[index] for index in near)
-            expected.append(
-                Expectation("reranked", float(blended), float(cosine.max()), moments, self._tolerance(best))
-            )
+            expected.append(Expectation("reranked", float(blended), float(cosine.max()), moments))
         below = len(self.results) - len(within)
         return expected + [Expectation("below_depth", None)] * below
-
-    def _tolerance(self, best: Vectors) -> float:
-        """Return what a blended score may be off by, given the frame scores that are normalised together."""
-        spread = {"minmax": np.ptp(best), "zscore": best.std(), "none": 1.0}[self.method.normalization]
-        magnified = (1 - self.method.alpha) * 2 * COSINE_ERROR / spread if spread else 0.0
-        return max(SCORE_TOLERANCE, float(magnified))
 
     def check(self, reranked: Sequence[Mapping[str, Any]]) -> None:
         """Compare what the service emitted with the expectation, candidate by candidate and as an order."""
@@ -227,9 +216,9 @@ class Ranking:
         check_order(reranked[:inside], [self.expected[rank - 1] for rank in ranks[:inside]])
 
 
-def close(actual: float, expected: float, tolerance: float) -> bool:
+def close(actual: float, expected: float) -> bool:
     """Tell whether two scores agree: absolutely, and for an engine's huge scores to a double's precision."""
-    return abs(actual - expected) < max(tolerance, 1e-9 * abs(expected))
+    return abs(actual - expected) < max(SCORE_TOLERANCE, 1e-9 * abs(expected))
 
 
 def check_candidate(result: Mapping[str, Any], expected: Expectation) -> None:
@@ -238,7 +227,7 @@ def check_candidate(result: Mapping[str, Any], expected: Expectation) -> None:
     if expected.score is None:
         assert result["score"] is None, result
     else:
-        assert close(result["score"], expected.score, expected.tolerance), (result, expected)
+        assert close(result["score"], expected.score), (result, expected)
     if expected.frame_score is None:
         assert result["frame_score"] is None, result
         assert result["moment_ms"] is None, result
@@ -258,5 +247,4 @@ def check_order(reranked: Sequence[Mapping[str, Any]], expected: Sequence[Expect
     for higher, lower in itertools.pairwise(expected):
         assert higher.score is not None
         assert lower.score is not None
-        tolerance = max(higher.tolerance, lower.tolerance)
-        assert higher.score >= lower.score or close(higher.score, lower.score, tolerance), (higher, lower)
+        assert higher.score >= lower.score or close(higher.score, lower.score), (higher, lower)

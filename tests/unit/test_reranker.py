@@ -58,6 +58,8 @@ class Axes:
 class Absent:
     """A store that cannot be reached."""
 
+    corrupt_reads = 0
+
     def read(self, _clip_ids: Sequence[str]) -> AbstractContextManager[list[Embedding | None]]:
         raise StoreUnavailableError("away")
 
