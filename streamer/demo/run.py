@@ -8,6 +8,7 @@ from the topics by a read_committed consumer, figures from /metrics.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import signal
 import socket
@@ -98,6 +99,8 @@ def run(
     :class:`BrokerError` or :class:`SettingsError`.
     """
     console = Console()
+    # The console tells the story; the services' logs are in files of their own.
+    logging.getLogger("streamer").setLevel(logging.WARNING)
     with contextlib.ExitStack() as cleanup:
         work = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="streamer-demo-")))
         material = _own_material(clips, queries) if clips else _rendered_material(console, work)
