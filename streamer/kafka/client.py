@@ -33,7 +33,10 @@ def publish(settings: Settings, outputs: Iterable[Output]) -> None:
             errors.append(error.str())
 
     producer: Producer = config.make_client(Producer, {**config.common(settings), "enable.idempotence": True})
-    for output in outputs:
+    for number, output in enumerate(outputs):
+        if number == 1:
+            # The first record waits for the connection; those that carry a time must not.
+            producer.flush(_FLUSH_TIMEOUT_S)
         while True:
             try:
                 producer.produce(
