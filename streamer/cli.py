@@ -282,6 +282,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         "streamer.kafka.jars": "BrokerError",
         "streamer.kafka.client": "PublishError",
         "streamer.store": "StoreError",
+        "streamer.store.protocol": "StoreUnavailableError",
         "streamer.demo.run": "DemoError",
         "streamer.demo.services": "ServiceError",
     }

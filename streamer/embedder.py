@@ -3,7 +3,7 @@
     submit    one upload or delete; those of one clip take turns, in the order of the log
     load      fetch the file, decode it, sample and prepare its frames      (several clips at the same time)
     encode    the frames of all clips that wait, in batches across clips    (one thread: the model is the bottleneck)
-    store     one durable write for all clips that wait, then each is done  (one thread)
+    store     one durable write for all clips that wait, one for each delete (one thread)
 
 Each stage runs while the others do. A clip that fails for good is dead-lettered with the reason; a transient
 fault of its source is retried with backoff for ``retry_for`` seconds, a fault of the store for as long as it
@@ -95,9 +95,9 @@ class Embedder:
         self._turns = Turns()
         self._decoders = threading.BoundedSemaphore(settings.decode_workers)
         shared: dict[str, Any] = {"failed": self._failed, "metrics": metrics, "health": health}
-        self._storing: Stage[Embedded | Work] = Stage(
-            "store", self._store_batch, capacity=MAX_RECORDS, batch_limit=MAX_RECORDS, **shared
-        )
+        # Unbounded, since the loop's own thread queues deletes and the store's thread what follows them; the
+        # records in flight bound it.
+        self._storing: Stage[Embedded | Work] = Stage("store", self._store_batch, batch_limit=MAX_RECORDS, **shared)
         self._encoding: Stage[Loaded] = Stage(
             "encode",
             self._encode_batch,
@@ -127,6 +127,9 @@ class Embedder:
 
     def _load_batch(self, works: list[Work]) -> None:
         for work in works:
+            if work.stale:
+                self._done(work, [])
+                continue
             attempts = 0
             try:
                 event = decode(ClipUploaded, work.record.value, work.record.key)
@@ -200,7 +203,10 @@ class Embedder:
         for each in uploads:
             self._done(each.work, [self._announcement(each)], uploaded=each.event)
         for work in (item for item in batch if isinstance(item, Work)):
-            self._delete(work)
+            if work.stale:
+                self._done(work, [])
+            else:
+                self._delete(work)
 
     def _clip(self, embedded: Embedded) -> Clip:
         return Clip(

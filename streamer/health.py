@@ -50,6 +50,7 @@ class Health:
         with self._lock:
             known = self._waiting_for.get(condition)
             self._waiting_for[condition] = detail
+            self._metrics.ready.set(0)
         if known != detail:
             log.warning("not ready", condition=condition, detail=detail)
 
@@ -58,7 +59,7 @@ class Health:
         with self._lock:
             gone = self._waiting_for.pop(condition, None)
             ready = not self._waiting_for
-        self._metrics.ready.set(ready)
+            self._metrics.ready.set(ready)
         if gone is not None:
             log.info("ready" if ready else "condition holds", condition=condition)
 
@@ -74,9 +75,7 @@ class Health:
     def not_ready(self) -> list[str]:
         """Return the conditions that are waited for."""
         with self._lock:
-            waiting = [f"{condition}: {detail}" for condition, detail in self._waiting_for.items()]
-        self._metrics.ready.set(not waiting)
-        return waiting
+            return [f"{condition}: {detail}" for condition, detail in self._waiting_for.items()]
 
 
 class _QuietHandler(WSGIRequestHandler):

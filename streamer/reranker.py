@@ -65,6 +65,7 @@ class Reranker:
         self._model_id = model_id
         self._store = store
         self._metrics = metrics
+        self._health = health
         self._stage: Stage[Work] = Stage(
             "rerank",
             self._process,
@@ -79,7 +80,8 @@ class Reranker:
         self._stage.put_all(works)
 
     def _process(self, works: list[Work]) -> None:
-        events = [(work, event) for work in works if (event := self._decode(work))]
+        current = [work for work in works if not work.stale]
+        events = [(work, event) for work in current if (event := self._decode(work))]
         in_time = [(work, event) for work, event in events if not self._is_late(work, event)]
         for (work, event), vector in zip(in_time, self._encode(in_time), strict=True):
             if vector is None:
@@ -87,9 +89,12 @@ class Reranker:
                 continue
             try:
                 self._answer(work, event, self._rerank(event, vector))
+                self._health.holds("store")
             except StoreUnavailableError as error:
-                log.warning("store unavailable", error=str(error), query_id=event.query_id)
+                self._health.wait_for("store", str(error))
                 self._degrade(work, event, Degraded.STORE_UNAVAILABLE)
+            except Exception as error:  # noqa: BLE001 - told with its record; the others of the batch go on
+                self._failed(work, error)
 
     def _decode(self, work: Work) -> QueryResults | None:
         try:

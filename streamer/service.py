@@ -18,7 +18,7 @@ from streamer.health import Health, HealthServer
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.metrics import Metrics
 from streamer.settings import DEFAULT_METRICS_PORT, Settings, blame, unknown_variables
-from streamer.store import Store, StoreError, open_store
+from streamer.store import Store, StoreError, StoreUnavailableError, open_store
 from streamer.video import Fetcher
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_LEAVE_S = 1.5
+"""Time for leaving the group and closing the store, after the drain."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -54,6 +56,7 @@ def run_embedder(settings: Settings) -> NoReturn:
             settings,
             group=embedder.GROUP,
             topic=embedder.INPUT,
+            output=embedder.OUTPUT,
             max_records=embedder.MAX_RECORDS,
             metrics=service.metrics,
             health=service.health,
@@ -81,6 +84,7 @@ def run_reranker(settings: Settings) -> NoReturn:
             settings,
             group=reranker.GROUP,
             topic=reranker.INPUT,
+            output=reranker.OUTPUT,
             max_records=10 * settings.query_batch,
             metrics=service.metrics,
             health=service.health,
@@ -121,6 +125,10 @@ def _service(settings: Settings, command: str) -> Iterator[Service]:
         # Asked twice, it ends at once, even inside a library's call: work in flight is the next owner's then.
         for again in STOP_SIGNALS:
             signal.signal(again, signal.SIG_DFL)
+        # A frozen broker holds up even the leaving of the group.
+        limit = threading.Timer(settings.drain_timeout + _LEAVE_S, _exit_at_once, [0])
+        limit.daemon = True
+        limit.start()
         log.info("stopping", signal=signal.Signals(number).name)
 
     for number in STOP_SIGNALS:
@@ -151,7 +159,7 @@ def _open_store(settings: Settings, encoder: Encoder, *, read_only: bool) -> Sto
             precision=settings.precision,
             read_only=read_only,
         )
-    except StoreError as error:
+    except (StoreError, StoreUnavailableError) as error:
         raise blame("store", error) from None
 
 
@@ -162,6 +170,9 @@ def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> No
         finished = loop.run(pipeline, service.stop)
     except FatalError as error:
         log.error("fatal", error=str(error))  # noqa: TRY400 - the message says all; a traceback says nothing more
+        _exit_at_once(1)
+    except Exception:
+        log.exception("fatal")
         _exit_at_once(1)
     if finished:
         store.close()

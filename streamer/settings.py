@@ -174,7 +174,7 @@ COMMANDS_OF: dict[str, tuple[str, ...]] = {
         *_SERVICE, "alpha", "depth", "normalization", "deadline_ms", "query_batch", "query_cache", *_OPERATION,
     ),
     "topics": (*_KAFKA, *_LOG),
-    "demo": (*_KAFKA, "model", "pretrained", "dtype", *_LOG),
+    "demo": ("bootstrap_servers", "kafka", "model", "pretrained", "dtype", *_LOG),
     "store": ("store", *_LOG),
 }  # fmt: skip
 """Which command takes which settings, in the order of its help."""
@@ -219,6 +219,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"--config {path}: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"--config {path}: not TOML: {error}") from None
+
+
+def as_variables(settings: Settings) -> dict[str, str]:
+    """Return the settings that were given, not those left at their defaults, as variables for another process."""
+    variables = {}
+    for name in settings.model_fields_set - {"kafka"}:
+        value = getattr(settings, name)
+        text = orjson.dumps(value).decode() if isinstance(value, tuple) else "" if value is None else str(value)
+        variables[ENV_PREFIX + name.upper()] = text
+    for name, value in settings.kafka.items():
+        variables[f"{ENV_PREFIX}KAFKA__{name.upper().replace('.', '_')}"] = value
+    return variables
 
 
 def unknown_variables() -> list[str]:

@@ -12,6 +12,7 @@ import logging
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -45,6 +47,7 @@ from streamer.kafka.broker import LocalKafka
 from streamer.kafka.client import Reader, publish
 from streamer.kafka.topic_files import load_specs
 from streamer.kafka.topics import apply, drop
+from streamer.settings import as_variables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -99,6 +102,8 @@ def run(
     :class:`BrokerError` or :class:`SettingsError`.
     """
     console = Console()
+    # Whatever ends the demo also ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # The console tells the story; the services' logs are in files of their own.
     logging.getLogger("streamer").setLevel(logging.WARNING)
     with contextlib.ExitStack() as cleanup:
@@ -188,7 +193,7 @@ class Demo:
                 if record.topic == dead:
                     refused += 1
                     why = dict(record.headers).get("dlq.error") or b""
-                    self._console.print(f"[yellow]refused {(record.key or b'').decode()}: {why.decode()}")
+                    self._console.print(f"[yellow]refused {escape(f'{_text(record.key)}: {_text(why)}')}")
                 else:
                     embedded.append(decode(ClipEmbedded, record.value))
                 progress.update(bar, completed=len(embedded))
@@ -362,10 +367,7 @@ def _start_services(
     console: Console, settings: Settings, material: Material, work: Path, cleanup: contextlib.ExitStack
 ) -> Services:
     variables = {
-        "STREAMER_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
-        "STREAMER_TOPIC_PREFIX": settings.topic_prefix,
-        "STREAMER_MODEL": settings.model,
-        "STREAMER_PRETRAINED": settings.pretrained or "",
+        **as_variables(settings),
         "STREAMER_STORE": f"lmdb:{work / 'store'}",
         "STREAMER_ALLOWED_URIS": f'["{material.folder.resolve().as_uri()}"]',
         "STREAMER_LOG_FORMAT": "json",
@@ -400,6 +402,10 @@ def _free_ports(count: int) -> list[int]:
 # -- what is shown -------------------------------------------------------------------------------------------
 
 
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode(errors="replace")
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else None
@@ -417,7 +423,7 @@ def _most_telling(judged: Sequence[Judged]) -> list[Judged]:
 
 
 def _before_and_after(judged: Judged) -> Table:
-    title = f"[b]{judged.event.query}"
+    title = f"[b]{escape(judged.event.query)}"
     if judged.before is not None:
         title += f"[/b]  average precision {judged.before:.2f} -> {judged.after:.2f}"
     table = Table(title=title, title_justify="left", expand=False)
@@ -438,7 +444,8 @@ def _before_and_after(judged: Judged) -> Table:
 
 
 def _marked(clip_id: str, judged: Judged) -> str:
-    return f"[green]{clip_id} ✓" if judged.relevant and clip_id in judged.relevant else clip_id
+    shown = escape(clip_id)
+    return f"[green]{shown} ✓" if judged.relevant and clip_id in judged.relevant else shown
 
 
 def _figures(summary: Mapping[str, object]) -> Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from streamer.kafka import config
-from streamer.kafka.loop import record_of
+from streamer.kafka.records import record_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -26,12 +26,15 @@ LIBRDKAFKA_LOGGER.addFilter(lambda record: not any(words in record.getMessage() 
 MAX_PRODUCED_BYTES = 8 << 20
 """Largest record that we produce; ``topics.toml`` lets outputs and dead letters be that large."""
 
+_MAX_QUEUED_KB = 2_097_151
+
 _OURS = {
     "enable.auto.commit": "offsets are committed in the transactions",
     "enable.auto.offset.store": "offsets are committed in the transactions",
     "enable.idempotence": "transactions need it",
     "transactional.id": "it follows from instance_id",
     "group.id": "it follows from topic_prefix",
+    "statistics.interval.ms": "lag and readiness come from the statistics",
     "isolation.level": "aborted input must not be processed",
     "bootstrap.servers": "use bootstrap_servers",
 }
@@ -57,7 +60,7 @@ def consumer(settings: Settings, group: str, callbacks: dict[str, Callable[..., 
         "auto.offset.reset": "earliest",
         "statistics.interval.ms": 1_000,
         # Prefetched records count too when memory is bounded.
-        "queued.max.messages.kbytes": max(1_024, settings.queue_bytes // 1_024),
+        "queued.max.messages.kbytes": min(max(1_024, settings.queue_bytes // 1_024), _MAX_QUEUED_KB),
     }
     if settings.kafka.get("group.protocol", "classic") == "classic":
         defaults["partition.assignment.strategy"] = "cooperative-sticky"

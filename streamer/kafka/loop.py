@@ -8,19 +8,18 @@ partition up to its first record that is not done.
 
 from __future__ import annotations
 
-import datetime as dt
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol
 
-import orjson
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streamer.events import Reason, now
 from streamer.kafka import config
+from streamer.kafka.monitor import Monitor
 from streamer.kafka.partitions import Assignment, Work
-from streamer.kafka.records import Record, dead_letter, dead_letter_reason, truncated
+from streamer.kafka.records import dead_letter, dead_letter_reason, log_dead_letter, record_of, truncated
 from streamer.kafka.transactions import (
     CALL_TIMEOUT_S,
     AbortedError,
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-
 _IDLE_POLL_S = 0.1
 _BUSY_WAIT_S = 0.005
 _FETCH_RECORDS = 32
@@ -49,7 +46,6 @@ _FETCH_RECORDS = 32
 _MAX_BATCH_WORKS = 1_000
 _BACKOFF_S = (0.05, 2.0)
 _UNREADY_AFTER_FAILURES = 3
-_QUIET_S = 60.0
 
 
 class FatalError(Exception):
@@ -87,6 +83,7 @@ class Loop:
         *,
         group: str,
         topic: str,
+        output: str,
         max_records: int,
         metrics: Metrics,
         health: Health,
@@ -94,25 +91,30 @@ class Loop:
         """``max_records`` bounds the records in flight over all partitions; ``settings.queue_bytes`` their bytes."""
         self._settings = settings
         self._topic = settings.topic(topic)
-        self._group = group
         self._metrics = metrics
         self._health = health
         self._wake = threading.Event()
         self._assignment = Assignment(max_records=max_records, max_bytes=settings.queue_bytes)
         self._pending: Batch | None = None
+        self._producer_lost = False
+        self._one_by_one = 0
         self._failures = 0
         self._not_before = 0.0
-        self._producer_lost = False
         self._stopping = False
-        self._quiet_until: dict[int, float] = {}
-        callbacks = {"error_cb": self._on_error}
+        self._monitor = Monitor(
+            settings,
+            self._assignment,
+            topic=self._topic,
+            output=settings.topic(output),
+            metrics=metrics,
+            health=health,
+        )
+        callbacks = {"error_cb": self._monitor.on_error}
         self._transactions = Transactions(settings, group, callbacks)
         self._consumer: Consumer = config.make_client(
-            Consumer, config.consumer(settings, group, {**callbacks, "stats_cb": self._on_statistics})
+            Consumer, config.consumer(settings, group, {**callbacks, "stats_cb": self._monitor.on_statistics})
         )
-        self._last_offsets: dict[int, int] = {}
-        health.wait_for("broker", f"no answer yet from {settings.bootstrap_servers}")
-        health.wait_for("assignment", "no partitions assigned yet")
+        self._monitor.watch(self._consumer)
 
     # -- the story -----------------------------------------------------------------------------------------
 
@@ -125,9 +127,7 @@ class Loop:
             )
             while not stop.is_set():
                 self._health.beat()
-                works = self._poll()
-                if works:
-                    pipeline.submit(works)
+                self._poll(pipeline)
                 self._commit_ready()
             return self._drain(stop.at + self._settings.drain_timeout)
         except FencedError as error:
@@ -147,6 +147,7 @@ class Loop:
             try:
                 self._transactions.init()
             except UndecidedError as error:
+                self._transactions.poll()  # the producer's error callback knows more than a timeout
                 self._backoff("waiting for the transaction coordinator", error)
                 stop.wait(self._not_before - time.monotonic())
             except RestartError as error:
@@ -155,8 +156,8 @@ class Loop:
                 self._recovered()
                 return
 
-    def _poll(self) -> list[Work]:
-        """Return newly arrived records; wait a little for the first, less while work is in flight."""
+    def _poll(self, pipeline: Pipeline) -> None:
+        """Hand over newly arrived records; wait a little for the first, less while work is in flight."""
         busy = self._assignment.records > 0
         if busy:
             self._wake.wait(_BUSY_WAIT_S)
@@ -164,17 +165,17 @@ class Loop:
         first = self._consumer.poll(0.0 if busy else _IDLE_POLL_S)
         self._serve_producer()
         if first is None:
-            return []
-        works = self._receive_all([first])
+            return
+        self._hand_over([first], pipeline)
         # consume() waits for all of n or its whole timeout, so it only collects what is there already.
         while not self._assignment.is_full and (messages := self._consumer.consume(_FETCH_RECORDS, 0)):
-            works += self._receive_all(messages)
-        return works
+            self._hand_over(messages, pipeline)
 
-    def _receive_all(self, messages: Sequence[Message]) -> list[Work]:
+    def _hand_over(self, messages: Sequence[Message], pipeline: Pipeline) -> None:
         works = [work for message in messages if (work := self._receive(message))]
         self._control_flow()
-        return works
+        if works:
+            pipeline.submit(works)
 
     def _receive(self, message: Message) -> Work | None:
         error = message.error()
@@ -215,8 +216,7 @@ class Loop:
             # The outputs are still here and no offset moved: the next round sends them again.
             self._pending = None
             self._metrics.transactions.labels("aborted").inc()
-            for work, why in error.unfit:
-                self._replace_unfit(work, why)
+            self._handle_unfit(error.unfit)
             self._backoff("transaction aborted", error)
         except RestartError as error:
             self._lose_producer(error)
@@ -245,12 +245,13 @@ class Loop:
     # -- batches -------------------------------------------------------------------------------------------
 
     def _next_batch(self) -> Batch | None:
+        most = 1 if self._one_by_one else _MAX_BATCH_WORKS
         works: list[Work] = []
         offsets: list[TopicPartition] = []
         for partition in self._assignment:
             last: Work | None = None
             for work in partition.ready():
-                if len(works) >= _MAX_BATCH_WORKS:
+                if len(works) >= most:
                     break
                 works.append(work)
                 last = work
@@ -260,6 +261,7 @@ class Loop:
 
     def _settle(self, batch: Batch) -> None:
         """Account for a committed batch."""
+        self._one_by_one = max(0, self._one_by_one - 1)
         self._metrics.transactions.labels("committed").inc()
         self._metrics.transaction_size.observe(len(batch.works))
         self._advance(batch.offsets)
@@ -271,7 +273,7 @@ class Loop:
                     self._metrics.produced.labels(output.topic).inc()
                 else:
                     self._metrics.dead_lettered.labels(work.record.topic, reason).inc()
-                    _log_dead_letter(work.record, output.headers)
+                    log_dead_letter(work.record, output.headers)
             if work.since is not None:
                 self._metrics.latency.labels(work.record.topic).observe(
                     max(0.0, (committed_at - work.since).total_seconds())
@@ -284,6 +286,15 @@ class Loop:
             if assigned is not None and offset.offset >= 0:
                 assigned.committed(offset.offset)
         self._control_flow()
+
+    def _handle_unfit(self, unfit: Sequence[tuple[Work, str]]) -> None:
+        """Replace the output that a broker refuses; among several suspects, find the guilty ones first."""
+        if len(unfit) > 1:
+            # A broker refuses the client's whole batch: the next transactions carry one record each.
+            self._one_by_one = len(unfit)
+            return
+        for work, why in unfit:
+            self._replace_unfit(work, why)
 
     def _replace_unfit(self, work: Work, why: str) -> None:
         """Dead-letter a record whose output the broker will never take; cut a dead letter that is itself too large."""
@@ -307,7 +318,13 @@ class Loop:
             self._transactions.init()
             # Its init decided the open transaction, and a read_committed fetch waits for that decision.
             committed = self._consumer.committed(assigned, timeout=CALL_TIMEOUT_S) if assigned else []
-        except (UndecidedError, RestartError, KafkaException) as error:
+            for each in committed:
+                if each.error is not None:
+                    raise KafkaException(each.error)  # noqa: TRY301 - as good as no answer
+        except RestartError as error:
+            self._lose_producer(error)
+            return False
+        except (UndecidedError, KafkaException) as error:
             self._backoff("the new producer cannot start yet", error)
             return False
         self._producer_lost = False
@@ -357,7 +374,7 @@ class Loop:
         log.info("partitions assigned", topic=self._topic, partitions=sorted(p.partition for p in partitions))
         self._health.holds("assignment")
         self._health.holds("broker")
-        self._measure()
+        self._monitor.measure()
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit what is done of the revoked partitions; wait for the rest a moment, no longer."""
@@ -374,95 +391,25 @@ class Loop:
     def _on_lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Drop everything of partitions that another member may own by now; a commit would be refused."""
         self._metrics.rebalances.labels("lost").inc()
+        self._health.wait_for("assignment", "lost the partitions, joining again")
         self._forget([each.partition for each in partitions], "lost")
 
     def _forget(self, partitions: Sequence[int], why: str) -> None:
         dropped = 0
         for partition in partitions:
             dropped += self._assignment.remove(partition)
-            self._last_offsets.pop(partition, None)
-            self._metrics.lag.remove(self._topic, str(partition))
+            self._monitor.forget(partition)
         log.info("partitions gone", why=why, topic=self._topic, partitions=sorted(partitions), dropped_records=dropped)
-        self._measure()
-
-    # -- what librdkafka tells -----------------------------------------------------------------------------
+        self._monitor.measure()
 
     def _on_message_error(self, message: Message, error: KafkaError) -> None:
         if error.code() == KafkaError._PARTITION_EOF:
             partition = self._assignment.get(message.partition())
             if partition is not None:
                 partition.end_seen = message.offset()
-        elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
-            self._health.wait_for("topic", f"{self._topic} does not exist; streamer topics apply makes it")
+        elif self._monitor.on_topic_error(error):
+            return
         elif error.fatal():
             raise FatalError(f"consumer: {error.str()}")
         else:
             log.warning("consumer error", error=error.str(), code=error.name())
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self._health.wait_for("broker", f"no broker of {self._settings.bootstrap_servers} answers")
-        elif error.code() == KafkaError._AUTHENTICATION:
-            self._health.wait_for("broker", error.str())
-        elif time.monotonic() > self._quiet_until.get(error.code(), 0.0):
-            # A client that reconnects reports each attempt; once a minute says as much.
-            self._quiet_until[error.code()] = time.monotonic() + _QUIET_S
-            log.warning("kafka client", error=error.str(), code=error.name())
-
-    def _on_statistics(self, text: str) -> None:
-        statistics = orjson.loads(text)
-        if any(broker["state"] == "UP" and broker["nodeid"] >= 0 for broker in statistics["brokers"].values()):
-            self._health.holds("broker")
-        topic: dict[str, Any] = statistics["topics"].get(self._topic, {"partitions": {}})
-        for number, partition in topic["partitions"].items():
-            if partition["ls_offset"] >= 0:
-                self._last_offsets[int(number)] = partition["ls_offset"]
-        if any(int(number) >= 0 for number in topic["partitions"]):
-            self._health.holds("topic")
-        self._measure()
-
-    def _measure(self) -> None:
-        metrics, assignment = self._metrics, self._assignment
-        metrics.assigned.set(len(assignment))
-        metrics.paused.set(sum(partition.paused for partition in assignment))
-        metrics.in_flight.set(assignment.records)
-        metrics.in_flight_bytes.set(assignment.bytes)
-        for number, end in self._last_offsets.items():
-            partition = assignment.get(number)
-            lag = partition.lag(end) if partition is not None else None
-            if lag is not None:
-                metrics.lag.labels(self._topic, str(number)).set(lag)
-
-
-def _present(value: T | None) -> T:
-    """Narrow what librdkafka's types leave open but every consumed record has."""
-    if value is None:
-        raise TypeError("a consumed record lacks its place")
-    return value
-
-
-def record_of(message: Message) -> Record:
-    """Take over what a consumed message says."""
-    _, milliseconds = message.timestamp()
-    headers = cast("list[tuple[str, bytes | None]]", message.headers() or [])
-    return Record(
-        topic=_present(message.topic()),
-        partition=_present(message.partition()),
-        offset=_present(message.offset()),
-        key=message.key(),
-        value=message.value(),
-        headers=tuple(headers),
-        timestamp=dt.datetime.fromtimestamp(max(0, milliseconds) / 1000, dt.UTC),
-    )
-
-
-def _log_dead_letter(record: Record, headers: Sequence[tuple[str, bytes | None]]) -> None:
-    told = {name.removeprefix("dlq."): value.decode(errors="replace") for name, value in headers if value}
-    log.warning(
-        "dead letter",
-        reason=told.get("reason"),
-        error=told.get("error"),
-        attempts=told.get("attempts"),
-        place=record.place,
-        key=(record.key or b"").decode(errors="replace")[:100],
-    )

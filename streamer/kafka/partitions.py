@@ -2,7 +2,8 @@
 
 Records complete in any order; a partition is committed up to its first record that is not done. An
 :class:`AssignedPartition` lives from assignment to revocation, so whatever work finishes for one that was
-taken away reports to an object that nobody reads any more: stale work is harmless without any check.
+taken away reports to an object that nobody reads any more: stale work is harmless without any check, and
+what is marked so is skipped only to save the work.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ _RESUME_AT = 0.5
 class Work:
     """One record in flight. A pipeline calls :meth:`done` exactly once, from any thread."""
 
-    __slots__ = ("_wake", "outputs", "record", "since")
+    __slots__ = ("_wake", "outputs", "record", "since", "stale")
 
     def __init__(self, record: Record, wake: Callable[[], None]) -> None:
         self.record = record
         self.outputs: Sequence[Output] | None = None
         self.since: dt.datetime | None = None
+        self.stale = False
+        """True once its partition was taken away: whatever it causes is dropped, so it need not be worked on."""
         self._wake = wake
 
     def done(self, outputs: Sequence[Output] = (), *, since: dt.datetime | None = None) -> None:
@@ -74,6 +77,12 @@ class AssignedPartition:
             self.bytes -= self._works.popleft().record.size
         self.next_offset = next_offset
 
+    def abandon(self) -> int:
+        """Mark what is in flight as stale and return how many records that are."""
+        for work in self._works:
+            work.stale = True
+        return len(self._works)
+
     def fullness(self, most_records: int, most_bytes: int) -> float:
         """Return how full the queue is, 1 being full by either measure."""
         return max(len(self._works) / most_records, self.bytes / most_bytes)
@@ -116,7 +125,7 @@ class Assignment:
     def remove(self, partition: int) -> int:
         """Forget a partition and return how many records in flight are left to its next owner."""
         removed = self._partitions.pop(partition, None)
-        return len(removed) if removed is not None else 0
+        return removed.abandon() if removed is not None else 0
 
     @property
     def records(self) -> int:

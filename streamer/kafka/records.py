@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import structlog
 
 from streamer.events import Reason, now
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Iterable, Sequence
+
+    from confluent_kafka import Message
+
+log = structlog.get_logger()
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
 DLQ_SUFFIX = ".dlq"
 _MAX_ERROR_CHARS = 1_000
+_TRUNCATED = "dlq.truncated_from"
 _TRUNCATED_BYTES = 100_000
+_TRUNCATED_HEADER_BYTES = 1_000
+_TRUNCATED_HEADERS = 100
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +94,63 @@ def dead_letter_reason(output: Output) -> str | None:
 
 
 def truncated(dead: Output) -> Output:
-    """Return a dead letter that fits anywhere: the value is cut, and a header says how long it was."""
+    """Return a dead letter that fits anywhere: what is large is cut, and a header says how long the value was.
+
+    A dead letter that was cut already keeps nothing but the reason and its place.
+    """
+    ours = tuple((name, value) for name, value in dead.headers if name.startswith("dlq."))
+    if any(name == _TRUNCATED for name, _ in ours):
+        return Output(dead.topic, None, None, ours)
+    small = tuple(
+        (name, value)
+        for name, value in dead.headers
+        if not name.startswith("dlq.") and len(name) + len(value or b"") <= _TRUNCATED_HEADER_BYTES
+    )
     value = dead.value or b""
-    headers = (*dead.headers, ("dlq.truncated_from", str(len(value)).encode()))
-    return Output(dead.topic, dead.key, value[:_TRUNCATED_BYTES], headers)
+    headers = (*small[:_TRUNCATED_HEADERS], *ours, (_TRUNCATED, str(len(value)).encode()))
+    return Output(dead.topic, (dead.key or b"")[:_TRUNCATED_BYTES], value[:_TRUNCATED_BYTES], headers)
+
+
+def _present(value: T | None) -> T:
+    """Narrow what librdkafka's types leave open but every consumed record has."""
+    if value is None:
+        raise TypeError("a consumed record lacks its place")
+    return value
+
+
+def record_of(message: Message) -> Record:
+    """Take over what a consumed message says."""
+    _, milliseconds = message.timestamp()
+    # A producer that stamps in microseconds must not date its records into the far future.
+    timestamp = dt.datetime.fromtimestamp(min(max(0.0, milliseconds / 1000), time.time()), dt.UTC)
+    return Record(
+        topic=_present(message.topic()),
+        partition=_present(message.partition()),
+        offset=_present(message.offset()),
+        key=message.key(),
+        value=message.value(),
+        headers=_headers(message),
+        timestamp=timestamp,
+    )
+
+
+def _headers(message: Message) -> Headers:
+    try:
+        return tuple(cast("list[tuple[str, bytes | None]]", message.headers() or []))
+    except UnicodeDecodeError as error:
+        # confluent_kafka gives no other access to them; the record itself is as good as any.
+        log.warning("headers dropped, a name is not UTF-8", offset=message.offset(), error=str(error))
+        return ()
+
+
+def log_dead_letter(record: Record, headers: Sequence[tuple[str, bytes | None]]) -> None:
+    """Log the one line of a failed record."""
+    told = {name.removeprefix("dlq."): value.decode(errors="replace") for name, value in headers if value}
+    log.warning(
+        "dead letter",
+        reason=told.get("reason"),
+        error=told.get("error"),
+        attempts=told.get("attempts"),
+        place=record.place,
+        key=(record.key or b"").decode(errors="replace")[:100],
+    )

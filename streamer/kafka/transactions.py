@@ -99,6 +99,7 @@ class Transactions:
     def __init__(self, settings: Settings, group: str, callbacks: dict[str, Callable[..., None]]) -> None:
         self._properties = config.producer(settings, group, callbacks)
         self._state = _State.NONE
+        self._initialised = False
         self._call_timeout = CALL_TIMEOUT_S
         self._delivery_timeout = _DELIVERY_TIMEOUT_S
         self._abort_cause = AbortedError("")
@@ -110,7 +111,9 @@ class Transactions:
         return str(self._properties["transactional.id"])
 
     def init(self) -> None:
-        """Step 1. Raises :class:`UndecidedError` where no broker answers yet (call again)."""
+        """Step 1, once a producer. Raises :class:`UndecidedError` where no broker answers yet (call again)."""
+        if self._initialised:
+            return
         try:
             self._producer.init_transactions(self._call_timeout)
         except KafkaException as error:
@@ -120,10 +123,12 @@ class Transactions:
             if cause.retriable():
                 raise UndecidedError(cause.str()) from None
             raise RestartError(cause.str()) from None
+        self._initialised = True
 
     def restart(self) -> None:
         """Replace the producer after :class:`RestartError`; :meth:`init` comes next."""
         self._state = _State.NONE
+        self._initialised = False
         self._producer = config.make_client(Producer, self._properties)
 
     def poll(self) -> None:

@@ -10,14 +10,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka import Producer
 
-from streamer.events import Reason
+from streamer.events import Reason, now
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Output, Stop, Work, dead_letter
 from streamer.kafka.broker import LocalKafka
 from streamer.kafka.client import Reader, publish
+from streamer.kafka.records import record_of
 from streamer.kafka.topic_files import load_specs
 from streamer.kafka.topics import apply
+from streamer.kafka.transactions import RestartError, Transactions
 from streamer.metrics import Metrics
 from streamer.settings import Settings, load
 
@@ -68,7 +71,15 @@ def running(
     health = Health(metrics)
     stop = Stop()
     ended: list[Any] = []
-    loop = Loop(settings, group="streamer-rerank", topic=INPUT, max_records=max_records, metrics=metrics, health=health)
+    loop = Loop(
+        settings,
+        group="streamer-rerank",
+        topic=INPUT,
+        output=OUTPUT,
+        max_records=max_records,
+        metrics=metrics,
+        health=health,
+    )
 
     def run() -> None:
         try:
@@ -243,3 +254,71 @@ def test_a_killed_broker_costs_nothing_but_time(tmp_path: Any) -> None:
             await_(lambda: health.not_ready() == ["start: starting"])
         assert ended == [True]
         assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(600))
+
+
+def test_a_record_with_an_odd_time_or_odd_headers_is_a_record_like_any(settings: Settings) -> None:
+    producer = Producer({"bootstrap.servers": settings.bootstrap_servers})
+    topic = settings.topic(INPUT)
+    producer.produce(topic, b"{}", b"seconds", timestamp=1_795_000_000)
+    producer.produce(topic, b"{}", b"none", headers=[("empty", None), ("\u00fc", b"\xff")])
+    assert producer.flush(10) == 0
+    times = {}
+
+    def work(record: Record) -> Sequence[Output]:
+        times[record.key] = record.timestamp
+        return echo(settings)(record)
+
+    with running(settings, work) as (metrics, _, _, ended):
+        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 2)
+    assert ended == [True]
+    assert times[b"seconds"].year == 1970
+
+
+def test_times_in_microseconds_are_taken_as_now() -> None:
+    class Stamped:
+        def timestamp(self) -> tuple[int, int]:
+            return 1, time.time_ns() // 1000
+
+        def headers(self) -> Any:
+            return bytes([255]).decode()
+
+        def topic(self) -> str:
+            return "t"
+
+        def partition(self) -> int:
+            return 0
+
+        offset = partition
+
+        def key(self) -> None:
+            return None
+
+        def value(self) -> None:
+            return None
+
+    message: Any = Stamped()
+    record = record_of(message)
+    assert abs((record.timestamp - now()).total_seconds()) < 5
+    assert record.headers == ()
+
+
+def test_a_producer_that_is_lost_twice_is_replaced_and_nothing_is_lost(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(settings, 200)
+    faults = iter([RestartError("lost"), RestartError("lost again")])
+    whole = Transactions.run
+
+    def faulty(self: Transactions, batch: Any, metadata: Any) -> None:
+        whole(self, batch, metadata)
+        # The transaction is committed, but the answer is lost with the producer.
+        for fault in faults:
+            raise fault
+
+    monkeypatch.setattr(Transactions, "run", faulty)
+    with running(settings, echo(settings)) as (metrics, _, _, ended):
+        await_(lambda: len(read(settings, OUTPUT, patience=1.5)) == 200, 60)
+        await_(lambda: value(metrics, "streamer_in_flight_records") == 0)
+    assert ended == [True]
+    assert value(metrics, "streamer_transactions_total", outcome="restarted") == 2
+    assert Counter(each.key for each in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(200))

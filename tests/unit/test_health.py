@@ -52,8 +52,8 @@ def test_ready_only_when_every_condition_holds(server: HealthServer, health: Hea
     assert get(server, "/readyz") == (200, "ok\n")
     assert "streamer_ready 1.0" in get(server, "/metrics")[1]
     health.wait_for("store", "disk full")
-    assert get(server, "/readyz") == (503, "store: disk full\n")
     assert "streamer_ready 0.0" in get(server, "/metrics")[1]
+    assert get(server, "/readyz") == (503, "store: disk full\n")
 
 
 def test_a_dead_thread_is_not_live(server: HealthServer, health: Health) -> None:

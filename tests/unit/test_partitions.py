@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.events import Reason
-from streamer.kafka.partitions import AssignedPartition, Work
+from streamer.kafka.partitions import AssignedPartition, Assignment, Work
 from streamer.kafka.records import Output, Record, carried, dead_letter, dead_letter_reason, truncated
 
 AT = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
@@ -88,3 +88,54 @@ def test_a_dead_letter_that_is_too_large_is_cut_and_says_so() -> None:
     dead = truncated(dead_letter(record(7, b"x" * 300_000), Reason.TOO_LARGE, ""))
     assert len(dead.value or b"") == 100_000
     assert dict(dead.headers)["dlq.truncated_from"] == b"300000"
+
+
+def test_a_dead_letter_that_was_cut_in_vain_keeps_the_reason_alone() -> None:
+    large = Record("t", 0, 7, b"k" * 300_000, b"x", (("big", b"h" * 300_000), ("small", b"s")), AT)
+    once = truncated(dead_letter(large, Reason.NOT_JSON, "no"))
+    assert len(once.key or b"") == 100_000
+    assert "big" not in dict(once.headers)
+    assert dict(once.headers)["small"] == b"s"
+    twice = truncated(once)
+    assert (twice.key, twice.value) == (None, None)
+    assert all(name.startswith("dlq.") for name, _ in twice.headers)
+    assert dict(twice.headers)["dlq.offset"] == b"7"
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(1, 20))
+def test_a_budget_is_shared_and_a_partition_is_resumed_only_when_half_empty(
+    arrivals: list[int], max_records: int
+) -> None:
+    assignment = Assignment(max_records=max_records, max_bytes=1 << 30)
+    for partition in range(6):
+        assignment.add("t", partition)
+    offsets = dict.fromkeys(range(6), 0)
+    for number in arrivals:
+        partition = assignment.get(number)
+        assert partition is not None
+        if not partition.paused:
+            partition.add(Work(record(offsets[number]), lambda: None))
+            offsets[number] += 1
+        assignment.changes_of_flow()
+        assert assignment.records <= max_records + 1
+        assert all(each.paused for each in assignment) or not assignment.is_full
+    for number, offset in offsets.items():
+        partition = assignment.get(number)
+        assert partition is not None
+        if offset:
+            partition.committed(offset)
+    assignment.changes_of_flow()
+    assert not any(each.paused for each in assignment)
+
+
+def test_work_of_a_revoked_partition_is_marked_stale() -> None:
+    assignment = Assignment(max_records=10, max_bytes=1 << 30)
+    assignment.add("t", 3)
+    partition = assignment.get(3)
+    assert partition is not None
+    work = Work(record(1), lambda: None)
+    partition.add(work)
+    assert assignment.remove(3) == 1
+    assert work.stale
+    assert assignment.get(3) is None
+    assert assignment.remove(3) == 0
