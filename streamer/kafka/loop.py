@@ -114,7 +114,6 @@ class Loop:
         self._consumer: Consumer = config.make_client(
             Consumer, config.consumer(settings, group, {**callbacks, "stats_cb": self._monitor.on_statistics})
         )
-        self._monitor.watch(self._consumer)
 
     # -- the story -----------------------------------------------------------------------------------------
 
@@ -164,6 +163,7 @@ class Loop:
             self._wake.clear()
         first = self._consumer.poll(0.0 if busy else _IDLE_POLL_S)
         self._serve_producer()
+        self._monitor.look_for_topics(self._consumer)
         if first is None:
             return
         self._hand_over([first], pipeline)

@@ -45,18 +45,14 @@ class Monitor:
         self._topic = topic
         self._needed_topics = [topic, output, topic + DLQ_SUFFIX]
         self._topics_missing = True
+        self._is_time_to_look = False
         self._metrics = metrics
         self._health = health
         self._ends: dict[int, int] = {}
         self._quiet_until: dict[int, float] = {}
-        self._consumer: Consumer | None = None
         health.wait_for("broker", f"no answer yet from {self._servers}")
         health.wait_for("topic", "not looked for yet")
         health.wait_for("assignment", "no partitions assigned yet")
-
-    def watch(self, consumer: Consumer) -> None:
-        """Ask this consumer about topics from now on."""
-        self._consumer = consumer
 
     def on_error(self, error: KafkaError) -> None:
         """Take an error that concerns a client as a whole (``error_cb``)."""
@@ -91,8 +87,8 @@ class Monitor:
             if partition["ls_offset"] >= 0:
                 self._ends[int(number)] = partition["ls_offset"]
         self.measure()
-        if self._topics_missing:
-            self._look_for_topics()
+        # A client must not be asked inside its own callback: confluent_kafka aborts the process.
+        self._is_time_to_look = True
 
     def forget(self, partition: int) -> None:
         """Stop reporting a partition that is no longer ours."""
@@ -112,13 +108,14 @@ class Monitor:
             if lag is not None:
                 metrics.lag.labels(self._topic, str(number)).set(lag)
 
-    def _look_for_topics(self) -> None:
-        """Be ready only when the topics that we read and write are there."""
-        if self._consumer is None:
+    def look_for_topics(self, consumer: Consumer) -> None:
+        """Be ready only when the topics that we read and write are there; looks once a second until they are."""
+        if not (self._topics_missing and self._is_time_to_look):
             return
+        self._is_time_to_look = False
         for name in self._needed_topics:
             try:
-                problem = self._consumer.list_topics(name, timeout=_LOOK_TIMEOUT_S).topics[name].error
+                problem = consumer.list_topics(name, timeout=_LOOK_TIMEOUT_S).topics[name].error
             except KafkaException as error:
                 problem = error.args[0]
             if problem is not None:
