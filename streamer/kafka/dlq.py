@@ -1,0 +1,292 @@
+"""The dead letter topics as an operator sees them: what is there, why, since when, and what was redriven.
+
+A dead letter topic holds two kinds of records. Dead letters are what :func:`~streamer.kafka.records.dead_letter`
+made. *Markers* are written by :mod:`streamer.kafka.redrive` and list the offsets, of their own partition, of
+dead letters that were put back. A marker stands behind all that it lists, and retention takes a partition's
+oldest records first, so a marker is there as long as a dead letter that it speaks of. Other readers of these
+topics tell a dead letter by its ``dlq.reason``; a marker has none.
+
+Reading goes twice through each partition, for the markers and then for the dead letters, so that memory holds
+the redriven offsets and one record, however long the topic is. Dead letters that retention has taken are gone
+and no error.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from streamer.events import Time
+from streamer.kafka import config
+from streamer.kafka.records import DLQ_SUFFIX, record_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+
+    from streamer.kafka.records import Headers, Record
+    from streamer.settings import Settings
+
+GROUP = "streamer-dlq"
+MARKER_HEADER = "dlq.marker"
+UNKNOWN_REASON = "unknown"
+"""Reason shown for a record that somebody else wrote and that carries none."""
+
+TIMEOUT_S = 10.0
+"""Longest wait for one answer from the cluster."""
+PATIENCE_S = 90.0
+"""Longest wait for the next record; a crashed service's open transaction ends by itself within 70 s."""
+_POLL_S = 0.2
+
+_RELATIVE = re.compile(r"([0-9]{1,9})([smhdw])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class DeadLetterError(Exception):
+    """Dead letters cannot be read or put back; the message is one line."""
+
+
+class State(StrEnum):
+    """What can be done with a dead letter."""
+
+    PENDING = "pending"
+    REDRIVEN = "redriven"
+    TRUNCATED = "truncated"
+    """Its value was cut when it was written, so the original is lost here and it is never redriven."""
+    FOREIGN = "foreign"
+    """Not of this input topic, or not written by us; never redriven."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One dead letter. ``record`` is it itself; ``partition`` is where the original stood in its topic."""
+
+    record: Record
+    state: State
+    reason: str
+    error: str
+    partition: int
+    attempts: int
+    at: dt.datetime
+
+    @property
+    def original_headers(self) -> Headers:
+        """The headers that the original came with."""
+        return tuple((name, value) for name, value in self.record.headers if not name.startswith("dlq."))
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which dead letters are meant: all that fit each given part; ``since <= dlq.at < until``."""
+
+    reasons: Collection[str] = ()
+    since: dt.datetime | None = None
+    until: dt.datetime | None = None
+    key: str | None = None
+
+    def takes(self, letter: DeadLetter) -> bool:
+        """Say whether ``letter`` is meant."""
+        return (
+            (not self.reasons or letter.reason in self.reasons)
+            and (self.since is None or letter.at >= self.since)
+            and (self.until is None or letter.at < self.until)
+            and (self.key is None or letter.record.key == self.key.encode(errors="surrogateescape"))
+        )
+
+
+def parse_time(text: str, now: dt.datetime) -> dt.datetime:
+    """Read RFC 3339, or an age such as ``90s``, ``15m``, ``2h``, ``3d``, ``1w``. Raises ValueError."""
+    try:
+        if relative := _RELATIVE.fullmatch(text):
+            return now - dt.timedelta(**{_UNITS[relative[2]]: int(relative[1])})
+        return msgspec.convert(text, Time).astimezone(dt.UTC)
+    except OverflowError:
+        raise ValueError(f"{text!r} is before or after all time") from None
+    except msgspec.ValidationError:
+        raise ValueError(
+            f"{text!r} is neither RFC 3339 with an offset (2026-11-24T10:00:00Z) nor an age (90s, 15m, 2h, 3d, 1w)"
+        ) from None
+
+
+class _Marker(msgspec.Struct, frozen=True):
+    redriven: list[int]
+    at: Time
+
+
+def encode_marker(offsets: Sequence[int], at: dt.datetime) -> bytes:
+    """Return the value of the marker for dead letters at ``offsets`` of the marker's partition."""
+    return msgspec.json.encode(_Marker(list(offsets), at))
+
+
+def decode_marker(record: Record) -> list[int]:
+    """Return the offsets that a marker lists. One that cannot be read is an error: skipping it would double."""
+    try:
+        return msgspec.json.decode(record.value or b"", type=_Marker).redriven
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DeadLetterError(f"{record.place} is marked as ours and cannot be read: {error}") from None
+
+
+def classify(record: Record, topic: str, redriven: Iterable[int] = ()) -> DeadLetter:
+    """Read a record of the dead letter topic of ``topic`` (full name); ``redriven`` are the partition's offsets."""
+    told = {
+        name: value.decode(errors="replace")
+        for name, value in record.headers
+        if name.startswith("dlq.") and value is not None
+    }
+    if told.get("dlq.topic") != topic or "dlq.reason" not in told:
+        state = State.FOREIGN
+    elif "dlq.truncated_from" in told:
+        state = State.TRUNCATED
+    else:
+        state = State.REDRIVEN if record.offset in redriven else State.PENDING
+    try:
+        at = msgspec.convert(told.get("dlq.at"), Time).astimezone(dt.UTC)
+    except (msgspec.ValidationError, OverflowError):
+        at = record.timestamp
+    return DeadLetter(
+        record=record,
+        state=state,
+        reason=told.get("dlq.reason", UNKNOWN_REASON),
+        error=told.get("dlq.error", ""),
+        partition=_number(told.get("dlq.partition"), -1),
+        attempts=_number(told.get("dlq.attempts"), 1),
+        at=at,
+    )
+
+
+def _number(text: str | None, default: int) -> int:
+    return int(text) if text is not None and text.isascii() and text.isdecimal() and len(text) < 10 else default  # noqa: PLR2004 - the digits of 2**31
+
+
+class Summary:
+    """Dead letters counted by reason and state."""
+
+    def __init__(self, letters: Iterable[DeadLetter]) -> None:
+        self.counts: dict[str, Counter[State]] = {}
+        self.oldest: dict[str, dt.datetime] = {}
+        self.newest: dict[str, dt.datetime] = {}
+        for letter in letters:
+            reason = letter.reason
+            self.counts.setdefault(reason, Counter())[letter.state] += 1
+            self.oldest[reason] = min(letter.at, self.oldest.get(reason, letter.at))
+            self.newest[reason] = max(letter.at, self.newest.get(reason, letter.at))
+
+
+class Span(NamedTuple):
+    """The offsets of one partition from ``begin`` up to, and without, ``end``."""
+
+    partition: int
+    begin: int
+    end: int
+
+
+class DeadLetterTopic:
+    """Reads the dead letter topic of one input topic, outside any group; one partition after the other."""
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        """``topic`` is the input topic's name without prefix."""
+        self.source = settings.topic(topic)
+        self.name = self.source + DLQ_SUFFIX
+        self._servers = settings.bootstrap_servers
+        common = config.common(settings)
+        self._admin: AdminClient = config.make_client(AdminClient, common)
+        self._consumer: Consumer = config.make_client(
+            Consumer,
+            {
+                **common,
+                "group.id": settings.topic(GROUP),  # never joined, but the client wants one
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",  # retention may take what is about to be read
+                "enable.partition.eof": True,
+                "isolation.level": "read_committed",
+            },
+        )
+
+    def close(self) -> None:
+        """Close the consumer."""
+        self._consumer.close()
+
+    def partitions_of(self, topic: str) -> list[int]:
+        """Return the partitions of a topic, given by its full name."""
+        try:
+            metadata = self._consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic]
+        except KafkaException as error:
+            raise self.failed(error) from None
+        if metadata.error is not None:
+            missing = metadata.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+            problem = "does not exist; streamer topics apply makes it" if missing else metadata.error.str()
+            raise DeadLetterError(f"{topic} {problem}")
+        return sorted(metadata.partitions)
+
+    def spans(self, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED) -> list[Span]:
+        """Return what there is to read: all that is decided, or with READ_UNCOMMITTED what is yet undecided too.
+
+        Reading the latter waits until each transaction that was open now has been decided.
+        """
+        partitions = self.partitions_of(self.name)
+        begins = self._offsets(partitions, OffsetSpec.earliest(), isolation)  # type: ignore[no-untyped-call]
+        ends = self._offsets(partitions, OffsetSpec.latest(), isolation)  # type: ignore[no-untyped-call]
+        return [Span(*each) for each in zip(partitions, begins, ends, strict=True)]
+
+    def _offsets(self, partitions: Sequence[int], spec: OffsetSpec, isolation: IsolationLevel) -> list[int]:
+        requests = {TopicPartition(self.name, partition): spec for partition in partitions}
+        try:
+            answers = self._admin.list_offsets(requests, isolation_level=isolation, request_timeout=TIMEOUT_S)
+            found = {each.partition: future.result(TIMEOUT_S + 1).offset for each, future in answers.items()}
+        except KafkaException as error:
+            raise self.failed(error) from None
+        return [found[partition] for partition in partitions]
+
+    def letters(self, spans: Iterable[Span]) -> Iterator[DeadLetter]:
+        """Go through the dead letters in order of partition and offset."""
+        for span in spans:
+            redriven: set[int] = set()
+            for record in self._records(span):
+                if _is_marker(record):
+                    redriven.update(decode_marker(record))
+            for record in self._records(span):
+                if not _is_marker(record):
+                    yield classify(record, self.source, redriven)
+
+    def _records(self, span: Span) -> Iterator[Record]:
+        if span.begin >= span.end:
+            return
+        self._consumer.assign([TopicPartition(self.name, span.partition, span.begin)])
+        reached = span.begin
+        heard = time.monotonic()
+        while reached < span.end:
+            message = self._consumer.poll(_POLL_S)
+            error = message.error() if message is not None else None
+            if message is not None and error is None:
+                record = record_of(message)
+                if record.offset >= span.end:
+                    return
+                yield record
+                reached = record.offset + 1
+                heard = time.monotonic()
+            elif message is not None and error is not None and error.code() == KafkaError._PARTITION_EOF:
+                # Short of the end while a transaction is open; told again when it has been decided.
+                reached = max(reached, message.offset() or 0)
+            elif error is not None and not error.retriable():
+                raise self.failed(KafkaException(error))
+            if reached < span.end and time.monotonic() - heard > PATIENCE_S:
+                raise DeadLetterError(
+                    f"{self.name}[{span.partition}]: nothing came behind offset {reached} of {span.end} "
+                    f"in {PATIENCE_S:g} s: a broker is away, or a transaction stays open"
+                )
+
+    def failed(self, error: KafkaException) -> DeadLetterError:
+        """Put what the client says into our words."""
+        return DeadLetterError(f"Kafka at {self._servers}: {error.args[0].str()}")
+
+
+def _is_marker(record: Record) -> bool:
+    return any(name == MARKER_HEADER for name, _ in record.headers)
