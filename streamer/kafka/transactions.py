@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from streamer.kafka import config
+from streamer.kafka.bounded import BoundedCalls, HungError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,6 +47,9 @@ CALL_TIMEOUT_S = 2.0
 """Longest single request; what times out is taken up again, and the loop polls its consumer in between."""
 _DELIVERY_TIMEOUT_S = 5.0
 _HURRIED_TIMEOUT_S = 0.8
+_HUNG_AFTER_S = 3.0
+"""How long a request may outlast its own timeout. send_offsets_to_transaction was seen not to end at all when its
+broker went away (librdkafka 2.16): the producer is given up then, and a new one fences it."""
 
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED)
 
@@ -100,6 +104,7 @@ class Transactions:
         self._properties = config.producer(settings, group, callbacks)
         self._state = _State.NONE
         self._initialised = False
+        self._bounded = BoundedCalls("transactions")
         self._call_timeout = CALL_TIMEOUT_S
         self._delivery_timeout = _DELIVERY_TIMEOUT_S
         self._abort_cause = AbortedError("")
@@ -115,7 +120,7 @@ class Transactions:
         if self._initialised:
             return
         try:
-            self._producer.init_transactions(self._call_timeout)
+            self._request(self._producer.init_transactions)
         except KafkaException as error:
             cause = error.args[0]
             if cause.code() in _FENCED:
@@ -150,7 +155,7 @@ class Transactions:
             if self._state is _State.NONE:
                 self._fill(batch, group_metadata)
                 self._state = _State.COMMITTING
-            self._producer.commit_transaction(self._call_timeout)
+            self._request(self._producer.commit_transaction)
             self._state = _State.NONE
         except KafkaException as error:
             self._handle(error.args[0])
@@ -163,12 +168,20 @@ class Transactions:
                 for output in work.outputs or ():
                     self._produce(work, output, unfit)
             self._await_delivery(unfit)
-            self._producer.send_offsets_to_transaction(list(batch.offsets), group_metadata, self._call_timeout)
+            self._request(self._producer.send_offsets_to_transaction, list(batch.offsets), group_metadata)
         except KafkaException as error:
             if error.args[0].fatal():
                 raise
             # Whatever else went wrong, and be it an answer that did not come: before the commit nothing is lost.
             self._abort(AbortedError(error.args[0].str(), unfit))
+
+    def _request(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Make one blocking request, whose last argument is its timeout."""
+        limit = self._call_timeout + min(_HUNG_AFTER_S, 1.5 * self._call_timeout)
+        try:
+            self._bounded(function, *arguments, self._call_timeout, limit=limit)
+        except HungError as error:
+            raise RestartError(f"{function.__name__} hangs: {error}") from None
 
     def _await_delivery(self, unfit: Sequence[object]) -> None:
         """Wait until the brokers have every record; at commit a refused one would show only as an abort."""
@@ -216,7 +229,7 @@ class Transactions:
     def _finish_abort(self) -> NoReturn:
         try:
             # Purges what is queued, waits for what is on its way, ends the transaction.
-            self._producer.abort_transaction(self._call_timeout)
+            self._request(self._producer.abort_transaction)
         except KafkaException as error:
             self._handle(error.args[0])
         self._state = _State.NONE
