@@ -88,7 +88,7 @@ def running(
         except FatalError as error:
             ended.append(error)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield metrics, health, stop, ended
