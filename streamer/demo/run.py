@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from streamer import embedder, reranker
-from streamer.demo.clips import make_queries, render_clips
 from streamer.demo.engine import BaseEngine
+from streamer.demo.material import DemoError, Material, Query, own_material, rendered_material
 from streamer.demo.measures import average_precision
 from streamer.demo.report import FramePictures, Judged, write
 from streamer.demo.services import ServiceProcess
+from streamer.demo.show import before_and_after, figures, mean, most_telling
 from streamer.encoders import load_encoder
 from streamer.events import (
     Candidate,
@@ -54,36 +54,9 @@ if TYPE_CHECKING:
 
     from streamer.settings import Settings
 
-VIDEO_SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"})
-MAX_CLIPS, MAX_QUERIES = 10_000, 1_000
-
-_RENDERED_CLIPS, _RENDERED_QUERIES, _SEED = 120, 60, 7
 _STEADY_EVENTS_PER_S = 25.0
 _STEADY_EVENTS, _BACKLOG_EVENTS = 300, 2_000
 _PATIENCE_S = 120.0
-_TABLE_ROWS, _TABLE_QUERIES = 5, 3
-
-
-class DemoError(Exception):
-    """The demo cannot show what it promises; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One query; ``relevant`` are the clips that hold the moment, None where nobody has judged."""
-
-    query_id: str
-    text: str
-    relevant: frozenset[str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Material:
-    """What the demo works on: clip files by id, and queries."""
-
-    folder: Path
-    clips: Mapping[str, Path]
-    queries: Sequence[Query]
 
 
 def run(
@@ -108,7 +81,7 @@ def run(
     logging.getLogger("streamer").setLevel(logging.WARNING)
     with contextlib.ExitStack() as cleanup:
         work = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="streamer-demo-")))
-        material = _own_material(clips, queries) if clips else _rendered_material(console, work)
+        material = own_material(clips, queries) if clips else rendered_material(console, work)
         brokers = bootstrap or _start_kafka(console, cleanup)
         settings = _demo_settings(settings, brokers)
         _make_topics(console, settings, cleanup)
@@ -154,8 +127,8 @@ class Demo:
         lag = self._await_no_lag()
         known = [each for each in judged if each.before is not None and each.after is not None]
         summary = {
-            "map_before": _mean([each.before for each in known]),
-            "map_after": _mean([each.after for each in known]),
+            "map_before": mean([each.before for each in known]),
+            "map_after": mean([each.after for each in known]),
             "clips": len(embedded),
             "frames": sum(event.frames for event in embedded),
             "queries": len(judged),
@@ -166,9 +139,9 @@ class Demo:
             "p95_ms": 1000 * steady.quantile(0.95, "streamer_event_latency_seconds"),
             "lag_records": lag,
         }
-        for each in _most_telling(judged):
-            self._console.print(_before_and_after(each))
-        self._console.print(_figures(summary))
+        for each in most_telling(judged):
+            self._console.print(before_and_after(each))
+        self._console.print(figures(summary))
         pictures = FramePictures(
             self._material.clips, interval=self._settings.frame_interval, max_frames=self._settings.max_frames
         )
@@ -308,42 +281,6 @@ class Demo:
 # -- preparations --------------------------------------------------------------------------------------------
 
 
-def _own_material(clips: Path, queries: Path | None) -> Material:
-    """Take the videos of a folder and the queries of a file. Raises :class:`DemoError`."""
-    if queries is None:
-        raise DemoError("clips of your own need queries of your own: a text file with one query a line")
-    try:
-        files = sorted(path for path in clips.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-        lines = [line.strip() for line in queries.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DemoError(str(error)) from None
-    texts = list(dict.fromkeys(line for line in lines if line))
-    if not 0 < len(files) <= MAX_CLIPS:
-        raise DemoError(
-            f"{clips} holds {len(files)} videos ({', '.join(sorted(VIDEO_SUFFIXES))}); 1 to {MAX_CLIPS} are fine"
-        )
-    if not 0 < len(texts) <= MAX_QUERIES:
-        raise DemoError(f"{queries} holds {len(texts)} queries; 1 to {MAX_QUERIES} are fine")
-    return Material(
-        clips,
-        {path.relative_to(clips).as_posix(): path for path in files},
-        [Query(f"q{number:03d}", text, None) for number, text in enumerate(texts, start=1)],
-    )
-
-
-def _rendered_material(console: Console, work: Path) -> Material:
-    folder = work / "clips"
-    with console.status(f"Rendering {_RENDERED_CLIPS} clips"):
-        rendered = render_clips(folder, count=_RENDERED_CLIPS, seed=_SEED)
-    queries = make_queries(rendered, count=_RENDERED_QUERIES, seed=_SEED)
-    console.print(f"{len(rendered)} clips rendered, {len(queries)} queries; each asks for one moment of some of them")
-    return Material(
-        folder,
-        {clip.clip_id: clip.path for clip in rendered},
-        [Query(query.query_id, query.text, frozenset(query.relevant)) for query in queries],
-    )
-
-
 def _start_kafka(console: Console, cleanup: contextlib.ExitStack) -> str:
     with console.status("Starting Apache Kafka (its 42 MB are fetched the first time)"):
         kafka = cleanup.enter_context(LocalKafka())
@@ -404,55 +341,6 @@ def _free_ports(count: int) -> list[int]:
 
 def _text(value: bytes | None) -> str:
     return (value or b"").decode(errors="replace")
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return sum(numbers) / len(numbers) if numbers else None
-
-
-def _most_telling(judged: Sequence[Judged]) -> list[Judged]:
-    """Choose the queries that gained most, or without judgments those whose first result climbed highest."""
-
-    def told(each: Judged) -> float:
-        if each.before is not None and each.after is not None:
-            return each.after - each.before
-        return float(each.event.results[0].initial_rank) if each.event.results else 0.0
-
-    return sorted(judged, key=told, reverse=True)[:_TABLE_QUERIES]
-
-
-def _before_and_after(judged: Judged) -> Table:
-    title = f"[b]{escape(judged.event.query)}"
-    if judged.before is not None:
-        title += f"[/b]  average precision {judged.before:.2f} -> {judged.after:.2f}"
-    table = Table(title=title, title_justify="left", expand=False)
-    table.add_column("before: clip")
-    for name in ("rank", "after: clip", "moment", "score", "old rank"):
-        table.add_column(name, justify="left" if "clip" in name else "right")
-    before = sorted(judged.event.results, key=lambda result: result.initial_rank)
-    for old, new in list(zip(before, judged.event.results, strict=True))[:_TABLE_ROWS]:
-        table.add_row(
-            _marked(old.clip_id, judged),
-            str(new.rank),
-            _marked(new.clip_id, judged),
-            "" if new.moment_ms is None else f"{new.moment_ms / 1000:.1f} s",
-            "" if new.score is None else f"{new.score:.3f}",
-            str(new.initial_rank),
-        )
-    return table
-
-
-def _marked(clip_id: str, judged: Judged) -> str:
-    shown = escape(clip_id)
-    return f"[green]{shown} ✓" if judged.relevant and clip_id in judged.relevant else shown
-
-
-def _figures(summary: Mapping[str, object]) -> Table:
-    table = Table(title="[b]Figures of this run", title_justify="left", show_header=False)
-    for name, value in summary.items():
-        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value))
-    return table
 
 
 def _wait_for_ctrl_c(console: Console, settings: Settings, services: Services) -> None:

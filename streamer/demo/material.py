@@ -1,0 +1,78 @@
+"""What the demo works on: clips and queries, rendered or a user's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamer.demo.clips import make_queries, render_clips
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+VIDEO_SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"})
+MAX_CLIPS, MAX_QUERIES = 10_000, 1_000
+
+_RENDERED_CLIPS, _RENDERED_QUERIES, _SEED = 120, 60, 7
+
+
+class DemoError(Exception):
+    """The demo cannot show what it promises; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query; ``relevant`` are the clips that hold the moment, None where nobody has judged."""
+
+    query_id: str
+    text: str
+    relevant: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What the demo works on: clip files by id, and queries."""
+
+    folder: Path
+    clips: Mapping[str, Path]
+    queries: Sequence[Query]
+
+
+def own_material(clips: Path, queries: Path | None) -> Material:
+    """Take the videos of a folder and the queries of a file. Raises :class:`DemoError`."""
+    if queries is None:
+        raise DemoError("clips of your own need queries of your own: a text file with one query a line")
+    try:
+        files = sorted(path for path in clips.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+        lines = [line.strip() for line in queries.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DemoError(str(error)) from None
+    texts = list(dict.fromkeys(line for line in lines if line))
+    if not 0 < len(files) <= MAX_CLIPS:
+        raise DemoError(
+            f"{clips} holds {len(files)} videos ({', '.join(sorted(VIDEO_SUFFIXES))}); 1 to {MAX_CLIPS} are fine"
+        )
+    if not 0 < len(texts) <= MAX_QUERIES:
+        raise DemoError(f"{queries} holds {len(texts)} queries; 1 to {MAX_QUERIES} are fine")
+    return Material(
+        clips,
+        {path.relative_to(clips).as_posix(): path for path in files},
+        [Query(f"q{number:03d}", text, None) for number, text in enumerate(texts, start=1)],
+    )
+
+
+def rendered_material(console: Console, work: Path) -> Material:
+    """Render the demo's own clips below ``work``."""
+    folder = work / "clips"
+    with console.status(f"Rendering {_RENDERED_CLIPS} clips"):
+        rendered = render_clips(folder, count=_RENDERED_CLIPS, seed=_SEED)
+    queries = make_queries(rendered, count=_RENDERED_QUERIES, seed=_SEED)
+    console.print(f"{len(rendered)} clips rendered, {len(queries)} queries; each asks for one moment of some of them")
+    return Material(
+        folder,
+        {clip.clip_id: clip.path for clip in rendered},
+        [Query(query.query_id, query.text, frozenset(query.relevant)) for query in queries],
+    )
