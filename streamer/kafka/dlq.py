@@ -204,6 +204,7 @@ class DeadLetterTopic:
                 **common,
                 "group.id": settings.topic(GROUP),  # never joined, but the client wants one
                 "enable.auto.commit": False,
+                "fetch.wait.max.ms": 50,  # a request for one partition's end holds up the next partition's first
                 "auto.offset.reset": "earliest",  # retention may take what is about to be read
                 "enable.partition.eof": True,
                 "isolation.level": "read_committed",
@@ -243,6 +244,8 @@ class DeadLetterTopic:
             found = {each.partition: future.result(TIMEOUT_S + 1).offset for each, future in answers.items()}
         except KafkaException as error:
             raise self.failed(error) from None
+        except TimeoutError:
+            raise DeadLetterError(f"Kafka at {self._servers}: no answer within {TIMEOUT_S:g} s") from None
         return [found[partition] for partition in partitions]
 
     def letters(self, spans: Iterable[Span]) -> Iterator[DeadLetter]:

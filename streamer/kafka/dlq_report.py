@@ -20,7 +20,7 @@ from streamer.kafka.dlq import State, Summary
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from streamer.kafka.dlq import DeadLetter
     from streamer.kafka.redrive import Report
@@ -90,25 +90,29 @@ def summary(letters: Iterable[DeadLetter], *, title: str, as_json: bool) -> None
         ]
         _print_json({"topic": title, "count": sum(counts.total() for counts in found.counts.values()), "reasons": rows})
         return
-    table = Table("reason", "count", *State, "oldest", "newest", title=title)
+    occurring = [state for state in State if any(found.counts[reason][state] for reason in reasons)]
+    table = _table(title, "reason", "count", *occurring, "oldest", "newest", wrapped=("oldest", "newest"))
     for reason in reasons:
         counts = found.counts[reason]
-        states = [f"{counts[state]:,}" for state in State]
+        states = [f"{counts[state]:,}" for state in occurring]
         times = [_time(found.oldest[reason]), _time(found.newest[reason])]
         table.add_row(*_cells(reason, f"{counts.total():,}", *states, *times))
     Console().print(table)
 
 
 def records(letters: Iterable[DeadLetter], *, title: str, as_json: bool) -> None:
-    """Print the single dead letters, one line of JSON each, or as a table."""
+    """Print the single dead letters, one line of JSON each, or as a table; a place is partition and offset."""
     if as_json:
         for letter in letters:
             _print_json(described(letter))
         return
-    table = Table("partition", "offset", "key", "reason", "error", "attempts", "at", "state", title=title)
+    columns = ("place", "key", "reason", "error", "tries", "at", "state")
+    table = _table(title, *columns, wrapped=("key", "error", "at"))
     for letter in letters:
-        shown = described(letter) | {"key": decoded(letter.record.key) or "", "at": _time(letter.at)}
-        table.add_row(*_cells(*map(str, shown.values())))
+        record = letter.record
+        place, key = f"{record.partition} {record.offset}", decoded(record.key) or ""
+        cells = (place, key, letter.reason, letter.error, str(letter.attempts), _time(letter.at), letter.state)
+        table.add_row(*_cells(*cells))
     Console().print(table)
 
 
@@ -156,6 +160,17 @@ def redriven(report: Report, *, topic: str, dry_run: bool, as_json: bool) -> Non
     ):
         if count:
             click.echo(f"{count:,} {why}")
+
+
+def _table(title: str, *columns: str, wrapped: Collection[str]) -> Table:
+    """Make a table in which only the ``wrapped`` columns give way on a narrow terminal, down to a date's width."""
+    table = Table(title=title)
+    for column in columns:
+        if column in wrapped:
+            table.add_column(column, overflow="fold", min_width=10)
+        else:
+            table.add_column(column, no_wrap=True)
+    return table
 
 
 def _cells(*texts: str) -> list[Text]:

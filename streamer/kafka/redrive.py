@@ -41,7 +41,7 @@ from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Producer
 
 from streamer.events import now
 from streamer.kafka import config
-from streamer.kafka.dlq import GROUP, MARKER_HEADER, TIMEOUT_S, DeadLetterError, DeadLetterTopic, State, encode_marker
+from streamer.kafka.dlq import GROUP, MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
 from streamer.kafka.records import Output
 
 if TYPE_CHECKING:
@@ -89,35 +89,69 @@ def redrive(
     ``topic`` is the input topic's name without prefix. ``dry_run`` only reads, and disturbs no redrive that is
     under way. Raises :class:`DeadLetterError`.
     """
-    report = Report()
+    run = _Run(wanted, limit)
     with contextlib.closing(DeadLetterTopic(settings, topic)) as dead_letters:
         if dry_run:
-            for letter in _pending(dead_letters, IsolationLevel.READ_COMMITTED, wanted, limit, report):
-                report.redriven[letter.reason] += 1
-            return report
-        copier = _Copier(settings, topic, dead_letters)
-        copier.init()
-        pending = _pending(dead_letters, IsolationLevel.READ_UNCOMMITTED, wanted, limit, report)
-        for batch in _batches(pending, batch_records):
-            for letter, accepted in copier.copy(batch):
-                (report.redriven if accepted else report.refused)[letter.reason] += 1
-    return report
+            for letter in run.pending(dead_letters.letters(dead_letters.spans())):
+                run.report.redriven[letter.reason] += 1
+            return run.report
+        while True:
+            copier = _Copier(settings, topic, dead_letters)
+            copier.init()
+            letters = dead_letters.letters(dead_letters.spans(IsolationLevel.READ_UNCOMMITTED))
+            try:
+                for batch in _batches(run.pending(letters), batch_records):
+                    copier.copy(batch)
+                    run.settle(batch)
+            except _TooLargeError as error:
+                # librdkafka 2.16 loses count of its sequence numbers here, so it takes a new producer; and whoever
+                # inits must read again, since another redrive may have been under way.
+                run.refuse(error.letter)
+            else:
+                return run.report
 
 
-def _pending(
-    dead_letters: DeadLetterTopic, isolation: IsolationLevel, wanted: Filter, limit: int | None, report: Report
-) -> Iterator[DeadLetter]:
-    taken = 0
-    for letter in dead_letters.letters(dead_letters.spans(isolation)):
-        if not wanted.takes(letter):
-            continue
-        if letter.state is not State.PENDING:
-            report.left[letter.state] += 1
-            continue
-        if taken == limit:
-            return
-        taken += 1
-        yield letter
+class _Run:
+    """What one redrive has done so far, over all its attempts."""
+
+    def __init__(self, wanted: Filter, limit: int | None) -> None:
+        self.report = Report()
+        self._wanted = wanted
+        self._limit = limit
+        self._done: set[tuple[int, int]] = set()
+        self._too_large: set[tuple[int, int]] = set()
+
+    def pending(self, letters: Iterator[DeadLetter]) -> Iterator[DeadLetter]:
+        """Go through what is to be put back, up to the limit, and count what is not."""
+        self.report.left.clear()
+        self.report.refused.clear()
+        taken = len(self._done)
+        for letter in letters:
+            place = _place(letter)
+            if not self._wanted.takes(letter) or place in self._done:
+                continue
+            if letter.state is not State.PENDING:
+                self.report.left[letter.state] += 1
+            elif place in self._too_large:
+                self.report.refused[letter.reason] += 1
+            elif taken == self._limit:
+                return
+            else:
+                taken += 1
+                yield letter
+
+    def settle(self, batch: Sequence[DeadLetter]) -> None:
+        """Account for what is committed."""
+        self._done.update(map(_place, batch))
+        self.report.redriven.update(letter.reason for letter in batch)
+
+    def refuse(self, letter: DeadLetter) -> None:
+        """Leave out from now on what the topic does not take."""
+        self._too_large.add(_place(letter))
+
+
+def _place(letter: DeadLetter) -> tuple[int, int]:
+    return letter.record.partition, letter.record.offset
 
 
 def _batches(letters: Iterator[DeadLetter], most: int) -> Iterator[list[DeadLetter]]:
@@ -134,7 +168,14 @@ def _batches(letters: Iterator[DeadLetter], most: int) -> Iterator[list[DeadLett
 
 
 class _TooLargeError(Exception):
-    """A copy was refused for its size; the transaction is aborted."""
+    """A copy was refused for its size; the transaction is left to the next init.
+
+    Aborting it with a record refused and others waiting blocks librdkafka 2.16 until the call's timeout.
+    """
+
+    def __init__(self, letter: DeadLetter) -> None:
+        super().__init__(letter.record.place)
+        self.letter = letter
 
 
 class _Copier:
@@ -143,43 +184,33 @@ class _Copier:
     def __init__(self, settings: Settings, topic: str, dead_letters: DeadLetterTopic) -> None:
         # Not an instance's id: the redrives of one topic must fence each other wherever they run.
         properties = config.producer(settings.model_copy(update={"instance_id": topic}), GROUP, {})
-        self._producer: Producer = config.make_client(Producer, properties)
+        # A broker refuses whole batches: with one record in each, it is that record which is too large.
+        self._producer: Producer = config.make_client(Producer, {**properties, "batch.num.messages": 1})
         self._partitions = dead_letters.partitions_of(dead_letters.source)
         self._dead_letters = dead_letters
 
     def init(self) -> None:
         """Step 1."""
-        self._until_answered(self._producer.init_transactions)
-
-    def copy(self, batch: Sequence[DeadLetter]) -> Iterator[tuple[DeadLetter, bool]]:
-        """Take a batch through steps 4 and 5; yield each dead letter and whether the topic took its copy."""
         try:
-            self._transact(batch)
-        except _TooLargeError:
-            if len(batch) == 1:
-                yield batch[0], False
-                return
-            # The broker refuses whole requests: alone, each shows whether it was the one.
-            for letter in batch:
-                yield from self.copy([letter])
-        else:
-            for letter in batch:
-                yield letter, True
+            _until_answered(self._producer.init_transactions)
+        except KafkaException as error:
+            raise self._explained(error) from None
 
-    def _transact(self, batch: Sequence[DeadLetter]) -> None:
+    def copy(self, batch: Sequence[DeadLetter]) -> None:
+        """Take a batch through steps 4 and 5. Raises :class:`_TooLargeError`."""
         try:
             self._producer.begin_transaction()
             self._fill(batch)
-            self._until_answered(self._producer.commit_transaction)
+            _until_answered(self._producer.commit_transaction)
         except KafkaException as error:
             self._abort()
             raise self._explained(error) from None
-        except BaseException:
+        except KeyboardInterrupt:
             self._abort()
             raise
 
     def _fill(self, batch: Sequence[DeadLetter]) -> None:
-        refusals: list[KafkaError] = []
+        refusals: list[tuple[DeadLetter | None, KafkaError]] = []
         redriven: dict[int, list[int]] = defaultdict(list)
         for letter in batch:
             record = letter.record
@@ -189,18 +220,23 @@ class _Copier:
             partition = letter.partition if letter.partition in self._partitions else _ANY_PARTITION
             headers = (*letter.original_headers, (REDRIVEN_FROM, came_from))
             copy = Output(self._dead_letters.source, record.key, record.value, headers)
-            self._produce(copy, partition, refusals)
+            self._produce(copy, partition, letter, refusals)
         for partition, offsets in redriven.items():
             marker = encode_marker(offsets, now())
-            self._produce(
-                Output(self._dead_letters.name, None, marker, ((MARKER_HEADER, b"redriven"),)), partition, refusals
-            )
+            output = Output(self._dead_letters.name, None, marker, ((MARKER_HEADER, b"redriven"),))
+            self._produce(output, partition, None, refusals)
         self._await_delivery(refusals)
 
-    def _produce(self, output: Output, partition: int, refusals: list[KafkaError]) -> None:
+    def _produce(
+        self,
+        output: Output,
+        partition: int,
+        letter: DeadLetter | None,
+        refusals: list[tuple[DeadLetter | None, KafkaError]],
+    ) -> None:
         def delivered(error: KafkaError | None, _message: object) -> None:
             if error is not None:
-                refusals.append(error)
+                refusals.append((letter, error))
 
         while True:
             try:
@@ -215,42 +251,44 @@ class _Copier:
             except BufferError:
                 self._producer.poll(0.1)
             except KafkaException as error:
-                if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                    raise _TooLargeError from None
+                if letter is not None and error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise _TooLargeError(letter) from None
                 raise
             else:
                 return
 
-    def _await_delivery(self, refusals: Sequence[KafkaError]) -> None:
+    def _await_delivery(self, refusals: Sequence[tuple[DeadLetter | None, KafkaError]]) -> None:
         deadline = time.monotonic() + _GIVE_UP_S
-        while (left := len(self._producer)) and time.monotonic() < deadline:
+        # What is behind a refused record stays where it is until the abort.
+        while (left := len(self._producer)) and not refusals and time.monotonic() < deadline:
             self._producer.poll(0.01)
-        if any(error.code() == KafkaError.MSG_SIZE_TOO_LARGE for error in refusals):
-            raise _TooLargeError
+        for letter, error in refusals:
+            if letter is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                raise _TooLargeError(letter)
         if refusals:
-            raise KafkaException(refusals[0])
+            raise KafkaException(refusals[0][1])
         if left:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records not acknowledged in time"))
 
-    def _until_answered(self, call: Callable[[float], object]) -> None:
-        """Call ``init_transactions`` or ``commit_transaction``, which go on where they were when they timed out."""
-        deadline = time.monotonic() + _GIVE_UP_S
-        while True:
-            try:
-                call(_CALL_TIMEOUT_S)
-            except KafkaException as error:
-                cause: KafkaError = error.args[0]
-                if not cause.retriable() or time.monotonic() > deadline:
-                    raise self._explained(error) from None
-            else:
-                return
-
     def _abort(self) -> None:
-        # Best effort, so that readers need not wait; the next init does it otherwise.
+        # Best effort, so that readers of the topic need not wait for the next init or the coordinator.
         with contextlib.suppress(KafkaException):
-            self._producer.abort_transaction(TIMEOUT_S)
+            self._producer.abort_transaction(_CALL_TIMEOUT_S)
 
     def _explained(self, error: KafkaException) -> DeadLetterError:
         if error.args[0].code() in _FENCED:
             return DeadLetterError("another redrive of the same topic took over, and goes on with what is left")
         return DeadLetterError(f"{self._dead_letters.failed(error)}; running it again goes on where this one stopped")
+
+
+def _until_answered(call: Callable[[float], object]) -> None:
+    """Call ``init_transactions`` or ``commit_transaction``, which go on from where they were when they timed out."""
+    deadline = time.monotonic() + _GIVE_UP_S
+    while True:
+        try:
+            call(_CALL_TIMEOUT_S)
+        except KafkaException as error:
+            if not error.args[0].retriable() or time.monotonic() > deadline:
+                raise
+        else:
+            return
