@@ -96,7 +96,9 @@ class Settings(BaseSettings):
     )
     max_clip_bytes: int = Field(1 << 30, ge=1, description="Largest file that is fetched, in bytes")
     fetch_timeout: float = Field(60.0, gt=0, description="Seconds for fetching one clip")
-    decode_workers: int = Field(2, ge=1, le=256, description="Clips decoded at the same time; 8 more may wait for their sources")
+    decode_workers: int = Field(
+        2, ge=1, le=256, description="Clips decoded at the same time; 8 more may wait to be fetched"
+    )
     image_batch: int = Field(32, ge=1, le=4096, description="Most frames in one call of the image encoder")
     alpha: float = Field(0.4, ge=0, le=1, description="Weight of the engine's own score; 1 keeps the initial order")
     depth: int = Field(100, ge=1, le=MAX_RESULTS, description="How many of the first candidates are reranked")
