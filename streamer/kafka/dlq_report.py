@@ -107,7 +107,7 @@ def records(letters: Iterable[DeadLetter], *, title: str, as_json: bool) -> None
             _print_json(described(letter))
         return
     columns = ("place", "key", "reason", "error", "tries", "at", "state")
-    table = _table(title, *columns, wrapped=("key", "error", "at"))
+    table = _table(title, *columns, wrapped=("key", "reason", "error", "at"))
     for letter in letters:
         record = letter.record
         place, key = f"{record.partition} {record.offset}", decoded(record.key) or ""
@@ -163,11 +163,11 @@ def redriven(report: Report, *, topic: str, dry_run: bool, as_json: bool) -> Non
 
 
 def _table(title: str, *columns: str, wrapped: Collection[str]) -> Table:
-    """Make a table in which only the ``wrapped`` columns give way on a narrow terminal, down to a date's width."""
+    """Make a table in which, on a narrow terminal, only the ``wrapped`` columns give way, down to a least width."""
     table = Table(title=title)
     for column in columns:
         if column in wrapped:
-            table.add_column(column, overflow="fold", min_width=10)
+            table.add_column(column, overflow="fold", min_width=8 if column == "key" else 10)
         else:
             table.add_column(column, no_wrap=True)
     return table
