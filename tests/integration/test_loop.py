@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import threading
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from streamer.events import Reason, now
 from streamer.health import Health
@@ -237,6 +239,27 @@ def test_an_output_that_no_broker_takes_is_dead_lettered_and_its_partition_goes_
     assert dead.keys() == {b"q3", b"q5"}
     assert dead[b"q3"]["dlq.reason"] == b"too_large"
     assert dead[b"q5"]["dlq.truncated_from"] == str(9 << 20).encode()
+
+
+def test_among_records_that_a_broker_refuses_together_only_the_guilty_are_dead_lettered(settings: Settings) -> None:
+    topic = settings.topic(OUTPUT)
+    small = ConfigEntry("max.message.bytes", "20000", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[small])
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result(10)
+    feed(settings, 60)
+
+    def work(record: Record) -> Sequence[Output]:
+        size = 50_000 if record.key in {b"q7", b"q30"} else 3_000
+        return [Output(topic, record.key, secrets.token_bytes(size), ())]
+
+    with running(settings, work) as (metrics, _, _, ended):
+        await_(lambda: value(metrics, "streamer_events_produced_total", topic=topic) == 58, 60)
+    assert ended == [True]
+    assert {record.key for record in read(settings, INPUT + ".dlq")} == {b"q7", b"q30"}
+    good = {f"q{i}".encode() for i in range(60)} - {b"q7", b"q30"}
+    assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(good)
 
 
 def test_a_missing_topic_is_told_by_readiness_until_it_is_made(kafka: LocalKafka, topic_prefix: str) -> None:
