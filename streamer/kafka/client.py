@@ -12,7 +12,7 @@ from streamer.kafka import config
 from streamer.kafka.records import record_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from streamer.kafka.records import Output, Record
     from streamer.settings import Settings
@@ -22,6 +22,29 @@ _FLUSH_TIMEOUT_S = 30.0
 
 class PublishError(Exception):
     """Records were not acknowledged; the message says how many and why."""
+
+
+def enqueue(
+    producer: Producer, output: Output, delivered: Callable[[KafkaError | None, object], None], *, partition: int = -1
+) -> None:
+    """Give one record to a producer, waiting while its queue is full; -1 leaves the partition to the key.
+
+    ``delivered`` is its delivery report. Raises :class:`KafkaException` where the client itself refuses it.
+    """
+    while True:
+        try:
+            producer.produce(
+                output.topic,
+                value=output.value,
+                key=output.key,
+                partition=partition,
+                headers=list(output.headers),
+                on_delivery=delivered,
+            )
+        except BufferError:
+            producer.poll(0.1)
+        else:
+            return
 
 
 def publish(settings: Settings, outputs: Iterable[Output]) -> None:
@@ -37,20 +60,10 @@ def publish(settings: Settings, outputs: Iterable[Output]) -> None:
         if number == 1:
             # The first record waits for the connection; those that carry a time must not.
             producer.flush(_FLUSH_TIMEOUT_S)
-        while True:
-            try:
-                producer.produce(
-                    output.topic,
-                    value=output.value,
-                    key=output.key,
-                    headers=list(output.headers),
-                    on_delivery=delivered,
-                )
-                break
-            except BufferError:
-                producer.poll(0.1)
-            except KafkaException as error:
-                raise PublishError(error.args[0].str()) from None
+        try:
+            enqueue(producer, output, delivered)
+        except KafkaException as error:
+            raise PublishError(error.args[0].str()) from None
         producer.poll(0)
     left = producer.flush(_FLUSH_TIMEOUT_S)
     if left or errors:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException
 
-from streamer.settings import Settings, SettingsError, blame
+from streamer.settings import Settings, blame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +99,3 @@ def make_client(kind: Callable[..., Any], properties: dict[str, Any]) -> Any:
         raise blame("kafka", error.args[0].str()) from None
     except (TypeError, ValueError) as error:
         raise blame("kafka", error) from None
-
-
-__all__ = ["MAX_PRODUCED_BYTES", "SettingsError", "common", "consumer", "make_client", "producer"]

@@ -41,6 +41,7 @@ from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Producer
 
 from streamer.events import now
 from streamer.kafka import config
+from streamer.kafka.client import enqueue
 from streamer.kafka.dlq import GROUP, MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
 from streamer.kafka.records import Output
 
@@ -238,24 +239,12 @@ class _Copier:
             if error is not None:
                 refusals.append((letter, error))
 
-        while True:
-            try:
-                self._producer.produce(
-                    output.topic,
-                    value=output.value,
-                    key=output.key,
-                    partition=partition,
-                    headers=list(output.headers),
-                    on_delivery=delivered,
-                )
-            except BufferError:
-                self._producer.poll(0.1)
-            except KafkaException as error:
-                if letter is not None and error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                    raise _TooLargeError(letter) from None
-                raise
-            else:
-                return
+        try:
+            enqueue(self._producer, output, delivered, partition=partition)
+        except KafkaException as error:
+            if letter is not None and error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                raise _TooLargeError(letter) from None
+            raise
 
     def _await_delivery(self, refusals: Sequence[tuple[DeadLetter | None, KafkaError]]) -> None:
         deadline = time.monotonic() + _GIVE_UP_S

@@ -35,6 +35,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from streamer.kafka import config
 from streamer.kafka.bounded import BoundedCalls, HungError
+from streamer.kafka.client import enqueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -201,24 +202,12 @@ class Transactions:
             ):
                 unfit.append((work, error.str()))
 
-        while True:
-            try:
-                self._producer.produce(
-                    output.topic,
-                    value=output.value,
-                    key=output.key,
-                    headers=list(output.headers),
-                    on_delivery=delivered,
-                )
-            except BufferError:
-                self._producer.poll(0.1)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
-                    raise
-                unfit.append((work, error.args[0].str()))
-                return
-            else:
-                return
+        try:
+            enqueue(self._producer, output, delivered)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                raise
+            unfit.append((work, error.args[0].str()))
 
     def _abort(self, cause: AbortedError) -> NoReturn:
         """Abort the open transaction and raise ``cause``."""
