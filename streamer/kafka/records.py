@@ -32,7 +32,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One consumed record. ``topic`` is its full name; ``timestamp`` the record's own, by producer or broker."""
+    """One consumed record. ``topic`` is its full name; ``timestamp`` the record's own, by producer or broker.
+
+    ``log`` names the log in which ``offset`` counts: the topic's id, which a topic made anew does not share, and
+    the partition. Offsets of different logs say nothing about each other.
+    """
 
     topic: str
     partition: int
@@ -41,6 +45,7 @@ class Record:
     value: bytes | None
     headers: Headers
     timestamp: dt.datetime
+    log: str = ""
 
     @property
     def size(self) -> int:
