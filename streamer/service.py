@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
-from streamer import __version__, embedder, reranker
+from streamer import __version__, embedder, faults, reranker
 from streamer.encoders import Encoder, EncoderError, QueryVectors, load_encoder
 from streamer.health import Health, HealthServer
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.metrics import Metrics
-from streamer.settings import DEFAULT_METRICS_PORT, Settings, blame, unknown_variables
+from streamer.settings import DEFAULT_METRICS_PORT, Settings, SettingsError, blame, unknown_variables
 from streamer.store import Store, StoreError, StoreUnavailableError, open_store
 from streamer.video import Fetcher
 
@@ -105,8 +105,14 @@ def run_reranker(settings: Settings) -> NoReturn:
 @contextmanager
 def _service(settings: Settings, command: str) -> Iterator[Service]:
     """Serve probes and metrics from the first moment, and turn signals into a stop."""
-    for name in unknown_variables():
+    for name in unknown_variables(besides=[faults.VARIABLE]):
         log.warning("unknown variable, misspelt?", variable=name)
+    try:
+        fault_point = faults.arm()
+    except ValueError as error:
+        raise SettingsError(f"{faults.VARIABLE}: {error}") from None
+    if fault_point is not None:
+        log.warning("a fault point is armed: this process will kill itself", fault_point=fault_point)
     metrics = Metrics()
     health = Health(metrics)
     port = settings.metrics_port if settings.metrics_port is not None else DEFAULT_METRICS_PORT[command]

@@ -28,7 +28,7 @@ from streamer.events import MAX_RESULTS
 from streamer.scoring import Normalization
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 ENV_PREFIX = "STREAMER_"
 DEFAULT_MODEL = f"local-dir:{Path(__file__).parent / 'demo' / 'model'}"
@@ -235,9 +235,9 @@ def as_variables(settings: Settings) -> dict[str, str]:
     return variables
 
 
-def unknown_variables() -> list[str]:
+def unknown_variables(besides: Iterable[str] = ()) -> list[str]:
     """Return the ``STREAMER_*`` variables that are no setting: most likely misspelt."""
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {*besides}
     return sorted(
         name
         for name in os.environ

@@ -40,6 +40,11 @@ _OURS = {
 }
 
 
+_CLASSIC_ONLY = frozenset(
+    {"session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy", "group.protocol.type"}
+)
+
+
 def common(settings: Settings) -> dict[str, Any]:
     """Return the properties that every client has; the user's own win, but for those that guarantees rest on."""
     for name, why in _OURS.items():
@@ -54,7 +59,21 @@ def common(settings: Settings) -> dict[str, Any]:
     }
 
 
-def consumer(settings: Settings, group: str, callbacks: dict[str, Callable[..., None]]) -> dict[str, Any]:
+def group_protocols(settings: Settings) -> list[str]:
+    """Return the group protocols to try, the newest first; the user's own choice alone where there is one.
+
+    Session timeout, heartbeat interval and assignor are the broker's under the newer protocol: who sets one of
+    them for the client asks for the classic one.
+    """
+    chosen = settings.kafka.get("group.protocol")
+    if chosen is not None:
+        return [chosen.lower()]
+    return ["classic"] if _CLASSIC_ONLY & settings.kafka.keys() else ["consumer", "classic"]
+
+
+def consumer(
+    settings: Settings, group: str, protocol: str, callbacks: dict[str, Callable[..., None]]
+) -> dict[str, Any]:
     """Return the properties of the consumer of ``group``."""
     defaults: dict[str, Any] = {
         "auto.offset.reset": "earliest",
@@ -62,12 +81,13 @@ def consumer(settings: Settings, group: str, callbacks: dict[str, Callable[..., 
         # Prefetched records count too when memory is bounded.
         "queued.max.messages.kbytes": min(max(1_024, settings.queue_bytes // 1_024), _MAX_QUEUED_KB),
     }
-    if settings.kafka.get("group.protocol", "classic") == "classic":
+    if protocol == "classic":
         defaults["partition.assignment.strategy"] = "cooperative-sticky"
     return {
         **defaults,
         **common(settings),
         "group.id": settings.topic(group),
+        "group.protocol": protocol,
         "client.id": f"{settings.topic(group)}-{settings.instance_id}",
         "enable.auto.commit": False,
         "enable.partition.eof": True,

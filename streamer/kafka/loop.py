@@ -13,13 +13,14 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streamer.events import Reason, now
-from streamer.kafka import config
+from streamer.kafka.membership import Membership
 from streamer.kafka.monitor import Monitor
 from streamer.kafka.partitions import Assignment, Work
-from streamer.kafka.records import dead_letter, dead_letter_reason, log_dead_letter, record_of, truncated
+from streamer.kafka.records import DLQ_SUFFIX, dead_letter, dead_letter_reason, log_dead_letter, record_of, truncated
+from streamer.kafka.topic_watch import TopicWatch
 from streamer.kafka.transactions import (
     CALL_TIMEOUT_S,
     AbortedError,
@@ -32,6 +33,8 @@ from streamer.kafka.transactions import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from confluent_kafka import Consumer, Message
 
     from streamer.health import Health
     from streamer.metrics import Metrics
@@ -101,19 +104,16 @@ class Loop:
         self._failures = 0
         self._not_before = 0.0
         self._stopping = False
-        self._monitor = Monitor(
-            settings,
-            self._assignment,
-            topic=self._topic,
-            output=settings.topic(output),
-            metrics=metrics,
-            health=health,
-        )
-        callbacks = {"error_cb": self._monitor.on_error}
-        self._transactions = Transactions(settings, group, callbacks)
-        self._consumer: Consumer = config.make_client(
-            Consumer, config.consumer(settings, group, {**callbacks, "stats_cb": self._monitor.on_statistics})
-        )
+        self._monitor = Monitor(settings, self._assignment, topic=self._topic, metrics=metrics, health=health)
+        self._topics = TopicWatch(settings, [self._topic, settings.topic(output), self._topic + DLQ_SUFFIX], health)
+        self._topic_id: str | None = None
+        on_error, on_statistics = self._monitor.on_error, self._monitor.on_statistics
+        self._transactions = Transactions(settings, group, {"error_cb": on_error})
+        self._membership = Membership(settings, group, self._topic, {"error_cb": on_error, "stats_cb": on_statistics})
+
+    @property
+    def _consumer(self) -> Consumer:
+        return self._membership.consumer
 
     # -- the story -----------------------------------------------------------------------------------------
 
@@ -121,9 +121,9 @@ class Loop:
         """Serve until ``stop``; return whether all work in flight was finished. Raises :class:`FatalError`."""
         try:
             self._init_transactions(stop)
-            self._consumer.subscribe(
-                [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
+            self._await_topics(stop)
+            if not stop.is_set():
+                self._membership.join(on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
             while not stop.is_set():
                 self._health.beat()
                 self._poll(pipeline)
@@ -137,7 +137,7 @@ class Loop:
         finally:
             # Leaving the group revokes what is left; nothing more can be committed of it.
             self._stopping = True
-            self._consumer.close()
+            self._membership.close()
 
     def _init_transactions(self, stop: Stop) -> None:
         """Take over our transactional id before any offset is fetched, so that nothing of a predecessor is open."""
@@ -155,6 +155,20 @@ class Loop:
                 self._recovered()
                 return
 
+    def _await_topics(self, stop: Stop) -> None:
+        """Read nothing before it is known which topic it is: positions in a log count within that log alone."""
+        while not stop.is_set() and self._topics.topic_id is None:
+            self._health.beat()
+            self._topics.look()
+            self._consumer.poll(_IDLE_POLL_S)
+            self._serve_producer()
+        self._topic_id = self._topics.topic_id
+
+    def _look_for_topics(self) -> None:
+        self._topics.look()
+        if self._topics.topic_id != self._topic_id:
+            raise FatalError(f"{self._topic} was deleted and made anew; what is in flight belongs to the old one")
+
     def _poll(self, pipeline: Pipeline) -> None:
         """Hand over newly arrived records; wait a little for the first, less while work is in flight."""
         busy = self._assignment.records > 0
@@ -163,7 +177,7 @@ class Loop:
             self._wake.clear()
         first = self._consumer.poll(0.0 if busy else _IDLE_POLL_S)
         self._serve_producer()
-        self._monitor.look_for_topics(self._consumer)
+        self._look_for_topics()
         if first is None:
             return
         self._hand_over([first], pipeline)
@@ -186,7 +200,7 @@ class Loop:
         if partition is None:  # revoked while it waited in the client's queue
             return None
         self._metrics.consumed.labels(self._topic).inc()
-        work = Work(record_of(message), self._wake.set)
+        work = Work(record_of(message, partition.log), self._wake.set)
         partition.add(work)
         return work
 
@@ -370,8 +384,13 @@ class Loop:
     def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("assigned").inc()
         for each in partitions:
-            self._assignment.add(each.topic, each.partition)
-        log.info("partitions assigned", topic=self._topic, partitions=sorted(p.partition for p in partitions))
+            self._assignment.add(each.topic, each.partition, f"{self._topic_id}-{each.partition}")
+        log.info(
+            "partitions assigned",
+            topic=self._topic,
+            partitions=sorted(each.partition for each in partitions),
+            protocol=self._membership.protocol,
+        )
         self._health.holds("assignment")
         self._health.holds("broker")
         self._monitor.measure()
@@ -407,9 +426,10 @@ class Loop:
             partition = self._assignment.get(message.partition())
             if partition is not None:
                 partition.end_seen = message.offset()
-        elif self._monitor.on_topic_error(error):
+        elif self._topics.on_error(error):
             return
-        elif error.fatal():
-            raise FatalError(f"consumer: {error.str()}")
+        elif error.fatal() or error.code() == KafkaError._FATAL:  # the latter does not say that it is
+            if self._assignment or not self._membership.fall_back(error):
+                raise FatalError(f"consumer: {error.str()}")
         else:
             log.warning("consumer error", error=error.str(), code=error.name())

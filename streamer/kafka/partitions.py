@@ -35,6 +35,11 @@ class Work:
         """True once its partition was taken away: whatever it causes is dropped, so it need not be worked on."""
         self._wake = wake
 
+    @property
+    def size(self) -> int:
+        """Bytes that are held until the record is committed: its own, and those of its outputs."""
+        return self.record.size + sum(output.size for output in self.outputs or ())
+
     def done(self, outputs: Sequence[Output] = (), *, since: dt.datetime | None = None) -> None:
         """Hand over what the record causes; ``since`` is the time from which its latency counts."""
         self.since = since
@@ -45,10 +50,10 @@ class Work:
 class AssignedPartition:
     """The records in flight of one assigned partition, in offset order. Used by the loop's thread only."""
 
-    def __init__(self, topic: str, partition: int) -> None:
+    def __init__(self, topic: str, partition: int, log: str) -> None:
         self.topic = topic
         self.partition = partition
-        self.bytes = 0
+        self.log = log
         self.paused = False
         self.next_offset: int | None = None
         """The offset to commit next, None before the first commit."""
@@ -59,10 +64,14 @@ class AssignedPartition:
     def __len__(self) -> int:
         return len(self._works)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the records in flight and of what they have caused so far."""
+        return sum(work.size for work in self._works)
+
     def add(self, work: Work) -> None:
         """Take a record in flight."""
         self._works.append(work)
-        self.bytes += work.record.size
 
     def ready(self) -> Iterator[Work]:
         """Go through the works at the front that are done: those whose offsets may be committed."""
@@ -74,7 +83,7 @@ class AssignedPartition:
     def committed(self, next_offset: int) -> None:
         """Forget the works before ``next_offset``: their transaction is committed."""
         while self._works and self._works[0].record.offset < next_offset:
-            self.bytes -= self._works.popleft().record.size
+            self._works.popleft()
         self.next_offset = next_offset
 
     def abandon(self) -> int:
@@ -118,9 +127,9 @@ class Assignment:
         """Return an assigned partition, None for one that is not (any more)."""
         return self._partitions.get(partition) if partition is not None else None
 
-    def add(self, topic: str, partition: int) -> None:
-        """Start afresh with a newly assigned partition."""
-        self._partitions[partition] = AssignedPartition(topic, partition)
+    def add(self, topic: str, partition: int, log: str) -> None:
+        """Start afresh with a newly assigned partition; ``log`` is the name that its records bear."""
+        self._partitions[partition] = AssignedPartition(topic, partition, log)
 
     def remove(self, partition: int) -> int:
         """Forget a partition and return how many records in flight are left to its next owner."""
@@ -134,7 +143,7 @@ class Assignment:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the records in flight."""
+        """Bytes of the records in flight and of what they have caused so far."""
         return sum(partition.bytes for partition in self)
 
     @property

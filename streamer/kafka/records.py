@@ -50,8 +50,7 @@ class Record:
     @property
     def size(self) -> int:
         """Bytes that the record holds in memory, near enough for a budget."""
-        payload = len(self.key or b"") + len(self.value or b"")
-        return 200 + payload + sum(len(name) + len(value or b"") for name, value in self.headers)
+        return _size(self.key, self.value, self.headers)
 
     @property
     def place(self) -> str:
@@ -67,6 +66,15 @@ class Output:
     key: bytes | None
     value: bytes | None
     headers: Headers
+
+    @property
+    def size(self) -> int:
+        """Bytes that the record holds in memory, near enough for a budget."""
+        return _size(self.key, self.value, self.headers)
+
+
+def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
+    return 200 + len(key or b"") + len(value or b"") + sum(len(name) + len(data or b"") for name, data in headers)
 
 
 def carried(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
@@ -123,8 +131,8 @@ def _present(value: T | None) -> T:
     return value
 
 
-def record_of(message: Message) -> Record:
-    """Take over what a consumed message says."""
+def record_of(message: Message, log: str = "") -> Record:
+    """Take over what a consumed message says; ``log`` is the name of its partition's log where it matters."""
     _, milliseconds = message.timestamp()
     # A producer that stamps in microseconds must not date its records into the far future.
     timestamp = dt.datetime.fromtimestamp(min(max(0.0, milliseconds / 1000), time.time()), dt.UTC)
@@ -136,6 +144,7 @@ def record_of(message: Message) -> Record:
         value=message.value(),
         headers=_headers(message),
         timestamp=timestamp,
+        log=log,
     )
 
 

@@ -16,6 +16,9 @@ The steps, and what a crash right after each leaves behind:
    alike, whether we live or not. A crash before the decision is as after 3; a crash after it loses nothing:
    the next owner starts behind the committed offsets.
 
+Right after each step, and after the embedder's store write before them, stands a fault point at which a test
+kills the process (:mod:`streamer.faults`).
+
 Outcomes for the caller: :meth:`Transactions.run` returned: committed. :class:`AbortedError`: nothing happened,
 the same outputs may be tried again in a new transaction, since they are still held in memory and no offset
 moved. :class:`UndecidedError`: the end of the transaction, commit or abort, was not answered in time; call
@@ -33,6 +36,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
+from streamer.faults import FaultPoint, reach
 from streamer.kafka import config
 from streamer.kafka.bounded import BoundedCalls, HungError
 from streamer.kafka.client import enqueue
@@ -130,6 +134,7 @@ class Transactions:
                 raise UndecidedError(cause.str()) from None
             raise RestartError(cause.str()) from None
         self._initialised = True
+        reach(FaultPoint.INITIALISED)
 
     def restart(self) -> None:
         """Replace the producer after :class:`RestartError`; :meth:`init` comes next."""
@@ -157,19 +162,23 @@ class Transactions:
                 self._fill(batch, group_metadata)
                 self._state = _State.COMMITTING
             self._request(self._producer.commit_transaction)
+            reach(FaultPoint.COMMITTED)
             self._state = _State.NONE
         except KafkaException as error:
             self._handle(error.args[0])
 
     def _fill(self, batch: Batch, group_metadata: Any) -> None:
         self._producer.begin_transaction()
+        reach(FaultPoint.BEGUN)
         unfit: list[tuple[Work, str]] = []
         try:
             for work in batch.works:
                 for output in work.outputs or ():
                     self._produce(work, output, unfit)
             self._await_delivery(unfit)
+            reach(FaultPoint.PRODUCED)
             self._request(self._producer.send_offsets_to_transaction, list(batch.offsets), group_metadata)
+            reach(FaultPoint.OFFSETS_SENT)
         except KafkaException as error:
             if error.args[0].fatal():
                 raise

@@ -20,13 +20,13 @@ def record(offset: int, value: bytes = b"{}") -> Record:
 
 @given(st.lists(st.integers(0, 30), unique=True, min_size=1).map(sorted), st.data())
 def test_a_partition_is_ready_up_to_its_first_record_that_is_not_done(offsets: list[int], data: st.DataObject) -> None:
-    partition = AssignedPartition("t", 0)
+    partition = AssignedPartition("t", 0, "log-0")
     works = [Work(record(offset), lambda: None) for offset in offsets]
     for work in works:
         partition.add(work)
     done: set[int] = set()
     for work in data.draw(st.permutations(works)):
-        work.done([])
+        work.done([Output("out", b"k", b"x" * work.record.offset, ())])
         done.add(work.record.offset)
         expected = [offset for offset in offsets if all(earlier in done for earlier in offsets if earlier <= offset)]
         assert [ready.record.offset for ready in partition.ready()] == expected
@@ -35,11 +35,16 @@ def test_a_partition_is_ready_up_to_its_first_record_that_is_not_done(offsets: l
         partition.committed(offsets[cut - 1] + 1)
         assert partition.next_offset == offsets[cut - 1] + 1
     assert len(partition) == len(offsets) - cut
-    assert partition.bytes == sum(work.record.size for work in works[cut:])
+    left = works[cut:]
+    payloads = sum(work.record.offset for work in left)
+    assert (
+        partition.bytes
+        == sum(work.record.size for work in left) + payloads + len(left) * Output("", b"k", b"", ()).size
+    )
 
 
 def test_lag_counts_from_the_oldest_record_in_flight_and_knows_the_end_that_markers_hide() -> None:
-    partition = AssignedPartition("t", 0)
+    partition = AssignedPartition("t", 0, "log-0")
     assert partition.lag(10) is None
     partition.end_seen = 10
     assert partition.lag(10) == 0
@@ -108,7 +113,7 @@ def test_a_budget_is_shared_and_a_partition_is_resumed_only_when_half_empty(
 ) -> None:
     assignment = Assignment(max_records=max_records, max_bytes=1 << 30)
     for partition in range(6):
-        assignment.add("t", partition)
+        assignment.add("t", partition, f"log-{partition}")
     offsets = dict.fromkeys(range(6), 0)
     for number in arrivals:
         partition = assignment.get(number)
@@ -130,7 +135,7 @@ def test_a_budget_is_shared_and_a_partition_is_resumed_only_when_half_empty(
 
 def test_work_of_a_revoked_partition_is_marked_stale() -> None:
     assignment = Assignment(max_records=10, max_bytes=1 << 30)
-    assignment.add("t", 3)
+    assignment.add("t", 3, "log-3")
     partition = assignment.get(3)
     assert partition is not None
     work = Work(record(1), lambda: None)

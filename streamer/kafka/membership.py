@@ -1,0 +1,74 @@
+"""The consumer as a member of its group, under the newest protocol that the brokers offer.
+
+Under KIP-848's protocol ("consumer", Kafka 4.0 and later) the broker makes the assignment, and a rebalance touches
+only the partitions that move. Brokers that do not offer it answer with a fatal error; the member then joins by
+the classic protocol, with cooperative assignment. A group may hold members of both while it changes over.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+from confluent_kafka import Consumer, KafkaError
+
+from streamer.kafka import config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from confluent_kafka import TopicPartition
+
+    from streamer.settings import Settings
+
+    Rebalanced = Callable[[Consumer, list[TopicPartition]], None]
+
+log = structlog.get_logger()
+
+
+class Membership:
+    """Holds the consumer, and replaces it where its protocol is refused."""
+
+    def __init__(self, settings: Settings, group: str, topic: str, callbacks: dict[str, Callable[..., None]]) -> None:
+        """``topic`` is a full name."""
+        self._settings = settings
+        self._group = group
+        self._topic = topic
+        self._callbacks = callbacks
+        self._listeners: dict[str, Rebalanced] = {}
+        self._protocols = config.group_protocols(settings)
+        self.consumer = self._make()
+
+    @property
+    def protocol(self) -> str:
+        """The group protocol in use: consumer or classic."""
+        return self._protocols[0]
+
+    def join(self, *, on_assign: Rebalanced, on_revoke: Rebalanced, on_lost: Rebalanced) -> None:
+        """Subscribe; the listeners are called from the thread that polls."""
+        self._listeners = {"on_assign": on_assign, "on_revoke": on_revoke, "on_lost": on_lost}
+        self.consumer.subscribe([self._topic], **self._listeners)
+
+    def fall_back(self, error: KafkaError) -> bool:
+        """Join anew by the next older protocol after a fatal ``error``; False where there is none left to try.
+
+        Only for a member that owns nothing: what it has in flight would be orphaned.
+        """
+        if len(self._protocols) == 1:
+            return False
+        refused = self._protocols.pop(0)
+        log.info("group protocol not offered", refused=refused, using=self.protocol, error=error.str())
+        self.consumer.close()
+        self.consumer = self._make()
+        self.join(**self._listeners)
+        return True
+
+    def close(self) -> None:
+        """Leave the group."""
+        self.consumer.close()
+
+    def _make(self) -> Consumer:
+        consumer: Consumer = config.make_client(
+            Consumer, config.consumer(self._settings, self._group, self.protocol, self._callbacks)
+        )
+        return consumer
