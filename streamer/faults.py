@@ -1,17 +1,20 @@
-"""Named points at which a process can be made to die, so that tests can show what a crash there leaves behind.
+"""Named points at which a process can be made to die or to freeze, so that tests can show what that leaves behind.
 
-Nothing is armed by default. ``STREAMER_FAULT_POINT=NAME`` makes the process kill itself, as by SIGKILL, when it
-reaches that point; ``NAME:N`` when it reaches it for the N-th time. It is no setting: nobody wants it in production,
-and a process that has it set says so when it starts.
+Nothing is armed by default. ``STREAMER_FAULT_POINT=NAME`` makes the process send itself SIGKILL when it reaches that
+point; ``NAME:N`` when it reaches it for the N-th time; ``NAME:N:STOP`` sends SIGSTOP instead, which makes a zombie of
+it. This is no setting: nobody wants it in production, and a process that has it says so when it starts.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 from enum import StrEnum
 
 VARIABLE = "STREAMER_FAULT_POINT"
+
+_PLAN = re.compile(r"([a-z._]+)(?::([1-9][0-9]*)(?::(KILL|STOP))?)?")
 
 
 class FaultPoint(StrEnum):
@@ -26,36 +29,39 @@ class FaultPoint(StrEnum):
 
 
 class FaultPlan:
-    """Where this process is to die: at the ``passage``-th time that ``point`` is reached, or nowhere."""
+    """Where a process is to be hit: at a point's N-th passage, or nowhere."""
 
     def __init__(self, text: str) -> None:
-        """Read ``NAME`` or ``NAME:N``; empty is nowhere. Raises ValueError."""
-        name, _, passage = text.partition(":")
-        self.point = FaultPoint(name) if name else None
-        self.left = int(passage or 1)
-        if self.left < 1:
-            raise ValueError(f"{text}: passages are counted from 1")
+        """Read ``NAME[:N[:SIGNAL]]``; empty is nowhere. Raises ValueError."""
+        self.point: FaultPoint | None = None
+        if not text:
+            return
+        parts = _PLAN.fullmatch(text)
+        if parts is None or parts[1] not in {*FaultPoint}:
+            raise ValueError(f"{text!r} is not NAME, NAME:N or NAME:N:STOP; the names are {', '.join(FaultPoint)}")
+        self.point = FaultPoint(parts[1])
+        self._left = int(parts[2] or 1)
+        self._signal = signal.Signals[f"SIG{parts[3] or 'KILL'}"]
 
     def reach(self, point: FaultPoint) -> None:
-        """Die here where the plan says so."""
+        """Hit this process where the plan says so."""
         if point is not self.point:
             return
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), self._signal)
 
 
-plan = FaultPlan("")
-"""What :func:`arm` has put in place."""
+_plan = FaultPlan("")
 
 
 def arm() -> FaultPoint | None:
-    """Take the plan from the environment; return where the process will die. Raises ValueError."""
-    global plan  # noqa: PLW0603 - one plan a process, read at every point
-    plan = FaultPlan(os.environ.get(VARIABLE, ""))
-    return plan.point
+    """Take the plan from the environment; return the point at which this process will be hit. Raises ValueError."""
+    global _plan  # noqa: PLW0603 - one plan a process, read at every point
+    _plan = FaultPlan(os.environ.get(VARIABLE, ""))
+    return _plan.point
 
 
 def reach(point: FaultPoint) -> None:
     """Mark a point that the process has reached."""
-    plan.reach(point)
+    _plan.reach(point)
