@@ -8,12 +8,24 @@
 Each stage runs while the others do. A clip that fails for good is dead-lettered with the reason; a transient
 fault of its source is retried with backoff for ``retry_for`` seconds, a fault of the store for as long as it
 lasts: the store is ours, and no upload is to blame for it.
+
+The store write is not part of the Kafka transaction, so it may be repeated, and by a process that was paused it
+may come late. Each carries its record's position in the log, by which :class:`~streamer.store.Store` tells a
+repeated or late event from a new one. What is known to be another instance's by now is not written at all.
+
+What bounds memory. Records, waiting for their turn, their source or the store: what the loop keeps in flight.
+Frames, a clip's largest form: ``queue_bytes`` of them wait for the encoder, where the clip that fills the queue
+may overrun it, so that one of any size gets through; a decoder keeps its place until its clip is queued, so that
+``decode_workers`` more clips have frames; and the encoder has a batch, ``image_batch`` frames and what its last
+clip has beyond them. Vectors: ``queue_bytes`` wait for the store, overrun likewise, while as many are being
+written. The two threads that feed a stage behind them, the loop's and the store's, never wait: they queue records.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +33,21 @@ import numpy as np
 import structlog
 import tenacity
 
+from streamer import faults
 from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, decode, encode, now
 from streamer.kafka import Output, Work, carried, dead_letter
 from streamer.stages import Stage
-from streamer.store import Clip, PutOutcome, StoreUnavailableError
+from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
 from streamer.video import ClipError, sample
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
     from streamer.encoders import Encoder
     from streamer.health import Health
+    from streamer.kafka import Record
     from streamer.metrics import Metrics
     from streamer.settings import Settings
     from streamer.store import Store
@@ -46,9 +60,6 @@ INPUT, OUTPUT = "clips.uploaded", "clips.embedded"
 
 MAX_RECORDS = 256
 """Most uploads in flight; each costs memory only while it is being loaded, encoded or stored."""
-
-_LOADED_CLIPS = 4
-"""Prepared clips that may wait for the encoder; the frames of a clip are its largest form in memory."""
 
 _WAITING_SOURCES = 8
 """Clips that may wait for a slow or failing source without taking a decoder's place."""
@@ -65,11 +76,15 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A clip on its way from the encoder to the store. ``vectors`` (n * vectors_per_frame, dim) float32."""
+    """A clip on its way from the encoder to the store; its frames are gone.
+
+    ``times_ms`` (n,): each frame's time. ``vectors`` (n * vectors_per_frame, dim) float32.
+    """
 
     work: Work
     event: ClipUploaded
-    sampled: SampledClip[Any]
+    times_ms: npt.NDArray[np.uint32]
+    duration_ms: int
     vectors: npt.NDArray[np.float32]
 
 
@@ -95,13 +110,19 @@ class Embedder:
         self._turns = Turns()
         self._decoders = threading.BoundedSemaphore(settings.decode_workers)
         shared: dict[str, Any] = {"failed": self._failed, "metrics": metrics, "health": health}
-        # Unbounded, since the loop's own thread queues deletes and the store's thread what follows them; the
-        # records in flight bound it.
-        self._storing: Stage[Embedded | Work] = Stage("store", self._store_batch, batch_limit=MAX_RECORDS, **shared)
+        self._storing: Stage[Embedded | Work] = Stage(
+            "store",
+            self._store_batch,
+            capacity=settings.queue_bytes,
+            size=_bytes_to_store,
+            batch_limit=MAX_RECORDS,
+            **shared,
+        )
         self._encoding: Stage[Loaded] = Stage(
             "encode",
             self._encode_batch,
-            capacity=_LOADED_CLIPS,
+            capacity=settings.queue_bytes,
+            size=_bytes_of_frames,
             batch_limit=settings.image_batch,
             weigh=lambda loaded: len(loaded.sampled.frames),
             **shared,
@@ -117,11 +138,12 @@ class Embedder:
                 self._start(work)
 
     def _start(self, work: Work) -> None:
+        """Begin an event whose turn it is, from the loop's thread or any stage's."""
         is_delete = work.record.value is None and work.record.key is not None
         if is_delete:
-            self._storing.put(work)
+            self._storing.put_at_once(work)
         else:
-            self._loading.put(work)
+            self._loading.put_at_once(work)
 
     # -- load ----------------------------------------------------------------------------------------------
 
@@ -131,28 +153,33 @@ class Embedder:
                 self._done(work, [])
                 continue
             attempts = 0
-            try:
-                event = decode(ClipUploaded, work.record.value, work.record.key)
-                for attempt in self._retries_of_source():
-                    with attempt:
-                        attempts += 1
-                        sampled = self._load(event)
-            except InvalidEvent as invalid:
-                self._done(work, [dead_letter(work.record, invalid.reason, invalid.detail)])
-            except ClipError as error:
-                self._done(work, [dead_letter(work.record, error.reason, error.detail, attempts=attempts)])
-            else:
-                self._metrics.frames_decoded.inc(sampled.decoded)
-                self._encoding.put(Loaded(work, event, sampled))
+            with ExitStack() as place:
+                try:
+                    event = decode(ClipUploaded, work.record.value, work.record.key)
+                    for attempt in self._retries_of_source():
+                        with attempt:
+                            attempts += 1
+                            sampled = self._load(event, place)
+                except InvalidEvent as invalid:
+                    self._done(work, [dead_letter(work.record, invalid.reason, invalid.detail)])
+                except ClipError as error:
+                    self._done(work, [dead_letter(work.record, error.reason, error.detail, attempts=attempts)])
+                else:
+                    self._metrics.frames_decoded.inc(sampled.decoded)
+                    self._encoding.put(Loaded(work, event, sampled))
 
-    def _load(self, event: ClipUploaded) -> SampledClip[Any]:
-        with self._fetcher.fetch(event.uri) as path, self._decoders:
-            return sample(
+    def _load(self, event: ClipUploaded, place: ExitStack) -> SampledClip[Any]:
+        """Fetch, decode and sample; a clip that has frames leaves its decoder's place to ``place``."""
+        with self._fetcher.fetch(event.uri) as path, ExitStack() as taken:
+            taken.enter_context(self._decoders)
+            sampled = sample(
                 path,
                 interval=self._settings.frame_interval,
                 max_frames=self._settings.max_frames,
                 prepare=self._encoder.prepare,
             )
+            place.push(taken.pop_all())
+        return sampled
 
     def _retries_of_source(self) -> tenacity.Retrying:
         return tenacity.Retrying(
@@ -182,8 +209,10 @@ class Embedder:
         first = 0
         for loaded in batch:
             count = len(loaded.sampled.frames)
-            own = vectors[first : first + count].reshape(-1, self._encoder.dim)
-            self._storing.put(Embedded(loaded.work, loaded.event, loaded.sampled, own))
+            # A copy, since a view would keep the vectors of the whole batch.
+            own = vectors[first : first + count].reshape(-1, self._encoder.dim).copy()
+            sampled = loaded.sampled
+            self._storing.put(Embedded(loaded.work, loaded.event, sampled.times_ms, sampled.duration_ms, own))
             first += count
 
     def _encode(self, frames: Sequence[Any]) -> npt.NDArray[np.float32]:
@@ -196,25 +225,47 @@ class Embedder:
     # -- store ---------------------------------------------------------------------------------------------
 
     def _store_batch(self, batch: list[Embedded | Work]) -> None:
+        try:
+            self._store_all(batch)
+        except Exception:
+            if len(batch) == 1:
+                raise
+            log.exception("storing failed, trying what is left one by one", records=len(batch))
+            self._metrics.retries.labels("store").inc()
+            for item in batch:
+                if _work_of(item).outputs is not None:
+                    continue
+                try:
+                    self._store_all([item])
+                except Exception as error:  # noqa: BLE001 - told with the record that it belongs to
+                    self._failed(item, error)
+
+    def _store_all(self, batch: Sequence[Embedded | Work]) -> None:
         uploads = [item for item in batch if isinstance(item, Embedded)]
         if uploads:
-            outcomes = self._persist(self._store.put, [self._clip(each) for each in uploads])
-            self._metrics.superseded.inc(sum(outcome is PutOutcome.SUPERSEDED for outcome in outcomes))
+            self._persist(self._put, uploads)
         for each in uploads:
-            self._done(each.work, [self._announcement(each)], uploaded=each.event)
+            self._done(each.work, [] if each.work.stale else [self._announcement(each)], uploaded=each.event)
         for work in (item for item in batch if isinstance(item, Work)):
-            if work.stale:
-                self._done(work, [])
-            else:
-                self._delete(work)
+            self._delete(work)
+
+    def _put(self, uploads: Sequence[Embedded]) -> None:
+        current = [self._clip(each) for each in uploads if not each.work.stale]
+        if not current:
+            return
+        outcomes = self._store.put(current)
+        faults.reach(faults.FaultPoint.STORED)
+        self._health.holds("store")
+        self._metrics.superseded.inc(sum(outcome is PutOutcome.SUPERSEDED for outcome in outcomes))
 
     def _clip(self, embedded: Embedded) -> Clip:
         return Clip(
             clip_id=embedded.event.clip_id,
             uploaded_at=embedded.event.uploaded_at,
-            duration_ms=embedded.sampled.duration_ms,
+            position=_position(embedded.work.record),
+            duration_ms=embedded.duration_ms,
             vectors=embedded.vectors,
-            times_ms=np.repeat(embedded.sampled.times_ms, self._encoder.vectors_per_frame),
+            times_ms=np.repeat(embedded.times_ms, self._encoder.vectors_per_frame),
         )
 
     def _announcement(self, embedded: Embedded) -> Output:
@@ -226,8 +277,8 @@ class Embedder:
         event = ClipEmbedded(
             clip_id=embedded.event.clip_id,
             model_id=self._encoder.model_id,
-            frames=len(embedded.sampled.frames),
-            duration_ms=embedded.sampled.duration_ms,
+            frames=len(embedded.times_ms),
+            duration_ms=embedded.duration_ms,
             uploaded_at=embedded.event.uploaded_at,
             embedded_at=now(),
         )
@@ -244,20 +295,25 @@ class Embedder:
         except InvalidEvent as invalid:
             self._done(work, [dead_letter(work.record, invalid.reason, invalid.detail)])
             return
-        self._persist(self._store.delete, clip_id, work.record.timestamp)
-        self._metrics.deleted.inc()
+        self._persist(self._remove, work, clip_id)
         self._done(work, [])
 
-    def _persist(self, write: Any, *arguments: Any) -> Any:
-        """Write to the store, for as long as it takes."""
+    def _remove(self, work: Work, clip_id: str) -> None:
+        if work.stale:
+            return
+        self._store.delete(clip_id, work.record.timestamp, _position(work.record))
+        faults.reach(faults.FaultPoint.STORED)
+        self._health.holds("store")
+        self._metrics.deleted.inc()
+
+    def _persist(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Write to the store, for as long as it takes; each attempt passes over what has become stale meanwhile."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StoreUnavailableError),
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
             before_sleep=self._store_is_away,
         )
-        outcome = retrying(write, *arguments)
-        self._health.holds("store")
-        return outcome
+        retrying(write, *arguments)
 
     def _store_is_away(self, state: tenacity.RetryCallState) -> None:
         self._metrics.retries.labels("store").inc()
@@ -273,7 +329,7 @@ class Embedder:
 
     def _failed(self, item: Loaded | Embedded | Work, error: Exception) -> None:
         """Dead-letter a record on which our own code or the model failed; its partition goes on."""
-        work = item if isinstance(item, Work) else item.work
+        work = _work_of(item)
         if work.outputs is not None:
             return
         reason = Reason.ENCODE_FAILED if isinstance(item, Loaded) else Reason.INTERNAL
@@ -310,6 +366,23 @@ class Turns:
                 return self._waiting[key].popleft()
             del self._waiting[key]
             return None
+
+
+def _work_of(item: Loaded | Embedded | Work) -> Work:
+    return item if isinstance(item, Work) else item.work
+
+
+def _bytes_of_frames(loaded: Loaded) -> int:
+    # What an encoder prepares is arrays or tensors, which tell it alike.
+    return sum(frame.nbytes for frame in loaded.sampled.frames)
+
+
+def _bytes_to_store(item: Embedded | Work) -> int:
+    return item.vectors.nbytes if isinstance(item, Embedded) else item.record.size
+
+
+def _position(record: Record) -> Position:
+    return Position.of(record.log, record.offset)
 
 
 def _clip_id_of_delete(work: Work) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
@@ -25,7 +25,8 @@ class Stage(Generic[T]):
 
     Nothing waits for a batch to fill: under light load batches are small and quick, under a backlog they
     fill up to ``batch_limit`` (in units of ``weigh``; one item may exceed it alone). :meth:`put` blocks while
-    ``capacity`` items wait, which is how a slow stage holds back the one before it.
+    what waits makes up ``capacity`` (in units of ``size``; 0 is no bound), which is how a slow stage holds back
+    the one before it. Of a finished batch a stage holds on to nothing.
 
     ``work`` gets the batch; what it raises goes to ``failed`` with each item, so that no record in flight is
     ever forgotten and no thread dies of a bad item. Threads are daemons: a stop never waits for a hung one.
@@ -41,6 +42,7 @@ class Stage(Generic[T]):
         health: Health,
         threads: int = 1,
         capacity: int = 0,
+        size: Callable[[T], int] = lambda _item: 1,
         batch_limit: int = 1,
         weigh: Callable[[T], int] = lambda _item: 1,
     ) -> None:
@@ -49,7 +51,7 @@ class Stage(Generic[T]):
         self._failed = failed
         self._batch_limit = batch_limit
         self._weigh = weigh
-        self._queue: queue.Queue[tuple[float, T]] = queue.Queue(capacity)
+        self._queue: _Queue[T] = _Queue(capacity, size)
         self._seconds = metrics.stage.labels(name)
         self._waited = metrics.queue_wait.labels(name)
         self._sizes = metrics.batch.labels(name)
@@ -59,8 +61,12 @@ class Stage(Generic[T]):
             health.watch(thread.name, thread.is_alive)
 
     def put(self, item: T) -> None:
-        """Queue one item; blocks while the queue is full."""
-        self._queue.put((time.monotonic(), item))
+        """Queue one item; blocks while the queue is full. The item that fills it may overrun the capacity."""
+        self._queue.put(item, wait=True)
+
+    def put_at_once(self, item: T) -> None:
+        """Queue one item and never block, for threads that must not; whoever calls bounds what waits."""
+        self._queue.put(item, wait=False)
 
     def put_all(self, items: Iterable[T]) -> None:
         """Queue several items in their order."""
@@ -69,28 +75,65 @@ class Stage(Generic[T]):
 
     def _run(self) -> None:
         while True:
-            batch = self._take()
-            began = time.monotonic()
-            try:
-                self._work(batch)
-            except Exception as error:  # noqa: BLE001 - reported with every item of the batch
-                for item in batch:
-                    self._failed(item, error)
-            self._seconds.observe(time.monotonic() - began)
+            # Kept in no variable of this frame, which would keep the last batch alive while the next is awaited.
+            self._process(self._take())
+
+    def _process(self, batch: list[T]) -> None:
+        began = time.monotonic()
+        try:
+            self._work(batch)
+        except Exception as error:  # noqa: BLE001 - reported with every item of the batch
+            for item in batch:
+                self._failed(item, error)
+        self._seconds.observe(time.monotonic() - began)
 
     def _take(self) -> list[T]:
-        batch = [self._taken(self._queue.get())]
-        weight = self._weigh(batch[0])
+        batch: list[T] = []
+        weight = 0
         while weight < self._batch_limit:
-            try:
-                batch.append(self._taken(self._queue.get_nowait()))
-            except queue.Empty:
+            entry = self._queue.get(wait=not batch)
+            if entry is None:
                 break
-            weight += self._weigh(batch[-1])
+            queued_at, item = entry
+            self._waited.observe(time.monotonic() - queued_at)
+            batch.append(item)
+            weight += self._weigh(item)
         self._sizes.observe(weight)
         return batch
 
-    def _taken(self, entry: tuple[float, T]) -> T:
-        queued_at, item = entry
-        self._waited.observe(time.monotonic() - queued_at)
-        return item
+
+class _Queue(Generic[T]):
+    """Items in their order, each with the time at which it came; bounded by what they make up together."""
+
+    def __init__(self, capacity: int, size: Callable[[T], int]) -> None:
+        self._capacity = capacity
+        self._size = size
+        self._entries: deque[tuple[float, int, T]] = deque()
+        self._held = 0
+        lock = threading.Lock()
+        self._not_empty = threading.Condition(lock)
+        self._not_full = threading.Condition(lock)
+
+    def put(self, item: T, *, wait: bool) -> None:
+        """Append an item; ``wait`` until there is room, or overrun the capacity."""
+        came_at = time.monotonic()
+        size = self._size(item)
+        with self._not_full:
+            if wait and self._capacity:
+                self._not_full.wait_for(lambda: self._held < self._capacity)
+            self._entries.append((came_at, size, item))
+            self._held += size
+            self._not_empty.notify()
+
+    def get(self, *, wait: bool) -> tuple[float, T] | None:
+        """Take the first item and the time at which it came; None where there is none and ``wait`` is False."""
+        with self._not_empty:
+            if wait:
+                self._not_empty.wait_for(lambda: self._entries)
+            if not self._entries:
+                return None
+            came_at, size, item = self._entries.popleft()
+            self._held -= size
+            # A large item makes room for several small ones.
+            self._not_full.notify_all()
+        return came_at, item

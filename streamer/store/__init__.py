@@ -9,6 +9,7 @@ from __future__ import annotations
 from streamer.store.protocol import (
     Clip,
     Embedding,
+    Position,
     PutOutcome,
     Store,
     StoreError,
@@ -21,6 +22,7 @@ from streamer.store.protocol import (
 __all__ = [
     "Clip",
     "Embedding",
+    "Position",
     "PutOutcome",
     "Store",
     "StoreError",

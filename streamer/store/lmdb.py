@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from streamer.settings import Precision
     from streamer.store.lmdb_environment import Transaction
-    from streamer.store.protocol import Clip, Embedding
+    from streamer.store.protocol import Clip, Embedding, Position
 
 log = structlog.get_logger()
 
@@ -82,12 +82,13 @@ class LmdbStore:
             if clip.vectors.shape[-1:] != (self._dim,):
                 raise ValueError(f"vectors {clip.vectors.shape} in a store of length {self._dim}")
             at = record.key(self._prefix, clip.clip_id)
-            rows.append((at, record.microseconds(clip.uploaded_at), record.encode(clip, self._precision)))
+            uploaded_us = record.microseconds(clip.uploaded_at)
+            rows.append((at, uploaded_us, clip.position, record.encode(clip, self._precision)))
 
         def work(transaction: Transaction) -> list[PutOutcome]:
             outcomes = []
-            for at, uploaded_us, value in rows:
-                if record.admits(transaction.get(at), uploaded_us):
+            for at, uploaded_us, position, value in rows:
+                if record.admits(record.version(transaction.get(at)), uploaded_us, position):
                     transaction.put(at, value)
                     outcomes.append(PutOutcome.WRITTEN)
                 else:
@@ -96,8 +97,8 @@ class LmdbStore:
 
         return environment.write(work)
 
-    def delete(self, clip_id: str, deleted_at: dt.datetime) -> bool:
-        """Put a tombstone in the place of every model's record, and in any case in this model's."""
+    def delete(self, clip_id: str, deleted_at: dt.datetime, position: Position) -> bool:
+        """Put a tombstone in the place of every model's record that is not later, and of none in this model's."""
         deleted_us = record.microseconds(deleted_at)
         own = record.key(self._prefix, clip_id)
 
@@ -108,11 +109,11 @@ class LmdbStore:
                 stored = transaction.get(at)
                 if stored is None and at != own:
                     continue
-                there = _version(stored)
-                if there is None or there.live:
-                    removed |= there is not None and at == own
-                    uploaded_us = deleted_us if there is None else there.uploaded_us
-                    transaction.put(at, record.encode_tombstone(clip_id, uploaded_us))
+                there = record.version(stored)
+                tombstone = record.tombstone(there, deleted_us, position)
+                if tombstone is not None:
+                    removed |= at == own and there is not None and there.live
+                    transaction.put(at, record.encode_tombstone(clip_id, tombstone))
             return removed
 
         return self._writable().write(work)
@@ -217,11 +218,3 @@ def _model_prefixes(transaction: Transaction) -> list[bytes]:
                 break
             prefixes.append(at.removeprefix(RESERVED))
     return prefixes
-
-
-def _version(stored: memoryview | None) -> record.Version | None:
-    """Return a record's version, None where there is none, or none that can be read."""
-    try:
-        return None if stored is None else record.version(stored)
-    except record.CorruptRecordError:
-        return None

@@ -37,7 +37,8 @@ DEFAULT_MAP_BYTES = 1 << 40
 DATA_FILE = "data.mdb"
 _STAT_BLOCK = 512
 _SMALLEST_MAP_BYTES = 1 << 20
-_FORMAT = b"clip embeddings 1"
+_FORMAT_NAME = b"clip embeddings "
+_FORMAT = _FORMAT_NAME + b"2"
 _MAX_READERS = 1024
 _SCAN_PAGE = 1_000
 _REAP_EVERY_S = 10.0
@@ -308,6 +309,11 @@ def _claim(environment: Environment) -> None:
         is_empty = not transaction.stat()["entries"]
     if is_empty:
         environment.write(mark)
+    elif known.startswith(_FORMAT_NAME) and known != _FORMAT:
+        raise StoreError(
+            f"{environment.path}: a store in the format {known.decode()!r}; this release takes {_FORMAT.decode()!r}. "
+            "Name an empty folder and embed the clips again"
+        )
     elif known != _FORMAT:
         raise StoreError(f"{environment.path}: an LMDB file that is no store of this release")
 

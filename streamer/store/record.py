@@ -5,17 +5,19 @@ Layout of a record, little-endian, offsets from its start; gaps are zero:
     0   8s   magic, of which the last byte is the format's version
     8   u64  xxh3_64 of everything that follows
     16  i64  uploaded_at, microseconds since 1970 UTC: the version of the clip
-    24  u64  duration_ms
-    32  u32  d, the length of a vector
-    36  u32  n, the number of vectors; 0 makes the record a tombstone
-    40  u16  length of the id, 0 where the key carries it
-    42  u8   precision: 1 float32, 2 float16, 3 int8
-    48       id, UTF-8, padded to 4
+    24  u64  xxh3_64 of the name of the log that the upload or delete came from
+    32  i64  its offset in that log
+    40  u64  duration_ms
+    48  u32  d, the length of a vector
+    52  u32  n, the number of vectors; 0 makes the record a tombstone
+    56  u16  length of the id, 0 where the key carries it
+    58  u8   precision: 1 float32, 2 float16, 3 int8
+    64       id, UTF-8, padded to 4
              times_ms, n x u32
              scales, n x f32, for int8 alone; then padding to 8
              matrix, n x d
 
-The checksum covers version and shape as well: a record that decodes is one that was written, whole.
+The checksum covers version, position and shape as well: a record that decodes is one that was written, whole.
 
 A key is the model's hash (8 bytes), a tag of 1 or 2 bytes and the id. The tag makes the key's length even: LMDB
 puts a small value right behind its key on a 2-byte boundary, and rows of float16 must be aligned. An id that
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from streamer.store.protocol import EPOCH, Embedding
+from streamer.store.protocol import EPOCH, Embedding, Position
 
 if TYPE_CHECKING:
     from streamer.settings import Precision
@@ -44,12 +46,12 @@ MAX_ID_BYTES = 512
 PREFIX_BYTES = 8
 """Length of a model's hash, with which all keys of its records begin."""
 
-_MAGIC = b"clipvec\x01"
-_HEADER = struct.Struct("<8sQqQIIHB5x")
-_HEADER_BYTES = 48
+_MAGIC = b"clipvec\x02"
+_HEADER = struct.Struct("<8sQqQqQIIHB5x")
+_HEADER_BYTES = 64
 _CHECKED_FROM = 16
 _COUNT = struct.Struct("<I")
-_COUNT_AT = 36
+_COUNT_AT = 52
 _LONGEST_TOMBSTONE = _HEADER_BYTES + MAX_ID_BYTES
 
 _CODES: dict[Precision, int] = {"float32": 1, "float16": 2, "int8": 3}
@@ -70,10 +72,11 @@ class CorruptRecordError(Exception):
 
 
 class Version(NamedTuple):
-    """A record's place among its clip's versions: microseconds since 1970 UTC, and clip or tombstone."""
+    """What decides between events of one clip: microseconds since 1970 UTC, clip or tombstone, and who wrote it."""
 
     uploaded_us: int
     live: bool
+    position: Position
 
 
 def model_prefix(model_id: str) -> bytes:
@@ -132,14 +135,17 @@ def encode(clip: Clip, precision: Precision) -> bytes:
     n, dim = vectors.shape
     raw_id = _carried(clip.clip_id)
     uploaded_us = microseconds(clip.uploaded_at)
-    header = _Header(_MAGIC, 0, uploaded_us, clip.duration_ms, dim, n, len(raw_id), code)
+    log, offset = clip.position.log, clip.position.offset
+    header = _Header(_MAGIC, 0, uploaded_us, log, offset, clip.duration_ms, dim, n, len(raw_id), code)
     return _seal(header, raw_id, times, matrix.tobytes())
 
 
-def encode_tombstone(clip_id: str, uploaded_us: int) -> bytes:
-    """Write the record that stands for a deleted clip; no upload up to ``uploaded_us`` comes back."""
+def encode_tombstone(clip_id: str, tombstone: Version) -> bytes:
+    """Write the record that stands for a deleted clip."""
     raw_id = _carried(clip_id)
-    return _seal(_Header(_MAGIC, 0, uploaded_us, 0, 0, 0, len(raw_id), _CODES["float32"]), raw_id, b"", b"")
+    log, offset = tombstone.position.log, tombstone.position.offset
+    header = _Header(_MAGIC, 0, tombstone.uploaded_us, log, offset, 0, 0, 0, len(raw_id), _CODES["float32"])
+    return _seal(header, raw_id, b"", b"")
 
 
 def decode(value: memoryview, clip_id: str, dim: int | None) -> Embedding | None:
@@ -147,7 +153,7 @@ def decode(value: memoryview, clip_id: str, dim: int | None) -> Embedding | None
 
     Raises :class:`CorruptRecordError`, also where the vectors' length is not ``dim``; None takes any length.
     """
-    _, _, uploaded_us, duration_ms, length, n, id_length, code = _open(value)
+    _, _, uploaded_us, _, _, duration_ms, length, n, id_length, code = _open(value)
     if id_length and _id_bytes(value, id_length) != clip_id.encode():
         raise CorruptRecordError("the record of another clip")
     if not n:
@@ -160,24 +166,37 @@ def decode(value: memoryview, clip_id: str, dim: int | None) -> Embedding | None
     return Embedding(matrix, scales, np.ndarray((n,), _TIME, value, times_at), uploaded_us, duration_ms)
 
 
-def version(value: memoryview) -> Version:
-    """Read a record's version. Raises :class:`CorruptRecordError`."""
-    _, _, uploaded_us, _, _, n, _, _ = _open(value)
-    return Version(uploaded_us, live=n > 0)
-
-
-def admits(stored: memoryview | None, uploaded_us: int) -> bool:
-    """Tell whether an upload may replace what is stored, by the rule of :class:`~streamer.store.Store`.
-
-    A corrupt record admits anything: the next upload heals it.
-    """
+def version(stored: memoryview | None) -> Version | None:
+    """Read a record's version; None where nothing is stored, or nothing that can be read."""
     if stored is None:
-        return True
+        return None
     try:
-        there = version(stored)
+        _, _, uploaded_us, log, offset, _, _, n, _, _ = _open(stored)
     except CorruptRecordError:
+        return None
+    return Version(uploaded_us, n > 0, Position(log, offset))
+
+
+def admits(there: Version | None, uploaded_us: int, position: Position) -> bool:
+    """Tell whether an upload takes the place of what is stored, by the rules of :class:`~streamer.store.Store`.
+
+    A corrupt record counts as none: the next upload heals it.
+    """
+    if there is None:
         return True
-    return uploaded_us > there.uploaded_us or (there.live and uploaded_us == there.uploaded_us)
+    is_earlier = position.precedes(there.position)
+    if there.live:
+        return uploaded_us > there.uploaded_us or (uploaded_us == there.uploaded_us and not is_earlier)
+    return uploaded_us > there.uploaded_us and not is_earlier
+
+
+def tombstone(there: Version | None, deleted_us: int, position: Position) -> Version | None:
+    """Return the tombstone that a delete puts in the place of what is stored, None where the delete is ignored."""
+    if there is None:
+        return Version(deleted_us, False, position)
+    if position.precedes(there.position):
+        return None
+    return Version(there.uploaded_us, False, position)
 
 
 def is_live(value: memoryview) -> bool:
@@ -191,6 +210,8 @@ class _Header(NamedTuple):
     magic: bytes
     checksum: int
     uploaded_us: int
+    log: int
+    offset: int
     duration_ms: int
     dim: int
     vectors: int
@@ -226,13 +247,13 @@ def _seal(header: _Header, raw_id: bytes, columns: bytes, matrix: bytes) -> byte
     return bytes(record)
 
 
-def _open(value: memoryview) -> tuple[bytes, int, int, int, int, int, int, int]:
+def _open(value: memoryview) -> tuple[bytes, int, int, int, int, int, int, int, int, int]:
     """Return the fields of :class:`_Header` of a record that is whole; a plain tuple, as it is made a lot."""
     size = len(value)
     if size < _HEADER_BYTES:
         raise CorruptRecordError(f"{size} bytes are too few")
-    header: tuple[bytes, int, int, int, int, int, int, int] = _HEADER.unpack_from(value)
-    magic, checksum, _, _, dim, n, id_length, code = header
+    header: tuple[bytes, int, int, int, int, int, int, int, int, int] = _HEADER.unpack_from(value)
+    magic, checksum, _, _, _, _, dim, n, id_length, code = header
     if magic != _MAGIC:
         raise CorruptRecordError(f"begins with {magic!r}")
     if xxh3_64_intdigest(value[_CHECKED_FROM:]) != checksum:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from streamer import embedder, faults
 from streamer.embedder import Embedder
 from streamer.events import ClipEmbedded, ClipUploaded, Reason, decode, encode
 from streamer.health import Health
 from streamer.kafka import Record, Work
 from streamer.metrics import Metrics
 from streamer.settings import load
-from streamer.store import StoreUnavailableError, open_store
+from streamer.store import Position, StoreUnavailableError, open_store
 from streamer.video import ClipError, Fetcher
 from streamer.video.write import write_h264
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamer.kafka import Output
-    from streamer.store import Store
+    from streamer.store import Clip, Store
 
 DIM = 3
 T0 = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
@@ -84,7 +86,8 @@ class Harness:
     def work(self, key: str | None, value: bytes | None, at: dt.datetime = T0) -> Work:
         self.offset += 1
         encoded = key.encode() if key is not None else None
-        return Work(Record("clips.uploaded", 0, self.offset, encoded, value, (("ce_id", b"9"),), at), self.done.release)
+        record = Record("clips.uploaded", 0, self.offset, encoded, value, (("ce_id", b"9"),), at, log="uploads-0")
+        return Work(record, self.done.release)
 
     def upload(self, clip_id: str, path: Path, *, seconds: float = 0) -> Work:
         at = T0 + dt.timedelta(seconds=seconds)
@@ -95,6 +98,13 @@ class Harness:
         for _ in works:
             assert self.done.acquire(timeout=20)
         return [work.outputs or () for work in works]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def reason(outputs: Sequence[Output]) -> str:
@@ -247,8 +257,8 @@ class Recovering:
     def put(self, clips: Any) -> Any:
         return self._guarded(self._store.put, clips)
 
-    def delete(self, clip_id: str, deleted_at: dt.datetime) -> Any:
-        return self._guarded(self._store.delete, clip_id, deleted_at)
+    def delete(self, clip_id: str, deleted_at: dt.datetime, position: Position) -> Any:
+        return self._guarded(self._store.delete, clip_id, deleted_at, position)
 
 
 def test_a_store_that_is_away_is_waited_for_and_no_upload_is_blamed(tmp_path: Path, store: Store, red: Path) -> None:
@@ -256,10 +266,7 @@ def test_a_store_that_is_away_is_waited_for_and_no_upload_is_blamed(tmp_path: Pa
     harness = Harness(tmp_path, away)
     work = harness.upload("c1", red)
     harness.embedder.submit([work])
-    deadline = time.monotonic() + 10
-    while "store: disk full" not in harness.health.not_ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: "store: disk full" in harness.health.not_ready())
     assert work.outputs is None
     away.writable.set()
     assert harness.done.acquire(timeout=20)
@@ -267,3 +274,184 @@ def test_a_store_that_is_away_is_waited_for_and_no_upload_is_blamed(tmp_path: Pa
     assert work.outputs[0].topic == "clips.embedded"
     assert "store: disk full" not in harness.health.not_ready()
     assert dominant(store, "c1") == 0
+
+
+def test_what_turns_stale_while_the_store_is_away_is_not_written_and_holds_up_nothing(
+    tmp_path: Path, store: Store, red: Path, blue: Path
+) -> None:
+    away = Recovering(store)
+    harness = Harness(tmp_path, away)
+    works = [harness.upload("c1", red), harness.work("c2", None), harness.upload("c1", blue, seconds=1)]
+    harness.embedder.submit(works)
+    wait_until(lambda: "store: disk full" in harness.health.not_ready())
+    for work in works:
+        work.stale = True
+    for _ in works:
+        assert harness.done.acquire(timeout=20)
+    assert [work.outputs for work in works] == [[], [], []]
+    # Nothing was written, so nothing is known of the store.
+    assert "store: disk full" in harness.health.not_ready()
+    away.writable.set()
+    harness.run(harness.upload("c3", red))
+    assert harness.health.not_ready() == ["start: starting"]
+    assert store.stats().models == {"colour": 1}
+    assert store.stats().tombstones == 0
+
+
+class Recording:
+    """A real store that notes what is asked of it, and fails on certain clips for no reason it knows."""
+
+    def __init__(self, store: Store, *, failing: frozenset[str] = frozenset()) -> None:
+        self._store = store
+        self._failing = failing
+        self.go = threading.Event()
+        self.go.set()
+        self.entered = threading.Event()
+        self.puts: list[list[tuple[str, Position]]] = []
+        self.deletes: list[tuple[str, Position]] = []
+
+    def put(self, clips: Sequence[Clip]) -> Any:
+        self.entered.set()
+        assert self.go.wait(20)
+        self.puts.append([(each.clip_id, each.position) for each in clips])
+        if any(each.clip_id in self._failing for each in clips):
+            raise ValueError("unforeseen")
+        return self._store.put(clips)
+
+    def delete(self, clip_id: str, deleted_at: dt.datetime, position: Position) -> Any:
+        self.deletes.append((clip_id, position))
+        if clip_id in self._failing:
+            raise ValueError("unforeseen")
+        return self._store.delete(clip_id, deleted_at, position)
+
+
+def test_writes_carry_the_place_of_their_records_in_the_log(tmp_path: Path, store: Store, red: Path) -> None:
+    recording = Recording(store)
+    harness = Harness(tmp_path, recording)
+    harness.run(harness.upload("c1", red))
+    harness.run(harness.work("c1", None))
+    assert recording.puts == [[("c1", Position.of("uploads-0", 1))]]
+    assert recording.deletes == [("c1", Position.of("uploads-0", 2))]
+
+
+def test_a_replay_of_the_log_leaves_the_store_as_it_is_and_announces_each_upload_again(
+    tmp_path: Path, store: Store, red: Path, blue: Path
+) -> None:
+    harness = Harness(tmp_path, store)
+    log = [harness.upload("c1", red), harness.work("c1", None), harness.upload("c1", blue, seconds=1)]
+    first = harness.run(*log)
+    again = harness.run(*(Work(work.record, harness.done.release) for work in log))
+    assert [len(outputs) for outputs in first] == [len(outputs) for outputs in again] == [1, 0, 1]
+    assert dominant(store, "c1") == 2
+
+
+def test_an_unexpected_fault_of_the_store_costs_only_the_records_that_it_concerns(
+    tmp_path: Path, store: Store, red: Path
+) -> None:
+    recording = Recording(store, failing=frozenset({"bad", "undeletable"}))
+    recording.go.clear()
+    harness = Harness(tmp_path, recording)
+    first = harness.upload("first", red)
+    harness.embedder.submit([first])
+    assert recording.entered.wait(20)  # what comes now waits for the store together
+    keys = ["c0", "c1", "bad", "c2", "undeletable", "c3"]
+    works = [harness.work(key, None) if key == "undeletable" else harness.upload(key, red) for key in keys]
+    harness.embedder.submit(works)
+    wait_until(lambda: len(harness.embedder._storing._queue._entries) == len(works))
+    recording.go.set()
+    for _ in range(len(works) + 1):
+        assert harness.done.acquire(timeout=20)
+    assert max(len(put) for put in recording.puts) > 1
+    outputs = {key: work.outputs or () for key, work in zip(keys, works, strict=True)}
+    assert reason(outputs.pop("bad")) == "internal"
+    assert reason(outputs.pop("undeletable")) == "internal"
+    assert [each[0].topic for each in outputs.values()] == ["clips.embedded"] * 4
+    assert not harness.done.acquire(timeout=0.2)  # each was done once
+    assert sorted(store.clip_ids()) == ["c0", "c1", "c2", "c3", "first"]
+
+
+def test_the_fault_point_is_reached_right_after_each_durable_write(
+    tmp_path: Path, store: Store, red: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[faults.FaultPoint, int | None]] = []
+    works: list[Work] = []
+
+    def reach(point: faults.FaultPoint) -> None:
+        assert works[-1].outputs is None
+        seen.append((point, dominant(store, "c1")))
+
+    monkeypatch.setattr(faults, "reach", reach)
+    harness = Harness(tmp_path, store)
+    for work in (harness.upload("c1", red), harness.work("c1", None)):
+        works.append(work)
+        harness.run(work)
+    assert seen == [(faults.FaultPoint.STORED, 0), (faults.FaultPoint.STORED, None)]
+
+
+class Gated(MeanColour):
+    """Prepares frames of a mebibyte, and encodes none before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self._made: list[weakref.ref[Any]] = []
+
+    @property
+    def alive(self) -> int:
+        return sum(made() is not None for made in self._made)
+
+    def prepare(self, frame: Any) -> Any:
+        made = np.full((1 << 18,), frame.reshape(-1, 3).mean(axis=0)[0], np.float32)
+        self._made.append(weakref.ref(made))
+        return made
+
+    def encode_images(self, prepared: Sequence[Any]) -> Any:
+        assert self.go.wait(60)
+        return np.ones((len(prepared), 2, DIM), np.float32) / np.float32(np.sqrt(DIM))
+
+
+def test_frames_that_wait_for_the_encoder_are_bounded_in_bytes_and_the_loop_is_never_held_up(
+    tmp_path: Path, store: Store, red: Path
+) -> None:
+    harness = Harness(tmp_path, store, queue_bytes=6 << 20, image_batch=4, decode_workers=2)
+    gated = Gated()
+    harness.embedder._encoder = gated
+    works = [harness.upload(f"c{number}", red) for number in range(30)]  # of 4 frames each
+    harness.embedder.submit(works)
+    wait_until(lambda: gated.alive >= 16)
+    time.sleep(1)
+    # A clip in the encoder, two in the queue, and one with each decoder.
+    assert gated.alive <= 4 * 5
+    began = time.monotonic()
+    deletes = [harness.work(f"d{number}", None) for number in range(300)]
+    assert len(harness.run(*deletes)) == 300
+    assert time.monotonic() - began < 20
+    gated.go.set()
+    for _ in works:
+        assert harness.done.acquire(timeout=20)
+    wait_until(lambda: gated.alive == 0)
+
+
+def test_vectors_that_wait_for_the_store_hold_back_the_encoder_and_no_frames(
+    tmp_path: Path, store: Store, red: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = Recording(store)
+    recording.go.clear()
+    monkeypatch.setattr(embedder, "_bytes_to_store", lambda _item: 1 << 20)
+    harness = Harness(tmp_path, recording, queue_bytes=3 << 20, image_batch=4)
+    gated = Gated()
+    gated.go.set()
+    harness.embedder._encoder = gated
+    works = [harness.upload(f"c{number}", red) for number in range(20)]
+    harness.embedder.submit(works)
+    assert recording.entered.wait(20)
+    queue = harness.embedder._storing._queue
+    wait_until(lambda: len(queue._entries) == 3)
+    time.sleep(0.5)
+    assert len(queue._entries) == 3
+    # What follows in a clip's turn is queued by the store's own thread, whose queue is full.
+    harness.embedder.submit([harness.work("c0", None)])
+    recording.go.set()
+    for _ in range(len(works) + 1):
+        assert harness.done.acquire(timeout=20)
+    assert len(list(store.clip_ids())) == 19

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from xxhash import xxh3_64_intdigest
 
-from streamer.store import Clip, record
+from streamer.store import Clip, Position, record
+from streamer.store.record import Version
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streamer.settings import Precision
 
 LONG_ID = "é" * 256
@@ -24,6 +27,9 @@ IDS = st.one_of(
 MOMENTS = st.datetimes(timezones=st.just(dt.UTC))
 PRECISIONS = st.sampled_from(["float32", "float16", "int8"])
 PREFIX = record.model_prefix("model")
+POSITIONS = st.builds(Position, st.integers(0, 2**64 - 1), st.integers(0, 2**63 - 1))
+VERSIONS = st.integers(-(2**62), 2**62)
+HERE = Position.of("clips.uploaded-0", 7)
 
 
 @st.composite
@@ -35,6 +41,7 @@ def clips(draw: st.DrawFn) -> Clip:
     return Clip(
         draw(IDS),
         draw(MOMENTS),
+        draw(POSITIONS),
         draw(st.integers(0, 2**40)),
         np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0),
         np.sort(draw(hnp.arrays(np.uint32, shape[0]))),
@@ -45,6 +52,7 @@ def a_clip(clip_id: str = "c1") -> Clip:
     return Clip(
         clip_id,
         dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.UTC),
+        HERE,
         8200,
         np.array([[0.6, 0.8, 0], [0, -1, 0], [0.36, 0.48, 0.8]], np.float32),
         np.array([0, 500, 1000], np.uint32),
@@ -106,7 +114,7 @@ def test_every_flipped_byte_is_detected(precision: Precision, clip_id: str) -> N
 
 
 def test_every_flipped_byte_of_a_tombstone_is_detected() -> None:
-    value = record.encode_tombstone("c1", 17)
+    value = record.encode_tombstone("c1", Version(17, False, HERE))
     for position in range(len(value)):
         damaged = bytearray(value)
         damaged[position] ^= 1
@@ -126,8 +134,8 @@ def test_foreign_bytes_are_no_record(value: bytes) -> None:
     with pytest.raises(record.CorruptRecordError):
         record.decode(memoryview(value), "c1", 3)
     with pytest.raises(record.CorruptRecordError):
-        record.decode(memoryview(b"clipvec\x01" + value), "c1", 3)
-    assert record.admits(memoryview(value), -(2**63))
+        record.decode(memoryview(b"clipvec\x02" + value), "c1", 3)
+    assert record.version(memoryview(value)) is None
 
 
 def test_a_record_of_vectors_of_another_length_is_refused() -> None:
@@ -139,11 +147,12 @@ def test_a_record_of_vectors_of_another_length_is_refused() -> None:
 @pytest.mark.parametrize(
     ("at", "new", "complaint"),
     [
-        (0, b"clipvec\x02", "begins with"),
-        (42, b"\x09", "precision 9"),
-        (36, (2**32 - 1).to_bytes(4, "little"), "4294967295 vectors"),
-        (32, (2**32 - 1).to_bytes(4, "little"), "length 4294967295"),
-        (40, (2**16 - 1).to_bytes(2, "little"), "3 vectors"),
+        (0, b"clipvec\x01", "begins with"),
+        (0, b"clipvec\x03", "begins with"),
+        (58, b"\x09", "precision 9"),
+        (52, (2**32 - 1).to_bytes(4, "little"), "4294967295 vectors"),
+        (48, (2**32 - 1).to_bytes(4, "little"), "length 4294967295"),
+        (56, (2**16 - 1).to_bytes(2, "little"), "3 vectors"),
     ],
 )
 def test_a_header_that_does_not_fit_its_bytes_is_refused_although_its_checksum_fits(
@@ -160,11 +169,14 @@ def test_a_record_found_under_the_hash_of_another_long_id_is_refused() -> None:
         record.decode(value, "e" * 512, 3)
 
 
-@given(IDS, st.integers(-(2**62), 2**62))
-def test_a_tombstone_keeps_its_version_and_holds_no_vectors(clip_id: str, uploaded_us: int) -> None:
-    value = memoryview(record.encode_tombstone(clip_id, uploaded_us))
+@given(IDS, VERSIONS, POSITIONS)
+def test_a_tombstone_keeps_its_version_and_position_and_holds_no_vectors(
+    clip_id: str, uploaded_us: int, position: Position
+) -> None:
+    tombstone = Version(uploaded_us, False, position)
+    value = memoryview(record.encode_tombstone(clip_id, tombstone))
     assert record.decode(value, clip_id, 3) is None
-    assert record.version(value) == (uploaded_us, False)
+    assert record.version(value) == tombstone
     assert not record.is_live(value)
 
 
@@ -172,20 +184,92 @@ def test_a_tombstone_keeps_its_version_and_holds_no_vectors(clip_id: str, upload
 def test_a_clip_is_told_from_a_tombstone_without_reading_it_all(clip: Clip, precision: Precision) -> None:
     value = memoryview(record.encode(clip, precision))
     assert record.is_live(value)
-    assert record.version(value) == (record.microseconds(clip.uploaded_at), True)
+    assert record.version(value) == (record.microseconds(clip.uploaded_at), True, clip.position)
 
 
-@given(MOMENTS, MOMENTS)
-def test_an_upload_takes_the_place_of_no_later_one_and_of_no_delete_that_it_does_not_follow(
-    stored_at: dt.datetime, uploaded_at: dt.datetime
+@given(VERSIONS, POSITIONS)
+def test_where_nothing_readable_is_stored_any_event_applies(uploaded_us: int, position: Position) -> None:
+    assert record.version(None) is None
+    assert record.admits(None, uploaded_us, position)
+    assert record.tombstone(None, uploaded_us, position) == (uploaded_us, False, position)
+
+
+@pytest.mark.parametrize(
+    ("uploaded_us", "live", "earlier", "not_earlier"),
+    [
+        (4, True, False, False),
+        (5, True, False, True),
+        (6, True, True, True),
+        (4, False, False, False),
+        (5, False, False, False),
+        (6, False, False, True),
+    ],
+)
+def test_what_an_upload_takes_the_place_of(uploaded_us: int, live: bool, earlier: bool, not_earlier: bool) -> None:
+    there = Version(5, live, HERE)
+    assert record.admits(there, uploaded_us, Position(HERE.log, 6)) == earlier
+    for position in (HERE, Position(HERE.log, 8), Position.of("clips.uploaded-1", 6)):
+        assert record.admits(there, uploaded_us, position) == not_earlier
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_delete_is_ignored_where_it_is_earlier_and_else_keeps_the_version_and_gives_the_position(live: bool) -> None:
+    there = Version(5, live, HERE)
+    assert record.tombstone(there, 9, Position(HERE.log, 6)) is None
+    for position in (HERE, Position(HERE.log, 8), Position.of("clips.uploaded-1", 6)):
+        assert record.tombstone(there, 9, position) == (5, False, position)
+
+
+EVENTS = st.tuples(st.booleans(), st.integers(0, 3))
+"""Of one clip: an upload and its version, or a delete and its time."""
+
+
+def after(there: Version | None, event: tuple[bool, int], position: Position) -> Version | None:
+    """Apply an event to what is stored, as an engine does."""
+    is_upload, moment_us = event
+    if is_upload:
+        return Version(moment_us, True, position) if record.admits(there, moment_us, position) else there
+    return record.tombstone(there, moment_us, position) or there
+
+
+def in_order(events: Sequence[tuple[bool, int]]) -> tuple[int | None, bool]:
+    """Tell what a log leaves behind, by versions alone: the highest so far, and whether it is live."""
+    highest: int | None = None
+    live = False
+    for is_upload, moment in events:
+        if not is_upload:
+            highest, live = moment if highest is None else highest, False
+        elif highest is None or moment > highest or (live and moment == highest):
+            highest, live = moment, True
+    return highest, live
+
+
+@given(st.lists(st.tuples(EVENTS, st.lists(st.integers(0, 2**16), max_size=4)), min_size=1, max_size=12))
+def test_whatever_comes_again_and_whenever_the_end_is_that_of_the_log_applied_once_in_order(
+    log: list[tuple[tuple[bool, int], list[int]]],
 ) -> None:
-    stored_us, uploaded_us = record.microseconds(stored_at), record.microseconds(uploaded_at)
-    stored = a_clip()
-    live = record.encode(Clip(stored.clip_id, stored_at, stored.duration_ms, stored.vectors, stored.times_ms), "int8")
-    dead = record.encode_tombstone("c1", stored_us)
-    assert record.admits(None, uploaded_us)
-    assert record.admits(memoryview(live), uploaded_us) == (uploaded_at >= stored_at)
-    assert record.admits(memoryview(dead), uploaded_us) == (uploaded_at > stored_at)
+    # After each event some of those up to it come again: replays after crashes, late writes of paused processes.
+    events = [event for event, _ in log]
+    once: Version | None = None
+    often: Version | None = None
+    for offset, (event, repeats) in enumerate(log):
+        once = after(once, event, Position(1, offset))
+        often = after(often, event, Position(1, offset))
+        for repeat in (number % (offset + 1) for number in repeats):
+            often = after(often, events[repeat], Position(1, repeat))
+        assert often == once
+    assert once is not None
+    assert (once.uploaded_us, once.live) == in_order(events)
+
+
+def test_positions_of_one_log_have_an_order_and_those_of_different_logs_have_none() -> None:
+    first, second = Position.of("a-0", 1), Position.of("a-0", 2)
+    other = Position.of("a-1", 2)
+    assert first.precedes(second)
+    assert not second.precedes(first)
+    assert not first.precedes(first)
+    assert not first.precedes(other)
+    assert not other.precedes(second)
 
 
 @given(st.lists(IDS, min_size=2, unique=True))
@@ -199,7 +283,7 @@ def test_different_ids_have_different_keys_of_even_length_that_fit_lmdb(clip_ids
 def test_the_id_comes_back_from_key_and_record(clip_id: str) -> None:
     key = record.key(PREFIX, clip_id)
     assert record.clip_id(key, memoryview(record.encode(a_clip(clip_id), "float16"))) == clip_id
-    assert record.clip_id(key, memoryview(record.encode_tombstone(clip_id, 0))) == clip_id
+    assert record.clip_id(key, memoryview(record.encode_tombstone(clip_id, Version(0, False, HERE)))) == clip_id
 
 
 @pytest.mark.parametrize("clip_id", ["", "a" * 513, "é" * 257, "\ud800"])
@@ -219,4 +303,4 @@ def test_what_can_be_no_id_is_refused(clip_id: str) -> None:
 )
 def test_what_is_no_clip_is_not_written(vectors: np.ndarray, times: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"make no clip|not finite"):
-        record.encode(Clip("c1", dt.datetime.now(dt.UTC), 0, vectors, times), "float16")
+        record.encode(Clip("c1", dt.datetime.now(dt.UTC), HERE, 0, vectors, times), "float16")

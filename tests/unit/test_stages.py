@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -64,6 +66,106 @@ def test_put_blocks_while_the_queue_is_full(parts: dict[str, Any]) -> None:
     assert not put.acquire(timeout=0.2)
     go.set()
     assert put.acquire(timeout=10)
+
+
+def test_capacity_counts_sizes_and_the_item_that_fills_the_queue_may_overrun_it(parts: dict[str, Any]) -> None:
+    go, put = threading.Event(), threading.Semaphore(0)
+    sizes: dict[str, Any] = {"capacity": 10, "size": lambda item: item}
+    stage: Stage[int] = Stage("s", lambda _batch: go.wait(10) and None, failed=never, **sizes, **parts)
+
+    def fill() -> None:
+        for item in (1, 4, 8, 3, 1):
+            stage.put(item)
+            put.release()
+
+    threading.Thread(target=fill, daemon=True).start()
+    for _ in range(3):  # the 1 is being worked on, 4 and 8 wait and make up more than 10
+        assert put.acquire(timeout=10)
+    assert not put.acquire(timeout=0.2)
+    go.set()
+    for _ in range(2):
+        assert put.acquire(timeout=10)
+
+
+def test_an_item_larger_than_the_capacity_gets_through_alone(parts: dict[str, Any]) -> None:
+    batches: queue.Queue[list[int]] = queue.Queue()
+    sizes: dict[str, Any] = {"capacity": 10, "size": lambda item: item}
+    stage: Stage[int] = Stage("s", batches.put, failed=never, **sizes, **parts)
+    stage.put_all([25, 30])
+    assert [batches.get(timeout=10), batches.get(timeout=10)] == [[25], [30]]
+
+
+def test_a_large_item_that_is_taken_makes_room_for_several_that_wait(parts: dict[str, Any]) -> None:
+    go, put = threading.Event(), threading.Semaphore(0)
+    taken: queue.Queue[int] = queue.Queue()
+
+    def work(batch: list[int]) -> None:
+        taken.put(batch[0])
+        if batch == [1]:
+            go.wait(10)
+        else:
+            threading.Event().wait(10)
+
+    sizes: dict[str, Any] = {"capacity": 10, "size": lambda item: item}
+    stage: Stage[int] = Stage("s", work, failed=never, **sizes, **parts)
+    stage.put(1)
+    assert taken.get(timeout=10) == 1
+    stage.put(20)
+    for _ in range(3):
+        threading.Thread(target=lambda: (stage.put(2), put.release()), daemon=True).start()
+    assert not put.acquire(timeout=0.2)
+    go.set()
+    assert taken.get(timeout=10) == 20
+    for _ in range(3):
+        assert put.acquire(timeout=5)
+
+
+def test_put_at_once_never_blocks_and_keeps_the_order(parts: dict[str, Any]) -> None:
+    go = threading.Event()
+    seen: queue.Queue[int] = queue.Queue()
+
+    def work(batch: list[int]) -> None:
+        go.wait(10)
+        seen.put(batch[0])
+
+    stage: Stage[int] = Stage("s", work, failed=never, capacity=1, **parts)
+    for item in range(50):
+        stage.put_at_once(item)
+    go.set()
+    assert [seen.get(timeout=10) for _ in range(50)] == list(range(50))
+
+
+class Heavy:
+    """Something whose memory matters."""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stage_that_waits_holds_on_to_nothing_of_what_it_has_done(parts: dict[str, Any], fails: bool) -> None:
+    finished = threading.Semaphore(0)
+
+    def work(_batch: list[Heavy]) -> None:
+        if fails:
+            raise ValueError("no good")
+        finished.release()
+
+    def failed(_item: Heavy, _error: Exception) -> None:
+        finished.release()
+
+    stage: Stage[Heavy] = Stage("s", work, failed=failed, batch_limit=3, **parts)
+    alive: weakref.WeakSet[Heavy] = weakref.WeakSet()
+    for _ in range(3):
+        item = Heavy()
+        alive.add(item)
+        stage.put(item)
+        del item
+        assert finished.acquire(timeout=10)
+    for _ in range(200):
+        # The thread may not be back at its queue yet.
+        if not len(alive):
+            break
+        threading.Event().wait(0.05)
+        gc.collect()
+    assert len(alive) == 0
 
 
 def test_a_failing_batch_reports_each_item_and_the_thread_lives_on(parts: dict[str, Any]) -> None:

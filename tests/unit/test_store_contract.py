@@ -8,15 +8,16 @@ import multiprocessing
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from streamer.store import Clip, PutOutcome, Store, StoreError, open_store, record
+from streamer.store import Clip, Position, PutOutcome, Store, StoreError, open_store, record
 from streamer.store.lmdb import LmdbStore
 
 if TYPE_CHECKING:
@@ -83,11 +84,24 @@ def at(version: int) -> dt.datetime:
     return FIRST + dt.timedelta(microseconds=version)
 
 
-def clip(clip_id: str = "c1", version: int = 1, *, dim: int = DIM) -> Clip:
-    """Make a clip in which everything follows from the version."""
+def place(offset: int, log: str = "log") -> Position:
+    return Position.of(log, offset)
+
+
+_offsets = itertools.count(1_000)
+
+
+def following() -> Position:
+    """Return a position after all those given before: an event that is news."""
+    return place(next(_offsets))
+
+
+def clip(clip_id: str = "c1", version: int = 1, position: Position | None = None, *, dim: int = DIM) -> Clip:
+    """Make a clip in which everything follows from the version; it is news unless a position says otherwise."""
     n = 1 + version % 5
     vectors = np.full((n, dim), (1 + version % 1000) / 1000, np.float32)
-    return Clip(clip_id, at(version), 1000 + version, vectors, np.arange(n, dtype=np.uint32) * version)
+    times = np.arange(n, dtype=np.uint32) * version
+    return Clip(clip_id, at(version), position or following(), 1000 + version, vectors, times)
 
 
 def versions(store: Store, clip_ids: list[str]) -> list[int | None]:
@@ -136,7 +150,7 @@ def test_versions_within_one_put_are_told_apart_whatever_their_order(store: Stor
 
 def test_an_upload_that_is_delivered_again_is_written_again(store: Store) -> None:
     store.put([clip(version=4)])
-    again = Clip("c1", at(4), 5, np.ones((2, DIM), np.float32), np.zeros(2, np.uint32))
+    again = Clip("c1", at(4), following(), 5, np.ones((2, DIM), np.float32), np.zeros(2, np.uint32))
     assert store.put([again]) == [PutOutcome.WRITTEN]
     with store.read(["c1"]) as (embedding,):
         assert embedding is not None
@@ -146,7 +160,8 @@ def test_an_upload_that_is_delivered_again_is_written_again(store: Store) -> Non
 def test_times_of_any_zone_order_versions_by_the_instant(store: Store) -> None:
     tokyo = dt.timezone(dt.timedelta(hours=9))
     store.put([clip(version=5)])
-    older = Clip("c1", at(4).astimezone(tokyo), 0, np.ones((1, DIM), np.float32), np.zeros(1, np.uint32))
+    vectors, times = np.ones((1, DIM), np.float32), np.zeros(1, np.uint32)
+    older = Clip("c1", at(4).astimezone(tokyo), following(), 0, vectors, times)
     assert store.put([older]) == [PutOutcome.SUPERSEDED]
     assert versions(store, ["c1"]) == [5]
 
@@ -155,7 +170,7 @@ def test_a_deleted_clip_is_absent_and_its_upload_stays_dead_however_late_the_clo
     store: Store,
 ) -> None:
     store.put([clip(version=5)])
-    assert store.delete("c1", at(1_000_000))
+    assert store.delete("c1", at(1_000_000), following())
     assert versions(store, ["c1"]) == [None]
     assert store.put([clip(version=5), clip(version=4)]) == [PutOutcome.SUPERSEDED] * 2
     assert versions(store, ["c1"]) == [None]
@@ -165,28 +180,96 @@ def test_an_upload_newer_than_the_deleted_one_lives_though_the_delete_bears_a_la
     store: Store,
 ) -> None:
     store.put([clip(version=5)])
-    store.delete("c1", at(1_000_000))
+    store.delete("c1", at(1_000_000), following())
     assert store.put([clip(version=6)]) == [PutOutcome.WRITTEN]
     assert versions(store, ["c1"]) == [6]
 
 
 def test_a_delete_wins_over_an_upload_that_bears_a_later_time(store: Store) -> None:
     store.put([clip(version=1_000_000)])
-    assert store.delete("c1", at(5))
+    assert store.delete("c1", at(5), following())
     assert store.put([clip(version=1_000_000)]) == [PutOutcome.SUPERSEDED]
 
 
 def test_a_second_delete_keeps_the_version_of_the_first(store: Store) -> None:
     store.put([clip(version=5)])
-    assert store.delete("c1", at(10))
-    assert not store.delete("c1", at(20))
+    assert store.delete("c1", at(10), following())
+    assert not store.delete("c1", at(20), following())
     assert store.put([clip(version=6)]) == [PutOutcome.WRITTEN]
 
 
 def test_a_delete_of_an_unknown_clip_keeps_out_uploads_up_to_its_time(store: Store) -> None:
-    assert not store.delete("c1", at(5))
+    assert not store.delete("c1", at(5), following())
     assert store.put([clip(version=5)]) == [PutOutcome.SUPERSEDED]
     assert store.put([clip(version=6)]) == [PutOutcome.WRITTEN]
+
+
+def test_a_replay_of_upload_delete_and_new_upload_changes_nothing(store: Store) -> None:
+    def apply_the_log() -> tuple[PutOutcome, bool, PutOutcome]:
+        (first,) = store.put([clip(version=1, position=place(1))])
+        removed = store.delete("c1", at(50), place(2))
+        (second,) = store.put([clip(version=2, position=place(3))])
+        return first, removed, second
+
+    assert apply_the_log() == (PutOutcome.WRITTEN, True, PutOutcome.WRITTEN)
+    assert apply_the_log() == (PutOutcome.SUPERSEDED, False, PutOutcome.WRITTEN)
+    assert versions(store, ["c1"]) == [2]
+    assert store.put([clip(version=3, position=place(4))]) == [PutOutcome.WRITTEN]
+
+
+def test_a_late_delete_removes_nothing_that_is_later_in_the_log(store: Store) -> None:
+    store.put([clip(version=5, position=place(9))])
+    assert not store.delete("c1", at(99), place(8))
+    assert versions(store, ["c1"]) == [5]
+    assert store.delete("c1", at(99), place(10))
+
+
+def test_a_late_upload_does_not_come_back_behind_a_delete_of_an_unknown_clip(store: Store) -> None:
+    store.delete("c1", at(5), place(9))
+    assert store.put([clip(version=6, position=place(8))]) == [PutOutcome.SUPERSEDED]
+    assert store.put([clip(version=6, position=place(10))]) == [PutOutcome.WRITTEN]
+
+
+def test_of_equal_versions_the_one_later_in_the_log_stays(store: Store) -> None:
+    early = Clip("c1", at(4), place(1), 5, np.ones((2, DIM), np.float32), np.zeros(2, np.uint32))
+    assert store.put([early]) == [PutOutcome.WRITTEN]
+    assert store.put([clip(version=4, position=place(2))]) == [PutOutcome.WRITTEN]
+    assert store.put([early]) == [PutOutcome.SUPERSEDED]
+    assert versions(store, ["c1"]) == [4]
+
+
+def test_a_clip_that_is_deleted_twice_is_not_brought_back_from_between_the_deletes(store: Store) -> None:
+    store.delete("c1", at(1), place(1))
+    store.delete("c1", at(1), place(5))
+    store.delete("c1", at(1), place(1))
+    assert store.put([clip(version=9, position=place(3))]) == [PutOutcome.SUPERSEDED]
+    assert store.put([clip(version=9, position=place(6))]) == [PutOutcome.WRITTEN]
+
+
+def test_a_superseded_upload_leaves_the_position_of_what_stays(store: Store) -> None:
+    store.put([clip(version=9, position=place(1))])
+    assert store.put([clip(version=3, position=place(5))]) == [PutOutcome.SUPERSEDED]
+    assert store.delete("c1", at(99), place(4))
+
+
+@pytest.mark.parametrize("offset", [0, 5, 1_000_000])
+def test_between_different_logs_the_order_of_arrival_counts(store: Store, offset: int) -> None:
+    anew = place(offset, "the topic made anew")
+    store.put([clip(version=4, position=place(5))])
+    assert store.put([clip(version=4, position=anew)]) == [PutOutcome.WRITTEN]
+    assert store.delete("c1", at(9), place(5))
+    assert store.put([clip(version=5, position=anew)]) == [PutOutcome.WRITTEN]
+    assert store.put([clip(version=4, position=place(7))]) == [PutOutcome.SUPERSEDED]
+    assert versions(store, ["c1"]) == [5]
+
+
+def test_a_delete_reaches_each_model_by_the_position_of_its_own_record(engine: Engine, store: Store) -> None:
+    other = engine.open(model_id="model-b")
+    store.put([clip(version=1, position=place(1))])
+    other.put([clip(version=2, position=place(3))])
+    assert store.delete("c1", at(9), place(2))
+    assert versions(store, ["c1"]) == [None]
+    assert versions(other, ["c1"]) == [2]
 
 
 def test_vectors_of_another_model_are_never_seen(engine: Engine, store: Store) -> None:
@@ -204,7 +287,7 @@ def test_a_delete_reaches_the_records_of_all_models(engine: Engine, store: Store
     untouched = engine.open(model_id="model-c")
     store.put([clip(version=1)])
     other.put([clip(version=2, dim=4)])
-    assert store.delete("c1", at(9))
+    assert store.delete("c1", at(9), following())
     assert versions(other, ["c1"]) == [None]
     assert other.put([clip(version=2, dim=4)]) == [PutOutcome.SUPERSEDED]
     assert untouched.put([clip(version=1)]) == [PutOutcome.WRITTEN]
@@ -213,7 +296,7 @@ def test_a_delete_reaches_the_records_of_all_models(engine: Engine, store: Store
 def test_a_delete_by_a_model_that_has_no_record_removes_the_other_models_record(engine: Engine, store: Store) -> None:
     other = engine.open(model_id="model-b")
     store.put([clip(version=1)])
-    assert not other.delete("c1", at(9))
+    assert not other.delete("c1", at(9), following())
     assert versions(store, ["c1"]) == [None]
 
 
@@ -222,7 +305,7 @@ def test_hostile_ids_are_told_apart_and_come_back(store: Store) -> None:
     assert versions(store, HOSTILE_IDS) == list(range(len(HOSTILE_IDS)))
     assert sorted(store.clip_ids()) == sorted(HOSTILE_IDS)
     for clip_id in HOSTILE_IDS[::2]:
-        assert store.delete(clip_id, at(99))
+        assert store.delete(clip_id, at(99), following())
     assert sorted(store.clip_ids()) == sorted(HOSTILE_IDS[1::2])
 
 
@@ -233,7 +316,7 @@ def test_what_can_be_no_id_is_refused(store: Store, clip_id: str) -> None:
     with pytest.raises(ValueError, match="1 to 512 bytes"), store.read([clip_id]):
         pass
     with pytest.raises(ValueError, match="1 to 512 bytes"):
-        store.delete(clip_id, at(1))
+        store.delete(clip_id, at(1), following())
 
 
 def test_one_bad_clip_keeps_the_whole_put_out(store: Store) -> None:
@@ -247,7 +330,7 @@ def test_vectors_are_kept_in_the_precision_asked_for(engine: Engine, precision: 
     vectors = np.random.default_rng(1).standard_normal((5, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     store = engine.open(precision=precision)
-    store.put([Clip("c1", at(1), 10, vectors, np.arange(5, dtype=np.uint32))])
+    store.put([Clip("c1", at(1), following(), 10, vectors, np.arange(5, dtype=np.uint32))])
     with store.read(["c1"]) as (embedding,):
         assert embedding is not None
         assert embedding.matrix.dtype == np.dtype(precision)
@@ -268,7 +351,7 @@ def test_a_large_record_comes_back(engine: Engine) -> None:
     store = engine.open(dim=768)
     vectors = np.random.default_rng(2).standard_normal((2000, 768)).astype(np.float32)
     times = np.arange(2000, dtype=np.uint32) * 40
-    store.put([Clip("long", at(1), 80_000, vectors, times)])
+    store.put([Clip("long", at(1), following(), 80_000, vectors, times)])
     with store.read(["long"]) as (embedding,):
         assert embedding is not None
         np.testing.assert_array_equal(embedding.matrix, vectors)
@@ -308,7 +391,7 @@ def test_a_corrupt_record_is_logged_once(
 def test_a_corrupt_record_can_be_deleted(engine: Engine, store: Store) -> None:
     store.put([clip(version=5)])
     engine.change("c1", flipped)
-    assert not store.delete("c1", at(9))
+    assert not store.delete("c1", at(9), following())
     assert store.put([clip(version=9)]) == [PutOutcome.SUPERSEDED]
 
 
@@ -322,8 +405,8 @@ def test_statistics_count_clips_by_model_and_tombstones(engine: Engine, store: S
     engine.open(model_id="model-without-clips")
     store.put([clip(f"c{number}") for number in range(7)])
     other.put([clip("c1")])
-    store.delete("c1", at(9))
-    store.delete("unknown", at(9))
+    store.delete("c1", at(9), following())
+    store.delete("unknown", at(9), following())
     stats = store.stats()
     assert stats.models == {"model-a": 6, "model-b": 0, "model-without-clips": 0}
     assert stats.tombstones == 3
@@ -338,7 +421,7 @@ def test_ids_are_listed_while_clips_are_deleted_and_the_listing_may_be_left(stor
     for number, clip_id in enumerate(store.clip_ids()):
         listed.add(clip_id)
         if number % 500 == 0:
-            store.delete(clip_id, at(9))
+            store.delete(clip_id, at(9), following())
     assert listed == ids
     assert len(list(store.clip_ids())) == 2495
 
@@ -354,7 +437,7 @@ def test_what_was_put_is_there_after_closing_and_opening_again(engine: Engine) -
 def test_a_closed_store_refuses_work(engine: Engine) -> None:
     store = engine.open()
     store.close()
-    for work in (store.ping, store.stats, lambda: store.put([clip()]), lambda: store.delete("c1", at(1))):
+    for work in (store.ping, store.stats, lambda: store.put([clip()]), lambda: store.delete("c1", at(1), following())):
         with pytest.raises(StoreError, match="closed"):
             work()
 
@@ -366,7 +449,7 @@ def test_a_read_only_store_refuses_writes_and_sees_those_of_others(engine: Engin
     with pytest.raises(StoreError, match="reading only"):
         reader.put([clip()])
     with pytest.raises(StoreError, match="reading only"):
-        reader.delete("c1", at(1))
+        reader.delete("c1", at(1), following())
     engine.open().put([clip(version=2)])
     assert versions(reader, ["c1"]) == [2]
     reader.ping()
@@ -391,13 +474,14 @@ def test_an_error_inside_a_read_reaches_the_caller_and_ends_the_read(store: Stor
 
 
 class AgainstADict(RuleBasedStateMachine):
-    """Uploads, deletes and reads of two models against plain dictionaries."""
+    """Uploads, deletes and reads of two models against plain dictionaries, which know nothing of what comes again."""
 
     def __init__(self, stores: dict[str, Store], ids: list[str]) -> None:
         super().__init__()
         self.stores = stores
         self.ids = ids
         self.expected: dict[tuple[str, str], tuple[int, bool]] = {}
+        self.log: list[Callable[[], object]] = []
 
     @rule(data=st.data(), model=st.sampled_from("ab"), times=st.lists(st.integers(0, 30), max_size=4))
     def put(self, data: st.DataObject, model: str, times: list[int]) -> None:
@@ -410,7 +494,9 @@ class AgainstADict(RuleBasedStateMachine):
                 outcomes.append(PutOutcome.WRITTEN)
             else:
                 outcomes.append(PutOutcome.SUPERSEDED)
-        assert self.stores[model].put([clip(clip_id, version) for clip_id, version in rows]) == outcomes
+        clips = [clip(clip_id, version) for clip_id, version in rows]
+        assert self.stores[model].put(clips) == outcomes
+        self.log += [partial(self.stores[model].put, [each]) for each in clips]
 
     @rule(data=st.data(), model=st.sampled_from("ab"), deleted_at=st.integers(0, 30))
     def delete(self, data: st.DataObject, model: str, deleted_at: int) -> None:
@@ -419,7 +505,14 @@ class AgainstADict(RuleBasedStateMachine):
         for name in "ab":
             if (name, clip_id) in self.expected:
                 self.expected[name, clip_id] = self.expected[name, clip_id][0], False
-        assert self.stores[model].delete(clip_id, at(deleted_at)) == removed
+        position = following()
+        assert self.stores[model].delete(clip_id, at(deleted_at), position) == removed
+        self.log.append(partial(self.stores[model].delete, clip_id, at(deleted_at), position))
+
+    @precondition(lambda self: self.log)
+    @rule(data=st.data())
+    def come_again(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.log))()
 
     @invariant()
     def reads_agree(self) -> None:

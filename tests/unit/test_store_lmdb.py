@@ -15,7 +15,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from streamer.store import Clip, PutOutcome, StoreError, StoreUnavailableError, open_store, record
+from streamer.store import Clip, Position, PutOutcome, StoreError, StoreUnavailableError, open_store, record
 from streamer.store.lmdb import LmdbStore
 from streamer.store.lmdb_environment import RESERVED
 
@@ -50,8 +50,8 @@ def tiny(folder: Path) -> Iterator[LmdbStore]:
 
 
 def clip(number: int) -> Clip:
-    vectors = np.full((64, DIM), number, np.float32)
-    return Clip(f"c{number}", dt.datetime(2026, 1, 1, tzinfo=dt.UTC), 0, vectors, np.arange(64, dtype=np.uint32))
+    vectors, times = np.full((64, DIM), number, np.float32), np.arange(64, dtype=np.uint32)
+    return Clip(f"c{number}", dt.datetime(2026, 1, 1, tzinfo=dt.UTC), Position.of("log", number), 0, vectors, times)
 
 
 def is_whole(store: LmdbStore, number: int) -> bool:
@@ -321,7 +321,7 @@ def test_rows_of_float16_are_aligned_even_in_records_so_small_that_they_lie_besi
     store = open_lmdb(folder, dim=3, precision="float16")
     ids = ["x" * length for length in range(1, 512)]
     vectors, times = np.ones((2, 3), np.float32), np.zeros(2, np.uint32)
-    store.put([Clip(clip_id, dt.datetime.now(dt.UTC), 0, vectors, times) for clip_id in ids])
+    store.put([Clip(clip_id, dt.datetime.now(dt.UTC), Position.of("log", 0), 0, vectors, times) for clip_id in ids])
     with store.read(ids) as embeddings:
         assert all(embedding is not None and embedding.matrix.flags.aligned for embedding in embeddings)
     store.close()
@@ -375,9 +375,14 @@ def make_another_programs_lmdb(folder: Path) -> None:
         transaction.put(b"key", b"value")
 
 
+def make_an_earlier_format(folder: Path) -> None:
+    with lmdb.open(str(folder)) as env, env.begin(write=True) as transaction:
+        transaction.put(RESERVED, b"clip embeddings 1")
+
+
 def make_a_later_format(folder: Path) -> None:
     with lmdb.open(str(folder)) as env, env.begin(write=True) as transaction:
-        transaction.put(RESERVED, b"clip embeddings 2")
+        transaction.put(RESERVED, b"clip embeddings 3")
 
 
 def make_another_model_of_the_same_hash(folder: Path) -> None:
@@ -394,7 +399,8 @@ def make_another_model_of_the_same_hash(folder: Path) -> None:
         (make_a_file_of_the_parent, "Not a directory"),
         (make_other_bytes, "not an LMDB file"),
         (make_another_programs_lmdb, "no store of this release"),
-        (make_a_later_format, "no store of this release"),
+        (make_an_earlier_format, "a store in the format 'clip embeddings 1'"),
+        (make_a_later_format, "a store in the format 'clip embeddings 3'"),
         (make_another_model_of_the_same_hash, "'m' has the hash of b'model-x'"),
     ],
 )
