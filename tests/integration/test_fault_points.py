@@ -1,0 +1,232 @@
+"""What a crash right after each step of a transaction leaves behind, and that a restart makes it whole.
+
+The processes are killed, or frozen and woken as zombies, at exactly the named point; what they leave is read from the
+broker before anything else runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+from loop_process import GROUP, INPUT, OUTPUT
+
+from streamer.faults import VARIABLE, FaultPoint
+from streamer.kafka import Output
+from streamer.kafka.broker import LocalKafka
+from streamer.kafka.client import publish
+from streamer.kafka.topic_files import load_specs
+from streamer.kafka.topics import apply
+from streamer.settings import Settings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SCRIPT = Path(__file__).with_name("loop_process.py")
+CLASSIC = {"session.timeout.ms": "3000", "heartbeat.interval.ms": "500"}
+TRANSACTION_TIMEOUT_MS = 8_000
+PARTITION = 0
+
+
+@pytest.fixture(scope="module")
+def impatient_kafka() -> Iterator[LocalKafka]:
+    """A broker that soon gives up members and transactions that show no life."""
+    properties = {
+        "group.min.session.timeout.ms": "1000",
+        "group.consumer.min.session.timeout.ms": "1000",
+        "group.consumer.session.timeout.ms": "3000",
+        "group.consumer.min.heartbeat.interval.ms": "500",
+        "group.consumer.heartbeat.interval.ms": "500",
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
+    }
+    with LocalKafka(properties=properties) as broker:
+        yield broker
+
+
+@dataclass
+class World:
+    """The broker as one test sees it."""
+
+    settings: Settings
+    log_folder: Path
+
+    def feed(self, *numbers: int) -> None:
+        """Publish records, all to one partition, so that one process owns them all."""
+        topic = self.settings.topic(INPUT)
+        publish(self.settings, (Output(topic, b"all", f"q{number}".encode(), ()) for number in numbers))
+
+    def read(self, *, committed: bool) -> Counter[bytes]:
+        """Count the values in the output topic, up to its end or up to the first open transaction."""
+        level = "read_committed" if committed else "read_uncommitted"
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.settings.bootstrap_servers,
+                "group.id": "looks",
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "isolation.level": level,
+            }
+        )
+        name = self.settings.topic(OUTPUT)
+        waiting = set(consumer.list_topics(name, timeout=10).topics[name].partitions)
+        consumer.assign([TopicPartition(name, partition, 0) for partition in waiting])
+        values: Counter[bytes] = Counter()
+        deadline = time.monotonic() + 20
+        while waiting:
+            assert time.monotonic() < deadline
+            message = consumer.poll(0.2)
+            if message is None:
+                continue
+            error = message.error()
+            if error is None:
+                values[message.value() or b""] += 1
+            elif error.code() == KafkaError._PARTITION_EOF:
+                waiting.discard(message.partition() or 0)
+            else:
+                raise KafkaException(error)
+        consumer.close()
+        return values
+
+    def committed_offset(self) -> int | None:
+        """Return how far the group has come, open transactions left out."""
+        admin = AdminClient({"bootstrap.servers": self.settings.bootstrap_servers})
+        asked = [ConsumerGroupTopicPartitions(self.settings.topic(GROUP))]
+        [future] = admin.list_consumer_group_offsets(asked, require_stable=False).values()
+        offsets = [each.offset for each in future.result(10).topic_partitions or () if each.offset > 0]
+        assert len(offsets) <= 1
+        return offsets[0] if offsets else None
+
+    @contextmanager
+    def process(self, *, fault: str = "", instance: str = "one") -> Iterator[subprocess.Popen[bytes]]:
+        """Run the loop as a process; it is killed at the end of the block if it still runs."""
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("STREAMER_")}
+        variables |= {
+            "STREAMER_BOOTSTRAP_SERVERS": self.settings.bootstrap_servers,
+            "STREAMER_TOPIC_PREFIX": self.settings.topic_prefix,
+            "STREAMER_INSTANCE_ID": instance,
+            VARIABLE: fault,
+        }
+        for name, value in self.settings.kafka.items():
+            variables[f"STREAMER_KAFKA__{name.upper().replace('.', '_')}"] = value
+        with (self.log_folder / "loop.log").open("ab") as log:
+            process = subprocess.Popen([sys.executable, SCRIPT], env=variables, stdout=log, stderr=log)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def log(self) -> str:
+        return (self.log_folder / "loop.log").read_text()
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest, impatient_kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> World:
+    """Topics of the test's own, and processes under the group protocol that the test asks for."""
+    kafka = CLASSIC if getattr(request, "param", "consumer") == "classic" else {"group.protocol": "consumer"}
+    settings = load(
+        {
+            "bootstrap_servers": impatient_kafka.bootstrap_servers,
+            "topic_prefix": topic_prefix,
+            "kafka": kafka | {"transaction.timeout.ms": str(TRANSACTION_TIMEOUT_MS)},
+        }
+    )
+    apply(settings, load_specs())
+    return World(settings, tmp_path)
+
+
+def await_(condition: Callable[[], bool], what: str, seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+
+
+def each_once(*numbers: int) -> Counter[bytes]:
+    return Counter(f"q{number}".encode() for number in numbers)
+
+
+FIRST, REST = 0, tuple(range(1, 9))
+ALL = (FIRST, *REST)
+
+NOTHING, ONE_OPEN, DONE = "nothing", "an open transaction", "everything"
+LEFT_BEHIND = {
+    FaultPoint.BEGUN: NOTHING,
+    FaultPoint.PRODUCED: ONE_OPEN,
+    FaultPoint.OFFSETS_SENT: ONE_OPEN,
+    FaultPoint.COMMITTED: DONE,
+}
+
+
+@pytest.mark.parametrize(
+    ("world", "point"),
+    [*(("consumer", point) for point in LEFT_BEHIND), ("classic", FaultPoint.OFFSETS_SENT)],
+    indirect=["world"],
+)
+def test_a_crash_after_a_step_leaves_what_is_written_there_and_a_restart_makes_it_whole(
+    world: World, point: FaultPoint
+) -> None:
+    with world.process(fault=f"{point}:2") as process:
+        world.feed(FIRST)
+        await_(lambda: world.read(committed=True) == each_once(FIRST), "the first transaction")
+        assert process.poll() is None
+        world.feed(*REST)
+        assert process.wait(20) == -signal.SIGKILL, world.log()
+    seen, committed, offset = world.read(committed=False), world.read(committed=True), world.committed_offset()
+    if LEFT_BEHIND[point] is NOTHING:
+        assert (seen, committed, offset) == (each_once(FIRST), each_once(FIRST), 1)
+    elif LEFT_BEHIND[point] is ONE_OPEN:
+        assert seen > committed
+        assert (committed, offset) == (each_once(FIRST), 1)
+    else:
+        assert seen == committed > each_once(FIRST)
+        assert offset == committed.total()
+    with world.process() as process:
+        await_(lambda: world.read(committed=True) == each_once(*ALL), f"the rest, after {world.log()}")
+        await_(lambda: world.committed_offset() == len(ALL), "the offsets")
+        process.terminate()
+        assert process.wait(15) == 0, world.log()
+    assert world.read(committed=True) == each_once(*ALL)
+
+
+def test_a_crash_after_init_leaves_nothing_and_has_ended_what_the_predecessor_left_open(world: World) -> None:
+    world.feed(*ALL)
+    with world.process(fault=FaultPoint.OFFSETS_SENT) as process:
+        assert process.wait(20) == -signal.SIGKILL, world.log()
+    assert world.read(committed=False)
+    with world.process(fault=FaultPoint.INITIALISED) as process:
+        assert process.wait(20) == -signal.SIGKILL, world.log()
+    assert (world.read(committed=True), world.committed_offset()) == (Counter(), None)
+    with world.process() as process:
+        await_(lambda: world.read(committed=True) == each_once(*ALL), "all")
+        process.terminate()
+        assert process.wait(15) == 0, world.log()
+    assert world.read(committed=True) == each_once(*ALL)
+
+
+@pytest.mark.parametrize("world", ["consumer", "classic"], indirect=True)
+@pytest.mark.parametrize("point", [FaultPoint.BEGUN, FaultPoint.PRODUCED, FaultPoint.OFFSETS_SENT])
+def test_a_zombie_that_wakes_in_the_middle_of_its_transaction_is_refused(world: World, point: FaultPoint) -> None:
+    world.feed(*ALL)
+    with world.process(fault=f"{point}:1:STOP") as zombie:
+        await_(lambda: "State:\tT" in Path(f"/proc/{zombie.pid}/status").read_text(), "the freeze")
+        with world.process(instance="two"):
+            # Where offsets are part of the open transaction, the new owner waits until that is decided.
+            await_(lambda: world.read(committed=True) == each_once(*ALL), "the new owner")
+            zombie.send_signal(signal.SIGCONT)
+            # One of the two goes on; the zombie may find that it was fenced, and ends then.
+            await_(lambda: zombie.poll() == 1 or "transaction aborted" in world.log(), "the refusal")
+            world.feed(99)
+            await_(lambda: world.committed_offset() == len(ALL) + 1, "work to go on")
+            assert world.read(committed=True) == each_once(*ALL, 99)
