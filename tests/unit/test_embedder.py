@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from streamer import embedder, faults
 from streamer.embedder import Embedder
@@ -358,9 +359,11 @@ def test_an_unexpected_fault_of_the_store_costs_only_the_records_that_it_concern
     works = [harness.work(key, None) if key == "undeletable" else harness.upload(key, red) for key in keys]
     harness.embedder.submit(works)
     wait_until(lambda: len(harness.embedder._storing._queue._entries) == len(works))
-    recording.go.set()
-    for _ in range(len(works) + 1):
-        assert harness.done.acquire(timeout=20)
+    with capture_logs() as told:  # and no tracebacks drawn, which takes seconds
+        recording.go.set()
+        for _ in range(len(works) + 1):
+            assert harness.done.acquire(timeout=20)
+    assert [line["event"] for line in told].count("embedding failed") == 2
     assert max(len(put) for put in recording.puts) > 1
     outputs = {key: work.outputs or () for key, work in zip(keys, works, strict=True)}
     assert reason(outputs.pop("bad")) == "internal"
