@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := streamer tests scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint format kafka topics docs model lock clean
+.PHONY: help install demo test chaos soak lint format kafka topics docs model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,10 @@ demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-repo
 
 test: $(STAMP) ## Run all tests, the integration tests against a real Kafka
 	$(BIN)/python -m pytest
+
+# make chaos [SEED=n]
+chaos: $(STAMP) ## Kill, freeze and starve services and brokers under work, and count afterwards (about 10 minutes)
+	PYTHONPATH=tests:tests/integration $(BIN)/python -m chaos --seed $(or $(SEED),1)
 
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (about 10 minutes)
 	$(BIN)/python -m pytest -s tests/soak/*.py

@@ -1,0 +1,12 @@
+"""Exactly once, shown by breaking it: a program that kills, freezes and starves the service, and counts afterwards.
+
+plan.py       which fault hits whom and when: a pure function of a seed
+inputs.py     uploads, deletes, queries and refused records, and what each must lead to
+publisher.py  puts the inputs on the bus at their times
+brokers.py    three brokers, of which never two are away
+services.py   the service's processes, each started again whenever it ends
+faults.py     carries a plan out, and says of each fault whether it really struck
+verify.py     what came out, against what went in
+report.py     the tables and the JSON file
+run.py        the whole story
+"""

@@ -1,0 +1,300 @@
+"""What is published, and what each record must lead to.
+
+Everything but the files' folder follows from the seed. Each record carries a `ce_id` of its own: it is carried over
+to whatever the record causes, so every output names the record that it came from.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from driver import RESULTS, UPLOADED, Record
+
+from streamer.video.write import write_h264
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from chaos.plan import Scale
+
+CE_ID = "ce_id"
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+_SIDE = 64
+_FPS = 2
+"""Two frames a second at the default interval of half a second: every frame is sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A valid upload."""
+
+    clip_id: str
+    file: str
+    uploaded_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A null value."""
+
+    clip_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A valid result event."""
+
+    query_id: str
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A record that belongs into the dead letters, and why."""
+
+    reason: str
+
+
+Meaning = Upload | Delete | Query | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One record, when it is published (seconds from the start of the faults), and what it means.
+
+    `record.topic` is without the prefix; its partition and offset are known once it is published.
+    """
+
+    at: float
+    record: Record
+    meaning: Meaning
+
+    @property
+    def ce_id(self) -> str:
+        """The record's own mark."""
+        return self.record.header(CE_ID)
+
+    def placed(self, partition: int, offset: int) -> Input:
+        """Return this input with its place in its topic."""
+        return replace(self, record=replace(self.record, partition=partition, offset=offset))
+
+
+def make_footage(folder: Path, count: int, seed: int) -> list[str]:
+    """Write `count` files of three to six frames, each frame of another look; return their names."""
+    draw = np.random.default_rng(seed)
+    names = []
+    for index in range(count):
+        names.append(f"file-{index:02}.mp4")
+        write_h264(folder / names[-1], _frames(draw), fps=_FPS)
+    return names
+
+
+def _frames(draw: np.random.Generator) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    for _ in range(int(draw.integers(3, 7))):
+        frame = np.empty((_SIDE, _SIDE, 3), np.uint8)
+        frame[:] = draw.integers(0, 256, 3)
+        top, left = draw.integers(0, _SIDE // 2, 2)
+        height, width = draw.integers(_SIDE // 4, _SIDE // 2, 2)
+        frame[top : top + height, left : left + width] = draw.integers(0, 256, 3)
+        yield frame
+
+
+def make_inputs(seed: int, scale: Scale, folder: Path, files: Sequence[str]) -> list[Input]:
+    """Draw all records in the order of their publication; those of one clip keep their order in its log."""
+    draw = random.Random(f"inputs {seed}")  # noqa: S311 - reproducible, not secret
+    clip_ids = [f"clip-{index:04}" for index in range(scale.clips)]
+    drafts = [
+        *_uploads(draw, scale, clip_ids, folder, files),
+        *_queries(draw, scale, clip_ids),
+        *_refused(draw, scale, folder),
+    ]
+    drafts.sort(key=lambda draft: draft.at)
+    return [_marked(draft, number) for number, draft in enumerate(drafts)]
+
+
+def _marked(draft: Input, number: int) -> Input:
+    record = replace(draft.record, headers=((CE_ID, f"{draft.record.topic}/{number}".encode()),))
+    return replace(draft, record=record)
+
+
+def _input(at: float, topic: str, key: str, event: object, meaning: Meaning) -> Input:
+    value = event if isinstance(event, bytes) or event is None else json.dumps(event).encode()
+    return Input(at, Record(key.encode(), value, topic=topic), meaning)
+
+
+# -- the lives of clips ------------------------------------------------------------------------------------
+
+_LIVES = (
+    "n",
+    "n",
+    "n",
+    "nn",
+    "no",
+    "nno",
+    "nono",
+    "n=",
+    "nd",
+    "ndn",
+    "nd=",
+    "n=dn",
+    "ndnd",
+    "ndndn",
+    "ndno",
+    "nm",
+    "nmn",
+)
+"""What happens to a clip, in the order of its log: n an upload newer than all before, o one older than the newest,
+= the newest one delivered again, d a delete, m a newer upload whose file is missing."""
+_VALID = "no="
+
+
+def _uploads(
+    draw: random.Random, scale: Scale, clip_ids: Sequence[str], folder: Path, files: Sequence[str]
+) -> Iterator[Input]:
+    """Give every clip a life, and some of them more, until there are as many valid uploads as wanted."""
+    lives: dict[str, str] = defaultdict(str)
+    times: dict[str, list[float]] = defaultdict(list)
+    left = scale.uploads
+    for clip_id in itertools.chain(clip_ids, iter(lambda: draw.choice(clip_ids), None)):
+        fitting = [life for life in _LIVES if _valid(life) <= left]
+        if not fitting:
+            break
+        life = draw.choice(fitting)
+        left -= _valid(life)
+        lives[clip_id] += life
+        times[clip_id] += _moments(draw, len(life), scale.seconds)
+    for clip_id, life in lives.items():
+        yield from _live(draw, clip_id, life, sorted(times[clip_id]), folder, files)
+
+
+def _valid(life: str) -> int:
+    return sum(letter in _VALID for letter in life)
+
+
+def _moments(draw: random.Random, count: int, seconds: float) -> Iterator[float]:
+    """Draw the times of a life: often within one batch, at times so far apart that a rebalance lies between."""
+    at = draw.uniform(0, seconds)
+    for _ in range(count):
+        yield min(at, seconds)
+        at += draw.expovariate(1 / draw.choice((0.05, 1, 15)))
+
+
+def _live(
+    draw: random.Random, clip_id: str, life: str, times: Sequence[float], folder: Path, files: Sequence[str]
+) -> Iterator[Input]:
+    newest = EPOCH
+    older = itertools.count(1)
+    last: Input | None = None
+    for letter, at in zip(life, times, strict=True):
+        if letter == "d":
+            yield _input(at, UPLOADED, clip_id, None, Delete(clip_id))
+        elif letter == "=" and last is not None:
+            yield replace(last, at=at)
+        elif letter == "m":
+            event = _upload_event(clip_id, folder / "missing.mp4", newest + timedelta(minutes=1))
+            yield _input(at, UPLOADED, clip_id, event, Refused("not_found"))
+        elif letter == "o":
+            yield _upload(at, clip_id, folder, draw.choice(files), newest - timedelta(seconds=next(older)))
+        else:
+            newest += timedelta(hours=1)
+            last = _upload(at, clip_id, folder, draw.choice(files), newest)
+            yield last
+
+
+def _upload(at: float, clip_id: str, folder: Path, file: str, uploaded_at: datetime) -> Input:
+    event = _upload_event(clip_id, folder / file, uploaded_at)
+    return _input(at, UPLOADED, clip_id, event, Upload(clip_id, file, uploaded_at))
+
+
+def _upload_event(clip_id: str, path: Path, uploaded_at: datetime) -> dict[str, Any]:
+    return {"clip_id": clip_id, "uri": path.as_uri(), "uploaded_at": uploaded_at.isoformat()}
+
+
+# -- queries -----------------------------------------------------------------------------------------------
+
+_COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "grey")
+_FORMS = ("square", "disc", "stripe", "corner")
+_CANDIDATES = (20, 100)
+_STRANGERS = 3
+"""Candidates of a result list that were never uploaded."""
+
+
+def _queries(draw: random.Random, scale: Scale, clip_ids: Sequence[str]) -> Iterator[Input]:
+    for number in range(scale.queries):
+        fewest, most = (min(limit, len(clip_ids)) for limit in _CANDIDATES)
+        candidates = draw.sample(clip_ids, draw.randint(fewest, most) - _STRANGERS)
+        candidates += [f"stranger-{draw.randrange(10**6)}-{index}" for index in range(_STRANGERS)]
+        draw.shuffle(candidates)
+        event = _query_event(f"query-{number:05}", _text(draw), candidates)
+        meaning = Query(event["query_id"], tuple(candidates))
+        yield _input(draw.uniform(0, scale.seconds), RESULTS, meaning.query_id, event, meaning)
+
+
+def _text(draw: random.Random) -> str:
+    return f"a {draw.choice(_COLOURS)} {draw.choice(_FORMS)} on {draw.choice(_COLOURS)}"
+
+
+def _query_event(query_id: str, text: str, candidates: Sequence[str]) -> dict[str, Any]:
+    return {
+        "query_id": query_id,
+        "query": text,
+        "engine": "bm25",
+        "issued_at": EPOCH.isoformat(),
+        "results": [{"clip_id": clip_id, "score": 30 - 0.25 * rank} for rank, clip_id in enumerate(candidates)],
+    }
+
+
+# -- what must be refused ----------------------------------------------------------------------------------
+
+
+def _refused(draw: random.Random, scale: Scale, folder: Path) -> Iterator[Input]:
+    """Make `scale.refused` records for each of both topics, the kinds in turn."""
+    noise = folder / "noise.mp4"
+    noise.write_bytes(b"this was never a film" * 500)
+    for topic, kinds in ((UPLOADED, _refused_uploads(folder)), (RESULTS, _refused_queries())):
+        for number, (reason, value) in zip(range(scale.refused), itertools.cycle(kinds), strict=False):
+            at = draw.uniform(0, scale.seconds)
+            yield _input(at, topic, f"refused-{number}", value(f"refused-{number}"), Refused(reason))
+
+
+def _refused_uploads(folder: Path) -> list[tuple[str, Callable[[str], object]]]:
+    def event(clip_id: str, **changed: object) -> dict[str, Any]:
+        return _upload_event(clip_id, folder / "missing.mp4", EPOCH) | changed
+
+    return [
+        ("not_json", lambda clip_id: f"{clip_id} is up".encode()),
+        ("empty", lambda _: b""),
+        ("wrong_type", lambda clip_id: [event(clip_id)]),
+        ("wrong_type", lambda clip_id: event(clip_id, uri=7)),
+        ("wrong_type", lambda clip_id: event(clip_id, uploaded_at="yesterday")),
+        ("limit_exceeded", lambda clip_id: event(clip_id, uri="file:///" + "x" * 5_000)),
+        ("key_mismatch", lambda clip_id: event(clip_id + "-other")),
+        ("not_found", event),
+        ("uri_refused", lambda clip_id: event(clip_id, uri="file:///etc/hostname")),
+        ("decode_failed", lambda clip_id: event(clip_id, uri=(folder / "noise.mp4").as_uri())),
+    ]
+
+
+def _refused_queries() -> list[tuple[str, Callable[[str], object]]]:
+    def event(query_id: str, text: str = "a red disc", candidates: Sequence[str] = ("clip-0001",)) -> dict[str, Any]:
+        return _query_event(query_id, text, candidates)
+
+    return [
+        ("not_json", lambda query_id: json.dumps(event(query_id)).encode()[:-9]),
+        ("empty", lambda _: b""),
+        ("wrong_type", lambda query_id: event(query_id) | {"results": {}}),
+        ("wrong_type", lambda query_id: event(query_id) | {"issued_at": "soon"}),
+        ("limit_exceeded", lambda query_id: event(query_id, text="q" * 2_001)),
+        ("blank_query", lambda query_id: event(query_id, text=" \t\n")),
+        ("non_finite_score", lambda query_id: json.dumps(event(query_id)).replace("30.0", "1e999").encode()),
+        ("duplicate_clip_id", lambda query_id: event(query_id, candidates=("clip-0001", "clip-0001"))),
+        ("key_mismatch", lambda query_id: event(query_id + "-other")),
+    ]

@@ -1,0 +1,86 @@
+"""Puts the inputs on the bus at their times, while brokers come and go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from confluent_kafka import KafkaError, Message, Producer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chaos.inputs import Input
+
+_SERVE_S = 0.05
+_FLUSH_S = 60.0
+
+
+class Publisher(threading.Thread):
+    """Publishes all inputs once, in their order, each no earlier than its time on the clock of the faults.
+
+    `clock` tells the seconds since the start of the faults, and falls behind where these do: events must be under
+    way as long as something is broken.
+    """
+
+    def __init__(
+        self, bootstrap_servers: str, prefix: str, inputs: Sequence[Input], clock: Callable[[], float]
+    ) -> None:
+        super().__init__(name="publisher", daemon=True)
+        self._prefix = prefix
+        self._inputs = inputs
+        self._clock = clock
+        self._placed: dict[int, Input] = {}
+        self._errors: list[str] = []
+        # Idempotent: a record is never doubled, nor overtaken by a later one of its partition.
+        self._producer = Producer({"bootstrap.servers": bootstrap_servers, "enable.idempotence": True, "linger.ms": 5})
+
+    def run(self) -> None:
+        """Publish; what goes wrong is told by :meth:`published`."""
+        for number, each in enumerate(self._inputs):
+            while self._clock() < each.at:
+                self._producer.poll(_SERVE_S)
+            record = each.record
+            self._producer.produce(
+                self._prefix + record.topic,
+                key=record.key,
+                value=record.value,
+                headers=list(record.headers),
+                on_delivery=partial(self._delivered, number),
+            )
+            self._producer.poll(0)
+        self._producer.flush(_FLUSH_S)
+
+    def published(self) -> list[Input]:
+        """Return the inputs with their places in the log, once all are acknowledged."""
+        self.join()
+        assert not self._errors, f"{len(self._errors)} records were not taken: {self._errors[0]}"
+        assert len(self._placed) == len(self._inputs), "some records were never acknowledged"
+        return [self._placed[number] for number in range(len(self._inputs))]
+
+    def _delivered(self, number: int, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._errors.append(error.str())
+        else:
+            self._placed[number] = self._inputs[number].placed(message.partition(), message.offset())
+
+
+class Clock:
+    """Seconds since the start of the faults, held back by as much as the latest lane is behind its plan."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._late: dict[str, float] = {}
+
+    def elapsed(self) -> float:
+        """Return the true seconds since the start."""
+        return time.monotonic() - self._began
+
+    def strikes(self, lane: str, planned: float) -> None:
+        """Note that a lane begins a step now."""
+        self._late[lane] = self.elapsed() - planned
+
+    def __call__(self) -> float:
+        return self.elapsed() - max(self._late.values(), default=0.0)

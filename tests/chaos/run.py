@@ -1,0 +1,211 @@
+"""The whole story of a run: set up, break, heal, compare, report."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from confluent_kafka import KafkaException
+from driver import RESULTS, UPLOADED, Bus, Record, Service, apply_topics, environment
+
+from chaos.brokers import SESSION_S, Brokers
+from chaos.faults import Saboteur
+from chaos.inputs import EPOCH, Delete, Query, Refused, Upload, make_footage, make_inputs
+from chaos.plan import EMBED, RERANK, make_plan
+from chaos.publisher import Clock, Publisher
+from chaos.report import Report
+from chaos.services import Cause, Instance, await_at_work
+from chaos.uncommitted import count_all
+from chaos.verify import OUTPUTS, TOLERANCE, Finding, StoredClip, Verdict, read_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from chaos.inputs import Input
+    from chaos.plan import Scale
+
+PREFIX, CLEAN_PREFIX = "chaos.", "clean."
+GROUPS = {EMBED: ("streamer-embed", UPLOADED), RERANK: ("streamer-rerank", RESULTS)}
+_START_S = 120.0
+_CATCH_UP_S = 180.0
+_STOP_S = 10.0
+"""What the contract gives a service between SIGTERM and its end."""
+
+
+class Run:
+    """One run in a folder of its own."""
+
+    def __init__(self, seed: int, scale: Scale, folder: Path) -> None:
+        self.seed = seed
+        self.scale = scale
+        self.folder = folder
+        self.plan = make_plan(seed, scale)
+        self.clips = folder / "clips"
+        self.clips.mkdir(parents=True)
+        self.files = make_footage(self.clips, scale.files, seed)
+        self.inputs = make_inputs(seed, scale, self.clips, self.files)
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> Report:
+        """Break everything, and judge what is left."""
+        with ExitStack() as stack:
+            with self._timed("start"):
+                brokers = Brokers(self.folder / "kafka")
+                stack.enter_context(brokers.kafka)
+                bus = Bus(brokers.kafka.bootstrap_servers, PREFIX)
+                variables = self._variables(bus, "store")
+                apply_topics(variables, self.folder)
+                services = self._start_services(variables)
+                stack.callback(_end, services.values())
+                model_id, clean = self._clean_run(brokers.kafka.bootstrap_servers)
+                await_at_work(list(services.values()), seconds=_START_S)
+            with self._timed("faults"):
+                clock = Clock()
+                publisher = Publisher(bus.bootstrap_servers, PREFIX, self.inputs, clock)
+                publisher.start()
+                saboteur = Saboteur(self.plan, services, brokers, clock)
+                saboteur.run()
+                published = publisher.published()
+            with self._timed("catch up"):
+                brokers.await_in_sync()
+                caught_up = _await_committed(bus)
+            with self._timed("stop"):
+                _end(services.values())
+            with self._timed("verify"):
+                outputs = {topic: bus.read(topic) for topic in OUTPUTS}
+                verdict = Verdict(published, outputs)
+                findings = [
+                    caught_up,
+                    *verdict.findings(read_store(self._store("store"), model_id), clean),
+                    _ended_well(services.values()),
+                ]
+            return Report(
+                seed=self.seed,
+                plan=self.plan,
+                strikes=sorted(saboteur.strikes, key=lambda strike: strike.at),
+                exits=[each for service in services.values() for each in service.exits],
+                said=_said(services.values()),
+                findings=findings,
+                counts=_counts(published) | _aborted(bus, outputs),
+                seconds=self.seconds,
+            )
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[part] = time.monotonic() - began
+
+    def _store(self, name: str) -> str:
+        return f"lmdb:{self.folder / name}"
+
+    def _variables(self, bus: Bus, store: str) -> dict[str, str]:
+        variables = environment(
+            bus,
+            self.folder / store,
+            [self.clips],
+            STREAMER_RETRY_FOR="5",
+            # Processes that start take most of two cores: a model with threads of its own would only wait for them.
+            OMP_NUM_THREADS="1",
+        )
+        # Compiling torch anew takes two thirds of a start, and there are dozens of starts.
+        variables.pop("PYTHONDONTWRITEBYTECODE", None)
+        return variables
+
+    def _start_services(self, variables: Mapping[str, str]) -> dict[str, Instance]:
+        folder = self.folder / "logs"
+        folder.mkdir()
+        services = {
+            name: Instance(role, name, {**variables, **_group_settings(self.plan.protocols[role])}, folder)
+            for role in GROUPS
+            for name in self.scale.names(role)
+        }
+        for service in services.values():
+            service.start()
+        return services
+
+    def _clean_run(self, bootstrap_servers: str) -> tuple[str, dict[str, StoredClip]]:
+        """Embed each file once, in peace, under topics and in a store of its own; return model and clips."""
+        bus = Bus(bootstrap_servers, CLEAN_PREFIX)
+        variables = self._variables(bus, "clean-store")
+        apply_topics(variables, self.folder)
+        events = [
+            {"clip_id": name, "uri": (self.clips / name).as_uri(), "uploaded_at": EPOCH.isoformat()}
+            for name in self.files
+        ]
+        with Service(EMBED, variables, self.folder) as embedder:
+            embedder.await_ready(seconds=_START_S)
+            bus.publish(UPLOADED, [Record.of(event["clip_id"], event) for event in events])
+            bus.await_group(*GROUPS[EMBED], seconds=_START_S, alive=[embedder])
+            model_id = bus.read("clips.embedded")[0].event["model_id"]
+            embedder.stop()
+        clean = read_store(self._store("clean-store"), model_id)
+        assert clean.keys() == set(self.files), "the clean run has not embedded every file"
+        for one, other in itertools.combinations(clean.values(), 2):
+            assert one.distance(other) > 10 * TOLERANCE, "two files look alike: no mix-up could be seen"
+        return model_id, clean
+
+
+def _group_settings(protocol: str) -> dict[str, str]:
+    """Return the settings of a group's members; under the newer protocol the timeouts are the brokers'."""
+    settings = {"GROUP_PROTOCOL": protocol, "MAX_POLL_INTERVAL_MS": "20000"}
+    if protocol == "classic":
+        settings |= {"SESSION_TIMEOUT_MS": str(SESSION_S * 1000), "HEARTBEAT_INTERVAL_MS": "1500"}
+    return {f"STREAMER_KAFKA__{name}": value for name, value in settings.items()}
+
+
+def _await_committed(bus: Bus) -> Finding:
+    """Wait until both groups have committed all that there is."""
+    finding = Finding("both groups commit everything once the faults are over", f"within {_CATCH_UP_S:.0f} s")
+    deadline = time.monotonic() + _CATCH_UP_S
+    for group, topic in GROUPS.values():
+        while True:
+            try:
+                bus.await_group(group, topic, seconds=5, alive=())
+                break
+            except (AssertionError, KafkaException) as error:
+                if time.monotonic() > deadline:
+                    finding.problems.append(f"{group}: {error}")
+                    break
+    return finding
+
+
+def _end(services: Iterable[Instance]) -> None:
+    for service in services:
+        service.stop()
+    for service in services:
+        service.join(_STOP_S)
+
+
+def _ended_well(services: Iterable[Instance]) -> Finding:
+    finding = Finding("a process ends only when it is made to, and with exit code 0 on SIGTERM")
+    ends = Counter(each.cause for service in services for each in service.exits)
+    finding.counted = ", ".join(f"{count} {cause}" for cause, count in ends.items())
+    for service in services:
+        finding.problems += [
+            f"{each.name} ended with {each.code} at {each.at}: {each.log_tail[-1:]}"
+            for each in service.exits
+            if each.cause is Cause.UNEXPECTED
+        ]
+        if not service.exits or service.exits[-1].cause is not Cause.STOPPED:
+            finding.problems.append(f"{service.name} did not stop in order")
+    return finding
+
+
+def _said(services: Iterable[Instance]) -> dict[str, Counter[str]]:
+    return {role: sum((service.said for service in services if service.command == role), Counter()) for role in GROUPS}
+
+
+def _counts(published: Sequence[Input]) -> dict[str, int]:
+    kinds = Counter(type(each.meaning) for each in published)
+    names = {Upload: "valid uploads", Delete: "deletes", Query: "valid query events", Refused: "records to refuse"}
+    return {name: kinds[kind] for kind, name in names.items()}
+
+
+def _aborted(bus: Bus, outputs: Mapping[str, Sequence[Record]]) -> dict[str, int]:
+    """Count the outputs that were produced and never became visible: so often a transaction was cut short."""
+    return {f"aborted records in {topic}": count_all(bus, topic) - len(records) for topic, records in outputs.items()}

@@ -1,0 +1,249 @@
+"""The service's processes: started again whenever they end, as by the supervisor that they have in production."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import threading
+import time
+import urllib.request
+from collections import Counter, deque
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from driver import STREAMER
+
+from streamer.demo.services import MetricsSnapshot
+from streamer.faults import VARIABLE as FAULT_POINT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+_POLL_S = 0.2
+_PAUSE_S = 0.5
+"""Between an end and the next start."""
+_TAIL_LINES = 40
+
+
+class Cause(StrEnum):
+    """Why a process ended."""
+
+    KILLED = "killed by us"
+    FAULT_POINT = "died at its fault point"
+    STOPPED = "stopped in order"
+    FENCED = "fenced after it was frozen"
+    UNEXPECTED = "unexpected"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The end of one process; `code` is its wait status as :mod:`subprocess` gives it."""
+
+    name: str
+    pid: int
+    code: int
+    cause: Cause
+    at: str
+    lived_s: float
+    log_tail: tuple[str, ...]
+
+
+class Instance:
+    """One `streamer embed` or `streamer rerank` under a stable name, process after process.
+
+    A thread starts the process, drains its log into a file and starts the next one. The log goes through a pipe, so
+    that a limit on the size of files hits the store and not the log.
+    """
+
+    def __init__(self, command: str, name: str, variables: Mapping[str, str], folder: Path) -> None:
+        self.command = command
+        self.name = name
+        self.exits: list[Exit] = []
+        self.said: Counter[str] = Counter()
+        """How often each warning or error, and each change of the assignment, was logged."""
+        self._variables = {
+            **variables,
+            "STREAMER_INSTANCE_ID": name,
+            "STREAMER_METRICS_PORT": "0",
+            "STREAMER_METRICS_HOST": "127.0.0.1",
+            "STREAMER_LOG_FORMAT": "json",
+        }
+        self._folder = folder
+        self._log = folder / f"{name}.log"
+        self._changed = threading.Condition()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+        self._point = ""
+        self._killed: int | None = None
+        self._frozen: int | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._supervise, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the process, and each of its successors."""
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """The id of the running process. Raises ProcessLookupError where none runs just now."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            raise ProcessLookupError(f"{self.name} does not run")
+        return process.pid
+
+    def metrics(self) -> MetricsSnapshot | None:
+        """Scrape /metrics; None while nobody answers."""
+        url = f"http://127.0.0.1:{self._port}/metrics"
+        with suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
+            return MetricsSnapshot(response.read().decode())
+        return None
+
+    def is_at_work(self) -> bool:
+        """Tell whether the process is ready and owns partitions."""
+        metrics = self.metrics()
+        return metrics is not None and bool(
+            metrics.total("streamer_ready") and metrics.total("streamer_assigned_partitions")
+        )
+
+    def assigned(self) -> int:
+        """Return how many partitions the process owns; 0 while it does not answer."""
+        metrics = self.metrics()
+        return int(metrics.total("streamer_assigned_partitions")) if metrics else 0
+
+    def kill(self, point: str = "") -> Exit:
+        """Kill the process by SIGKILL and return its end; `point` is where the next one is to die by itself."""
+        with self._changed:
+            pid, before = self.pid, len(self.exits)
+            self._point = point
+            self._killed = pid
+        self.signal(pid, signal.SIGKILL)
+        return self.await_exit(before, seconds=30)
+
+    def signal(self, pid: int, number: signal.Signals) -> None:
+        """Send a signal to our process `pid`, as long as it is not reaped."""
+        process = self._process
+        if process is None or process.pid != pid:
+            raise ProcessLookupError(f"{self.name} is no longer {pid}")
+        if number is signal.SIGSTOP:
+            self._frozen = pid
+        process.send_signal(number)
+
+    def await_exit(self, before: int, *, seconds: float) -> Exit:
+        """Return the first end after the first `before` ones. Raises TimeoutError."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self.exits) > before, seconds):
+                raise TimeoutError(f"{self.name} still runs after {seconds:.0f} s")
+            return self.exits[before]
+
+    def stop(self) -> None:
+        """Ask the process to end; nothing is started after it."""
+        with self._changed:
+            self._stopping = True
+            with suppress(ProcessLookupError):
+                self.signal(self.pid, signal.SIGTERM)
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end that :meth:`stop` asked for, and enforce it after a while."""
+        self._thread.join(seconds)
+        self._stopping = True
+        if self._thread.is_alive() and self._process is not None:
+            self._process.kill()
+            self._thread.join()
+
+    # -- the thread ----------------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        while not self._stopping:
+            self._run_once()
+            time.sleep(_PAUSE_S)
+
+    def _run_once(self) -> None:
+        with self._changed:
+            if self._stopping:
+                return
+            point, self._point = self._point, ""
+            armed = {FAULT_POINT: point} if point else {}
+            began = time.monotonic()
+            process = subprocess.Popen(
+                [STREAMER, self.command],
+                env={**self._variables, **armed},
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            self._process = process
+        tail = self._drain(process)
+        code = process.wait()
+        self._port = 0
+        ended = Exit(
+            self.name,
+            process.pid,
+            code,
+            self._cause(process.pid, code, point, tail),
+            time.strftime("%H:%M:%S"),
+            round(time.monotonic() - began, 1),
+            tuple(tail),
+        )
+        with self._changed:
+            self.exits.append(ended)
+            self._changed.notify_all()
+
+    def _cause(self, pid: int, code: int, point: str, tail: Iterable[str]) -> Cause:
+        if code == -signal.SIGKILL and pid == self._killed:
+            return Cause.KILLED
+        if code == -signal.SIGKILL and point:
+            return Cause.FAULT_POINT
+        if code == 0 and self._stopping:
+            return Cause.STOPPED
+        if code == 1 and pid == self._frozen and any("uses the transactional id" in line for line in tail):
+            return Cause.FENCED
+        return Cause.UNEXPECTED
+
+    def _drain(self, process: subprocess.Popen[bytes]) -> deque[str]:
+        """Copy the log until its end, and count what matters in it; return its last lines."""
+        tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        assert process.stdout is not None
+        with self._log.open("ab", buffering=0) as log, process.stdout:
+            for line in process.stdout:
+                log.write(line)
+                tail.append(line.decode(errors="replace").rstrip())
+                with suppress(ValueError):
+                    self._note(json.loads(line))
+        return tail
+
+    def _note(self, line: dict[str, Any]) -> None:
+        event = str(line.get("event"))
+        if event == "starting":
+            self._port = int(line["metrics_port"])
+        elif event == "partitions assigned":
+            self.said[event] += 1
+        elif event == "partitions gone":
+            self.said[f"partitions {line['why']}"] += 1
+        elif line.get("level") in {"warning", "error", "critical"} and event != "dead letter":
+            self.said[event[:60]] += 1
+
+
+def await_at_work(instances: list[Instance], *, seconds: float) -> None:
+    """Wait until all of the instances work. Raises TimeoutError."""
+    await_true(lambda: all(instance.is_at_work() for instance in instances), seconds=seconds, what="all at work")
+
+
+def await_true(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Wait for a condition. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(_POLL_S)
+
+
+def limit_file_size(pid: int, limit: int | None) -> None:
+    """Let a process write files up to `limit` bytes, None being its hard limit. Raises ProcessLookupError."""
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if limit is None else limit, hard))

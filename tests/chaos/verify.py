@@ -1,0 +1,253 @@
+"""What came out against what went in: one finding for each guarantee."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, check_dead_letter
+
+from chaos.inputs import CE_ID, Query, Refused, Upload
+from chaos.oracle import living
+from streamer.events import ClipEmbedded, InvalidEvent, QueryReranked, decode
+from streamer.store import open_existing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import numpy.typing as npt
+    from driver import Record
+
+    from chaos.inputs import Input
+
+M = TypeVar("M")
+
+DEAD_LETTERS = {UPLOADED: f"{UPLOADED}.dlq", RESULTS: f"{RESULTS}.dlq"}
+OUTPUTS = (EMBEDDED, RERANKED, *DEAD_LETTERS.values())
+TOLERANCE = 2e-3
+"""Between vectors of one file: they are stored as float16, and the sums of a batch depend on its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredClip:
+    """What a store holds of one clip; ``vectors`` (n, d) float32."""
+
+    vectors: npt.NDArray[np.float32]
+    times_ms: tuple[int, ...]
+    duration_ms: int
+    uploaded_us: int
+
+    def distance(self, other: StoredClip) -> float:
+        """Return the largest difference between components, infinite where the shapes differ."""
+        if self.vectors.shape != other.vectors.shape:
+            return float("inf")
+        return float(np.abs(self.vectors - other.vectors).max())
+
+
+def read_store(url: str, model_id: str) -> dict[str, StoredClip]:
+    """Return all live clips of a store by their ids."""
+    store = open_existing(url, model_id=model_id)
+    try:
+        clip_ids = list(store.clip_ids())
+        with store.read(clip_ids) as embeddings:
+            found = {
+                clip_id: StoredClip(
+                    np.asarray(each.matrix, np.float32),
+                    tuple(each.times_ms.tolist()),
+                    each.duration_ms,
+                    each.uploaded_us,
+                )
+                for clip_id, each in zip(clip_ids, embeddings, strict=True)
+                if each is not None
+            }
+        assert len(found) == len(clip_ids), f"{len(clip_ids) - len(found)} records are damaged"
+        return found
+    finally:
+        store.close()
+
+
+@dataclass(slots=True)
+class Finding:
+    """One guarantee, what was counted, and what broke it."""
+
+    guarantee: str
+    counted: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def kept(self) -> bool:
+        """Whether nothing broke the guarantee."""
+        return not self.problems
+
+
+class Verdict:
+    """Compares the outputs of a run with its inputs."""
+
+    def __init__(self, inputs: Sequence[Input], outputs: Mapping[str, Sequence[Record]]) -> None:
+        """`outputs` holds what read_committed consumers see of each topic of :data:`OUTPUTS`."""
+        self._inputs = inputs
+        self._outputs = outputs
+        self._by_ce_id = {each.ce_id: each for each in inputs}
+
+    def findings(self, store: Mapping[str, StoredClip], clean: Mapping[str, StoredClip]) -> list[Finding]:
+        """Judge every guarantee; `clean` is what a run without faults stored of each file."""
+        return [
+            self._answered(),
+            self._permuted(),
+            self._not_degraded(),
+            self._announced(),
+            self._announcements_fit(clean),
+            self._alive(store),
+            self._as_in_a_clean_run(store, clean),
+            self._dead_letters(),
+            self._nothing_else(),
+        ]
+
+    # -- the reranker --------------------------------------------------------------------------------------
+
+    def _answered(self) -> Finding:
+        queries = self._meant(Query)
+        finding = Finding("every query event is answered exactly once", f"{len(queries)} events")
+        _exactly_once(finding, queries, self._marks(RERANKED))
+        return finding
+
+    def _permuted(self) -> Finding:
+        finding = Finding("every answer is a permutation of its candidates", f"{len(self._outputs[RERANKED])} answers")
+        for record, query in self._caused(RERANKED, Query):
+            try:
+                answer = decode(QueryReranked, record.value, record.key)
+            except InvalidEvent as error:
+                finding.problems.append(f"{query.query_id}: {error.detail}")
+                continue
+            ids = [each.clip_id for each in answer.results]
+            initial = {each.initial_rank: each.clip_id for each in answer.results}
+            if (
+                answer.query_id != query.query_id
+                or sorted(ids) != sorted(query.candidates)
+                or [initial.get(rank) for rank in range(1, len(ids) + 1)] != list(query.candidates)
+                or [each.rank for each in answer.results] != list(range(1, len(ids) + 1))
+            ):
+                finding.problems.append(query.query_id)
+        return finding
+
+    def _not_degraded(self) -> Finding:
+        reasons = Counter(
+            record.event["degraded"] for record in self._outputs[RERANKED] if record.event["degraded"] is not None
+        )
+        finding = Finding("no answer is degraded: the store could be read all the time", f"{reasons.total()} degraded")
+        finding.problems = [f"{count} x {reason}" for reason, count in reasons.items()]
+        return finding
+
+    # -- the embedder --------------------------------------------------------------------------------------
+
+    def _announced(self) -> Finding:
+        uploads = self._meant(Upload)
+        finding = Finding("every upload is announced exactly once", f"{len(uploads)} uploads")
+        _exactly_once(finding, uploads, self._marks(EMBEDDED))
+        return finding
+
+    def _announcements_fit(self, clean: Mapping[str, StoredClip]) -> Finding:
+        finding = Finding("every announcement fits its upload", f"{len(self._outputs[EMBEDDED])} announcements")
+        for record, upload in self._caused(EMBEDDED, Upload):
+            try:
+                event = decode(ClipEmbedded, record.value, record.key)
+            except InvalidEvent as error:
+                finding.problems.append(f"{upload.clip_id}: {error.detail}")
+                continue
+            reference = clean[upload.file]
+            expected = (upload.clip_id, upload.uploaded_at, len(reference.times_ms), reference.duration_ms)
+            if (event.clip_id, event.uploaded_at, event.frames, event.duration_ms) != expected:
+                finding.problems.append(f"{event} is not {expected}")
+        return finding
+
+    def _alive(self, store: Mapping[str, StoredClip]) -> Finding:
+        expected = living(self._inputs)
+        finding = Finding(
+            "the store holds exactly the clips that the log says are alive", f"{len(expected)} clips alive"
+        )
+        finding.problems = [
+            *(f"{clip_id} is missing" for clip_id in sorted(expected.keys() - store.keys())),
+            *(f"{clip_id} should be gone" for clip_id in sorted(store.keys() - expected.keys())),
+        ]
+        return finding
+
+    def _as_in_a_clean_run(self, store: Mapping[str, StoredClip], clean: Mapping[str, StoredClip]) -> Finding:
+        finding = Finding("each clip is stored as a clean run stores it, in the right version")
+        largest = 0.0
+        for clip_id, upload in living(self._inputs).items():
+            stored, reference = store.get(clip_id), clean[upload.file]
+            if stored is None:
+                continue
+            if stored.uploaded_us != round(upload.uploaded_at.timestamp() * 1e6):
+                finding.problems.append(f"{clip_id} is not the version of {upload.uploaded_at}")
+            elif (stored.times_ms, stored.duration_ms) != (reference.times_ms, reference.duration_ms):
+                finding.problems.append(f"{clip_id} has other times than {upload.file}")
+            elif (distance := stored.distance(reference)) > TOLERANCE:
+                finding.problems.append(f"{clip_id} differs by {distance:.4f} from {upload.file}")
+            else:
+                largest = max(largest, distance)
+        finding.counted = f"largest difference {largest:.1e}"
+        return finding
+
+    # -- both ----------------------------------------------------------------------------------------------
+
+    def _dead_letters(self) -> Finding:
+        refused = self._meant(Refused)
+        finding = Finding("dead letters are exactly those that the inputs explain", f"{len(refused)} dead letters")
+        _exactly_once(finding, refused, sum((self._marks(topic) for topic in DEAD_LETTERS.values()), Counter()))
+        for source, topic in DEAD_LETTERS.items():
+            for letter in self._outputs[topic]:
+                original = self._by_ce_id.get(_mark(letter))
+                if original is None or not isinstance(original.meaning, Refused):
+                    continue
+                try:
+                    check_dead_letter(letter, original.record)
+                    place = (int(letter.header("dlq.partition")), int(letter.header("dlq.offset")))
+                    assert letter.header("dlq.topic").endswith(source), "another topic"
+                    assert place == (original.record.partition, original.record.offset), f"another place: {place}"
+                    assert letter.header("dlq.reason") == original.meaning.reason, letter.header("dlq.reason")
+                except (AssertionError, ValueError) as error:
+                    finding.problems.append(f"{original.ce_id} ({original.meaning.reason}): {error}")
+        return finding
+
+    def _nothing_else(self) -> Finding:
+        """Show that no output came from nowhere, or from a record that should not cause it."""
+        meanings = {EMBEDDED: Upload, RERANKED: Query} | dict.fromkeys(DEAD_LETTERS.values(), Refused)
+        total = sum(len(records) for records in self._outputs.values())
+        finding = Finding("nothing else is in the output topics", f"{total} records")
+        for topic, meaning in meanings.items():
+            for record in self._outputs[topic]:
+                cause = self._by_ce_id.get(_mark(record))
+                if cause is None:
+                    finding.problems.append(f"{topic}: {record.key!r} comes from nowhere")
+                elif not isinstance(cause.meaning, meaning):
+                    why = dict(record.headers).get("dlq.error", b"").decode(errors="replace")
+                    finding.problems.append(f"{topic}: {cause.ce_id} {cause.meaning} {why}")
+        return finding
+
+    def _meant(self, meaning: type[M]) -> list[str]:
+        return [each.ce_id for each in self._inputs if isinstance(each.meaning, meaning)]
+
+    def _marks(self, topic: str) -> Counter[str]:
+        return Counter(_mark(record) for record in self._outputs[topic])
+
+    def _caused(self, topic: str, meaning: type[M]) -> Iterator[tuple[Record, M]]:
+        for record in self._outputs[topic]:
+            cause = self._by_ce_id.get(_mark(record))
+            if cause is not None and isinstance(cause.meaning, meaning):
+                yield record, cause.meaning
+
+
+def _mark(record: Record) -> str:
+    return dict(record.headers).get(CE_ID, b"").decode()
+
+
+def _exactly_once(finding: Finding, expected: Iterable[str], found: Counter[str]) -> None:
+    by_count = defaultdict(list)
+    for mark in expected:
+        by_count[found[mark]].append(mark)
+    finding.problems += [
+        f"{mark} came out {count} times" for count in by_count if count != 1 for mark in by_count[count]
+    ]

@@ -1,0 +1,44 @@
+"""The slice of the chaos suite that belongs to every run of the tests; `make chaos` is the whole of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+SEED = 4
+TIMEOUT_S = 420
+"""Two minutes are usual; a machine that does other work as well takes longer."""
+
+
+@pytest.mark.timeout(TIMEOUT_S + 60)
+def test_nothing_is_lost_or_doubled_when_processes_brokers_and_the_store_fail(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "chaos", "--small", "--seed", str(SEED), "--out", tmp_path]
+    environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS / 'integration'}"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=TIMEOUT_S)
+        except BaseException:
+            # The services are in its process group; the brokers end with the program.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, said
+    report = json.loads((tmp_path / f"seed-{SEED}" / "report.json").read_bytes())
+    fired = {kind: count["fired"] for kind, count in report["faults"].items()}
+    assert fired == {
+        "kill -9 of a service": 4,
+        "SIGSTOP beyond the session timeout": 1,
+        "store not writable": 1,
+        "kill -9 of a broker": 1,
+        "death at a fault point": 1,
+    }
+    assert report["counts"]["valid uploads"] == 200
+    assert report["counts"]["valid query events"] == 500
