@@ -46,6 +46,8 @@ _IDLE_POLL_S = 0.1
 _BUSY_WAIT_S = 0.005
 _FETCH_RECORDS = 32
 """Records taken from the client's queue at a time: by how many a budget may be overrun before the pause."""
+_LOOK_S = 2.0
+"""How long new partitions may wait for the topic's id to be looked up again."""
 _MAX_BATCH_WORKS = 1_000
 _BACKOFF_S = (0.05, 2.0)
 _UNREADY_AFTER_FAILURES = 3
@@ -104,6 +106,7 @@ class Loop:
         self._failures = 0
         self._not_before = 0.0
         self._stopping = False
+        self._hold_until = 0.0
         self._monitor = Monitor(settings, self._assignment, topic=self._topic, metrics=metrics, health=health)
         self._topics = TopicWatch(settings, [self._topic, settings.topic(output), self._topic + DLQ_SUFFIX], health)
         self._topic_id: str | None = None
@@ -131,8 +134,9 @@ class Loop:
             return self._drain(stop.at + self._settings.drain_timeout)
         except FencedError as error:
             raise FatalError(
-                f"another process uses the transactional id {self._transactions.transactional_id}: {error}. "
-                "Give each instance its own --instance-id"
+                f"the transactional id {self._transactions.transactional_id} is fenced: {error}. Either another "
+                "process uses it (give each instance its own --instance-id), or this one stood still in the middle "
+                "of a transaction for longer than transaction.timeout.ms"
             ) from None
         finally:
             # Leaving the group revokes what is left; nothing more can be committed of it.
@@ -171,13 +175,16 @@ class Loop:
 
     def _poll(self, pipeline: Pipeline) -> None:
         """Hand over newly arrived records; wait a little for the first, less while work is in flight."""
+        self._look_for_topics()
+        if not self._topics.found and time.monotonic() < self._hold_until:
+            self._wake.wait(_BUSY_WAIT_S)
+            return
         busy = self._assignment.records > 0
         if busy:
             self._wake.wait(_BUSY_WAIT_S)
             self._wake.clear()
         first = self._consumer.poll(0.0 if busy else _IDLE_POLL_S)
         self._serve_producer()
-        self._look_for_topics()
         if first is None:
             return
         self._hand_over([first], pipeline)
@@ -383,6 +390,9 @@ class Loop:
 
     def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("assigned").inc()
+        # Taking away partitions and giving others is also how the broker deletes a topic and makes it anew.
+        self._topics.look_again()
+        self._hold_until = time.monotonic() + _LOOK_S
         for each in partitions:
             self._assignment.add(each.topic, each.partition, f"{self._topic_id}-{each.partition}")
         log.info(

@@ -38,7 +38,8 @@ class TopicWatch:
         self._admin: AdminClient | None = None
         self._answers: dict[str, Future[Any]] = {}
         self._next_look = 0.0
-        self._found = False
+        self.found = False
+        """Whether all topics were there at the last look."""
         self.topic_id: str | None = None
         """The input topic's, None until it was found; a topic that is deleted and made anew has another one."""
         health.wait_for("topic", "not looked for yet")
@@ -46,17 +47,23 @@ class TopicWatch:
     def on_error(self, error: KafkaError) -> bool:
         """Take an error that the consumer reports; return whether it was one of the input topic."""
         if error.code() in _UNKNOWN_TOPIC:
-            self._found = False
+            self.found = False
             return True
         if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-            self._found = False
+            self.found = False
             self._health.wait_for("topic", error.str())
             return True
         return False
 
+    def look_again(self) -> None:
+        """Take nothing for granted any more: a topic may have gone, or come again as another one."""
+        self.found = False
+        self._answers = {}
+        self._next_look = 0.0
+
     def look(self) -> None:
         """Ask for the topics now and then until all are there, and take the answers that have come."""
-        if self._found:
+        if self.found:
             return
         if self._answers:
             if all(answer.done() for answer in self._answers.values()):
@@ -80,6 +87,6 @@ class TopicWatch:
                 return
             if name == self._names[0]:
                 self.topic_id = str(described.topic_id)
-        self._found = True
-        self._admin = None  # looked for once in a process's life, mostly: no connection is kept for it
+        self.found = True
+        self._admin = None  # the next look is far, mostly: no connection is kept for it
         self._health.holds("topic")

@@ -270,6 +270,32 @@ def test_a_missing_topic_is_told_by_readiness_until_it_is_made(kafka: LocalKafka
         await_(lambda: health.not_ready() == ["start: starting"], 40)
 
 
+def test_a_topic_that_is_made_anew_ends_the_service_since_positions_count_in_the_old_one(settings: Settings) -> None:
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    with running(settings, echo(settings)) as (metrics, health, _, ended):
+        feed(settings, 50)
+        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 50)
+        for future in admin.delete_topics([settings.topic(INPUT)]).values():
+            future.result(10)
+        await_(lambda: any("streamer topics apply" in each for each in health.not_ready()))
+        apply(settings, load_specs())
+        await_(lambda: bool(ended))
+        assert isinstance(ended[0], FatalError)
+        assert "made anew" in str(ended[0])
+
+
+def test_where_brokers_do_not_offer_the_newer_group_protocol_the_classic_one_serves(tmp_path: Path) -> None:
+    properties = {"group.coordinator.rebalance.protocols": "classic"}
+    with LocalKafka(data_dir=tmp_path / "kafka", properties=properties) as kafka:
+        settings = load({"bootstrap_servers": kafka.bootstrap_servers, "instance_id": "one"})
+        apply(settings, load_specs())
+        feed(settings, 50)
+        with running(settings, echo(settings)) as (metrics, health, _, ended):
+            await_(lambda: value(metrics, "streamer_events_produced_total", topic=OUTPUT) == 50)
+            await_(lambda: health.not_ready() == ["start: starting"])
+        assert ended == [True]
+
+
 def test_a_broker_that_goes_and_comes_again_costs_nothing_but_time(tmp_path: Path) -> None:
     with LocalKafka(data_dir=tmp_path / "kafka") as kafka:
         settings = load({"bootstrap_servers": kafka.bootstrap_servers, "instance_id": "one"})
