@@ -452,9 +452,13 @@ def test_vectors_that_wait_for_the_store_hold_back_the_encoder_and_no_frames(
     wait_until(lambda: len(queue._entries) == 3)
     time.sleep(0.5)
     assert len(queue._entries) == 3
-    # What follows in a clip's turn is queued by the store's own thread, whose queue is full.
-    harness.embedder.submit([harness.work("c0", None)])
+    # The queue is full for the loop's thread, and for the store's own, which queues what follows in a clip's turn.
+    deletes = [harness.work(key, None) for key in ("unknown", *(f"c{number}" for number in range(20)))]
+    loop = threading.Thread(target=harness.embedder.submit, args=(deletes,), daemon=True)
+    loop.start()
+    loop.join(10)
+    assert not loop.is_alive()
     recording.go.set()
-    for _ in range(len(works) + 1):
+    for _ in range(len(works) + len(deletes)):
         assert harness.done.acquire(timeout=20)
-    assert len(list(store.clip_ids())) == 19
+    assert list(store.clip_ids()) == []
