@@ -13,26 +13,18 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 
-from streamer.events import Reason, now
+from streamer.kafka.committer import Committer
 from streamer.kafka.membership import Membership
 from streamer.kafka.monitor import Monitor
 from streamer.kafka.partitions import Assignment, Work
-from streamer.kafka.records import DLQ_SUFFIX, dead_letter, dead_letter_reason, log_dead_letter, record_of, truncated
+from streamer.kafka.records import DLQ_SUFFIX, record_of
 from streamer.kafka.topic_watch import TopicWatch
-from streamer.kafka.transactions import (
-    CALL_TIMEOUT_S,
-    AbortedError,
-    Batch,
-    FencedError,
-    RestartError,
-    Transactions,
-    UndecidedError,
-)
+from streamer.kafka.transactions import FencedError, RestartError, Transactions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from confluent_kafka import Consumer, Message
 
@@ -48,9 +40,6 @@ _FETCH_RECORDS = 32
 """Records taken from the client's queue at a time: by how many a budget may be overrun before the pause."""
 _LOOK_S = 2.0
 """How long new partitions may wait for the topic's id to be looked up again."""
-_MAX_BATCH_WORKS = 1_000
-_BACKOFF_S = (0.05, 2.0)
-_UNREADY_AFTER_FAILURES = 3
 
 
 class FatalError(Exception):
@@ -100,11 +89,6 @@ class Loop:
         self._health = health
         self._wake = threading.Event()
         self._assignment = Assignment(max_records=max_records, max_bytes=settings.queue_bytes)
-        self._pending: Batch | None = None
-        self._producer_lost = False
-        self._one_by_one = 0
-        self._failures = 0
-        self._not_before = 0.0
         self._stopping = False
         self._hold_until = 0.0
         self._monitor = Monitor(settings, self._assignment, topic=self._topic, metrics=metrics, health=health)
@@ -113,6 +97,9 @@ class Loop:
         on_error, on_statistics = self._monitor.on_error, self._monitor.on_statistics
         self._transactions = Transactions(settings, group, {"error_cb": on_error})
         self._membership = Membership(settings, group, self._topic, {"error_cb": on_error, "stats_cb": on_statistics})
+        self._committer = Committer(
+            self._transactions, self._membership, self._assignment, metrics=metrics, health=health
+        )
 
     @property
     def _consumer(self) -> Consumer:
@@ -130,7 +117,7 @@ class Loop:
             while not stop.is_set():
                 self._health.beat()
                 self._poll(pipeline)
-                self._commit_ready()
+                self._commit()
             return self._drain(stop.at + self._settings.drain_timeout)
         except FencedError as error:
             raise FatalError(
@@ -145,19 +132,12 @@ class Loop:
 
     def _init_transactions(self, stop: Stop) -> None:
         """Take over our transactional id before any offset is fetched, so that nothing of a predecessor is open."""
-        while not stop.is_set():
-            self._health.beat()
-            try:
-                self._transactions.init()
-            except UndecidedError as error:
-                self._transactions.poll()  # the producer's error callback knows more than a timeout
-                self._backoff("waiting for the transaction coordinator", error)
-                stop.wait(self._not_before - time.monotonic())
-            except RestartError as error:
-                raise FatalError(f"transactions cannot start: {error}") from None
-            else:
-                self._recovered()
-                return
+        try:
+            while not stop.is_set() and not self._committer.start():
+                self._health.beat()
+                stop.wait(_IDLE_POLL_S)
+        except RestartError as error:
+            raise FatalError(f"transactions cannot start: {error}") from None
 
     def _await_topics(self, stop: Stop) -> None:
         """Read nothing before it is known which topic it is: positions in a log count within that log alone."""
@@ -165,7 +145,7 @@ class Loop:
             self._health.beat()
             self._topics.look()
             self._consumer.poll(_IDLE_POLL_S)
-            self._serve_producer()
+            self._committer.serve()
         self._topic_id = self._topics.topic_id
 
     def _look_for_topics(self) -> None:
@@ -184,7 +164,7 @@ class Loop:
             self._wake.wait(_BUSY_WAIT_S)
             self._wake.clear()
         first = self._consumer.poll(0.0 if busy else _IDLE_POLL_S)
-        self._serve_producer()
+        self._committer.serve()
         if first is None:
             return
         self._hand_over([first], pipeline)
@@ -211,159 +191,25 @@ class Loop:
         partition.add(work)
         return work
 
-    def _serve_producer(self) -> None:
-        try:
-            self._transactions.poll()
-        except RestartError as error:
-            self._lose_producer(error)
-
-    def _commit_ready(self) -> None:
-        """Commit everything that is done, in one transaction; try again later where Kafka cannot just now."""
-        if time.monotonic() < self._not_before:
-            return
-        if self._producer_lost and not self._recover():
-            return
-        batch = self._pending or self._next_batch()
-        if batch is None:
-            return
-        began = time.monotonic()
-        try:
-            self._transactions.run(batch, self._consumer.consumer_group_metadata())
-        except UndecidedError as error:
-            self._pending = batch
-            self._metrics.transactions.labels("undecided").inc()
-            self._backoff("the coordinator does not answer, asking again", error)
-        except AbortedError as error:
-            # The outputs are still here and no offset moved: the next round sends them again.
-            self._pending = None
-            self._metrics.transactions.labels("aborted").inc()
-            self._handle_unfit(error.unfit)
-            self._backoff("transaction aborted", error)
-        except RestartError as error:
-            self._lose_producer(error)
-        else:
-            self._pending = None
-            self._recovered()
-            self._metrics.transaction.observe(time.monotonic() - began)
-            self._settle(batch)
+    def _commit(self) -> None:
+        if self._committer.commit_ready():
+            self._control_flow()
 
     def _drain(self, deadline: float) -> bool:
         """Let work in flight finish and commit it, until ``deadline``; nothing new is fetched."""
         self._stopping = True
-        self._transactions.hurry()
+        self._committer.hurry()
         self._pause_all()
         while self._assignment.records and time.monotonic() < deadline:
             self._health.beat()
             self._receive_nothing()
-            self._commit_ready()
+            self._commit()
             self._wake.wait(_BUSY_WAIT_S)
             self._wake.clear()
         left = self._assignment.records
         if left:
             log.warning("work in flight is abandoned; it will be processed again", records=left)
         return not left
-
-    # -- batches -------------------------------------------------------------------------------------------
-
-    def _next_batch(self) -> Batch | None:
-        most = 1 if self._one_by_one else _MAX_BATCH_WORKS
-        works: list[Work] = []
-        offsets: list[TopicPartition] = []
-        for partition in self._assignment:
-            last: Work | None = None
-            for work in partition.ready():
-                if len(works) >= most:
-                    break
-                works.append(work)
-                last = work
-            if last is not None:
-                offsets.append(TopicPartition(partition.topic, partition.partition, last.record.offset + 1))
-        return Batch(works, offsets) if works else None
-
-    def _settle(self, batch: Batch) -> None:
-        """Account for a committed batch."""
-        self._one_by_one = max(0, self._one_by_one - 1)
-        self._metrics.transactions.labels("committed").inc()
-        self._metrics.transaction_size.observe(len(batch.works))
-        self._advance(batch.offsets)
-        committed_at = now()
-        for work in batch.works:
-            for output in work.outputs or ():
-                reason = dead_letter_reason(output)
-                if reason is None:
-                    self._metrics.produced.labels(output.topic).inc()
-                else:
-                    self._metrics.dead_lettered.labels(work.record.topic, reason).inc()
-                    log_dead_letter(work.record, output.headers)
-            if work.since is not None:
-                self._metrics.latency.labels(work.record.topic).observe(
-                    max(0.0, (committed_at - work.since).total_seconds())
-                )
-
-    def _advance(self, offsets: Iterable[TopicPartition]) -> None:
-        """Forget what is committed; offsets below zero mean that nothing ever was."""
-        for offset in offsets:
-            assigned = self._assignment.get(offset.partition)
-            if assigned is not None and offset.offset >= 0:
-                assigned.committed(offset.offset)
-        self._control_flow()
-
-    def _handle_unfit(self, unfit: Sequence[tuple[Work, str]]) -> None:
-        """Replace the output that a broker refuses; among several suspects, find the guilty ones first."""
-        if len(unfit) > 1:
-            # A broker refuses the client's whole batch: the next transactions carry one record each.
-            self._one_by_one = len(unfit)
-            return
-        for work, why in unfit:
-            self._replace_unfit(work, why)
-
-    def _replace_unfit(self, work: Work, why: str) -> None:
-        """Dead-letter a record whose output the broker will never take; cut a dead letter that is itself too large."""
-        outputs = work.outputs or ()
-        if any(dead_letter_reason(output) for output in outputs):
-            work.outputs = [truncated(output) for output in outputs]
-        else:
-            work.outputs = [dead_letter(work.record, Reason.TOO_LARGE, f"the output was refused: {why}")]
-
-    def _lose_producer(self, error: RestartError) -> None:
-        self._pending = None
-        self._producer_lost = True
-        self._metrics.transactions.labels("restarted").inc()
-        self._backoff("producer is unusable and is replaced", error)
-        self._transactions.restart()
-
-    def _recover(self) -> bool:
-        """Put the new producer to work, and learn from the group what came of the old one's last transaction."""
-        assigned = [TopicPartition(each.topic, each.partition) for each in self._assignment]
-        try:
-            self._transactions.init()
-            # Its init decided the open transaction, and a read_committed fetch waits for that decision.
-            committed = self._consumer.committed(assigned, timeout=CALL_TIMEOUT_S) if assigned else []
-            for each in committed:
-                if each.error is not None:
-                    raise KafkaException(each.error)  # noqa: TRY301 - as good as no answer
-        except RestartError as error:
-            self._lose_producer(error)
-            return False
-        except (UndecidedError, KafkaException) as error:
-            self._backoff("the new producer cannot start yet", error)
-            return False
-        self._producer_lost = False
-        self._advance(committed)
-        return True
-
-    def _backoff(self, what: str, error: Exception) -> None:
-        first, most = _BACKOFF_S
-        delay = min(most, first * 2 ** min(self._failures, 10))
-        self._failures += 1
-        self._not_before = time.monotonic() + delay
-        log.warning(what, error=str(error), failures=self._failures, retry_in_s=round(delay, 2))
-        if self._failures >= _UNREADY_AFTER_FAILURES:
-            self._health.wait_for("transactions", str(error))
-
-    def _recovered(self) -> None:
-        self._failures = 0
-        self._health.holds("transactions")
 
     # -- flow control --------------------------------------------------------------------------------------
 
@@ -412,7 +258,7 @@ class Loop:
         deadline = time.monotonic() + wait
         revoked = [each.partition for each in partitions]
         while time.monotonic() < deadline and any(self._assignment.get(partition) for partition in revoked):
-            self._commit_ready()
+            self._commit()
             self._wake.wait(_BUSY_WAIT_S)
             self._wake.clear()
         self._forget(revoked, "revoked")

@@ -1,0 +1,227 @@
+"""Commits what is done: batches of completed works in transactions, and what to do where Kafka cannot just now.
+
+The steps of one transaction, and what each fault of it means, are :mod:`streamer.kafka.transactions`; this is the
+policy around them. No fault loses a work: its outputs stay in memory until the group's offsets are known to be
+behind it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+from confluent_kafka import KafkaException, TopicPartition
+
+from streamer.events import Reason, now
+from streamer.kafka.records import dead_letter, dead_letter_reason, log_dead_letter, truncated
+from streamer.kafka.transactions import (
+    CALL_TIMEOUT_S,
+    AbortedError,
+    Batch,
+    RestartError,
+    Transactions,
+    UndecidedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from streamer.health import Health
+    from streamer.kafka.membership import Membership
+    from streamer.kafka.partitions import Assignment, Work
+    from streamer.metrics import Metrics
+
+log = structlog.get_logger()
+
+_MAX_BATCH_WORKS = 1_000
+_BACKOFF_S = (0.05, 2.0)
+_UNREADY_AFTER_FAILURES = 3
+
+
+class Committer:
+    """Takes completed works of the assignment through transactions; used from the loop's thread.
+
+    Every method may raise :class:`~streamer.kafka.transactions.FencedError`.
+    """
+
+    def __init__(
+        self,
+        transactions: Transactions,
+        membership: Membership,
+        assignment: Assignment,
+        *,
+        metrics: Metrics,
+        health: Health,
+    ) -> None:
+        self._transactions = transactions
+        self._membership = membership
+        self._assignment = assignment
+        self._metrics = metrics
+        self._health = health
+        self._pending: Batch | None = None
+        self._producer_lost = False
+        self._one_by_one = 0
+        self._failures = 0
+        self._not_before = 0.0
+
+    def start(self) -> bool:
+        """Take over our transactional id; False where no coordinator answers yet (call again).
+
+        Raises :class:`~streamer.kafka.transactions.RestartError` where it cannot be had.
+        """
+        if time.monotonic() < self._not_before:
+            return False
+        try:
+            self._transactions.init()
+        except UndecidedError as error:
+            self._transactions.poll()  # the producer's error callback knows more than a timeout
+            self._backoff("waiting for the transaction coordinator", error)
+            return False
+        self._recovered()
+        return True
+
+    def hurry(self) -> None:
+        """Wait less for answers from now on: a stop has its own deadline."""
+        self._transactions.hurry()
+
+    def serve(self) -> None:
+        """Serve the producer's callbacks."""
+        try:
+            self._transactions.poll()
+        except RestartError as error:
+            self._lose_producer(error)
+
+    def commit_ready(self) -> bool:
+        """Commit everything that is done, in one transaction; True where works were committed and are forgotten."""
+        if time.monotonic() < self._not_before:
+            return False
+        if self._producer_lost:
+            return self._recover()
+        batch = self._pending or self._next_batch()
+        if batch is None:
+            return False
+        began = time.monotonic()
+        try:
+            self._transactions.run(batch, self._membership.consumer.consumer_group_metadata())
+        except UndecidedError as error:
+            self._pending = batch
+            self._metrics.transactions.labels("undecided").inc()
+            self._backoff("the coordinator does not answer, asking again", error)
+        except AbortedError as error:
+            # The outputs are still here and no offset moved: the next round sends them again.
+            self._pending = None
+            self._metrics.transactions.labels("aborted").inc()
+            self._handle_unfit(error.unfit)
+            self._backoff("transaction aborted", error)
+        except RestartError as error:
+            self._lose_producer(error)
+        else:
+            self._pending = None
+            self._recovered()
+            self._metrics.transaction.observe(time.monotonic() - began)
+            self._settle(batch)
+            return True
+        return False
+
+    def _next_batch(self) -> Batch | None:
+        most = 1 if self._one_by_one else _MAX_BATCH_WORKS
+        works: list[Work] = []
+        offsets: list[TopicPartition] = []
+        for partition in self._assignment:
+            last: Work | None = None
+            for work in partition.ready():
+                if len(works) >= most:
+                    break
+                works.append(work)
+                last = work
+            if last is not None:
+                offsets.append(TopicPartition(partition.topic, partition.partition, last.record.offset + 1))
+        return Batch(works, offsets) if works else None
+
+    def _settle(self, batch: Batch) -> None:
+        """Account for a committed batch."""
+        self._one_by_one = max(0, self._one_by_one - 1)
+        self._metrics.transactions.labels("committed").inc()
+        self._metrics.transaction_size.observe(len(batch.works))
+        self._advance(batch.offsets)
+        committed_at = now()
+        for work in batch.works:
+            for output in work.outputs or ():
+                reason = dead_letter_reason(output)
+                if reason is None:
+                    self._metrics.produced.labels(output.topic).inc()
+                else:
+                    self._metrics.dead_lettered.labels(work.record.topic, reason).inc()
+                    log_dead_letter(work.record, output.headers)
+            if work.since is not None:
+                self._metrics.latency.labels(work.record.topic).observe(
+                    max(0.0, (committed_at - work.since).total_seconds())
+                )
+
+    def _advance(self, offsets: Iterable[TopicPartition]) -> None:
+        """Forget what is committed; offsets below zero mean that nothing ever was."""
+        for offset in offsets:
+            assigned = self._assignment.get(offset.partition)
+            if assigned is not None and offset.offset >= 0:
+                assigned.committed(offset.offset)
+
+    def _handle_unfit(self, unfit: Sequence[tuple[Work, str]]) -> None:
+        """Replace the output that a broker refuses; among several suspects, find the guilty ones first."""
+        if len(unfit) > 1:
+            # A broker refuses the client's whole batch: the next transactions carry one record each.
+            self._one_by_one = len(unfit)
+            return
+        for work, why in unfit:
+            self._replace_unfit(work, why)
+
+    def _replace_unfit(self, work: Work, why: str) -> None:
+        """Dead-letter a record whose output the broker will never take; cut a dead letter that is itself too large."""
+        outputs = work.outputs or ()
+        if any(dead_letter_reason(output) for output in outputs):
+            work.outputs = [truncated(output) for output in outputs]
+        else:
+            work.outputs = [dead_letter(work.record, Reason.TOO_LARGE, f"the output was refused: {why}")]
+
+    def _lose_producer(self, error: RestartError) -> None:
+        self._pending = None
+        self._producer_lost = True
+        self._metrics.transactions.labels("restarted").inc()
+        self._backoff("producer is unusable and is replaced", error)
+        self._transactions.restart()
+
+    def _recover(self) -> bool:
+        """Put the new producer to work, and learn from the group what came of the old one's last transaction.
+
+        True where it works.
+        """
+        assigned = [TopicPartition(each.topic, each.partition) for each in self._assignment]
+        try:
+            self._transactions.init()
+            # Its init decided the open transaction, and a read_committed fetch waits for that decision.
+            committed = self._membership.consumer.committed(assigned, timeout=CALL_TIMEOUT_S) if assigned else []
+            for each in committed:
+                if each.error is not None:
+                    raise KafkaException(each.error)  # noqa: TRY301 - as good as no answer
+        except RestartError as error:
+            self._lose_producer(error)
+            return False
+        except (UndecidedError, KafkaException) as error:
+            self._backoff("the new producer cannot start yet", error)
+            return False
+        self._producer_lost = False
+        self._advance(committed)
+        return True
+
+    def _backoff(self, what: str, error: Exception) -> None:
+        first, most = _BACKOFF_S
+        delay = min(most, first * 2 ** min(self._failures, 10))
+        self._failures += 1
+        self._not_before = time.monotonic() + delay
+        log.warning(what, error=str(error), failures=self._failures, retry_in_s=round(delay, 2))
+        if self._failures >= _UNREADY_AFTER_FAILURES:
+            self._health.wait_for("transactions", str(error))
+
+    def _recovered(self) -> None:
+        self._failures = 0
+        self._health.holds("transactions")
