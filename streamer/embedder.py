@@ -18,7 +18,8 @@ Frames, a clip's largest form: ``queue_bytes`` of them wait for the encoder, whe
 may overrun it, so that one of any size gets through; a decoder keeps its place until its clip is queued, so that
 ``decode_workers`` more clips have frames; and the encoder has a batch, ``image_batch`` frames and what its last
 clip has beyond them. Vectors: ``queue_bytes`` wait for the store, overrun likewise, while as many are being
-written. The two threads that feed a stage behind them, the loop's and the store's, never wait: they queue records.
+written. The loop's thread and the store's, which start what follows in a clip's turn, queue records only and never
+wait.
 """
 
 from __future__ import annotations
