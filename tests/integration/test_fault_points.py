@@ -6,13 +6,13 @@ broker before anything else runs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
+from driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, environment
+from footage import tiny_footage
 from loop_process import GROUP, INPUT, OUTPUT
 
 from streamer.faults import VARIABLE, FaultPoint
@@ -29,6 +31,7 @@ from streamer.kafka.client import publish
 from streamer.kafka.topic_files import load_specs
 from streamer.kafka.topics import apply
 from streamer.settings import Settings, load
+from streamer.store import open_existing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,7 +110,7 @@ class World:
         assert len(offsets) <= 1
         return offsets[0] if offsets else None
 
-    @contextmanager
+    @contextlib.contextmanager
     def process(self, *, fault: str = "", instance: str = "one") -> Iterator[subprocess.Popen[bytes]]:
         """Run the loop as a process; it is killed at the end of the block if it still runs."""
         variables = {name: value for name, value in os.environ.items() if not name.startswith("STREAMER_")}
@@ -230,3 +233,46 @@ def test_a_zombie_that_wakes_in_the_middle_of_its_transaction_is_refused(world: 
             world.feed(99)
             await_(lambda: world.committed_offset() == len(ALL) + 1, "work to go on")
             assert world.read(committed=True) == each_once(*ALL, 99)
+
+
+def test_a_crash_after_the_store_write_repeats_the_upload_and_announces_it_once(
+    impatient_kafka: LocalKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    clips, store = tmp_path / "clips", tmp_path / "store"
+    clips.mkdir()
+    bus = Bus(impatient_kafka.bootstrap_servers, topic_prefix)
+    variables = environment(bus, store, [clips])
+    apply_topics(variables, tmp_path)
+    videos = tiny_footage(clips)[:3]
+    uploads = {
+        f"c{i}": {"clip_id": f"c{i}", "uri": video.path.as_uri(), "uploaded_at": "2026-01-01T00:00:00Z"}
+        for i, video in enumerate(videos)
+    }
+    bus.publish(UPLOADED, [Record.of(clip_id, event) for clip_id, event in uploads.items()])
+    with Service("embed", variables | {VARIABLE: FaultPoint.STORED}, tmp_path) as embedder:
+        assert embedder.process.wait(60) == -signal.SIGKILL, embedder.tail()
+    left = stored(store)
+    assert left
+    assert left.keys() <= uploads.keys()
+    assert bus.read(EMBEDDED) == []
+    with Service("embed", variables, tmp_path) as embedder:
+        bus.await_group("streamer-embed", UPLOADED, seconds=60, alive=[embedder])
+        embedder.stop()
+    assert Counter(record.key for record in bus.read(EMBEDDED)) == Counter(clip_id.encode() for clip_id in uploads)
+    whole = stored(store)
+    assert whole.keys() == uploads.keys()
+    assert {clip_id: whole[clip_id] for clip_id in left} == left
+
+
+def stored(folder: Path) -> dict[str, list[int]]:
+    """Return the times of the frames that the store holds, by clip id; the one model is the default one."""
+    with contextlib.closing(open_existing(f"lmdb:{folder}")) as looked_into:
+        [model_id] = looked_into.stats().models
+    with contextlib.closing(open_existing(f"lmdb:{folder}", model_id=model_id)) as store:
+        clip_ids = list(store.clip_ids())
+        with store.read(clip_ids) as embeddings:
+            return {
+                clip_id: embedding.times_ms.tolist()
+                for clip_id, embedding in zip(clip_ids, embeddings, strict=True)
+                if embedding is not None
+            }
