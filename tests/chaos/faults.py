@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -17,19 +18,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from chaos.brokers import Brokers
+    from chaos.clock import Clock
     from chaos.plan import Plan, Step
-    from chaos.publisher import Clock
     from chaos.services import Instance
 
 _START_S = 90.0
 _MOVE_S = 20.0
+_WRITE_S = 20.0
 _MOVED_PARTITIONS = 12
 """Of each input topic, as topics.toml has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """What came of one step; a point is None where the step has none."""
+    """What came of one step, `at` so many true seconds after the start; a point is None where the step has none."""
 
     step: Step
     at: float
@@ -60,26 +62,29 @@ class Saboteur:
             lane.join()
 
     def _run_lane(self, lane: str, steps: Sequence[Step]) -> None:
-        for step in steps:
-            time.sleep(max(0.0, step.at - self._clock.elapsed()))
-            self.strikes.append(self._strike(lane, step))
+        due = [*(step.at for step in steps), math.inf]
+        self._clock.expect(lane, due[0])
+        for step, following in zip(steps, due[1:], strict=True):
+            self._clock.sleep_until(step.at)
+            at = self._clock.wall()
+            try:
+                self._await_victim(step)
+                self._clock.expect(lane, following)
+                at = self._clock.wall()
+                self.strikes.append(self._strike(step, at))
+            except Exception as error:  # noqa: BLE001 - a fault that did not come about is a finding of the run
+                self.strikes.append(Strike(step, at, fired=False, note=f"{type(error).__name__}: {error}"))
 
-    def _strike(self, lane: str, step: Step) -> Strike:
-        carry_out = {
-            Fault.KILL: self._kill,
-            Fault.FREEZE: self._freeze,
-            Fault.UNWRITABLE: self._starve,
-            Fault.BROKER_KILL: self._break_broker,
-            Fault.BROKER_RESTART: self._break_broker,
-        }[step.fault]
-        began = self._clock.elapsed()
-        try:
-            self._await_victim(step)
-            began = self._clock.elapsed()
-            self._clock.strikes(lane, step.at)
-            return carry_out(step, began)
-        except Exception as error:  # noqa: BLE001 - a fault that did not come about is a finding of the run
-            return Strike(step, began, fired=False, note=f"{type(error).__name__}: {error}")
+    def _strike(self, step: Step, at: float) -> Strike:
+        match step.fault:
+            case Fault.KILL:
+                return self._kill(step, at)
+            case Fault.FREEZE:
+                return self._freeze(step, at)
+            case Fault.UNWRITABLE:
+                return self._starve(step, at)
+            case Fault.BROKER_KILL | Fault.BROKER_RESTART:
+                return self._break_broker(step, at)
 
     def _await_victim(self, step: Step) -> None:
         """Wait until the victim works: to kill what has not begun shows nothing."""
@@ -123,7 +128,7 @@ class Saboteur:
             still = _state(pid) == "T"
         finally:
             victim.signal(pid, signal.SIGCONT)
-        return Strike(step, at, stopped and still, note=f"stopped for {self._clock.elapsed() - at:.1f} s")
+        return Strike(step, at, stopped and still, note=f"stopped for {self._clock.wall() - at:.1f} s")
 
     def _starve(self, step: Step, at: float) -> Strike:
         """Let no process of a role write files for a while, and see each of them try in vain."""
@@ -132,9 +137,16 @@ class Saboteur:
         before = [_store_retries(victim) for victim in victims]
         for pid in pids:
             limit_file_size(pid, 0)
+        risen = [0.0 for _ in victims]
+
+        def all_failed() -> bool:
+            risen[:] = [_store_retries(victim) - earlier for victim, earlier in zip(victims, before, strict=True)]
+            return all(count > 0 for count in risen)
+
         try:
             time.sleep(step.seconds)
-            risen = [_store_retries(victim) - earlier for victim, earlier in zip(victims, before, strict=True)]
+            with suppress(TimeoutError):
+                await_true(all_failed, seconds=_WRITE_S, what="a write of each")
         finally:
             for pid in pids:
                 with suppress(ProcessLookupError):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaError, Message, Producer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from chaos.clock import Clock
     from chaos.inputs import Input
 
 _SERVE_S = 0.05
@@ -21,13 +21,10 @@ _FLUSH_S = 60.0
 class Publisher(threading.Thread):
     """Publishes all inputs once, in their order, each no earlier than its time on the clock of the faults.
 
-    `clock` tells the seconds since the start of the faults, and falls behind where these do: events must be under
-    way as long as something is broken.
+    `clock` tells the time of the plan: events must be under way as long as something is broken.
     """
 
-    def __init__(
-        self, bootstrap_servers: str, prefix: str, inputs: Sequence[Input], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, bootstrap_servers: str, prefix: str, inputs: Sequence[Input], clock: Clock) -> None:
         super().__init__(name="publisher", daemon=True)
         self._prefix = prefix
         self._inputs = inputs
@@ -40,7 +37,7 @@ class Publisher(threading.Thread):
     def run(self) -> None:
         """Publish; what goes wrong is told by :meth:`published`."""
         for number, each in enumerate(self._inputs):
-            while self._clock() < each.at:
+            while self._clock.now() < each.at:
                 self._producer.poll(_SERVE_S)
             record = each.record
             self._producer.produce(
@@ -65,22 +62,3 @@ class Publisher(threading.Thread):
             self._errors.append(error.str())
         else:
             self._placed[number] = self._inputs[number].placed(message.partition(), message.offset())
-
-
-class Clock:
-    """Seconds since the start of the faults, held back by as much as the latest lane is behind its plan."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._late: dict[str, float] = {}
-
-    def elapsed(self) -> float:
-        """Return the true seconds since the start."""
-        return time.monotonic() - self._began
-
-    def strikes(self, lane: str, planned: float) -> None:
-        """Note that a lane begins a step now."""
-        self._late[lane] = self.elapsed() - planned
-
-    def __call__(self) -> float:
-        return self.elapsed() - max(self._late.values(), default=0.0)

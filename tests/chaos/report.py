@@ -89,6 +89,14 @@ class Report:
         console.print(
             self._table("What they caused, as the services logged it", ("event", *self.said), self._said_rows())
         )
+        ends = Counter((each.name, str(each.cause), each.code) for each in self.exits)
+        console.print(
+            self._table(
+                "Ends of processes",
+                ("process", "why", "code", "how often"),
+                ((*end, ends[end]) for end in sorted(ends)),
+            )
+        )
         console.print(self._table("Counted", ("what", "how many"), self.counts.items()))
         console.print(self._table("Duration", ("part", "seconds"), ((k, f"{v:.0f}") for k, v in self.seconds.items())))
         for strike in self.strikes:
@@ -123,6 +131,10 @@ class Report:
     def _said_rows(self) -> list[tuple[Any, ...]]:
         events = sorted({event for counter in self.said.values() for event in counter})
         return [(event, *(counter[event] for counter in self.said.values())) for event in events]
+
+    def _end_rows(self) -> list[tuple[Any, ...]]:
+        ends = Counter((each.name, str(each.cause), each.code) for each in self.exits)
+        return [(*end, ends[end]) for end in sorted(ends)]
 
     @staticmethod
     def _table(title: str, columns: Sequence[str], rows: Any) -> Table:

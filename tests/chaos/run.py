@@ -12,10 +12,11 @@ from confluent_kafka import KafkaException
 from driver import RESULTS, UPLOADED, Bus, Record, Service, apply_topics, environment
 
 from chaos.brokers import SESSION_S, Brokers
+from chaos.clock import Clock
 from chaos.faults import Saboteur
 from chaos.inputs import EPOCH, Delete, Query, Refused, Upload, make_footage, make_inputs
 from chaos.plan import EMBED, RERANK, make_plan
-from chaos.publisher import Clock, Publisher
+from chaos.publisher import Publisher
 from chaos.report import Report
 from chaos.services import Cause, Instance, await_at_work
 from chaos.uncommitted import count_all

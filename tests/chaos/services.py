@@ -226,7 +226,8 @@ class Instance:
         elif event == "partitions gone":
             self.said[f"partitions {line['why']}"] += 1
         elif line.get("level") in {"warning", "error", "critical"} and event != "dead letter":
-            self.said[event[:60]] += 1
+            # librdkafka's lines begin with a word for the kind of event, and go on with addresses.
+            self.said[f"librdkafka {event.split(maxsplit=1)[0]}" if line.get("logger") == "librdkafka" else event] += 1
 
 
 def await_at_work(instances: list[Instance], *, seconds: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from chaos.plan import BROKERS, EMBED, FULL, LANES, RERANK, SMALL, Fault, Plan, Scale, make_plan, points_of
 
+from chaos.plan import BROKERS, EMBED, FULL, LANES, RERANK, SMALL, Fault, Plan, Scale, make_plan, points_of
 from streamer.faults import FaultPoint
 
 SEEDS = range(50)
