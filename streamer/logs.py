@@ -26,7 +26,8 @@ def configure(settings: Settings) -> None:
     ]
     human = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     last: list[Any] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # The default draws a traceback with all locals, which takes seconds, in the thread that logs.
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if human
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
     )

@@ -53,7 +53,7 @@ class Encoder(Protocol):
         ...
 
     def prepare(self, frame: Frame) -> Prepared:
-        """Apply the model's own preprocessing to one frame."""
+        """Apply the model's own preprocessing to one frame; what comes out says its size in bytes as ``nbytes``."""
         ...
 
     def encode_images(self, prepared: Sequence[Prepared]) -> npt.NDArray[np.float32]:

@@ -87,8 +87,11 @@ class AssignedPartition:
         self.next_offset = next_offset
 
     def abandon(self) -> int:
-        """Mark what is in flight as stale and return how many records that are."""
-        for work in self._works:
+        """Mark what is in flight as stale and return how many records that are.
+
+        The last ones first: a pipeline that looks meanwhile must not pass over a record and work on a later one.
+        """
+        for work in reversed(self._works):
             work.stale = True
         return len(self._works)
 

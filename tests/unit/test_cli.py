@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from streamer import __version__
 from streamer.cli import cli
 from streamer.settings import COMMANDS_OF
-from streamer.store import Clip, open_store
+from streamer.store import Clip, Position, open_store
 
 
 def run(*arguments: str) -> str:
@@ -64,8 +64,8 @@ def store(tmp_path: Path) -> str:
     opened = open_store(url, model_id="m1", dim=4)
     at = dt.datetime(2026, 11, 24, 10, tzinfo=dt.UTC)
     vectors = np.eye(2, 4, dtype=np.float32)
-    opened.put([Clip("c1", at, 1500, vectors, np.array([0, 500], np.uint32))])
-    opened.delete("gone", at)
+    opened.put([Clip("c1", at, Position.of("log", 1), 1500, vectors, np.array([0, 500], np.uint32))])
+    opened.delete("gone", at, Position.of("log", 2))
     opened.close()
     return url
 

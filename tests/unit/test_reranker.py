@@ -17,7 +17,7 @@ from streamer.kafka import Record, Work
 from streamer.metrics import Metrics
 from streamer.reranker import Reranker
 from streamer.settings import load
-from streamer.store import Clip, Embedding, StoreUnavailableError, open_store
+from streamer.store import Clip, Embedding, Position, StoreUnavailableError, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,7 +70,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
     for number in range(DIM):
         # Clip N shows axis N at 1500 ms, faintly at first.
         vectors = np.eye(DIM, dtype=np.float32)[[(number + 1) % DIM, number, number]]
-        opened.put([Clip(f"c{number}", AT, 3000, vectors, np.array([0, 1500, 2000], np.uint32))])
+        opened.put(
+            [Clip(f"c{number}", AT, Position.of("log", number), 3000, vectors, np.array([0, 1500, 2000], np.uint32))]
+        )
     yield opened
     opened.close()
 
