@@ -43,8 +43,12 @@ class Strike:
 class Saboteur:
     """Runs the lanes of a plan side by side."""
 
-    def __init__(self, plan: Plan, services: Mapping[str, Instance], brokers: Brokers, clock: Clock) -> None:
+    def __init__(
+        self, plan: Plan, services: Mapping[str, Instance], brokers: Brokers, clock: Clock, *, limit_s: float
+    ) -> None:
+        """What has not struck after `limit_s` does not strike any more: a run must end."""
         self._plan = plan
+        self._limit_s = limit_s
         self._services = services
         self._brokers = brokers
         self._clock = clock
@@ -68,6 +72,8 @@ class Saboteur:
             self._clock.sleep_until(step.at)
             at = self._clock.wall()
             try:
+                if at > self._limit_s:
+                    raise TimeoutError("out of time")  # noqa: TRY301 - told like any other reason
                 self._await_victim(step)
                 self._clock.expect(lane, following)
                 at = self._clock.wall()

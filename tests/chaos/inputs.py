@@ -133,24 +133,8 @@ def _input(at: float, topic: str, key: str, event: object, meaning: Meaning) -> 
 # -- the lives of clips ------------------------------------------------------------------------------------
 
 _LIVES = (
-    "n",
-    "n",
-    "n",
-    "nn",
-    "no",
-    "nno",
-    "nono",
-    "n=",
-    "nd",
-    "ndn",
-    "nd=",
-    "n=dn",
-    "ndnd",
-    "ndndn",
-    "ndno",
-    "nm",
-    "nmn",
-)
+    "n", "n", "n", "nn", "no", "nno", "nono", "n=", "nd", "ndn", "nd=", "n=dn", "ndnd", "ndndn", "ndno", "nm", "nmn",
+)  # fmt: skip
 """What happens to a clip, in the order of its log: n an upload newer than all before, o one older than the newest,
 = the newest one delivered again, d a delete, m a newer upload whose file is missing."""
 _VALID = "no="

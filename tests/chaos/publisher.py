@@ -29,6 +29,8 @@ class Publisher(threading.Thread):
         self._prefix = prefix
         self._inputs = inputs
         self._clock = clock
+        self.ended_at = 0.0
+        """When the last record was handed over, in true seconds."""
         self._placed: dict[int, Input] = {}
         self._errors: list[str] = []
         # Idempotent: a record is never doubled, nor overtaken by a later one of its partition.
@@ -48,6 +50,7 @@ class Publisher(threading.Thread):
                 on_delivery=partial(self._delivered, number),
             )
             self._producer.poll(0)
+        self.ended_at = self._clock.wall()
         self._producer.flush(_FLUSH_S)
 
     def published(self) -> list[Input]:

@@ -89,14 +89,7 @@ class Report:
         console.print(
             self._table("What they caused, as the services logged it", ("event", *self.said), self._said_rows())
         )
-        ends = Counter((each.name, str(each.cause), each.code) for each in self.exits)
-        console.print(
-            self._table(
-                "Ends of processes",
-                ("process", "why", "code", "how often"),
-                ((*end, ends[end]) for end in sorted(ends)),
-            )
-        )
+        console.print(self._table("Ends of processes", ("process", "why", "code", "how often"), self._end_rows()))
         console.print(self._table("Counted", ("what", "how many"), self.counts.items()))
         console.print(self._table("Duration", ("part", "seconds"), ((k, f"{v:.0f}") for k, v in self.seconds.items())))
         for strike in self.strikes:

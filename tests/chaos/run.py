@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PREFIX, CLEAN_PREFIX = "chaos.", "clean."
 GROUPS = {EMBED: ("streamer-embed", UPLOADED), RERANK: ("streamer-rerank", RESULTS)}
 _START_S = 120.0
+_SPARE_S = 60.0
 _CATCH_UP_S = 180.0
 _STOP_S = 10.0
 """What the contract gives a service between SIGTERM and its end."""
@@ -68,12 +69,13 @@ class Run:
                 clock = Clock()
                 publisher = Publisher(bus.bootstrap_servers, PREFIX, self.inputs, clock)
                 publisher.start()
-                saboteur = Saboteur(self.plan, services, brokers, clock)
+                saboteur = Saboteur(self.plan, services, brokers, clock, limit_s=1.5 * self.scale.seconds + _SPARE_S)
                 saboteur.run()
                 published = publisher.published()
             with self._timed("catch up"):
                 brokers.await_in_sync()
                 caught_up = _await_committed(bus)
+                await_at_work(list(services.values()), seconds=_START_S)
             with self._timed("stop"):
                 _end(services.values())
             with self._timed("verify"):
@@ -91,7 +93,11 @@ class Run:
                 exits=[each for service in services.values() for each in service.exits],
                 said=_said(services.values()),
                 findings=findings,
-                counts=_counts(published) | _aborted(bus, outputs),
+                counts={
+                    **_counts(published),
+                    **_aborted(bus, outputs),
+                    "faults after the last input": sum(strike.at > publisher.ended_at for strike in saboteur.strikes),
+                },
                 seconds=self.seconds,
             )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from chaos.inputs import Input
 
 M = TypeVar("M")
+E = TypeVar("E", ClipEmbedded, QueryReranked)
 
 DEAD_LETTERS = {UPLOADED: f"{UPLOADED}.dlq", RESULTS: f"{RESULTS}.dlq"}
 OUTPUTS = (EMBEDDED, RERANKED, *DEAD_LETTERS.values())
@@ -115,11 +116,9 @@ class Verdict:
 
     def _permuted(self) -> Finding:
         finding = Finding("every answer is a permutation of its candidates", f"{len(self._outputs[RERANKED])} answers")
-        for record, query in self._caused(RERANKED, Query):
-            try:
-                answer = decode(QueryReranked, record.value, record.key)
-            except InvalidEvent as error:
-                finding.problems.append(f"{query.query_id}: {error.detail}")
+        for query, answer in self._caused(RERANKED, Query, QueryReranked):
+            if isinstance(answer, InvalidEvent):
+                finding.problems.append(f"{query.query_id}: {answer}")
                 continue
             ids = [each.clip_id for each in answer.results]
             initial = {each.initial_rank: each.clip_id for each in answer.results}
@@ -133,9 +132,8 @@ class Verdict:
         return finding
 
     def _not_degraded(self) -> Finding:
-        reasons = Counter(
-            record.event["degraded"] for record in self._outputs[RERANKED] if record.event["degraded"] is not None
-        )
+        answers = (answer for _, answer in self._caused(RERANKED, Query, QueryReranked))
+        reasons = Counter(each.degraded for each in answers if isinstance(each, QueryReranked) and each.degraded)
         finding = Finding("no answer is degraded: the store could be read all the time", f"{reasons.total()} degraded")
         finding.problems = [f"{count} x {reason}" for reason, count in reasons.items()]
         return finding
@@ -150,11 +148,9 @@ class Verdict:
 
     def _announcements_fit(self, clean: Mapping[str, StoredClip]) -> Finding:
         finding = Finding("every announcement fits its upload", f"{len(self._outputs[EMBEDDED])} announcements")
-        for record, upload in self._caused(EMBEDDED, Upload):
-            try:
-                event = decode(ClipEmbedded, record.value, record.key)
-            except InvalidEvent as error:
-                finding.problems.append(f"{upload.clip_id}: {error.detail}")
+        for upload, event in self._caused(EMBEDDED, Upload, ClipEmbedded):
+            if isinstance(event, InvalidEvent):
+                finding.problems.append(f"{upload.clip_id}: {event}")
                 continue
             reference = clean[upload.file]
             expected = (upload.clip_id, upload.uploaded_at, len(reference.times_ms), reference.duration_ms)
@@ -233,11 +229,16 @@ class Verdict:
     def _marks(self, topic: str) -> Counter[str]:
         return Counter(_mark(record) for record in self._outputs[topic])
 
-    def _caused(self, topic: str, meaning: type[M]) -> Iterator[tuple[Record, M]]:
+    def _caused(self, topic: str, meaning: type[M], model: type[E]) -> Iterator[tuple[M, E | InvalidEvent]]:
+        """Go through the outputs of a topic that come from inputs of one meaning."""
         for record in self._outputs[topic]:
             cause = self._by_ce_id.get(_mark(record))
-            if cause is not None and isinstance(cause.meaning, meaning):
-                yield record, cause.meaning
+            if cause is None or not isinstance(cause.meaning, meaning):
+                continue
+            try:
+                yield cause.meaning, decode(model, record.value, record.key)
+            except InvalidEvent as error:
+                yield cause.meaning, error
 
 
 def _mark(record: Record) -> str:

@@ -1,0 +1,217 @@
+"""The verdict must see what it is there to see: a sound run passes, and each way to break a guarantee is found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Record
+
+from chaos.inputs import CE_ID, EPOCH, Delete, Input, Query, Refused, Upload, make_inputs
+from chaos.oracle import living
+from chaos.plan import SMALL
+from chaos.verify import OUTPUTS, TOLERANCE, StoredClip, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Outputs = dict[str, list[Record]]
+Store = dict[str, StoredClip]
+FILES = [f"file-{index}.mp4" for index in range(4)]
+
+
+def stored(file: str, upload: Upload | None = None) -> StoredClip:
+    number = FILES.index(file) + 1
+    uploaded_us = round((upload.uploaded_at if upload else EPOCH).timestamp() * 1e6)
+    return StoredClip(np.full((number, 2), number, np.float32), tuple(range(number)), 500 * number, uploaded_us)
+
+
+CLEAN = {file: stored(file) for file in FILES}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Input]:
+    drafts = make_inputs(3, SMALL, tmp_path_factory.mktemp("clips"), FILES)
+    return [each.placed(0, offset) for offset, each in enumerate(drafts)]
+
+
+def caused(cause: Input, topic: str, event: dict[str, object]) -> Record:
+    return Record(cause.record.key, json.dumps(event).encode(), cause.record.headers, topic)
+
+
+def announcement(cause: Input, upload: Upload) -> Record:
+    reference = CLEAN[upload.file]
+    event = {"clip_id": upload.clip_id, "model_id": "m", "frames": len(reference.times_ms)}
+    times = {"uploaded_at": upload.uploaded_at.isoformat(), "embedded_at": EPOCH.isoformat()}
+    return caused(cause, EMBEDDED, event | times | {"duration_ms": reference.duration_ms})
+
+
+def answer(cause: Input, query: Query, *, degraded: str | None = None) -> Record:
+    results = [
+        {"clip_id": clip_id, "rank": rank, "score": 1.0, "initial_rank": rank, "initial_score": 1.0}
+        | {"frame_score": None, "moment_ms": None, "status": "not_embedded"}
+        for rank, clip_id in enumerate(query.candidates, 1)
+    ]
+    times = {"issued_at": EPOCH.isoformat(), "reranked_at": EPOCH.isoformat()}
+    method = {"model_id": "m", "alpha": 0.4, "depth": 100, "normalization": "minmax", "degraded": degraded}
+    event = {"query_id": query.query_id, "query": "q", "engine": "e", "results": results}
+    return caused(cause, RERANKED, event | times | method)
+
+
+def dead_letter(cause: Input, refused: Refused, **changed: str) -> Record:
+    why = {"reason": refused.reason, "error": "e", "topic": f"p.{cause.record.topic}", "attempts": "1"}
+    why |= {"partition": "0", "offset": str(cause.record.offset), "at": EPOCH.isoformat()} | changed
+    headers = tuple((f"dlq.{name}", value.encode()) for name, value in why.items())
+    return Record(cause.record.key, cause.record.value, cause.record.headers + headers, f"{cause.record.topic}.dlq")
+
+
+@pytest.fixture
+def outputs(inputs: list[Input]) -> Outputs:
+    found: Outputs = {topic: [] for topic in OUTPUTS}
+    for each in inputs:
+        match each.meaning:
+            case Upload() as upload:
+                found[EMBEDDED].append(announcement(each, upload))
+            case Query() as query:
+                found[RERANKED].append(answer(each, query))
+            case Refused() as refused:
+                found[f"{each.record.topic}.dlq"].append(dead_letter(each, refused))
+            case Delete():
+                pass
+    return found
+
+
+@pytest.fixture
+def store(inputs: list[Input]) -> Store:
+    return {clip_id: stored(upload.file, upload) for clip_id, upload in living(inputs).items()}
+
+
+def broken(inputs: list[Input], outputs: Outputs, store: Store) -> set[str]:
+    return {finding.guarantee for finding in Verdict(inputs, outputs).findings(store, CLEAN) if not finding.kept}
+
+
+def test_a_sound_run_keeps_every_guarantee(inputs: list[Input], outputs: Outputs, store: Store) -> None:
+    assert broken(inputs, outputs, store) == set()
+
+
+@pytest.mark.parametrize("topic", [EMBEDDED, RERANKED, f"{UPLOADED}.dlq", f"{RESULTS}.dlq"])
+def test_a_lost_and_a_doubled_output_are_seen(inputs: list[Input], outputs: Outputs, store: Store, topic: str) -> None:
+    one = outputs[topic].pop()
+    assert len(broken(inputs, outputs, store)) == 1
+    outputs[topic] += [one, one]
+    assert len(broken(inputs, outputs, store)) == 1
+
+
+@pytest.mark.parametrize("topic", OUTPUTS)
+def test_an_output_from_nowhere_or_of_another_record_is_seen(
+    inputs: list[Input], outputs: Outputs, store: Store, topic: str
+) -> None:
+    stranger = Record(b"k", b"{}", ((CE_ID, b"unheard of"),), topic)
+    misplaced = next(each for each in inputs if isinstance(each.meaning, Delete))
+    for extra in (stranger, replace(stranger, headers=misplaced.record.headers)):
+        assert broken(inputs, outputs | {topic: [*outputs[topic], extra]}, store) == {
+            "nothing else is in the output topics"
+        }
+
+
+def spoiled(record: Record, spoil: Callable[[dict[str, Any]], object]) -> Record:
+    event = record.event
+    spoil(event)
+    return replace(record, value=json.dumps(event).encode())
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda event: event["results"].reverse(),
+        lambda event: event["results"].pop(),
+        lambda event: event["results"][0].update(clip_id="unasked"),
+        lambda event: event.update(query_id="another"),
+        lambda event: event.pop("model_id"),
+    ],
+    ids=["order", "one missing", "another candidate", "another query", "no event of the topic"],
+)
+def test_an_answer_that_does_not_fit_its_query_is_seen(
+    inputs: list[Input], outputs: Outputs, store: Store, spoil: Callable[[dict[str, Any]], object]
+) -> None:
+    outputs[RERANKED][0] = spoiled(outputs[RERANKED][0], spoil)
+    assert broken(inputs, outputs, store) == {"every answer is a permutation of its candidates"}
+
+
+def test_a_degraded_answer_is_seen(inputs: list[Input], outputs: Outputs, store: Store) -> None:
+    degraded = {"degraded": "store_unavailable"}
+    outputs[RERANKED][0] = spoiled(outputs[RERANKED][0], lambda event: event.update(degraded))
+    assert broken(inputs, outputs, store) == {"no answer is degraded: the store could be read all the time"}
+
+
+@pytest.mark.parametrize("changed", [{"frames": 99}, {"duration_ms": 1}, {"uploaded_at": "2020-01-01T00:00:00Z"}])
+def test_an_announcement_of_another_upload_is_seen(
+    inputs: list[Input], outputs: Outputs, store: Store, changed: dict[str, object]
+) -> None:
+    outputs[EMBEDDED][0] = spoiled(outputs[EMBEDDED][0], lambda event: event.update(changed))
+    assert broken(inputs, outputs, store) == {"every announcement fits its upload"}
+
+
+@pytest.mark.parametrize("changed", [{"reason": "internal"}, {"offset": "7000"}, {"topic": "another"}])
+def test_a_dead_letter_of_another_place_or_reason_is_seen(
+    inputs: list[Input], outputs: Outputs, store: Store, changed: dict[str, str]
+) -> None:
+    cause = next(each for each in inputs if isinstance(each.meaning, Refused))
+    letters = outputs[f"{cause.record.topic}.dlq"]
+    letters[0] = dead_letter(cause, cause.meaning, **changed)
+    assert broken(inputs, outputs, store) == {"dead letters are exactly those that the inputs explain"}
+
+
+def test_a_missing_clip_and_a_clip_back_from_the_dead_are_seen(
+    inputs: list[Input], outputs: Outputs, store: Store
+) -> None:
+    _, one = store.popitem()
+    assert broken(inputs, outputs, store) == {"the store holds exactly the clips that the log says are alive"}
+    store = {clip_id: stored(upload.file, upload) for clip_id, upload in living(inputs).items()}
+    assert broken(inputs, outputs, store | {"undead": one}) == {
+        "the store holds exactly the clips that the log says are alive"
+    }
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"uploaded_us": 1},
+        {"duration_ms": 1},
+        {"times_ms": (7,)},
+        {"vectors": np.full((1, 2), 1 + 2 * TOLERANCE, np.float32)},
+        {"vectors": np.ones((2, 2), np.float32)},
+    ],
+    ids=["version", "duration", "times", "vectors", "their number"],
+)
+def test_a_clip_unlike_that_of_a_clean_run_is_seen(
+    inputs: list[Input], outputs: Outputs, store: Store, changed: dict[str, Any]
+) -> None:
+    clip_id = next(clip_id for clip_id, upload in living(inputs).items() if upload.file == FILES[0])
+    store[clip_id] = replace(store[clip_id], **changed)
+    assert broken(inputs, outputs, store) == {"each clip is stored as a clean run stores it, in the right version"}
+
+
+def test_the_oracle_follows_the_log() -> None:
+    old, new = (Upload("c", file, EPOCH + timedelta(hours=hour)) for hour, file in enumerate(FILES[:2]))
+    delete = Delete("c")
+    for lives, alive in (
+        ([old], old),
+        ([old, new], new),
+        ([new, old], new),
+        ([old, delete], None),
+        ([old, delete, old], None),
+        ([old, delete, new], new),
+        ([old, delete, new, delete], None),
+        ([new, delete, old], None),
+        ([old, new, delete, delete, new], None),
+    ):
+        log = [
+            Input(0, Record(b"c", None, topic=UPLOADED, partition=0, offset=offset), meaning)
+            for offset, meaning in enumerate(lives)
+        ]
+        assert living(reversed(log)) == ({"c": alive} if alive else {}), lives
