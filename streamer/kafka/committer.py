@@ -7,6 +7,7 @@ behind it.
 
 from __future__ import annotations
 
+import random
 import time
 from typing import TYPE_CHECKING
 
@@ -215,7 +216,9 @@ class Committer:
 
     def _backoff(self, what: str, error: Exception) -> None:
         first, most = _BACKOFF_S
-        delay = min(most, first * 2 ** min(self._failures, 10))
+        # By hand, since nothing waits here: the loop goes on polling. Half of it is chance, so that the instances
+        # that one broker has failed do not all come back to it at once.
+        delay = min(most, first * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1)  # noqa: S311
         self._failures += 1
         self._not_before = time.monotonic() + delay
         log.warning(what, error=str(error), failures=self._failures, retry_in_s=round(delay, 2))
