@@ -35,7 +35,7 @@ CLEAN = {file: stored(file) for file in FILES}
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Input]:
-    drafts = make_inputs(3, SMALL, tmp_path_factory.mktemp("clips"), FILES)
+    drafts = make_inputs(3, replace(SMALL, queries=20, uploads=120), tmp_path_factory.mktemp("clips"), FILES)
     return [each.placed(0, offset) for offset, each in enumerate(drafts)]
 
 
