@@ -35,7 +35,7 @@ chaos: $(STAMP) ## Kill, freeze and starve services and brokers under work, and 
 	PYTHONPATH=tests:tests/integration $(BIN)/python -m chaos --seed $(or $(SEED),1)
 
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (about 10 minutes)
-	$(BIN)/python -m pytest -s tests/soak/*.py
+	$(BIN)/python -m pytest -s tests/soak/soak.py
 
 lint: $(STAMP) ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check $(SOURCES)

@@ -1,0 +1,314 @@
+"""What the overload and soak tests share: backlogs, stores full of clips, clips that are slow to decode, and gauges."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.request
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import av
+import numpy as np
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Record, await_true, model_dir
+from prometheus_client.parser import text_string_to_metric_families
+
+from streamer.store import Clip, Position, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from driver import Bus, Service
+
+MIB = 1 << 20
+
+CLIPS = [f"clip-{index:04}" for index in range(1_000)]
+_CLIPS_A_WRITE = 200
+
+
+# -- what a running service says of itself -----------------------------------------------------------------------
+
+
+class Metrics:
+    """One reading of a service's /metrics."""
+
+    def __init__(self, service: Service) -> None:
+        url = f"http://127.0.0.1:{service.port}/metrics"
+        with urllib.request.urlopen(url, timeout=30) as response:
+            families = text_string_to_metric_families(response.read().decode())
+            self._samples = [sample for family in families for sample in family.samples]
+
+    def total(self, name: str, **labels: str) -> float:
+        """Add up the samples of that name that have these labels."""
+        found = self._samples if not labels else [s for s in self._samples if labels.items() <= s.labels.items()]
+        return sum(sample.value for sample in found if sample.name == name)
+
+    def label(self, name: str, label: str) -> str:
+        """Return a label of the one sample of that name."""
+        [value] = [sample.labels[label] for sample in self._samples if sample.name == name]
+        return value
+
+
+class Memory:
+    """Resident memory of a process, in bytes.
+
+    ``rss`` is all of it; ``anonymous`` is what the process itself has allocated, ``file`` the pages of mapped files
+    (libraries, weights, and the store's file as far as it has been read), which the kernel can take back at any time.
+    """
+
+    def __init__(self, pid: int) -> None:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        fields = {name: value for name, _, value in (line.partition(":") for line in lines)}
+        self.rss, self.anonymous, self.file = (
+            1024 * int(fields[name].split()[0]) for name in ("VmRSS", "RssAnon", "RssFile")
+        )
+
+
+class Watch:
+    """Reads memory and in-flight bytes of a running service, a few times a second, in a thread of its own."""
+
+    def __init__(self, service: Service) -> None:
+        self.memory: list[Memory] = []
+        self.in_flight_bytes: list[float] = []
+        self._service = service
+        self._end = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            while not self._end.wait(0.25):
+                self.memory.append(Memory(self._service.pid))
+                self.in_flight_bytes.append(Metrics(self._service).total("streamer_in_flight_bytes"))
+        except Exception as error:  # noqa: BLE001 - raised again where the watch ends
+            self._error = error
+
+    @property
+    def peak_rss(self) -> int:
+        return max(memory.rss for memory in self.memory)
+
+    @property
+    def peak_anonymous(self) -> int:
+        return max(memory.anonymous for memory in self.memory)
+
+
+# -- the store ---------------------------------------------------------------------------------------------------
+
+
+def fill_store(path: Path, model_id: str, *, frames: int) -> None:
+    """Write random unit vectors for each of :data:`CLIPS`: nothing about memory or speed depends on their direction."""
+    dim = json.loads((model_dir() / "open_clip_config.json").read_bytes())["model_cfg"]["embed_dim"]
+    draw = np.random.default_rng(0)
+    uploaded_at = datetime.now(UTC)
+    store = open_store(f"lmdb:{path}", model_id=model_id, dim=dim)
+    try:
+        for first in range(0, len(CLIPS), _CLIPS_A_WRITE):
+            store.put([_clip(clip_id, draw, (frames, dim), uploaded_at) for clip_id in CLIPS[first:][:_CLIPS_A_WRITE]])
+    finally:
+        store.close()
+
+
+def _clip(clip_id: str, draw: np.random.Generator, shape: tuple[int, int], uploaded_at: datetime) -> Clip:
+    vectors = draw.standard_normal(shape, dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    times = np.arange(shape[0], dtype=np.uint32) * 500
+    return Clip(clip_id, uploaded_at, Position.of("test", 0), 500 * shape[0], vectors, times)
+
+
+# -- query events ------------------------------------------------------------------------------------------------
+
+
+def query_event(number: int, text: str, *, candidates: int, issued_at: datetime, size: int = 0) -> tuple[bytes, bytes]:
+    """Return key and value of a query event over stored clips, padded to ``size`` bytes where it is smaller."""
+    first = number * 37
+    event: dict[str, Any] = {
+        "query_id": f"q{number}",
+        "query": text,
+        "engine": "bm25-v3",
+        "issued_at": issued_at.isoformat(),
+        "results": [
+            {"clip_id": CLIPS[(first + rank) % len(CLIPS)], "score": 30 - rank / 8} for rank in range(candidates)
+        ],
+    }
+    value = json.dumps(event).encode()
+    padding = size - len(value) - len(b', "pad": ""')
+    if padding > 0:
+        value = value[:-1] + b', "pad": "' + b"x" * padding + b'"}'
+    return event["query_id"].encode(), value
+
+
+def publish(bus: Bus, events: Iterable[tuple[bytes, bytes]]) -> int:
+    """Publish query events as fast as the broker takes them, holding on to none; return how many."""
+    failures: list[KafkaError] = []
+
+    def delivered(error: KafkaError | None, _message: object) -> None:
+        if error is not None:
+            failures.append(error)
+
+    producer = Producer({"bootstrap.servers": bus.bootstrap_servers, "acks": "all", "linger.ms": 5})
+    count = 0
+    for key, value in events:
+        while True:
+            try:
+                producer.produce(bus.prefix + RESULTS, key=key, value=value, on_delivery=delivered)
+                break
+            except BufferError:  # the client's queue is full
+                producer.poll(0.1)
+        producer.poll(0)
+        count += 1
+    assert producer.flush(60) == 0
+    assert not failures, failures[0]
+    return count
+
+
+def read_answers(bus: Bus, *, seconds: float) -> Iterator[tuple[bytes, bytes]]:
+    """Go through key and value of all that is committed in query.reranked, to its end, holding on to none."""
+    ends = bus.ends(RERANKED)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bus.bootstrap_servers,
+            "group.id": f"{bus.prefix}answers",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+        }
+    )
+    deadline = time.monotonic() + seconds
+    try:
+        consumer.assign([TopicPartition(*place, OFFSET_BEGINNING) for place in ends])
+        while ends:
+            assert time.monotonic() < deadline, f"not committed up to {ends}"
+            for message in consumer.consume(500, 0.2):
+                error = message.error()
+                if error is None:
+                    yield message.key(), message.value()
+                elif error.code() != KafkaError._PARTITION_EOF:
+                    raise KafkaException(error)
+                elif message.offset() >= ends.get((message.topic(), message.partition()), 0):
+                    ends.pop((message.topic(), message.partition()), None)
+    finally:
+        consumer.close()
+
+
+def await_produced(service: Service, topic: str, count: int, *, seconds: float) -> None:
+    """Wait until a service has committed so many outputs."""
+    await_true(
+        lambda: Metrics(service).total("streamer_events_produced_total", topic=topic) >= count,
+        f"{count} events in {topic}",
+        seconds=seconds,
+        alive=[service],
+    )
+
+
+# -- clips that are slow to decode -------------------------------------------------------------------------------
+
+_SIZE = (1920, 1080)
+_FRAMES_A_SECOND = 24
+
+
+def slow_clip(path: Path, *, seconds: float) -> Path:
+    """Write a video that takes one thread at least about ``seconds`` to decode, on this machine, just now.
+
+    Sixteen large, noisy frames are encoded once; their packets are repeated under later timestamps, each repetition
+    beginning with a key frame. How often, follows from how long decoding them takes.
+    """
+    once = path.with_stem(f"{path.stem}-once")
+    _encode(once, _noisy_frames(16))
+    with av.open(once) as source:
+        stream = source.streams.video[0]
+        packets = [(bytes(packet), packet.is_keyframe) for packet in source.demux(stream) if packet.size]
+        cost = min(_seconds_to_decode(once) for _ in range(3)) / len(packets)
+        with av.open(path, "w") as container:
+            copied = container.add_stream_from_template(stream)
+            copied.time_base = Fraction(1, 1000)
+            for number in range(round(seconds / cost)):
+                content, is_key = packets[number % len(packets)]
+                packet = av.Packet(content)
+                packet.stream, packet.is_keyframe, packet.time_base = copied, is_key, Fraction(1, _FRAMES_A_SECOND)
+                packet.pts = packet.dts = number
+                packet.duration = 1
+                container.mux(packet)
+    return path
+
+
+def _noisy_frames(count: int) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    draw = np.random.default_rng(0)
+    width, height = _SIZE
+    ground = draw.integers(0, 256, (height // 8, width // 8, 3)).repeat(8, axis=0).repeat(8, axis=1)
+    for index in range(count):
+        moved = np.roll(ground, (3 * index, 5 * index), axis=(0, 1))
+        yield np.clip(moved + draw.integers(-20, 21, (height, width, 1)), 0, 255).astype(np.uint8)
+
+
+def _encode(path: Path, frames: Iterable[np.ndarray[Any, np.dtype[np.uint8]]]) -> None:
+    with av.open(path, "w") as container:
+        # Without B-frames, packets stand in the order of their frames.
+        stream = container.add_stream(
+            "libx264", _FRAMES_A_SECOND, options={"preset": "veryfast", "crf": "30", "bf": "0"}
+        )
+        stream.width, stream.height = _SIZE
+        stream.pix_fmt = "yuv420p"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _seconds_to_decode(path: Path) -> float:
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        began = time.monotonic()
+        count = sum(1 for _ in container.decode(stream))
+        assert count
+        return time.monotonic() - began
+
+
+def embed_beside(bus: Bus, embedder: Service, slow: Path, small: list[Path], *, wait: float) -> float:
+    """Upload a slow clip and small ones beside it; return the seconds that the slow one took to load and decode.
+
+    The small ones must be done while the slow one is not.
+    """
+    topic = bus.prefix + EMBEDDED
+    names = [f"small-{index}" for index in range(24)]
+    bus.publish(UPLOADED, [upload("slow", slow)])
+    bus.publish(UPLOADED, [upload(name, small[index % len(small)]) for index, name in enumerate(names)])
+    # Those of the slow clip's own partition wait for it: offsets are committed in order.
+    partitions = {record.key: record.partition for record in bus.read(UPLOADED)}
+    elsewhere = [name for name in names if partitions[name.encode()] != partitions[b"slow"]]
+    assert elsewhere
+    await_produced(embedder, topic, len(elsewhere), seconds=wait)
+    early = Metrics(embedder)
+    assert early.total("streamer_stage_seconds_count", stage="load") == len(names), "the slow clip was not slow"
+    await_produced(embedder, topic, 1 + len(names), seconds=wait)
+    late = Metrics(embedder)
+    assert sorted(record.event["clip_id"] for record in bus.read(EMBEDDED)) == sorted(["slow", *names])
+    assert not bus.read(f"{UPLOADED}.dlq")
+    return late.total("streamer_stage_seconds_sum", stage="load") - early.total(
+        "streamer_stage_seconds_sum", stage="load"
+    )
+
+
+def upload(clip_id: str, path: Path) -> Record:
+    return Record.of(clip_id, {"clip_id": clip_id, "uri": path.as_uri(), "uploaded_at": datetime.now(UTC).isoformat()})
+
+
+def check_never_evicted(embedder: Service) -> None:
+    """Show that the partitions were assigned once and never taken away."""
+    metrics = Metrics(embedder)
+    kinds = {kind: metrics.total("streamer_rebalances_total", kind=kind) for kind in ("assigned", "revoked", "lost")}
+    assert kinds == {"assigned": 1, "revoked": 0, "lost": 0}
+    assert metrics.total("streamer_assigned_partitions") == 12
