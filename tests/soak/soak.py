@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from streamer.kafka.broker import LocalKafka
 
-pytestmark = pytest.mark.timeout(1_200)
+pytestmark = pytest.mark.timeout(2_400)
 
 BACKLOG, EVENT_BYTES, CANDIDATES = 100_000, 5_000, 100
 TEXTS = 30_000
@@ -75,7 +75,7 @@ def test_a_backlog_of_500_mb_grows_the_reranker_by_300_mb_at_most(
         service.await_ready(seconds=150)
         began = time.monotonic()
         with Watch(service) as watch:
-            await_produced(service, bus.prefix + RERANKED, BACKLOG, seconds=900)
+            await_produced(service, bus.prefix + RERANKED, BACKLOG, seconds=1_500)
         seconds = time.monotonic() - began
         last = Memory(service.pid)
         service.stop()
