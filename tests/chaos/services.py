@@ -201,7 +201,7 @@ class Instance:
             return Cause.FAULT_POINT
         if code == 0 and self._stopping:
             return Cause.STOPPED
-        if code == 1 and pid == self._frozen and any("transactional id" in line and "is fenced" in line for line in tail):
+        if code == 1 and pid == self._frozen and any(" is fenced: " in line for line in tail):
             return Cause.FENCED
         return Cause.UNEXPECTED
 
