@@ -28,7 +28,7 @@ demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-repo
 	  $(if $(MODEL),--model "$(MODEL)") $(if $(PRETRAINED),--pretrained "$(PRETRAINED)")
 
 test: $(STAMP) ## Run all tests, the integration tests against a real Kafka
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # make chaos [SEED=n]
 chaos: $(STAMP) ## Kill, freeze and starve services and brokers under work, and count afterwards (about 10 minutes)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+from collections import Counter
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -159,7 +160,7 @@ class QueryResults(msgspec.Struct, frozen=True, kw_only=True):
             check_id(f"results[{position}].clip_id", candidate.clip_id)
         ids = [candidate.clip_id for candidate in self.results]
         if len(set(ids)) != len(ids):
-            twice = next(clip_id for clip_id in ids if ids.count(clip_id) > 1)
+            twice = next(clip_id for clip_id, count in Counter(ids).items() if count > 1)
             raise InvalidEvent(Reason.DUPLICATE_CLIP_ID, f"clip_id {twice!r} occurs more than once in results")
 
 
@@ -232,7 +233,8 @@ def _has_non_finite(value: bytes) -> bool:
         return parsed
 
     try:
-        json.loads(value, parse_float=number, parse_constant=number)
+        # Decoded here, since json would guess at encodings other than UTF-8.
+        json.loads(value.decode(), parse_float=number, parse_constant=number)
     except (ValueError, RecursionError):
         return False
     return found

@@ -20,10 +20,10 @@ from driver import (
     environment,
 )
 from footage import tiny_footage
+from fuzz.mutations import Mutated, mutated, queries, uploads
 from hypothesis import HealthCheck, Phase, given, settings
 
 from streamer.events import MAX_ID_BYTES, ClipUploaded, InvalidEvent, QueryResults, Reason, decode
-from tests.fuzz.mutations import Mutated, mutated, queries, uploads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from driver import RERANKED, RESULTS, Bus, Service, apply_topics, environment
 from footage import tiny_footage
-
-from tests.soak.load import (
+from soak.load import (
     MIB,
     Memory,
     Metrics,

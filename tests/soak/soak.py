@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from driver import RERANKED, Bus, Service, apply_topics, environment
 from footage import tiny_footage
-
-from tests.soak.load import (
+from soak.load import (
     MIB,
     Memory,
     Metrics,

@@ -156,3 +156,29 @@ def test_what_is_written_reads_back_the_same(query_id: str, text: str, results: 
 def test_times_are_written_in_utc() -> None:
     assert json.loads(encode(decode(ClipUploaded, orjson.dumps(UPLOAD))))["uploaded_at"] == "2026-11-24T01:00:00Z"
     assert json.loads(encode(ClipUploaded(clip_id="c", uri="u", uploaded_at=now())))["uploaded_at"].endswith("Z")
+
+
+def test_a_long_list_with_one_duplicate_at_its_end_is_refused_as_fast_as_it_is_read() -> None:
+    results = [Candidate(clip_id=f"c{number}", score=0.0) for number in range(MAX_RESULTS)]
+    looked_at = 0
+
+    class Counted(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal looked_at
+            looked_at += 1
+            return str.__eq__(self, str(other))
+
+        __hash__ = str.__hash__
+
+    ids = [*(Counted(each.clip_id) for each in results[:-1]), Counted("c4998")]
+    with pytest.raises(InvalidEvent, match="c4998"):
+        QueryResults(
+            query_id="q",
+            query="a",
+            engine="e",
+            issued_at=now(),
+            results=[Candidate(clip_id=each, score=0.0) for each in ids],
+        )
+    assert looked_at < 10 * MAX_RESULTS
