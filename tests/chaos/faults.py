@@ -79,6 +79,7 @@ class Saboteur:
                 at = self._clock.wall()
                 self.strikes.append(self._strike(step, at))
             except Exception as error:  # noqa: BLE001 - a fault that did not come about is a finding of the run
+                self._clock.expect(lane, following)
                 self.strikes.append(Strike(step, at, fired=False, note=f"{type(error).__name__}: {error}"))
 
     def _strike(self, step: Step, at: float) -> Strike:

@@ -8,12 +8,12 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaException
 from driver import RESULTS, UPLOADED, Bus, Record, Service, apply_topics, environment
 
 from chaos.brokers import SESSION_S, Brokers
 from chaos.clock import Clock
 from chaos.faults import Saboteur
+from chaos.groups import await_committed
 from chaos.inputs import EPOCH, Delete, Query, Refused, Upload, make_footage, make_inputs
 from chaos.plan import EMBED, RERANK, make_plan
 from chaos.publisher import Publisher
@@ -74,7 +74,7 @@ class Run:
                 published = publisher.published()
             with self._timed("catch up"):
                 brokers.await_in_sync()
-                caught_up = _await_committed(bus)
+                caught_up = _catch_up(bus)
                 await_at_work(list(services.values()), seconds=_START_S)
             with self._timed("stop"):
                 _end(services.values())
@@ -165,19 +165,14 @@ def _group_settings(protocol: str) -> dict[str, str]:
     return {f"STREAMER_KAFKA__{name}": value for name, value in settings.items()}
 
 
-def _await_committed(bus: Bus) -> Finding:
+def _catch_up(bus: Bus) -> Finding:
     """Wait until both groups have committed all that there is."""
     finding = Finding("both groups commit everything once the faults are over", f"within {_CATCH_UP_S:.0f} s")
-    deadline = time.monotonic() + _CATCH_UP_S
     for group, topic in GROUPS.values():
-        while True:
-            try:
-                bus.await_group(group, topic, seconds=5, alive=())
-                break
-            except (AssertionError, KafkaException) as error:
-                if time.monotonic() > deadline:
-                    finding.problems.append(f"{group}: {error}")
-                    break
+        try:
+            await_committed(bus, group, topic, seconds=_CATCH_UP_S)
+        except TimeoutError as error:
+            finding.problems.append(str(error))
     return finding
 
 

@@ -29,6 +29,10 @@ _PAUSE_S = 0.5
 """Between an end and the next start."""
 _TAIL_LINES = 40
 
+# As in streamer.kafka.jvm: the shell becomes the service after leaving a watcher behind, which ends the process group
+# once this program is gone. Here the watcher must not hold the pipe that the log comes through.
+_DIE_WITH_PARENT = 'exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 >/dev/null 2>&1 & exec 3<&-; exec "$@"'
+
 
 class Cause(StrEnum):
     """Why a process ended."""
@@ -170,16 +174,19 @@ class Instance:
             armed = {FAULT_POINT: point} if point else {}
             began = time.monotonic()
             process = subprocess.Popen(
-                [STREAMER, self.command],
+                ["/bin/sh", "-c", _DIE_WITH_PARENT, "sh", STREAMER, self.command],
                 env={**self._variables, **armed},
                 cwd=self._folder,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
+                start_new_session=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
             self._process = process
         tail = self._drain(process)
         code = process.wait()
+        assert process.stdin is not None
+        process.stdin.close()  # lets the watcher go
         self._port = 0
         ended = Exit(
             self.name,
