@@ -234,13 +234,16 @@ class Loop:
 
     # -- the group -----------------------------------------------------------------------------------------
 
-    def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("assigned").inc()
         # Taking away partitions and giving others is also how the broker deletes a topic and makes it anew.
         self._topics.look_again()
         self._hold_until = time.monotonic() + _LOOK_S
         for each in partitions:
             self._assignment.add(each.topic, each.partition, f"{self._topic_id}-{each.partition}")
+        if not self._stopping:
+            # The client remembers across rebalances what was paused when it last owned a partition.
+            consumer.resume(partitions)
         log.info(
             "partitions assigned",
             topic=self._topic,

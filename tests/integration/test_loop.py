@@ -208,6 +208,27 @@ def test_slow_work_pauses_its_partition_and_costs_no_membership(settings: Settin
     assert ended == [True]
 
 
+@pytest.mark.parametrize("protocol", ["consumer", "classic"])
+def test_a_partition_that_went_while_it_was_paused_and_came_back_flows_again(settings: Settings, protocol: str) -> None:
+    chosen = settings.model_copy(update={"kafka": {"group.protocol": protocol}, "drain_timeout": 0.4})
+    other = chosen.model_copy(update={"instance_id": "two"})
+    free = threading.Event()
+
+    def work(record: Record) -> Sequence[Output]:
+        free.wait(60)
+        return echo(settings)(record)
+
+    feed(settings, 600)
+    with running(chosen, work, max_records=24) as (metrics, _, _, ended):
+        await_(lambda: value(metrics, "streamer_paused_partitions") == 12)
+        with running(other, work, max_records=24) as (others, _, _, _):
+            await_(lambda: value(others, "streamer_assigned_partitions") == 6)
+        await_(lambda: value(metrics, "streamer_assigned_partitions") == 12)
+        free.set()
+        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 600, 60)
+    assert ended == [True]
+
+
 def test_a_second_holder_of_the_transactional_id_fences_the_first(settings: Settings) -> None:
     with running(settings, echo(settings)) as (_, health, _, ended):
         await_(lambda: "assignment: no partitions assigned yet" not in health.not_ready())
@@ -387,7 +408,7 @@ def test_a_producer_that_is_lost_twice_is_replaced_and_nothing_is_lost(
             raise fault
 
     monkeypatch.setattr(Transactions, "run", faulty)
-    with running(settings, echo(settings)) as (metrics, _, _, ended):
+    with running(settings, slowly(settings)) as (metrics, _, _, ended):
         await_(lambda: len(read(settings, OUTPUT, patience=1.5)) == 200, 60)
         await_(lambda: value(metrics, "streamer_in_flight_records") == 0)
     assert ended == [True]
