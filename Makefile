@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := streamer tests scripts
+# Where it is set, each start of a service compiles torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test chaos soak lint format kafka topics docs model lock clean
@@ -28,7 +30,7 @@ demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-repo
 	  $(if $(MODEL),--model "$(MODEL)") $(if $(PRETRAINED),--pretrained "$(PRETRAINED)")
 
 test: $(STAMP) ## Run all tests, the integration tests against a real Kafka
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # make chaos [SEED=n]
 chaos: $(STAMP) ## Kill, freeze and starve services and brokers under work, and count afterwards (about 10 minutes)
