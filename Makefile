@@ -36,7 +36,7 @@ test: $(STAMP) ## Run all tests, the integration tests against a real Kafka
 chaos: $(STAMP) ## Kill, freeze and starve services and brokers under work, and count afterwards (about 10 minutes)
 	PYTHONPATH=tests:tests/integration $(BIN)/python -m chaos --seed $(or $(SEED),1)
 
-soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (about 10 minutes)
+soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (10 to 20 minutes)
 	$(BIN)/python -m pytest -s tests/soak/soak.py
 
 lint: $(STAMP) ## ruff, mypy --strict and the import contracts
