@@ -39,7 +39,7 @@ from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, ch
 from streamer.kafka import Output, Work, carried, dead_letter
 from streamer.stages import Stage
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
-from streamer.video import ClipError, sample
+from streamer.video import ClipError, Retry, Sampling, sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -174,17 +174,16 @@ class Embedder:
         with self._fetcher.fetch(event.uri) as path, ExitStack() as taken:
             taken.enter_context(self._decoders)
             sampled = sample(
-                path,
-                interval=self._settings.frame_interval,
-                max_frames=self._settings.max_frames,
-                prepare=self._encoder.prepare,
+                path, Sampling(self._settings.frame_interval, self._settings.max_frames), self._encoder.prepare
             )
             place.push(taken.pop_all())
         return sampled
 
     def _retries_of_source(self) -> tenacity.Retrying:
         return tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, ClipError) and error.transient),
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, ClipError) and error.retry is Retry.FOR_A_WHILE
+            ),
             wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=15),
             stop=tenacity.stop_before_delay(self._settings.retry_for),
             before_sleep=lambda _state: self._metrics.retries.labels("load").inc(),

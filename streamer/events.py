@@ -56,6 +56,8 @@ class Reason(StrEnum):
     CLIP_TOO_LARGE = "clip_too_large"
     NO_VIDEO = "no_video"
     DECODE_FAILED = "decode_failed"
+    DECODE_TIMEOUT = "decode_timeout"
+    DECODER_CRASHED = "decoder_crashed"
 
     ENCODE_FAILED = "encode_failed"
     INTERNAL = "internal"
@@ -134,6 +136,9 @@ class ClipEmbedded(msgspec.Struct, frozen=True, kw_only=True):
     duration_ms: Count
     uploaded_at: Time
     embedded_at: Time
+    partial: Annotated[
+        bool, msgspec.Meta(description="Part of the file is damaged; embedded is what could be decoded")
+    ] = False
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):

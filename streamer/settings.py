@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -96,8 +96,22 @@ class Settings(BaseSettings):
     )
     max_clip_bytes: int = Field(1 << 30, ge=1, description="Largest file that is fetched, in bytes")
     fetch_timeout: float = Field(60.0, gt=0, description="Seconds for fetching one clip")
+    allowed_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="JSON list of networks (CIDR) that http(s) sources may be in besides public addresses",
+    )
+    max_clip_seconds: float = Field(12 * 3600, gt=0, description="Longest clip, in seconds")
+    max_clip_pixels: int = Field(8192 * 4352, ge=1, description="Most pixels of a frame")
+    max_clip_packets: int = Field(2_000_000, ge=1, description="Most encoded frames of a clip")
     decode_workers: int = Field(
-        2, ge=1, le=256, description="Clips decoded at the same time; 8 more may wait to be fetched"
+        2,
+        ge=1,
+        le=256,
+        description="Processes that decode clips, each one clip at a time; 8 more clips may wait to be fetched",
+    )
+    decode_timeout: float = Field(120.0, gt=0, description="Seconds for decoding one clip")
+    decode_memory: int = Field(
+        2 << 30, ge=256 << 20, description="Most bytes of address space that decoding a clip may take"
     )
     image_batch: int = Field(32, ge=1, le=4096, description="Most frames in one call of the image encoder")
     alpha: float = Field(0.4, ge=0, le=1, description="Weight of the engine's own score; 1 keeps the initial order")
@@ -144,9 +158,9 @@ class Settings(BaseSettings):
         walk("", value)
         return flat
 
-    @field_validator("allowed_uris", mode="before")
+    @field_validator("allowed_uris", "allowed_networks", mode="before")
     @classmethod
-    def _parse_uris(cls, value: object) -> object:
+    def _parse_list(cls, value: object, info: ValidationInfo) -> object:
         if not isinstance(value, str):
             return value
         try:
@@ -154,7 +168,7 @@ class Settings(BaseSettings):
         except orjson.JSONDecodeError:
             parsed = None
         if not isinstance(parsed, list):  # a TypeError would not be reported as a wrong setting
-            raise ValueError('must be a JSON list of URI prefixes, such as ["file:/clips", "https://cdn.example.com/"]')
+            raise ValueError(f"must be a JSON list, such as {_LISTS_IN_JSON[str(info.field_name)]}")
         return parsed
 
     def topic(self, name: str) -> str:
@@ -170,7 +184,8 @@ _OPERATION = ("queue_bytes", "drain_timeout", "metrics_host", "metrics_port", *_
 COMMANDS_OF: dict[str, tuple[str, ...]] = {
     "embed": (
         *_SERVICE, "precision", "frame_interval", "max_frames", "allowed_uris", "max_clip_bytes", "fetch_timeout",
-        "decode_workers", "image_batch", "retry_for", *_OPERATION,
+        "allowed_networks", "max_clip_seconds", "max_clip_pixels", "max_clip_packets", "decode_workers",
+        "decode_timeout", "decode_memory", "image_batch", "retry_for", *_OPERATION,
     ),
     "rerank": (
         *_SERVICE, "alpha", "depth", "normalization", "deadline_ms", "query_batch", "query_cache", *_OPERATION,
@@ -256,10 +271,16 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+_LISTS_IN_JSON = {
+    "allowed_uris": '["file:/clips", "https://cdn.example.com/"]',
+    "allowed_networks": '["10.0.0.0/8", "fd00::/8"]',
+}
+
 _DEFAULTS_IN_WORDS = {
     "kafka": "",
     "instance_id": "the host's name",
     "model": "the small demo model",
     "allowed_uris": "the working directory",
+    "allowed_networks": "none",
     "metrics_port": "9400 embed, 9401 rerank",
 }

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from streamer.video.errors import ClipError
-from streamer.video.sample import sample
+from streamer.video.sample import Sampling, sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,7 @@ class BaseEngine:
         vectors = []
         for clip_id, path in clips.items():
             try:
-                sampled = sample(path, interval=_INTERVAL_S, max_frames=_MAX_FRAMES, prepare=self._see)
+                sampled = sample(path, Sampling(_INTERVAL_S, _MAX_FRAMES), self._see)
             except ClipError:
                 continue
             mean = encoder.encode_images(sampled.frames).reshape(-1, encoder.dim).mean(axis=0)

@@ -13,7 +13,7 @@ from streamer.demo.engine import BaseEngine
 from streamer.demo.measures import average_precision
 from streamer.demo.scenes import BACKGROUNDS, COLOURS, OBJECTS, Scene, describe
 from streamer.scoring import max_pool, rerank
-from streamer.video.sample import sample
+from streamer.video.sample import Sampling, sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -140,7 +140,7 @@ def rerank_fresh_clips(encoder: Encoder, folder: Path, *, clips: int, queries: i
 
 
 def _frames(encoder: Encoder, path: Path) -> FloatArray:
-    sampled = sample(path, interval=_INTERVAL_S, max_frames=_MAX_FRAMES, prepare=encoder.prepare)
+    sampled = sample(path, Sampling(_INTERVAL_S, _MAX_FRAMES), encoder.prepare)
     return encoder.encode_images(sampled.frames).reshape(-1, encoder.dim)
 
 

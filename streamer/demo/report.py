@@ -12,7 +12,7 @@ import orjson
 from PIL import Image
 
 from streamer.events import Status
-from streamer.video import sample
+from streamer.video import Sampling, sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ class FramePictures:
     def at(self, clip_id: str, moment_ms: int) -> str:
         """Return the sampled frame of that time."""
         if clip_id not in self._clips:
-            clip = sample(self._paths[clip_id], interval=self._interval, max_frames=self._max_frames, prepare=_jpeg_uri)
+            clip = sample(self._paths[clip_id], Sampling(self._interval, self._max_frames), _jpeg_uri)
             self._clips[clip_id] = dict(zip(clip.times_ms.tolist(), clip.frames, strict=True))
         return self._clips[clip_id][moment_ms]
 

@@ -1,7 +1,7 @@
 """From a URI to sampled frames; all that imports av and fsspec."""
 
-from streamer.video.errors import ClipError
+from streamer.video.errors import ClipError, Retry
 from streamer.video.fetch import Fetcher
-from streamer.video.sample import SampledClip, sample
+from streamer.video.sample import SampledClip, Sampling, sample
 
-__all__ = ["ClipError", "Fetcher", "SampledClip", "sample"]
+__all__ = ["ClipError", "Fetcher", "Retry", "SampledClip", "Sampling", "sample"]

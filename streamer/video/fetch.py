@@ -33,7 +33,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from yarl import URL
 
 from streamer.events import Reason
-from streamer.video.errors import ClipError
+from streamer.video.errors import ClipError, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -130,9 +130,11 @@ class Fetcher:
         except aiohttp.RedirectClientError as error:
             raise ClipError(Reason.URI_REFUSED, "redirected to something that is no http(s) URL") from error
         except TimeoutError as error:
-            raise ClipError(Reason.FETCH_FAILED, f"not complete after {self._timeout:g} s", True) from error
+            raise ClipError(
+                Reason.FETCH_FAILED, f"not complete after {self._timeout:g} s", Retry.FOR_A_WHILE
+            ) from error
         except aiohttp.ClientError as error:
-            raise ClipError(Reason.FETCH_FAILED, f"{type(error).__name__}: {error}", True) from error
+            raise ClipError(Reason.FETCH_FAILED, f"{type(error).__name__}: {error}", Retry.FOR_A_WHILE) from error
         except OSError as error:
             raise _os_failure(error) from error
 
@@ -229,11 +231,11 @@ def _http_failure(error: aiohttp.ClientResponseError) -> ClipError:
     reason = Reason.NOT_FOUND if status in _GONE else Reason.FETCH_FAILED
     transient = status in _TRY_LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     words = "too many redirects" if isinstance(error, aiohttp.TooManyRedirects) else error.message
-    return ClipError(reason, f"http {status}: {words}", transient)
+    return ClipError(reason, f"http {status}: {words}", Retry.FOR_A_WHILE if transient else Retry.NEVER)
 
 
 def _os_failure(error: OSError) -> ClipError:
     words = error.strerror or str(error)
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return ClipError(Reason.NOT_FOUND, words)
-    return ClipError(Reason.FETCH_FAILED, words, error.errno not in _LASTING_ERRNO)
+    return ClipError(Reason.FETCH_FAILED, words, Retry.NEVER if error.errno in _LASTING_ERRNO else Retry.FOR_A_WHILE)

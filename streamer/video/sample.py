@@ -46,11 +46,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_PIXELS = 8192 * 8192
-"""Most pixels of a frame: 8K and square panoramas pass, and an RGB frame stays within 201 MB."""
-MAX_DURATION = Fraction(12 * 3600)
-"""Longest clip, in seconds; a longer one is most likely a broken timestamp."""
-
 _FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,mxf,flv,asf,ogg,nut,ivf,obu,h264,hevc,m4v,mpegvideo,mjpeg,dv,rm,"
     "gif,apng,webp_pipe,yuv4mpegpipe,mp3,aac,flac,wav"
@@ -64,47 +59,62 @@ did not expect."""
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How clips are sampled, and how large they may be.
+
+    ``interval``: seconds between samples, > 0. ``max_frames``: most samples of a clip, >= 1. ``max_pixels``: of a
+    frame; ``max_seconds``: of a clip; ``max_packets``: encoded frames of a clip.
+    """
+
+    interval: float
+    max_frames: int
+    max_pixels: int = 8192 * 4352
+    max_seconds: float = 12 * 3600
+    max_packets: int = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
 class SampledClip(Generic[T]):
     """The sampled frames of a clip, n >= 1, in the order of their times.
 
     ``times_ms`` (n,): each frame's time from the first frame. ``frames``: what ``prepare`` made of each.
-    ``duration_ms``: the clip's length. ``decoded``: how many frames the decoder produced for them.
+    ``duration_ms``: the clip's length. ``decoded``: how many frames the decoder produced for them. ``partial``:
+    something of the video was damaged, and these frames are of what is left.
     """
 
     times_ms: npt.NDArray[np.uint32]
     frames: list[T]
     duration_ms: int
     decoded: int
+    partial: bool
 
 
-def sample(
-    path: Path, *, interval: float, max_frames: int, prepare: Callable[[npt.NDArray[np.uint8]], T]
-) -> SampledClip[T]:
+def sample(path: Path, sampling: Sampling, prepare: Callable[[npt.NDArray[np.uint8]], T]) -> SampledClip[T]:
     """Decode a file and sample it as the module's text defines.
 
-    ``interval``: seconds, > 0; ``max_frames`` >= 1. ``prepare`` gets each sampled frame, (height, width, 3)
-    RGB, as soon as it is decoded, so that full-size frames never pile up; what it raises passes through.
+    ``prepare`` gets each sampled frame, (height, width, 3) RGB, as soon as it is decoded, so that full-size
+    frames never pile up; what it raises passes through.
     Raises :class:`ClipError` and nothing else for whatever the file holds: NOT_FOUND, NO_VIDEO,
     DECODE_FAILED or CLIP_TOO_LARGE.
     """
-    with _open(path) as container:
-        if not _pick(container).codec_context.width:
+    with _open(path, sampling) as container:
+        if not _pick(container, sampling).codec_context.width:
             # A size over the limit reads as none. Without the limit, and without decoding, it can be told.
-            with _open(path, skip_frame="all") as undecoded:
-                _pick(undecoded)
-        duration = _duration(container)
-    step = max(Fraction(str(interval)), duration / max_frames)
-    with _open(path) as container:
-        video = _Decoder(container)
+            with _open(path, sampling, skip_frame="all") as undecoded:
+                _pick(undecoded, sampling)
+        duration = _duration(container, sampling)
+    step = max(Fraction(str(sampling.interval)), duration / sampling.max_frames)
+    with _open(path, sampling) as container:
+        video = _Decoder(container, sampling)
         times: list[Fraction] = []
         frames: list[T] = []
-        for ticks, frame in select(video, step / video.time_base, max_frames):
+        for ticks, frame in select(video, step / video.time_base, sampling.max_frames):
             times.append(ticks * video.time_base)
             frames.append(prepare(_to_rgb(frame)))
         if not frames:
             raise _decode_failed("no frame could be decoded", video.damage)
     times_ms = np.array([round(time * 1000) for time in times], dtype=np.uint32)
-    return SampledClip(times_ms, frames, round(duration * 1000), video.decoded)
+    return SampledClip(times_ms, frames, round(duration * 1000), video.decoded, video.damage is not None)
 
 
 def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int) -> Iterator[tuple[int, T]]:
@@ -134,14 +144,14 @@ def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int) -> Itera
         yield held
 
 
-def _open(path: Path, **probing: str) -> InputContainer:
+def _open(path: Path, sampling: Sampling, **probing: str) -> InputContainer:
     """Open a container; ``probing`` replaces the options of the decoders by which FFmpeg probes its streams."""
     try:
         return av.open(
             f"file:{path}",
             # A prefix keeps a name such as "concat:a|b" from being read as one of FFmpeg's protocols.
             container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
-            options=probing or {"max_pixels": str(MAX_PIXELS)},
+            options=probing or {"max_pixels": str(sampling.max_pixels)},
             metadata_errors="replace",
         )
     except av.error.FileNotFoundError as error:
@@ -150,7 +160,7 @@ def _open(path: Path, **probing: str) -> InputContainer:
         raise _decode_failed("not a file of an accepted video format", error) from error
 
 
-def _pick(container: InputContainer) -> av.VideoStream:
+def _pick(container: InputContainer, sampling: Sampling) -> av.VideoStream:
     """Choose the video stream, within the limit of pixels."""
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
@@ -159,10 +169,10 @@ def _pick(container: InputContainer) -> av.VideoStream:
     context = stream.codec_context
     if context is None:  # which PyAV's type does not say
         raise _decode_failed("no decoder for the video's codec")
-    if context.width * context.height > MAX_PIXELS:
+    if context.width * context.height > sampling.max_pixels:
         raise ClipError(
             Reason.CLIP_TOO_LARGE,
-            f"{context.width} x {context.height} pixels a frame, the limit is {MAX_PIXELS} pixels",
+            f"{context.width} x {context.height} pixels a frame, the limit is {sampling.max_pixels} pixels",
         )
     return stream
 
@@ -213,9 +223,9 @@ class _BestEffort:
         return by_pts if self._pts_faults <= 0 else by_dts
 
 
-def _duration(container: InputContainer) -> Fraction:
+def _duration(container: InputContainer, sampling: Sampling) -> Fraction:
     """Return the video's duration in seconds from its packets, without decoding."""
-    stream = _pick(container)
+    stream = _pick(container, sampling)
     timeline = _Timeline(stream)
     begin: int | None = None
     end: int | None = None
@@ -230,7 +240,7 @@ def _duration(container: InputContainer) -> Fraction:
     if begin is None or end is None:
         raise _decode_failed("the video stream is empty")
     duration = (end - begin) * _time_base(stream)
-    _check_length(duration)
+    _check_length(duration, sampling)
     return duration
 
 
@@ -240,9 +250,10 @@ class _Decoder:
     ``decoded`` counts the frames so far, ``damage`` is the first error that was passed over.
     """
 
-    def __init__(self, container: InputContainer) -> None:
+    def __init__(self, container: InputContainer, sampling: Sampling) -> None:
         self._container = container
-        self._stream = _pick(container)
+        self._sampling = sampling
+        self._stream = _pick(container, sampling)
         self.time_base = _time_base(self._stream)
         self.decoded = 0
         self.damage: BaseException | None = None
@@ -250,7 +261,7 @@ class _Decoder:
         # Clips are decoded side by side, which uses the processors better than threads within one of them.
         context.thread_type = "AUTO"
         context.thread_count = 1
-        context.options = {"max_pixels": str(MAX_PIXELS)}
+        context.options = {"max_pixels": str(sampling.max_pixels)}
 
     def __iter__(self) -> Iterator[tuple[int, av.VideoFrame]]:
         timeline, best_effort = _Timeline(self._stream), _BestEffort()
@@ -259,7 +270,7 @@ class _Decoder:
             self.decoded += 1
             time, _ = timeline.place(best_effort.time(frame.pts, frame.dts), frame.duration)
             first = time if first is None else first
-            _check_length((time - first) * self.time_base)
+            _check_length((time - first) * self.time_base, self._sampling)
             yield time, frame
 
     def _frames(self) -> Iterator[av.VideoFrame]:
@@ -280,9 +291,9 @@ class _Decoder:
             yield from frames
 
 
-def _check_length(duration: Fraction) -> None:
-    if duration > MAX_DURATION:
-        raise ClipError(Reason.CLIP_TOO_LARGE, f"{float(duration):.0f} s, the limit is {int(MAX_DURATION)} s")
+def _check_length(duration: Fraction, sampling: Sampling) -> None:
+    if duration > sampling.max_seconds:
+        raise ClipError(Reason.CLIP_TOO_LARGE, f"{float(duration):.0f} s, the limit is {sampling.max_seconds:.0f} s")
 
 
 def _to_rgb(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
