@@ -1,7 +1,8 @@
 """Upload -> store, told as the story of one clip.
 
     submit    one upload or delete; those of one clip take turns, in the order of the log
-    load      fetch the file, decode it, sample and prepare its frames      (several clips at the same time)
+    load      fetch the file; decode it, sample and prepare its frames in a process of its own
+                                                                            (several clips at the same time)
     encode    the frames of all clips that wait, in batches across clips    (one thread: the model is the bottleneck)
     store     one durable write for all clips that wait, one for each delete (one thread)
 
@@ -15,11 +16,11 @@ repeated or late event from a new one. What is known to be another instance's by
 
 What bounds memory. Records, waiting for their turn, their source or the store: what the loop keeps in flight.
 Frames, a clip's largest form: ``queue_bytes`` of them wait for the encoder, where the clip that fills the queue
-may overrun it, so that one of any size gets through; a decoder keeps its place until its clip is queued, so that
-``decode_workers`` more clips have frames; and the encoder has a batch, ``image_batch`` frames and what its last
-clip has beyond them. Vectors: ``queue_bytes`` wait for the store, overrun likewise, while as many are being
-written. The loop's thread and the store's, which start what follows in a clip's turn, queue records only and never
-wait.
+may overrun it, so that one of any size gets through; a clip keeps its decoder's place until it is queued, so that
+no more have frames beside those than the decoder has places; and the encoder has a batch, ``image_batch`` frames
+and what its last clip has beyond them. Vectors: ``queue_bytes`` wait for the store, overrun likewise, while as many
+are being written. The loop's thread and the store's, which start what follows in a clip's turn, queue records only
+and never wait.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import threading
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import structlog
@@ -39,10 +40,12 @@ from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, ch
 from streamer.kafka import Output, Work, carried, dead_letter
 from streamer.stages import Stage
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
-from streamer.video import ClipError, Retry, Sampling, sample
+from streamer.video import ClipError, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -79,14 +82,24 @@ class Loaded:
 class Embedded:
     """A clip on its way from the encoder to the store; its frames are gone.
 
-    ``times_ms`` (n,): each frame's time. ``vectors`` (n * vectors_per_frame, dim) float32.
+    ``times_ms`` (n,): each frame's time. ``vectors`` (n * vectors_per_frame, dim) float32. ``partial``: they are
+    of what could be decoded of a damaged file.
     """
 
     work: Work
     event: ClipUploaded
     times_ms: npt.NDArray[np.uint32]
     duration_ms: int
+    partial: bool
     vectors: npt.NDArray[np.float32]
+
+
+class Decoder(Protocol):
+    """What makes prepared frames of a file: :class:`~streamer.video.DecodePool`."""
+
+    def sampled(self, path: Path) -> AbstractContextManager[SampledClip[Any]]:
+        """Give a clip's frames, which keep their place among those that have frames for the length of the block."""
+        ...
 
 
 class Embedder:
@@ -99,6 +112,7 @@ class Embedder:
         encoder: Encoder,
         store: Store,
         fetcher: Fetcher,
+        decoder: Decoder,
         metrics: Metrics,
         health: Health,
     ) -> None:
@@ -106,10 +120,10 @@ class Embedder:
         self._encoder = encoder
         self._store = store
         self._fetcher = fetcher
+        self._decoder = decoder
         self._metrics = metrics
         self._health = health
         self._turns = Turns()
-        self._decoders = threading.BoundedSemaphore(settings.decode_workers)
         shared: dict[str, Any] = {"failed": self._failed, "metrics": metrics, "health": health}
         self._storing: Stage[Embedded | Work] = Stage(
             "store",
@@ -167,25 +181,20 @@ class Embedder:
                     self._done(work, [dead_letter(work.record, error.reason, error.detail, attempts=attempts)])
                 else:
                     self._metrics.frames_decoded.inc(sampled.decoded)
+                    self._metrics.partial.inc(sampled.partial)
                     self._encoding.put(Loaded(work, event, sampled))
 
     def _load(self, event: ClipUploaded, place: ExitStack) -> SampledClip[Any]:
         """Fetch, decode and sample; a clip that has frames leaves its decoder's place to ``place``."""
-        with self._fetcher.fetch(event.uri) as path, ExitStack() as taken:
-            taken.enter_context(self._decoders)
-            sampled = sample(
-                path, Sampling(self._settings.frame_interval, self._settings.max_frames), self._encoder.prepare
-            )
-            place.push(taken.pop_all())
-        return sampled
+        with self._fetcher.fetch(event.uri) as path:
+            return place.enter_context(self._decoder.sampled(path))
 
     def _retries_of_source(self) -> tenacity.Retrying:
+        out_of_time = tenacity.stop_before_delay(self._settings.retry_for)
         return tenacity.Retrying(
-            retry=tenacity.retry_if_exception(
-                lambda error: isinstance(error, ClipError) and error.retry is Retry.FOR_A_WHILE
-            ),
+            retry=_is_worth_another_attempt,
             wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=15),
-            stop=tenacity.stop_before_delay(self._settings.retry_for),
+            stop=lambda state: _retry_of(state) is Retry.FOR_A_WHILE and out_of_time(state),
             before_sleep=lambda _state: self._metrics.retries.labels("load").inc(),
             reraise=True,
         )
@@ -212,7 +221,9 @@ class Embedder:
             # A copy, since a view would keep the vectors of the whole batch.
             own = vectors[first : first + count].reshape(-1, self._encoder.dim).copy()
             sampled = loaded.sampled
-            self._storing.put(Embedded(loaded.work, loaded.event, sampled.times_ms, sampled.duration_ms, own))
+            self._storing.put(
+                Embedded(loaded.work, loaded.event, sampled.times_ms, sampled.duration_ms, sampled.partial, own)
+            )
             first += count
 
     def _encode(self, frames: Sequence[Any]) -> npt.NDArray[np.float32]:
@@ -281,6 +292,7 @@ class Embedder:
             duration_ms=embedded.duration_ms,
             uploaded_at=embedded.event.uploaded_at,
             embedded_at=now(),
+            partial=embedded.partial,
         )
         return Output(
             self._settings.topic(OUTPUT),
@@ -335,6 +347,16 @@ class Embedder:
         reason = Reason.ENCODE_FAILED if isinstance(item, Loaded) else Reason.INTERNAL
         log.error("embedding failed", place=work.record.place, exc_info=error)
         self._done(work, [dead_letter(work.record, reason, f"{type(error).__name__}: {error}")])
+
+
+def _retry_of(state: tenacity.RetryCallState) -> Retry:
+    error = state.outcome.exception() if state.outcome else None
+    return error.retry if isinstance(error, ClipError) else Retry.NEVER
+
+
+def _is_worth_another_attempt(state: tenacity.RetryCallState) -> bool:
+    retry = _retry_of(state)
+    return retry is Retry.FOR_A_WHILE or (retry is Retry.ONCE and state.attempt_number == 1)
 
 
 class Turns:

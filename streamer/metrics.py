@@ -90,6 +90,14 @@ CATALOGUE = {
         "streamer_frames_decoded_total", "counter", (),
         "Frames that the video decoder produced.", "What does sampling cost?",
     ),
+    "partial": Metric(
+        "streamer_clips_partial_total", "counter", (),
+        "Clips of which a part is damaged and the rest was embedded.", "Do uploads arrive whole?",
+    ),
+    "decoders_replaced": Metric(
+        "streamer_decoders_replaced_total", "counter", ("cause",),
+        "Decoder processes that ended with the clip they were at: crashed or timeout.", "Is somebody sending bombs?",
+    ),
     "frames_encoded": Metric(
         "streamer_frames_encoded_total", "counter", (),
         "Frames that went through the image encoder.", "How much is embedded?",
@@ -163,6 +171,8 @@ class Metrics:
     queue_wait: Histogram
     batch: Histogram
     frames_decoded: Counter
+    partial: Counter
+    decoders_replaced: Counter
     frames_encoded: Counter
     query_cache: Counter
     retries: Counter

@@ -20,11 +20,12 @@ from PIL import Image
 
 from streamer.encoders.protocol import EncoderError
 from streamer.encoders.text_tower import CausalTextTower
+from streamer.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from streamer.encoders.protocol import Frame
+    from streamer.preprocessing import Frame
     from streamer.settings import Dtype
 
 CONFIG_NAME = "open_clip_config.json"
@@ -52,12 +53,15 @@ class OpenClipEncoder:
         """Take a model as loaded, in float32 on the CPU; ``config`` is its architecture (``model_cfg``)."""
         self.model_id = _model_id(network, config)
         self.dim = int(config["embed_dim"])
+        visual: Any = network.visual
+        self.prepare = _preprocessing(visual.preprocess_cfg, preprocess)
         self._network: Any = network.eval().requires_grad_(requires_grad=False).to(device, dtype)
         self._causal_text = CausalTextTower.of(network)
-        self._preprocess = preprocess
         self._tokenize = tokenizer
         self._device = device
         self._dtype = dtype
+        mean, std = (torch.tensor(visual.preprocess_cfg[name]).view(-1, 1, 1) for name in ("mean", "std"))
+        self._mean, self._std = mean.to(device), std.to(device)
 
     @classmethod
     def load(cls, model: str, pretrained: str | None = None, *, dtype: Dtype = "auto") -> OpenClipEncoder:
@@ -89,14 +93,11 @@ class OpenClipEncoder:
             ) from error
         return encoder
 
-    def prepare(self, frame: Frame) -> torch.Tensor:
-        """Apply the model's own preprocessing: (3, size, size) float32, on the CPU."""
-        return self._preprocess(Image.fromarray(frame))
-
-    def encode_images(self, prepared: Sequence[torch.Tensor]) -> npt.NDArray[np.float32]:
-        """Encode frames in one batch: (n, 1, dim), L2-normalised; n >= 1."""
-        batch = torch.stack(list(prepared)).to(self._device, self._dtype)
+    def encode_images(self, prepared: Sequence[Frame]) -> npt.NDArray[np.float32]:
+        """Encode frames of the model's size in one batch: (n, 1, dim), L2-normalised; n >= 1."""
+        pixels = torch.from_numpy(np.stack(prepared)).to(self._device)
         with torch.inference_mode():
+            batch = self._normalise(pixels).to(self._dtype)
             return self._unit(self._network.encode_image(batch))[:, np.newaxis]
 
     def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -117,11 +118,31 @@ class OpenClipEncoder:
         self.encode_images([self.prepare(np.zeros((32, 32, 3), np.uint8))])
         self.encode_texts(["warm-up"])
 
+    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Make of (n, height, width, 3) bytes what torchvision's ToTensor and Normalize make of each frame."""
+        channels_first = pixels.permute(0, 3, 1, 2).contiguous()
+        return channels_first.float().div_(255).sub_(self._mean).div_(self._std)
+
     def _unit(self, features: torch.Tensor) -> npt.NDArray[np.float32]:
         vectors: npt.NDArray[np.float32] = torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
         if not np.isfinite(vectors).all():
             raise EncoderError(f"the model's vectors are not finite with dtype {_name(self._dtype)}", setting="dtype")
         return vectors
+
+
+def _preprocessing(config: Mapping[str, Any], reference: Callable[[Image.Image], torch.Tensor]) -> Preprocessing:
+    """Return open_clip's evaluation transform without torch; raise :class:`EncoderError` where it is not the same."""
+    height, width = (config["size"],) * 2 if isinstance(config["size"], int) else config["size"]
+    mine = Preprocessing(height, width, config["resize_mode"], config["interpolation"], config["fill_color"])
+    mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    noise = np.random.default_rng(0)
+    for shape in ((height + 37, 2 * width + 11, 3), (height // 2 + 5, width // 3 + 2, 3)):
+        frame = noise.integers(0, 256, shape, np.uint8)
+        own = torch.from_numpy(mine(frame).copy()).permute(2, 0, 1).float().div(255).sub(mean).div(std)
+        theirs = reference(Image.fromarray(frame))
+        if own.shape != theirs.shape or not torch.allclose(own, theirs, atol=1e-6):
+            raise EncoderError("the model's preprocessing is not one that open_clip's configurations describe")
+    return mine
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:

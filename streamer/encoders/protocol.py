@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
+    from streamer.preprocessing import Frame
     from streamer.settings import Dtype
-
-Frame = npt.NDArray[np.uint8]
-"""One decoded frame: (height, width, 3), RGB."""
 
 Prepared = Any
 """One frame after the model's preprocessing; opaque outside the encoder that made it."""
@@ -33,8 +31,8 @@ class EncoderError(Exception):
 class Encoder(Protocol):
     """A loaded model.
 
-    ``prepare`` may be called from several threads at once, the rest from one at a time each. The encoding
-    methods take at least one item and raise :class:`EncoderError` where a vector is not finite.
+    What ``prepare`` returns may be called from several threads at once, the rest from one at a time each. The
+    encoding methods take at least one item and raise :class:`EncoderError` where a vector is not finite.
     """
 
     @property
@@ -52,8 +50,13 @@ class Encoder(Protocol):
         """How many vectors :meth:`encode_images` gives for a frame: 1 for CLIP."""
         ...
 
-    def prepare(self, frame: Frame) -> Prepared:
-        """Apply the model's own preprocessing to one frame; what comes out says its size in bytes as ``nbytes``."""
+    @property
+    def prepare(self) -> Callable[[Frame], Prepared]:
+        """What applies the model's own preprocessing to one frame.
+
+        It can be pickled, and does not import the model's library, so that it runs where clips are decoded; what
+        it gives says its size in bytes as ``nbytes``.
+        """
         ...
 
     def encode_images(self, prepared: Sequence[Prepared]) -> npt.NDArray[np.float32]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from footage import BLUE, GREEN, RED, write_video
+from in_process import InProcessDecoder
 
 from streamer import embedder
 from streamer.embedder import Embedder
@@ -154,11 +155,13 @@ class Instance:
             health=health,
         )
         gated: Any = self.gate
+        encoder = MeanColour()
         self._pipeline = Embedder(
             own,
-            encoder=MeanColour(),
+            encoder=encoder,
             store=gated,
             fetcher=Fetcher([files.as_uri()], max_bytes=1 << 24, timeout=5),
+            decoder=InProcessDecoder(encoder.prepare),
             metrics=self.metrics,
             health=health,
         )

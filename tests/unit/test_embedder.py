@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from in_process import InProcessDecoder
 from structlog.testing import capture_logs
 
 from streamer import embedder, faults
@@ -20,7 +21,7 @@ from streamer.kafka import Record, Work
 from streamer.metrics import Metrics
 from streamer.settings import load
 from streamer.store import Position, StoreUnavailableError, open_store
-from streamer.video import ClipError, Fetcher
+from streamer.video import ClipError, Fetcher, Retry
 from streamer.video.write import write_h264
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ def clip(path: Path, colour: tuple[int, int, int], *, frames: int = 20) -> Path:
 class Harness:
     """Runs records through an embedder and waits until each is done."""
 
-    def __init__(self, folder: Path, store: Any, **settings: Any) -> None:
+    def __init__(self, folder: Path, store: Any, encoder: MeanColour | None = None, **settings: Any) -> None:
         made = load({"retry_for": 0, **settings})
-        self.encoder = MeanColour()
+        self.encoder = encoder or MeanColour()
         self.metrics = Metrics()
         self.health = Health(self.metrics)
         self.done = threading.Semaphore(0)
@@ -80,6 +81,7 @@ class Harness:
             encoder=self.encoder,
             store=store,
             fetcher=Fetcher([folder.as_uri()], max_bytes=1 << 24, timeout=5),
+            decoder=InProcessDecoder(self.encoder.prepare),
             metrics=self.metrics,
             health=self.health,
         )
@@ -234,13 +236,58 @@ def test_a_transient_fault_is_retried_for_its_time_and_counted(tmp_path: Path, s
 
     class Flaky(Fetcher):
         def fetch(self, uri: str) -> Any:
-            raise ClipError(Reason.FETCH_FAILED, f"503 for {uri}", transient=True)
+            raise ClipError(Reason.FETCH_FAILED, f"503 for {uri}", Retry.FOR_A_WHILE)
 
     harness.embedder._fetcher = Flaky([tmp_path.as_uri()], max_bytes=1, timeout=1)
     (outputs,) = harness.run(harness.upload("c1", tmp_path / "c1.mp4"))
     assert reason(outputs) == "fetch_failed"
     assert int(dict(outputs[0].headers)["dlq.attempts"] or 0) >= 2
     assert harness.metrics.registry.get_sample_value("streamer_retries_total", {"stage": "load"})
+
+
+class Failing(InProcessDecoder):
+    """Fails with the given errors, one an attempt, before it decodes."""
+
+    def __init__(self, prepare: Callable[[Any], Any], *errors: ClipError) -> None:
+        super().__init__(prepare)
+        self._errors = list(errors)
+
+    def sampled(self, path: Path) -> Any:
+        if self._errors:
+            raise self._errors.pop(0)
+        return super().sampled(path)
+
+
+CRASH = ClipError(Reason.DECODER_CRASHED, "SIGSEGV", Retry.ONCE)
+
+
+def test_a_decoder_that_crashes_once_costs_the_clip_nothing(tmp_path: Path, store: Store, red: Path) -> None:
+    harness = Harness(tmp_path, store)
+    harness.embedder._decoder = Failing(harness.encoder.prepare, CRASH)
+    (outputs,) = harness.run(harness.upload("c1", red))
+    assert outputs[0].topic == "clips.embedded"
+
+
+def test_a_clip_at_which_the_decoder_crashes_twice_is_dead_lettered(tmp_path: Path, store: Store, red: Path) -> None:
+    harness = Harness(tmp_path, store, retry_for=60)
+    harness.embedder._decoder = Failing(harness.encoder.prepare, CRASH, CRASH, CRASH)
+    (outputs,) = harness.run(harness.upload("c1", red))
+    assert reason(outputs) == "decoder_crashed"
+    assert dict(outputs[0].headers)["dlq.attempts"] == b"2"
+
+
+def test_a_clip_that_decodes_in_part_says_so_and_is_counted(tmp_path: Path, store: Store) -> None:
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    noise = np.random.default_rng(0)
+    write_h264(whole, (noise.integers(40, 256, (64, 64, 3), np.uint8) for _ in range(40)), fps=10)
+    damaged = bytearray(whole.read_bytes())
+    damaged[len(damaged) // 2 :] = bytes(len(damaged) - len(damaged) // 2)
+    cut.write_bytes(damaged)
+    harness = Harness(tmp_path, store)
+    outputs = harness.run(harness.upload("whole", whole), harness.upload("cut", cut))
+    events = [decode(ClipEmbedded, each[0].value, each[0].key) for each in outputs]
+    assert [event.partial for event in events] == [False, True]
+    assert harness.metrics.registry.get_sample_value("streamer_clips_partial_total") == 1
 
 
 class Recovering:
@@ -416,9 +463,8 @@ class Gated(MeanColour):
 def test_frames_that_wait_for_the_encoder_are_bounded_in_bytes_and_the_loop_is_never_held_up(
     tmp_path: Path, store: Store, red: Path
 ) -> None:
-    harness = Harness(tmp_path, store, queue_bytes=6 << 20, image_batch=4, decode_workers=2)
     gated = Gated()
-    harness.embedder._encoder = gated
+    harness = Harness(tmp_path, store, gated, queue_bytes=6 << 20, image_batch=4)
     works = [harness.upload(f"c{number}", red) for number in range(30)]  # of 4 frames each
     harness.embedder.submit(works)
     wait_until(lambda: gated.alive >= 16)
@@ -441,10 +487,9 @@ def test_vectors_that_wait_for_the_store_hold_back_the_encoder_and_no_frames(
     recording = Recording(store)
     recording.go.clear()
     monkeypatch.setattr(embedder, "_bytes_to_store", lambda _item: 1 << 20)
-    harness = Harness(tmp_path, recording, queue_bytes=3 << 20, image_batch=4)
     gated = Gated()
     gated.go.set()
-    harness.embedder._encoder = gated
+    harness = Harness(tmp_path, recording, gated, queue_bytes=3 << 20, image_batch=4)
     works = [harness.upload(f"c{number}", red) for number in range(20)]
     harness.embedder.submit(works)
     assert recording.entered.wait(20)

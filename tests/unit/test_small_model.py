@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import safetensors
 import torch
+from PIL import Image
 
 from streamer.demo.exam import attribute_accuracy, recall, rerank_fresh_clips
 from streamer.demo.stills import Still, StillSet, draw_stills
@@ -66,9 +67,10 @@ def test_an_exported_model_gives_the_vectors_of_the_trained_one(tmp_path: Path) 
     assert encoder.dim == 16
     np.testing.assert_allclose(encoder.encode_texts(texts), expected, atol=5e-3)
     frame = np.full((50, 70, 3), (200, 20, 20), np.uint8)
+    _, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}")
     prepared = encoder.prepare(frame)
     with torch.inference_mode():
-        expected = model.encode_image(prepared[None], normalize=True).numpy()
+        expected = model.encode_image(preprocess(Image.fromarray(frame))[None], normalize=True).numpy()
     np.testing.assert_allclose(encoder.encode_images([prepared])[:, 0], expected, atol=5e-3)
 
 

@@ -1,0 +1,26 @@
+"""A decoder without processes of its own, for tests whose encoders another process could not import."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from streamer.video import SampledClip, Sampling, sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+class InProcessDecoder:
+    """Samples every half second, one clip at a time in each of ``places``."""
+
+    def __init__(self, prepare: Callable[[Any], Any], *, places: int = 2) -> None:
+        self._prepare = prepare
+        self._places = threading.BoundedSemaphore(places)
+
+    @contextmanager
+    def sampled(self, path: Path) -> Iterator[SampledClip[Any]]:
+        with self._places:
+            yield sample(path, Sampling(interval=0.5, max_frames=64), self._prepare)
