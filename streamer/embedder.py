@@ -25,11 +25,10 @@ and never wait.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 import structlog
@@ -38,7 +37,7 @@ import tenacity
 from streamer import faults
 from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, decode, encode, now
 from streamer.kafka import Output, Work, carried, dead_letter
-from streamer.stages import Stage
+from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
 from streamer.video import ClipError, Retry
 
@@ -65,8 +64,27 @@ INPUT, OUTPUT = "clips.uploaded", "clips.embedded"
 MAX_RECORDS = 256
 """Most uploads in flight; each costs memory only while it is being loaded, encoded or stored."""
 
-_WAITING_SOURCES = 8
-"""Clips that may wait for a slow or failing source without taking a decoder's place."""
+_WAITING = 24
+"""Clips that may wait for their sources without taking a decoder's place."""
+_WAITING_OF_ONE_SOURCE = 8
+"""How many of those may be of one source (a host, a bucket), so that a slow one does not hold up the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A valid upload, on its way to its source."""
+
+    work: Work
+    event: ClipUploaded
+
+    @property
+    def source(self) -> str:
+        """The scheme and host, or bucket, of its URI."""
+        try:
+            parts = urlsplit(self.event.uri)
+        except ValueError:  # which the fetcher refuses
+            return ""
+        return f"{parts.scheme}://{parts.netloc}".lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +141,8 @@ class Embedder:
         self._decoder = decoder
         self._metrics = metrics
         self._health = health
-        self._turns = Turns()
+        self._turns: Turns[Work] = Turns(1)
+        self._sources: Turns[Upload] = Turns(settings.decode_workers + _WAITING_OF_ONE_SOURCE)
         shared: dict[str, Any] = {"failed": self._failed, "metrics": metrics, "health": health}
         self._storing: Stage[Embedded | Work] = Stage(
             "store",
@@ -142,14 +161,14 @@ class Embedder:
             weigh=lambda loaded: len(loaded.sampled.frames),
             **shared,
         )
-        self._loading: Stage[Work] = Stage(
-            "load", self._load_batch, threads=settings.decode_workers + _WAITING_SOURCES, **shared
+        self._loading: Stage[Work | Upload] = Stage(
+            "load", self._load_batch, threads=settings.decode_workers + _WAITING, **shared
         )
 
     def submit(self, works: Sequence[Work]) -> None:
         """Take records in flight; each one's ``done`` is called from one of the stages' threads."""
         for work in works:
-            if self._turns.take(work):
+            if self._turns.take(work.record.key, work):
                 self._start(work)
 
     def _start(self, work: Work) -> None:
@@ -162,27 +181,46 @@ class Embedder:
 
     # -- load ----------------------------------------------------------------------------------------------
 
-    def _load_batch(self, works: list[Work]) -> None:
-        for work in works:
-            if work.stale:
-                self._done(work, [])
+    def _load_batch(self, items: list[Work | Upload]) -> None:
+        for item in items:
+            upload = self._read(item) if isinstance(item, Work) else item
+            if upload is None:
                 continue
-            attempts = 0
-            with ExitStack() as place:
-                try:
-                    event = decode(ClipUploaded, work.record.value, work.record.key)
-                    for attempt in self._retries_of_source():
-                        with attempt:
-                            attempts += 1
-                            sampled = self._load(event, place)
-                except InvalidEvent as invalid:
-                    self._done(work, [dead_letter(work.record, invalid.reason, invalid.detail)])
-                except ClipError as error:
-                    self._done(work, [dead_letter(work.record, error.reason, error.detail, attempts=attempts)])
-                else:
-                    self._metrics.frames_decoded.inc(sampled.decoded)
-                    self._metrics.partial.inc(sampled.partial)
-                    self._encoding.put(Loaded(work, event, sampled))
+            try:
+                self._load_upload(upload)
+            finally:
+                following = self._sources.end(upload.source)
+                if following is not None:
+                    self._loading.put_at_once(following)
+
+    def _read(self, work: Work) -> Upload | None:
+        """Return an upload whose source may be asked now; None where it must wait for that, or cannot be read."""
+        try:
+            event = decode(ClipUploaded, work.record.value, work.record.key)
+        except InvalidEvent as invalid:
+            self._done(work, [dead_letter(work.record, invalid.reason, invalid.detail)])
+            return None
+        upload = Upload(work, event)
+        return upload if self._sources.take(upload.source, upload) else None
+
+    def _load_upload(self, upload: Upload) -> None:
+        work = upload.work
+        if work.stale:
+            self._done(work, [])
+            return
+        attempts = 0
+        with ExitStack() as place:
+            try:
+                for attempt in self._retries_of_source():
+                    with attempt:
+                        attempts += 1
+                        sampled = self._load(upload.event, place)
+            except ClipError as error:
+                self._done(work, [dead_letter(work.record, error.reason, error.detail, attempts=attempts)])
+            else:
+                self._metrics.frames_decoded.inc(sampled.decoded)
+                self._metrics.partial.inc(sampled.partial)
+                self._encoding.put(Loaded(work, upload.event, sampled))
 
     def _load(self, event: ClipUploaded, place: ExitStack) -> SampledClip[Any]:
         """Fetch, decode and sample; a clip that has frames leaves its decoder's place to ``place``."""
@@ -335,11 +373,11 @@ class Embedder:
 
     def _done(self, work: Work, outputs: Sequence[Output], *, uploaded: ClipUploaded | None = None) -> None:
         work.done(outputs, since=uploaded.uploaded_at if uploaded else None)
-        following = self._turns.end(work)
+        following = self._turns.end(work.record.key)
         if following is not None:
             self._start(following)
 
-    def _failed(self, item: Loaded | Embedded | Work, error: Exception) -> None:
+    def _failed(self, item: Upload | Loaded | Embedded | Work, error: Exception) -> None:
         """Dead-letter a record on which our own code or the model failed; its partition goes on."""
         work = _work_of(item)
         if work.outputs is not None:
@@ -359,38 +397,7 @@ def _is_worth_another_attempt(state: tenacity.RetryCallState) -> bool:
     return retry is Retry.FOR_A_WHILE or (retry is Retry.ONCE and state.attempt_number == 1)
 
 
-class Turns:
-    """Lets the events of one clip happen one after the other, those of different clips at the same time."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: dict[bytes, deque[Work]] = {}
-
-    def take(self, work: Work) -> bool:
-        """Return True where it is this event's turn; otherwise it waits for :meth:`end` to return it."""
-        key = work.record.key
-        if key is None:
-            return True
-        with self._lock:
-            if key in self._waiting:
-                self._waiting[key].append(work)
-                return False
-            self._waiting[key] = deque()
-            return True
-
-    def end(self, work: Work) -> Work | None:
-        """End an event's turn; return the event of the same clip whose turn it is now."""
-        key = work.record.key
-        if key is None:
-            return None
-        with self._lock:
-            if self._waiting[key]:
-                return self._waiting[key].popleft()
-            del self._waiting[key]
-            return None
-
-
-def _work_of(item: Loaded | Embedded | Work) -> Work:
+def _work_of(item: Upload | Loaded | Embedded | Work) -> Work:
     return item if isinstance(item, Work) else item.work
 
 

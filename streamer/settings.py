@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         2,
         ge=1,
         le=256,
-        description="Processes that decode clips, each one clip at a time; 8 more clips may wait to be fetched",
+        description="Clips decoded at the same time; 24 more may wait to be fetched, 8 of them from one source",
     )
     decode_timeout: float = Field(120.0, gt=0, description="Seconds for decoding one clip")
     decode_memory: int = Field(

@@ -1,16 +1,16 @@
-"""Threads with bounded queues between them: what a pipeline is made of."""
+"""Threads with bounded queues between them, and turns: what a pipeline is made of."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
     from streamer.health import Health
     from streamer.metrics import Metrics
@@ -137,3 +137,43 @@ class _Queue(Generic[T]):
             # A large item makes room for several small ones.
             self._not_full.notify_all()
         return came_at, item
+
+
+class Turns(Generic[T]):
+    """Lets at most ``limit`` items of one key be under way at the same time; the others wait in their order.
+
+    A key of None is nobody's: its items never wait.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._under_way: Counter[Hashable] = Counter()
+        self._waiting: dict[Hashable, deque[T]] = {}
+
+    def take(self, key: Hashable | None, item: T) -> bool:
+        """Return True where it is the item's turn; otherwise it waits for :meth:`end` to return it."""
+        if key is None:
+            return True
+        with self._lock:
+            if self._under_way[key] < self._limit:
+                self._under_way[key] += 1
+                return True
+            self._waiting.setdefault(key, deque()).append(item)
+            return False
+
+    def end(self, key: Hashable | None) -> T | None:
+        """End the turn of one of the key's items; return the one whose turn it is now."""
+        if key is None:
+            return None
+        with self._lock:
+            waiting = self._waiting.get(key)
+            if waiting is None:
+                self._under_way[key] -= 1
+                if not self._under_way[key]:
+                    del self._under_way[key]
+                return None
+            following = waiting.popleft()
+            if not waiting:
+                del self._waiting[key]
+            return following

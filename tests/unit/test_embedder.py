@@ -8,6 +8,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pytest
 from in_process import InProcessDecoder
@@ -288,6 +289,30 @@ def test_a_clip_that_decodes_in_part_says_so_and_is_counted(tmp_path: Path, stor
     events = [decode(ClipEmbedded, each[0].value, each[0].key) for each in outputs]
     assert [event.partial for event in events] == [False, True]
     assert harness.metrics.registry.get_sample_value("streamer_clips_partial_total") == 1
+
+
+def test_a_source_that_answers_none_of_its_clips_holds_up_no_other_source(
+    tmp_path: Path, store: Store, red: Path
+) -> None:
+    harness = Harness(tmp_path, store)
+    answer = threading.Event()
+
+    class Slow(Fetcher):
+        def fetch(self, uri: str) -> Any:
+            if uri.startswith("https://slow.example"):
+                assert answer.wait(30)
+            return super().fetch(uri)
+
+    harness.embedder._fetcher = Slow([tmp_path.as_uri()], max_bytes=1 << 24, timeout=5)
+    event = ClipUploaded(clip_id="s", uri="https://slow.example/clip.mp4", uploaded_at=T0)
+    slow = [harness.work(f"s{n}", encode(msgspec.structs.replace(event, clip_id=f"s{n}"))) for n in range(60)]
+    harness.embedder.submit(slow)
+    (outputs,) = harness.run(harness.upload("c1", red))
+    assert outputs[0].topic == "clips.embedded"
+    answer.set()
+    for _ in slow:
+        assert harness.done.acquire(timeout=20)
+    assert {reason(work.outputs or ()) for work in slow} == {"uri_refused"}
 
 
 class Recovering:

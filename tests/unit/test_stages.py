@@ -9,10 +9,12 @@ import weakref
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamer.health import Health
 from streamer.metrics import Metrics
-from streamer.stages import Stage
+from streamer.stages import Stage, Turns
 
 
 @pytest.fixture
@@ -183,3 +185,43 @@ def test_a_failing_batch_reports_each_item_and_the_thread_lives_on(parts: dict[s
     assert failures.get(timeout=10) == ("bad", "no good")
     assert good.get(timeout=10) == ["fine"]
     assert parts["health"].not_live() == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60), st.integers(1, 3))
+def test_turns_let_a_keys_items_through_in_their_order_and_never_more_than_the_limit(
+    events: list[tuple[str, bool]], limit: int
+) -> None:
+    turns: Turns[int] = Turns(limit)
+    under_way: dict[str, list[int]] = {key: [] for key in "abc"}
+    asked: dict[str, list[int]] = {key: [] for key in "abc"}
+    begun: dict[str, list[int]] = {key: [] for key in "abc"}
+
+    def end(key: str) -> None:
+        under_way[key].pop(0)
+        following = turns.end(key)
+        if following is not None:
+            under_way[key].append(following)
+            begun[key].append(following)
+
+    for number, (key, is_end) in enumerate(events):
+        if is_end:
+            if under_way[key]:
+                end(key)
+            continue
+        asked[key].append(number)
+        if turns.take(key, number):
+            under_way[key].append(number)
+            begun[key].append(number)
+        assert len(under_way[key]) == min(limit, len(under_way[key]) + len(asked[key]) - len(begun[key]))
+    for key, items in under_way.items():
+        while items:
+            end(key)
+        assert begun[key] == asked[key]
+    assert not turns._under_way
+    assert not turns._waiting
+
+
+def test_what_is_nobodys_never_waits() -> None:
+    turns: Turns[int] = Turns(1)
+    assert all(turns.take(None, number) for number in range(5))
+    assert turns.end(None) is None
