@@ -2,7 +2,8 @@
 
 The steps of one transaction, and what each fault of it means, are :mod:`streamer.kafka.transactions`; this is the
 policy around them. No fault loses a work: its outputs stay in memory until the group's offsets are known to be
-behind it.
+behind it. A cluster that loses a commit after it has acknowledged it (a lone broker can) is beyond that: the works are
+forgotten, and only their records, read again, can make up for it (:class:`LostCommitError`).
 """
 
 from __future__ import annotations
@@ -40,10 +41,18 @@ _BACKOFF_S = (0.05, 2.0)
 _UNREADY_AFTER_FAILURES = 3
 
 
+class LostCommitError(Exception):
+    """The group's offsets are not, or no longer, where an acknowledged commit had put them.
+
+    Whoever starts at the group's offsets processes again what was lost with them.
+    """
+
+
 class Committer:
     """Takes completed works of the assignment through transactions; used from the loop's thread.
 
-    Every method may raise :class:`~streamer.kafka.transactions.FencedError`.
+    Every method may raise :class:`~streamer.kafka.transactions.FencedError`, and :meth:`commit_ready`
+    :class:`LostCommitError`.
     """
 
     def __init__(
@@ -194,7 +203,7 @@ class Committer:
     def _recover(self) -> bool:
         """Put the new producer to work, and learn from the group what came of the old one's last transaction.
 
-        True where it works.
+        True where it works. Raises :class:`LostCommitError` where the group does not even know of earlier ones.
         """
         assigned = [TopicPartition(each.topic, each.partition) for each in self._assignment]
         try:
@@ -210,9 +219,23 @@ class Committer:
         except (UndecidedError, KafkaException) as error:
             self._backoff("the new producer cannot start yet", error)
             return False
+        self._check(committed)
         self._producer_lost = False
         self._advance(committed)
         return True
+
+    def _check(self, committed: Iterable[TopicPartition]) -> None:
+        """Compare the group's offsets, below zero where it has none, with those that this process has committed."""
+        lost = [
+            f"{each.topic}-{each.partition}: {assigned.next_offset} was committed, "
+            f"the group has {each.offset if each.offset >= 0 else 'nothing'}"
+            for each in committed
+            if (assigned := self._assignment.get(each.partition)) is not None
+            and assigned.next_offset is not None
+            and each.offset < assigned.next_offset
+        ]
+        if lost:
+            raise LostCommitError("; ".join(lost))
 
     def _backoff(self, what: str, error: Exception) -> None:
         first, most = _BACKOFF_S

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 from confluent_kafka import KafkaError, TopicPartition
 
-from streamer.kafka.committer import Committer
+from streamer.kafka.committer import Committer, LostCommitError
 from streamer.kafka.membership import Membership
 from streamer.kafka.monitor import Monitor
 from streamer.kafka.partitions import Assignment, Work
@@ -124,6 +124,11 @@ class Loop:
                 f"the transactional id {self._transactions.transactional_id} is fenced: {error}. Either another "
                 "process uses it (give each instance its own --instance-id), or this one stood still in the middle "
                 "of a transaction for longer than transaction.timeout.ms"
+            ) from None
+        except LostCommitError as error:
+            raise FatalError(
+                f"the cluster has lost what it had acknowledged ({error}). The restart processes it again; are the "
+                "topics, Kafka's own included, replicated?"
             ) from None
         finally:
             # Leaving the group revokes what is left; nothing more can be committed of it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import secrets
 import threading
 import time
@@ -317,35 +318,29 @@ def test_where_brokers_do_not_offer_the_newer_group_protocol_the_classic_one_ser
         assert ended == [True]
 
 
-def test_a_broker_that_goes_and_comes_again_costs_nothing_but_time(tmp_path: Path) -> None:
-    with LocalKafka(data_dir=tmp_path / "kafka") as kafka:
-        settings = load({"bootstrap_servers": kafka.bootstrap_servers, "instance_id": "one"})
-        apply(settings, load_specs())
-        feed(settings, 300)
-        with running(settings, slowly(settings)) as (metrics, health, _, ended):
-            await_(lambda: value(metrics, "streamer_transactions_total", outcome="committed") > 0)
-            kafka.restart(0)
-            feed(settings, 300, start=300)
-            await_(lambda: value(metrics, "streamer_events_produced_total", topic=OUTPUT) >= 600, 60)
-            await_(lambda: health.not_ready() == ["start: starting"])
-        assert ended == [True]
-        assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(600))
-
-
-def test_brokers_killed_one_after_the_other_cost_nothing_but_time() -> None:
+def test_brokers_that_stop_or_are_killed_one_after_the_other_cost_nothing_but_time() -> None:
+    # Three brokers: a lone one may lose what it acknowledges while it stops.
     with LocalKafka(brokers=3) as kafka:
         settings = load({"bootstrap_servers": kafka.bootstrap_servers, "instance_id": "one"})
         apply(settings, load_specs())
+
+        def kill_and_start(broker: int) -> None:
+            kafka.kill(broker)
+            kafka.restart(broker)
+
+        faults = [(fault, broker) for fault in (kafka.restart, kill_and_start) for broker in range(3)]
         with running(settings, slowly(settings)) as (metrics, health, _, ended):
             await_(lambda: health.not_ready() == ["start: starting"])
-            for broker in range(3):
-                feed(settings, 150, start=150 * broker)
-                kafka.kill(broker)
-                kafka.restart(broker)
-            await_(lambda: value(metrics, "streamer_events_produced_total", topic=OUTPUT) >= 450, 90)
+            for turn, (fault, broker) in enumerate(faults):
+                produced = value(metrics, "streamer_events_produced_total", topic=OUTPUT)
+                feed(settings, 150, start=150 * turn)
+                # Each fault strikes in the middle of transactions, not of what is left of the fault before.
+                await_(lambda at=produced: value(metrics, "streamer_events_produced_total", topic=OUTPUT) > at, 90)
+                fault(broker)
+            await_(lambda: value(metrics, "streamer_events_produced_total", topic=OUTPUT) >= 900, 90)
             await_(lambda: health.not_ready() == ["start: starting"])
         assert ended == [True]
-        assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(450))
+        assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(900))
 
 
 def test_a_record_with_an_odd_time_or_odd_headers_is_a_record_like_any(settings: Settings) -> None:
@@ -414,3 +409,40 @@ def test_a_producer_that_is_lost_twice_is_replaced_and_nothing_is_lost(
     assert ended == [True]
     assert value(metrics, "streamer_transactions_total", outcome="restarted") == 2
     assert Counter(each.key for each in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(200))
+
+
+@pytest.mark.parametrize("committed_before", [0, 300])
+def test_an_acknowledged_commit_that_the_group_does_not_know_ends_the_service_and_the_next_makes_up_for_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, committed_before: int
+) -> None:
+    whole = Transactions.run
+    faults: list[Exception | None] = []
+
+    def faulty(self: Transactions, batch: Any, metadata: Any) -> None:
+        if not faults:
+            whole(self, batch, metadata)
+        elif (fault := faults.pop(0)) is not None:
+            raise fault
+
+    monkeypatch.setattr(Transactions, "run", faulty)
+    with running(settings, slowly(settings)) as (metrics, _, _, ended):
+        feed(settings, committed_before)
+        await_(
+            lambda: (
+                value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == committed_before
+                and value(metrics, "streamer_in_flight_records") == 0
+            )
+        )
+        # A commit is acknowledged of which nothing is there, as a lone broker did; then the producer is lost.
+        faults += [None, RestartError("lost")]
+        feed(settings, 200, start=committed_before)
+        await_(lambda: bool(ended))
+        assert isinstance(ended[0], FatalError)
+        has = r"the group has \d+" if committed_before else "the group has nothing"
+        assert re.search(rf"query.results-\d+: \d+ was committed, {has}", str(ended[0]))
+        assert faults == []
+    with running(settings, echo(settings)) as (_, _, _, ended):
+        await_(lambda: len(read(settings, OUTPUT, patience=1.5)) >= committed_before + 200, 60)
+    assert ended == [True]
+    wanted = Counter(f"q{i}".encode() for i in range(committed_before + 200))
+    assert Counter(each.key for each in read(settings, OUTPUT)) == wanted
