@@ -1,0 +1,89 @@
+"""What all transfers share: a bounded sink, resumption, and how failures are told."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+from typing import TYPE_CHECKING
+
+from streamer.events import Reason
+from streamer.video.errors import ClipError, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from _typeshed import ReadableBuffer
+
+_LASTING_ERRNO = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+_PAUSES = (0.1, 0.5, 2.0)
+"""Seconds before a dropped transfer is taken up again. More drops than these end it: it is tried anew, later."""
+_DETAIL_CHARS = 200
+
+
+class Sink(io.BufferedWriter):
+    """A local file that takes at most ``limit`` bytes; raises :class:`ClipError` CLIP_TOO_LARGE for more.
+
+    ``size``: bytes taken so far.
+    """
+
+    def __init__(self, raw: io.FileIO, limit: int) -> None:
+        super().__init__(raw)
+        self._limit = limit
+        self.size = 0
+
+    def announce(self, more: int) -> None:
+        """Refuse at once a source that says that it has too many bytes to come."""
+        if self.size + more > self._limit:
+            raise too_large(self._limit, self.size + more)
+
+    def write(self, chunk: ReadableBuffer, /) -> int:
+        """Take a chunk, unless it passes the limit."""
+        length = memoryview(chunk).nbytes
+        if self.size + length > self._limit:
+            raise too_large(self._limit)
+        self.size += length
+        return super().write(chunk)
+
+    def restart(self) -> None:
+        """Forget what was taken."""
+        self.seek(0)
+        self.truncate()
+        self.size = 0
+
+
+async def resuming(attempt: Callable[[], Awaitable[None]], sink: Sink, can_resume: Callable[[], bool]) -> None:
+    """Run ``attempt``, again after each drop that left more in the sink than there was, while ``can_resume``."""
+    for pause in _PAUSES:
+        had = sink.size
+        try:
+            await attempt()
+        except ClipError as error:
+            if error.retry is not Retry.FOR_A_WHILE or sink.size <= had or not can_resume():
+                raise
+        else:
+            return
+        await asyncio.sleep(pause)
+    await attempt()
+
+
+def too_large(limit: int, size: int | None = None) -> ClipError:
+    """Return the error for a source of more than ``limit`` bytes."""
+    found = "more" if size is None else f"{size} bytes"
+    return ClipError(Reason.CLIP_TOO_LARGE, f"{found}, the limit is {limit} bytes")
+
+
+def failed(detail: str, retry: Retry = Retry.FOR_A_WHILE) -> ClipError:
+    """Return the error for a source that cannot be had; ``detail`` may hold what a server said."""
+    words = " ".join(detail.split())
+    return ClipError(
+        Reason.FETCH_FAILED, "".join(char if char.isprintable() else "?" for char in words)[:_DETAIL_CHARS], retry
+    )
+
+
+def os_failure(error: OSError) -> ClipError:
+    """Return the error for a file that cannot be read or written here."""
+    words = error.strerror or type(error).__name__
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return ClipError(Reason.NOT_FOUND, words)
+    return failed(words, Retry.NEVER if error.errno in _LASTING_ERRNO else Retry.FOR_A_WHILE)
