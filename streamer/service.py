@@ -19,7 +19,7 @@ from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.metrics import Metrics
 from streamer.settings import DEFAULT_METRICS_PORT, Settings, SettingsError, blame, unknown_variables
 from streamer.store import Store, StoreError, StoreUnavailableError, open_store
-from streamer.video import Fetcher
+from streamer.video import DecodePool, Fetcher, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,11 +63,26 @@ def run_embedder(settings: Settings) -> NoReturn:
         )
         encoder = _load_encoder(settings, "embed", service.metrics)
         store = _open_store(settings, encoder, read_only=False)
+        decoder = DecodePool(
+            Sampling(
+                interval=settings.frame_interval,
+                max_frames=settings.max_frames,
+                max_pixels=settings.max_clip_pixels,
+                max_seconds=settings.max_clip_seconds,
+                max_packets=settings.max_clip_packets,
+            ),
+            encoder.prepare,
+            workers=settings.decode_workers,
+            timeout=settings.decode_timeout,
+            memory=settings.decode_memory,
+            replaced=lambda cause: service.metrics.decoders_replaced.labels(cause).inc(),
+        )
         pipeline = embedder.Embedder(
             settings,
             encoder=encoder,
             store=store,
             fetcher=fetcher,
+            decoder=decoder,
             metrics=service.metrics,
             health=service.health,
         )
