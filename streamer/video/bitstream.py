@@ -1,0 +1,315 @@
+"""What an encoded frame says about itself: whether decoding may begin at it, and whether others need it.
+
+Containers' key-frame flags are not believed, since they are wrong often enough; the frame's own syntax is read.
+What a decoder keeps from one frame to the next decides what is safe, codec by codec:
+
+- H.264: an IDR picture (NAL type 5) forgets all before it. Recovery points and other I pictures are not used. A
+  picture whose ``nal_ref_idc`` is 0 is needed by no other.
+- HEVC: IDR, CRA and BLA pictures. RASL pictures, which follow a CRA but refer to what lies before it, are
+  LEADING: they need the START before that one. A sub-layer non-reference picture of the highest temporal layer
+  is needed by no other; one of a lower layer may be needed by a higher one.
+- VP8, VP9: a key frame resets all reference frames and contexts. No single frame is left out: even one that
+  no other refers to may pass on probabilities, segment maps and motion vectors.
+- AV1: a shown key frame together with its sequence header. What no other frame needs could be left out here,
+  since all state goes with the reference frames, but which these are stands behind most of the frame header.
+- MPEG-4 part 2, MPEG-1, MPEG-2: an I picture (in MPEG-1 and 2 with a sequence header). B pictures that follow it
+  in decoding order, but precede the next I or P, are LEADING. No other needs a B picture.
+- Motion JPEG, ProRes and others of single pictures: each one, Motion JPEG only if it brings its tables along.
+- GIF, APNG, animated WebP and all others: none; a frame is painted over the one before.
+
+Headers that hold from then on (parameter sets, sequence and VOL headers) must stay the same for the whole
+stream; where one appears that was not there at the first frame, nothing of the stream is believed.
+"""
+
+from __future__ import annotations
+
+from enum import IntFlag
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Kind(IntFlag):
+    """What is known of one encoded frame; 0 is always true."""
+
+    PLAIN = 0
+    START = 1
+    """Decoding may begin here; what follows does not need what lies before, but for LEADING frames."""
+    LEADING = 2
+    """Refers to what lies before the last START."""
+    DROPPABLE = 4
+    """No other frame needs it."""
+    HIDDEN = 8
+    """Not shown: an edit list cuts it off."""
+
+
+ALL = Kind.START | Kind.LEADING | Kind.DROPPABLE | Kind.HIDDEN
+
+
+class Reader(Protocol):
+    """Reads the encoded frames of one stream in decoding order."""
+
+    believed: Kind
+    """What of the kinds told so far holds; the stream's later frames may take some of it back."""
+
+    def kind(self, data: bytes) -> Kind:
+        """Tell what one encoded frame is, HIDDEN aside."""
+
+
+def reader(codec: str, extradata: bytes | None) -> Reader | None:
+    """Return the reader for a codec by FFmpeg's name, or None where nothing is known of it."""
+    make = _READERS.get(codec)
+    return make(extradata or b"") if make else None
+
+
+class _Headers:
+    """Watches that headers stay those of the first frame."""
+
+    def __init__(self) -> None:
+        self.believed = ALL
+        self._known: frozenset[bytes] | None = None
+
+    def _see(self, headers: frozenset[bytes]) -> None:
+        # The first frame may leave them to the container, whose copy is the decoder's from the beginning.
+        self._known = headers if self._known is None else self._known
+        if not headers <= self._known:
+            self._distrust()
+
+    def _distrust(self) -> None:
+        self.believed = Kind.HIDDEN
+
+
+class _Nals(_Headers):
+    """Network abstraction layer units, behind start codes or each behind its length."""
+
+    def __init__(self, length_size: int) -> None:
+        super().__init__()
+        self._length_size = length_size  # in bytes; 0: start codes
+
+    def _units(self, data: bytes) -> Iterator[memoryview]:
+        view = memoryview(data)
+        size = self._length_size
+        at = 0
+        while size and at + size < len(data):
+            end = at + size + int.from_bytes(view[at : at + size])
+            if end > len(data):
+                self._distrust()
+            yield view[at + size : end]
+            at = end
+        if not size:
+            for code, end in _start_codes(data):
+                yield view[code:end]
+
+
+class _H264(_Nals):
+    """ISO/IEC 14496-10, section 7.3.1."""
+
+    def __init__(self, extradata: bytes) -> None:
+        super().__init__((extradata[4] & 3) + 1 if len(extradata) > 4 and extradata[0] == 1 else 0)  # noqa: PLR2004
+
+    def kind(self, data: bytes) -> Kind:
+        headers: set[bytes] = set()
+        found = Kind.PLAIN
+        for unit in self._units(data):
+            match unit[0] & 31 if unit else 0:
+                case 7 | 8:  # sequence and picture parameter sets
+                    headers.add(bytes(unit).rstrip(b"\0"))
+                case 1 | 2 | 5 as slice_type:
+                    found = Kind.START if slice_type == 5 else Kind.PLAIN  # noqa: PLR2004 - IDR
+                    found |= Kind.PLAIN if unit[0] >> 5 & 3 else Kind.DROPPABLE
+                    break
+        self._see(frozenset(headers))
+        return found
+
+
+class _Hevc(_Nals):
+    """ISO/IEC 23008-2, sections 7.3.1 and 7.4.2.2."""
+
+    def __init__(self, extradata: bytes) -> None:
+        framed = len(extradata) > 21 and extradata[:3] not in {b"\0\0\0", b"\0\0\1"}  # noqa: PLR2004
+        super().__init__((extradata[21] & 3) + 1 if framed else 0)
+        self._layer: int | None = None
+
+    def kind(self, data: bytes) -> Kind:
+        headers: set[bytes] = set()
+        found = Kind.PLAIN
+        for unit in self._units(data):
+            if len(unit) < 2 or unit[0] & 1 or unit[1] >> 3:  # noqa: PLR2004 - of a further view or quality
+                continue
+            unit_type, layer = unit[0] >> 1 & 63, unit[1] & 7
+            if unit_type in {32, 33, 34}:  # video, sequence and picture parameter sets
+                headers.add(bytes(unit).rstrip(b"\0"))
+            elif unit_type < 32:  # noqa: PLR2004 - a picture
+                found = _HEVC_PICTURES.get(unit_type, Kind.PLAIN)
+                self._layer = layer if self._layer is None else self._layer
+                if layer != self._layer:
+                    self.believed &= ~Kind.DROPPABLE
+                break
+        self._see(frozenset(headers))
+        return found
+
+
+_HEVC_PICTURES = {
+    **dict.fromkeys((0, 2, 4, 6, 10, 12, 14), Kind.DROPPABLE),  # sub-layer non-reference
+    8: Kind.LEADING | Kind.DROPPABLE,  # RASL_N
+    9: Kind.LEADING,  # RASL_R
+    **dict.fromkeys((16, 17, 18, 19, 20, 21), Kind.START),  # BLA, IDR, CRA
+}
+
+
+class _Mpeg(_Headers):
+    """What the MPEG codecs before H.264 have in common: start codes, I, P and B pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start_was_last = False  # of the I and P pictures
+
+    def _place(self, letter: str, *, start: bool) -> Kind:
+        if letter == "B":
+            return Kind.DROPPABLE | (Kind.LEADING if self._start_was_last else Kind.PLAIN)
+        self._start_was_last = start
+        return Kind.START if start else Kind.PLAIN
+
+
+class _Mpeg4(_Mpeg):
+    """ISO/IEC 14496-2, section 6.2."""
+
+    def kind(self, data: bytes) -> Kind:
+        headers: set[bytes] = set()
+        found = Kind.PLAIN
+        pictures = 0
+        for at, end in _start_codes(data):
+            code = data[at] if at < end else -1
+            if code in {0xB0, 0xB5} or 0x20 <= code <= 0x2F:  # noqa: PLR2004 - object sequence, object, layer
+                headers.add(data[at:end].rstrip(b"\0"))
+            elif code == 0xB6 and at + 1 < end:  # noqa: PLR2004 - a picture
+                letter = "IPBS"[data[at + 1] >> 6]
+                found = self._place(letter, start=letter == "I")
+                pictures += 1
+        self._see(frozenset(headers))
+        if pictures > 1:  # DivX's packed B pictures
+            self._distrust()
+        return found
+
+
+class _Mpeg2(_Mpeg):
+    """ISO/IEC 13818-2, section 6.2, and 11172-2."""
+
+    def kind(self, data: bytes) -> Kind:
+        headers: set[bytes] = set()
+        found = Kind.PLAIN
+        picture = False
+        for at, end in _start_codes(data):
+            code = data[at] if at < end else -1
+            if code in {0xB3, 0xB5} and not picture:  # sequence header and its extensions
+                headers.add(data[at:end].rstrip(b"\0"))
+            elif code == 0 and not picture and at + 2 < end:
+                letter = "?IPBD???"[data[at + 2] >> 3 & 7]
+                found = self._place(letter, start=letter == "I" and bool(headers))
+                picture = True
+            elif code == 0xB5 and at + 1 < end and data[at + 1] >> 4 == 3:  # noqa: PLR2004 - new quantiser matrices
+                self._distrust()
+            elif 0 < code < 0xB0:  # noqa: PLR2004 - slices
+                break
+        self._see(frozenset(headers))
+        return found
+
+
+class _MotionJpeg:
+    """ISO/IEC 10918-1, annex B. Tables hold until they are defined anew."""
+
+    def __init__(self) -> None:
+        self.believed = ALL
+        self._tables: frozenset[tuple[int, int]] | None = None
+
+    def kind(self, data: bytes) -> Kind:
+        tables = frozenset(_jpeg_tables(data))
+        self._tables = tables if self._tables is None else self._tables
+        if not tables <= self._tables:
+            self.believed = Kind.HIDDEN
+        return Kind.START if data[:2] == b"\xff\xd8" and tables == self._tables else Kind.PLAIN
+
+
+class _Independent:
+    """Codecs in which a frame shows by itself that all decoding may begin at it, and nothing more is used."""
+
+    def __init__(self, is_start: Callable[[bytes], bool]) -> None:
+        self.believed = ALL
+        self._is_start = is_start
+
+    def kind(self, data: bytes) -> Kind:
+        return Kind.START if self._is_start(data) else Kind.PLAIN
+
+
+def _start_codes(data: bytes) -> Iterator[tuple[int, int]]:
+    """Give where each unit behind a start code, 00 00 01, begins and ends."""
+    at = data.find(b"\0\0\1")
+    while at >= 0:
+        following = data.find(b"\0\0\1", at + 3)
+        yield at + 3, following if following >= 0 else len(data)
+        at = following
+
+
+def _jpeg_tables(data: bytes) -> Iterator[tuple[int, int]]:
+    """Give (marker, number) of each quantisation and Huffman table before the picture's first scan."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:  # noqa: PLR2004
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        at += 4
+        while marker in {0xDB, 0xC4} and at + 17 <= min(end, len(data)):
+            yield marker, data[at]
+            at += 17 + sum(data[at + 1 : at + 17]) if marker == 0xC4 else 65 + 64 * (data[at] >> 4)  # noqa: PLR2004
+        if marker == 0xDA:  # noqa: PLR2004 - start of scan
+            return
+        at = end
+
+
+def _is_vp8_key(data: bytes) -> bool:
+    """RFC 6386, section 9.1."""
+    return bool(data) and not data[0] & 1
+
+
+def _is_vp9_key(data: bytes) -> bool:
+    """VP9 bitstream specification, section 6.2: marker, profile, show_existing_frame, frame_type."""
+    if not data or data[0] >> 6 != 2:  # noqa: PLR2004
+        return False
+    profile_3 = data[0] >> 4 & 3 == 3  # noqa: PLR2004 - a reserved bit follows
+    return not data[0] & (0b0110 if profile_3 else 0b1100)
+
+
+def _is_av1_key(data: bytes) -> bool:
+    """AV1 bitstream specification, sections 5.3 and 5.9: the first frame is a shown key frame with its sequence."""
+    at = 0
+    sequence = False
+    while at < len(data):
+        kind, extended, sized = data[at] >> 3 & 15, data[at] & 4, data[at] & 2
+        at += 2 if extended else 1
+        size = 0
+        for shift in range(0, 56, 7) if sized else ():
+            byte = data[at] if at < len(data) else 0
+            at += 1
+            size |= (byte & 127) << shift
+            if byte < 128:  # noqa: PLR2004
+                break
+        if kind in {3, 6}:  # show_existing_frame 0, frame_type 00, show_frame 1
+            return sequence and at < len(data) and data[at] >> 4 == 1
+        sequence |= kind == 1
+        at = at + size if sized else len(data)
+    return False
+
+
+_READERS: dict[str, Callable[[bytes], Reader]] = {
+    "h264": _H264,
+    "hevc": _Hevc,
+    "mpeg4": lambda _: _Mpeg4(),
+    **dict.fromkeys(("mpeg1video", "mpeg2video"), lambda _: _Mpeg2()),
+    "vp8": lambda _: _Independent(_is_vp8_key),
+    "vp9": lambda _: _Independent(_is_vp9_key),
+    "av1": lambda _: _Independent(_is_av1_key),
+    "mjpeg": lambda _: _MotionJpeg(),
+    **dict.fromkeys(
+        ("prores", "dnxhd", "rawvideo", "v210", "png", "jpeg2000", "dvvideo"), lambda _: _Independent(bool)
+    ),
+}
+"""By FFmpeg's names; what a reader is made of is the stream's extradata."""

@@ -1,0 +1,183 @@
+"""Opening a video file: which containers, which stream, and whether the file is whole."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import av
+from av.stream import Disposition
+
+from streamer.events import Reason
+from streamer.video.errors import ClipError
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from av.container import InputContainer
+
+_FORMATS = (
+    "mov,matroska,avi,mpegts,mpeg,mxf,flv,asf,ogg,nut,ivf,obu,h264,hevc,m4v,mpegvideo,mjpeg,dv,rm,"
+    "gif,apng,webp_pipe,webp_anim,yuv4mpegpipe,mp3,aac,flac,wav"
+)
+"""Containers that are opened (audio among them, to be told apart from garbage). Not among them are those that
+name further files or hosts to read, such as playlists (hls, dash, concat) and image sequences."""
+
+DAMAGE = (av.error.FFmpegError, ArithmeticError, AssertionError, RuntimeError, ValueError)
+"""What PyAV raises for a file's content: FFmpeg's own errors, and those of the bindings for values that they
+did not expect. Some of them are MemoryErrors too, which are no fault of the content and come first."""
+
+
+_MOST_PARTS = 200_000
+"""Of a file that are looked at for its end: more than the fragments of any honest one."""
+
+
+def open_container(path: Path, max_pixels: int, **probing: str) -> InputContainer:
+    """Open a container; ``probing`` replaces the options of the decoders by which FFmpeg probes its streams.
+
+    Raises :class:`ClipError`: NOT_FOUND or DECODE_FAILED.
+    """
+    try:
+        return av.open(
+            f"file:{path}",
+            # A prefix keeps a name such as "concat:a|b" from being read as one of FFmpeg's protocols.
+            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            options=probing or {"max_pixels": str(max_pixels)},
+            metadata_errors="replace",
+        )
+    except MemoryError:
+        raise
+    except av.error.FileNotFoundError as error:
+        raise ClipError(Reason.NOT_FOUND, words(error)) from error
+    except DAMAGE as error:
+        if "webp_anim" not in av.formats_available and _is_animated_webp(path):
+            raise decode_failed("animated WebP, which the FFmpeg in use cannot decode") from error
+        raise decode_failed("not a file of an accepted video format", error) from error
+
+
+def check_unread_size(path: Path, max_pixels: int) -> None:
+    """Refuse a video of which no size was found because it is over the limit. Raises as :func:`pick` does."""
+    # Without the limit, and without decoding, the size can be told.
+    with open_container(path, max_pixels, skip_frame="all") as container:
+        pick(container, max_pixels)
+
+
+def pick(container: InputContainer, max_pixels: int) -> av.VideoStream:
+    """Choose the video stream. Raises :class:`ClipError`: NO_VIDEO, DECODE_FAILED or CLIP_TOO_LARGE."""
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not videos:
+        raise ClipError(Reason.NO_VIDEO, "the file has no video stream")
+    stream = next((s for s in videos if s.disposition & Disposition.default), videos[0])
+    context = stream.codec_context
+    if context is None:  # which PyAV's type does not say
+        raise decode_failed("no decoder for the video's codec")
+    check_pixels(context.width, context.height, max_pixels)
+    return stream
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raise CLIP_TOO_LARGE for a frame over the limit."""
+    if width * height > max_pixels:
+        raise ClipError(Reason.CLIP_TOO_LARGE, f"{width} x {height} pixels a frame, the limit is {max_pixels} pixels")
+
+
+def time_base(stream: av.VideoStream) -> Fraction:
+    """Return the length of one tick in seconds. Raises :class:`ClipError`: DECODE_FAILED."""
+    if not stream.time_base:
+        raise decode_failed("the video stream has no time base")
+    return stream.time_base
+
+
+def breaks_off(path: Path) -> bool:
+    """Whether the container's own structure says that the file goes on behind its end.
+
+    Told by the media data or fragment of an MP4 or QuickTime file, a Matroska segment and an AVI's RIFF chunks.
+    FFmpeg takes such an end for the regular one, as it does for the other containers, which have no such mark.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] == b"RIFF":
+            return _riff_end(file, size) > size
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            return _segment_end(file) > size
+        if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
+            return _boxes_end(file, size) > size
+    return False
+
+
+def words(error: BaseException) -> str:
+    """Say what an error says, without the path that PyAV adds."""
+    return (isinstance(error, av.error.FFmpegError) and error.strerror) or str(error) or type(error).__name__
+
+
+def decode_failed(what: str, error: BaseException | None = None) -> ClipError:
+    """Make the error of a clip that cannot be decoded."""
+    return ClipError(Reason.DECODE_FAILED, what if error is None else f"{what}: {words(error)}")
+
+
+def _is_animated_webp(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(21)
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+
+
+def _riff_end(file: BinaryIO, size: int) -> int:
+    """Return where the last RIFF chunk ends; files over 1 GB have several (OpenDML)."""
+    at = 0
+    for _ in range(_MOST_PARTS):
+        if at >= size:
+            break
+        file.seek(at)
+        head = file.read(8)
+        length = int.from_bytes(head[4:], "little")
+        # A file that was written to a pipe states no length.
+        if head[:4] != b"RIFF" or length in {0, 0xFFFFFFFF}:
+            return size
+        at += 8 + length
+    return at
+
+
+def _segment_end(file: BinaryIO) -> int:
+    """Return where the Matroska segment ends, 0 where it does not say."""
+    file.seek(4)
+    _, header = _ebml_length(file)
+    file.seek(header, os.SEEK_CUR)
+    if file.read(4) != b"\x18\x53\x80\x67":
+        return 0
+    known, length = _ebml_length(file)
+    return file.tell() + length if known else 0
+
+
+def _ebml_length(file: BinaryIO) -> tuple[bool, int]:
+    """Read a variable-length integer (RFC 8794, section 4); all ones mean that it is not known."""
+    first = file.read(1)
+    extra = 8 - first[0].bit_length() if first else 8
+    if extra > 7:  # noqa: PLR2004 - at most seven bytes follow
+        return False, 0
+    bits = 7 * (extra + 1)
+    value = int.from_bytes(first + file.read(extra)) & ((1 << bits) - 1)
+    return value != (1 << bits) - 1, value
+
+
+def _boxes_end(file: BinaryIO, size: int) -> int:
+    """Return the furthest that a box of media reaches (ISO/IEC 14496-12, section 4.2)."""
+    at = end = 0
+    for _ in range(_MOST_PARTS):
+        if at + 8 > size:
+            break
+        file.seek(at)
+        head = file.read(16)
+        length = int.from_bytes(head[:4])
+        if length == 1:  # a 64-bit length follows
+            length = int.from_bytes(head[8:])
+        elif length == 0:  # up to the end
+            return end
+        if length < 8:  # noqa: PLR2004 - its own head
+            return end
+        at += length
+        if head[4:8] in {b"mdat", b"moof", b"moov"}:
+            end = max(end, at)
+    return end

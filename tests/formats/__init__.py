@@ -1,0 +1,1 @@
+"""The format matrix: what strangers upload, against what the ffmpeg program shows."""
