@@ -330,14 +330,17 @@ def test_brokers_that_stop_or_are_killed_one_after_the_other_cost_nothing_but_ti
 
         faults = [(fault, broker) for fault in (kafka.restart, kill_and_start) for broker in range(3)]
         with running(settings, slowly(settings)) as (metrics, health, _, ended):
+
+            def produced() -> float:
+                return value(metrics, "streamer_events_produced_total", topic=OUTPUT)
+
             await_(lambda: health.not_ready() == ["start: starting"])
             for turn, (fault, broker) in enumerate(faults):
-                produced = value(metrics, "streamer_events_produced_total", topic=OUTPUT)
                 feed(settings, 150, start=150 * turn)
-                # Each fault strikes in the middle of transactions, not of what is left of the fault before.
-                await_(lambda at=produced: value(metrics, "streamer_events_produced_total", topic=OUTPUT) > at, 90)
+                # Each fault strikes among transactions of its own turn, when the fault before is overcome.
+                await_(lambda past=150 * turn: produced() > past, 90)
                 fault(broker)
-            await_(lambda: value(metrics, "streamer_events_produced_total", topic=OUTPUT) >= 900, 90)
+            await_(lambda: produced() >= 900, 90)
             await_(lambda: health.not_ready() == ["start: starting"])
         assert ended == [True]
         assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(900))
