@@ -20,8 +20,8 @@ LOOPBACK = ("127.0.0.0/8",)
 class OddServer(ThreadingHTTPServer):
     """Answers by the last segment of the path.
 
-    ``asked``: the paths, with their queries. ``ranges``: each request's Range and If-Range. ``elsewhere``: where
-    ``away`` redirects to. ``clip``: the good answer's body.
+    ``asked``: the paths, with their queries. ``ranges``: each request's Range, and its If-Range or If-Match.
+    ``elsewhere``: where ``away`` redirects to. ``clip``: the good answer's body.
     """
 
     daemon_threads = True
@@ -80,20 +80,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
-        self.server.ranges.append((self.headers["Range"], self.headers["If-Range"]))
+        self.server.ranges.append((self.headers["Range"], self.headers["If-Range"] or self.headers["If-Match"]))
         name = self.path.partition("?")[0].rpartition("/")[2]
         behaviour: Callable[[], None] | None = getattr(self, "do_" + name.replace("-", "_").replace(".", "_"), None)
         if name in self.redirects:
             self.answer(302, Location=self.redirects[name])
         elif name.isdigit():
-            self.answer(int(name), b"sorry")
+            self.answer(int(name), b"" if name in {"204", "304"} else b"sorry")
         elif behaviour is not None:
             behaviour()
         else:
             self.answer(404)
 
     def do_a_mp4(self) -> None:
-        assert self.path.startswith(("/clips/", "/private/"))
         self.answer(200, self.server.clip)
 
     def do_signed_mp4(self) -> None:
@@ -122,6 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_stalling(self) -> None:
         """Fall silent in the body."""
         self.answer(200, b"x" * 10, Content_Length="1000")
+        self.close_connection = True
         self.server.stopped.wait(20)
 
     def do_dripping(self) -> None:
@@ -157,14 +157,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def do_long(self) -> None:
-        """Send more than was announced: what may be taken for the next answer."""
-        self.answer(200, self.server.clip + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", Content_Length="1000")
+        """Send more than was announced, a moment later: what may be taken for the next answer."""
+        self.answer(200, self.server.clip[:1000])
+        self.server.stopped.wait(0.1)
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+
+    def do_long_at_once(self) -> None:
+        """Send more than was announced, in one piece with it."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + self.server.clip[:2000])
 
     # -- drops ---------------------------------------------------------------------------------------------
 
     def drop(self, **headers: str) -> None:
         """Send 40,000 bytes of what is left, then drop the connection."""
-        asked, condition = self.headers["Range"], self.headers["If-Range"]
+        asked, condition = self.server.ranges[-1]
         whole, begin = self.server.clip, 0
         if asked is not None and condition == (headers.get("ETag") or headers.get("Last_Modified")):
             begin = int(asked.removeprefix("bytes=").removesuffix("-"))

@@ -44,7 +44,10 @@ _ABSENT = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion"}
 
 
 class S3Objects:
-    """Downloads of S3 objects. ``patience``: seconds that the store may say nothing."""
+    """Downloads of S3 objects. ``patience``: seconds that the store may say nothing.
+
+    ValueError says why the environment's configuration (a profile, an endpoint) cannot be used.
+    """
 
     def __init__(self, *, patience: float) -> None:
         self._patience = patience
@@ -59,6 +62,10 @@ class S3Objects:
             },
         )
         self._files.retries = 1
+        try:
+            self._files.connect()  # reads the configuration, which takes a second that no source should be charged
+        except (BotoCoreError, ValueError) as error:
+            raise ValueError(f"S3 cannot be used with this environment: {error}") from None
 
     async def download(self, source: StoredObject, sink: Sink) -> None:
         """Download an object. Raises :class:`ClipError`."""
@@ -68,7 +75,6 @@ class S3Objects:
             nonlocal version
             wanted = {"Range": f"bytes={sink.size}-", "IfMatch": version} if sink.size else {}
             try:
-                await self._files.set_session()  # the first time it reads the configuration, which takes a second
                 async with asyncio.timeout(self._patience):
                     answer = await self._files._call_s3("get_object", Bucket=source.bucket, Key=source.key, **wanted)
                 version = answer.get("ETag")

@@ -20,6 +20,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from fsspec.implementations.http import HTTPFileSystem
 
 from streamer.events import Reason
@@ -166,6 +167,8 @@ def _version(headers: Mapping[str, str]) -> str | None:
 
 
 def _http_failure(error: aiohttp.ClientResponseError) -> ClipError:
+    if isinstance(error.__cause__, HttpProcessingError):  # told with the status 400, which nobody sent
+        return failed("the answer is no valid HTTP", Retry.ONCE)
     status = error.status
     words = "too many redirects" if isinstance(error, aiohttp.TooManyRedirects) else error.message
     transient = status in _TRY_LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR
