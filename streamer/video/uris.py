@@ -129,7 +129,10 @@ def _parse_file(rest: str) -> Path:
 
 
 def _parse_http(uri: str) -> URL:
-    url = URL(uri)  # the parser that the HTTP client uses, so there are no two readings of one URL
+    try:
+        url = URL(uri)  # the parser that the HTTP client uses, so there are no two readings of one URL
+    except ValueError:
+        raise ValueError("an http(s) URI with a host or port that is none") from None  # its own words repeat the URI
     if url.raw_host is None:
         raise ValueError("an http(s) URI needs a host")
     if url.raw_user is not None or url.raw_password is not None:
