@@ -30,6 +30,9 @@ DAMAGE = (av.error.FFmpegError, ArithmeticError, AssertionError, RuntimeError, V
 did not expect. Some of them are MemoryErrors too, which are no fault of the content and come first."""
 
 
+_TS_PACKET = 188
+"""Bytes of a packet of an MPEG transport stream."""
+
 _MOST_PARTS = 200_000
 """Of a file that are looked at for its end: more than the fragments of any honest one."""
 
@@ -40,7 +43,7 @@ def open_container(path: Path, max_pixels: int, **probing: str) -> InputContaine
     Raises :class:`ClipError`: NOT_FOUND or DECODE_FAILED.
     """
     try:
-        return av.open(
+        container = av.open(
             f"file:{path}",
             # A prefix keeps a name such as "concat:a|b" from being read as one of FFmpeg's protocols.
             container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
@@ -52,9 +55,11 @@ def open_container(path: Path, max_pixels: int, **probing: str) -> InputContaine
     except av.error.FileNotFoundError as error:
         raise ClipError(Reason.NOT_FOUND, words(error)) from error
     except DAMAGE as error:
-        if "webp_anim" not in av.formats_available and _is_animated_webp(path):
-            raise decode_failed("animated WebP, which the FFmpeg in use cannot decode") from error
         raise decode_failed("not a file of an accepted video format", error) from error
+    if container.format.name == "webp_pipe" and _is_animated_webp(path):
+        container.close()
+        raise decode_failed("animated WebP, which the FFmpeg in use cannot decode")
+    return container
 
 
 def check_unread_size(path: Path, max_pixels: int) -> None:
@@ -83,6 +88,11 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise ClipError(Reason.CLIP_TOO_LARGE, f"{width} x {height} pixels a frame, the limit is {max_pixels} pixels")
 
 
+def stores_pts(container: InputContainer) -> bool:
+    """Whether presentation times are from the file; for AVI, which stores none, libavformat makes them up."""
+    return container.format.name != "avi"
+
+
 def time_base(stream: av.VideoStream) -> Fraction:
     """Return the length of one tick in seconds. Raises :class:`ClipError`: DECODE_FAILED."""
     if not stream.time_base:
@@ -93,12 +103,14 @@ def time_base(stream: av.VideoStream) -> Fraction:
 def breaks_off(path: Path) -> bool:
     """Whether the container's own structure says that the file goes on behind its end.
 
-    Told by the media data or fragment of an MP4 or QuickTime file, a Matroska segment and an AVI's RIFF chunks.
-    FFmpeg takes such an end for the regular one, as it does for the other containers, which have no such mark.
+    Told by the boxes of an MP4 or QuickTime file, a Matroska segment, an AVI's RIFF chunks and the packets of an
+    MPEG transport stream. FFmpeg takes such an end for the regular one, as it does for the other containers.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(12)
+        head = file.read(_TS_PACKET * 2 + 1)
+        if head[::_TS_PACKET] == b"GGG":  # each packet's first byte
+            return size % _TS_PACKET > 0
         if head[:4] == b"RIFF":
             return _riff_end(file, size) > size
         if head[:4] == b"\x1a\x45\xdf\xa3":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamer.video.container import DAMAGE, check_pixels, pick, time_base
+from streamer.video.container import DAMAGE, check_pixels, pick, stores_pts, time_base
 from streamer.video.timeline import BestEffort, Clock, check_length
 
 if TYPE_CHECKING:
@@ -43,10 +43,11 @@ class Decoder:
     def all(self) -> Iterator[tuple[int, av.VideoFrame]]:
         """Give (time in ticks, frame) of every frame, past what is damaged."""
         clock, best_effort = Clock(self._stream), BestEffort()
+        pts_stored = stores_pts(self._container)
         first: int | None = None
         for packet in self._packets():
             for frame in self._decode(packet):
-                time, _ = clock.place(best_effort.time(frame.pts, frame.dts), frame.duration)
+                time, _ = clock.place(best_effort.time(frame.pts if pts_stored else None, frame.dts), frame.duration)
                 first = time if first is None else first
                 check_length((time - first) * self.time_base, self._max_seconds)
                 yield time, frame

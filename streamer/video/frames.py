@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from fractions import Fraction
+from typing import Any
 
+import av
+import av.filter
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import Interpolation
 
 from streamer.video.container import DAMAGE, decode_failed
 
-if TYPE_CHECKING:
-    import av
 
-
-def to_rgb(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
-    """Convert one frame to contiguous RGB (height, width, 3), upright. Raises ClipError: DECODE_FAILED.
+class RgbConverter:
+    """Converts frames as the ffmpeg program does, to the bit where its version is the same.
 
     The frame's own colour matrix and range are used, BT.601 and the limited range where it states none. Bicubic
-    is what the ffmpeg program takes; without ACCURATE_RND and the like even 8-bit 4:2:0 goes FFmpeg's fast
-    way, as it does there, and the result is the same to the bit.
+    is what the program takes; without ACCURATE_RND and the like 8-bit 4:2:0 and 4:2:2 go FFmpeg's fast way, as
+    they do there. Where chroma is interpolated, the program takes its samples to lie between those of the luma,
+    wherever the file says that they lie, and every frame to be progressive.
     """
-    try:
-        image = frame.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-    except MemoryError:
-        raise
-    except DAMAGE as error:
-        raise decode_failed(f"{frame.format.name} frames cannot be converted", error) from error
-    return np.ascontiguousarray(_upright(image, frame), dtype=np.uint8)
+
+    def __init__(self) -> None:
+        self._shape: tuple[int, int, str] | None = None
+        self._graph = av.filter.Graph()
+
+    def __call__(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+        """Convert to contiguous RGB (height, width, 3), upright. Raises ClipError: DECODE_FAILED."""
+        try:
+            plain = frame if _is_fast(frame) else self._plain(frame)
+            image = plain.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+        except MemoryError:
+            raise
+        except DAMAGE as error:
+            raise decode_failed(f"{frame.format.name} frames cannot be converted", error) from error
+        return np.ascontiguousarray(_upright(image, frame), dtype=np.uint8)
+
+    def _plain(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """Take away where the chroma samples lie, and the fields, which PyAV does by a filter only."""
+        shape = frame.width, frame.height, frame.format.name
+        if shape != self._shape:
+            self._shape = shape
+            self._graph = av.filter.Graph()
+            self._graph.threads = 1
+            source = self._graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
+            )
+            without = self._graph.add("setparams", "chroma_location=unspecified:field_mode=prog")
+            self._graph.link_nodes(source, without, self._graph.add("buffersink")).configure()
+        self._graph.push(frame)
+        return self._graph.vpull()
+
+
+def _is_fast(frame: av.VideoFrame) -> bool:
+    """Whether FFmpeg repeats chroma samples (yuv2rgb in libswscale) and does not interpolate between them."""
+    if frame.interlaced_frame or frame.height % 2:
+        return False
+    return frame.format.name in {"yuv420p", "yuvj420p", "yuva420p", "yuv422p", "yuvj422p"}
 
 
 def _upright(image: npt.NDArray[Any], frame: av.VideoFrame) -> npt.NDArray[Any]:

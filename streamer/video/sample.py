@@ -6,18 +6,18 @@ The definition, so that anyone can recompute it from what a plain decoder shows:
   art) are not counted. Its frames are all that the decoder gives, in the order given.
 - p, a frame's presentation time, is FFmpeg's best-effort timestamp: the pts, as long as pts advance from frame
   to frame; where they are missing or were found to step back, the dts; where that is missing too, the end of
-  the frame before. A frame that steps back all the same is passed over. Times are exact, in ticks of the
-  stream's time base.
+  the frame before. AVI stores no pts, and those that libavformat makes up for it are not used. A frame that
+  steps back all the same is passed over. Times are exact, in ticks of the stream's time base.
 - duration = (p + d of the packet that ends last) - (p of the packet that begins first), over the stream's
-  packets, without those that an edit list discards; p is a packet's pts, or else its dts, or else the end of
-  the packet before, and d its duration, or one frame at the stream's average rate where none is stated.
+  packets, without those that an edit list discards; p is a packet's pts (but in AVI), or else its dts, or else
+  the end of the packet before, and d its duration, or one frame at the stream's average rate where none is stated.
 - step = ``interval`` (the decimal number as written), or duration / ``max_frames`` where that is longer.
 - t_k = p of the first frame + k * step, for k = 0 .. ``max_frames`` - 1, as far as t_k is not after p of the
   last frame. The frame of t_k is the last one with p <= t_k; a frame is taken once.
 - A sample's time is its frame's p minus the first frame's, rounded to milliseconds (half to even).
 - Pixels are what the ffmpeg program writes as rgb24: converted by the frame's own colour matrix and range,
-  without alpha, turned and mirrored by its display matrix if that is made of quarter turns. The sample aspect
-  ratio is not applied.
+  without alpha, turned and mirrored by its display matrix if that is made of quarter turns (the program turns by
+  any other angle too). The sample aspect ratio is not applied.
 
 How no more is decoded than that needs: a first walk over the packets, without decoding, gives the duration and
 each frame's time, so it is known beforehand which frames are sampled. Then only the packets are decoded that
@@ -43,7 +43,7 @@ from streamer.events import Reason
 from streamer.video.container import breaks_off, check_unread_size, decode_failed, open_container, pick
 from streamer.video.decode import Decoder, DeviationError
 from streamer.video.errors import ClipError, Retry
-from streamer.video.frames import to_rgb
+from streamer.video.frames import RgbConverter
 from streamer.video.timeline import Survey, choose, plan, select, survey
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def _from_needed(
     offsets, proof = chosen
     wanted = offsets.keys() if proof is None else {*offsets, proof}
     frames: list[T] = []
+    to_rgb = RgbConverter()
     with open_container(path, sampling.max_pixels) as container:
         decoder = Decoder(container, max_pixels=sampling.max_pixels, max_seconds=sampling.max_seconds)
         try:
@@ -154,6 +155,7 @@ def _from_all(
     """Decode everything up to the last sample."""
     with open_container(path, sampling.max_pixels) as container:
         decoder = Decoder(container, max_pixels=sampling.max_pixels, max_seconds=sampling.max_seconds)
+        to_rgb = RgbConverter()
         ticks: list[int] = []
         frames: list[T] = []
         for time, frame in select(decoder.all(), step / decoder.time_base, sampling.max_frames):

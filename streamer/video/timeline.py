@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from streamer.events import Reason
 from streamer.video import bitstream
 from streamer.video.bitstream import Kind
-from streamer.video.container import DAMAGE, decode_failed, pick, time_base
+from streamer.video.container import DAMAGE, decode_failed, pick, stores_pts, time_base
 from streamer.video.errors import ClipError
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def survey(container: InputContainer, *, max_pixels: int, max_seconds: float, ma
     found = Survey(time_base(stream), time_base(stream) * 0)
     reader = bitstream.reader(stream.codec_context.codec.canonical_name, stream.codec_context.extradata)
     exact = reader is not None
+    pts_stored = stores_pts(container)
     clock = Clock(stream)
     begin: int | None = None
     end: int | None = None
@@ -128,13 +129,15 @@ def survey(container: InputContainer, *, max_pixels: int, max_seconds: float, ma
                 raise ClipError(Reason.CLIP_TOO_LARGE, f"more than {max_packets} encoded frames, which is the limit")
             found.damaged |= packet.is_corrupt
             if not packet.is_discard:
-                shown, over = clock.place(packet.dts if packet.pts is None else packet.pts, packet.duration)
+                time = packet.dts if packet.pts is None or not pts_stored else packet.pts
+                shown, over = clock.place(time, packet.duration)
                 begin = shown if begin is None else min(begin, shown)
                 end = over if end is None else max(end, over)
                 check_length((end - begin) * found.time_base, max_seconds)
             # A header of its own, or new parameters, would be missed where the packet is passed over.
             exact = exact and not (packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"))
             exact = exact and (packet.pts is not None or packet.is_discard)
+            exact = exact and (pts_stored or packet.pts == packet.dts)
             if exact and reader is not None:
                 kind = reader.kind(bytes(packet))
                 found.pts.append(packet.pts or 0)

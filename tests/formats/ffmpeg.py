@@ -44,9 +44,12 @@ class Shown:
 def show(path: Path, stream: str) -> Shown:
     """Decode one stream frame by frame, upright, without any frame doubled or left out."""
     done = run(
-        # Times as they are in the file; sizes as they are where they change; times in ticks, in the log.
-        ("-loglevel", "info", "-copyts", "-i", path, "-map", stream, "-noautoscale")
-        + ("-fps_mode", "passthrough", "-vf", "showinfo=checksum=0", "-pix_fmt", "rgb24", "-f", "rawvideo", "-")
+        # One thread, as damage is concealed from other frames where frames are decoded side by side; times as they
+        # are in the file; sizes as they are where they change; times in ticks, in the log.
+        [
+            *("-loglevel", "info", "-copyts", "-threads", "1", "-i", path, "-map", stream, "-noautoscale"),
+            *("-fps_mode", "passthrough", "-vf", "showinfo=checksum=0", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"),
+        ]
     )
     times: list[Fraction] = []
     durations: list[Fraction] = []

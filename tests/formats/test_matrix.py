@@ -8,20 +8,19 @@ written); where that makes a difference, the file's entry says so.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 import pytest
+
 from formats.clips import Clip, Refused, clips, real, refused
 from formats.ffmpeg import Rgb, Shown, psnr, show
-
-from streamer.video import ClipError, SampledClip, Sampling, sample
+from streamer.video import ClipError, Retry, SampledClip, Sampling, sample
+from streamer.video.container import breaks_off
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 sample_module = importlib.import_module("streamer.video.sample")
@@ -30,25 +29,35 @@ BAR = 40.0
 SAMPLINGS = [Sampling(0.1, 64), Sampling(0.36, 64), Sampling(0.01, 5), Sampling(1.5, 64)]
 
 
-@dataclass
 class Ways:
-    """Which of the two ways of decoding were gone."""
+    """The two ways of decoding, told apart."""
 
-    by_need: int = 0
-    in_full: int = 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.in_full = 0
+        self._from_all = sample_module._from_all
+        self._from_needed = sample_module._from_needed
+        self._by_need = True
+        monkeypatch.setattr(sample_module, "_from_all", self._count)
+        monkeypatch.setattr(sample_module, "_from_needed", self._try)
+
+    def sample_in_full(self, path: Path, sampling: Sampling) -> SampledClip[Rgb]:
+        self._by_need = False
+        try:
+            return sample(path, sampling, np.copy)
+        finally:
+            self._by_need = True
+
+    def _count(self, *arguments: object) -> object:
+        self.in_full += self._by_need
+        return self._from_all(*arguments)
+
+    def _try(self, *arguments: object) -> object:
+        return self._from_needed(*arguments) if self._by_need else None
 
 
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
-    counted = Ways()
-    from_all = sample_module._from_all
-
-    def counting(*arguments: object) -> object:
-        counted.in_full += 1
-        return from_all(*arguments)
-
-    monkeypatch.setattr(sample_module, "_from_all", counting)
-    return counted
+    return Ways(monkeypatch)
 
 
 def defined(shown: Shown, duration: Fraction, sampling: Sampling) -> list[tuple[int, int]]:
@@ -66,32 +75,17 @@ def defined(shown: Shown, duration: Fraction, sampling: Sampling) -> list[tuple[
     return [(n, round((shown.times[n] - start) * 1000)) for n in chosen]
 
 
-def assert_as_shown(clip: SampledClip[Rgb], shown: Shown, sampling: Sampling, seconds: Fraction) -> None:
+def assert_as_shown(
+    clip: SampledClip[Rgb], shown: Shown, sampling: Sampling, seconds: Fraction, *, moves: bool
+) -> None:
     expected = defined(shown, seconds, sampling)
     assert clip.times_ms.tolist() == [time for _, time in expected]
     for (n, _), frame in zip(expected, clip.frames, strict=True):
         assert frame.shape == shown.frames[n].shape
         assert psnr(frame, shown.frames[n]) > BAR, f"frame {n}"
         for other in (n - 1, n + 1):
-            if 0 <= other < len(shown.frames) and shown.frames[other].shape == frame.shape:
+            if moves and 0 <= other < len(shown.frames) and shown.frames[other].shape == frame.shape:
                 assert psnr(frame, shown.frames[other]) < BAR, "a neighbouring frame would pass"
-
-
-@pytest.mark.parametrize("clip", clips(), ids=lambda clip: clip.name)
-def test_the_frames_are_those_of_the_ffmpeg_program(clip: Clip, tmp_path: Path, ways: Ways) -> None:
-    path = tmp_path / clip.name
-    clip.write(path)
-    shown = show(path, clip.stream)
-    for sampling in SAMPLINGS:
-        got = sample(path, sampling, np.copy)
-        seconds = length(clip, shown)
-        if not clip.partial:
-            assert abs(got.duration_ms - seconds * 1000) <= 1
-        assert_as_shown(got, shown, sampling, seconds if not clip.partial else Fraction(got.duration_ms, 1000))
-        assert got.partial == clip.partial
-        assert got.decoded <= len(shown.frames)
-    if clip.sparse is not None:
-        assert ways.in_full == (0 if clip.sparse else len(SAMPLINGS))
 
 
 def length(clip: Clip, shown: Shown) -> Fraction:
@@ -99,3 +93,59 @@ def length(clip: Clip, shown: Shown) -> Fraction:
         return Fraction(str(clip.seconds))
     ends = [time + duration for time, duration in zip(shown.times, shown.durations, strict=True)]
     return max(ends) - min(shown.times)
+
+
+@pytest.mark.parametrize("clip", clips(), ids=lambda clip: clip.name)
+def test_the_frames_are_those_of_the_ffmpeg_program(clip: Clip, tmp_path: Path, ways: Ways) -> None:
+    path = tmp_path / clip.name
+    clip.write(path)
+    assert_matches(path, clip, ways)
+
+
+@pytest.mark.parametrize("path", real(), ids=lambda path: path.stem)
+def test_the_frames_of_real_files_are_those_of_the_ffmpeg_program(path: Path, ways: Ways) -> None:
+    assert_matches(path, Clip(path.name, lambda _: None, moves=False), ways)
+
+
+def assert_matches(path: Path, clip: Clip, ways: Ways) -> None:
+    shown = show(path, clip.stream)
+    for sampling in SAMPLINGS:
+        before = ways.in_full
+        got = sample(path, sampling, np.copy)
+        assert got.decoded <= len(shown.frames)
+        # A hole in what no sample needs is not noticed; a cut always is.
+        assert got.partial == (clip.partial and (ways.in_full > before or breaks_off(path)))
+        seconds = Fraction(got.duration_ms, 1000) if clip.partial else length(clip, shown)
+        assert abs(got.duration_ms - seconds * 1000) <= 1
+        assert_as_shown(got, shown, sampling, seconds, moves=clip.moves)
+        assert_same(got, ways.sample_in_full(path, sampling))
+    if clip.sparse is not None:
+        assert ways.in_full == (0 if clip.sparse else len(SAMPLINGS))
+    assert not clip.partial or ways.in_full or breaks_off(path)
+
+
+def assert_same(got: SampledClip[Rgb], in_full: SampledClip[Rgb]) -> None:
+    assert got.times_ms.tolist() == in_full.times_ms.tolist()
+    assert got.duration_ms == in_full.duration_ms
+    assert got.decoded <= in_full.decoded
+    for one, other in zip(got.frames, in_full.frames, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("clip", refused(), ids=lambda clip: clip.name)
+def test_what_is_no_video_is_refused_in_words(clip: Refused, tmp_path: Path) -> None:
+    if "WebP" in clip.detail and "webp_anim" in av.formats_available:
+        pytest.skip("this FFmpeg decodes animated WebP")
+    path = tmp_path / clip.name
+    clip.write(path)
+    with pytest.raises(ClipError) as caught:
+        sample(path, Sampling(0.5, 64), np.copy)
+    assert (caught.value.reason, caught.value.detail) == (clip.reason, clip.detail)
+    assert caught.value.retry is Retry.NEVER
+
+
+def test_the_matrix_is_large_enough() -> None:
+    names = [clip.name for clip in (*clips(), *refused())]
+    assert len(names) == len(set(names))
+    assert len(names) >= 60
+    assert {"bigbuckbunny", "bikes", "carphone_pristine"} <= {path.stem for path in real()}
