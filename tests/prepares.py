@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 REPORT_BYTES = 32_768
 SLOW_SECONDS = 0.4
+BUSY_SECONDS = 0.1
 
 
 class Act(IntEnum):
@@ -39,9 +40,14 @@ class Act(IntEnum):
     USE_ALL_TIME = 120
     SLEEP = 140
     BE_SLOW = 160
+    USE_SOME_TIME = 0
     ANSWER_NONSENSE = 180
     CLAIM_TOO_MUCH = 200
     CHANGE_SHAPE = 220
+
+
+def shrink(frame: Frame) -> Frame:
+    return np.ascontiguousarray(frame[:16, :16])
 
 
 def act(frame: Frame) -> Frame:
@@ -51,7 +57,7 @@ def act(frame: Frame) -> Frame:
         return np.resize(frame, (16, 16 + time.monotonic_ns() % 1_000, 3))
     if shade in ACTIONS:
         ACTIONS[shade]()
-    return np.ascontiguousarray(frame[:16, :16])
+    return shrink(frame)
 
 
 def _raise() -> None:
@@ -67,6 +73,12 @@ def _take_all_memory() -> None:
 def _use_all_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (1, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     while True:
+        pass
+
+
+def _use_some_time() -> None:
+    end = time.process_time() + BUSY_SECONDS
+    while time.process_time() < end:
         pass
 
 
@@ -90,6 +102,7 @@ ACTIONS: dict[int, Callable[[], object]] = {
     Act.USE_ALL_TIME: _use_all_time,
     Act.SLEEP: lambda: time.sleep(3600),
     Act.BE_SLOW: lambda: time.sleep(SLOW_SECONDS),
+    Act.USE_SOME_TIME: _use_some_time,
     Act.ANSWER_NONSENSE: lambda: _answer(b"\xff" * 64),
     Act.CLAIM_TOO_MUCH: _claim_too_much,
 }

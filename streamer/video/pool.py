@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import pickle
-import select
 import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
@@ -22,19 +14,13 @@ import numpy as np
 
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Retry
+from streamer.video.process import LostError, Process, Template
 from streamer.video.sample import SampledClip
-from streamer.video.worker import (
-    EXIT_CODE,
-    HEADER_LENGTH,
-    PID,
-    Header,
-    Refused,
-    Sampled,
-    Task,
-)
+from streamer.video.worker import Refused, Sampled, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -42,22 +28,9 @@ if TYPE_CHECKING:
 
     Frame = npt.NDArray[np.uint8]
 
-SLOW_NICE: Final = 12
-"""Priority of a decode that takes long. It then has a tenth of the weight of one that runs as usual: little enough
-that others hardly notice, and enough that an honest long clip comes to its end while all processors are busy."""
-
-_TEMPLATE = "from streamer.video.worker import main; main()"
-_START_SECONDS: Final = 60.0
-_LAST_SECONDS: Final = 1.0
-_END_SECONDS: Final = 10.0
-"""How long a process may take to start on a busy machine, to end when it has answered, and to give its memory back
-when it is killed."""
-_PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TZ")
-"""Of the environment, which otherwise holds what strangers' files must not come near: passwords and keys."""
-_ONE_THREAD: Final = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
-)
-_MAX_HEADER_BYTES: Final = 1 << 20
+SLOW_NICE: Final = 10
+"""Priority of a decode that takes long: a sixth of the weight of those that have a place, a tenth of the service's.
+Short clips hardly notice it, and an honest long one still comes to its end where all processors are busy."""
 _MAX_DETAIL_CHARS: Final = 1_000
 
 
@@ -69,7 +42,8 @@ class DecodePool:
     """Decodes and samples clips, each in a process of its own. Safe to use from several threads at once.
 
     ``prepare`` makes what is handed on of each sampled RGB frame: uint8 of one and the same shape. It is pickled, and
-    its module imported by the processes, so both should be small. ``timeout``: seconds for decoding one clip.
+    its module imported by the processes, so both should be small. ``timeout``: seconds for decoding one clip, not
+    counting those for which it had to wait for a processor (but ten times as many altogether).
     ``memory``: bytes of address space of one process, see :class:`~streamer.video.worker.Task`. ``replaced`` is
     told of each process that did not end by itself: ``crashed`` or ``timeout``.
 
@@ -91,7 +65,7 @@ class DecodePool:
         timeout: float,
         memory: int,
         replaced: Callable[[str], None] = lambda _how: None,
-        slow_after: float = 2.0,
+        slow_after: float = 1.0,
     ) -> None:
         self._most_frames = sampling.max_frames
         self._timeout = timeout
@@ -103,7 +77,7 @@ class DecodePool:
         self._task = pickle.dumps(Task(sampling, prepare, memory, timeout))
         self._lock = threading.Lock()
         self._closed = False
-        self._template = _Template(self._task)
+        self._template = Template(self._task)
 
     @contextmanager
     def sampled(self, path: Path) -> Iterator[SampledClip[Frame]]:
@@ -124,10 +98,10 @@ class DecodePool:
         try:
             try:
                 return self._decode_once(path, place)
-            except _LostError:
+            except LostError:
                 # The template died, or could not fork: through no fault of the clip, so nobody needs to hear of it.
                 return self._decode_once(path, place)
-        except _LostError:
+        except LostError:
             detail = "no process to decode it in could be started"
             raise ClipError(Reason.DECODER_CRASHED, detail, Retry.FOR_A_WHILE) from None
 
@@ -150,37 +124,35 @@ class DecodePool:
         self._replaced("crashed")
         raise ClipError(Reason.DECODER_CRASHED, header.detail[:_MAX_DETAIL_CHARS], Retry.ONCE)
 
-    def _start(self, path: Path) -> _Process:
+    def _start(self, path: Path) -> Process:
         with self._lock:
             if self._closed:
                 raise PoolClosedError
             if self._template.ended:
-                self._template = _Template(self._task)
+                self._template = Template(self._task)
             template = self._template
         try:
             return template.start(path, self._timeout)
-        except _LostError:
+        except LostError:
             if self._closed:
                 raise PoolClosedError from None
             raise
 
-    def _wait(self, process: _Process, place: _Place) -> None:
+    def _wait(self, process: Process, place: _Place) -> None:
         """Wait for the process to answer or end; TimeoutError where it does neither in time."""
         look = self._slow_after
         while not process.ready(look):
             if process.left <= 0:
                 raise TimeoutError
-            if place.swap(self._slow, block=False):
-                process.lower()
-                look = math.inf
-            else:
-                look = 0.5
+            if place.is_in(self._places) and place.swap(self._slow, block=False):
+                process.lower(SLOW_NICE)
+            look = 0.5
         if not place.is_in(self._places):
             place.swap(self._places, block=True)
-            # What it waited for a place is not the clip's fault.
-            process.allow(self._timeout)
+            # How long it waited for the place is not the clip's fault.
+            process.begin()
 
-    def _receive_clip(self, process: _Process, header: Sampled) -> SampledClip[Frame]:
+    def _receive_clip(self, process: Process, header: Sampled) -> SampledClip[Frame]:
         count = len(header.times_ms)
         size = count * math.prod(header.shape)
         if not 1 <= count <= self._most_frames or size > self._memory:
@@ -190,12 +162,12 @@ class DecodePool:
         times = np.array(header.times_ms, dtype=np.uint32)
         return SampledClip(times, list(frames), header.duration_ms, header.decoded, header.partial)
 
-    def _crash(self, process: _Process, error: Exception) -> Exception:
+    def _crash(self, process: Process, error: Exception) -> Exception:
         code = process.end()
         if self._closed:
             return PoolClosedError()
         if code is None:
-            return _LostError()
+            return LostError()
         if code == -signal.SIGXCPU:
             self._replaced("timeout")
             return ClipError(Reason.DECODE_TIMEOUT, f"{self._timeout:g} s of processor time used", Retry.ONCE)
@@ -205,10 +177,6 @@ class DecodePool:
         else:
             how = f"answered what cannot be read: {error}"
         return ClipError(Reason.DECODER_CRASHED, f"the decoder's process {how}"[:_MAX_DETAIL_CHARS], Retry.ONCE)
-
-
-class _LostError(Exception):
-    """A clip's process could not be started, or went with its template."""
 
 
 class _Place:
@@ -234,144 +202,3 @@ class _Place:
         self._semaphore.release()
         self._semaphore = other
         return True
-
-
-class _Template:
-    """The process that forks one for each clip; started at once, not waited for."""
-
-    def __init__(self, task: bytes) -> None:
-        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._orders.settimeout(_START_SECONDS)
-        self._lock = threading.Lock()
-        kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this package
-                [sys.executable, "-P", "-c", _TEMPLATE, str(theirs.fileno())],
-                env={**kept, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(sys.path)},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
-        self._orders.send(task)
-
-    @property
-    def ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def start(self, path: Path, timeout: float) -> _Process:
-        """Fork a process that decodes this file; raises :class:`_LostError` where none came of it."""
-        with ExitStack() as opened:
-            answers, theirs = socket.socketpair()
-            status, status_of = os.pipe()
-            with theirs, os.fdopen(status_of, "wb", buffering=0):
-                opened.enter_context(answers)
-                opened.callback(os.close, status)
-                try:
-                    with self._lock:
-                        socket.send_fds(self._orders, [os.fsencode(path)], [theirs.fileno(), status_of])
-                except OSError:
-                    self.end()
-                    raise _LostError from None
-            if not _readable(status, _START_SECONDS):
-                self.end()
-            pid = os.read(status, PID.size)
-            if not pid:
-                raise _LostError
-            opened.pop_all()
-            return _Process(PID.unpack(pid)[0], answers, status, timeout)
-
-    def end(self) -> None:
-        """Kill it, and with it all that it forked."""
-        self._process.kill()
-        self._process.wait()
-        with self._lock:
-            self._orders.close()
-
-
-class _Process:
-    """The process that decodes one clip; at the end of a ``with`` block it is gone."""
-
-    def __init__(self, pid: int, answers: socket.socket, status: int, timeout: float) -> None:
-        self._pid = pid
-        self._answers = answers
-        self._status = status
-        self._exit_code: int | None = None
-        self._deadline = time.monotonic() + timeout
-        try:
-            self._handle: int | None = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self._handle = None  # it has ended already
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-        self._answers.close()
-        os.close(self._status)
-        if self._handle is not None:
-            os.close(self._handle)
-
-    @property
-    def left(self) -> float:
-        """Seconds until the clip's time is over."""
-        return self._deadline - time.monotonic()
-
-    def allow(self, seconds: float) -> None:
-        """Let the clip's time be over in so many seconds."""
-        self._deadline = time.monotonic() + seconds
-
-    def ready(self, seconds: float) -> bool:
-        """Wait for an answer or the end, for so long or until the clip's time is over."""
-        return _readable(self._answers.fileno(), max(0.0, min(seconds, self.left)))
-
-    def receive_header(self) -> Header:
-        (length,) = HEADER_LENGTH.unpack(self._receive(HEADER_LENGTH.size))
-        if length > _MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {length} bytes")
-        header: Header = msgspec.json.decode(self._receive(length), type=Header)
-        return header
-
-    def _receive(self, size: int) -> bytearray:
-        received = bytearray(size)
-        self.receive_into(memoryview(received))
-        return received
-
-    def receive_into(self, buffer: memoryview) -> None:
-        """Fill the buffer; EOFError where the process ends before, TimeoutError where the clip's time does."""
-        while buffer:
-            self._answers.settimeout(max(0.001, self.left))
-            count = self._answers.recv_into(buffer)
-            if not count:
-                raise EOFError
-            buffer = buffer[count:]
-
-    def lower(self) -> None:
-        """Give all threads of the process the priority of a slow decode."""
-        with contextlib.suppress(OSError):  # a thread, or the process, that has just ended
-            for thread in Path(f"/proc/{self._pid}/task").iterdir():
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), SLOW_NICE)
-
-    def kill(self) -> None:
-        if self._handle is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
-
-    def end(self) -> int | None:
-        """Wait until the process has ended, killing it if need be; return its exit code, if it can be known."""
-        if self._exit_code is None:
-            if not _readable(self._status, _LAST_SECONDS):
-                self.kill()
-                _readable(self._status, _END_SECONDS)
-            os.set_blocking(self._status, False)
-            with contextlib.suppress(BlockingIOError):
-                code = os.read(self._status, EXIT_CODE.size)
-                self._exit_code = EXIT_CODE.unpack(code)[0] if code else None
-        return self._exit_code
-
-
-def _readable(descriptor: int, seconds: float) -> bool:
-    """Wait until there is something to read, or the other side has gone."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))

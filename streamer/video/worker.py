@@ -6,8 +6,9 @@ milliseconds where a new interpreter takes half a second. A process for one clip
 leak, no heap that a decoder has overwritten, no priority that cannot be raised again.
 
 Orders come through one socket, a message each: the clip's path, together with the two descriptors that are the
-clip's own. On its ``status`` pipe the template tells the process's id and, when it has ended, its exit code. Through
-its ``answers`` socket the process itself sends a header of JSON, its length first, and then the frames' bytes.
+clip's own. On its ``status`` pipe the template tells the process's id (0 where none is to be had) and, when it has
+ended, its exit code. Through its ``answers`` socket the process itself sends a header of JSON, its length first, and
+then the frames' bytes.
 Nothing that comes from such a process is unpickled: what has read a stranger's file is not trusted.
 
 How a process ends that nobody waits for any more: when the service dies, by whatever means, the template reads the
@@ -148,7 +149,8 @@ class _Template:
     def _start(self, path: Path, answers: int, status: int) -> None:
         try:
             pid = os.fork()
-        except OSError:  # no process to be had; that no id is told says so
+        except OSError:  # no process is to be had
+            _tell(status, PID.pack(0))
             os.close(answers)
             os.close(status)
             return

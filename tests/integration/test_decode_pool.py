@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from prepares import Act, act, report, report_slowly
+from prepares import Act, act, report, report_slowly, shrink
 
 from streamer.events import Reason
 from streamer.preprocessing import Preprocessing
@@ -136,6 +136,13 @@ def test_frames_are_those_that_the_same_process_would_sample(pools: Pools, path:
     assert (there.duration_ms, there.decoded, there.partial) == (here.duration_ms, here.decoded, here.partial)
 
 
+def test_a_file_can_be_named_by_a_descriptor_of_the_service(pools: Pools) -> None:
+    path = real_files()[-1]
+    with path.open("rb") as file:
+        clip = decoded(pools.make(shrink), Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"))
+    assert np.array_equal(clip.times_ms, sample(path, SAMPLING, shrink).times_ms)
+
+
 def test_what_sample_refuses_is_refused_in_the_same_words(pools: Pools, tmp_path: Path) -> None:
     pool = pools.make()
     (tmp_path / "empty.mp4").write_bytes(b"")
@@ -178,7 +185,6 @@ CRASHES = {
     Act.KILL: "the decoder's process killed by SIGKILL",
     Act.EXIT: "the decoder's process ended with exit code 7",
     Act.RAISE: "LookupError: of prepare's own",
-    Act.TAKE_ALL_MEMORY: "MemoryError: ",
     Act.ANSWER_NONSENSE: "the decoder's process answered what cannot be read: a header of 4294967295 bytes",
     Act.CLAIM_TOO_MUCH: "the decoder's process answered what cannot be read: 1 frames of [1099511627776]",
     Act.CHANGE_SHAPE: "TypeError: a prepared frame is uint8 (",
@@ -198,6 +204,14 @@ def test_a_crash_costs_its_clip_and_no_other(pools: Pools, clips: dict[int, Path
     assert len(decoded(pool, clips[GOOD_SHADE]).frames) == 3
 
 
+def test_a_clip_that_takes_all_memory_fails_and_no_other_notices(pools: Pools, clips: dict[int, Path]) -> None:
+    pool = pools.make()
+    error = failure(pool, clips[Act.TAKE_ALL_MEMORY])
+    assert error.reason in {Reason.DECODE_FAILED, Reason.DECODER_CRASHED}
+    assert error.retry is Retry.ONCE
+    assert len(decoded(pool, clips[GOOD_SHADE]).frames) == 3
+
+
 def test_a_clip_that_does_not_end_is_ended(pools: Pools, clips: dict[int, Path]) -> None:
     pool = pools.make(timeout=0.5)
     error = failure(pool, clips[Act.SLEEP])
@@ -205,6 +219,25 @@ def test_a_clip_that_does_not_end_is_ended(pools: Pools, clips: dict[int, Path])
     assert error.detail == "not decoded after 0.5 s"
     assert pools.replaced == ["timeout"]
     assert children(template_of(pool)) == []
+
+
+def test_time_for_which_others_had_the_processor_does_not_count(pools: Pools, clips: dict[int, Path]) -> None:
+    """One that always runs shares a processor with a decode at low priority, whose time is not over."""
+    timeout = 1.0
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        pool = pools.make(timeout=timeout, slow_after=0.3)
+        os.sched_setaffinity(0, mine)
+        decoded(pool, clips[GOOD_SHADE])
+        began = time.monotonic()
+        assert len(decoded(pool, clips[Act.USE_SOME_TIME]).frames) == 3
+        assert time.monotonic() - began > timeout, "the processor was not busy"
+    finally:
+        os.sched_setaffinity(0, mine)
+        other.kill()
+        other.wait()
 
 
 def test_the_limit_of_processor_time_ends_what_the_service_does_not(pools: Pools, clips: dict[int, Path]) -> None:

@@ -1,0 +1,197 @@
+"""The service's side of the processes that decode clips; :mod:`streamer.video.worker` is the other one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from streamer.video.worker import EXIT_CODE, HEADER_LENGTH, PID, Header
+
+STARVED: Final = 10
+"""How often over its time a decode may take when the processors are busy with others."""
+
+_TEMPLATE = "from streamer.video.worker import main; main()"
+_START_SECONDS: Final = 60.0
+_LAST_SECONDS: Final = 1.0
+_END_SECONDS: Final = 10.0
+"""How long a process may take to start on a busy machine, to end when it has answered, and to give its memory back
+when it is killed."""
+_PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TZ")
+"""Of the environment, which otherwise holds what strangers' files must not come near: passwords and keys."""
+_ONE_THREAD: Final = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
+)
+_MAX_HEADER_BYTES: Final = 1 << 20
+
+
+class LostError(Exception):
+    """A clip's process could not be started, or went with its template."""
+
+
+class Template:
+    """The process that forks one for each clip; started at once, not waited for."""
+
+    def __init__(self, task: bytes) -> None:
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._orders.settimeout(_START_SECONDS)
+        self._orders.send(task)  # it waits there until the process can read it
+        self._lock = threading.Lock()
+        kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this package
+                [sys.executable, "-P", "-c", _TEMPLATE, str(theirs.fileno())],
+                env={**kept, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(sys.path)},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone; it does not come back."""
+        return self._process.poll() is not None
+
+    def start(self, path: Path, timeout: float) -> Process:
+        """Fork a process that decodes this file; raises :class:`LostError` where none came of it."""
+        with ExitStack() as opened:
+            answers, theirs = socket.socketpair()
+            status, status_of = os.pipe()
+            with theirs, os.fdopen(status_of, "wb", buffering=0):
+                opened.enter_context(answers)
+                opened.callback(os.close, status)
+                try:
+                    with self._lock:
+                        socket.send_fds(self._orders, [os.fsencode(path)], [theirs.fileno(), status_of])
+                except OSError:
+                    self.end()
+                    raise LostError from None
+            told = os.read(status, PID.size) if _readable(status, _START_SECONDS) else b""
+            if not told:
+                # It died or does not answer. Its end is waited for, so that it is not taken for alive once more.
+                self.end()
+                raise LostError
+            (pid,) = PID.unpack(told)
+            if not pid:
+                raise LostError
+            opened.pop_all()
+            return Process(pid, answers, status, timeout)
+
+    def end(self) -> None:
+        """Kill it, and with it all that it forked."""
+        self._process.kill()
+        self._process.wait()
+        with self._lock:
+            self._orders.close()
+
+
+class Process:
+    """The process that decodes one clip; at the end of a ``with`` block it is gone."""
+
+    def __init__(self, pid: int, answers: socket.socket, status: int, timeout: float) -> None:
+        self._pid = pid
+        self._answers = answers
+        self._status = status
+        self._exit_code: int | None = None
+        self._timeout = timeout
+        self.begin()
+        try:
+            self._handle: int | None = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._handle = None  # it has ended already
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        self._answers.close()
+        os.close(self._status)
+        if self._handle is not None:
+            os.close(self._handle)
+
+    def begin(self) -> None:
+        """Let the clip's time begin now."""
+        self._began, self._starved_before = time.monotonic(), self._starved()
+
+    @property
+    def left(self) -> float:
+        """Seconds until the clip's time is over; while others had the processor, its clock stood still."""
+        passed = time.monotonic() - self._began
+        starved = self._starved() - self._starved_before
+        return min(self._timeout - (passed - starved), STARVED * self._timeout - passed)
+
+    def _starved(self) -> float:
+        """Return for how many seconds the process was ready to run and did not; 0 where the kernel keeps no count."""
+        try:
+            return int(Path(f"/proc/{self._pid}/schedstat").read_text().split()[1]) / 1e9
+        except (OSError, IndexError, ValueError):
+            return 0.0
+
+    def ready(self, seconds: float) -> bool:
+        """Wait for an answer or the end, for so long or until the clip's time is over."""
+        return _readable(self._answers.fileno(), max(0.0, min(seconds, self.left)))
+
+    def receive_header(self) -> Header:
+        """Read what precedes the frames' bytes; raises as :meth:`receive_into` does, or that it cannot be read."""
+        (length,) = HEADER_LENGTH.unpack(self._receive(HEADER_LENGTH.size))
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        header: Header = msgspec.json.decode(self._receive(length), type=Header)
+        return header
+
+    def _receive(self, size: int) -> bytearray:
+        received = bytearray(size)
+        self.receive_into(memoryview(received))
+        return received
+
+    def receive_into(self, buffer: memoryview) -> None:
+        """Fill the buffer; EOFError where the process ends before, TimeoutError where the clip's time does."""
+        while buffer:
+            self._answers.settimeout(max(0.001, self.left))
+            count = self._answers.recv_into(buffer)
+            if not count:
+                raise EOFError
+            buffer = buffer[count:]
+
+    def lower(self, nice: int) -> None:
+        """Lower the priority of all threads of the process."""
+        with contextlib.suppress(OSError):  # a thread, or the process, that has just ended
+            for thread in Path(f"/proc/{self._pid}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        if self._handle is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+
+    def end(self) -> int | None:
+        """Wait until the process has ended, killing it if need be; return its exit code, if it can be known."""
+        if self._exit_code is None:
+            if not _readable(self._status, _LAST_SECONDS):
+                self.kill()
+                _readable(self._status, _END_SECONDS)
+            os.set_blocking(self._status, False)
+            with contextlib.suppress(BlockingIOError):
+                code = os.read(self._status, EXIT_CODE.size)
+                self._exit_code = EXIT_CODE.unpack(code)[0] if code else None
+        return self._exit_code
+
+
+def _readable(descriptor: int, seconds: float) -> bool:
+    """Wait until there is something to read, or the other side has gone."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
