@@ -27,8 +27,8 @@ class OddServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, host: str = "127.0.0.1", clip: bytes = CLIP) -> None:
-        super().__init__((host, 0), _Handler)
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, clip: bytes = CLIP) -> None:
+        super().__init__((host, port), _Handler)
         self.asked: list[str] = []
         self.ranges: list[tuple[str | None, str | None]] = []
         self.stopped = threading.Event()
@@ -245,8 +245,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(host: str = "127.0.0.1", clip: bytes = CLIP) -> Iterator[OddServer]:
-    server = OddServer(host, clip)
+def serving(host: str = "127.0.0.1", port: int = 0, clip: bytes = CLIP) -> Iterator[OddServer]:
+    server = OddServer(host, port, clip)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -146,12 +146,13 @@ def _parse_http(uri: str) -> URL:
 
 
 def _check_path(url: URL) -> None:
-    # Literal dots are resolved by now; a server may also resolve those between encoded slashes, or decode twice.
+    # Literal dots are resolved by now. Servers may also resolve those between encoded slashes or with parameters
+    # ("..;x"), and decode twice.
     path = url.raw_path
     while (decoded := unquote(path)) != path:
         path = decoded
-    if not {".", ".."}.isdisjoint(re.split(r"[/\\]", path)):
-        raise ValueError("encoded '..' in the path")
+    if any(segment.partition(";")[0] in {".", ".."} for segment in re.split(r"[/\\]", path)):
+        raise ValueError("'.' or '..' in the path, encoded or with parameters")
 
 
 def _is_odd_address(host: str) -> bool:
