@@ -102,11 +102,14 @@ class Decoder:
                 yield packet
 
     def _decode(self, packet: av.Packet[av.VideoStream] | None) -> Iterator[av.VideoFrame]:
+        context = self._stream.codec_context
         try:
-            frames = self._stream.codec_context.decode(packet)
-        except MemoryError:
-            raise
+            frames = context.decode(packet)
         except DAMAGE as error:
+            # Some decoders leave here the size that they refused; for HEVC's the refusal is a want of memory.
+            check_pixels(context.width, context.height, self._max_pixels)
+            if isinstance(error, MemoryError):
+                raise
             self._note(error)
             return
         for frame in frames:
