@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}")
+_AUTHORITY = re.compile(r"[^:]*://[^/?#]*")
 _SCHEMES = "file:, http:, https:, s3: and gs:"
 
 
@@ -137,7 +138,7 @@ def _parse_http(uri: str) -> URL:
         raise ValueError("an http(s) URI needs a host")
     if url.raw_user is not None or url.raw_password is not None:
         raise ValueError("credentials in the URI")
-    if "::" in url.raw_path_qs or url.raw_fragment:
+    if "::" in _AUTHORITY.sub("", uri, count=1) or url.raw_fragment:
         raise ValueError("'::' and '#' in an http(s) URI must be percent-encoded")
     if _is_odd_address(url.raw_host):
         raise ValueError("an IPv4 address that is not written as four decimal numbers")

@@ -254,7 +254,8 @@ HOSTILE = {
             "gopher://{other}/_GET", "dict://{other}/d", "ldap://{other}/", "rtsp://{other}/a", "udp://{other}",
             "concat:{clips}/a.mp4|{clips}/a.mp4", "subfile,,start,0,end,9,,:{clips}/a.mp4", "pipe:0", "fd:0",
             "javascript:alert(1)", "http+unix://%2Frun%2Fa.sock/a", " file:{clips}/a.mp4", " {web}/clips/a.mp4",
-            "\ufefffile:{clips}/a.mp4", "\uff46\uff49\uff4c\uff45:{clips}/a.mp4", "{clips}/a.mp4", "//127.0.0.1/clips/a.mp4",
+            "\ufefffile:{clips}/a.mp4",
+            "\uff46\uff49\uff4c\uff45:{clips}/a.mp4", "{clips}/a.mp4", "//127.0.0.1/clips/a.mp4",
             "\\\\host\\share\\a.mp4", "127.0.0.1:{port}/clips/a.mp4", "clips/a.mp4", "C:\\clips\\a.mp4", ":", "",
         )
     },
@@ -432,7 +433,7 @@ THROUGH_THE_SERVICE = [
     "file: dots", "file: encoded dots and slashes", "file: link to a file", "file: link to a folder", "file: FIFO",
     "file: environment", "http: doubly encoded dots", "http: link-local", "http: credentials",
     "s3: dots", "s3: credentials", "s3: chained", "scheme: local::{clips}/a.mp4", "scheme: memory://a.mp4",
-    "scheme: simplecache::{web}/clips/a.mp4", "scheme: zip://*::{web}/clips/a.zip", "scheme: ",
+    "scheme: simplecache::{web}/clips/a.mp4", "scheme: zip://*::{web}/clips/a.zip", "scheme: {clips}/a.mp4",
 ]  # fmt: skip
 
 

@@ -64,7 +64,11 @@ def test_objects_are_compared_by_bucket_and_by_segments_of_the_key(
             ["https://cdn.example/clips/a", "https://cdn.example:443/clips/a?q", "HTTPS://cdn.example/./clips//a"],
             ["http://cdn.example/clips/a", "https://cdn.example:444/clips/a", "https://cdn.example/clips2/a"],
         ),
-        ("https://cdn.example", ["https://cdn.example/a", "https://cdn.example"], ["https://cdn.example./a"]),
+        (
+            "https://cdn.example",
+            ["https://cdn.example/a", "https://cdn.example", "https://cdn\u3002example/a%3A%3Ab"],
+            ["https://cdn.example./a", "https://cdn.example%2eevil.example/a"],
+        ),
         ("http://bücher.example/", ["http://xn--bcher-kva.example/a"], ["http://bucher.example/a"]),
         ("http://[::1]:8080/", ["http://[::1]:8080/a"], ["http://[::1]/a", "http://[::2]:8080/a"]),
     ],
