@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
         self.server.ranges.append((self.headers["Range"], self.headers["If-Range"] or self.headers["If-Match"]))
-        name = self.path.partition("?")[0].rpartition("/")[2]
+        name = unquote(self.path.partition("?")[0]).rpartition("/")[2]
         behaviour: Callable[[], None] | None = getattr(self, "do_" + name.replace("-", "_").replace(".", "_"), None)
         if name in self.redirects:
             self.answer(302, Location=self.redirects[name])

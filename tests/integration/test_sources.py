@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import boto3
 import pytest
@@ -19,6 +22,7 @@ from streamer.video import ClipError, Fetcher, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 MAX_BYTES = 200_000
 TOTAL_S, SILENCE_S = 10.0, 5.0
@@ -451,3 +455,47 @@ def test_a_store_without_credentials_is_a_failure_for_now(server: OddServer) -> 
 def test_an_environment_that_s3_cannot_use_is_told_at_construction(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"S3 cannot be used with this environment: .*{value}"):
         s3_fetcher(operator("http://127.0.0.1:1") | {name: value}, "s3://clips-bucket/")
+
+
+# -- Google Cloud Storage ----------------------------------------------------------------------------------
+
+with_gcsfs = pytest.mark.skipif(find_spec("gcsfs") is None, reason="the extra 'gs' is not installed")
+
+GS_FAULTS = [
+    *TOO_MUCH[2:],
+    Fault("endless", TOO_LARGE, "the limit is 200000 bytes"),
+    Fault("endless-chunks", TOO_LARGE, "the limit is 200000 bytes"),
+    Fault("stalling", FAILED_FOR_NOW, "not complete after 2 s"),
+    Fault("dripping", FAILED_FOR_NOW, "not complete after 2 s"),
+    Fault("500", FAILED_FOR_NOW, "not complete after 2 s"),  # gcsfs tries again by itself until then
+    Fault("400", FAILED, "gs 400"),
+    Fault("401", FAILED_FOR_NOW, "gs 401"),
+    Fault("403", FAILED, "gs 403"),
+    Fault("404", NOT_FOUND, "gs 404"),
+]
+
+
+@pytest.fixture
+def gs(server: OddServer, monkeypatch: pytest.MonkeyPatch) -> Fetcher:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.origin)
+    return fetcher("gs://clips-bucket/clips/", total=SHORT_TOTAL_S, silence=SHORT_SILENCE_S)
+
+
+@with_gcsfs
+@pytest.mark.parametrize("fault", GS_FAULTS, ids=by_name)
+def test_what_a_gs_endpoint_does_wrong_is_told(gs: Fetcher, fault: Fault) -> None:
+    error = failure(gs, f"gs://clips-bucket/clips/{fault.name}", within=SHORT_TOTAL_S)
+    assert verdict(error) == fault.verdict, error.detail
+    assert fault.words in error.detail
+
+
+@with_gcsfs
+def test_a_gs_object_is_read_by_its_key_as_it_stands(server: OddServer, gs: Fetcher, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path))
+        for key in ("clips/a.mp4", "clips/a%20?b#1/a.mp4", "clips//Ü/a.mp4"):
+            assert content(gs, f"gs://clips-bucket/{key}") == CLIP
+        failure(gs, "gs://clips-bucket/clips/404")
+    asked = [unquote(path.removeprefix("/download/storage/v1/b/clips-bucket/o/")) for path in server.asked]
+    assert asked[:3] == ["clips/a.mp4?alt=media", "clips/a%20?b#1/a.mp4?alt=media", "clips//Ü/a.mp4?alt=media"]
+    assert list(tmp_path.iterdir()) == []
