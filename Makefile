@@ -3,15 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := streamer tests scripts
+SOURCES := streamer tests scripts bench
 # Where it is set, each start of a service compiles torch anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos soak lint format kafka topics docs model lock clean
+.PHONY: help install demo test chaos fuzz-video bench soak lint format kafka topics docs model lock clean
 
 help: ## Print the tasks
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Make .venv with the streamer command and everything for development
 
@@ -35,6 +35,14 @@ test: $(STAMP) ## Run all tests, the integration tests against a real Kafka
 # make chaos [SEED=n]
 chaos: $(STAMP) ## Kill, freeze and starve services and brokers under work, and count afterwards (about 10 minutes)
 	PYTHONPATH=tests:tests/integration $(BIN)/python -m chaos --seed $(or $(SEED),1)
+
+# make fuzz-video [SEED=n] [COUNT=n]
+fuzz-video: $(STAMP) ## 5,000 damaged, lying and bomb-like files through the embedder, each accounted for (about 10 minutes)
+	PYTHONPATH=tests:tests/integration $(BIN)/python -m fuzz.videos --count $(or $(COUNT),5000) --seed $(or $(SEED),1)
+
+bench: $(STAMP) ## Ratios within one run: decoding only what samples need; 50 clips beside one that hangs
+	$(BIN)/python bench/decode.py
+	PYTHONPATH=tests:tests/integration $(BIN)/python bench/hanging_clip.py
 
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (10 to 20 minutes)
 	$(BIN)/python -m pytest -s tests/soak/soak.py
