@@ -32,7 +32,7 @@ from streamer.video.errors import ClipError
 from streamer.video.local import opened, path_of
 from streamer.video.network import Networks
 from streamer.video.objects import GcsObjects, S3Objects
-from streamer.video.transfer import Sink, failed, os_failure
+from streamer.video.transfer import Sink, failed, no_room
 from streamer.video.uris import Prefixes, parse
 from streamer.video.web import WebSources
 
@@ -97,7 +97,7 @@ class Fetcher:
                 self._run(self._download(source, sink))
                 sink.flush()
             except OSError as error:
-                raise os_failure(error) from error
+                raise no_room(error) from error
             yield path_of(file.fileno())
 
     def _check(self, source: Source) -> None:

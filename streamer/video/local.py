@@ -12,18 +12,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamer.events import Reason
-from streamer.video.errors import ClipError
-from streamer.video.transfer import os_failure, too_large
+from streamer.video.errors import ClipError, Retry
+from streamer.video.transfer import failed, too_large
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+_LASTING = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 _KERNEL = (Path("/proc"), Path("/sys"))
 """What lies here looks like regular files, and is the state of processes and devices."""
 
@@ -38,7 +40,7 @@ def opened(path: Path, folders: Sequence[Path], max_bytes: int) -> Iterator[Path
         try:
             readable = _open(path, folders, max_bytes, descriptors)
         except OSError as error:
-            raise os_failure(error) from error
+            raise _failure(error) from error
         yield path_of(readable)
 
 
@@ -68,3 +70,10 @@ def _check_place(real: Path, folders: Sequence[Path]) -> None:
         raise ClipError(Reason.URI_REFUSED, "the file is outside every allowed prefix")
     if any(real.is_relative_to(folder) for folder in _KERNEL):
         raise ClipError(Reason.URI_REFUSED, "not a regular file")
+
+
+def _failure(error: OSError) -> ClipError:
+    words = error.strerror or type(error).__name__
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return ClipError(Reason.NOT_FOUND, words)
+    return failed(words, Retry.NEVER if error.errno in _LASTING else Retry.FOR_A_WHILE)

@@ -25,7 +25,7 @@ from fsspec.callbacks import Callback
 
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Retry
-from streamer.video.transfer import failed, os_failure, resuming
+from streamer.video.transfer import failed, no_room, resuming
 
 if TYPE_CHECKING:
     from streamer.video.transfer import Sink
@@ -162,7 +162,7 @@ def _s3_failure(error: OSError) -> ClipError:
     """Read what s3fs made of the store's answer, or of a local file's fault."""
     answer = error.__cause__
     if not isinstance(answer, ClientError):
-        return os_failure(error)
+        return no_room(error)
     code = str(answer.response.get("Error", {}).get("Code", ""))
     status = int(answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     # Not the message, which may name the key, or whose credentials they are.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import io
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-_LASTING_ERRNO = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 _PAUSES = (0.1, 0.5, 2.0)
 """Seconds before a dropped transfer is taken up again. More drops than these end it: it is tried anew, later."""
 _DETAIL_CHARS = 200
@@ -81,9 +79,6 @@ def failed(detail: str, retry: Retry = Retry.FOR_A_WHILE) -> ClipError:
     )
 
 
-def os_failure(error: OSError) -> ClipError:
-    """Return the error for a file that cannot be read or written here."""
-    words = error.strerror or type(error).__name__
-    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return ClipError(Reason.NOT_FOUND, words)
-    return failed(words, Retry.NEVER if error.errno in _LASTING_ERRNO else Retry.FOR_A_WHILE)
+def no_room(error: OSError) -> ClipError:
+    """Return the error for a temporary file that cannot be written, which is no fault of the source."""
+    return failed(error.strerror or type(error).__name__)

@@ -26,7 +26,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Retry
 from streamer.video.network import CheckedResolver
-from streamer.video.transfer import failed, os_failure, resuming
+from streamer.video.transfer import failed, no_room, resuming
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,12 +105,14 @@ class _Transfer:
             raise _http_failure(error) from error
         except aiohttp.RedirectClientError as error:
             raise ClipError(Reason.URI_REFUSED, "redirected to something that is no http(s) URL") from error
+        except aiohttp.InvalidURL as error:  # whose words repeat the URL
+            raise ClipError(Reason.URI_REFUSED, "the HTTP client takes it for no URL") from error
         except TimeoutError as error:
             raise failed(f"nothing received for {self._sources.patience:g} s") from error
         except aiohttp.ClientError as error:
             raise failed(f"{type(error).__name__}: {error}") from error
         except OSError as error:
-            raise os_failure(error) from error
+            raise no_room(error) from error
 
     async def _guard(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType

@@ -19,7 +19,7 @@ from streamer.events import Reason
 from streamer.video import ClipError, Fetcher, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 NOT_FOUND = (Reason.NOT_FOUND, Retry.NEVER)
 REFUSED = (Reason.URI_REFUSED, Retry.NEVER)
@@ -237,15 +237,20 @@ def test_a_query_belongs_to_the_source(server: OddServer) -> None:
     assert server.asked == ["/clips/signed.mp4?signature=1"]
 
 
-def test_no_room_for_the_temporary_file_is_a_transient_failure(
-    server: OddServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        # Every write to /dev/full fails as on a full disk.
+        (lambda **_: open("/dev/full", "wb", buffering=0), "No space left on device"),  # noqa: PTH123, SIM115
+        (lambda **_: open("/no/such/folder/a", "wb"), "No such file or directory"),  # noqa: PTH123, SIM115
+    ],
+)
+def test_a_temporary_file_that_cannot_be_written_is_a_transient_failure(
+    server: OddServer, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., object], words: str
 ) -> None:
-    # Every write to /dev/full fails as on a full disk.
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
-    with (
-        pytest.raises(ClipError, match="No space left on device") as caught,
-        fetcher(server.origin).fetch(f"{server.origin}/clips/a.mp4"),
-    ):
+    monkeypatch.setattr(tempfile, "TemporaryFile", trouble)
+    uri = f"{server.origin}/clips/a.mp4"
+    with pytest.raises(ClipError, match=words) as caught, fetcher(server.origin).fetch(uri):
         pytest.fail("there was room")
     assert (caught.value.reason, caught.value.retry) == FAILED_FOR_NOW
 
