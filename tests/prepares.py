@@ -88,7 +88,7 @@ def _answer(message: bytes) -> None:
 
 
 def _claim_too_much() -> None:
-    header = {"times_ms": [0], "duration_ms": 1, "decoded": 1, "partial": False, "shape": [1 << 40]}
+    header = {"times_ms": [0], "duration_ms": 1, "decoded": 1, "partial": False, "shape": [1 << 30, 1 << 30]}
     encoded = json.dumps({"type": "Sampled", **header}).encode()
     _answer(len(encoded).to_bytes(4, "big") + encoded)
 

@@ -129,7 +129,10 @@ class DecodePool:
             if self._closed:
                 raise PoolClosedError
             if self._template.ended:
-                self._template = Template(self._task)
+                try:
+                    self._template = Template(self._task)
+                except OSError:
+                    raise LostError from None
             template = self._template
         try:
             return template.start(path, self._timeout)
@@ -173,10 +176,14 @@ class DecodePool:
             return ClipError(Reason.DECODE_TIMEOUT, f"{self._timeout:g} s of processor time used", Retry.ONCE)
         self._replaced("crashed")
         if isinstance(error, EOFError | ConnectionError):
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         else:
             how = f"answered what cannot be read: {error}"
         return ClipError(Reason.DECODER_CRASHED, f"the decoder's process {how}"[:_MAX_DETAIL_CHARS], Retry.ONCE)
+
+
+def _signal_name(number: int) -> str:
+    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
 class _Place:

@@ -34,6 +34,7 @@ _ONE_THREAD: Final = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
 )
 _MAX_HEADER_BYTES: Final = 1 << 20
+_HEADERS: Final[msgspec.json.Decoder[Header]] = msgspec.json.Decoder(Header)
 
 
 class LostError(Exception):
@@ -66,8 +67,11 @@ class Template:
     def start(self, path: Path, timeout: float) -> Process:
         """Fork a process that decodes this file; raises :class:`LostError` where none came of it."""
         with ExitStack() as opened:
-            answers, theirs = socket.socketpair()
-            status, status_of = os.pipe()
+            try:
+                answers, theirs = socket.socketpair()
+                status, status_of = os.pipe()
+            except OSError:  # no descriptor is to be had
+                raise LostError from None
             with theirs, os.fdopen(status_of, "wb", buffering=0):
                 opened.enter_context(answers)
                 opened.callback(os.close, status)
@@ -148,8 +152,7 @@ class Process:
         (length,) = HEADER_LENGTH.unpack(self._receive(HEADER_LENGTH.size))
         if length > _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {length} bytes")
-        header: Header = msgspec.json.decode(self._receive(length), type=Header)
-        return header
+        return _HEADERS.decode(self._receive(length))
 
     def _receive(self, size: int) -> bytearray:
         received = bytearray(size)

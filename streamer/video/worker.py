@@ -82,10 +82,10 @@ class Sampled(msgspec.Struct, frozen=True, tag=True):
     """The header of a clip's frames, which follow it: ``len(times_ms)`` of ``shape``, uint8."""
 
     times_ms: list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
-    duration_ms: Annotated[int, msgspec.Meta(ge=0)]
-    decoded: Annotated[int, msgspec.Meta(ge=0)]
+    duration_ms: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+    decoded: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
     partial: bool
-    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=1, lt=2**31)]], msgspec.Meta(max_length=4)]
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

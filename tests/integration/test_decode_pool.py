@@ -186,7 +186,7 @@ CRASHES = {
     Act.EXIT: "the decoder's process ended with exit code 7",
     Act.RAISE: "LookupError: of prepare's own",
     Act.ANSWER_NONSENSE: "the decoder's process answered what cannot be read: a header of 4294967295 bytes",
-    Act.CLAIM_TOO_MUCH: "the decoder's process answered what cannot be read: 1 frames of [1099511627776]",
+    Act.CLAIM_TOO_MUCH: "the decoder's process answered what cannot be read: 1 frames of [1073741824, 1073741824]",
     Act.CHANGE_SHAPE: "TypeError: a prepared frame is uint8 (",
 }
 
