@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from random import Random
+
 import pytest
 from fuzz import video_boxes, video_elements
 from fuzz.video_bases import BASES, write_bases
