@@ -32,11 +32,14 @@ class RgbConverter:
         try:
             plain = frame if _is_fast(frame) else self._plain(frame)
             image = plain.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+            # PyAV's side data and their frame hold each other until the garbage collector comes by, and large
+            # frames would pile up. A copy of a few pixels has the same side data.
+            small = frame.reformat(width=8, height=8, format="gray", interpolation=Interpolation.POINT, threads=1)
         except MemoryError:
             raise
         except DAMAGE as error:
             raise decode_failed(f"{frame.format.name} frames cannot be converted", error) from error
-        return np.ascontiguousarray(_upright(image, frame), dtype=np.uint8)
+        return np.ascontiguousarray(_upright(image, small), dtype=np.uint8)
 
     def _plain(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Take away where the chroma samples lie, and the fields, which PyAV does by a filter only."""
@@ -62,7 +65,7 @@ def _is_fast(frame: av.VideoFrame) -> bool:
 
 
 def _upright(image: npt.NDArray[Any], frame: av.VideoFrame) -> npt.NDArray[Any]:
-    """Apply the frame's display matrix where it is made of quarter turns and mirroring."""
+    """Apply a frame's display matrix where it is made of quarter turns and mirroring."""
     try:
         side_data: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import resource
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -24,7 +26,6 @@ from streamer.video.timeline import BestEffort, select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
 Rgb = npt.NDArray[np.uint8]
 
@@ -413,6 +414,22 @@ def test_too_many_encoded_frames_are_refused_before_they_are_decoded(tmp_path: P
         sample(path, Sampling(0.5, 64, max_packets=29), pytest.fail)
     assert caught.value.reason is Reason.CLIP_TOO_LARGE
     assert caught.value.detail == "more than 29 encoded frames, which is the limit"
+
+
+def test_full_size_frames_do_not_pile_up(tmp_path: Path) -> None:
+    path = make(tmp_path / "large.mov", range(40), codec="mjpeg", pix_fmt="yuvj420p", size=(2048, 1536))
+    used: list[int] = []
+
+    def prepare(_: Rgb) -> None:
+        used.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+
+    gc.disable()  # what is held in circles stays
+    try:
+        sample(path, Sampling(0.01, 64), prepare)
+    finally:
+        gc.enable()
+    assert len(used) == 40
+    assert max(used) - used[1] < 10 * 2048 * 1536 * 3 // 2, "ten decoded frames"
 
 
 def test_want_of_memory_is_a_decode_failure_that_is_tried_once_more(tmp_path: Path) -> None:

