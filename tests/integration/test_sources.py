@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import boto3
+import numpy as np
 import pytest
+from footage import tiny_footage
 from moto.server import ThreadedMotoServer
 from odd_server import CLIP, LOOPBACK, OddServer, serving
 
 from streamer.events import Reason
-from streamer.video import ClipError, Fetcher, Retry
+from streamer.video import ClipError, DecodePool, Fetcher, Retry, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,6 +153,22 @@ def test_what_an_http_server_does_wrong_is_told(server: OddServer, fault: Fault)
     assert fault.words in error.detail
     assert "secret" not in error.detail
     assert len(server.asked) == fault.asked
+
+
+def test_a_download_is_decoded_in_a_process_apart(server: OddServer, tmp_path: Path) -> None:
+    [film, *_] = tiny_footage(tmp_path)
+    server.clip = film.path.read_bytes()
+    pool = DecodePool(Sampling(0.5, 64), np.ascontiguousarray, workers=2, timeout=60, memory=2 << 30)
+    try:
+        with (
+            fetcher(server.origin, max_bytes=len(server.clip)).fetch(f"{server.origin}/clips/drops") as path,
+            pool.sampled(path) as downloaded,
+            pool.sampled(film.path) as original,
+        ):
+            assert len(original.frames) > 0
+            assert np.array_equal(downloaded.frames, original.frames)
+    finally:
+        pool.close()
 
 
 def test_what_comes_behind_the_announced_length_is_no_part_of_the_clip_nor_the_next_answer(server: OddServer) -> None:
