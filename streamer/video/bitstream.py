@@ -110,17 +110,16 @@ class _H264(_Nals):
 
     def kind(self, data: bytes) -> Kind:
         headers: set[bytes] = set()
-        found = Kind.PLAIN
+        slices: list[int] = []  # their first bytes; a packet may hold two fields, of which one refers to the other
         for unit in self._units(data):
-            match unit[0] & 31 if unit else 0:
-                case 7 | 8:  # sequence and picture parameter sets
-                    headers.add(bytes(unit).rstrip(b"\0"))
-                case 1 | 2 | 5 as slice_type:
-                    found = Kind.START if slice_type == 5 else Kind.PLAIN  # noqa: PLR2004 - IDR
-                    found |= Kind.PLAIN if unit[0] >> 5 & 3 else Kind.DROPPABLE
-                    break
+            unit_type = unit[0] & 31 if unit else 0
+            if unit_type in {7, 8}:  # sequence and picture parameter sets
+                headers.add(bytes(unit).rstrip(b"\0"))
+            elif 1 <= unit_type <= 5:  # noqa: PLR2004
+                slices.append(unit[0])
         self._see(frozenset(headers))
-        return found
+        found = Kind.START if slices and slices[0] & 31 == 5 else Kind.PLAIN  # noqa: PLR2004 - IDR
+        return found if not slices or any(first >> 5 & 3 for first in slices) else found | Kind.DROPPABLE
 
 
 class _Hevc(_Nals):

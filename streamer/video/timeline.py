@@ -6,6 +6,7 @@ import itertools
 import math
 from array import array
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
 
 from streamer.events import Reason
@@ -16,12 +17,14 @@ from streamer.video.errors import ClipError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from fractions import Fraction
 
     import av
     from av.container import InputContainer
 
 T = TypeVar("T")
+
+_FOREVER = 1 << 64
+"""In ticks: beyond any of FFmpeg's times."""
 
 
 class Clock:
@@ -117,8 +120,8 @@ def survey(container: InputContainer, *, max_pixels: int, max_seconds: float, ma
     exact = reader is not None
     pts_stored = stores_pts(container)
     clock = Clock(stream)
-    begin: int | None = None
-    end: int | None = None
+    begin, end = _FOREVER, -_FOREVER
+    longest = Fraction(max_seconds) / found.time_base
     count = 0
     try:
         for packet in container.demux(stream):
@@ -131,13 +134,10 @@ def survey(container: InputContainer, *, max_pixels: int, max_seconds: float, ma
             if not packet.is_discard:
                 time = packet.dts if packet.pts is None or not pts_stored else packet.pts
                 shown, over = clock.place(time, packet.duration)
-                begin = shown if begin is None else min(begin, shown)
-                end = over if end is None else max(end, over)
-                check_length((end - begin) * found.time_base, max_seconds)
-            # A header of its own, or new parameters, would be missed where the packet is passed over.
-            exact = exact and not (packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"))
-            exact = exact and (packet.pts is not None or packet.is_discard)
-            exact = exact and (pts_stored or packet.pts == packet.dts)
+                begin, end = min(begin, shown), max(end, over)
+                if end - begin > longest:
+                    check_length((end - begin) * found.time_base, max_seconds)
+            exact = exact and _is_exact(packet, pts_stored=pts_stored)
             if exact and reader is not None:
                 kind = reader.kind(bytes(packet))
                 found.pts.append(packet.pts or 0)
@@ -146,13 +146,20 @@ def survey(container: InputContainer, *, max_pixels: int, max_seconds: float, ma
         raise
     except DAMAGE:  # the container breaks off
         found.damaged = True
-    if begin is None or end is None:
+    if begin == _FOREVER:
         raise decode_failed("the video stream is empty")
     found.duration = (end - begin) * found.time_base
     if exact and reader is not None and not found.damaged:
         found.exact = bool(reader.believed & Kind.START)
         found.kinds = bytearray(kind & reader.believed for kind in found.kinds)
     return found
+
+
+def _is_exact(packet: av.Packet[av.VideoStream], *, pts_stored: bool) -> bool:
+    """Whether the packet has its frame's time, and no parameters that would be missed where it is passed over."""
+    if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
+        return False
+    return packet.is_discard or (packet.pts is not None and (pts_stored or packet.pts == packet.dts))
 
 
 def choose(found: Survey, step: Fraction, limit: int) -> tuple[dict[int, int], int | None] | None:

@@ -258,6 +258,8 @@ def _damaged() -> list[Clip]:
             for percent in (60, 97)
         ),
         Clip("cut.ts", cut(0.6, encode(H264)), sparse=None, partial=True),
+        # What comes before the first key frame is not shown, which is no damage to FFmpeg.
+        Clip("headless.ts", _headless, sparse=False, seconds=1.8),
         Clip("hole.avi", functools.partial(_hole, f"{MPEG4} -bf 0"), sparse=None, partial=True),
         Clip("hole.mp4", functools.partial(_hole, H264), sparse=None, partial=True),
         # Matroska's reader goes on at the next cluster, and nothing tells that there was one between.
@@ -365,6 +367,12 @@ def _hole(encoding: str, path: Path) -> None:
     begin = len(content) * 5 // 10
     content[begin : begin + len(content) // 10] = np.random.default_rng(1).bytes(len(content) // 10)
     path.write_bytes(content)
+
+
+def _headless(path: Path) -> None:
+    encode(f"{H264} -g 20")(path)
+    content = path.read_bytes()
+    path.write_bytes(content[len(content) // 188 // 6 * 188 :])
 
 
 def _animated_webp(path: Path) -> None:
