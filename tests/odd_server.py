@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CLIP = bytes(range(256)) * 400
-LOOPBACK = ("127.0.0.0/8",)
-"""The network in which the server is, and which a fetcher refuses unless it is told otherwise."""
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+"""The networks in which the server is, or may be looked for, and which a fetcher refuses unless told otherwise."""
 
 
 class OddServer(ThreadingHTTPServer):

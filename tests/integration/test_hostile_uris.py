@@ -99,6 +99,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("place")
     make_files(folder)
     with serving() as web, serving() as other, serving() as store, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
         for name, value in of_aws(store).items():
             patch.setenv(name, value)
         allowed = [f"file:{folder}/clips", f"{web.origin}/clips/", "s3://clips-bucket/clips/"]
