@@ -12,6 +12,7 @@ from streamer.events import Reason
 from streamer.video.errors import ClipError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from fractions import Fraction
     from pathlib import Path
     from typing import BinaryIO
@@ -98,6 +99,25 @@ def time_base(stream: av.VideoStream) -> Fraction:
     if not stream.time_base:
         raise decode_failed("the video stream has no time base")
     return stream.time_base
+
+
+def packets(
+    container: InputContainer, stream: av.VideoStream, note: Callable[[BaseException], None]
+) -> Iterator[av.Packet[av.VideoStream]]:
+    """Give the packets that hold something; ``note`` is told the error by which the container breaks off."""
+    read = container.demux(stream)
+    while True:
+        try:
+            packet = next(read, None)
+        except MemoryError:
+            raise
+        except DAMAGE as error:
+            note(error)
+            return
+        if packet is None:
+            return
+        if packet.size:
+            yield packet
 
 
 def breaks_off(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamer.video.container import DAMAGE, check_pixels, pick, stores_pts, time_base
+from streamer.video.container import DAMAGE, check_pixels, packets, pick, stores_pts, time_base
 from streamer.video.timeline import BestEffort, Clock, check_length
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ class Decoder:
             raise DeviationError
 
     def _runs(self, runs: Sequence[Sequence[int]]) -> Iterator[av.VideoFrame]:
-        packets = enumerate(self._packets())
+        numbered = enumerate(self._packets())
         for run in runs:
             numbers = set(run)
-            for number, packet in packets:
+            for number, packet in numbered:
                 if packet is not None and number in numbers:
                     yield from self._decode(packet)
                 if number >= run[-1]:
@@ -84,22 +84,11 @@ class Decoder:
             self._stream.codec_context.flush_buffers()
 
     def _packets(self) -> Iterator[av.Packet[av.VideoStream] | None]:
-        """Give the packets that hold something, past the end None, which drains the decoder."""
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except MemoryError:
-                raise
-            except DAMAGE as error:  # the container breaks off
-                self._note(error)
-                packet = None
-            if packet is None:
-                yield None
-                return
-            if packet.size:
-                self.damaged |= packet.is_corrupt
-                yield packet
+        """Give all packets, and in the end None, which drains the decoder."""
+        for packet in packets(self._container, self._stream, self._note):
+            self.damaged |= packet.is_corrupt
+            yield packet
+        yield None
 
     def _decode(self, packet: av.Packet[av.VideoStream] | None) -> Iterator[av.VideoFrame]:
         context = self._stream.codec_context

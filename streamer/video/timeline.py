@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from streamer.events import Reason
 from streamer.video import bitstream
 from streamer.video.bitstream import Kind
-from streamer.video.container import DAMAGE, decode_failed, pick, stores_pts, time_base
+from streamer.video.container import decode_failed, packets, pick, stores_pts, time_base
 from streamer.video.errors import ClipError
 
 if TYPE_CHECKING:
@@ -117,39 +117,31 @@ def survey(container: InputContainer, *, max_pixels: int, max_seconds: float, ma
     stream = pick(container, max_pixels)
     found = Survey(time_base(stream), time_base(stream) * 0)
     reader = bitstream.reader(stream.codec_context.codec.canonical_name, stream.codec_context.extradata)
-    exact = reader is not None
     pts_stored = stores_pts(container)
     clock = Clock(stream)
     begin, end = _FOREVER, -_FOREVER
     longest = Fraction(max_seconds) / found.time_base
-    count = 0
-    try:
-        for packet in container.demux(stream):
-            if not packet.size:
-                continue
-            count += 1
-            if count > max_packets:
-                raise ClipError(Reason.CLIP_TOO_LARGE, f"more than {max_packets} encoded frames, which is the limit")
-            found.damaged |= packet.is_corrupt
-            if not packet.is_discard:
-                time = packet.dts if packet.pts is None or not pts_stored else packet.pts
-                shown, over = clock.place(time, packet.duration)
-                begin, end = min(begin, shown), max(end, over)
-                if end - begin > longest:
-                    check_length((end - begin) * found.time_base, max_seconds)
-            exact = exact and _is_exact(packet, pts_stored=pts_stored)
-            if exact and reader is not None:
-                kind = reader.kind(bytes(packet))
-                found.pts.append(packet.pts or 0)
-                found.kinds.append(kind | Kind.HIDDEN if packet.is_discard else kind)
-    except MemoryError:
-        raise
-    except DAMAGE:  # the container breaks off
-        found.damaged = True
+    errors: list[BaseException] = []
+    for number, packet in enumerate(packets(container, stream, errors.append), 1):
+        if number > max_packets:
+            raise ClipError(Reason.CLIP_TOO_LARGE, f"more than {max_packets} encoded frames, which is the limit")
+        found.damaged |= packet.is_corrupt
+        if not packet.is_discard:
+            time = packet.dts if packet.pts is None or not pts_stored else packet.pts
+            shown, over = clock.place(time, packet.duration)
+            begin, end = min(begin, shown), max(end, over)
+            if end - begin > longest:
+                check_length((end - begin) * found.time_base, max_seconds)
+        reader = reader if _is_exact(packet, pts_stored=pts_stored) else None
+        if reader is not None:
+            kind = reader.kind(bytes(packet))
+            found.pts.append(packet.pts or 0)
+            found.kinds.append(kind | Kind.HIDDEN if packet.is_discard else kind)
+    found.damaged |= bool(errors)
     if begin == _FOREVER:
         raise decode_failed("the video stream is empty")
     found.duration = (end - begin) * found.time_base
-    if exact and reader is not None and not found.damaged:
+    if reader is not None and not found.damaged:
         found.exact = bool(reader.believed & Kind.START)
         found.kinds = bytearray(kind & reader.believed for kind in found.kinds)
     return found
