@@ -1,0 +1,118 @@
+"""A consume loop in a thread, what it works with, and what the tests of it feed and read."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from streamer.health import Health
+from streamer.kafka import FatalError, Loop, Output, Stop, Work
+from streamer.kafka.client import Reader, publish
+from streamer.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from streamer.kafka import Record
+    from streamer.settings import Settings
+
+INPUT, OUTPUT = "query.results", "query.reranked"
+
+
+class Threads:
+    """A pipeline that gives each record to ``work`` in threads of its own; what it returns is the outputs."""
+
+    def __init__(self, work: Callable[[Record], Sequence[Output]], *, threads: int = 8) -> None:
+        self._work = work
+        self._waiting: list[Work] = []
+        self._condition = threading.Condition()
+        for _ in range(threads):
+            threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, works: Sequence[Work]) -> None:
+        with self._condition:
+            self._waiting += works
+            self._condition.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._waiting)
+                work = self._waiting.pop(0)
+            work.done(self._work(work.record))
+
+
+@contextmanager
+def running(
+    settings: Settings, work: Callable[[Record], Sequence[Output]], *, max_records: int = 500
+) -> Iterator[tuple[Metrics, Health, Stop, list[Any]]]:
+    """Run a loop in a thread; on exit stop it and wait for its end. The list receives how it ended."""
+    metrics = Metrics()
+    health = Health(metrics)
+    stop = Stop()
+    ended: list[Any] = []
+    loop = Loop(
+        settings,
+        group="streamer-rerank",
+        topic=INPUT,
+        output=OUTPUT,
+        max_records=max_records,
+        metrics=metrics,
+        health=health,
+    )
+
+    def run() -> None:
+        try:
+            ended.append(loop.run(Threads(work), stop))
+        except FatalError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield metrics, health, stop, ended
+    finally:
+        stop.set()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def feed(settings: Settings, count: int, *, start: int = 0, size: int = 2) -> None:
+    value = b"{" + b" " * (size - 2) + b"}"
+    publish(
+        settings,
+        (Output(settings.topic(INPUT), f"q{start + i}".encode(), value, (("ce_id", b"1"),)) for i in range(count)),
+    )
+
+
+def echo(settings: Settings) -> Callable[[Record], Sequence[Output]]:
+    return lambda record: [Output(settings.topic(OUTPUT), record.key, b"out", ())]
+
+
+def slowly(settings: Settings) -> Callable[[Record], Sequence[Output]]:
+    def work(record: Record) -> Sequence[Output]:
+        time.sleep(0.02)
+        return echo(settings)(record)
+
+    return work
+
+
+def read(settings: Settings, *topics: str, patience: float = 3) -> list[Record]:
+    reader = Reader(settings, [settings.topic(topic) for topic in topics])
+    try:
+        return list(reader.records(patience=patience))
+    finally:
+        reader.close()
+
+
+def await_(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0.0
