@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,9 @@ from streamer.video.uris import Prefixes, parse
 from streamer.video.web import WebSources
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from streamer.video.uris import Source
+    from streamer.video.uris import StoredObject
 
 
 class Fetcher:
@@ -89,34 +90,29 @@ class Fetcher:
             with opened(source, self._prefixes.folders, self._max_bytes) as path:
                 yield path
             return
-        self._check(source)  # before any client has seen it at all
+        download = self._downloader(source)
         with contextlib.ExitStack() as place:
             try:
                 file = place.enter_context(tempfile.TemporaryFile(buffering=0, prefix="streamer-"))
                 sink = Sink(file, self._max_bytes)
-                self._run(self._download(source, sink))
+                # fsspec's event loop, which all filesystems share.
+                asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), get_loop()).result()
                 sink.flush()
             except OSError as error:
                 raise no_room(error) from error
             yield path_of(file.fileno())
 
-    def _check(self, source: Source) -> None:
+    def _downloader(self, source: URL | StoredObject) -> Callable[[Sink], Awaitable[None]]:
+        """Check a source, before any client has seen it at all, and return what downloads it."""
         if isinstance(source, URL):
             self._prefixes.check_url(source)
-        elif not isinstance(source, Path):
-            self._prefixes.check_object(source)
+            return partial(self._web.download, source)
+        self._prefixes.check_object(source)
+        return partial(self._stores[source.scheme].download, source)
 
-    async def _download(self, source: Source, sink: Sink) -> None:
+    async def _within_time(self, transfer: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                if isinstance(source, URL):
-                    await self._web.download(source, sink)
-                elif not isinstance(source, Path):
-                    await self._stores[source.scheme].download(source, sink)
+                await transfer
         except TimeoutError as error:
             raise failed(f"not complete after {self._timeout:g} s") from error
-
-    @staticmethod
-    def _run(transfer: Coroutine[None, None, None]) -> None:
-        """Run a transfer in fsspec's event loop, which all filesystems share, and wait for its end."""
-        asyncio.run_coroutine_threadsafe(transfer, get_loop()).result()

@@ -78,6 +78,8 @@ class S3Objects:
                 async with asyncio.timeout(self._patience):
                     answer = await self._files._call_s3("get_object", Bucket=source.bucket, Key=source.key, **wanted)
                 version = answer.get("ETag")
+                if sink.size and not str(answer.get("ContentRange")).startswith(f"bytes {sink.size}-"):
+                    sink.restart()  # not all that speak S3 know ranges
                 await self._take(answer, sink)
             except TimeoutError as error:
                 raise failed(f"nothing received for {self._patience:g} s") from error

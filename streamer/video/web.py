@@ -172,7 +172,15 @@ def _http_failure(error: aiohttp.ClientResponseError) -> ClipError:
     if isinstance(error.__cause__, HttpProcessingError):  # told with the status 400, which nobody sent
         return failed("the answer is no valid HTTP", Retry.ONCE)
     status = error.status
-    words = "too many redirects" if isinstance(error, aiohttp.TooManyRedirects) else error.message
+    words = "too many redirects" if isinstance(error, aiohttp.TooManyRedirects) else _phrase(status)
     transient = status in _TRY_LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     told = failed(f"http {status}: {words}", Retry.FOR_A_WHILE if transient else Retry.NEVER)
     return ClipError(Reason.NOT_FOUND, told.detail) if status in _GONE else told
+
+
+def _phrase(status: int) -> str:
+    """Return the usual words for a status, since the server's own may repeat what it was asked for."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "unknown status"

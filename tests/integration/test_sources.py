@@ -74,7 +74,7 @@ DROPPED = [
 WORDS = [
     Fault("noise", FAILED_BY_CHANCE, "the answer is no valid HTTP"),
     Fault("long-at-once", FAILED_BY_CHANCE, "the answer is no valid HTTP"),
-    Fault("strange-words", FAILED_FOR_NOW, "http 500: "),
+    Fault("strange-words", FAILED_FOR_NOW, "http 500: Internal Server Error"),
     Fault("gzip", FAILED, "the body is compressed (gzip)"),
     Fault("part", FAILED, "http 206 is no answer with a body"),
     Fault("round", FAILED, "too many redirects", asked=10),
@@ -92,6 +92,7 @@ STATUSES = [
     Fault("425", FAILED_FOR_NOW, "http 425"),
     Fault("429", FAILED_FOR_NOW, "http 429"),
     Fault("451", FAILED, "http 451"),
+    Fault("499", FAILED, "http 499: unknown status"),
     Fault("500", FAILED_FOR_NOW, "http 500"),
     Fault("503", FAILED_FOR_NOW, "http 503"),
 ]
@@ -429,6 +430,8 @@ def test_a_dropped_object_goes_on_where_it_ended(server: OddServer) -> None:
     source = s3_fetcher(operator(server.origin), "s3://clips-bucket/clips/", total=20, silence=10)
     assert content(source, "s3://clips-bucket/clips/drops") == CLIP
     assert server.ranges == [(None, None), ("bytes=40000-", '"v1"'), ("bytes=80000-", '"v1"')]
+    # A store that answers with the whole object instead.
+    assert content(source, "s3://clips-bucket/clips/drops-changed") == CLIP[::-1]
 
 
 def test_many_silent_objects_hold_up_no_other(server: OddServer) -> None:
