@@ -26,7 +26,7 @@ _FORMATS = (
 """Containers that are opened (audio among them, to be told apart from garbage). Not among them are those that
 name further files or hosts to read, such as playlists (hls, dash, concat) and image sequences."""
 
-DAMAGE = (av.error.FFmpegError, ArithmeticError, AssertionError, RuntimeError, ValueError)
+DAMAGE = (av.error.FFmpegError, ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
 """What PyAV raises for a file's content: FFmpeg's own errors, and those of the bindings for values that they
 did not expect. Some of them are MemoryErrors too, which are no fault of the content and come first."""
 

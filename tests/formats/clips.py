@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from formats.ffmpeg import make
+from formats.ffmpeg import make, run
 from streamer.events import Reason
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ def _times() -> list[Clip]:
 def _streams() -> list[Clip]:
     return [
         Clip("second-is-default.mkv", functools.partial(_two_videos, default=1), stream="0:v:1"),
+        *(Clip(f"piped.{ext}", _piped, sparse=None) for ext in ("mkv", "webm", "avi", "ts")),
         Clip("first-is-default.mkv", functools.partial(_two_videos, default=0)),
         Clip("two-videos.mp4", functools.partial(_two_videos, default=0)),
         Clip("with-sound.mp4", _with_sound),
@@ -286,6 +287,16 @@ def refused() -> list[Refused]:
         Refused("no-frames.mkv", encode(f"{MJPEG} -frames:v 0"), Reason.DECODE_FAILED, f"{unknown}: End of file"),
         Refused("no-frames.mp4", encode(f"{MJPEG} -frames:v 0"), Reason.NO_VIDEO, no_video),
         Refused("no-frames.avi", encode(f"{MJPEG} -frames:v 0"), Reason.DECODE_FAILED, "the video stream is empty"),
+        # Matrices that FFmpeg's scaler has no way from: YCgCo, BT.2020 with constant luminance, ICtCp.
+        *(
+            Refused(
+                f"matrix-{number}.mkv",
+                encode(f"{H264} -pix_fmt yuv444p -bsf:v h264_metadata=matrix_coefficients={number}"),
+                Reason.DECODE_FAILED,
+                "yuv444p frames cannot be converted: Operation not supported",
+            )
+            for number in (8, 10, 14)
+        ),
         Refused("animated.webp", _animated_webp, Reason.DECODE_FAILED, _ANIMATED_WEBP),
         Refused("garbage.mp4", garbage, Reason.DECODE_FAILED, f"{unknown}: {invalid}"),
         Refused("still.png", encode("-c:v png -frames:v 1"), Reason.DECODE_FAILED, f"{unknown}: Invalid argument"),
@@ -318,6 +329,14 @@ def real() -> list[Path]:
 
 def _sound(path: Path) -> None:
     make(*["-f", "lavfi", "-i", "sine=duration=1"], path)
+
+
+def _piped(path: Path) -> None:
+    """Write to a pipe, so that the container cannot go back to fill in its lengths."""
+    suffix = path.suffix[1:]
+    kind = {"mkv": "matroska", "ts": "mpegts"}.get(suffix, suffix)
+    codec = {"webm": VP9, "avi": f"{MPEG4} -bf 0"}.get(suffix, H264)
+    path.write_bytes(run(("-f", "lavfi", "-i", PATTERN, *codec.split(), "-f", kind, "-")).stdout)
 
 
 def _with_sound(path: Path) -> None:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from streamer.events import Reason
 from streamer.video import ClipError, Retry, SampledClip, Sampling, sample
+from streamer.video.container import breaks_off
 from streamer.video.timeline import BestEffort, select
 
 if TYPE_CHECKING:
@@ -457,6 +458,45 @@ def test_too_long_a_clip_is_refused(tmp_path: Path) -> None:
     assert error.reason is Reason.CLIP_TOO_LARGE
     assert error.detail == "46800 s, the limit is 43200 s"
     assert sample(path, Sampling(0.5, 64, max_seconds=13 * 3600 + 1), np.copy).duration_ms == 46_800_033
+
+
+MDAT = (24).to_bytes(4) + b"mdat" + bytes(16)
+RIFF = b"RIFF" + (20).to_bytes(4, "little") + b"AVI " + bytes(16)
+EBML = b"\x1a\x45\xdf\xa3\x84abcd\x18\x53\x80\x67"
+
+
+@pytest.mark.parametrize(
+    ("content", "ends"),
+    [
+        (b"\0\0\0\x10ftypabcdefgh" + MDAT, False),
+        (b"\0\0\0\x10ftypabcdefgh" + MDAT[:-1], True),
+        (b"\0\0\0\x10ftypabcdefgh" + b"\0\0\0\0mdat" + bytes(9), False),  # up to the end
+        (b"\0\0\0\x01mdat" + (25).to_bytes(8) + bytes(9), False),  # a 64-bit length
+        (b"\0\0\0\x01mdat" + (25).to_bytes(8) + bytes(8), True),
+        (MDAT + b"\0\0\x10\0free", False),  # nothing of the video is missing
+        (MDAT + b"\0\0\0\x02free" + bytes(99), False),  # no box
+        (RIFF, False),
+        (RIFF[:-1], True),
+        (RIFF + RIFF, False),
+        (RIFF + RIFF[:-2], True),
+        (RIFF + b"trailing bytes", False),
+        (b"RIFF" + bytes(4) + b"AVI " + bytes(16), False),  # written to a pipe
+        (EBML + b"\x85" + bytes(5), False),
+        (EBML + b"\x85" + bytes(4), True),
+        (EBML + b"\x01" + (300).to_bytes(7) + bytes(299), True),
+        (EBML + b"\xff" + bytes(4), False),  # of unknown length
+        (EBML + b"\x01" + b"\xff" * 7, False),
+        (EBML, False),
+        (b"G" + bytes(187) + b"G" + bytes(187) + b"G" + bytes(187), False),
+        (b"G" + bytes(187) + b"G" + bytes(187) + b"G" + bytes(180), True),
+        (b"", False),
+        (b"GIF89a" + bytes(600), False),
+    ],
+)
+def test_where_a_container_says_that_it_goes_on(tmp_path: Path, content: bytes, ends: bool) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    assert breaks_off(path) == ends
 
 
 def test_metadata_that_is_not_utf8_does_no_harm(tmp_path: Path) -> None:
