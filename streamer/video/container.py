@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -126,8 +127,8 @@ def breaks_off(path: Path) -> bool:
     Told by the boxes of an MP4 or QuickTime file, a Matroska segment, an AVI's RIFF chunks and the packets of an
     MPEG transport stream. FFmpeg takes such an end for the regular one, as it does for the other containers.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with contextlib.suppress(OSError), path.open("rb") as file:  # a file that is gone by now was read before
+        size = os.fstat(file.fileno()).st_size
         head = file.read(_TS_PACKET * 2 + 1)
         if head[::_TS_PACKET] == b"GGG":  # each packet's first byte
             return size % _TS_PACKET > 0
@@ -151,9 +152,10 @@ def decode_failed(what: str, error: BaseException | None = None) -> ClipError:
 
 
 def _is_animated_webp(path: Path) -> bool:
-    with path.open("rb") as file:
+    with contextlib.suppress(OSError), path.open("rb") as file:
         head = file.read(21)
-    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+        return len(head) == 21 and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)  # noqa: PLR2004
+    return False
 
 
 def _riff_end(file: BinaryIO, size: int) -> int:

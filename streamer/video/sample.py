@@ -74,7 +74,8 @@ class SampledClip(Generic[T]):
 
     ``times_ms`` (n,): each frame's time from the first frame. ``frames``: what ``prepare`` made of each.
     ``duration_ms``: the clip's length. ``decoded``: how many frames the decoder produced for them. ``partial``:
-    something of the video was damaged, and these frames are of what is left.
+    something of the video was damaged, and these frames are of what is left; damage in what no sample needs is
+    not noticed.
     """
 
     times_ms: npt.NDArray[np.uint32]
@@ -88,8 +89,8 @@ def sample(path: Path, sampling: Sampling, prepare: Callable[[npt.NDArray[np.uin
     """Decode a file and sample it as the module's text defines.
 
     ``prepare`` gets each sampled frame, (height, width, 3) RGB, as soon as it is decoded, so that full-size
-    frames never pile up; what it raises passes through, but for a MemoryError. It may be given frames that are
-    given to it again, where the first way of decoding has to be left.
+    frames never pile up; what it raises passes through, but for a MemoryError. It may be given frames
+    twice, where the first way of decoding has to be left.
     Raises :class:`ClipError` and nothing else for whatever the file holds: NOT_FOUND, NO_VIDEO,
     DECODE_FAILED or CLIP_TOO_LARGE.
     """
