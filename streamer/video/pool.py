@@ -6,6 +6,7 @@ import math
 import pickle
 import signal
 import threading
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Self
 
@@ -42,16 +43,17 @@ class DecodePool:
     """Decodes and samples clips, each in a process of its own. Safe to use from several threads at once.
 
     ``prepare`` makes what is handed on of each sampled RGB frame: uint8 of one and the same shape. It is pickled, and
-    its module imported by the processes, so both should be small. ``timeout``: seconds for decoding one clip, not
-    counting those for which it had to wait for a processor (but ten times as many altogether).
+    its module imported by the processes, so both should be small. ``timeout``: seconds for decoding one clip. A clip's
+    clock stands still while others have the processor; by all clocks it gets ten times as many.
     ``memory``: bytes of address space of one process, see :class:`~streamer.video.worker.Task`. ``replaced`` is
     told of each process that did not end by itself: ``crashed`` or ``timeout``.
 
     Places. ``workers`` clips have a place: they are being decoded, or their frames are in somebody's hands. A decode
     that takes longer than ``slow_after`` seconds leaves its place to the next clip and goes on at a low priority; at
-    most ``workers`` do so at a time, more keep their places. When it is done it waits for a place again, its frames
+    most ``workers`` do so at a time, more keep their places. When it is done it gets the next place, its frames
     still in its own process. So there are never more than 2 * ``workers`` decoding processes, and the service holds
-    the frames of at most ``workers`` clips.
+    the frames of at most ``workers`` clips. Short clips thus pass long ones, whatever those are long for: the first
+    quarter of a second is all that a hanging clip takes from others in full.
 
     The processes are ended when the pool is closed and when this process dies, however it dies. Linux only.
     """
@@ -65,15 +67,14 @@ class DecodePool:
         timeout: float,
         memory: int,
         replaced: Callable[[str], None] = lambda _how: None,
-        slow_after: float = 1.0,
+        slow_after: float = 0.25,
     ) -> None:
         self._most_frames = sampling.max_frames
         self._timeout = timeout
         self._memory = memory
         self._replaced = replaced
         self._slow_after = slow_after
-        self._places = threading.Semaphore(workers)
-        self._slow = threading.Semaphore(workers)
+        self._places = _Places(workers)
         self._task = pickle.dumps(Task(sampling, prepare, memory, timeout))
         self._lock = threading.Lock()
         self._closed = False
@@ -147,11 +148,14 @@ class DecodePool:
         while not process.ready(look):
             if process.left <= 0:
                 raise TimeoutError
-            if place.is_in(self._places) and place.swap(self._slow, block=False):
+            to_go = self._slow_after - process.ran
+            if to_go > 0:
+                look = max(0.01, to_go)
+                continue
+            if place.leave():
                 process.lower(SLOW_NICE)
-            look = 0.5
-        if not place.is_in(self._places):
-            place.swap(self._places, block=True)
+            look = 0.25
+        if place.return_():
             # How long it waited for the place is not the clip's fault.
             process.begin()
 
@@ -186,26 +190,80 @@ def _signal_name(number: int) -> str:
     return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
-class _Place:
-    """One of the places of a semaphore, held for the length of a block; it can be changed for another's."""
+class _Places:
+    """Places for clips, and as many again for those that have left theirs. Who waits first is served first."""
 
-    def __init__(self, semaphore: threading.Semaphore) -> None:
-        self._semaphore = semaphore
+    def __init__(self, count: int) -> None:
+        self._lock = threading.Lock()
+        self._free = count
+        self._aside = count
+        self._waiting: deque[threading.Event] = deque()
+
+    def take(self, *, at_once: bool = False) -> None:
+        """Wait for a place, before all others or behind them."""
+        turn = threading.Event()
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            if at_once:
+                self._waiting.appendleft(turn)
+            else:
+                self._waiting.append(turn)
+        turn.wait()
+
+    def give(self) -> None:
+        """Give a place back, to whoever waits for it."""
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._free += 1
+
+    def step_aside(self) -> bool:
+        """Count one more clip as aside; False where there are as many as may be."""
+        with self._lock:
+            if not self._aside:
+                return False
+            self._aside -= 1
+            return True
+
+    def come_back(self) -> None:
+        """Count one clip less as aside."""
+        with self._lock:
+            self._aside += 1
+
+
+class _Place:
+    """One clip's place, for the length of a block; a clip can leave it to others for a while."""
+
+    def __init__(self, places: _Places) -> None:
+        self._places = places
+        self._aside = False
 
     def __enter__(self) -> Self:
-        self._semaphore.acquire()
+        self._places.take()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._semaphore.release()
+        if self._aside:
+            self._places.come_back()
+        else:
+            self._places.give()
 
-    def is_in(self, semaphore: threading.Semaphore) -> bool:
-        return self._semaphore is semaphore
-
-    def swap(self, other: threading.Semaphore, *, block: bool) -> bool:
-        """Take a place of the other and leave this one; False where that would have to wait and must not."""
-        if not other.acquire(blocking=block):
+    def leave(self) -> bool:
+        """Leave the place to the next clip; False where it is left already, or too many clips have left theirs."""
+        if self._aside or not self._places.step_aside():
             return False
-        self._semaphore.release()
-        self._semaphore = other
+        self._aside = True
+        self._places.give()
+        return True
+
+    def return_(self) -> bool:
+        """Wait for a place again; False where it was not left."""
+        if not self._aside:
+            return False
+        self._places.take(at_once=True)
+        self._aside = False
+        self._places.come_back()
         return True

@@ -130,11 +130,14 @@ class Process:
         self._began, self._starved_before = time.monotonic(), self._starved()
 
     @property
+    def ran(self) -> float:
+        """Seconds of the clip's time; while others had the processor, its clock stood still."""
+        return time.monotonic() - self._began - (self._starved() - self._starved_before)
+
+    @property
     def left(self) -> float:
-        """Seconds until the clip's time is over; while others had the processor, its clock stood still."""
-        passed = time.monotonic() - self._began
-        starved = self._starved() - self._starved_before
-        return min(self._timeout - (passed - starved), STARVED * self._timeout - passed)
+        """Seconds until the clip's time is over."""
+        return min(self._timeout - self.ran, STARVED * self._timeout - (time.monotonic() - self._began))
 
     def _starved(self) -> float:
         """Return for how many seconds the process was ready to run and did not; 0 where the kernel keeps no count."""
