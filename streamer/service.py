@@ -48,7 +48,13 @@ def run_embedder(settings: Settings) -> NoReturn:
     Raises :class:`SettingsError`.
     """
     try:
-        fetcher = Fetcher(settings.allowed_uris, max_bytes=settings.max_clip_bytes, timeout=settings.fetch_timeout)
+        fetcher = Fetcher(
+            settings.allowed_uris,
+            allowed_networks=settings.allowed_networks,
+            max_bytes=settings.max_clip_bytes,
+            timeout=settings.fetch_timeout,
+            first_byte_timeout=settings.first_byte_timeout,
+        )
     except ValueError as error:
         raise blame("allowed_uris", error) from None
     with _service(settings, "embed") as service:

@@ -7,6 +7,7 @@ builds its flags from it. ``[kafka]`` in the TOML file, ``STREAMER_KAFKA__SECURI
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import tomllib
@@ -96,6 +97,9 @@ class Settings(BaseSettings):
     )
     max_clip_bytes: int = Field(1 << 30, ge=1, description="Largest file that is fetched, in bytes")
     fetch_timeout: float = Field(60.0, gt=0, description="Seconds for fetching one clip")
+    first_byte_timeout: float = Field(
+        15.0, gt=0, description="Seconds until a source answers, and for which it may fall silent afterwards"
+    )
     allowed_networks: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="JSON list of networks (CIDR) that http(s) sources may be in besides public addresses",
@@ -171,6 +175,13 @@ class Settings(BaseSettings):
             raise ValueError(f"must be a JSON list, such as {_LISTS_IN_JSON[str(info.field_name)]}")
         return parsed
 
+    @field_validator("allowed_networks")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ipaddress.ip_network(network)
+        return value
+
     def topic(self, name: str) -> str:
         """Return the full name of one of our topics or groups."""
         return self.topic_prefix + name
@@ -183,9 +194,9 @@ _OPERATION = ("queue_bytes", "drain_timeout", "metrics_host", "metrics_port", *_
 
 COMMANDS_OF: dict[str, tuple[str, ...]] = {
     "embed": (
-        *_SERVICE, "precision", "frame_interval", "max_frames", "allowed_uris", "max_clip_bytes", "fetch_timeout",
-        "allowed_networks", "max_clip_seconds", "max_clip_pixels", "max_clip_packets", "decode_workers",
-        "decode_timeout", "decode_memory", "image_batch", "retry_for", *_OPERATION,
+        *_SERVICE, "precision", "frame_interval", "max_frames", "allowed_uris", "allowed_networks", "max_clip_bytes",
+        "fetch_timeout", "first_byte_timeout", "max_clip_seconds", "max_clip_pixels", "max_clip_packets",
+        "decode_workers", "decode_timeout", "decode_memory", "image_batch", "retry_for", *_OPERATION,
     ),
     "rerank": (
         *_SERVICE, "alpha", "depth", "normalization", "deadline_ms", "query_batch", "query_cache", *_OPERATION,

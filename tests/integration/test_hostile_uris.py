@@ -13,6 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, check_dead_letter, environment
 from footage import tiny_footage
+from hostile import (
+    HOSTILE,
+    NOT_PUBLIC,
+    NOT_REGULAR,
+    REDIRECTS,
+)
 from odd_server import CLIP, OddServer, serving
 
 from streamer.events import Reason
@@ -23,18 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamer.kafka.broker import LocalKafka
-
-OUTSIDE = "outside every allowed prefix"
-DOTS = "'.' or '..'"
-CONTROL = "control characters in the URI"
-SCHEME = "only file:, http:, https:, s3: and gs: URIs are fetched"
-CREDENTIALS = "credentials in the URI"
-ENCODE = "must be percent-encoded"
-ODD_ADDRESS = "not written as four decimal numbers"
-NOT_A_URL = "a host or port that is none"
-NO_HOST = "needs a host"
-NOT_REGULAR = "not a regular file"
-NOT_PUBLIC = "is neither public nor in an allowed network"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,145 +122,6 @@ def refused(fetcher: Fetcher, uri: str) -> str:
     return caught.value.detail
 
 
-HOSTILE = {
-    # -- files: traversal
-    "file: beside": ("file:{folder}/clips-secret/a.mp4", OUTSIDE),
-    "file: case of the scheme": ("fIlE://{folder}/clips-secret/a.mp4", OUTSIDE),
-    "file: dots": ("file:{clips}/../clips-secret/a.mp4", OUTSIDE),
-    "file: dots through nothing": ("file:{clips}/absent/../../clips-secret/absent.mp4", OUTSIDE),
-    "file: encoded dots": ("file:{clips}/%2e%2e/clips-secret/a.mp4", OUTSIDE),
-    "file: encoded dots and slashes": ("file:{clips}/%2E%2e%2fclips-secret%2Fa.mp4", OUTSIDE),
-    "file: backslashes": ("file:{clips}\\..\\clips-secret\\a.mp4", OUTSIDE),
-    "file: encoded null": ("file:{clips}/a.mp4%00.txt", "a null character"),
-    "file: null": ("file:{clips}/a.mp4\0.txt", CONTROL),
-    "file: newline": ("file:{clips}/a.mp4\n", CONTROL),
-    "file: half a character": ("file:{clips}/\ud800.mp4", "surrogate"),
-    "file: password file": ("file:///etc/passwd", OUTSIDE),
-    "file: what does not exist outside": ("file:///no/such/file", OUTSIDE),
-    "file: absent folder of a user": ("file:~root/a.mp4", "absolute path"),
-    "file: relative": ("file:clips/a.mp4", "absolute path"),
-    "file: nothing": ("file:", "absolute path"),
-    "file: root": ("file:/", OUTSIDE),
-    # -- files: links and what is no file
-    "file: link to a file": ("file:{clips}/out.mp4", OUTSIDE),
-    "file: relative link": ("file:{clips}/relative.mp4", OUTSIDE),
-    "file: link to a folder": ("file:{clips}/up/clips-secret/a.mp4", OUTSIDE),
-    "file: link over a link": ("file:{clips}/hop.mp4", OUTSIDE),
-    "file: link to a device": ("file:{clips}/zero", OUTSIDE),
-    "file: link to the environment": ("file:{clips}/environ", OUTSIDE),
-    "file: device": ("file:/dev/zero", OUTSIDE),
-    "file: environment": ("file:/proc/self/environ", OUTSIDE),
-    "file: descriptor": ("file:/proc/self/fd/0", OUTSIDE),
-    "file: FIFO": ("file:{clips}/fifo", NOT_REGULAR),
-    "file: socket": ("file:{clips}/socket", NOT_REGULAR),
-    "file: folder": ("file:{clips}", NOT_REGULAR),
-    "file: folder below": ("file:{clips}/deep/", NOT_REGULAR),
-    # -- files: other hosts
-    "file: host": ("file://host{clips}/a.mp4", "no other host"),
-    "file: loopback by number": ("file://127.0.0.1{clips}/a.mp4", "no other host"),
-    "file: UNC": ("file:////host/share/a.mp4", OUTSIDE),
-    "file: UNC in backslashes": ("file:\\\\host\\share\\a.mp4", "absolute path"),
-    "file: credentials": ("file://user:secret@localhost{clips}/a.mp4", "no other host"),
-    "file: query": ("file:{clips}/a.mp4?x=1", ENCODE),
-    "file: fragment": ("file:{clips}/a.mp4#x", ENCODE),
-    # -- http: paths
-    "http: beside": ("{web}/clips-secret/a.mp4", OUTSIDE),
-    "http: elsewhere": ("{web}/private/a.mp4", OUTSIDE),
-    "http: no path": ("{web}", OUTSIDE),
-    "http: case of the path": ("{web}/CLIPS/a.mp4", OUTSIDE),
-    "http: prefix in the query": ("{web}/private/a.mp4?/clips/a.mp4", OUTSIDE),
-    "http: dots": ("{web}/clips/../private/a.mp4", OUTSIDE),
-    "http: encoded dots": ("{web}/clips/%2e%2e/private/a.mp4", OUTSIDE),
-    "http: half-encoded dots": ("{web}/clips/.%2e/private/a.mp4", OUTSIDE),
-    "http: encoded slash": ("{web}/clips/..%2fprivate/a.mp4", DOTS),
-    "http: encoded backslash": ("{web}/clips/..%5cprivate/a.mp4", DOTS),
-    "http: backslash": ("{web}/clips/..\\private/a.mp4", DOTS),
-    "http: doubly encoded dots": ("{web}/clips/%252e%252e/private/a.mp4", DOTS),
-    "http: doubly encoded slash": ("{web}/clips/..%252fprivate/a.mp4", DOTS),
-    "http: trebly encoded": ("{web}/clips/%25252e%25252e%25252fprivate/a.mp4", DOTS),
-    "http: dots with a parameter": ("{web}/clips/..;x=1/private/a.mp4", DOTS),
-    "http: fragment": ("{web}/clips/a.mp4#fragment", ENCODE),
-    "http: header": ("{web}/clips/a.mp4 HTTP/1.1\r\nX-Injected: 1", CONTROL),
-    "http: tab in the host": ("http://127.0.0.1\t:{port}/clips/a.mp4", CONTROL),
-    "http: null": ("{web}/clips/a.mp4\0", CONTROL),
-    "http: half a character": ("{web}/clips/\udc80.mp4", "surrogate"),
-    # -- http: hosts
-    "http: other port": ("http://{other}/clips/a.mp4", OUTSIDE),
-    "http: other scheme": ("https://127.0.0.1:{port}/clips/a.mp4", OUTSIDE),
-    "http: other name of the same": ("http://localhost:{port}/clips/a.mp4", OUTSIDE),
-    "http: name that begins the same": ("http://127.0.0.1.example.invalid:{port}/clips/a.mp4", OUTSIDE),
-    "http: every address": ("http://0.0.0.0:{port}/clips/a.mp4", OUTSIDE),
-    "http: link-local": ("http://169.254.169.254/latest/meta-data/", OUTSIDE),
-    "http: IPv6": ("http://[::1]:{port}/clips/a.mp4", OUTSIDE),
-    "http: IPv4 in IPv6": ("http://[::ffff:127.0.0.1]:{port}/clips/a.mp4", OUTSIDE),
-    "http: short address": ("http://127.1:{port}/clips/a.mp4", ODD_ADDRESS),
-    "http: decimal address": ("http://2130706433:{port}/clips/a.mp4", ODD_ADDRESS),
-    "http: hexadecimal address": ("http://0x7f.1:{port}/clips/a.mp4", ODD_ADDRESS),
-    "http: octal address": ("http://0177.0.0.1:{port}/clips/a.mp4", ODD_ADDRESS),
-    "http: final dot": ("http://127.0.0.1.:{port}/clips/a.mp4", OUTSIDE),
-    "http: homograph": ("http://\u0435\u0445ample.com/clips/a.mp4", OUTSIDE),
-    "http: soft hyphen": ("http://exa\u00admple.com/clips/a.mp4", NOT_A_URL),
-    "http: host as user": ("http://127.0.0.1:{port}@{other}/clips/a.mp4", CREDENTIALS),
-    "http: host as user before a fragment": ("http://{other}#@127.0.0.1:{port}/clips/a.mp4", ENCODE),
-    "http: allowed host before a fragment": ("http://127.0.0.1:{port}#@{other}/clips/a.mp4", ENCODE),
-    "http: host before a backslash": ("http://{other}\\@127.0.0.1:{port}/clips/a.mp4", NOT_A_URL),
-    "http: host before a query": ("http://{other}?@127.0.0.1:{port}/clips/a.mp4", OUTSIDE),
-    "http: credentials": ("http://user:secret@127.0.0.1:{port}/clips/a.mp4", CREDENTIALS),
-    "http: user": ("http://user@127.0.0.1:{port}/clips/a.mp4", CREDENTIALS),
-    "http: password": ("http://:secret@127.0.0.1:{port}/clips/a.mp4", CREDENTIALS),
-    "http: encoded credentials": ("http://user%3Asecret@127.0.0.1:{port}/clips/a.mp4", CREDENTIALS),
-    "http: no host": ("http:///clips/a.mp4", NO_HOST),
-    "http: nothing": ("http:", NO_HOST),
-    "http: one slash": ("http:/127.0.0.1:{port}/clips/a.mp4", NO_HOST),
-    "http: half an IPv6 address": ("http://[::1/clips/a.mp4", NOT_A_URL),
-    "http: port that is none": ("http://127.0.0.1:secret/clips/a.mp4", NOT_A_URL),
-    "http: name that unfolds": ("http://user:secret@a\u2100b.example/clips/a.mp4", NOT_A_URL),
-    # -- object stores
-    "s3: beside": ("s3://clips-bucket/clips-secret/a.mp4", OUTSIDE),
-    "s3: slash before the key": ("s3://clips-bucket//clips/a.mp4", OUTSIDE),
-    "s3: dots": ("s3://clips-bucket/clips/../private/a.mp4", DOTS),
-    "s3: dot": ("s3://clips-bucket/./clips/a.mp4", DOTS),
-    "s3: other bucket": ("s3://other-bucket/clips/a.mp4", OUTSIDE),
-    "s3: bucket in other case": ("s3://Clips-Bucket/clips/a.mp4", OUTSIDE),
-    "s3: no key": ("s3://clips-bucket/clips-bucket", OUTSIDE),
-    "s3: bucket alone": ("s3://clips-bucket", OUTSIDE),
-    "s3: access point": ("s3://arn:aws:s3:us-east-1:123456789012:accesspoint/x/clips/a.mp4", "no bucket"),
-    "s3: endpoint": ("s3://{other}/clips-bucket/clips/a.mp4", "no bucket"),
-    "s3: credentials": ("s3://AKIA:secret@clips-bucket/clips/a.mp4", CREDENTIALS),
-    "s3: one slash": ("s3:/clips-bucket/clips/a.mp4", "is named as s3://BUCKET/KEY"),
-    "s3: chained": ("s3://clips-bucket/clips/a.zip::http://{other}/a.zip", "chain"),
-    "s3: newline": ("s3://clips-bucket/clips/a\nb.mp4", CONTROL),
-    "gs: not allowed": ("gs://clips-bucket/clips/a.mp4", OUTSIDE),
-    # -- fsspec's own, and others' schemes
-    **{
-        f"scheme: {uri}": (uri, SCHEME)
-        for uri in (
-            "local:{clips}/a.mp4", "local::{clips}/a.mp4", "local://{clips}/a.mp4", "local::file:{clips}/a.mp4",
-            "simplecache::{web}/clips/a.mp4", "filecache::{web}/clips/a.mp4", "blockcache::{web}/clips/a.mp4",
-            "cached::s3://clips-bucket/clips/a.mp4", "zip://a.mp4::file:{clips}/a.zip", "zip://*::{web}/clips/a.zip",
-            "tar://a.mp4::{web}/clips/a.tar", "libarchive://a.mp4::{web}/clips/a.7z", "dir://clips::{web}",
-            "reference://::{web}/clips/a.json", "memory://a.mp4", "memory:a.mp4", "data:video/mp4;base64,AAAA",
-            "data:,a", "ftp://127.0.0.1/a.mp4", "sftp://user:secret@127.0.0.1/a.mp4", "ssh://127.0.0.1/a.mp4",
-            "smb://127.0.0.1/share/a.mp4", "github://user:repo@main/a.mp4", "git://{clips}/a.mp4", "hf://datasets/x/a",
-            "hdfs://127.0.0.1/a.mp4", "webhdfs://127.0.0.1/a.mp4", "arrow_hdfs://127.0.0.1/a.mp4", "jar:{web}/a.jar!/a",
-            "jlab://{other}/a.mp4", "jupyter://{other}/a.mp4", "dask://a.mp4", "dropbox://a.mp4", "gdrive://a.mp4",
-            "gcs://clips-bucket/clips/a.mp4", "s3a://clips-bucket/clips/a.mp4", "s3n://clips-bucket/clips/a.mp4",
-            "abfs://c@a.example/a.mp4", "az://c/a.mp4", "oci://b@n/a.mp4", "root://{other}//a.mp4", "dvc://a.mp4",
-            "lakefs://r/b/a.mp4", "box://a.mp4", "wandb://a/b/c/a.mp4", "tos://b/a.mp4", "generic://a", "asynclocal:/a",
-            "gopher://{other}/_GET", "dict://{other}/d", "ldap://{other}/", "rtsp://{other}/a", "udp://{other}",
-            "concat:{clips}/a.mp4|{clips}/a.mp4", "subfile,,start,0,end,9,,:{clips}/a.mp4", "pipe:0", "fd:0",
-            "javascript:alert(1)", "http+unix://%2Frun%2Fa.sock/a", " file:{clips}/a.mp4", " {web}/clips/a.mp4",
-            "\ufefffile:{clips}/a.mp4",
-            "\uff46\uff49\uff4c\uff45:{clips}/a.mp4", "{clips}/a.mp4", "//127.0.0.1/clips/a.mp4",
-            "\\\\host\\share\\a.mp4", "127.0.0.1:{port}/clips/a.mp4", "clips/a.mp4", "C:\\clips\\a.mp4", ":", "",
-        )
-    },
-    "http: chained": ("{web}/clips/a.zip::zip://a.mp4", ENCODE),
-    "http: chained in the query": ("{web}/clips/a.mp4?x::memory://a", ENCODE),
-    "file: chained": ("file:{clips}/a.zip::zip://a.mp4", ENCODE),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_uri_is_refused_with_its_reason_and_nothing_is_asked_for(place: Place, name: str) -> None:
     template, words = HOSTILE[name]
@@ -305,23 +160,6 @@ def test_what_the_kernel_shows_as_files_is_refused_even_where_everything_is_allo
 
 
 # -- redirects ---------------------------------------------------------------------------------------------
-
-NO_URL = "redirected to something that is no http(s) URL"
-REDIRECTS = {
-    "out": OUTSIDE,
-    "dots": OUTSIDE,
-    "encoded-dots": DOTS,
-    "doubly-encoded-dots": DOTS,
-    "to-file": NO_URL,
-    "to-data": NO_URL,
-    "to-ftp": NO_URL,
-    "to-nothing": NO_URL,
-    "to-https": OUTSIDE,
-    "to-link-local": OUTSIDE,
-    "to-ipv6-loopback": OUTSIDE,
-    "to-decimal": OUTSIDE,
-    "away": OUTSIDE,
-}
 
 
 @pytest.mark.parametrize("name", REDIRECTS)

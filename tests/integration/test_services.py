@@ -170,6 +170,7 @@ def hung_embedder(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Itera
             "topic_prefix": topic_prefix,
             "store": f"lmdb:{tmp_path}",
             "allowed_uris": f'["{origin}"]',
+            "allowed_networks": '["127.0.0.0/8"]',
         }
         subprocess.run([STREAMER, "topics", "apply"], env=environment(**settings), capture_output=True, check=True)
         upload = ClipUploaded(clip_id="c1", uri=origin + "c1.mp4", uploaded_at=now())

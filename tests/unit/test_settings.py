@@ -78,6 +78,8 @@ def test_librdkafkas_properties_come_from_everywhere_and_merge(tmp_path: Path, m
         ("precision", "float8", "'float32', 'float16' or 'int8'"),
         ("frame_interval", "0", "greater than 0"),
         ("allowed_uris", "file:/clips", "must be a JSON list"),
+        ("allowed_networks", "10.0.0.0/8", 'must be a JSON list, such as ["10.0.0.0/8"'),
+        ("allowed_networks", '["10.0.0.1/8"]', "has host bits set"),
         ("allowed_uris", '["file:/a", 5]', "valid string"),
         ("topic_prefix", "no spaces", "pattern"),
         ("store", "data", "pattern"),
