@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     Frame = npt.NDArray[np.uint8]
 
-SLOW_NICE: Final = 10
-"""Priority of a decode that takes long: a sixth of the weight of those that have a place, a tenth of the service's.
-Short clips hardly notice it, and an honest long one still comes to its end where all processors are busy."""
+SLOW_NICE: Final = 15
+"""Priority of a decode that takes long: a twentieth of the weight of those that have a place, a thirtieth of the
+service's. Others hardly notice it, and where all processors stay busy, an honest long one still gets on."""
 _MAX_DETAIL_CHARS: Final = 1_000
 
 
