@@ -1,4 +1,3 @@
-# ruff: noqa: INP001, T201 - a program beside the package, run for what it prints
 """What one clip that decodes for minutes costs fifty good ones: their time with it against their time without it.
 
     PYTHONPATH=tests:tests/integration python bench/hanging_clip.py --runs 3
