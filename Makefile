@@ -37,7 +37,7 @@ chaos: $(STAMP) ## Kill, freeze and starve services and brokers under work, and 
 	PYTHONPATH=tests:tests/integration $(BIN)/python -m chaos --seed $(or $(SEED),1)
 
 # make fuzz-video [SEED=n] [COUNT=n]
-fuzz-video: $(STAMP) ## 5,000 damaged, lying and bomb-like files through the embedder, each accounted for (about 10 minutes)
+fuzz-video: $(STAMP) ## 5,000 damaged, lying and bomb-like files through the embedder, each accounted for (about 5 minutes)
 	PYTHONPATH=tests:tests/integration $(BIN)/python -m fuzz.videos --count $(or $(COUNT),5000) --seed $(or $(SEED),1)
 
 bench: $(STAMP) ## Ratios within one run: decoding only what samples need; 50 clips beside one that hangs
