@@ -8,6 +8,7 @@ forgotten, and only their records, read again, can make up for it (:class:`LostC
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from typing import TYPE_CHECKING
@@ -16,9 +17,9 @@ import structlog
 from confluent_kafka import KafkaException, TopicPartition
 
 from streamer.events import Reason, now
+from streamer.kafka.progress import Progress
 from streamer.kafka.records import dead_letter, dead_letter_reason, log_dead_letter, truncated
 from streamer.kafka.transactions import (
-    CALL_TIMEOUT_S,
     AbortedError,
     Batch,
     RestartError,
@@ -139,14 +140,13 @@ class Committer:
         works: list[Work] = []
         offsets: list[TopicPartition] = []
         for partition in self._assignment:
-            last: Work | None = None
-            for work in partition.ready():
-                if len(works) >= most:
-                    break
-                works.append(work)
-                last = work
-            if last is not None:
-                offsets.append(TopicPartition(partition.topic, partition.partition, last.record.offset + 1))
+            own = list(itertools.islice(partition.ready(), most - len(works)))
+            if own:
+                works += own
+                progress = partition.progress_with(own)
+                offsets.append(
+                    TopicPartition(partition.topic, partition.partition, progress.offset, metadata=progress.metadata)
+                )
         return Batch(works, offsets) if works else None
 
     def _settle(self, batch: Batch) -> None:
@@ -170,11 +170,12 @@ class Committer:
                 )
 
     def _advance(self, offsets: Iterable[TopicPartition]) -> None:
-        """Forget what is committed; offsets below zero mean that nothing ever was."""
+        """Forget what is committed."""
         for offset in offsets:
             assigned = self._assignment.get(offset.partition)
-            if assigned is not None and offset.offset >= 0:
-                assigned.committed(offset.offset)
+            progress = Progress.of(offset)
+            if assigned is not None and assigned.known and progress is not None:
+                assigned.committed(progress)
 
     def _handle_unfit(self, unfit: Sequence[tuple[Work, str]]) -> None:
         """Replace the output that a broker refuses; among several suspects, find the guilty ones first."""
@@ -205,14 +206,10 @@ class Committer:
 
         True where it works. Raises :class:`LostCommitError` where the group does not even know of earlier ones.
         """
-        assigned = [TopicPartition(each.topic, each.partition) for each in self._assignment]
         try:
             self._transactions.init()
             # Its init decided the open transaction, and a read_committed fetch waits for that decision.
-            committed = self._membership.consumer.committed(assigned, timeout=CALL_TIMEOUT_S) if assigned else []
-            for each in committed:
-                if each.error is not None:
-                    raise KafkaException(each.error)  # noqa: TRY301 - as good as no answer
+            committed = self._membership.committed(self._assignment)
         except RestartError as error:
             self._lose_producer(error)
             return False
@@ -225,14 +222,14 @@ class Committer:
         return True
 
     def _check(self, committed: Iterable[TopicPartition]) -> None:
-        """Compare the group's offsets, below zero where it has none, with those that this process has committed."""
+        """Compare what the group has, which may be nothing, with what this process knows to be committed."""
         lost = [
-            f"{each.topic}-{each.partition}: {assigned.next_offset} was committed, "
+            f"{each.topic}-{each.partition}: {assigned.progress.last} was committed, "
             f"the group has {each.offset if each.offset >= 0 else 'nothing'}"
             for each in committed
             if (assigned := self._assignment.get(each.partition)) is not None
-            and assigned.next_offset is not None
-            and each.offset < assigned.next_offset
+            and assigned.progress is not None
+            and not (Progress.of(each) or Progress(0)).covers(assigned.progress)
         ]
         if lost:
             raise LostCommitError("; ".join(lost))

@@ -2,8 +2,8 @@
 
 Work happens in the pipeline's threads (:class:`Pipeline`). This thread only moves records: it never waits for
 slow work, so polling, heartbeats and rebalances go on while a clip takes a minute; a partition whose queue
-is full is paused. What is done is committed in transactions (:mod:`streamer.kafka.transactions`), each
-partition up to its first record that is not done.
+is full is paused. What is done is committed in transactions (:mod:`streamer.kafka.transactions`), in any order
+(:mod:`streamer.kafka.progress`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streamer.kafka.committer import Committer, LostCommitError
 from streamer.kafka.membership import Membership
 from streamer.kafka.monitor import Monitor
 from streamer.kafka.partitions import Assignment, Work
+from streamer.kafka.progress import Progress
 from streamer.kafka.records import DLQ_SUFFIX, record_of
 from streamer.kafka.topic_watch import TopicWatch
 from streamer.kafka.transactions import FencedError, RestartError, Transactions
@@ -90,7 +91,7 @@ class Loop:
         self._wake = threading.Event()
         self._assignment = Assignment(max_records=max_records, max_bytes=settings.queue_bytes)
         self._stopping = False
-        self._hold_until = 0.0
+        self._hold_until = self._ask_at = 0.0
         self._monitor = Monitor(settings, self._assignment, topic=self._topic, metrics=metrics, health=health)
         self._topics = TopicWatch(settings, [self._topic, settings.topic(output), self._topic + DLQ_SUFFIX], health)
         self._topic_id: str | None = None
@@ -117,6 +118,7 @@ class Loop:
             while not stop.is_set():
                 self._health.beat()
                 self._poll(pipeline)
+                self._learn(pipeline)
                 self._commit()
             return self._drain(stop.at + self._settings.drain_timeout)
         except FencedError as error:
@@ -180,7 +182,11 @@ class Loop:
     def _hand_over(self, messages: Sequence[Message], pipeline: Pipeline) -> None:
         works = [work for message in messages if (work := self._receive(message))]
         self._control_flow()
+        self._submit(works, pipeline)
+
+    def _submit(self, works: Sequence[Work], pipeline: Pipeline) -> None:
         if works:
+            self._metrics.consumed.labels(self._topic).inc(len(works))
             pipeline.submit(works)
 
     def _receive(self, message: Message) -> Work | None:
@@ -191,10 +197,25 @@ class Loop:
         partition = self._assignment.get(message.partition())
         if partition is None:  # revoked while it waited in the client's queue
             return None
-        self._metrics.consumed.labels(self._topic).inc()
         work = Work(record_of(message, partition.log), self._wake.set)
-        partition.add(work)
-        return work
+        return work if partition.add(work) and partition.known else None
+
+    def _learn(self, pipeline: Pipeline) -> None:
+        """Ask what the group has committed of new partitions, and begin with what has come of them meanwhile."""
+        new = [each for each in self._assignment if not each.known]
+        if not new or time.monotonic() < self._ask_at:
+            return
+        try:
+            committed = self._membership.committed(new)
+        except KafkaException as error:
+            self._ask_at = time.monotonic() + _IDLE_POLL_S
+            self._health.wait_for("offsets", str(error))
+            return
+        self._health.holds("offsets")
+        for each in committed:
+            partition = self._assignment.get(each.partition)
+            if partition is not None:
+                self._submit(partition.learn(Progress.of(each)), pipeline)
 
     def _commit(self) -> None:
         if self._committer.commit_ready():
@@ -205,6 +226,7 @@ class Loop:
         self._stopping = True
         self._committer.hurry()
         self._pause_all()
+        self._assignment.drop_unbegun([each.partition for each in self._assignment])
         while self._assignment.records and time.monotonic() < deadline:
             self._health.beat()
             self._receive_nothing()
@@ -265,6 +287,7 @@ class Loop:
         wait = 0.0 if self._stopping else self._settings.drain_timeout / 2
         deadline = time.monotonic() + wait
         revoked = [each.partition for each in partitions]
+        self._assignment.drop_unbegun(revoked)
         while time.monotonic() < deadline and any(self._assignment.get(partition) for partition in revoked):
             self._commit()
             self._wake.wait(_BUSY_WAIT_S)

@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import structlog
-from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamer.kafka import config
+from streamer.kafka.transactions import CALL_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from confluent_kafka import TopicPartition
-
+    from streamer.kafka.partitions import AssignedPartition
     from streamer.settings import Settings
 
     Rebalanced = Callable[[Consumer, list[TopicPartition]], None]
@@ -62,6 +62,17 @@ class Membership:
         self.consumer = self._make()
         self.join(**self._listeners)
         return True
+
+    def committed(self, partitions: Iterable[AssignedPartition]) -> list[TopicPartition]:
+        """Ask the group for its commits; not inside a callback. Raises KafkaException where one is not to be had."""
+        asked = [TopicPartition(each.topic, each.partition) for each in partitions]
+        if not asked:
+            return []
+        found = self.consumer.committed(asked, timeout=CALL_TIMEOUT_S)
+        for each in found:
+            if each.error is not None:
+                raise KafkaException(each.error)
+        return found
 
     def close(self) -> None:
         """Leave the group."""

@@ -1,6 +1,6 @@
 """Which records are in flight, and how far each partition may be committed.
 
-Records complete in any order; a partition is committed up to its first record that is not done. An
+Records complete in any order, and are committed in any order (:mod:`streamer.kafka.progress`). An
 :class:`AssignedPartition` lives from assignment to revocation, so whatever work finishes for one that was
 taken away reports to an object that nobody reads any more: stale work is harmless without any check, and
 what is marked so is skipped only to save the work.
@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from streamer.kafka.progress import WINDOW, Progress
+
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from streamer.kafka.records import Output, Record
 
@@ -48,18 +50,24 @@ class Work:
 
 
 class AssignedPartition:
-    """The records in flight of one assigned partition, in offset order. Used by the loop's thread only."""
+    """The records in flight of one assigned partition, in offset order. Used by the loop's thread only.
+
+    Until it is known what the group has committed, no record of it may be worked on: it may be done already.
+    """
 
     def __init__(self, topic: str, partition: int, log: str) -> None:
         self.topic = topic
         self.partition = partition
         self.log = log
         self.paused = False
-        self.next_offset: int | None = None
-        """The offset to commit next, None before the first commit."""
+        self.known = False
+        """Whether what the group has committed is known."""
+        self.progress: Progress | None = None
+        """What is committed, None where nothing ever was, or nothing is known yet."""
         self.end_seen: int | None = None
         """The end of the partition when it was last reached; it counts transaction markers, which no record shows."""
         self._works: deque[Work] = deque()
+        self._received = 0
 
     def __len__(self) -> int:
         return len(self._works)
@@ -69,22 +77,43 @@ class AssignedPartition:
         """Bytes of the records in flight and of what they have caused so far."""
         return sum(work.size for work in self._works)
 
-    def add(self, work: Work) -> None:
-        """Take a record in flight."""
+    def add(self, work: Work) -> bool:
+        """Take a record in flight; False where it is done and committed already, by an earlier owner perhaps."""
+        self._received = work.record.offset + 1
+        if self.progress is not None and self.progress.includes(work.record.offset):
+            return False
         self._works.append(work)
+        return True
+
+    def learn(self, progress: Progress | None) -> list[Work]:
+        """Take what the group has committed as known; return the works that are left to be done."""
+        self.known = True
+        if progress is not None:
+            self.committed(progress)
+        return list(self._works)
 
     def ready(self) -> Iterator[Work]:
-        """Go through the works at the front that are done: those whose offsets may be committed."""
+        """Go through the works that are done and may be committed, in offset order."""
+        end: int | None = None
         for work in self._works:
             if work.outputs is None:
-                return
-            yield work
+                end = work.record.offset + WINDOW if end is None else end
+            elif end is None or work.record.offset < end:
+                yield work
 
-    def committed(self, next_offset: int) -> None:
-        """Forget the works before ``next_offset``: their transaction is committed."""
-        while self._works and self._works[0].record.offset < next_offset:
-            self._works.popleft()
-        self.next_offset = next_offset
+    def progress_with(self, works: Iterable[Work]) -> Progress:
+        """Say what is to be committed once ``works`` are done too."""
+        done = {work.record.offset for work in works}
+        offset = next((work.record.offset for work in self._works if work.record.offset not in done), self._received)
+        ahead = done if self.progress is None else done | self.progress.ahead
+        while offset in ahead:  # what an earlier owner has done, and has not come here again yet
+            offset += 1
+        return Progress(offset, frozenset(each for each in ahead if each > offset))
+
+    def committed(self, progress: Progress) -> None:
+        """Forget the works that are done as ``progress`` says: their transaction is committed."""
+        self._works = deque(work for work in self._works if not progress.includes(work.record.offset))
+        self.progress = progress
 
     def abandon(self) -> int:
         """Mark what is in flight as stale and return how many records that are.
@@ -101,10 +130,13 @@ class AssignedPartition:
 
     def lag(self, end: int) -> int | None:
         """Count the records up to ``end`` that are not committed; None while nothing is known."""
+        progress = self.progress or Progress(0)
         if self._works:
-            return max(0, end - self._works[0].record.offset)
-        known = [offset for offset in (self.next_offset, self.end_seen) if offset is not None]
-        return max(0, end - max(known)) if known else None
+            first = self._works[0].record.offset
+            return max(0, end - first - sum(offset > first for offset in progress.ahead))
+        if self.progress is None and self.end_seen is None:
+            return None
+        return max(0, end - max(progress.last, self.end_seen or 0))
 
 
 class Assignment:
@@ -138,6 +170,13 @@ class Assignment:
         """Forget a partition and return how many records in flight are left to its next owner."""
         removed = self._partitions.pop(partition, None)
         return removed.abandon() if removed is not None else 0
+
+    def drop_unbegun(self, partitions: Iterable[int]) -> None:
+        """Leave to the next owner what came of those partitions of which it was not known yet what is done."""
+        for number in partitions:
+            partition = self._partitions.get(number)
+            if partition is not None and not partition.known:
+                self._partitions[number] = AssignedPartition(partition.topic, number, partition.log)
 
     @property
     def records(self) -> int:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamer.kafka import Record
+    from streamer.metrics import Metrics
 
 
 @pytest.fixture
@@ -81,6 +82,35 @@ def test_a_stop_in_the_middle_of_work_loses_and_doubles_nothing(settings: Settin
         await_(lambda: len(read(settings, OUTPUT, patience=1.5)) == 300, 60)
     assert ended == [True]
     assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(300))
+
+
+@pytest.mark.parametrize("protocol", ["consumer", "classic"])
+def test_a_record_that_hangs_holds_up_no_other_and_no_other_is_done_again_after_a_restart(
+    settings: Settings, protocol: str
+) -> None:
+    chosen = settings.model_copy(update={"kafka": {"group.protocol": protocol}, "drain_timeout": 0.5})
+    feed(settings, 300)
+    stuck = threading.Event()
+
+    def work(record: Record) -> Sequence[Output]:
+        if record.key == b"q0":
+            stuck.wait(60)
+        return echo(settings)(record)
+
+    def produced(metrics: Metrics) -> float:
+        return value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT))
+
+    with running(chosen, work) as (metrics, _, _, ended):
+        await_(lambda: produced(metrics) == 299)
+    assert ended == [False]
+    stuck.set()
+    with running(chosen, echo(settings)) as (metrics, _, _, ended):
+        await_(lambda: produced(metrics) == 1)
+        feed(settings, 300, start=300)
+        await_(lambda: produced(metrics) == 301)
+        assert value(metrics, "streamer_events_consumed_total", topic=settings.topic(INPUT)) == 301
+    assert ended == [True]
+    assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(600))
 
 
 def test_slow_work_pauses_its_partition_and_costs_no_membership(settings: Settings) -> None:

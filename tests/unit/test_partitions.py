@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
+import random
+from typing import TYPE_CHECKING
 
+import pytest
+from confluent_kafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.events import Reason
 from streamer.kafka.partitions import AssignedPartition, Assignment, Work
+from streamer.kafka.progress import WINDOW, Progress
 from streamer.kafka.records import Output, Record, carried, dead_letter, dead_letter_reason, truncated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 AT = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
 
@@ -18,29 +26,80 @@ def record(offset: int, value: bytes = b"{}") -> Record:
     return Record("t", 0, offset, b"k", value, (("traceparent", b"00"), ("ce_id", b"1"), ("other", None)), AT)
 
 
-@given(st.lists(st.integers(0, 30), unique=True, min_size=1).map(sorted), st.data())
-def test_a_partition_is_ready_up_to_its_first_record_that_is_not_done(offsets: list[int], data: st.DataObject) -> None:
-    partition = AssignedPartition("t", 0, "log-0")
+OFFSETS = st.lists(st.integers(0, 40), unique=True, min_size=1).map(sorted)
+
+
+def in_flight(partition: AssignedPartition, offsets: Iterable[int]) -> list[Work]:
     works = [Work(record(offset), lambda: None) for offset in offsets]
-    for work in works:
-        partition.add(work)
-    done: set[int] = set()
-    for work in data.draw(st.permutations(works)):
-        work.done([Output("out", b"k", b"x" * work.record.offset, ())])
-        done.add(work.record.offset)
-        expected = [offset for offset in offsets if all(earlier in done for earlier in offsets if earlier <= offset)]
-        assert [ready.record.offset for ready in partition.ready()] == expected
-    cut = data.draw(st.integers(0, len(offsets)))
-    if cut:
-        partition.committed(offsets[cut - 1] + 1)
-        assert partition.next_offset == offsets[cut - 1] + 1
-    assert len(partition) == len(offsets) - cut
-    left = works[cut:]
-    payloads = sum(work.record.offset for work in left)
-    assert (
-        partition.bytes
-        == sum(work.record.size for work in left) + payloads + len(left) * Output("", b"k", b"", ()).size
-    )
+    return [work for work in works if partition.add(work)]
+
+
+@given(OFFSETS, st.integers(0, 2**32))
+def test_records_are_committed_in_any_order_and_each_once_over_any_number_of_owners(
+    offsets: list[int], seed: int
+) -> None:
+    draw = random.Random(seed)  # noqa: S311 - reproducible, not secret
+    committed: Progress | None = None
+    outputs: list[int] = []
+    while len(outputs) < len(offsets):
+        owner = AssignedPartition("t", 0, "log-0")
+        owner.learn(Progress.of(as_committed(committed)))
+        start = committed.offset if committed is not None else 0
+        works = in_flight(owner, [offset for offset in offsets if offset >= start][: draw.randint(1, len(offsets))])
+        assert not {work.record.offset for work in works} & set(outputs)
+        for work in draw.sample(works, len(works)):
+            work.done([Output("out", b"k", b"", ())])
+            ready = list(owner.ready())
+            batch = sorted(draw.sample(ready, draw.randint(0, len(ready))), key=lambda each: each.record.offset)
+            if not batch:
+                continue
+            committed = owner.progress_with(batch)
+            owner.committed(committed)
+            outputs += [each.record.offset for each in batch]
+            assert all(committed.includes(offset) for offset in outputs)
+            assert not any(committed.includes(offset) for offset in set(offsets) - set(outputs))
+            left = [each for each in works if each.record.offset not in outputs]
+            assert (len(owner), owner.bytes) == (len(left), sum(each.size for each in left))
+            if not draw.randrange(3):
+                break  # and another owner goes on
+    assert sorted(outputs) == offsets
+
+
+def as_committed(progress: Progress | None) -> TopicPartition:
+    """Return what the group gives back for what it was given."""
+    if progress is None:
+        return TopicPartition("t", 0, -1001)
+    assert len(progress.metadata) < 4096
+    return TopicPartition("t", 0, progress.offset, metadata=progress.metadata)
+
+
+def test_nothing_is_committed_further_ahead_than_the_metadata_can_say() -> None:
+    partition = AssignedPartition("t", 0, "log-0")
+    first, *others = in_flight(partition, range(10, 10 + WINDOW + 100))
+    for work in others:
+        work.done()
+    ready = list(partition.ready())
+    assert [work.record.offset for work in ready] == list(range(11, 10 + WINDOW))
+    progress = partition.progress_with(ready)
+    assert Progress.of(as_committed(progress)) == progress
+    partition.committed(progress)
+    assert len(partition) == 101
+    first.done()
+    assert partition.progress_with(list(partition.ready())) == Progress(10 + WINDOW + 100)
+
+
+@pytest.mark.parametrize("metadata", ["", "2026-11-25 by hand", "done1:", "done1:~~~~~'", "done2:abc"])
+def test_metadata_of_others_says_nothing(metadata: str) -> None:
+    assert Progress.of(TopicPartition("t", 0, 7, metadata=metadata)) == Progress(7)
+
+
+def test_records_that_come_before_it_is_known_what_is_done_wait_for_that() -> None:
+    partition = AssignedPartition("t", 0, "log-0")
+    in_flight(partition, range(5, 9))
+    assert not partition.known
+    left = partition.learn(Progress(5, frozenset({6, 8})))
+    assert [work.record.offset for work in left] == [5, 7]
+    assert partition.lag(10) == 3
 
 
 def test_lag_counts_from_the_oldest_record_in_flight_and_knows_the_end_that_markers_hide() -> None:
@@ -50,7 +109,7 @@ def test_lag_counts_from_the_oldest_record_in_flight_and_knows_the_end_that_mark
     assert partition.lag(10) == 0
     partition.add(Work(record(10), lambda: None))
     assert partition.lag(12) == 2
-    partition.committed(11)
+    partition.committed(Progress(11))
     assert partition.lag(12) == 1  # a transaction's marker, which no record shows
     partition.end_seen = 12
     assert partition.lag(12) == 0
@@ -128,7 +187,7 @@ def test_a_budget_is_shared_and_a_partition_is_resumed_only_when_half_empty(
         partition = assignment.get(number)
         assert partition is not None
         if offset:
-            partition.committed(offset)
+            partition.committed(Progress(offset))
     assignment.changes_of_flow()
     assert not any(each.paused for each in assignment)
 
