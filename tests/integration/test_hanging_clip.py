@@ -28,7 +28,6 @@ def upload(clip_id: str, path: Path) -> Record:
 def test_fifty_clips_are_embedded_before_one_that_hangs_is_given_up(
     kafka: LocalKafka, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """All are searchable by then; those of its own partition are announced after it, as its offset comes first."""
     clips = tmp_path / "clips"
     clips.mkdir()
     good = [video.path for video in tiny_footage(clips)]
@@ -43,17 +42,18 @@ def test_fifty_clips_are_embedded_before_one_that_hangs_is_given_up(
         model_id = Metrics(embedder.await_ready(seconds=150)).label("streamer_build_info", "model_id")
         store = open_store(variables["STREAMER_STORE"], model_id=model_id, dim=None, read_only=True)
         sent = bus.publish(UPLOADED, uploads)
-        behind = {each.key for each in sent[1:] if each.partition == sent[0].partition}
-        others = {each.key for each in sent[1:]} - behind
+        assert any(each.partition == sent[0].partition for each in sent[1:]), (
+            "no clip is in the hanging one's partition"
+        )
+        good_keys = {each.key for each in sent[1:]}
         await_true(lambda: wanted <= set(store.clip_ids()), "50 records", seconds=120, alive=[embedder])
-        await_true(lambda: len(bus.read(EMBEDDED)) >= len(others), "their events", seconds=60, alive=[embedder])
+        await_true(lambda: len(bus.read(EMBEDDED)) >= GOOD, "their events", seconds=60, alive=[embedder])
         assert bus.read(f"{UPLOADED}.dlq") == [], "the good clips did not come before the end of the hanging one"
-        assert {record.key for record in bus.read(EMBEDDED)} == others
         bus.await_group("streamer-embed", UPLOADED, seconds=120, alive=[embedder])
         embedder.stop()
         store.close()
 
-    assert {record.key for record in bus.read(EMBEDDED)} == others | behind
+    assert sorted(record.key or b"" for record in bus.read(EMBEDDED)) == sorted(good_keys)
     [letter] = bus.read(f"{UPLOADED}.dlq")
     assert letter.key == b"hanging"
     assert letter.header("dlq.reason") == "decode_timeout"
