@@ -174,7 +174,10 @@ class Demo:
                     break
             else:
                 self._services.embed.check()
-                raise DemoError(f"only {len(embedded)} of {len(uploads)} clips were embedded")
+                raise DemoError(
+                    f"only {len(embedded)} of {len(uploads)} clips were embedded; streamer embed said last:\n"
+                    f"{self._services.embed.log_tail()}"
+                )
         if not embedded:
             raise DemoError("none of the clips could be embedded")
         return embedded, time.monotonic() - began

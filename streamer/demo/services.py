@@ -65,13 +65,13 @@ class ServiceProcess:
                 time.sleep(0.1)
             else:
                 return
-        raise ServiceError(f"streamer {self.command} was not ready in {_START_TIMEOUT_S:.0f} s:\n{self._log_tail()}")
+        raise ServiceError(f"streamer {self.command} was not ready in {_START_TIMEOUT_S:.0f} s:\n{self.log_tail()}")
 
     def check(self) -> None:
         """Raise :class:`ServiceError` where the process has ended."""
         if self._process.poll() is not None:
             raise ServiceError(
-                f"streamer {self.command} ended with exit code {self._process.returncode}:\n{self._log_tail()}"
+                f"streamer {self.command} ended with exit code {self._process.returncode}:\n{self.log_tail()}"
             )
 
     def metrics(self) -> MetricsSnapshot:
@@ -92,7 +92,8 @@ class ServiceProcess:
         with urllib.request.urlopen(self.url + path, timeout=5) as response:  # noqa: S310 - our own loopback URL
             return str(response.read().decode())
 
-    def _log_tail(self) -> str:
+    def log_tail(self) -> str:
+        """Return the last lines of its log."""
         return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
 
 

@@ -60,6 +60,7 @@ _CALL_TIMEOUT_S = 2.0
 _GIVE_UP_S = 25.0
 """How long init, delivery and commit are each waited for; the last two fit into transaction.timeout.ms."""
 
+_PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED)
 _ANY_PARTITION = -1
 
@@ -236,7 +237,8 @@ class _Copier:
         refusals: list[tuple[DeadLetter | None, KafkaError]],
     ) -> None:
         def delivered(error: KafkaError | None, _message: object) -> None:
-            if error is not None:
+            # What waited behind a refused record is purged, and may be told of first.
+            if error is not None and error.code() not in _PURGED:
                 refusals.append((letter, error))
 
         try:

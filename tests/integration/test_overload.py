@@ -234,7 +234,7 @@ DECODE_SECONDS = 15.0
 
 
 def test_a_clip_that_decodes_for_longer_than_the_poll_interval_costs_no_membership(platform: Platform) -> None:
-    slow = slow_clip(platform.clips / "slow.mkv", seconds=1.4 * DECODE_SECONDS)
+    slow = slow_clip(platform.clips / "slow.mp4", seconds=1.4 * DECODE_SECONDS)
     small = [video.path for video in tiny_footage(platform.clips)]
     properties = {
         "STREAMER_KAFKA__MAX_POLL_INTERVAL_MS": "6000",

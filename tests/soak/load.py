@@ -7,7 +7,6 @@ import threading
 import time
 import urllib.request
 from datetime import UTC, datetime
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,6 +14,7 @@ import av
 import numpy as np
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Record, await_true, model_dir
+from endless import write_endless_clip
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.store import Clip, Position, open_store
@@ -220,55 +220,13 @@ def await_produced(service: Service, topic: str, count: int, *, seconds: float) 
 
 # -- clips that are slow to decode -------------------------------------------------------------------------------
 
-_SIZE = (1920, 1080)
-_FRAMES_A_SECOND = 24
-
 
 def slow_clip(path: Path, *, seconds: float) -> Path:
-    """Write a video that takes one thread at least about ``seconds`` to decode, on this machine, just now.
-
-    Sixteen large, noisy frames are encoded once; their packets are repeated under later timestamps, each repetition
-    beginning with a key frame. How often, follows from how long decoding them takes.
-    """
-    once = path.with_stem(f"{path.stem}-once")
-    _encode(once, _noisy_frames(16))
-    with av.open(once) as source:
-        stream = source.streams.video[0]
-        packets = [(bytes(packet), packet.is_keyframe) for packet in source.demux(stream) if packet.size]
-        cost = min(_seconds_to_decode(once) for _ in range(3)) / len(packets)
-        with av.open(path, "w") as container:
-            copied = container.add_stream_from_template(stream)
-            copied.time_base = Fraction(1, 1000)
-            for number in range(round(seconds / cost)):
-                content, is_key = packets[number % len(packets)]
-                packet = av.Packet(content)
-                packet.stream, packet.is_keyframe, packet.time_base = copied, is_key, Fraction(1, _FRAMES_A_SECOND)
-                packet.pts = packet.dts = number
-                packet.duration = 1
-                container.mux(packet)
-    return path
-
-
-def _noisy_frames(count: int) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-    draw = np.random.default_rng(0)
-    width, height = _SIZE
-    ground = draw.integers(0, 256, (height // 8, width // 8, 3)).repeat(8, axis=0).repeat(8, axis=1)
-    for index in range(count):
-        moved = np.roll(ground, (3 * index, 5 * index), axis=(0, 1))
-        yield np.clip(moved + draw.integers(-20, 21, (height, width, 1)), 0, 255).astype(np.uint8)
-
-
-def _encode(path: Path, frames: Iterable[np.ndarray[Any, np.dtype[np.uint8]]]) -> None:
-    with av.open(path, "w") as container:
-        # Without B-frames, packets stand in the order of their frames.
-        stream = container.add_stream(
-            "libx264", _FRAMES_A_SECOND, options={"preset": "veryfast", "crf": "30", "bf": "0"}
-        )
-        stream.width, stream.height = _SIZE
-        stream.pix_fmt = "yuv420p"
-        for image in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
+    """Write a video that takes one thread about ``seconds`` to decode, on this machine, just now."""
+    some = 24
+    few = write_endless_clip(path.with_stem(f"{path.stem}-few"), some)
+    cost = min(_seconds_to_decode(few) for _ in range(3)) / some
+    return write_endless_clip(path, round(seconds / cost))
 
 
 def _seconds_to_decode(path: Path) -> float:
@@ -292,18 +250,14 @@ def embed_beside(bus: Bus, embedder: Service, slow: Path, small: list[Path], *, 
     names = [f"small-{index}" for index in range(24)]
     bus.publish(UPLOADED, [upload("slow", slow)])
     bus.publish(UPLOADED, [upload(name, small[index % len(small)]) for index, name in enumerate(names)])
-    # Those of the slow clip's own partition wait for it: offsets are committed in order.
-    partitions = {record.key: record.partition for record in bus.read(UPLOADED)}
-    elsewhere = [name for name in names if partitions[name.encode()] != partitions[b"slow"]]
-    assert elsewhere
-    await_produced(embedder, topic, len(elsewhere), seconds=wait)
+    await_produced(embedder, topic, len(names), seconds=wait)
 
     def loads() -> float:
         return Metrics(embedder).total("streamer_stage_seconds_count", stage="load")
 
     await_true(lambda: loads() >= len(names), "the small clips to be loaded", seconds=wait, alive=[embedder])
     early = Metrics(embedder)
-    assert early.total("streamer_events_produced_total", topic=topic) == len(elsewhere), "the slow clip was not slow"
+    assert early.total("streamer_events_produced_total", topic=topic) == len(names), "the slow clip was not slow"
     await_produced(embedder, topic, 1 + len(names), seconds=wait)
     late = Metrics(embedder)
     assert sorted(record.event["clip_id"] for record in bus.read(EMBEDDED)) == sorted(["slow", *names])

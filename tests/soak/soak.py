@@ -109,7 +109,7 @@ def test_a_minutes_decode_with_a_poll_interval_of_10_s_never_evicts_the_embedder
 ) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()
-    slow = slow_clip(clips / "slow.mkv", seconds=1.3 * DECODE_SECONDS)
+    slow = slow_clip(clips / "slow.mp4", seconds=1.3 * DECODE_SECONDS)
     small = [video.path for video in tiny_footage(clips)]
     bus = Bus(kafka.bootstrap_servers, topic_prefix)
     variables = environment(bus, tmp_path / "store", [clips], STREAMER_KAFKA__MAX_POLL_INTERVAL_MS="10000")

@@ -26,7 +26,7 @@ from streamer.demo.scenes import (
     satisfies,
 )
 from streamer.demo.stills import StillSet, draw_stills
-from streamer.video.sample import sample
+from streamer.video.sample import Sampling, sample
 from streamer.video.write import write_h264
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ def test_scenes_fill_the_clip_without_gaps_and_last_a_second_or_more(clips: list
         assert clip.scenes[0].start_ms == 0
         assert all(a.end_ms == b.start_ms for a, b in itertools.pairwise(clip.scenes))
         assert all(1000 <= each.end_ms - each.start_ms <= 2500 for each in clip.scenes)
-        decoded = sample(clip.path, interval=1 / FPS, max_frames=1000, prepare=np.shape)
+        decoded = sample(clip.path, Sampling(1 / FPS, 1000), np.shape)
         assert decoded.duration_ms == clip.scenes[-1].end_ms
         assert set(decoded.frames) == {(FRAME_SIZE[1], FRAME_SIZE[0], 3)}
 
 
 def test_cuts_are_where_the_scenes_say(clips: list[DemoClip]) -> None:
     clip = clips[0]
-    decoded = sample(clip.path, interval=1 / FPS, max_frames=1000, prepare=lambda frame: frame.astype(np.int16))
+    decoded = sample(clip.path, Sampling(1 / FPS, 1000), lambda frame: frame.astype(np.int16))
     change = [float(np.abs(b - a).mean()) for a, b in itertools.pairwise(decoded.frames)]
     cuts = {round(scene.start_ms * FPS / 1000) - 1 for scene in clip.scenes[1:]}
     at_cuts = [change[frame] for frame in cuts]
@@ -180,7 +180,7 @@ def test_written_frames_come_back_nearly_the_same(tmp_path: Path) -> None:
     ramp = np.linspace(20, 230, 64).astype(np.uint8)
     frames = [np.stack([np.full((48, 64), 40 * k), np.tile(ramp, (48, 1)), np.full((48, 64), 90)], 2) for k in range(5)]
     assert write_h264(tmp_path / "a.mp4", (frame.astype(np.uint8) for frame in frames), fps=10) == 5
-    back = sample(tmp_path / "a.mp4", interval=0.1, max_frames=10, prepare=np.copy)
+    back = sample(tmp_path / "a.mp4", Sampling(0.1, 10), np.copy)
     assert back.times_ms.tolist() == [0, 100, 200, 300, 400]
     assert back.duration_ms == 500
     for frame, decoded in zip(frames, back.frames, strict=True):
