@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
     Frame = npt.NDArray[np.uint8]
 
-SLOW_NICE: Final = 15
-"""Priority of a decode that takes long: a twentieth of the weight of those that have a place, a thirtieth of the
-service's. Others hardly notice it, and where all processors stay busy, an honest long one still gets on."""
+SLOW_NICE: Final = 10
+"""Priority of a decode that takes long: a sixth of the weight of those that have a place, a tenth of the service's."""
+_RUN_SECONDS, _REST_SECONDS = 0.1, 0.7
+"""How it takes turns while other clips have a place. Its priority alone would not do: whatever processor is free for a
+moment is its own then, and a decoder of huge frames takes the memory's bandwidth from all."""
 _MAX_DETAIL_CHARS: Final = 1_000
 
 
@@ -49,11 +51,12 @@ class DecodePool:
     told of each process that did not end by itself: ``crashed`` or ``timeout``.
 
     Places. ``workers`` clips have a place: they are being decoded, or their frames are in somebody's hands. A decode
-    that takes longer than ``slow_after`` seconds leaves its place to the next clip and goes on at a low priority; at
-    most ``workers`` do so at a time, more keep their places. When it is done it gets the next place, its frames
-    still in its own process. So there are never more than 2 * ``workers`` decoding processes, and the service holds
-    the frames of at most ``workers`` clips. Short clips thus pass long ones, whatever those are long for: the first
-    quarter of a second is all that a hanging clip takes from others in full.
+    that takes longer than ``slow_after`` seconds leaves its place to the next clip and goes on at a low priority, and
+    for an eighth of the time only while others have a place; at most ``workers`` do so at a time, more keep their
+    places. When it is done it gets the next place, its frames still in its own process. So there are never more than
+    2 * ``workers`` decoding processes, and the service holds the frames of at most ``workers`` clips. Short clips thus
+    pass long ones, whatever those are long for: the first quarter of a second is all that a hanging clip takes from
+    others in full.
 
     The processes are ended when the pool is closed and when this process dies, however it dies. Linux only.
     """
@@ -154,7 +157,9 @@ class DecodePool:
                 continue
             if place.leave():
                 process.lower(SLOW_NICE)
-            look = 0.25
+            look = _RUN_SECONDS
+            if place.is_left and self._places.are_used:
+                process.rest(_REST_SECONDS)
         if place.return_():
             # How long it waited for the place is not the clip's fault.
             process.begin()
@@ -195,6 +200,7 @@ class _Places:
 
     def __init__(self, count: int) -> None:
         self._lock = threading.Lock()
+        self._count = count
         self._free = count
         self._aside = count
         self._waiting: deque[threading.Event] = deque()
@@ -228,6 +234,11 @@ class _Places:
             self._aside -= 1
             return True
 
+    @property
+    def are_used(self) -> bool:
+        """Whether a clip has a place."""
+        return self._free < self._count
+
     def come_back(self) -> None:
         """Count one clip less as aside."""
         with self._lock:
@@ -250,6 +261,11 @@ class _Place:
             self._places.come_back()
         else:
             self._places.give()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the clip has left it for now."""
+        return self._aside
 
     def leave(self) -> bool:
         """Leave the place to the next clip; False where it is left already, or too many clips have left theirs."""

@@ -127,12 +127,12 @@ class Process:
 
     def begin(self) -> None:
         """Let the clip's time begin now."""
-        self._began, self._starved_before = time.monotonic(), self._starved()
+        self._began, self._starved_before, self._rested = time.monotonic(), self._starved(), 0.0
 
     @property
     def ran(self) -> float:
-        """Seconds of the clip's time; while others had the processor, its clock stood still."""
-        return time.monotonic() - self._began - (self._starved() - self._starved_before)
+        """Seconds of the clip's time; while others had the processor, or it had to rest, its clock stood still."""
+        return time.monotonic() - self._began - (self._starved() - self._starved_before) - self._rested
 
     @property
     def left(self) -> float:
@@ -171,6 +171,14 @@ class Process:
                 raise EOFError
             buffer = buffer[count:]
 
+    def rest(self, seconds: float) -> None:
+        """Stop it for a while."""
+        began = time.monotonic()
+        self._signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        self._signal(signal.SIGCONT)
+        self._rested += time.monotonic() - began
+
     def lower(self, nice: int) -> None:
         """Lower the priority of all threads of the process."""
         with contextlib.suppress(OSError):  # a thread, or the process, that has just ended
@@ -179,9 +187,12 @@ class Process:
 
     def kill(self) -> None:
         """End it at once, if it has not ended."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._handle is not None:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+                signal.pidfd_send_signal(self._handle, number)
 
     def end(self) -> int | None:
         """Wait until the process has ended, killing it if need be; return its exit code, if it can be known."""
