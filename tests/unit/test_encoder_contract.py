@@ -233,7 +233,7 @@ def test_frames_are_prepared_alike_in_any_thread(subject: Subject) -> None:
     expected = [subject.preprocess(Image.fromarray(frame)) for frame in frames]
     with ThreadPoolExecutor(4) as pool:
         for prepared, wanted in zip(pool.map(subject.encoder.prepare, frames), expected, strict=True):
-            assert torch.equal(subject.encoder._normalise(torch.from_numpy(prepared[np.newaxis]))[0], wanted)
+            assert torch.equal(subject.encoder._normalise(torch.from_numpy(prepared[np.newaxis].copy()))[0], wanted)
 
 
 def test_the_model_is_not_in_training_mode(subject: Subject) -> None:
