@@ -24,6 +24,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPar
 from driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, environment
 from fuzz.video_bases import write_bases
 from fuzz.video_mutations import mutated_video
+from processes import children
 from soak.load import MIB, Memory
 
 from streamer.events import Reason
@@ -196,19 +197,6 @@ class Fuzz:
                 path.rename(self._save / f"{outcome}-{path.name}")
             else:
                 path.unlink()
-
-
-def children(pid: int) -> list[int]:
-    """Return the ids of the processes that a process has started and that still run."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if int(parent) == pid and state != "Z":
-            found.append(int(path.parent.name))
-    return found
 
 
 def resident(service: Service) -> int:

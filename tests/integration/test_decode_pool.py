@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from prepares import Act, act, report, report_slowly, shrink
+from processes import children
 
 from streamer.events import Reason
 from streamer.preprocessing import Preprocessing
@@ -99,19 +100,6 @@ def wait_until(true: Callable[[], bool], *, seconds: float = 60) -> None:
     while not true():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
-
-
-def children(pid: int) -> list[int]:
-    """Return the ids of a process's children that are not zombies."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if int(parent) == pid and state != "Z":
-            found.append(int(path.parent.name))
-    return found
 
 
 def is_alive(pid: int) -> bool:
