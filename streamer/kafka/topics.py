@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
     from streamer.settings import Settings
 
-TIMEOUT_S = 10.0
-"""How long one request to the cluster may take, and how long a change may take to become visible."""
+TIMEOUT_S = 30.0
+"""How long one request to the cluster may take, and how long a change may take to become visible. Ten seconds were not
+enough for brokers that had just started on a busy machine."""
 _SETTLE_POLL_S = 0.1
 _UNREACHABLE = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._AUTHENTICATION})
 

@@ -164,7 +164,7 @@ class Bus:
     def ends(self, topic: str) -> dict[tuple[str, int], int]:
         """Return the high watermark of each partition that is not empty, open transactions included."""
         name = self.prefix + topic
-        partitions = self._admin.list_topics(name, timeout=10).topics[name].partitions
+        partitions = self._admin.list_topics(name, timeout=30).topics[name].partitions
         asked = {TopicPartition(name, partition): OffsetSpec.latest() for partition in partitions}
         level = IsolationLevel.READ_UNCOMMITTED
         futures = self._admin.list_offsets(asked, isolation_level=level, request_timeout=10)
