@@ -305,6 +305,7 @@ class Loop:
         for partition in partitions:
             dropped += self._assignment.remove(partition)
             self._monitor.forget(partition)
+        self._health.holds("offsets")  # nobody waits for those any more; for others the next question says so again
         log.info("partitions gone", why=why, topic=self._topic, partitions=sorted(partitions), dropped_records=dropped)
         self._monitor.measure()
 
