@@ -16,13 +16,12 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, await_true, environment
+from driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, await_true, environment
 from endless import write_endless_clip
 from footage import real_footage, tiny_footage
-from soak.load import Metrics
+from soak.load import Metrics, upload
 
 from streamer.kafka.broker import LocalKafka
 from streamer.store import open_store
@@ -38,12 +37,6 @@ class Times:
 
     stored: float
     announced: float
-
-
-def upload(clip_id: str, path: Path) -> Record:
-    """Make the record of an upload."""
-    event = {"clip_id": clip_id, "uri": path.as_uri(), "uploaded_at": datetime.now(UTC).isoformat()}
-    return Record.of(clip_id, event)
 
 
 def run(bus: Bus, folder: Path, good: list[Path], hanging: Path | None) -> Times:

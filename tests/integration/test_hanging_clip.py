@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, await_true, environment
+from driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, await_true, environment
 from endless import write_endless_clip
 from footage import tiny_footage
-from soak.load import Metrics
+from soak.load import Metrics, upload
 
 from streamer.store import open_store
 
@@ -18,11 +17,6 @@ if TYPE_CHECKING:
     from streamer.kafka.broker import LocalKafka
 
 GOOD = 50
-
-
-def upload(clip_id: str, path: Path) -> Record:
-    event = {"clip_id": clip_id, "uri": path.as_uri(), "uploaded_at": datetime.now(UTC).isoformat()}
-    return Record.of(clip_id, event)
 
 
 def test_fifty_clips_are_embedded_before_one_that_hangs_is_given_up(
