@@ -8,7 +8,7 @@ score. The paper adds the raw scores; normalising both first makes one alpha fit
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,43 @@ if TYPE_CHECKING:
 Normalization = Literal["minmax", "zscore", "none"]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
+
+
+class ClipVectors(Protocol):
+    """What is scored of a clip: :class:`streamer.store.Embedding` is one.
+
+    ``matrix``: (n, d) float32, float16 or int8, n >= 1. ``scales``: (n,) float32 for int8 (vector = row * scale),
+    else None. ``times_ms``: (n,) the time of each vector's frame.
+    """
+
+    @property
+    def matrix(self) -> npt.NDArray[Any]: ...  # noqa: D102 - told above
+    @property
+    def scales(self) -> npt.NDArray[np.float32] | None: ...  # noqa: D102
+    @property
+    def times_ms(self) -> npt.NDArray[np.uint32]: ...  # noqa: D102
+
+
+class FrameScores(NamedTuple):
+    """What the frames of n clips say about a query.
+
+    ``cosines`` (n,) float64: of each clip's best vector, NaN where there is no clip. ``moments_ms`` (n,) int64:
+    the time of that vector's frame, 0 where there is no clip.
+    """
+
+    cosines: FloatArray
+    moments_ms: npt.NDArray[np.int64]
+
+
+def score_clips(query: npt.NDArray[np.float32], clips: Sequence[ClipVectors | None]) -> FrameScores:
+    """Max-pool clips against an L2-normalised query (d,); of vectors that tie, the first gives the moment."""
+    scores = FrameScores(np.full(len(clips), np.nan), np.zeros(len(clips), np.int64))
+    found = [(position, clip) for position, clip in enumerate(clips) if clip is not None]
+    best, rows = max_pool(query, [clip.matrix for _, clip in found], [clip.scales for _, clip in found])
+    for (position, clip), cosine, row in zip(found, best.tolist(), rows.tolist(), strict=True):
+        scores.cosines[position] = cosine
+        scores.moments_ms[position] = clip.times_ms[row]
+    return scores
 
 
 def max_pool(
