@@ -198,8 +198,10 @@ class _Node:
             "share.coordinator.state.topic.replication.factor": replicas,
             "share.coordinator.state.topic.min.isr": in_sync,
             "group.initial.rebalance.delay.ms": 0,
-            # A killed broker is replaced, and let in again, only when its session has run out (9 s otherwise).
-            "broker.session.timeout.ms": 3_000,
+            # A killed broker is replaced, and let in again, only when its session has run out (9 s otherwise). A
+            # lone one has nobody to replace it, and each stall that outlasts its session would take it out of
+            # service: all partitions without a leader, all coordinators gone, and then loaded again.
+            "broker.session.timeout.ms": 3_000 if replicas > 1 else 30_000,
             "broker.heartbeat.interval.ms": 500,
             # Allocated in full at the start (128 MB otherwise).
             "log.cleaner.dedupe.buffer.size": 8 << 20,

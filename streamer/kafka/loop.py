@@ -39,6 +39,13 @@ _IDLE_POLL_S = 0.1
 _BUSY_WAIT_S = 0.005
 _FETCH_RECORDS = 32
 """Records taken from the client's queue at a time: by how many a budget may be overrun before the pause."""
+_LOST_QUESTION = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
+"""The answers to its question for committed offsets that the client neither repeats nor acts upon (librdkafka 2.16,
+its issue 5586): the partitions that it has just been assigned would never be read."""
 _LOOK_S = 2.0
 """How long new partitions may wait for the topic's id to be looked up again."""
 
@@ -91,6 +98,7 @@ class Loop:
         self._wake = threading.Event()
         self._assignment = Assignment(max_records=max_records, max_bytes=settings.queue_bytes)
         self._stopping = False
+        self._rejoin = False
         self._hold_until = self._ask_at = 0.0
         self._monitor = Monitor(settings, self._assignment, topic=self._topic, metrics=metrics, health=health)
         self._topics = TopicWatch(settings, [self._topic, settings.topic(output), self._topic + DLQ_SUFFIX], health)
@@ -163,6 +171,9 @@ class Loop:
     def _poll(self, pipeline: Pipeline) -> None:
         """Hand over newly arrived records; wait a little for the first, less while work is in flight."""
         self._look_for_topics()
+        if self._rejoin:
+            self._rejoin = False
+            self._membership.rejoin()
         if not self._topics.found and time.monotonic() < self._hold_until:
             self._wake.wait(_BUSY_WAIT_S)
             return
@@ -320,4 +331,5 @@ class Loop:
             if self._assignment or not self._membership.fall_back(error):
                 raise FatalError(f"consumer: {error.str()}")
         else:
-            log.warning("consumer error", error=error.str(), code=error.name())
+            self._rejoin = self._rejoin or error.code() in _LOST_QUESTION
+            log.warning("consumer error", error=error.str(), code=error.name(), rejoining=self._rejoin)

@@ -58,10 +58,14 @@ class Membership:
             return False
         refused = self._protocols.pop(0)
         log.info("group protocol not offered", refused=refused, using=self.protocol, error=error.str())
+        self.rejoin()
+        return True
+
+    def rejoin(self) -> None:
+        """Leave the group, which revokes what is owned, and join it with a new client; not inside a callback."""
         self.consumer.close()
         self.consumer = self._make()
         self.join(**self._listeners)
-        return True
 
     def committed(self, partitions: Iterable[AssignedPartition]) -> list[TopicPartition]:
         """Ask the group for its commits; not inside a callback. Raises KafkaException where one is not to be had."""

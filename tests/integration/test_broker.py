@@ -119,7 +119,9 @@ def test_it_listens_on_the_loopback_interface_only(kafka: LocalKafka) -> None:
 
 def test_data_survives_a_crash_and_a_second_cluster_on_the_same_folder(tmp_path: Path) -> None:
     folder = tmp_path / "kafka data"
-    with LocalKafka(data_dir=folder, properties={"log.retention.hours": "7"}) as first:
+    # It is let in again only when the session of the one that was killed has run out.
+    properties = {"log.retention.hours": "7", "broker.session.timeout.ms": "3000"}
+    with LocalKafka(data_dir=folder, properties=properties) as first:
         admin = create_topic(first.bootstrap_servers, "events")
         produce(first.bootstrap_servers, "events", b"one")
         crashed = first.pid(0)

@@ -8,16 +8,18 @@ import secrets
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, KafkaError, Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from loops import INPUT, OUTPUT, await_, echo, feed, read, running, slowly, value
 
 from streamer.events import Reason, now
 from streamer.kafka import FatalError, Output, dead_letter
 from streamer.kafka.broker import LocalKafka
+from streamer.kafka.membership import Membership
 from streamer.kafka.records import record_of
 from streamer.kafka.topic_files import load_specs
 from streamer.kafka.topics import apply
@@ -340,6 +342,47 @@ def test_a_producer_that_is_lost_twice_is_replaced_and_nothing_is_lost(
     assert ended == [True]
     assert value(metrics, "streamer_transactions_total", outcome="restarted") == 2
     assert Counter(each.key for each in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(200))
+
+
+class UnansweredConsumer:
+    """A consumer as librdkafka's issue 5586 leaves it: a group member that never reads what it was assigned."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+        self._told = False
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._consumer, name)
+
+    def poll(self, timeout: float) -> object:
+        self._consumer.poll(timeout)
+        if self._told or not self._consumer.assignment():
+            return None
+        self._told = True
+        return SimpleNamespace(error=lambda: KafkaError(KafkaError.NOT_COORDINATOR, "no committed offsets"))
+
+    def consume(self, _count: int, _timeout: float) -> list[object]:
+        return []
+
+
+def test_a_member_whose_question_for_offsets_was_lost_joins_anew(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Membership._make
+    made: list[Consumer] = []
+
+    def first_unanswered(self: Membership) -> Any:
+        made.append(make(self))
+        return made[-1] if len(made) > 1 else UnansweredConsumer(made[0])
+
+    monkeypatch.setattr(Membership, "_make", first_unanswered)
+    feed(settings, 50)
+    with running(settings, echo(settings)) as (metrics, health, _, ended):
+        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 50)
+        await_(lambda: health.not_ready() == ["start: starting"])
+    assert ended == [True]
+    assert len(made) == 2
+    assert len(read(settings, OUTPUT)) == 50
 
 
 @pytest.mark.parametrize("committed_before", [0, 300])

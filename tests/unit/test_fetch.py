@@ -201,6 +201,8 @@ def test_a_wrong_network_is_named_at_construction(networks: tuple[str, ...], wor
 
 def test_a_gs_prefix_without_gcsfs_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
+    # Another test may have loaded it.
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "gs", raising=False)
     with pytest.raises(ValueError, match=r"cliprerank-streamer\[gs\]"):
         Fetcher(["gs://bucket/clips/"], max_bytes=1, timeout=1)
 
