@@ -8,13 +8,14 @@ score. The paper adds the raw scores; normalising both first makes one alpha fit
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import numkong
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 Normalization = Literal["minmax", "zscore", "none"]
 FloatArray = npt.NDArray[np.float64]
@@ -47,15 +48,105 @@ class FrameScores(NamedTuple):
     moments_ms: npt.NDArray[np.int64]
 
 
+class Block(NamedTuple):
+    """Some clips of one precision, whose vectors lie in one matrix, between rows that mean nothing.
+
+    ``positions`` (m,): which clips. ``lengths`` (m,): how many vectors each has, 1 or more; ``first_rows`` (m,):
+    where they begin in ``matrix`` (r, d), ``first_times`` (m,) and ``first_scales`` (m,) where their times and
+    scales do in ``times_ms`` and ``scales``. Dtypes and meaning as in :class:`ClipVectors`.
+    """
+
+    positions: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    matrix: npt.NDArray[Any]
+    first_rows: npt.NDArray[np.int64]
+    times_ms: npt.NDArray[np.uint32]
+    first_times: npt.NDArray[np.int64]
+    scales: npt.NDArray[np.float32] | None
+    first_scales: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, position: int, clip: ClipVectors) -> Block:
+        """Make a block of one clip, without copying."""
+        start = np.zeros(1, np.int64)
+        lengths = np.array([len(clip.matrix)])
+        return cls(np.array([position]), lengths, clip.matrix, start, clip.times_ms, start, clip.scales, start)
+
+
+@runtime_checkable
+class Blocks(Protocol):
+    """A sequence of clips that can also give them joined, which is faster than one by one."""
+
+    def blocks(self) -> Iterator[Block]:
+        """Give every clip that is there in some block, which is valid until the next one is asked for."""
+        ...
+
+
 def score_clips(query: npt.NDArray[np.float32], clips: Sequence[ClipVectors | None]) -> FrameScores:
-    """Max-pool clips against an L2-normalised query (d,); of vectors that tie, the first gives the moment."""
+    """Max-pool clips against an L2-normalised query (d,); of vectors that tie, the first gives the moment.
+
+    Clips that are :class:`Blocks` too are taken as such, whatever mixture of precisions they are.
+    """
     scores = FrameScores(np.full(len(clips), np.nan), np.zeros(len(clips), np.int64))
-    found = [(position, clip) for position, clip in enumerate(clips) if clip is not None]
-    best, rows = max_pool(query, [clip.matrix for _, clip in found], [clip.scales for _, clip in found])
-    for (position, clip), cosine, row in zip(found, best.tolist(), rows.tolist(), strict=True):
-        scores.cosines[position] = cosine
-        scores.moments_ms[position] = clip.times_ms[row]
+    dots = _Dots(query)
+    for block in _blocks(clips):
+        similarities = dots.of(block.matrix, _ramps(block.first_rows, block.lengths))
+        if block.scales is not None:
+            similarities *= block.scales[_ramps(block.first_scales, block.lengths)]
+        starts = np.cumsum(block.lengths) - block.lengths
+        best = np.maximum.reduceat(similarities, starts)
+        is_best = np.flatnonzero(similarities == np.repeat(best, block.lengths))
+        # The first hit at or after each clip's start is inside that clip, since every clip has one.
+        first = is_best[np.searchsorted(is_best, starts)] - starts
+        scores.cosines[block.positions] = best
+        scores.moments_ms[block.positions] = block.times_ms[block.first_times + first]
     return scores
+
+
+def _blocks(clips: Sequence[ClipVectors | None]) -> Iterator[Block]:
+    if isinstance(clips, Blocks):
+        return clips.blocks()
+    return (Block.of(position, clip) for position, clip in enumerate(clips) if clip is not None)
+
+
+def _ramps(firsts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Join the ranges that begin at ``firsts`` (m,) and have ``lengths`` (m,)."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1]) + np.repeat(firsts - ends + lengths, lengths)
+
+
+class _Dots:
+    """Dot products of one query with matrices of any precision.
+
+    A kernel multiplies numbers of the stored precision only. Rounding the query to it would double the error
+    that the storage has made, so the query goes in as two vectors, the second for what the first has left over;
+    the kernel computes several columns in the time of one.
+    """
+
+    def __init__(self, query: npt.NDArray[np.float32]) -> None:
+        self._query = query
+        self._packed: dict[np.dtype[Any], tuple[numkong.PackedMatrix, float, float]] = {}
+
+    def of(self, matrix: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> FloatArray:
+        """Return the products (m,) of the query (d,) with the ``rows`` (m,) of ``matrix`` (n, d)."""
+        packed, coarse, fine = self._packed.get(matrix.dtype) or self._pack(matrix.dtype)
+        products = np.asarray(numkong.dots_packed(matrix, packed))[rows]
+        return np.asarray(products[:, 0] * coarse + products[:, 1] * fine)
+
+    def _pack(self, dtype: np.dtype[Any]) -> tuple[numkong.PackedMatrix, float, float]:
+        query = self._query.astype(np.float64)
+        columns = np.empty((2, len(query)), dtype)
+        if dtype == np.int8:
+            coarse = float(np.abs(query).max()) / 127 or 1.0
+            fine = coarse / 254
+            columns[0] = np.rint(query / coarse)
+            columns[1] = np.rint((query - columns[0] * coarse) / fine)
+        else:
+            coarse, fine = 1.0, 2.0**-11
+            columns[0] = query
+            columns[1] = (query - columns[0]) / fine
+        self._packed[dtype] = packed = numkong.dots_pack(columns), coarse, fine
+        return packed
 
 
 def max_pool(

@@ -17,6 +17,7 @@ import structlog
 from streamer.store import record
 from streamer.store.lmdb_environment import DATA_FILE, DEFAULT_MAP_BYTES, RESERVED, Environment, acquire, release
 from streamer.store.protocol import PutOutcome, StoreError, StoreStats
+from streamer.store.records import Records
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from streamer.settings import Precision
     from streamer.store.lmdb_environment import Transaction
-    from streamer.store.protocol import Clip, Embedding, Position
+    from streamer.store.protocol import Clip, Position
 
 log = structlog.get_logger()
 
@@ -119,19 +120,15 @@ class LmdbStore:
         return self._writable().write(work)
 
     @contextmanager
-    def read(self, clip_ids: Sequence[str]) -> Iterator[list[Embedding | None]]:
+    def read(self, clip_ids: Sequence[str]) -> Iterator[Records]:
         """Read records from one snapshot; None for what is absent, deleted or corrupt."""
         keys = [record.key(self._prefix, clip_id) for clip_id in clip_ids]
+
+        def corrupt(position: int, error: Exception) -> None:
+            self._note_corrupt(keys[position], clip_ids[position], error)
+
         with self._opened().reading() as transaction:
-            embeddings: list[Embedding | None] = []
-            for at, clip_id in zip(keys, clip_ids, strict=True):
-                value = transaction.get(at)
-                try:
-                    embeddings.append(None if value is None else record.decode(value, clip_id, self._dim))
-                except record.CorruptRecordError as error:
-                    self._note_corrupt(at, clip_id, error)
-                    embeddings.append(None)
-            yield embeddings
+            yield Records(transaction.get, keys, clip_ids, self._dim, corrupt)
 
     def clip_ids(self) -> Iterator[str]:
         """Go through the ids of this model's live clips; a store may be written meanwhile."""

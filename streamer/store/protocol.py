@@ -163,10 +163,11 @@ class Store(Protocol):
         """
         ...
 
-    def read(self, clip_ids: Sequence[str]) -> AbstractContextManager[list[Embedding | None]]:
+    def read(self, clip_ids: Sequence[str]) -> AbstractContextManager[Sequence[Embedding | None]]:
         """Read records from one consistent snapshot; None for what is absent, deleted or corrupt.
 
-        The arrays must not be used after the block ends.
+        Neither the sequence nor its arrays may be used after the block ends: an engine may look records up when
+        they are asked for. It may also give them joined, as :class:`streamer.scoring.Blocks` says.
         """
         ...
 

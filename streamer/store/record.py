@@ -46,18 +46,23 @@ MAX_ID_BYTES = 512
 PREFIX_BYTES = 8
 """Length of a model's hash, with which all keys of its records begin."""
 
-_MAGIC = b"clipvec\x02"
+MAGIC = b"clipvec\x02"
+"""With which every record begins."""
+HEADER_BYTES = 64
+"""Length of what stands before the columns."""
+CHECKED_FROM = 16
+"""Where the bytes begin of which the checksum is taken."""
 _HEADER = struct.Struct("<8sQqQqQIIHB5x")
-_HEADER_BYTES = 64
-_CHECKED_FROM = 16
 _COUNT = struct.Struct("<I")
 _COUNT_AT = 52
-_LONGEST_TOMBSTONE = _HEADER_BYTES + MAX_ID_BYTES
+_LONGEST_TOMBSTONE = HEADER_BYTES + MAX_ID_BYTES
 
 _CODES: dict[Precision, int] = {"float32": 1, "float16": 2, "int8": 3}
-_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("i1")}
-_WIDTHS = {code: dtype.itemsize for code, dtype in _DTYPES.items()}
-_INT8 = _CODES["int8"]
+DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("i1")}
+"""Of a matrix, by the code of its precision."""
+_WIDTHS = {code: dtype.itemsize for code, dtype in DTYPES.items()}
+INT8 = _CODES["int8"]
+"""The code of the one precision that has scales."""
 _TIME = np.dtype("<u4")
 _SCALE = np.dtype("<f4")
 
@@ -65,6 +70,10 @@ _ODD, _EVEN, _HASHED = b"\x01", b"\x02\x00", b"\x03\x00"
 _MAX_KEY_BYTES = 511
 _MAX_PLAIN_ID_BYTES = _MAX_KEY_BYTES - PREFIX_BYTES - len(_EVEN)
 _ID_HASH_BYTES = 32
+
+
+unpack_shape = struct.Struct("<8sQ32xIIHB5x").unpack_from
+"""Read of an unchecked record: magic, checksum, d, n, length of the id, code of the precision."""
 
 
 class CorruptRecordError(Exception):
@@ -125,18 +134,18 @@ def encode(clip: Clip, precision: Precision) -> bytes:
         raise ValueError(f"the vectors of clip {clip.clip_id!r} are not finite")
     code = _CODES[precision]
     times = clip.times_ms.astype(_TIME, copy=False).tobytes()
-    if code == _INT8:
+    if code == INT8:
         scales = np.abs(vectors).max(axis=1) / np.float32(127)
         scales[scales == 0] = 1
         matrix = np.rint(vectors / scales[:, None]).clip(-127, 127).astype(np.int8)
         times += scales.astype(_SCALE, copy=False).tobytes()
     else:
-        matrix = vectors.astype(_DTYPES[code], copy=False)
+        matrix = vectors.astype(DTYPES[code], copy=False)
     n, dim = vectors.shape
     raw_id = _carried(clip.clip_id)
     uploaded_us = microseconds(clip.uploaded_at)
     log, offset = clip.position.log, clip.position.offset
-    header = _Header(_MAGIC, 0, uploaded_us, log, offset, clip.duration_ms, dim, n, len(raw_id), code)
+    header = _Header(MAGIC, 0, uploaded_us, log, offset, clip.duration_ms, dim, n, len(raw_id), code)
     return _seal(header, raw_id, times, matrix.tobytes())
 
 
@@ -144,7 +153,7 @@ def encode_tombstone(clip_id: str, tombstone: Version) -> bytes:
     """Write the record that stands for a deleted clip."""
     raw_id = _carried(clip_id)
     log, offset = tombstone.position.log, tombstone.position.offset
-    header = _Header(_MAGIC, 0, tombstone.uploaded_us, log, offset, 0, 0, 0, len(raw_id), _CODES["float32"])
+    header = _Header(MAGIC, 0, tombstone.uploaded_us, log, offset, 0, 0, 0, len(raw_id), _CODES["float32"])
     return _seal(header, raw_id, b"", b"")
 
 
@@ -161,9 +170,14 @@ def decode(value: memoryview, clip_id: str, dim: int | None) -> Embedding | None
     if dim is not None and length != dim:
         raise CorruptRecordError(f"vectors of length {length}, not {dim}")
     times_at, matrix_at = _offsets(id_length, n, code)
-    scales = np.ndarray((n,), _SCALE, value, times_at + 4 * n) if code == _INT8 else None
-    matrix = np.ndarray((n, length), _DTYPES[code], value, matrix_at)
+    scales = np.ndarray((n,), _SCALE, value, times_at + 4 * n) if code == INT8 else None
+    matrix = np.ndarray((n, length), DTYPES[code], value, matrix_at)
     return Embedding(matrix, scales, np.ndarray((n,), _TIME, value, times_at), uploaded_us, duration_ms)
+
+
+def column_bytes(code: int) -> int:
+    """Return the size of what a record holds of each vector besides its row: a time, and for int8 a scale."""
+    return 8 if code == INT8 else 4
 
 
 def version(stored: memoryview | None) -> Version | None:
@@ -203,7 +217,7 @@ def is_live(value: memoryview) -> bool:
     """Tell a clip from a tombstone unchecked, and mostly by the length alone, which touches no page of it."""
     if len(value) > _LONGEST_TOMBSTONE:
         return True
-    return len(value) >= _HEADER_BYTES and _COUNT.unpack_from(value, _COUNT_AT) != (0,)
+    return len(value) >= HEADER_BYTES and _COUNT.unpack_from(value, _COUNT_AT) != (0,)
 
 
 class _Header(NamedTuple):
@@ -225,13 +239,13 @@ def _carried(clip_id: str) -> bytes:
 
 
 def _id_bytes(value: memoryview, length: int) -> bytes:
-    return bytes(value[_HEADER_BYTES : _HEADER_BYTES + length])
+    return bytes(value[HEADER_BYTES : HEADER_BYTES + length])
 
 
 def _offsets(id_length: int, vectors: int, code: int) -> tuple[int, int]:
     """Return where the times and where the matrix begin."""
-    times_at = _HEADER_BYTES + (id_length + 3 & ~3)
-    return times_at, times_at + vectors * (8 if code == _INT8 else 4) + 7 & ~7
+    times_at = HEADER_BYTES + (id_length + 3 & ~3)
+    return times_at, times_at + vectors * column_bytes(code) + 7 & ~7
 
 
 def _seal(header: _Header, raw_id: bytes, columns: bytes, matrix: bytes) -> bytes:
@@ -239,10 +253,10 @@ def _seal(header: _Header, raw_id: bytes, columns: bytes, matrix: bytes) -> byte
     times_at, matrix_at = _offsets(header.id_length, header.vectors, header.code)
     record = bytearray(matrix_at + len(matrix))
     _HEADER.pack_into(record, 0, *header)
-    record[_HEADER_BYTES : _HEADER_BYTES + len(raw_id)] = raw_id
+    record[HEADER_BYTES : HEADER_BYTES + len(raw_id)] = raw_id
     record[times_at : times_at + len(columns)] = columns
     record[matrix_at:] = matrix
-    checksum = xxh3_64_intdigest(memoryview(record)[_CHECKED_FROM:])
+    checksum = xxh3_64_intdigest(memoryview(record)[CHECKED_FROM:])
     _HEADER.pack_into(record, 0, *header._replace(checksum=checksum))
     return bytes(record)
 
@@ -250,13 +264,13 @@ def _seal(header: _Header, raw_id: bytes, columns: bytes, matrix: bytes) -> byte
 def _open(value: memoryview) -> tuple[bytes, int, int, int, int, int, int, int, int, int]:
     """Return the fields of :class:`_Header` of a record that is whole; a plain tuple, as it is made a lot."""
     size = len(value)
-    if size < _HEADER_BYTES:
+    if size < HEADER_BYTES:
         raise CorruptRecordError(f"{size} bytes are too few")
     header: tuple[bytes, int, int, int, int, int, int, int, int, int] = _HEADER.unpack_from(value)
     magic, checksum, _, _, _, _, dim, n, id_length, code = header
-    if magic != _MAGIC:
+    if magic != MAGIC:
         raise CorruptRecordError(f"begins with {magic!r}")
-    if xxh3_64_intdigest(value[_CHECKED_FROM:]) != checksum:
+    if xxh3_64_intdigest(value[CHECKED_FROM:]) != checksum:
         raise CorruptRecordError("the checksum does not fit")
     if code not in _WIDTHS:
         raise CorruptRecordError(f"precision {code} is unknown")
