@@ -1,0 +1,246 @@
+"""Processes under test: started, frozen while their backlog is written, and watched at their work.
+
+How far a process has come is what its consumer group has committed of its input; what it costs is its processor
+time. Both are read from outside, twenty times a second, in the same way for the service and for its peers.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import psutil
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+from driver import RERANKED, RESULTS, STREAMER, await_true
+
+from bench.workload import publish, queries
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from driver import Bus
+
+    from bench.workload import Place
+
+GROUP = "streamer-rerank"
+PILOT = 1_000
+MOST = 60_000
+"""Queries of a backlog: 300 MB before they are answered, 600 MB then."""
+_LOOK_S = 0.05
+_WINDOW = (0.1, 0.9)
+"""The part of a backlog that is timed: the beginning fills caches and the end is a transaction of its own size."""
+
+
+@dataclass
+class Contestant:
+    """One or several equal processes that turn query.results into query.reranked as one consumer group."""
+
+    name: str
+    bus: Bus
+    group: str
+    admin: AdminClient
+    processes: list[subprocess.Popen[bytes]]
+    logs: list[Path]
+    published: int = 0
+    """Queries so far."""
+    backlog: int = PILOT
+    """Queries in the backlogs to come."""
+
+    @classmethod
+    def start(
+        cls, name: str, bus: Bus, command: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path
+    ) -> Self:
+        """Start one process in each of the environments."""
+        processes, logs = [], []
+        for number, environment in enumerate(environments):
+            log = folder / f"{bus.prefix}{name}-{number}.log"
+            with log.open("wb") as output:
+                processes.append(
+                    subprocess.Popen(  # noqa: S603 - our own command line
+                        command,
+                        env=dict(environment),
+                        cwd=folder,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                    )
+                )
+            logs.append(log)
+        admin = AdminClient({"bootstrap.servers": bus.bootstrap_servers})
+        return cls(name, bus, f"{bus.prefix}{GROUP}", admin, processes, logs)
+
+    @classmethod
+    def service(cls, place: Place, bus: Bus, count: int = 1, **settings: str) -> Self:
+        """Start ``streamer rerank`` so many times."""
+        environments = [place.variables(bus, STREAMER_INSTANCE_ID=f"i{n}", **settings) for n in range(count)]
+        return cls.start("streamer", bus, [str(STREAMER), "rerank"], environments, place.folder)
+
+    @classmethod
+    def script(cls, name: str, place: Place, bus: Bus, arguments: Sequence[str], **variables: str) -> Self:
+        """Start a Python program that takes the brokers and the prefix as its first arguments."""
+        program, *others = arguments
+        command = [sys.executable, program, bus.bootstrap_servers, bus.prefix, *others]
+        return cls.start(name, bus, command, [place.variables(bus) | variables], place.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self.processes:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    # -- what driver.await_true asks of a service ----------------------------------------------------------------
+
+    def check_alive(self) -> None:
+        """Raise AssertionError, with the end of its log, where a process has ended."""
+        for process in self.processes:
+            code = process.poll()
+            if code is not None:
+                raise AssertionError(f"{self.name} ended with {code}\n{self.tail()}")
+
+    def tail(self) -> str:
+        """Return the last lines of the logs."""
+        return "\n".join("\n".join(log.read_text(errors="replace").splitlines()[-40:]) for log in self.logs)
+
+    # -- work ----------------------------------------------------------------------------------------------------
+
+    def warm_up(self, place: Place, *, seconds: float) -> Self:
+        """Wait until each process has its share of the partitions, and fill its caches.
+
+        Further backlogs will take it about so many ``seconds``, by the time that it takes for a small one.
+        """
+        if len(self.processes) > 1:
+            await_true(self._is_spread, "the partitions to be spread", seconds=120, alive=[self])
+        self._publish(place, PILOT // 2)
+        progress = Progress(self)
+        await_true(lambda: progress.committed() >= self.published, self.name, seconds=120, alive=[self])
+        self.backlog = max(PILOT, min(MOST, round(seconds * self.drain(place).events_per_second)))
+        return self
+
+    def _publish(self, place: Place, count: int) -> None:
+        publish(self.bus, queries(count, place.clip_count))
+        self.published += count
+
+    def _is_spread(self) -> bool:
+        [future] = self.admin.describe_consumer_groups([self.group]).values()
+        members = future.result().members
+        return len(members) == len(self.processes) and all(m.assignment.topic_partitions for m in members)
+
+    def drain(self, place: Place, *, seconds: float = 120) -> Drain:
+        """Write a backlog while the processes are frozen, let them go, and watch for at most so many seconds."""
+        for process in self.processes:
+            process.send_signal(signal.SIGSTOP)
+        before, count = self.published, self.backlog
+        self._publish(place, count)
+        progress = Progress(self)
+        usage = [psutil.Process(process.pid) for process in self.processes]
+        broker = psutil.Process(place.kafka.pid(0))
+        for process in self.processes:
+            process.send_signal(signal.SIGCONT)
+        drain = Drain(count, [Sample(time.monotonic(), 0, sum(map(_seconds, usage)), _seconds(broker))])
+        deadline = time.monotonic() + seconds
+        done = 0
+        while done < count:
+            self.check_alive()
+            assert time.monotonic() < deadline, f"{self.name} has done {done} of {count}\n{self.tail()}"
+            done = progress.committed() - before
+            drain.samples.append(Sample(time.monotonic(), done, sum(map(_seconds, usage)), _seconds(broker)))
+            time.sleep(_LOOK_S)
+        sys.stderr.write(f"{self.name}: {count} queries, {drain.events_per_second:.0f}/s\n")
+        return drain
+
+
+def _seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+class Progress:
+    """How many records of the input a group has committed."""
+
+    def __init__(self, contestant: Contestant) -> None:
+        # A consumer that never joins: the admin client's way to ask for a group's offsets has crashed librdkafka
+        # 2.16, asked twenty times a second.
+        self._consumer = Consumer({"bootstrap.servers": contestant.bus.bootstrap_servers, "group.id": contestant.group})
+        self._last = 0
+        self._partitions = [TopicPartition(*place) for place in contestant.bus.ends(RESULTS)]
+
+    def committed(self) -> int:
+        """Ask the group's coordinator."""
+        with suppress(KafkaException):  # the group is not made yet, say; the next look will tell
+            self._last = sum(max(0, each.offset) for each in self._consumer.committed(self._partitions, 10))
+        return self._last
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Events committed and seconds of processor time used, at a moment of the monotonic clock."""
+
+    at: float
+    events: int
+    cpu: float
+    broker_cpu: float
+
+
+@dataclass
+class Drain:
+    """How a backlog went."""
+
+    count: int
+    samples: list[Sample] = field(default_factory=list)
+
+    def _window(self) -> tuple[Sample, Sample]:
+        low, high = (share * self.count for share in _WINDOW)
+        first = next(sample for sample in self.samples if sample.events >= low)
+        last = next(sample for sample in self.samples if sample.events >= high)
+        # A tiny backlog is one transaction: then there is nothing but its start to count from.
+        return (self.samples[0] if last is first else first), last
+
+    @property
+    def events_per_second(self) -> float:
+        """Of the clock."""
+        first, last = self._window()
+        return (last.events - first.events) / (last.at - first.at)
+
+    @property
+    def events_per_cpu_second(self) -> float:
+        """Of the processes' own processor time."""
+        first, last = self._window()
+        return (last.events - first.events) / (last.cpu - first.cpu)
+
+    @property
+    def cores(self) -> float:
+        """How many cores the processes kept busy."""
+        first, last = self._window()
+        return (last.cpu - first.cpu) / (last.at - first.at)
+
+    @property
+    def broker_cores(self) -> float:
+        """How many cores the broker kept busy."""
+        first, last = self._window()
+        return (last.broker_cpu - first.broker_cpu) / (last.at - first.at)
+
+
+def check_answers(contestant: Contestant) -> None:
+    """Show that each query was answered once, with frames; raises AssertionError."""
+    answers = contestant.bus.read(RERANKED, seconds=120)
+    assert len(answers) == contestant.published, f"{len(answers)} answers to {contestant.published} queries"
+    statuses = {each["status"] for each in answers[-1].event["results"]}
+    assert statuses == {"reranked"}, statuses

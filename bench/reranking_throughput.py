@@ -1,0 +1,87 @@
+"""Events per second of one reranker on a backlog, against what the transport and the scoring cost alone.
+
+    PYTHONPATH=tests:tests/integration python bench/reranking_throughput.py
+
+The ideal is 1 / (t_loop + t_core): t_loop is the time per event of a hand-written transactional loop on the same
+events, without frames (``baseline.py``), t_core the time in which one process reads the frames of 100 candidates
+and scores them. All three take turns in one run. Query vectors are cached: the backlog asks few distinct texts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.contestants import Contestant, Drain, check_answers
+from bench.report import print_figures, spread
+from bench.workload import TEXTS, Place, candidates, place
+from streamer.scoring import max_pool
+
+NAME = "reranking_throughput"
+LOOP = str(Path(__file__).with_name("baseline.py"))
+
+
+def core_seconds(where: Place, queries: int) -> float:
+    """Return the median seconds in which one query's candidates are read and scored, in this process."""
+    vector = where.encoder.encode_texts(TEXTS[:1])[0]
+    store = where.store()
+    seconds = []
+    try:
+        for number in range(queries):
+            ids = candidates(number, where.clip_count)
+            began = time.perf_counter()
+            with store.read(ids) as embeddings:
+                found = [each for each in embeddings if each is not None]
+                max_pool(vector, [each.matrix for each in found], [each.scales for each in found])
+            seconds.append(time.perf_counter() - began)
+            assert len(found) == len(ids)
+            del embeddings, found  # what looks into a closed store crashes
+    finally:
+        store.close()
+    return statistics.median(seconds)
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Return the figures; ``quick`` is a tiny size."""
+    rounds, seconds, core = (1, 0.5, 20) if quick else (4, 4.0, 400)
+    ours: list[Drain] = []
+    loops: list[Drain] = []
+    cores: list[float] = []
+    with place(quick=quick) as where:
+        one, other = where.bus("ours"), where.bus("loop")
+        with (
+            Contestant.script("loop", where, other, [LOOP, "throughput"]) as loop,
+            Contestant.service(where, one) as service,
+        ):
+            loop.warm_up(where, seconds=seconds)
+            service.warm_up(where, seconds=seconds)
+            for _ in range(rounds):
+                loops.append(loop.drain(where))
+                cores.append(core_seconds(where, core))
+                ours.append(service.drain(where))
+        check_answers(service)
+    ideals = [1 / (1 / loop.events_per_second + core) for loop, core in zip(loops, cores, strict=True)]
+    return {
+        "events_per_s": spread(each.events_per_second for each in ours),
+        "loop_events_per_s": spread(each.events_per_second for each in loops),
+        "loop_us_per_event": spread(1e6 / each.events_per_second for each in loops),
+        "core_us_per_event": spread(1e6 * each for each in cores),
+        "ideal_events_per_s": spread(ideals),
+        "share_of_ideal": spread(each.events_per_second / ideal for each, ideal in zip(ours, ideals, strict=True)),
+        "events_per_cpu_s": spread(each.events_per_cpu_second for each in ours),
+        "cores_busy": spread(each.cores for each in ours),
+        "broker_cores_busy": spread(each.broker_cores for each in ours),
+        "loop_cores_busy": spread(each.cores for each in loops),
+        "loop_broker_cores_busy": spread(each.broker_cores for each in loops),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    print_figures(measure(quick=False))
+
+
+if __name__ == "__main__":
+    main()

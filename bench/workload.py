@@ -1,0 +1,169 @@
+"""What the benchmarks of the reranker share: a model, a store full of clips, query events, and a broker's topics."""
+
+from __future__ import annotations
+
+import datetime as dt
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import open_clip
+import orjson
+import torch
+from driver import RESULTS, Bus, Record, apply_topics, environment
+from safetensors.torch import save_model
+
+from streamer.encoders import load_encoder
+from streamer.kafka.broker import LocalKafka
+from streamer.settings import DEFAULT_MODEL
+from streamer.store import Clip, Position, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from streamer.encoders import Encoder
+    from streamer.store import Store
+
+MODEL = "ViT-B-32"
+CANDIDATES = 100
+TEXTS = [f"a {colour} {thing} in the {place}" for colour in ("red", "blue", "black", "yellow")
+         for thing in ("bicycle", "car", "dog", "kite", "boat") for place in ("rain", "park", "street")]  # fmt: skip
+"""The few query texts of a run with cached vectors."""
+
+_MEAN_FRAMES, _MAX_FRAMES = 16, 64
+_CLIPS_A_WRITE = 1_000
+_POOL = 4_096
+
+
+def make_model(folder: Path) -> dict[str, str]:
+    """Write the architecture ViT-B-32 with random weights and return the settings that name it.
+
+    Speed does not depend on what the weights are; real ones cannot be fetched everywhere.
+    """
+    torch.manual_seed(0)
+    path = folder / "weights.safetensors"
+    save_model(open_clip.create_model(MODEL, load_weights=False), str(path))
+    return {"STREAMER_MODEL": MODEL, "STREAMER_PRETRAINED": str(path)}
+
+
+def frame_counts(clips: int, draw: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Draw how many frames each clip has: 1 to 64, 16 in the mean, many short clips and few long ones."""
+    return draw.exponential(_MEAN_FRAMES, clips).round().clip(1, _MAX_FRAMES).astype(np.int64)
+
+
+def clip_id(number: int) -> str:
+    """Return the id of a clip, as long as ids of video platforms are."""
+    return f"v{number:011d}"
+
+
+def clips(count: int, dim: int) -> Iterator[Clip]:
+    """Make clips of random unit vectors: nothing about speed depends on their direction."""
+    draw = np.random.default_rng(0)
+    pool = draw.standard_normal((_POOL, dim), dtype=np.float32)
+    pool /= np.linalg.norm(pool, axis=1, keepdims=True)
+    uploaded_at = dt.datetime.now(dt.UTC)
+    for number, frames in enumerate(frame_counts(count, draw).tolist()):
+        first = int(draw.integers(_POOL - frames))
+        times = np.arange(frames, dtype=np.uint32) * 500
+        yield Clip(
+            clip_id(number),
+            uploaded_at,
+            Position.of("bench", number),
+            500 * frames,
+            pool[first : first + frames],
+            times,
+        )
+
+
+def fill(store: Store, count: int, dim: int) -> None:
+    """Write so many clips."""
+    waiting: list[Clip] = []
+    for clip in clips(count, dim):
+        waiting.append(clip)
+        if len(waiting) == _CLIPS_A_WRITE:
+            store.put(waiting)
+            waiting = []
+    if waiting:
+        store.put(waiting)
+
+
+def candidates(number: int, clip_count: int) -> list[str]:
+    """Return the ids of a query's candidates, all over the store."""
+    draw = np.random.default_rng(number)
+    return [clip_id(each) for each in draw.choice(clip_count, CANDIDATES, replace=False).tolist()]
+
+
+def query(number: int, text: str, clip_ids: Sequence[str]) -> Record:
+    """Return a query's record: 100 candidates, about 5 KB."""
+    query_id = f"q{number}"
+    event: dict[str, Any] = {
+        "query_id": query_id,
+        "query": text,
+        "engine": "bm25-v3",
+        "issued_at": dt.datetime.now(dt.UTC).isoformat(),
+        "results": [
+            {"clip_id": each, "score": 31.4159265358 - rank * 0.123456789} for rank, each in enumerate(clip_ids)
+        ],
+    }
+    return Record(query_id.encode(), orjson.dumps(event))
+
+
+def queries(count: int, clip_count: int) -> list[Record]:
+    """Return so many queries of the few :data:`TEXTS`."""
+    # Choosing 100 of 20,000 clips takes longer than all else, and a thousand different lists are enough.
+    lists = [candidates(number, clip_count) for number in range(min(count, 1_000))]
+    return [query(number, TEXTS[number % len(TEXTS)], lists[number % len(lists)]) for number in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A broker, a model and a store full of clips, for the length of one benchmark."""
+
+    kafka: LocalKafka
+    folder: Path
+    settings: dict[str, str]
+    """Which model the service uses."""
+    encoder: Encoder
+    clip_count: int
+    store_path: Path
+
+    def store(self) -> Store:
+        """Open the store as the service does."""
+        url = f"lmdb:{self.store_path}"
+        return open_store(url, model_id=self.encoder.model_id, dim=self.encoder.dim, read_only=True)
+
+    def bus(self, prefix: str) -> Bus:
+        """Return a platform's view of the broker, with the topics of topics.toml made under a prefix."""
+        bus = Bus(self.kafka.bootstrap_servers, f"{prefix}.")
+        apply_topics(self.variables(bus), self.folder)
+        return bus
+
+    def variables(self, bus: Bus, **settings: str) -> dict[str, str]:
+        """Return the environment of a service on these topics."""
+        return environment(bus, self.store_path, [], STREAMER_METRICS_PORT="0", **self.settings, **settings)
+
+
+@contextmanager
+def place(*, quick: bool, clip_count: int = 20_000) -> Iterator[Place]:
+    """Start a broker and fill a store; ``quick``: few clips, and the small model of the demo."""
+    count = min(clip_count, 500) if quick else clip_count
+    with TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        settings = {} if quick else make_model(folder)
+        model = settings.get("STREAMER_MODEL", DEFAULT_MODEL)
+        encoder = load_encoder(model, settings.get("STREAMER_PRETRAINED"))
+        store = open_store(f"lmdb:{folder / 'store'}", model_id=encoder.model_id, dim=encoder.dim)
+        fill(store, count, encoder.dim)
+        store.close()
+        with LocalKafka() as kafka:
+            yield Place(kafka, folder, settings, encoder, count, folder / "store")
+
+
+def publish(bus: Bus, records: Sequence[Record]) -> None:
+    """Publish queries in their order."""
+    bus.publish(RESULTS, records)
