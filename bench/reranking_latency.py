@@ -1,0 +1,179 @@
+"""How long a search waits: from query.results produced to query.reranked readable by a read_committed consumer.
+
+    PYTHONPATH=tests:tests/integration python bench/reranking_latency.py
+
+100 queries a second arrive when they arrive (open loop): a late answer delays no later query. The service and the
+best hand-written transactional loop (``baseline.py``) run side by side, idle by turns, and are asked by turns for a
+few seconds each, by one process that also reads the answers. Then the service is asked texts that it has never seen,
+no faster than a fifth of what the text encoder alone could take: one text at a time is encoded, not a queue of them.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
+from driver import RERANKED, RESULTS
+
+from bench.contestants import Contestant
+from bench.report import print_figures, spread
+from bench.workload import TEXTS, candidates, place, query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from bench.workload import Place
+
+NAME = "reranking_latency"
+RATE = 100.0
+LOOP = str(Path(__file__).with_name("baseline.py"))
+_GRACE_S = 5.0
+_UNCACHED_SHARE = 0.2
+
+
+class Asker:
+    """Asks queries at their times and reads the answers, in one thread, so that nothing else is in the way."""
+
+    def __init__(self, contestant: Contestant, where: Place) -> None:
+        self._bus = contestant.bus
+        self._where = where
+        self._asked = 0
+        servers = {"bootstrap.servers": self._bus.bootstrap_servers}
+        self._producer = Producer(servers | {"linger.ms": 0, "acks": "all"})
+        self._consumer = Consumer(
+            servers
+            | {"group.id": f"{self._bus.prefix}asker", "isolation.level": "read_committed", "enable.auto.commit": False}
+        )
+        topic = self._bus.prefix + RERANKED
+        partitions = self._consumer.list_topics(topic, 10).topics[topic].partitions
+        self._consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in partitions])
+
+    def ask(self, texts: Iterable[str], rate: float) -> list[float]:
+        """Ask at this rate; return each answer's milliseconds. Raises AssertionError where one does not come."""
+        asked: dict[bytes, float] = {}
+        waits: list[float] = []
+        gc.collect()
+        gc.disable()
+        begin = time.perf_counter()
+        due = begin
+        for text in texts:
+            self._asked += 1
+            record = query(self._asked, text, candidates(self._asked, self._where.clip_count))
+            self._listen(due, asked, waits)
+            assert record.key is not None
+            asked[record.key] = time.perf_counter()
+            self._producer.produce(self._bus.prefix + RESULTS, record.value, record.key)
+            self._producer.poll(0)
+            due += 1 / rate
+        self._listen(time.perf_counter() + _GRACE_S, asked, waits, until_all=True)
+        gc.enable()
+        assert not asked, f"{len(asked)} queries have no answer {_GRACE_S} s after the last one was asked"
+        return waits
+
+    def _listen(self, until: float, asked: dict[bytes, float], waits: list[float], *, until_all: bool = False) -> None:
+        """Read answers until a moment, or until all are there."""
+        while (left := until - time.perf_counter()) > 0 and not (until_all and not asked):
+            message = self._consumer.poll(left)
+            now = time.perf_counter()
+            if message is None:
+                continue
+            error = message.error()
+            assert error is None, error
+            key = message.key()
+            assert key is not None
+            waits.append(1000 * (now - asked.pop(key)))
+
+    def close(self) -> None:
+        """Leave the broker."""
+        self._producer.flush(5)
+        self._consumer.close()
+
+
+def cached(count: int) -> Iterator[str]:
+    """Go through the few texts again and again."""
+    return (TEXTS[number % len(TEXTS)] for number in range(count))
+
+
+def percentiles(waits: list[float]) -> tuple[float, float]:
+    """Return the median and the 99th percentile."""
+    p50, p99 = np.percentile(waits, [50, 99])
+    return float(p50), float(p99)
+
+
+def text_ms(where: Place, count: int, prefix: str) -> float:
+    """Return the median milliseconds in which this process encodes one text that it has never seen."""
+    waits = []
+    for number in range(count):
+        began = time.perf_counter()
+        where.encoder.encode_texts([f"{prefix} {number} {TEXTS[number % len(TEXTS)]}"])
+        waits.append(1000 * (time.perf_counter() - began))
+    return statistics.median(waits)
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Return the figures; ``quick`` is a tiny size."""
+    rounds, count = (1, 30) if quick else (5, 500)
+    results: dict[str, list[list[float]]] = {"loop": [], "service": [], "uncached": []}
+    texts: list[float] = []
+    with place(quick=quick) as where:
+        buses = where.bus("loop"), where.bus("ours")
+        with (
+            Contestant.script("loop", where, buses[0], [LOOP, "latency"]) as loop,
+            Contestant.service(where, buses[1]) as service,
+        ):
+            for contestant in (loop, service):
+                contestant.warm_up(where, seconds=0)
+            ask_loop, ask_service = Asker(loop, where), Asker(service, where)
+            rate = min(RATE, _UNCACHED_SHARE * 1000 / text_ms(where, 20, "warm"))
+            for number in range(-1, rounds):
+                one = ask_loop.ask(cached(count), RATE)
+                other = ask_service.ask(cached(count), RATE)
+                # A query of 8 words, each another text.
+                new = (f"{number} {each} {text}" for each, text in enumerate(cached(max(10, round(0.7 * count * rate / RATE)))))
+                third = ask_service.ask(new, rate)
+                if number < 0:
+                    continue
+                texts.append(text_ms(where, 10, f"round {number}"))
+                for name, waits in (("loop", one), ("service", other), ("uncached", third)):
+                    results[name].append(waits)
+                    p50, p99 = percentiles(waits)
+                    sys.stderr.write(f"{name}: p50 {p50:.2f}, p99 {p99:.2f} ms\n")
+            ask_loop.close()
+            ask_service.close()
+    return figures(results, texts, rate)
+
+
+def figures(results: dict[str, list[list[float]]], texts: list[float], rate: float) -> dict[str, Any]:
+    """Sum the rounds up: of each kind the median over the rounds, and the ratios within a round."""
+    at = {name: [percentiles(waits) for waits in rounds] for name, rounds in results.items()}
+    summary: dict[str, Any] = {"queries_per_s": RATE, "queries": sum(map(len, results["service"]))}
+    for name in ("loop", "service", "uncached"):
+        summary[f"{name}_p50_ms"] = spread(p50 for p50, _ in at[name])
+        summary[f"{name}_p99_ms"] = spread(p99 for _, p99 in at[name])
+        summary[f"{name}_all_p99_ms"] = percentiles([each for waits in results[name] for each in waits])[1]
+    pairs = list(zip(at["service"], at["loop"], strict=True))
+    summary["p50_ratio"] = spread(one[0] / other[0] for one, other in pairs)
+    summary["p99_ratio"] = spread(one[1] / other[1] for one, other in pairs)
+    summary["uncached_queries_per_s"] = rate
+    summary["text_ms"] = spread(texts)
+    # The bar: at most the loop's p50, half as much again, and one and a half encodings.
+    summary["uncached_p50_to_allowed_ratio"] = spread(
+        uncached[0] / (1.5 * loop[0] + 1.5 * text)
+        for uncached, loop, text in zip(at["uncached"], at["loop"], texts, strict=True)
+    )
+    return summary
+
+
+def main() -> None:
+    """Measure and print."""
+    print_figures(measure(quick=False))
+
+
+if __name__ == "__main__":
+    main()
