@@ -154,9 +154,8 @@ def place(*, quick: bool, clip_count: int = 20_000) -> Iterator[Place]:
     count = min(clip_count, 500) if quick else clip_count
     with TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        settings = {} if quick else make_model(folder)
-        model = settings.get("STREAMER_MODEL", DEFAULT_MODEL)
-        encoder = load_encoder(model, settings.get("STREAMER_PRETRAINED"))
+        settings = {"STREAMER_MODEL": DEFAULT_MODEL} if quick else make_model(folder)
+        encoder = load_encoder(settings["STREAMER_MODEL"], settings.get("STREAMER_PRETRAINED"))
         store = open_store(f"lmdb:{folder / 'store'}", model_id=encoder.model_id, dim=encoder.dim)
         fill(store, count, encoder.dim)
         store.close()

@@ -1,0 +1,123 @@
+"""The reranker against the same one written in an afternoon with quixstreams and with faststream.
+
+    make peers && PYTHONPATH=tests:tests/integration python bench/reranking_peers.py
+
+Same events, same frames (the peers' in float32), same work, same broker, by turns. Query vectors are cached by all.
+Peers run with the settings that fit the measure: large transactions or batches for a backlog, every event committed
+for latency; ours has one set for both. The peers' packages pin versions of what ours needs too, so `make peers` puts
+them into a folder of their own.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lmdb
+
+from bench.contestants import Contestant, Drain, check_answers
+from bench.report import print_figures, spread
+from bench.reranking_latency import RATE, Asker, cached, percentiles
+from bench.workload import clips, place
+
+if TYPE_CHECKING:
+    from bench.workload import Place
+
+NAME = "reranking_peers"
+PACKAGES = Path(sys.prefix) / "peers"
+PEERS = {name: str(Path(__file__).parent / "peers" / file) for name, file in (("quixstreams", "quix.py"),
+                                                                             ("faststream", "fast.py"))}  # fmt: skip
+
+
+def write_plain(where: Place) -> Path:
+    """Write the clips of the store as an afternoon's work would: the id and the float32 vectors."""
+    folder = where.folder / "plain"
+    with (
+        lmdb.open(str(folder), map_size=1 << 40) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for clip in clips(where.clip_count, where.encoder.dim):
+            transaction.put(clip.clip_id.encode(), clip.vectors.tobytes())
+    return folder
+
+
+def start(where: Place, mode: str, plain: Path, stack: ExitStack) -> dict[str, Contestant]:
+    """Start ours and the peers, each with topics of its own."""
+    contestants = {"streamer": Contestant.service(where, where.bus(f"{mode}-streamer"))}
+    for name, script in PEERS.items():
+        bus = where.bus(f"{mode}-{name}")
+        contestants[name] = Contestant.script(
+            name, where, bus, [script, mode, str(plain)], PYTHONPATH=str(PACKAGES), **where.settings
+        )
+    for contestant in contestants.values():
+        stack.enter_context(contestant)
+    return contestants
+
+
+def backlogs(where: Place, plain: Path, rounds: int, seconds: float) -> dict[str, list[Drain]]:
+    """Let each drain a backlog, by turns."""
+    with ExitStack() as stack:
+        contestants = start(where, "throughput", plain, stack)
+        for contestant in contestants.values():
+            contestant.warm_up(where, seconds=seconds)
+        drains: dict[str, list[Drain]] = {name: [] for name in contestants}
+        for _ in range(rounds):
+            for name, contestant in contestants.items():
+                drains[name].append(contestant.drain(where))
+        for contestant in contestants.values():
+            check_answers(contestant)
+    return drains
+
+
+def latencies(where: Place, plain: Path, rounds: int, count: int) -> dict[str, list[tuple[float, float]]]:
+    """Ask each in turn; return p50 and p99 of each round in milliseconds."""
+    with ExitStack() as stack:
+        contestants = start(where, "latency", plain, stack)
+        askers = {}
+        for name, contestant in contestants.items():
+            contestant.warm_up(where, seconds=0)
+            askers[name] = Asker(contestant, where)
+        waits: dict[str, list[tuple[float, float]]] = {name: [] for name in askers}
+        for number in range(-1, rounds):
+            for name, asker in askers.items():
+                result = percentiles(asker.ask(cached(count), RATE))
+                sys.stderr.write(f"{name}: p50 {result[0]:.2f}, p99 {result[1]:.2f} ms\n")
+                if number >= 0:
+                    waits[name].append(result)
+        for asker in askers.values():
+            asker.close()
+    return waits
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Return the figures; ``quick`` is a tiny size."""
+    rounds, seconds, count = (1, 0.5, 20) if quick else (3, 4.0, 400)
+    with place(quick=quick) as where:
+        plain = write_plain(where)
+        drains = backlogs(where, plain, rounds, seconds)
+        waits = latencies(where, plain, rounds, count)
+    figures: dict[str, Any] = {}
+    for name in drains:
+        figures[f"{name}_events_per_s"] = spread(each.events_per_second for each in drains[name])
+        figures[f"{name}_p50_ms"] = spread(p50 for p50, _ in waits[name])
+        figures[f"{name}_p99_ms"] = spread(p99 for _, p99 in waits[name])
+    for name in PEERS:
+        figures[f"times_{name}"] = spread(
+            ours.events_per_second / theirs.events_per_second
+            for ours, theirs in zip(drains["streamer"], drains[name], strict=True)
+        )
+        figures[f"p99_to_{name}_ratio"] = spread(
+            ours[1] / theirs[1] for ours, theirs in zip(waits["streamer"], waits[name], strict=True)
+        )
+    return figures
+
+
+def main() -> None:
+    """Measure and print."""
+    print_figures(measure(quick=False))
+
+
+if __name__ == "__main__":
+    main()
