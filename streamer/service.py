@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import structlog
 
 from streamer import __version__, embedder, faults, reranker
-from streamer.encoders import Encoder, EncoderError, QueryVectors, load_encoder
+from streamer.encoders import Encoder, EncoderError, QueryVectors, Side, load_encoder
 from streamer.health import Health, HealthServer
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.metrics import Metrics
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+SIDES_OF: dict[str, tuple[Side, ...]] = {"embed": ("images",), "rerank": ("texts",)}
+"""What each service wants of its model."""
 _LEAVE_S = 1.5
 """Time for leaving the group and closing the store, after the drain."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -168,7 +170,14 @@ def _service(settings: Settings, command: str) -> Iterator[Service]:
 
 def _load_encoder(settings: Settings, command: str, metrics: Metrics) -> Encoder:
     try:
-        encoder = load_encoder(settings.model, settings.pretrained, dtype=settings.dtype)
+        encoder = load_encoder(
+            settings.model,
+            settings.pretrained,
+            dtype=settings.dtype,
+            device=settings.device,
+            threads=settings.threads,
+            sides=SIDES_OF[command],
+        )
     except EncoderError as error:
         raise blame(error.setting, error) from None
     encoder.warm_up()

@@ -37,6 +37,7 @@ DEFAULT_METRICS_PORT = {"embed": 9400, "rerank": 9401}
 
 Precision = Literal["float32", "float16", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class SettingsError(Exception):
@@ -85,6 +86,10 @@ class Settings(BaseSettings):
     )
     pretrained: str | None = Field(None, description="open_clip pretrained tag, or the path of a checkpoint file")
     dtype: Dtype = Field("auto", description="Arithmetic of the model; auto takes the fastest that is accurate here")
+    device: Device = Field("auto", description="Where the model runs; auto takes CUDA where there is a device")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="Threads of the model's arithmetic on a CPU; OMP_NUM_THREADS, else measured"
+    )
     store: str = Field("lmdb:./data/store", pattern=r"^[a-z][a-z+]*:.+", description="lmdb:PATH")
     precision: Precision = Field("float16", description="Of stored vectors")
     frame_interval: float = Field(0.5, gt=0, le=3600, description="Seconds between sampled frames")
@@ -189,7 +194,7 @@ class Settings(BaseSettings):
 
 _KAFKA = ("bootstrap_servers", "topic_prefix", "kafka")
 _LOG = ("log_format", "log_level")
-_SERVICE = (*_KAFKA, "instance_id", "model", "pretrained", "dtype", "store")
+_SERVICE = (*_KAFKA, "instance_id", "model", "pretrained", "dtype", "device", "threads", "store")
 _OPERATION = ("queue_bytes", "drain_timeout", "metrics_host", "metrics_port", *_LOG)
 
 COMMANDS_OF: dict[str, tuple[str, ...]] = {
@@ -202,7 +207,7 @@ COMMANDS_OF: dict[str, tuple[str, ...]] = {
         *_SERVICE, "alpha", "depth", "normalization", "deadline_ms", "query_batch", "query_cache", *_OPERATION,
     ),
     "topics": (*_KAFKA, *_LOG),
-    "demo": ("bootstrap_servers", "kafka", "model", "pretrained", "dtype", *_LOG),
+    "demo": ("bootstrap_servers", "kafka", "model", "pretrained", "dtype", "device", "threads", *_LOG),
     "store": ("store", *_LOG),
 }  # fmt: skip
 """Which command takes which settings, in the order of its help."""
@@ -294,4 +299,5 @@ _DEFAULTS_IN_WORDS = {
     "allowed_uris": "the working directory",
     "allowed_networks": "none",
     "metrics_port": "9400 embed, 9401 rerank",
+    "threads": "measured",
 }

@@ -328,7 +328,13 @@ def _start_services(
 def _engine_answers(console: Console, settings: Settings, material: Material) -> dict[str, Sequence[tuple[str, float]]]:
     """Let the stand-in engine answer every query: the base that is reranked."""
     with console.status("The stand-in engine indexes whole clips"):
-        encoder = load_encoder(settings.model, settings.pretrained, dtype=settings.dtype)
+        encoder = load_encoder(
+            settings.model,
+            settings.pretrained,
+            dtype=settings.dtype,
+            device=settings.device,
+            threads=settings.threads,
+        )
         engine = BaseEngine(encoder, material.clips)
         return {query.query_id: engine.rank(query.text, top=settings.depth) for query in material.queries}
 

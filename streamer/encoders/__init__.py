@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from streamer.encoders.cache import QueryVectors
-from streamer.encoders.protocol import Encoder, EncoderError, Prepared, load_encoder
+from streamer.encoders.protocol import SIDES, Encoder, EncoderError, Prepared, Side, load_encoder
 
-__all__ = ["Encoder", "EncoderError", "Prepared", "QueryVectors", "load_encoder"]
+__all__ = ["SIDES", "Encoder", "EncoderError", "Prepared", "QueryVectors", "Side", "load_encoder"]

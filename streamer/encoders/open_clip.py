@@ -6,27 +6,34 @@ import difflib
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import open_clip
+import structlog
 import torch
 from open_clip.factory import load_state_dict, parse_model_name
 from open_clip.pretrained import download_pretrained_from_hf
 from PIL import Image
 
-from streamer.encoders.protocol import EncoderError
-from streamer.encoders.text_tower import CausalTextTower
+from streamer.encoders.protocol import SIDES, EncoderError
+from streamer.encoders.towers import ImageTower, TextTower, can_pack_side
+from streamer.encoders.tuning import Arithmetic, Tower, candidates, fastest, thread_count, use_threads
 from streamer.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from streamer.encoders.protocol import Side
     from streamer.preprocessing import Frame
-    from streamer.settings import Dtype
+    from streamer.settings import Device, Dtype
+
+log = structlog.get_logger()
+T = TypeVar("T", bound=Tower)
 
 CONFIG_NAME = "open_clip_config.json"
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pth")
@@ -48,28 +55,44 @@ class OpenClipEncoder:
         config: dict[str, Any],
         *,
         device: torch.device,
-        dtype: torch.dtype,
+        dtype: Dtype = "auto",
+        sides: Collection[Side] = SIDES,
     ) -> None:
-        """Take a model as loaded, in float32 on the CPU; ``config`` is its architecture (``model_cfg``)."""
+        """Take a model as loaded, in float32 on the CPU; ``config`` is its architecture (``model_cfg``).
+
+        The arithmetic of ``sides`` is measured, and they are warm afterwards; a side that is not among them
+        works, but nothing is spent on it.
+        """
         self.model_id = _model_id(network, config)
         self.dim = int(config["embed_dim"])
         visual: Any = network.visual
         self.prepare = _preprocessing(visual.preprocess_cfg, preprocess)
-        self._network: Any = network.eval().requires_grad_(requires_grad=False).to(device, dtype)
-        self._causal_text = CausalTextTower.of(network)
-        self._tokenize = tokenizer
+        network.eval()
+        self._sides = sides
         self._device = device
-        self._dtype = dtype
-        mean, std = (torch.tensor(visual.preprocess_cfg[name]).view(-1, 1, 1) for name in ("mean", "std"))
-        self._mean, self._std = mean.to(device), std.to(device)
+        arithmetics = {side: candidates(dtype, device, packable=can_pack_side(network, side)) for side in SIDES}
+        self._images = self._tower(
+            "images", arithmetics, lambda how: ImageTower(network, visual.preprocess_cfg, how, device)
+        )
+        self._texts = self._tower("texts", arithmetics, lambda how: TextTower(network, tokenizer, how, device))
 
     @classmethod
-    def load(cls, model: str, pretrained: str | None = None, *, dtype: Dtype = "auto") -> OpenClipEncoder:
+    def load(
+        cls,
+        model: str,
+        pretrained: str | None = None,
+        *,
+        dtype: Dtype = "auto",
+        device: Device = "auto",
+        threads: int | None = None,
+        sides: Collection[Side] = SIDES,
+    ) -> OpenClipEncoder:
         """Load a model: built-in name and tag, name and checkpoint file, ``local-dir:PATH``, ``hf-hub:REPO``.
 
         Raises :class:`EncoderError` with one line that says which part is wrong. A model is never left with
         random weights, which open_clip only warns about.
         """
+        chosen = _device(device)
         source = _locate(model, pretrained)
         try:
             network, preprocess = open_clip.create_model_from_pretrained(source.name, source.pretrained)
@@ -81,53 +104,71 @@ class OpenClipEncoder:
             tokenizer = _bound(open_clip.get_tokenizer(source.name))
         except Exception as error:
             raise EncoderError(f"model {source.name} has no usable tokenizer: {_one_line(error)}") from error
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        arithmetic = choose_dtype(dtype, device)
-        encoder = cls(network, preprocess, tokenizer, source.config, device=device, dtype=arithmetic)
+        if threads is not None:
+            torch.set_num_threads(threads)
         try:
-            encoder.warm_up()
+            encoder = cls(network, preprocess, tokenizer, source.config, device=chosen, dtype=dtype, sides=sides)
         except RuntimeError as error:
             raise EncoderError(
-                f"model {source.name} does not run with dtype {_name(arithmetic)} on {device.type}: {_one_line(error)}",
+                f"model {source.name} does not run with dtype {dtype} on {chosen.type}: {_one_line(error)}",
                 setting="dtype",
             ) from error
+        if threads is None and "OMP_NUM_THREADS" not in os.environ and chosen.type == "cpu":
+            torch.set_num_threads(encoder.measure_threads())
         return encoder
 
     def encode_images(self, prepared: Sequence[Frame]) -> npt.NDArray[np.float32]:
         """Encode frames of the model's size in one batch: (n, 1, dim), L2-normalised; n >= 1."""
-        pixels = torch.from_numpy(np.stack(prepared)).to(self._device)
-        with torch.inference_mode():
-            batch = self._normalise(pixels).to(self._dtype)
-            return self._unit(self._network.encode_image(batch))[:, np.newaxis]
+        return self._images.encode(prepared)[:, np.newaxis]
 
     def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Encode queries in one batch: (n, dim), L2-normalised; n >= 1.
 
         What is longer than the model's context is cut off, as open_clip's tokenizer does.
         """
-        tokens = self._tokenize(list(queries))
-        with torch.inference_mode():
-            if self._causal_text is None:
-                return self._unit(self._network.encode_text(tokens.to(self._device)))
-            # Cut while the tokens are on the CPU: a device would have to be waited for.
-            short = self._causal_text.truncate(tokens).to(self._device)
-            return self._unit(self._causal_text.encode(short))
+        return self._texts.encode(queries)
 
     def warm_up(self) -> None:
-        """Run both towers once, so that the first event does not pay for it."""
-        self.encode_images([self.prepare(np.zeros((32, 32, 3), np.uint8))])
-        self.encode_texts(["warm-up"])
+        """Run the sides that will be used, with the threads that there are now."""
+        for tower in self._towers():
+            tower.run()
 
-    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Make of (n, height, width, 3) bytes what torchvision's ToTensor and Normalize make of each frame."""
-        channels_first = pixels.permute(0, 3, 1, 2).contiguous()
-        return channels_first.float().div_(255).sub_(self._mean).div_(self._std)
+    def measure_threads(self) -> int:
+        """Return how many of torch's threads are worth taking for the sides that will be used."""
+        most = torch.get_num_threads()
+        if most == 1:
+            return 1
+        counts = {side: thread_count(tower.run, most) for side, tower in zip(self._sides, self._towers(), strict=True)}
+        log.info("threads measured", most=most, **counts)
+        return max(counts.values())
 
-    def _unit(self, features: torch.Tensor) -> npt.NDArray[np.float32]:
-        vectors: npt.NDArray[np.float32] = torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
-        if not np.isfinite(vectors).all():
-            raise EncoderError(f"the model's vectors are not finite with dtype {_name(self._dtype)}", setting="dtype")
-        return vectors
+    def _towers(self) -> list[ImageTower | TextTower]:
+        return [self._images if side == "images" else self._texts for side in self._sides]
+
+    def _tower(
+        self, side: Side, arithmetics: Mapping[Side, tuple[Arithmetic, ...]], build: Callable[[Arithmetic], T]
+    ) -> T:
+        """Return the fastest tower; raise :class:`RuntimeError` where the first of its arithmetics cannot be used."""
+        options = arithmetics[side]
+        if side not in self._sides:
+            return build(options[0])
+        if self._device.type == "cpu":
+            # One thread's own time: what else the machine does while a service starts does not count.
+            with use_threads(1):
+                choice = fastest(options, build, time.thread_time)
+        else:
+            choice = fastest(options, build, time.perf_counter)
+        measured = [str(trial) for trial in choice.trials]
+        log.info("arithmetic measured", side=side, chosen=str(choice.arithmetic), measured=measured)
+        return choice.tower
+
+
+def _device(device: Device) -> torch.device:
+    """Return the device that the setting asks for; raise :class:`EncoderError` where it is not there."""
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise EncoderError("torch finds no CUDA device", setting="device")
+    return torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
 
 
 def _preprocessing(config: Mapping[str, Any], reference: Callable[[Image.Image], torch.Tensor]) -> Preprocessing:
@@ -143,20 +184,6 @@ def _preprocessing(config: Mapping[str, Any], reference: Callable[[Image.Image],
         if own.shape != theirs.shape or not torch.allclose(own, theirs, atol=1e-6):
             raise EncoderError("the model's preprocessing is not one that open_clip's configurations describe")
     return mine
-
-
-def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """Return the arithmetic that ``dtype`` asks for; ``auto`` goes by what the device is built for."""
-    if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
-    if device.type != "cuda":
-        return torch.float32
-    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bfloat16 else torch.float16
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _model_id(network: Any, config: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ class CausalTextTower:
         projection = tower.text_projection
         if projection is None:
             features = pooled
-        elif isinstance(projection, torch.nn.Linear):
+        elif isinstance(projection, torch.nn.Module):
             features = projection(pooled)
         else:
             features = pooled @ projection

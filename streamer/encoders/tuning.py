@@ -1,0 +1,210 @@
+"""The choice of a model's arithmetic and threads by measuring them, when the model is loaded.
+
+Which is fastest depends on processor and model: bfloat16 is three times as fast as float32 where the processor has
+instructions for it and many times slower where it has none; packed weights gain more, the fewer tokens there are;
+two threads gain little for one short query. What wins a comparison by less than the measurement's noise must not be
+chosen today and something else tomorrow, so float32 and plain weights have a head start.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from streamer.encoders.protocol import EncoderError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from streamer.settings import Dtype
+
+MIN_COSINE = 0.9998
+"""Of a vector to float32's, for arithmetic that may be chosen in its place."""
+BUDGET_S = 4.0
+"""After which no more candidates are tried once one is faster than the first."""
+
+_HANDICAPS = {torch.float32: 1.0, torch.bfloat16: 1.2, torch.float16: 1.25}
+"""How many times faster than float32 less exact arithmetic must be; bfloat16 cannot overflow where float32 does not."""
+_PACKED_HANDICAP = 1.05
+_THREADS_GAIN = 1.2
+"""How many times faster twice the threads must be: they are taken from the rest of the machine."""
+_RUNS = 7
+_ENOUGH_S = 0.25
+"""No further runs of a candidate after this."""
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a dtype as the settings have it."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """How a tower computes: with weights in ``dtype``; ``packed`` is :mod:`streamer.encoders.packing`."""
+
+    dtype: torch.dtype
+    packed: bool = False
+
+    def __str__(self) -> str:
+        return name_of(self.dtype) + (", packed" if self.packed else "")
+
+    @property
+    def between(self) -> torch.dtype:
+        """The dtype of what lies between products: a packed tower reduces those only."""
+        return torch.float32 if self.packed else self.dtype
+
+    @property
+    def handicap(self) -> float:
+        """The factor on a measured time with which this one is compared."""
+        return _HANDICAPS[self.dtype] * (_PACKED_HANDICAP if self.packed else 1.0)
+
+
+class Tower(Protocol):
+    """One side of a model in some arithmetic, with inputs of its own to be measured by."""
+
+    def run(self) -> object:
+        """Do what is timed."""
+        ...
+
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """Encode what accuracy is judged by: (n, dim), L2-normalised; called before :meth:`run`."""
+        ...
+
+
+T = TypeVar("T", bound=Tower)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What was measured of one candidate; ``problem`` says why it could not be."""
+
+    arithmetic: Arithmetic
+    seconds: float = float("inf")
+    cosine: float = float("nan")
+    problem: str = ""
+
+    def __str__(self) -> str:
+        figures = self.problem or f"{1000 * self.seconds:.3g} ms, cosine {self.cosine:.6f}"
+        return f"{self.arithmetic}: {figures}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Generic[T]):
+    """The tower that was chosen, its arithmetic, and all that was measured."""
+
+    tower: T
+    arithmetic: Arithmetic
+    trials: tuple[Trial, ...]
+
+
+def candidates(dtype: Dtype, device: torch.device, *, packable: bool) -> tuple[Arithmetic, ...]:
+    """Return what is worth measuring for a setting: the reference first, then the most promising."""
+    plain = {name: Arithmetic(getattr(torch, name)) for name in ("float32", "bfloat16", "float16")}
+    if device.type == "cuda":
+        if dtype != "auto":
+            return (plain[dtype],)
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return (plain["float32"], *([plain["bfloat16"]] if has_bfloat16 else []), plain["float16"])
+    packed = {name: Arithmetic(each.dtype, packed=True) for name, each in plain.items()} if packable else {}
+    names = [dtype] if dtype != "auto" else ["float32"]
+    if dtype == "auto" and _is_worth_trying(torch.bfloat16):
+        names.insert(0, "bfloat16")
+    reference = plain[names[-1]]
+    return (reference, *(packed[name] for name in names if packed), *(plain[name] for name in names[:-1]))
+
+
+def _is_worth_trying(dtype: torch.dtype) -> bool:
+    """Tell by one small product: without instructions for it, a dtype may be a hundred times slower than float32."""
+
+    def seconds(of: torch.dtype) -> float:
+        a, b = torch.ones(64, 512, dtype=of), torch.ones(512, 512, dtype=of)
+        return _timed(lambda: torch.mm(a, b), time.thread_time)
+
+    with use_threads(1), torch.inference_mode():
+        return seconds(dtype) < 2 * seconds(torch.float32)
+
+
+def fastest(
+    arithmetics: Sequence[Arithmetic], build: Callable[[Arithmetic], T], clock: Callable[[], float]
+) -> Choice[T]:
+    """Measure ``arithmetics`` and return the fastest whose vectors are those of the first, but for rounding.
+
+    Those at the end may not be reached. At most three towers are in memory at a time: the first, the best and the
+    one on trial. What the first one raises passes through; another that cannot be built or run is not chosen.
+    """
+    begin = time.monotonic()
+    first, *others = arithmetics
+    tower = best = build(first)
+    exact = tower.vectors()
+    trials = [Trial(first, _timed(tower.run, clock), 1.0)]
+    chosen, least = first, trials[0].seconds * first.handicap
+    for arithmetic in others:
+        if time.monotonic() - begin > BUDGET_S and chosen is not first:
+            break
+        try:
+            tower = build(arithmetic)
+            cosine = float(np.sum(tower.vectors() * exact, axis=-1).min())
+            trial = Trial(arithmetic, _timed(tower.run, clock), cosine)
+        except (RuntimeError, EncoderError) as error:
+            trials.append(Trial(arithmetic, problem=" ".join(str(error).split())[:200]))
+            continue
+        trials.append(trial)
+        if cosine >= MIN_COSINE and trial.seconds * arithmetic.handicap < least:
+            best, chosen, least = tower, arithmetic, trial.seconds * arithmetic.handicap
+    return Choice(best, chosen, tuple(trials))
+
+
+def thread_count(run: Callable[[], object], most: int) -> int:
+    """Return how many threads are worth taking, of at most ``most``: 1, 2, 4 and so on, while it gets faster.
+
+    By the clock on the wall and its median, so that neither a busy machine nor a container's quota is taken for
+    processors that are there.
+    """
+    count, least = 1, _wall(run, 1)
+    while count < most:
+        more = min(2 * count, most)
+        seconds = _wall(run, more)
+        if seconds * _THREADS_GAIN > least:
+            break
+        count, least = more, seconds
+    return count
+
+
+def _wall(run: Callable[[], object], threads: int) -> float:
+    seconds: list[float] = []
+    with use_threads(threads):
+        run()
+        while len(seconds) < _RUNS and sum(seconds) < _ENOUGH_S:
+            begin = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Let torch compute with ``count`` threads for the length of the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timed(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Return the seconds of the fastest of several runs; a long one is not repeated."""
+    seconds: list[float] = []
+    while len(seconds) < _RUNS and sum(seconds) < _ENOUGH_S:
+        begin = clock()
+        run()
+        seconds.append(clock() - begin)
+    return min(seconds)
