@@ -8,14 +8,14 @@ score. The paper adds the raw scores; normalising both first makes one alpha fit
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numkong
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Normalization = Literal["minmax", "zscore", "none"]
 FloatArray = npt.NDArray[np.float64]
@@ -73,7 +73,6 @@ class Block(NamedTuple):
         return cls(np.array([position]), lengths, clip.matrix, start, clip.times_ms, start, clip.scales, start)
 
 
-@runtime_checkable
 class Blocks(Protocol):
     """A sequence of clips that can also give them joined, which is faster than one by one."""
 
@@ -104,8 +103,9 @@ def score_clips(query: npt.NDArray[np.float32], clips: Sequence[ClipVectors | No
 
 
 def _blocks(clips: Sequence[ClipVectors | None]) -> Iterator[Block]:
-    if isinstance(clips, Blocks):
-        return clips.blocks()
+    blocks: Callable[[], Iterator[Block]] | None = getattr(clips, "blocks", None)
+    if blocks is not None:
+        return blocks()
     return (Block.of(position, clip) for position, clip in enumerate(clips) if clip is not None)
 
 
@@ -130,11 +130,11 @@ class _Dots:
     def of(self, matrix: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> FloatArray:
         """Return the products (m,) of the query (d,) with the ``rows`` (m,) of ``matrix`` (n, d)."""
         packed, coarse, fine = self._packed.get(matrix.dtype) or self._pack(matrix.dtype)
-        products = np.asarray(numkong.dots_packed(matrix, packed))[rows]
+        products = np.asarray(numkong.dots_packed(matrix, packed)).take(rows, axis=0)
         return np.asarray(products[:, 0] * coarse + products[:, 1] * fine)
 
     def _pack(self, dtype: np.dtype[Any]) -> tuple[numkong.PackedMatrix, float, float]:
-        query = self._query.astype(np.float64)
+        query = self._query
         columns = np.empty((2, len(query)), dtype)
         if dtype == np.int8:
             coarse = float(np.abs(query).max()) / 127 or 1.0

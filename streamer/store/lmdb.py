@@ -122,7 +122,7 @@ class LmdbStore:
     @contextmanager
     def read(self, clip_ids: Sequence[str]) -> Iterator[Records]:
         """Read records from one snapshot; None for what is absent, deleted or corrupt."""
-        keys = [record.key(self._prefix, clip_id) for clip_id in clip_ids]
+        keys = record.keys(self._prefix, clip_ids)
 
         def corrupt(position: int, error: Exception) -> None:
             self._note_corrupt(keys[position], clip_ids[position], error)

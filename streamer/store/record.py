@@ -29,17 +29,21 @@ from __future__ import annotations
 import datetime as dt
 import struct
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
 from streamer.store.protocol import EPOCH, Embedding, Position
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streamer.settings import Precision
     from streamer.store.protocol import Clip
 
+IntOrInts = TypeVar("IntOrInts", int, npt.NDArray[np.int64])
 
 MAX_ID_BYTES = 512
 """Longest clip id in bytes of UTF-8; :mod:`streamer.events` sets the same limit."""
@@ -72,8 +76,8 @@ _MAX_PLAIN_ID_BYTES = _MAX_KEY_BYTES - PREFIX_BYTES - len(_EVEN)
 _ID_HASH_BYTES = 32
 
 
-unpack_shape = struct.Struct("<8sQ32xIIHB5x").unpack_from
-"""Read of an unchecked record: magic, checksum, d, n, length of the id, code of the precision."""
+unpack_shape = struct.Struct("<48xII2xB5x").unpack_from
+"""Read d, n and the precision's code from the head of a record, unchecked."""
 
 
 class CorruptRecordError(Exception):
@@ -103,6 +107,16 @@ def key(prefix: bytes, clip_id: str) -> bytes:
         # A cryptographic hash, since whoever chooses ids could otherwise make two clips share a record.
         return prefix + _HASHED + blake2b(raw, digest_size=_ID_HASH_BYTES).digest()
     return prefix + (_ODD if length & 1 else _EVEN) + raw
+
+
+def keys(prefix: bytes, clip_ids: Sequence[str]) -> list[bytes]:
+    """Return :func:`key` of many ids in less time."""
+    by_parity = prefix + _EVEN, prefix + _ODD
+    return [
+        by_parity[len(raw) & 1] + raw if 0 < len(raw) <= _MAX_PLAIN_ID_BYTES else key(prefix, clip_id)
+        for clip_id in clip_ids
+        for raw in (clip_id.encode(),)
+    ]
 
 
 def clip_id(at: bytes, value: memoryview) -> str:
@@ -169,15 +183,20 @@ def decode(value: memoryview, clip_id: str, dim: int | None) -> Embedding | None
         return None
     if dim is not None and length != dim:
         raise CorruptRecordError(f"vectors of length {length}, not {dim}")
-    times_at, matrix_at = _offsets(id_length, n, code)
+    times_at = _times_at(id_length)
     scales = np.ndarray((n,), _SCALE, value, times_at + 4 * n) if code == INT8 else None
-    matrix = np.ndarray((n, length), DTYPES[code], value, matrix_at)
+    matrix = np.ndarray((n, length), DTYPES[code], value, matrix_at(id_length, n, code))
     return Embedding(matrix, scales, np.ndarray((n,), _TIME, value, times_at), uploaded_us, duration_ms)
 
 
 def column_bytes(code: int) -> int:
-    """Return the size of what a record holds of each vector besides its row: a time, and for int8 a scale."""
+    """Return the size of what a record holds of a vector besides its row: a time, and for int8 a scale."""
     return 8 if code == INT8 else 4
+
+
+def matrix_at(id_length: int, vectors: IntOrInts, code: int) -> IntOrInts:
+    """Return where the matrix of a record with so many vectors begins; of many at once, too."""
+    return _times_at(id_length) + vectors * column_bytes(code) + 7 & ~7
 
 
 def version(stored: memoryview | None) -> Version | None:
@@ -242,20 +261,18 @@ def _id_bytes(value: memoryview, length: int) -> bytes:
     return bytes(value[HEADER_BYTES : HEADER_BYTES + length])
 
 
-def _offsets(id_length: int, vectors: int, code: int) -> tuple[int, int]:
-    """Return where the times and where the matrix begin."""
-    times_at = HEADER_BYTES + (id_length + 3 & ~3)
-    return times_at, times_at + vectors * column_bytes(code) + 7 & ~7
+def _times_at(id_length: int) -> int:
+    return HEADER_BYTES + (id_length + 3 & ~3)
 
 
 def _seal(header: _Header, raw_id: bytes, columns: bytes, matrix: bytes) -> bytes:
     """Join the parts of a record and put in the checksum; ``columns`` are the times and scales."""
-    times_at, matrix_at = _offsets(header.id_length, header.vectors, header.code)
-    record = bytearray(matrix_at + len(matrix))
+    times_at, rows_at = _times_at(header.id_length), matrix_at(header.id_length, header.vectors, header.code)
+    record = bytearray(rows_at + len(matrix))
     _HEADER.pack_into(record, 0, *header)
     record[HEADER_BYTES : HEADER_BYTES + len(raw_id)] = raw_id
     record[times_at : times_at + len(columns)] = columns
-    record[matrix_at:] = matrix
+    record[rows_at:] = matrix
     checksum = xxh3_64_intdigest(memoryview(record)[CHECKED_FROM:])
     _HEADER.pack_into(record, 0, *header._replace(checksum=checksum))
     return bytes(record)
@@ -274,7 +291,6 @@ def _open(value: memoryview) -> tuple[bytes, int, int, int, int, int, int, int, 
         raise CorruptRecordError("the checksum does not fit")
     if code not in _WIDTHS:
         raise CorruptRecordError(f"precision {code} is unknown")
-    _, matrix_at = _offsets(id_length, n, code)
-    if matrix_at + n * dim * _WIDTHS[code] != size:
+    if matrix_at(id_length, n, code) + n * dim * _WIDTHS[code] != size:
         raise CorruptRecordError(f"{n} vectors of length {dim} in {size} bytes")
     return header

@@ -1,89 +1,118 @@
 """The records of one read: one by one as embeddings, or joined into blocks, which is how they are scored.
 
 A query reads a hundred to a thousand records, and making array objects of each would cost more than its
-arithmetic. So one pass of plain Python looks each record up, copies it whole into a buffer and checks it there;
-what remains is done for all clips of a block at once. A block's size is a compromise: it must still be in the
-processor's cache when it is scored, and be worth a dozen array operations.
+arithmetic. So one short pass of plain Python copies each record whole into a buffer and takes its checksum there;
+heads are checked, and everything else is done, for all records of a block at once. A block's size is a
+compromise: it should still be in the processor's cache when it is scored, and be worth two dozen array operations.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, overload
+from functools import lru_cache
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from streamer.scoring import Block
-from streamer.store.record import (
-    CHECKED_FROM,
-    DTYPES,
-    HEADER_BYTES,
-    INT8,
-    MAGIC,
-    CorruptRecordError,
-    column_bytes,
-    decode,
-    unpack_shape,
-)
+from streamer.store import record
+from streamer.store.record import CHECKED_FROM, HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
+    import numpy.typing as npt
+
     from streamer.store.protocol import Embedding
 
-BLOCK_BYTES = 1 << 20
+    IntArray = npt.NDArray[np.int64]
+
+BLOCK_BYTES = 1 << 21
 """What a block holds at most; a larger record is a block of its own, and not copied."""
-_WORD_BYTES = 4
+_QUAD_BYTES, _WORD_BYTES = 8, 4
+_HEAD = np.array([[0], [1], [6], [7]])
+"""The quads of a record's head that are checked: magic, checksum, d and n, length of the id and precision."""
+_MAGIC = int.from_bytes(record.MAGIC, "little")
 
 
-class _Layout(NamedTuple):
-    """What the records of a block share; ``row_bytes`` of a vector, ``column_bytes`` of its time and scale."""
+class _Layout:
+    """How records of one precision and length of vectors lie in a buffer.
 
-    code: int
-    dim: int
-    row_bytes: int
-    column_bytes: int
+    A matrix begins on a multiple of its rows' size: so the buffer is one matrix, of which some rows are what
+    stands before the vectors of a record.
+    """
 
-    @classmethod
-    def of(cls, code: int, dim: int) -> _Layout:
-        return cls(code, dim, dim * DTYPES[code].itemsize, column_bytes(code))
+    def __init__(self, code: int, dim: int) -> None:
+        self.code = code
+        self.dim = dim
+        self.dtype = record.DTYPES[code]
+        self.row_bytes = dim * self.dtype.itemsize
+        self.places: dict[int, tuple[int, int]] = {}
+        """For a record's size, how far it keeps from the record before it, and how many vectors it has."""
+
+    def place(self, size: int) -> tuple[int, int] | None:
+        """Find what belongs into ``places``; None where a record of this size has another layout or is too large."""
+        vectors = (size - HEADER_BYTES) // (self.row_bytes + record.column_bytes(self.code))
+        if vectors < 1 or self.row_bytes % _QUAD_BYTES or size > BLOCK_BYTES - self.row_bytes:
+            return None
+        matrix_at = record.matrix_at(0, vectors, self.code)
+        if matrix_at + vectors * self.row_bytes != size:
+            return None
+        return self.places.setdefault(size, (-matrix_at % self.row_bytes, vectors))
 
 
-_NO_LAYOUT = _Layout.of(INT8, 1)
+_layout = lru_cache(maxsize=8)(_Layout)
 
 
 class _Buffer:
-    """Memory for the records of one block at a time, and the place of each in it."""
+    """Memory for the records of one block at a time, and what is known of each: all that is appended to."""
 
     def __init__(self) -> None:
         self.bytes = np.zeros(BLOCK_BYTES, np.uint8)
         self.memory = memoryview(self.bytes.data)
+        self.quads = self.bytes.view("<u8")
         self.words = self.bytes.view("<u4")
         self.floats = self.bytes.view("<f4")
-        self.positions, self.starts, self.lengths = array("q"), array("q"), array("q")
+        self.clear()
 
-    def block(self, layout: _Layout) -> Block:
-        """Describe what lies in the buffer, and begin anew."""
-        code, dim, row_bytes, column = layout
-        positions, starts, lengths = (
-            np.frombuffer(column, np.int64) for column in (self.positions, self.starts, self.lengths)
-        )
-        self.positions, self.starts, self.lengths = array("q"), array("q"), array("q")
+    def clear(self) -> None:
+        """Begin anew."""
+        self.positions, self.starts, self.lengths, self.checksums = array("q"), array("q"), array("q"), array("Q")
+
+    def block(self, layout: _Layout) -> tuple[Block | None, list[int]]:
+        """Describe what is in the buffer, and begin anew; the list tells of which records it is not good.
+
+        Sizes fit already. What else :func:`streamer.store.record.decode` asks for is asked here.
+        """
+        positions, starts, lengths = (np.frombuffer(of, np.int64) for of in (self.positions, self.starts, self.lengths))
+        magic, checksum, shape, kind = self.quads.take(starts // _QUAD_BYTES + _HEAD)
+        good = checksum == np.frombuffer(self.checksums, np.uint64)
+        good &= magic == _MAGIC
+        good &= shape == (lengths << 32) + layout.dim
+        good &= kind == layout.code << 16
+        bad: list[int] = []
+        if not good.all():
+            bad = positions[~good].tolist()
+            positions, starts, lengths = positions[good], starts[good], lengths[good]
+        self.clear()
+        if not len(positions):
+            return None, bad
+        first_rows = (starts + record.matrix_at(0, lengths, layout.code)) // layout.row_bytes
+        rows = int(first_rows[-1] + lengths[-1])
         first_times = (starts + HEADER_BYTES) // _WORD_BYTES
-        first_rows = (starts + (HEADER_BYTES + column * lengths + 7 & ~7)) // row_bytes
-        rows = first_rows[-1] + lengths[-1]
-        return Block(
+        block = Block(
             positions=positions,
             lengths=lengths,
-            matrix=self.bytes[: rows * row_bytes].view(DTYPES[code]).reshape(rows, dim),
+            matrix=self.bytes[: rows * layout.row_bytes].view(layout.dtype).reshape(rows, layout.dim),
             first_rows=first_rows,
             times_ms=self.words,
             first_times=first_times,
-            scales=self.floats if code == INT8 else None,
+            scales=self.floats if layout.code == record.INT8 else None,
             first_scales=first_times + lengths,
         )
+        return block, bad
 
 
 _buffers: list[_Buffer] = []
@@ -103,7 +132,7 @@ class Records(Sequence["Embedding | None"]):
         keys: Sequence[bytes],
         clip_ids: Sequence[str],
         dim: int | None,
-        corrupt: Callable[[int, CorruptRecordError], None],
+        corrupt: Callable[[int, record.CorruptRecordError], None],
     ) -> None:
         self._get = get
         self._keys = keys
@@ -130,78 +159,75 @@ class Records(Sequence["Embedding | None"]):
             buffer = _buffers.pop()
         except IndexError:
             buffer = _Buffer()
-        waiting: Sequence[int] = range(len(self._keys))
+        positions: Sequence[int] = range(len(self._keys))
         # A block has one precision. One round for each, since clips of different ones may alternate.
-        while waiting:
-            waiting = yield from self._round(waiting, self._layout(waiting), buffer)
-        # A read that was left in the middle may still look into its buffer.
+        while positions:
+            positions = yield from self._round(positions, buffer)
+        # Not where an error ended this before: the buffer may be half full.
         _buffers.append(buffer)
 
-    def _round(
-        self, positions: Sequence[int], layout: _Layout, buffer: _Buffer
-    ) -> Generator[Block, None, Sequence[int]]:
-        """Give what has the layout; returns the positions of the rest."""
-        get, keys, memory = self._get, self._keys, buffer.memory
-        code, dim, row_bytes, column = layout
-        largest = 0 if row_bytes % _WORD_BYTES else BLOCK_BYTES - row_bytes
-        rest: list[int] = []
+    def _round(self, positions: Sequence[int], buffer: _Buffer) -> Generator[Block, None, Sequence[int]]:
+        """Give all records of the layout of the first one; returns the positions of the others."""
+        layout = self._layout(positions)
+        places, memory = layout.places, buffer.memory
+        others: list[int] = []
         end = 0
-        for position in positions:
-            value = get(keys[position])
+        for position, value in zip(positions, map(self._get, [self._keys[each] for each in positions]), strict=True):
             if value is None:
                 continue
             size = len(value)
-            if HEADER_BYTES < size <= largest:
-                magic, checksum, length, n, id_length, precision = unpack_shape(value)
-                matrix_at = HEADER_BYTES + n * column + 7 & ~7
-                if (
-                    size == matrix_at + n * row_bytes
-                    and length == dim
-                    and precision == code
-                    and n
-                    and not id_length
-                    and magic == MAGIC
-                ):
-                    # A matrix begins on a multiple of its rows' size: so the buffer is one matrix, some rows of
-                    # which are what stands before the vectors of a record.
-                    start = end + -matrix_at % row_bytes
-                    if start + size > BLOCK_BYTES:
-                        yield buffer.block(layout)
-                        start = -matrix_at % row_bytes
-                    after = start + size
-                    memory[start:after] = value
-                    # Of the copy, so that what is scored is what was checked.
-                    if xxh3_64_intdigest(memory[start + CHECKED_FROM : after]) == checksum:
-                        end = after
-                        buffer.positions.append(position)
-                        buffer.starts.append(start)
-                        buffer.lengths.append(n)
-                        continue
+            place = places.get(size) or layout.place(size)
+            if place is None:
+                yield from self._apart([position], layout, others)
+                continue
+            gap, length = place
+            start = end + gap
+            end = start + size
+            if end > BLOCK_BYTES:
+                yield from self._joined(buffer, layout, others)
+                start = gap
+                end = start + size
+            memory[start:end] = value
+            buffer.positions.append(position)
+            buffer.starts.append(start)
+            buffer.lengths.append(length)
+            # Of the copy: what is scored is what was checked.
+            buffer.checksums.append(xxh3_64_intdigest(memory[start + CHECKED_FROM : end]))
+        yield from self._joined(buffer, layout, others)
+        return others
+
+    def _joined(self, buffer: _Buffer, layout: _Layout, others: list[int]) -> Iterator[Block]:
+        if buffer.positions:
+            block, bad = buffer.block(layout)
+            if block is not None:
+                yield block
+            yield from self._apart(bad, layout, others)
+
+    def _apart(self, positions: Sequence[int], layout: _Layout, others: list[int]) -> Iterator[Block]:
+        """Give the clips that cannot be joined, each as a block; those of another layout are put with the others."""
+        for position in positions:
             embedding = self._embedding(position)
             if embedding is None:
                 continue
-            if embedding.matrix.dtype == DTYPES[code] and embedding.matrix.shape[1] == dim:
+            if embedding.matrix.dtype == layout.dtype and embedding.matrix.shape[1] == layout.dim:
                 yield Block.of(position, embedding)
             else:
-                rest.append(position)
-        if buffer.positions:
-            yield buffer.block(layout)
-        return rest
+                others.append(position)
 
     def _layout(self, positions: Sequence[int]) -> _Layout:
-        """Take the layout of the first record that seems to have one."""
+        """Return the layout that the first record claims which seems to be one."""
         for position in positions:
             value = self._get(self._keys[position])
             if value is not None and len(value) > HEADER_BYTES:
-                _, _, dim, n, _, code = unpack_shape(value)
-                if dim and n and code in DTYPES:
-                    return _Layout.of(code, dim)
-        return _NO_LAYOUT
+                dim, vectors, code = record.unpack_shape(value)
+                if dim and vectors and code in record.DTYPES:
+                    return _layout(code, dim)
+        return _layout(record.INT8, 1)
 
     def _embedding(self, position: int) -> Embedding | None:
         value = self._get(self._keys[position])
         try:
-            return None if value is None else decode(value, self._clip_ids[position], self._dim)
-        except CorruptRecordError as error:
+            return None if value is None else record.decode(value, self._clip_ids[position], self._dim)
+        except record.CorruptRecordError as error:
             self._corrupt(position, error)
             return None
