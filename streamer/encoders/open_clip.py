@@ -68,6 +68,8 @@ class OpenClipEncoder:
         visual: Any = network.visual
         self.prepare = _preprocessing(visual.preprocess_cfg, preprocess)
         network.eval()
+        self.arithmetic: dict[Side, Arithmetic] = {}
+        """As it was chosen."""
         self._sides = sides
         self._device = device
         arithmetics = {side: candidates(dtype, device, packable=can_pack_side(network, side)) for side in SIDES}
@@ -151,6 +153,7 @@ class OpenClipEncoder:
         """Return the fastest tower; raise :class:`RuntimeError` where the first of its arithmetics cannot be used."""
         options = arithmetics[side]
         if side not in self._sides:
+            self.arithmetic[side] = options[0]
             return build(options[0])
         if self._device.type == "cpu":
             # One thread's own time: what else the machine does while a service starts does not count.
@@ -158,6 +161,7 @@ class OpenClipEncoder:
                 choice = fastest(options, build, time.thread_time)
         else:
             choice = fastest(options, build, time.perf_counter)
+        self.arithmetic[side] = choice.arithmetic
         measured = [str(trial) for trial in choice.trials]
         log.info("arithmetic measured", side=side, chosen=str(choice.arithmetic), measured=measured)
         return choice.tower

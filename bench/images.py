@@ -1,0 +1,201 @@
+"""Images a second, against open_clip's own `encode_image` on the same batches.
+
+    PYTHONPATH=tests:tests/integration python bench/images.py
+
+*Plain*: `encode_image` of a batch that is normalised already, in float32 and with bfloat16 weights, with torch's own
+number of threads. *Ours*: `encode_images` from the bytes of frames of the model's size, as the embedder calls it,
+arithmetic and threads as measured when the model is loaded. They take turns on the same frames; every vector is
+compared with the plain float32 one. Where there is a CUDA device, all of it is done there too.
+
+*Overlap* is the share of the shorter of decoding and encoding that is hidden behind the longer one, when clips are
+decoded (in two processes) and encoded at the same time: 1 where a device encodes, near 0 where both want the same
+processors.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+
+from bench.clips import generate
+from bench.report import print_figures, spread
+from bench.workload import make_model
+from streamer.encoders.open_clip import OpenClipEncoder
+from streamer.settings import DEFAULT_MODEL
+from streamer.video import DecodePool, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+
+    from streamer.preprocessing import Frame
+    from streamer.settings import Device
+
+    Vectors = npt.NDArray[np.float32]
+
+NAME = "images"
+
+BATCH = {"cpu": 32, "cuda": 256}
+SIZES = {"cpu": (1, 4, 8, 16, 32), "cuda": (8, 32, 128, 256)}
+DECODERS = 2
+
+
+class Plain:
+    """open_clip alone, in one dtype on one device."""
+
+    def __init__(self, model: str, pretrained: str | None, dtype: torch.dtype, device: Device) -> None:
+        network, self.preprocess = open_clip.create_model_from_pretrained(model, pretrained)
+        self._network = network.eval().to(device, dtype)
+        self._dtype, self._device = dtype, device
+
+    def batch(self, normalised: torch.Tensor) -> torch.Tensor:
+        """Bring a batch to where it is computed."""
+        return normalised.to(self._device, self._dtype)
+
+    def encode(self, batch: torch.Tensor) -> Vectors:
+        """Encode and wait for the vectors."""
+        with torch.inference_mode():
+            vectors: Vectors = self._network.encode_image(batch, normalize=True).float().cpu().numpy()
+        return vectors
+
+
+def frames_of(size: tuple[int, int], count: int) -> list[Frame]:
+    """Return blotches and noise of the model's size."""
+    draw = np.random.default_rng(0)
+    cell = 8
+    shape = (count, size[0] // cell, size[1] // cell, 3)
+    blotches = draw.normal(128, 50, shape).repeat(cell, axis=1).repeat(cell, axis=2)
+    noisy = blotches + draw.normal(0, 10, blotches.shape)
+    return list(noisy.clip(0, 255).astype(np.uint8))
+
+
+def timed(run: Callable[[], Vectors], threads: int) -> tuple[float, Vectors]:
+    """Return the seconds of one call and what it gave."""
+    torch.set_num_threads(threads)
+    began = time.perf_counter()
+    vectors = run()
+    return time.perf_counter() - began, vectors
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Return the figures; ``quick`` is a tiny size with the small model."""
+    threads = torch.get_num_threads()
+    devices: list[Device] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-images-") as name:
+            folder = Path(name)
+            settings = {"STREAMER_MODEL": DEFAULT_MODEL} if quick else make_model(folder)
+            (folder / "clips").mkdir()
+            size, seconds = ("160x120", (1.0, 1.5)) if quick else ("1280x720", (5.0, 15.0))
+            clips = generate(folder / "clips", 2 if quick else 6, size=size, seconds=seconds)
+            model = (settings["STREAMER_MODEL"], settings.get("STREAMER_PRETRAINED"))
+            return {device: _measure(*model, device, threads, clips, quick=quick) for device in devices}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(
+    model: str, pretrained: str | None, device: Device, threads: int, clips: Sequence[Path], *, quick: bool
+) -> dict[str, Any]:
+    rounds, batch = (1, 4) if quick else (5, BATCH[device])
+    torch.set_num_threads(threads)
+    ours = OpenClipEncoder.load(model, pretrained, device=device, sides=["images"])
+    own_threads = torch.get_num_threads()
+    plain = {str(dtype).removeprefix("torch."): Plain(model, pretrained, dtype, device) for dtype in _PLAIN}
+    prepared = ours.prepare(np.zeros((64, 64, 3), np.uint8))
+    frames = frames_of((prepared.shape[0], prepared.shape[1]), batch)
+    preprocess = plain["float32"].preprocess
+    normalised = torch.stack([preprocess(Image.fromarray(frame)) for frame in frames])
+    batches = {name: each.batch(normalised) for name, each in plain.items()}
+    ways: dict[str, tuple[Callable[[], Vectors], int]] = {
+        **{f"plain_{name}": (partial(each.encode, batches[name]), threads) for name, each in plain.items()},
+        "ours": (lambda: ours.encode_images(frames)[:, 0], own_threads),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    order = deque(ways)
+    vectors = {name: timed(*way)[1] for name, way in ways.items()}
+    for _ in range(rounds):
+        for name in order:
+            seconds[name].append(timed(*ways[name])[0])
+        order.rotate()
+    by_size: dict[str, Any] = {}
+    for size in (each for each in SIZES[device] if each <= batch):
+        some = partial(ours.encode_images, frames[:size])
+        by_size[str(size)] = spread(size / timed(some, own_threads)[0] for _ in range(rounds))
+    exact = vectors["plain_float32"]
+    return {
+        "model": "ViT-B-32, random weights" if pretrained else "the small trained model",
+        "chosen": f"{ours.arithmetic['images']}; {own_threads} threads",
+        "plain_threads": threads,
+        "batch": batch,
+        **{f"{name}_images_per_s": spread(batch / each for each in taken) for name, taken in seconds.items()},
+        **{
+            f"ratio_to_{name}": spread(a / b for a, b in zip(seconds[name], seconds["ours"], strict=True))
+            for name in seconds
+            if name != "ours"
+        },
+        "least_cosine_ours": float(np.sum(exact * vectors["ours"], axis=1).min()),
+        "least_cosine_plain_bfloat16": float(np.sum(exact * vectors["plain_bfloat16"], axis=1).min()),
+        "ours_images_per_s_by_batch": by_size,
+        "decode_and_encode": overlap(ours, clips, batch),
+    }
+
+
+_PLAIN = (torch.float32, torch.bfloat16)
+
+
+def overlap(encoder: OpenClipEncoder, clips: Sequence[Path], batch: int) -> dict[str, float]:
+    """Return the seconds of decoding ``clips``, of encoding their frames, and of both at the same time."""
+    pool = DecodePool(Sampling(0.5, 64), encoder.prepare, workers=DECODERS, timeout=60, memory=2 << 30)
+
+    def decode(path: Path) -> list[Frame]:
+        with pool.sampled(path) as sampled:
+            return sampled.frames
+
+    def encode(frames: list[Frame]) -> None:
+        for start in range(0, len(frames), batch):
+            encoder.encode_images(frames[start : start + batch])
+
+    try:
+        with ThreadPoolExecutor(DECODERS) as threads:
+            list(threads.map(decode, clips[:1]))
+            began = time.perf_counter()
+            decoded = list(threads.map(decode, clips))
+            decoding = time.perf_counter() - began
+            began = time.perf_counter()
+            encode([frame for frames in decoded for frame in frames])
+            encoding = time.perf_counter() - began
+            del decoded
+            began = time.perf_counter()
+            for future in as_completed([threads.submit(decode, path) for path in clips]):
+                encode(future.result())
+            both = time.perf_counter() - began
+    finally:
+        pool.close()
+    return {
+        "decode_s": decoding,
+        "encode_s": encoding,
+        "both_s": both,
+        "overlap": (decoding + encoding - both) / min(decoding, encoding),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    for device, figures in measure(quick=False).items():
+        print_figures({"device": device, **figures})
+
+
+if __name__ == "__main__":
+    main()
