@@ -45,6 +45,8 @@ log = structlog.get_logger()
 
 GROUP = "streamer-rerank"
 INPUT, OUTPUT = "query.results", "query.reranked"
+PRODUCERS = 3
+"""By when the first one's turn comes again, the markers of its last transaction are written."""
 
 
 class Reranker:

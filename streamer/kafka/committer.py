@@ -19,13 +19,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from streamer.events import Reason, now
 from streamer.kafka.progress import Progress
 from streamer.kafka.records import dead_letter, dead_letter_reason, log_dead_letter, truncated
-from streamer.kafka.transactions import (
-    AbortedError,
-    Batch,
-    RestartError,
-    Transactions,
-    UndecidedError,
-)
+from streamer.kafka.transactions import AbortedError, Batch, RestartError, UndecidedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,11 +27,14 @@ if TYPE_CHECKING:
     from streamer.health import Health
     from streamer.kafka.membership import Membership
     from streamer.kafka.partitions import Assignment, Work
+    from streamer.kafka.rotation import Rotation
     from streamer.metrics import Metrics
 
 log = structlog.get_logger()
 
 _MAX_BATCH_WORKS = 1_000
+_LINGER_S = 0.05
+"""How long what is done may wait for more, while more than that is under way: transactions have a price of their own."""
 _BACKOFF_S = (0.05, 2.0)
 _UNREADY_AFTER_FAILURES = 3
 
@@ -58,7 +55,7 @@ class Committer:
 
     def __init__(
         self,
-        transactions: Transactions,
+        transactions: Rotation,
         membership: Membership,
         assignment: Assignment,
         *,
@@ -75,6 +72,10 @@ class Committer:
         self._one_by_one = 0
         self._failures = 0
         self._not_before = 0.0
+        self._hurried = False
+        self._done_since: float | None = None
+        self.lingers = False
+        """Whether what is done waits for more to be done."""
 
     def start(self) -> bool:
         """Take over our transactional id; False where no coordinator answers yet (call again).
@@ -94,6 +95,7 @@ class Committer:
 
     def hurry(self) -> None:
         """Wait less for answers from now on: a stop has its own deadline."""
+        self._hurried = True
         self._transactions.hurry()
 
     def serve(self) -> None:
@@ -109,10 +111,14 @@ class Committer:
             return False
         if self._producer_lost:
             return self._recover()
+        began = time.monotonic()
+        self.lingers = self._pending is None and self._is_worth_waiting(began)
+        if self.lingers:
+            return False
         batch = self._pending or self._next_batch()
         if batch is None:
             return False
-        began = time.monotonic()
+        self._done_since = None
         try:
             self._transactions.run(batch, self._membership.consumer.consumer_group_metadata())
         except UndecidedError as error:
@@ -134,6 +140,15 @@ class Committer:
             self._settle(batch)
             return True
         return False
+
+    def _is_worth_waiting(self, at: float) -> bool:
+        """Tell a backlog, of which most is still to be done, from what comes one by one and must not wait."""
+        done = self._assignment.done
+        if not done or self._hurried:
+            return False
+        if self._done_since is None:
+            self._done_since = at
+        return 2 * done < self._assignment.records and at < self._done_since + _LINGER_S
 
     def _next_batch(self) -> Batch | None:
         most = 1 if self._one_by_one else _MAX_BATCH_WORKS

@@ -96,9 +96,13 @@ def consumer(
     }
 
 
-def producer(settings: Settings, group: str, callbacks: dict[str, Callable[..., None]]) -> dict[str, Any]:
-    """Return the properties of the transactional producer that goes with the consumer of ``group``."""
+def producer(
+    settings: Settings, group: str, callbacks: dict[str, Callable[..., None]], number: int = 0
+) -> dict[str, Any]:
+    """Return the properties of the instance's transactional producer of that number, for the consumer of ``group``."""
     transactional_id = f"{settings.topic(group)}-{settings.instance_id}"
+    if number:
+        transactional_id += f"#{number}"
     return {
         "linger.ms": 0,
         "message.max.bytes": MAX_PRODUCED_BYTES,

@@ -21,8 +21,9 @@ from streamer.kafka.monitor import Monitor
 from streamer.kafka.partitions import Assignment, Work
 from streamer.kafka.progress import Progress
 from streamer.kafka.records import DLQ_SUFFIX, record_of
+from streamer.kafka.rotation import Rotation
 from streamer.kafka.topic_watch import TopicWatch
-from streamer.kafka.transactions import FencedError, RestartError, Transactions
+from streamer.kafka.transactions import FencedError, RestartError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,7 @@ log = structlog.get_logger()
 
 _IDLE_POLL_S = 0.1
 _BUSY_WAIT_S = 0.005
+_LINGER_WAIT_S = 0.002
 _FETCH_RECORDS = 32
 """Records taken from the client's queue at a time: by how many a budget may be overrun before the pause."""
 _LOST_QUESTION = (
@@ -89,8 +91,12 @@ class Loop:
         max_records: int,
         metrics: Metrics,
         health: Health,
+        producers: int = 1,
     ) -> None:
-        """``max_records`` bounds the records in flight over all partitions; ``settings.queue_bytes`` their bytes."""
+        """``max_records`` bounds the records in flight over all partitions; ``settings.queue_bytes`` their bytes.
+
+        ``producers`` take turns: several cost connections and bring down the latency of frequent transactions.
+        """
         self._settings = settings
         self._topic = settings.topic(topic)
         self._metrics = metrics
@@ -104,7 +110,7 @@ class Loop:
         self._topics = TopicWatch(settings, [self._topic, settings.topic(output), self._topic + DLQ_SUFFIX], health)
         self._topic_id: str | None = None
         on_error, on_statistics = self._monitor.on_error, self._monitor.on_statistics
-        self._transactions = Transactions(settings, group, {"error_cb": on_error})
+        self._transactions = Rotation(settings, group, {"error_cb": on_error}, producers=producers)
         self._membership = Membership(settings, group, self._topic, {"error_cb": on_error, "stats_cb": on_statistics})
         self._committer = Committer(
             self._transactions, self._membership, self._assignment, metrics=metrics, health=health
@@ -178,9 +184,12 @@ class Loop:
             self._wake.wait(_BUSY_WAIT_S)
             return
         busy = self._assignment.records > 0
-        if busy:
+        if self._committer.lingers:
+            # Not woken by each record that is done: this thread would only take the processor from the others.
+            time.sleep(_LINGER_WAIT_S)
+        elif busy:
             self._wake.wait(_BUSY_WAIT_S)
-            self._wake.clear()
+        self._wake.clear()
         first = self._consumer.poll(0.0 if busy else _IDLE_POLL_S)
         self._committer.serve()
         if first is None:

@@ -27,24 +27,22 @@ _RESUME_AT = 0.5
 class Work:
     """One record in flight. A pipeline calls :meth:`done` exactly once, from any thread."""
 
-    __slots__ = ("_wake", "outputs", "record", "since", "stale")
+    __slots__ = ("_wake", "outputs", "record", "since", "size", "stale")
 
     def __init__(self, record: Record, wake: Callable[[], None]) -> None:
         self.record = record
         self.outputs: Sequence[Output] | None = None
         self.since: dt.datetime | None = None
+        self.size = record.size
+        """Bytes that are held until the record is committed: its own, and those of its outputs."""
         self.stale = False
         """True once its partition was taken away: whatever it causes is dropped, so it need not be worked on."""
         self._wake = wake
 
-    @property
-    def size(self) -> int:
-        """Bytes that are held until the record is committed: its own, and those of its outputs."""
-        return self.record.size + sum(output.size for output in self.outputs or ())
-
     def done(self, outputs: Sequence[Output] = (), *, since: dt.datetime | None = None) -> None:
         """Hand over what the record causes; ``since`` is the time from which its latency counts."""
         self.since = since
+        self.size = self.record.size + sum(output.size for output in outputs)
         self.outputs = outputs
         self._wake()
 
@@ -75,7 +73,12 @@ class AssignedPartition:
     @property
     def bytes(self) -> int:
         """Bytes of the records in flight and of what they have caused so far."""
-        return sum(work.size for work in self._works)
+        return sum([work.size for work in self._works])
+
+    @property
+    def done(self) -> int:
+        """How many of the records in flight are done."""
+        return sum([work.outputs is not None for work in self._works])
 
     def add(self, work: Work) -> bool:
         """Take a record in flight; False where it is done and committed already, by an earlier owner perhaps."""
@@ -187,6 +190,11 @@ class Assignment:
     def bytes(self) -> int:
         """Bytes of the records in flight and of what they have caused so far."""
         return sum(partition.bytes for partition in self)
+
+    @property
+    def done(self) -> int:
+        """How many of the records in flight are done."""
+        return sum(partition.done for partition in self)
 
     @property
     def is_full(self) -> bool:

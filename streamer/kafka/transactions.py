@@ -6,12 +6,12 @@ The steps, and what a crash right after each leaves behind:
    which fences any earlier holder of it, and aborts or completes what that one left open. A crash here
    leaves nothing open.
 2. *begin*. Local to the client. A crash leaves nothing.
-3. *produce*. Outputs and dead letters are in the log, but read_committed consumers do not see them. A crash
-   leaves an open transaction: the next init of this id aborts it, else the coordinator does after
-   transaction.timeout.ms. The records are processed again.
-4. *send offsets*, with the consumer's group metadata: the group coordinator refuses them from a member whose
-   generation has passed, so a zombie that lost its partitions cannot commit. A crash is as after 3; whoever
-   fetches the group's offsets waits until the transaction is decided.
+3. *send offsets*, with the consumer's group metadata, while the outputs are on their way: the group coordinator
+   refuses them from a member whose generation has passed, so a zombie that lost its partitions cannot commit. A
+   crash leaves an open transaction: the next init of this id aborts it, else the coordinator does after
+   transaction.timeout.ms; whoever fetches the group's offsets waits until then. The records are processed again.
+4. *produce*. Outputs and dead letters are in the log, each acknowledged, but read_committed consumers do not see
+   them. A crash is as after 3.
 5. *commit*. When the coordinator has written its decision, all of it will become visible, offsets and outputs
    alike, whether we live or not. A crash before the decision is as after 3; a crash after it loses nothing:
    the next owner starts behind the committed offsets.
@@ -103,10 +103,15 @@ class _State(Enum):
 
 
 class Transactions:
-    """A transactional producer, one transaction at a time, used from one thread."""
+    """A transactional producer, one transaction at a time, used from one thread.
 
-    def __init__(self, settings: Settings, group: str, callbacks: dict[str, Callable[..., None]]) -> None:
-        self._properties = config.producer(settings, group, callbacks)
+    ``number`` tells the producers of one instance apart (:mod:`streamer.kafka.rotation`).
+    """
+
+    def __init__(
+        self, settings: Settings, group: str, callbacks: dict[str, Callable[..., None]], *, number: int = 0
+    ) -> None:
+        self._properties = config.producer(settings, group, callbacks, number)
         self._state = _State.NONE
         self._initialised = False
         self._bounded = BoundedCalls("transactions")
@@ -175,10 +180,10 @@ class Transactions:
             for work in batch.works:
                 for output in work.outputs or ():
                     self._produce(work, output, unfit)
-            self._await_delivery(unfit)
-            reach(FaultPoint.PRODUCED)
             self._request(self._producer.send_offsets_to_transaction, list(batch.offsets), group_metadata)
             reach(FaultPoint.OFFSETS_SENT)
+            self._await_delivery(unfit)
+            reach(FaultPoint.PRODUCED)
         except KafkaException as error:
             if error.args[0].fatal():
                 raise
