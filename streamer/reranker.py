@@ -8,6 +8,7 @@ reason), or dead-lettered.
 from __future__ import annotations
 
 import datetime as dt
+from math import isnan
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +27,7 @@ from streamer.events import (
     now,
 )
 from streamer.kafka import Output, Work, carried, dead_letter
-from streamer.scoring import max_pool, rerank
+from streamer.scoring import rerank, score_clips
 from streamer.stages import Stage
 from streamer.store import StoreUnavailableError
 
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamer.encoders import QueryVectors
+    from streamer.events import Candidate
     from streamer.health import Health
     from streamer.metrics import Metrics
     from streamer.settings import Settings
-    from streamer.store import Embedding, Store
+    from streamer.store import Store
 
 log = structlog.get_logger()
 
@@ -132,64 +134,33 @@ class Reranker:
     def _rerank(self, event: QueryResults, vector: npt.NDArray[np.float32]) -> list[RerankedCandidate]:
         """Score the candidates within the depth, blend and rank: the method itself."""
         settings = self._settings
-        top = event.results[: settings.depth]
-        frame = np.full(len(top), np.nan)
-        moments = np.zeros(len(top), dtype=np.int64)
+        candidates = event.results
         corrupt = self._store.corrupt_reads
-        with self._store.read([candidate.clip_id for candidate in top]) as embeddings:
-            found: list[tuple[int, Embedding]] = [(i, e) for i, e in enumerate(embeddings) if e is not None]
-            cosines, best = max_pool(vector, [e.matrix for _, e in found], [e.scales for _, e in found])
-            for (position, embedding), cosine, row in zip(found, cosines, best, strict=True):
-                frame[position] = cosine
-                moments[position] = embedding.times_ms[row]
+        with self._store.read([candidate.clip_id for candidate in candidates[: settings.depth]]) as embeddings:
+            frame = score_clips(vector, embeddings)
         self._metrics.corrupt_records.inc(self._store.corrupt_reads - corrupt)
-        initial = np.array([candidate.score for candidate in event.results], dtype=np.float64)
+        initial = np.array([candidate.score for candidate in candidates], dtype=np.float64)
         ranking = rerank(
-            initial, frame, alpha=settings.alpha, depth=settings.depth, normalization=settings.normalization
+            initial, frame.cosines, alpha=settings.alpha, depth=settings.depth, normalization=settings.normalization
         )
+        self._count(len(candidates), len(frame.cosines), int(np.count_nonzero(~np.isnan(frame.cosines))))
+        scores, cosines, moments = ranking.scores.tolist(), frame.cosines.tolist(), frame.moments_ms.tolist()
         return [
-            self._candidate(event, rank, position, ranking.scores, frame, moments)
+            _candidate(candidates, rank, position, scores, cosines, moments)
             for rank, position in enumerate(ranking.order.tolist(), start=1)
         ]
 
-    def _candidate(
-        self,
-        event: QueryResults,
-        rank: int,
-        position: int,
-        scores: npt.NDArray[np.float64],
-        frame: npt.NDArray[np.float64],
-        moments: npt.NDArray[np.int64],
-    ) -> RerankedCandidate:
-        candidate = event.results[position]
-        within = position < len(frame)
-        scored = within and not np.isnan(frame[position])
-        return RerankedCandidate(
-            clip_id=candidate.clip_id,
-            rank=rank,
-            score=float(scores[position]) if within else None,
-            initial_rank=position + 1,
-            initial_score=candidate.score,
-            frame_score=float(frame[position]) if scored else None,
-            moment_ms=int(moments[position]) if scored else None,
-            status=Status.RERANKED if scored else Status.NOT_EMBEDDED if within else Status.BELOW_DEPTH,
-        )
+    def _count(self, candidates: int, within_depth: int, scored: int) -> None:
+        counters = self._metrics.candidates
+        counters.labels(Status.RERANKED).inc(scored)
+        counters.labels(Status.NOT_EMBEDDED).inc(within_depth - scored)
+        counters.labels(Status.BELOW_DEPTH).inc(candidates - within_depth)
 
     def _degrade(self, work: Work, event: QueryResults, why: Degraded) -> None:
         """Pass a valid event on in its initial order: nothing was scored, as if all were below the depth."""
-        unscored = [
-            RerankedCandidate(
-                clip_id=candidate.clip_id,
-                rank=rank,
-                score=None,
-                initial_rank=rank,
-                initial_score=candidate.score,
-                frame_score=None,
-                moment_ms=None,
-                status=Status.BELOW_DEPTH,
-            )
-            for rank, candidate in enumerate(event.results, start=1)
-        ]
+        count = len(event.results)
+        self._count(count, 0, 0)
+        unscored = [_candidate(event.results, position + 1, position, [], [], []) for position in range(count)]
         self._metrics.degraded.labels(why).inc()
         self._answer(work, event, unscored, why)
 
@@ -200,8 +171,6 @@ class Reranker:
         results: list[RerankedCandidate],
         degraded: Degraded | None = None,
     ) -> None:
-        for status in Status:
-            self._metrics.candidates.labels(status).inc(sum(each.status is status for each in results))
         settings = self._settings
         reranked = QueryReranked(
             query_id=event.query_id,
@@ -224,3 +193,33 @@ class Reranker:
         if work.outputs is None:
             log.error("rerank failed", place=work.record.place, exc_info=error)
             work.done([dead_letter(work.record, Reason.INTERNAL, f"{type(error).__name__}: {error}")])
+
+
+def _candidate(
+    candidates: Sequence[Candidate],
+    rank: int,
+    position: int,
+    scores: Sequence[float],
+    cosines: Sequence[float],
+    moments: Sequence[int],
+) -> RerankedCandidate:
+    """Make one candidate of the answer; ``cosines`` ends at the depth, and is NaN where there is no record."""
+    candidate = candidates[position]
+    score = cosine = moment = None
+    status = Status.BELOW_DEPTH
+    if position < len(cosines):
+        score = scores[position]
+        if isnan(cosines[position]):
+            status = Status.NOT_EMBEDDED
+        else:
+            status, cosine, moment = Status.RERANKED, cosines[position], moments[position]
+    return RerankedCandidate(
+        clip_id=candidate.clip_id,
+        rank=rank,
+        score=score,
+        initial_rank=position + 1,
+        initial_score=candidate.score,
+        frame_score=cosine,
+        moment_ms=moment,
+        status=status,
+    )
