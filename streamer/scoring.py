@@ -89,16 +89,20 @@ def score_clips(query: npt.NDArray[np.float32], clips: Sequence[ClipVectors | No
     scores = FrameScores(np.full(len(clips), np.nan), np.zeros(len(clips), np.int64))
     dots = _Dots(query)
     for block in _blocks(clips):
-        similarities = dots.of(block.matrix, _ramps(block.first_rows, block.lengths))
+        lengths = block.lengths
+        ends = lengths.cumsum()
+        starts = ends - lengths
+        # From here on the clips' vectors stand one after the other: the vector i of a clip at its start + i.
+        every = np.arange(ends[-1])
+        similarities = dots.of(block.matrix, every + (block.first_rows - starts).repeat(lengths))
         if block.scales is not None:
-            similarities *= block.scales[_ramps(block.first_scales, block.lengths)]
-        starts = np.cumsum(block.lengths) - block.lengths
+            similarities *= block.scales.take(every + (block.first_scales - starts).repeat(lengths))
         best = np.maximum.reduceat(similarities, starts)
-        is_best = np.flatnonzero(similarities == np.repeat(best, block.lengths))
-        # The first hit at or after each clip's start is inside that clip, since every clip has one.
-        first = is_best[np.searchsorted(is_best, starts)] - starts
+        (is_best,) = (similarities == best.repeat(lengths)).nonzero()
+        # The first hit at or after a clip's start is inside that clip, since every clip has one.
+        first = is_best.take(is_best.searchsorted(starts)) - starts
         scores.cosines[block.positions] = best
-        scores.moments_ms[block.positions] = block.times_ms[block.first_times + first]
+        scores.moments_ms[block.positions] = block.times_ms.take(block.first_times + first)
     return scores
 
 
@@ -107,12 +111,6 @@ def _blocks(clips: Sequence[ClipVectors | None]) -> Iterator[Block]:
     if blocks is not None:
         return blocks()
     return (Block.of(position, clip) for position, clip in enumerate(clips) if clip is not None)
-
-
-def _ramps(firsts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Join the ranges that begin at ``firsts`` (m,) and have ``lengths`` (m,)."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1]) + np.repeat(firsts - ends + lengths, lengths)
 
 
 class _Dots:

@@ -93,7 +93,7 @@ class _Buffer:
         good &= shape == (lengths << 32) + layout.dim
         good &= kind == layout.code << 16
         bad: list[int] = []
-        if not good.all():
+        if np.count_nonzero(good) != len(good):
             bad = positions[~good].tolist()
             positions, starts, lengths = positions[good], starts[good], lengths[good]
         self.clear()
@@ -171,8 +171,9 @@ class Records(Sequence["Embedding | None"]):
         layout = self._layout(positions)
         places, memory = layout.places, buffer.memory
         others: list[int] = []
+        keys = self._keys if len(positions) == len(self._keys) else [self._keys[position] for position in positions]
         end = 0
-        for position, value in zip(positions, map(self._get, [self._keys[each] for each in positions]), strict=True):
+        for position, value in zip(positions, map(self._get, keys), strict=True):
             if value is None:
                 continue
             size = len(value)
