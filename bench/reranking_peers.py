@@ -3,8 +3,9 @@
     make peers && PYTHONPATH=tests:tests/integration python bench/reranking_peers.py
 
 Same events, same frames (the peers' in float32), same work, same broker, by turns. Query vectors are cached by all.
-Peers run with the settings that fit the measure: large transactions or batches for a backlog, every event committed
-for latency; ours has one set for both. The peers' packages pin versions of what ours needs too, so `make peers` puts
+Each peer runs with two sets of settings, one that fits a backlog (a commit a second, batches of 500) and one that fits
+latency (every event committed); ours has one set for both. Latency is compared with the peers' second set, events per
+second with both. The peers' packages pin versions of what ours needs too, so `make peers` puts
 them into a folder of their own.
 """
 
@@ -24,6 +25,9 @@ from bench.workload import clips, place
 
 if TYPE_CHECKING:
     from bench.workload import Place
+
+Waits = list[tuple[float, float]]
+"""p50 and p99 of each round, in milliseconds."""
 
 NAME = "reranking_peers"
 PACKAGES = Path(sys.prefix) / "peers"
@@ -71,45 +75,50 @@ def backlogs(where: Place, plain: Path, rounds: int, seconds: float) -> dict[str
     return drains
 
 
-def latencies(where: Place, plain: Path, rounds: int, count: int) -> dict[str, list[tuple[float, float]]]:
-    """Ask each in turn; return p50 and p99 of each round in milliseconds."""
+def latencies(where: Place, plain: Path, rounds: int, count: int) -> tuple[dict[str, Waits], dict[str, list[Drain]]]:
+    """Ask each in turn; return p50 and p99 of each round in milliseconds, and how a backlog went beside."""
     with ExitStack() as stack:
         contestants = start(where, "latency", plain, stack)
         askers = {}
         for name, contestant in contestants.items():
             contestant.warm_up(where, seconds=0)
             askers[name] = Asker(contestant, where)
-        waits: dict[str, list[tuple[float, float]]] = {name: [] for name in askers}
+        waits: dict[str, Waits] = {name: [] for name in askers}
+        drains: dict[str, list[Drain]] = {name: [] for name in askers}
         for number in range(-1, rounds):
             for name, asker in askers.items():
                 result = percentiles(asker.ask(cached(count), RATE))
                 sys.stderr.write(f"{name}: p50 {result[0]:.2f}, p99 {result[1]:.2f} ms\n")
                 if number >= 0:
                     waits[name].append(result)
+                    drains[name].append(contestants[name].drain(where))
+                    asker.skip()
         for asker in askers.values():
             asker.close()
-    return waits
+    return waits, drains
 
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return the figures; ``quick`` is a tiny size."""
-    rounds, seconds, count = (1, 0.5, 20) if quick else (3, 4.0, 400)
+    rounds, seconds, count = (1, 0.5, 20) if quick else (3, 3.0, 300)
     with place(quick=quick) as where:
         plain = write_plain(where)
         drains = backlogs(where, plain, rounds, seconds)
-        waits = latencies(where, plain, rounds, count)
+        waits, committed_each = latencies(where, plain, rounds, count)
     figures: dict[str, Any] = {}
-    for name in drains:
-        figures[f"{name}_events_per_s"] = spread(each.events_per_second for each in drains[name])
+    figures["streamer_events_per_s"] = spread(each.events_per_second for each in drains["streamer"])
+    for name in waits:
         figures[f"{name}_p50_ms"] = spread(p50 for p50, _ in waits[name])
         figures[f"{name}_p99_ms"] = spread(p99 for _, p99 in waits[name])
     for name in PEERS:
-        figures[f"times_{name}"] = spread(
-            ours.events_per_second / theirs.events_per_second
-            for ours, theirs in zip(drains["streamer"], drains[name], strict=True)
-        )
+        for kind, theirs in (("backlog", drains[name]), ("latency", committed_each[name])):
+            figures[f"{name}_{kind}_settings_events_per_s"] = spread(each.events_per_second for each in theirs)
+            figures[f"times_{name}_{kind}_settings"] = spread(
+                one.events_per_second / other.events_per_second
+                for one, other in zip(drains["streamer"], theirs, strict=True)
+            )
         figures[f"p99_to_{name}_ratio"] = spread(
-            ours[1] / theirs[1] for ours, theirs in zip(waits["streamer"], waits[name], strict=True)
+            one[1] / other[1] for one, other in zip(waits["streamer"], waits[name], strict=True)
         )
     return figures
 
