@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
+import numkong
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from streamer import events, scoring
-from streamer.scoring import max_pool, normalize, rerank
+from streamer.scoring import max_pool, normalize, rerank, score_clips
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NORMALIZATIONS = get_args(scoring.Normalization)
 
@@ -151,6 +155,100 @@ def test_the_papers_raw_sum() -> None:
 def test_frame_scores_must_cover_the_depth_exactly(count: int) -> None:
     with pytest.raises(ValueError, match="expected 2 frame scores"):
         rerank(np.array([1.0, 2.0, 3.0]), np.zeros(count), alpha=0.4, depth=2, normalization="minmax")
+
+
+class Vectors(NamedTuple):
+    """One clip."""
+
+    matrix: Any
+    scales: Any
+    times_ms: Any
+
+    @classmethod
+    def of(cls, matrix: Any, scales: Any = None) -> Vectors:
+        return cls(matrix, scales, np.arange(len(matrix), dtype=np.uint32) * 10 + 5)
+
+
+@pytest.fixture(params=["best", "avx2", "plain"])
+def processor(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Be on a processor with fewer instructions, where this is one that has them."""
+    usable = [name for name, there in numkong.get_capabilities().items() if there and name != "serial"]
+    kept = {"best": usable, "avx2": ["haswell"], "plain": []}[request.param]
+    off = [name for name in usable if name not in kept]
+    for name in off:
+        numkong.disable_capability(name)
+    yield
+    for name in off:
+        numkong.enable_capability(name)
+
+
+@pytest.mark.usefixtures("processor")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_the_best_vector_counts_and_the_first_where_several_are(dtype: str) -> None:
+    @given(st.lists(st.integers(0, 6), max_size=8), st.integers(0, 2**32 - 1))
+    def scores_are_those_of_plain_loops(lengths: list[int], seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        # Few distinct values, so that ties are common.
+        clips = [Vectors.of(rng.integers(-2, 3, (n, 4)).astype(dtype), scales(rng, n)) if n else None for n in lengths]
+        query = rng.integers(-2, 3, 4).astype(np.float32)
+        cosines, moments = score_clips(query, clips)
+        assert cosines.shape == moments.shape == (len(clips),)
+        for clip, cosine, moment in zip(clips, cosines, moments, strict=True):
+            if clip is None:
+                assert np.isnan(cosine)
+                assert moment == 0
+                continue
+            plain = clip.matrix.astype(np.float64) @ query
+            if clip.scales is not None:
+                plain = plain * clip.scales
+            assert cosine == pytest.approx(max(plain), abs=1e-6)
+            assert moment == clip.times_ms[plain.argmax()]
+
+    def scales(rng: np.random.Generator, count: int) -> Any:
+        return rng.choice(np.array([0.5, 1, 2], np.float32), count) if dtype == "int8" else None
+
+    scores_are_those_of_plain_loops()
+
+
+@pytest.mark.usefixtures("processor")
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-7), ("float16", 1e-7), ("int8", 2e-5)])
+@pytest.mark.parametrize("dim", [1, 3, 33, 64, 100, 512])
+def test_scores_are_those_of_float64_and_equal_vectors_tie_wherever_they_stand(
+    dtype: str, error: float, dim: int
+) -> None:
+    rng = np.random.default_rng(dim)
+    vectors = rng.standard_normal((65, dim))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    query = vectors[64].astype(np.float32)
+    scales = np.full(64, 1 / 127, np.float32) if dtype == "int8" else None
+    matrix = np.rint(vectors[:64] * 127).astype(dtype) if dtype == "int8" else vectors[:64].astype(dtype)
+    exact = (matrix.astype(np.float64) @ query) * (1 if scales is None else scales.astype(np.float64))
+    clips = [Vectors.of(matrix[n : n + 1], None if scales is None else scales[:1]) for n in range(64)]
+    np.testing.assert_allclose(score_clips(query, clips).cosines, exact, atol=error, rtol=0)
+    alike = [np.repeat(matrix[:1], count, axis=0) for count in (1, 2, 3, 7, 15, 16, 17, 64, 200)]
+    clips = [Vectors.of(each, None if scales is None else np.repeat(scales[:1], len(each))) for each in alike]
+    assert set(score_clips(query, clips).moments_ms) == {5}
+
+
+def test_precisions_mix() -> None:
+    query = np.array([0.6, 0.8], np.float32)
+    int8 = np.array([[100, 0], [0, 100]], np.int8)
+    scales = np.array([0.01, 0.001], np.float32)
+    floats = np.array([[0.0, 1.0]], np.float16)
+    cosines, moments = score_clips(query, [Vectors.of(int8, scales), None, Vectors.of(floats)])
+    np.testing.assert_allclose(cosines, [0.6, np.nan, 0.8], atol=2e-5)
+    assert list(moments) == [5, 0, 5]
+
+
+def test_no_clips_have_no_scores() -> None:
+    cosines, moments = score_clips(np.ones(4, np.float32), [])
+    assert cosines.shape == moments.shape == (0,)
+    assert np.isnan(score_clips(np.ones(4, np.float32), [None, None]).cosines).all()
+
+
+def test_a_query_of_zeros_scores_nothing_but_zero() -> None:
+    for matrix, scales in ((np.ones((2, 4), np.int8), np.ones(2, np.float32)), (np.ones((2, 4), np.float16), None)):
+        assert list(score_clips(np.zeros(4, np.float32), [Vectors.of(matrix, scales)]).cosines) == [0.0]
 
 
 @given(st.lists(st.integers(1, 6), max_size=8), st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float16"]))
