@@ -128,7 +128,11 @@ class LmdbStore:
             self._note_corrupt(keys[position], clip_ids[position], error)
 
         with self._opened().reading() as transaction:
-            yield Records(transaction.get, keys, clip_ids, self._dim, corrupt)
+            records = Records(transaction.get, keys, clip_ids, self._dim, corrupt)
+            try:
+                yield records
+            finally:
+                records.end()
 
     def clip_ids(self) -> Iterator[str]:
         """Go through the ids of this model's live clips; a store may be written meanwhile."""

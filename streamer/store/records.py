@@ -11,13 +11,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NoReturn, overload
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from streamer.scoring import Block
 from streamer.store import record
+from streamer.store.protocol import StoreError
 from streamer.store.record import CHECKED_FROM, HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -119,11 +120,16 @@ _buffers: list[_Buffer] = []
 """Those that nobody uses just now: as many as there ever were reads at the same time."""
 
 
+def _refuse(_: bytes) -> NoReturn:
+    raise StoreError("the read has ended in which these records were looked up")
+
+
 class Records(Sequence["Embedding | None"]):
     """The records of some clips in one snapshot, looked up when they are asked for; None for what is not there.
 
     ``get`` gives the value under a key; ``corrupt`` is told the position of each corrupt record that is met, and
-    what is wrong with it. Neither this nor what comes out of it may be used after the snapshot has ended.
+    what is wrong with it. The snapshot's owner calls :meth:`end`, after which nothing that came out of this may
+    be used, and this says so itself.
     """
 
     def __init__(
@@ -152,6 +158,11 @@ class Records(Sequence["Embedding | None"]):
         if self._embeddings is None:
             self._embeddings = [self._embedding(position) for position in range(len(self._keys))]
         return self._embeddings[index]
+
+    def end(self) -> None:
+        """Let go of the snapshot; StoreError for whoever asks for more."""
+        self._get = _refuse
+        self._embeddings = None
 
     def blocks(self) -> Iterator[Block]:
         """Give the clips that are there, joined; each block is valid until the next one is asked for."""

@@ -17,6 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from streamer.scoring import score_clips
 from streamer.store import Clip, Position, PutOutcome, Store, StoreError, open_store, record
 from streamer.store.lmdb import LmdbStore
 
@@ -464,6 +465,17 @@ def test_a_read_keeps_its_snapshot_while_the_store_is_written(store: Store) -> N
             store.put([clip(version=version), clip(f"other{version}", version)])
         np.testing.assert_array_equal(embedding.matrix, before)
     assert versions(store, ["c1"]) == [39]
+
+
+def test_after_a_read_its_records_refuse_to_be_looked_up(store: Store) -> None:
+    store.put([clip()])
+    with store.read(["c1"]) as unseen, store.read(["c1"]) as seen:
+        assert seen[0] is not None
+    for records in (unseen, seen):
+        with pytest.raises(StoreError, match="has ended"):
+            _ = records[0]
+        with pytest.raises(StoreError, match="has ended"):
+            score_clips(np.ones(DIM, np.float32), records)
 
 
 def test_an_error_inside_a_read_reaches_the_caller_and_ends_the_read(store: Store) -> None:
