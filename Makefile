@@ -8,7 +8,7 @@ SOURCES := streamer tests scripts bench
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos fuzz-video bench soak lint format kafka topics docs model lock clean
+.PHONY: help install demo test chaos fuzz-video bench peers soak lint format kafka topics docs model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,9 +40,17 @@ chaos: $(STAMP) ## Kill, freeze and starve services and brokers under work, and 
 fuzz-video: $(STAMP) ## 5,000 damaged, lying and bomb-like files through the embedder, each accounted for (about 5 minutes)
 	PYTHONPATH=tests:tests/integration $(BIN)/python -m fuzz.videos --count $(or $(COUNT),5000) --seed $(or $(SEED),1)
 
-bench: $(STAMP) ## Ratios within one run: decoding only what samples need; 50 clips beside one that hangs
-	$(BIN)/python bench/decode.py
-	PYTHONPATH=tests:tests/integration $(BIN)/python bench/hanging_clip.py
+# make bench [NAMES="core text"]
+bench: peers ## Measure speed against what it could be and what others are, and write bench-report/ (15 minutes)
+	$(BIN)/python -m bench $(NAMES)
+
+# Packages that only bench/peers use; they pin versions of what ours needs too, and so lie beside them.
+PEERS := $(VENV)/peers
+peers: $(PEERS)/.installed
+$(PEERS)/.installed: requirements/peers.txt $(STAMP)
+	rm -rf $(PEERS)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(PEERS) --require-hashes -r requirements/peers.txt
+	@touch $@
 
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (10 to 20 minutes)
 	$(BIN)/python -m pytest -s tests/soak/soak.py
@@ -75,7 +83,8 @@ lock: ## Pin the newest versions that pyproject.toml allows, with hashes
 	echo uv | $(COMPILE) - -o requirements/bootstrap.txt
 	$(COMPILE) pyproject.toml --extra dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/service.txt
+	$(COMPILE) bench/peers/requirements.in -o requirements/peers.txt
 
 clean: ## Remove what the tasks made, but for downloads in the user's cache
-	rm -rf $(VENV) demo-report data dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo-report bench-report data dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

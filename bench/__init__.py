@@ -1,1 +1,10 @@
-"""Benchmarks: ratios within one run. `python -m bench` runs them all, `python -m bench NAME` one of them."""
+"""Benchmarks: ratios within one run. `python -m bench` runs them all, `python -m bench NAME` one of them.
+
+Each is a module with ``NAME``, ``measure(quick)``, which returns figures that can be written as JSON, and ``main()``.
+"""
+
+import sys
+from pathlib import Path
+
+# The benchmarks talk to a running service as its tests do.
+sys.path += [str(Path(__file__).parents[1] / "tests" / folder) for folder in ("integration", "")]

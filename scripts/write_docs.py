@@ -1,21 +1,27 @@
-"""Write the tables of settings and metrics in README.md from the code; with --check only compare."""
+"""Write the tables of README.md from the code and from the benchmarks' results; with --check only compare."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+from bench.report import summary
 from streamer.metrics import markdown as metrics_table
 from streamer.settings import markdown as settings_table
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "docs" / "bench" / "results.json"
+"""What `make bench` wrote on the machine that the README speaks of."""
 END = "<!-- end -->"
 
 
 def rewritten(text: str) -> str:
-    """Return the page with both tables as the code has them now."""
-    for name, table in (("settings", settings_table()), ("metrics", metrics_table())):
+    """Return the page with its tables as code and results have them now."""
+    performance = summary(json.loads(RESULTS.read_bytes()))
+    for name, table in (("settings", settings_table()), ("metrics", metrics_table()), ("performance", performance)):
         start = f"<!-- {name}: written by scripts/write_docs.py -->"
         before, rest = text.split(start)
         after = rest.split(END, 1)[1]

@@ -1,0 +1,108 @@
+"""Run benchmarks and write results.json, a table in Markdown and plots: `python -m bench [NAME ...]`.
+
+Each runs in a process of its own, for a limited time; where one fails the others still run and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.machine import about
+from bench.plots import draw
+from bench.report import document, summary
+
+BENCHMARKS = {
+    "core": 120,
+    "text": 60,
+    "images": 90,
+    "decode": 90,
+    "hot_path": 60,
+    "reranking_throughput": 120,
+    "reranking_latency": 150,
+    "reranking_peers": 180,
+    "scaling": 120,
+    "embedding": 180,
+    "near_duplicates": 90,
+    "freshness": 90,
+    "hanging_clip": 90,
+}
+"""Each one's name and the most seconds that it may take."""
+_TAIL_LINES = 30
+
+
+@click.command(help=__doc__)
+@click.argument("names", nargs=-1, metavar="[NAME ...]")
+@click.option("--quick", is_flag=True, help="tiny sizes: whether they run, not what they say")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("bench-report"), show_default=True
+)
+def main(names: tuple[str, ...], quick: bool, out: Path) -> None:
+    """Run the benchmarks named, or all."""
+    unknown = sorted(set(names) - BENCHMARKS.keys())
+    if unknown:
+        raise click.BadParameter(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    chosen = [name for name in BENCHMARKS if not names or name in names]
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {**about(), "quick": quick, "benchmarks": {}}
+    for number, name in enumerate(chosen, start=1):
+        click.echo(f"[{number}/{len(chosen)}] {name} ...", nl=False)
+        result = results["benchmarks"][name] = run(name, BENCHMARKS[name], out, quick=quick)
+        click.echo(f" {result['seconds']:.0f} s" + (f", failed: {result['error']}" if "error" in result else ""))
+        (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / "report.md").write_text(document(results), encoding="utf-8")
+    pictures = draw(results, out)
+    click.echo(f"\n{summary(results)}")
+    click.echo(f"{out}: results.json, report.md, {', '.join(path.name for path in pictures)}")
+    if any("error" in result for result in results["benchmarks"].values()):
+        sys.exit(1)
+
+
+def run(name: str, limit: float, out: Path, *, quick: bool) -> dict[str, Any]:
+    """Run one benchmark in a process of its own; return its seconds and its figures or error."""
+    log, figures = out / f"{name}.log", out / f"{name}.json"
+    figures.unlink(missing_ok=True)
+    began = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - this module
+            [sys.executable, "-m", "bench.one", name, str(figures.resolve()), "quick" if quick else "full"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            # A group of its own, so that its services end with it.
+            start_new_session=True,
+        )
+        try:
+            code: int | None = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end_group(process)
+    seconds = time.monotonic() - began
+    if code == 0:
+        result = {"seconds": seconds, "figures": json.loads(figures.read_bytes())}
+        figures.unlink()
+        return result
+    click.echo()
+    click.echo("\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]))
+    return {"seconds": seconds, "error": f"not done in {limit:.0f} s" if code is None else f"exit code {code}"}
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What the benchmarks must reach: each bar is a figure of one of them and its limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Figure(NamedTuple):
+    """A figure of a run: the median and the smallest and largest of its repetitions; one number has no spread."""
+
+    median: float
+    low: float
+    high: float
+
+    def text(self) -> str:
+        """Write it with three significant digits, and its spread where it has one."""
+        if self.low == self.high:
+            return _short(self.median)
+        return f"{_short(self.median)} [{_short(self.low)} .. {_short(self.high)}]"
+
+
+def _short(value: float) -> str:
+    if 0.99 < abs(value) < 1:  # noqa: PLR2004 - a cosine, of which only the distance to 1 says anything
+        return f"{value:.5f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004 - three digits
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One line of the table: at most or at least ``limit``; without one it is only reported."""
+
+    number: int
+    what: str
+    benchmark: str
+    path: tuple[str, ...]
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def figure(self, results: Mapping[str, Any]) -> Figure | None:
+        """Find its figure; None where it was not measured."""
+        node: Any = results.get("benchmarks", {}).get(self.benchmark, {}).get("figures", {})
+        for name in self.path:
+            if not isinstance(node, dict) or name not in node:
+                return None
+            node = node[name]
+        if isinstance(node, dict):
+            return Figure(node["median"], node["min"], node["max"])
+        return None if node is None else Figure(node, node, node)
+
+    def target(self) -> str:
+        """Write the limit."""
+        if self.at_most is not None:
+            return f"at most {self.at_most:g}"
+        return "" if self.at_least is None else f"at least {self.at_least:g}"
+
+    def is_met(self, results: Mapping[str, Any]) -> bool | None:
+        """Compare the median; None where there is no figure or no limit."""
+        figure = self.figure(results)
+        if figure is None:
+            return None
+        if self.at_most is not None:
+            return figure.median <= self.at_most
+        return None if self.at_least is None else figure.median >= self.at_least
+
+
+BARS = (
+    *(
+        Bar(
+            1,
+            f"Frames of {count} candidates read and scored, {precision}: times the time of reading the same bytes",
+            "core",
+            (precision, "candidates", count, "core_to_read"),
+            at_most=3,
+        )
+        for precision in ("float16", "int8")
+        for count in ("100", "1000")
+    ),
+    Bar(
+        1,
+        "A candidate's time among 1,000 to that among 100, float16",
+        "core",
+        ("float16", "candidate_of_most_to_of_fewest"),
+        at_most=1.2,
+    ),
+    Bar(
+        1,
+        "The same with 1,000,000 clips in the store to that with 20,000",
+        "core",
+        ("growth", "core_large_to_small"),
+        at_most=1.2,
+    ),
+    Bar(3, "One reranker on a backlog: share of the ideal 1 / (t_loop + t_core)", "reranking_throughput",
+        ("share_of_ideal",), at_least=0.7),
+    Bar(3, "One reranker on a backlog, events/s", "reranking_throughput", ("events_per_s",)),
+    Bar(4, "Latency at 100 events/s, cached texts: p50 to the best hand-written loop's", "reranking_latency",
+        ("p50_ratio",), at_most=1.5),
+    Bar(4, "The same for p99", "reranking_latency", ("p99_ratio",), at_most=1.5),
+    Bar(4, "The same, p50 in ms", "reranking_latency", ("service_p50_ms",)),
+    Bar(4, "The same, p99 in ms", "reranking_latency", ("service_p99_ms",)),
+    Bar(4, "New texts: p50 to the loop's p50, half as much again, and 1.5 encodings", "reranking_latency",
+        ("uncached_p50_to_allowed_ratio",), at_most=1),
+    *(
+        Bar(5, f"Events/s to the reranker written with {peer}, its settings for {kind}", "reranking_peers",
+            (f"times_{peer}_{settings}_settings",), at_least=4)
+        for peer in ("quixstreams", "faststream")
+        for settings, kind in (("backlog", "a backlog"), ("latency", "latency"))
+    ),
+    *(
+        Bar(5, f"p99 to that of {peer}", "reranking_peers", (f"p99_to_{peer}_ratio",), at_most=1)
+        for peer in ("quixstreams", "faststream")
+    ),
+    Bar(6, "From files to stored vectors, generated 720p clips: times the plain pipeline's clips/s", "embedding",
+        ("ratio_clips_per_s_generated",), at_least=3),
+    Bar(6, "The same on the real files", "embedding", ("ratio_clips_per_s_real",), at_least=3),
+    Bar(6, "The least cosine to the plain pipeline's frame vectors", "embedding", ("least_cosine_to_plain",),
+        at_least=0.9998),
+    Bar(8, "Two rerankers: events per CPU-second of theirs to one's", "scaling", ("cpu_efficiency_of_2",),
+        at_least=0.85),
+    *(Bar(8, f"Events/s, processes: {count}", "scaling", (f"events_per_s_of_{count}",)) for count in (1, 2, 4)),
+    *(
+        Bar(8, f"Cores that the broker keeps busy, processes: {count}", "scaling", (f"broker_cores_busy_of_{count}",))
+        for count in (1, 2, 4)
+    ),
+)  # fmt: skip
+"""In the order of the table."""

@@ -1,0 +1,111 @@
+"""Pictures of a run, as SVG."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure as Canvas
+
+from bench.bars import BARS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+_GOOD, _BAD, _PLAIN = "#2f7d4f", "#b5432e", "#5b7083"
+
+
+def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw what the run has figures for; return the files."""
+    with mpl.rc_context(
+        {"svg.hashsalt": "bench", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        drawn = []
+        for name, picture in (("bars", _bars), ("throughput", _throughput), ("latency", _latency)):
+            canvas = picture(results)
+            if canvas is not None:
+                path = folder / f"{name}.svg"
+                canvas.savefig(path, bbox_inches="tight", metadata={"Date": None})
+                drawn.append(path)
+    return drawn
+
+
+def _canvas(height: float) -> tuple[Canvas, Axes]:
+    canvas = Canvas(figsize=(8, height))
+    return canvas, canvas.subplots()
+
+
+def _bars(results: Mapping[str, Any]) -> Canvas | None:
+    """Each bar that has a target: how far its figure is on the good side of it."""
+    rows = []
+    for bar in reversed(BARS):
+        figure = bar.figure(results)
+        limit = bar.at_most if bar.at_most is not None else bar.at_least
+        if figure is None or limit is None:
+            continue
+        values = [limit / each if bar.at_most is not None else each / limit for each in figure if each]
+        rows.append((f"{bar.number}  {bar.what}", values[0], min(values), max(values)))
+    if not rows:
+        return None
+    canvas, axes = _canvas(0.6 + 0.27 * len(rows))
+    names, values, lows, highs = zip(*rows, strict=True)
+    errors = [
+        [value - low for value, low in zip(values, lows, strict=True)],
+        [high - value for value, high in zip(values, highs, strict=True)],
+    ]
+    axes.barh(names, values, xerr=errors, color=[_GOOD if value >= 1 else _BAD for value in values], ecolor="#999999")
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("figure against its target: right of the line is better than asked")
+    return canvas
+
+
+def _named(results: Mapping[str, Any], benchmark: str, names: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    figures = results["benchmarks"].get(benchmark, {}).get("figures", {})
+    return {shown: figures[name] for shown, name in names.items() if name in figures}
+
+
+def _throughput(results: Mapping[str, Any]) -> Canvas | None:
+    """Events per second of whoever drained the backlog."""
+    one = {
+        "hand-written loop, no frames": "loop_events_per_s",
+        "ideal: 1 / (loop + scoring)": "ideal_events_per_s",
+        "streamer rerank": "events_per_s",
+    }
+    peers = {
+        f"{peer}, settings for {kind}": f"{peer}_{kind}_settings_events_per_s"
+        for peer in ("quixstreams", "faststream")
+        for kind in ("backlog", "latency")
+    }
+    found = _named(results, "reranking_throughput", one) | _named(results, "reranking_peers", peers)
+    return _horizontal(found, "events per second, one process, 100 candidates") if found else None
+
+
+def _latency(results: Mapping[str, Any]) -> Canvas | None:
+    """Median and 99th percentile at 100 events a second."""
+    found: dict[str, dict[str, float]] = {}
+    for percentile in ("p99", "p50"):
+        loop = {
+            f"hand-written loop, no frames, {percentile}": f"loop_{percentile}_ms",
+            f"streamer rerank, {percentile}": f"service_{percentile}_ms",
+        }
+        peers = {f"{peer}, {percentile}": f"{peer}_{percentile}_ms" for peer in ("quixstreams", "faststream")}
+        found |= _named(results, "reranking_latency", loop) | _named(results, "reranking_peers", peers)
+    return _horizontal(found, "ms from query to readable answer at 100 events/s, cached texts") if found else None
+
+
+def _horizontal(found: Mapping[str, Mapping[str, float]], label: str) -> Canvas:
+    canvas, axes = _canvas(0.6 + 0.27 * len(found))
+    rows = list(reversed(found.items()))
+    medians = [figure["median"] for _, figure in rows]
+    errors = [
+        [figure["median"] - figure["min"] for _, figure in rows],
+        [figure["max"] - figure["median"] for _, figure in rows],
+    ]
+    drawn = axes.barh([name for name, _ in rows], medians, xerr=errors, color=_PLAIN, ecolor="#999999")
+    axes.bar_label(drawn, [f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in medians], padding=12)  # noqa: PLR2004
+    axes.set_xlabel(label)
+    return canvas
