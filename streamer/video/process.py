@@ -33,6 +33,9 @@ _PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "T
 _ONE_THREAD: Final = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
 )
+_HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Each process begins with untouched memory and soon fills some 70 MB of it: 18,000 page faults a clip, and a tenth of
+its time, where the pages are small, a fifth as many where the kernel gives large ones (other systems ignore this)."""
 _MAX_HEADER_BYTES: Final = 1 << 20
 _HEADERS: Final[msgspec.json.Decoder[Header]] = msgspec.json.Decoder(Header)
 
@@ -53,7 +56,7 @@ class Template:
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this package
                 [sys.executable, "-P", "-c", _TEMPLATE, str(theirs.fileno())],
-                env={**kept, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(sys.path)},
+                env={**kept, **_ONE_THREAD, **_HUGE_PAGES, "PYTHONPATH": os.pathsep.join(sys.path)},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
