@@ -16,6 +16,13 @@ class Figure(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def of(cls, value: float | Mapping[str, float]) -> Figure:
+        """Take it as it stands in the results."""
+        if isinstance(value, int | float):
+            return cls(value, value, value)
+        return cls(value["median"], value["min"], value["max"])
+
     def text(self) -> str:
         """Write it with three significant digits, and its spread where it has one."""
         if self.low == self.high:
@@ -47,9 +54,7 @@ class Bar:
             if not isinstance(node, dict) or name not in node:
                 return None
             node = node[name]
-        if isinstance(node, dict):
-            return Figure(node["median"], node["min"], node["max"])
-        return None if node is None else Figure(node, node, node)
+        return None if node is None else Figure.of(node)
 
     def target(self) -> str:
         """Write the limit."""

@@ -6,7 +6,7 @@ import statistics
 import sys
 from typing import TYPE_CHECKING, Any
 
-from bench.bars import BARS
+from bench.bars import BARS, Figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -52,11 +52,29 @@ def summary(results: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for bar in BARS:
+        if bar.benchmark not in results["benchmarks"]:
+            continue
         figure = bar.figure(results)
         met = {True: "yes", False: "**no**", None: ""}[bar.is_met(results)]
         shown = "not measured" if figure is None else figure.text()
         lines.append(f"| {bar.number} | {bar.what} | {shown} | {bar.target()} | {met} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_hot_path(results)]) + "\n"
+
+
+def _hot_path(results: Mapping[str, Any]) -> list[str]:
+    """Return where the time of one query goes, as lines of a table."""
+    steps = results["benchmarks"].get("hot_path", {}).get("figures", {}).get("us_a_query")
+    if not steps:
+        return []
+    lines = [
+        "",
+        "Where the time of one query of a backlog goes, 100 candidates; the pipeline's thread runs down to *encode*, "
+        "the loop's does *produce* and *commit* beside it (`bench/hot_path.py`):",
+        "",
+        "| step | microseconds a query |",
+        "| --- | --- |",
+    ]
+    return lines + [f"| {name} | {Figure.of(figure).text()} |" for name, figure in steps.items()]
 
 
 def document(results: Mapping[str, Any]) -> str:
@@ -65,9 +83,8 @@ def document(results: Mapping[str, Any]) -> str:
     for name, result in results["benchmarks"].items():
         parts.append(f"## {name} ({result['seconds']:.0f} s)\n")
         if "error" in result:
-            parts.append(f"Failed: {result['error']}\n\n")
-            continue
-        parts.append("| figure | |\n| --- | --- |\n")
-        parts.append("".join(f"| {key} | {value} |\n" for key, value in _flat(result["figures"])))
-        parts.append("")
-    return "\n".join(part.rstrip("\n") + "\n" for part in parts if part).replace("\n\n| figure", "\n| figure")
+            parts.append(f"Failed: {result['error']}\n")
+        else:
+            rows = "".join(f"| {key} | {value} |\n" for key, value in _flat(result["figures"]))
+            parts.append(f"| figure | |\n| --- | --- |\n{rows}")
+    return "\n".join(parts)

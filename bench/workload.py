@@ -13,7 +13,7 @@ import numpy as np
 import open_clip
 import orjson
 import torch
-from driver import RESULTS, Bus, Record, apply_topics, environment
+from driver import RERANKED, RESULTS, Bus, Record, apply_topics, environment, free_port
 from safetensors.torch import save_model
 
 from streamer.encoders import load_encoder
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from streamer.encoders import Encoder
     from streamer.store import Store
+
+__all__ = ["RERANKED", "RESULTS", "free_port"]
 
 MODEL = "ViT-B-32"
 CANDIDATES = 100
@@ -145,7 +147,7 @@ class Place:
 
     def variables(self, bus: Bus, **settings: str) -> dict[str, str]:
         """Return the environment of a service on these topics."""
-        return environment(bus, self.store_path, [], STREAMER_METRICS_PORT="0", **self.settings, **settings)
+        return environment(bus, self.store_path, [], **({"STREAMER_METRICS_PORT": "0"} | self.settings | settings))
 
 
 @contextmanager

@@ -1,0 +1,281 @@
+"""Where the time of one query goes: decode, text, fetch, score, blend, answer, encode, produce, commit.
+
+    python bench/hot_path.py
+
+Up to *encode* it is the service's own pipeline, in this process and without Kafka, on micro-batches of a backlog:
+its functions are timed where it calls them, and *answer* is what is left of a batch's time (making the candidates of
+the answer, counting). *Produce* is the call that hands an answer to the client, *commit* the rest of a transaction as
+the running service reports it, divided by the transaction's queries. The service does both in a thread of its own,
+beside the pipeline, so that the sum is more than the time between two answers. What the same service reports at 100
+queries a second is told too: there a query waits for its own transaction, and shares it with hardly any other.
+"""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from confluent_kafka import Producer
+
+from bench.contestants import Contestant
+from bench.report import print_figures, spread
+from bench.reranking_latency import RATE, Asker, cached
+from bench.workload import RERANKED, free_port, place, queries
+from streamer import reranker
+from streamer.demo.services import MetricsSnapshot
+from streamer.encoders import QueryVectors
+from streamer.events import now
+from streamer.health import Health
+from streamer.kafka import Output, Record, Work
+from streamer.kafka.client import enqueue
+from streamer.metrics import Metrics
+from streamer.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from bench.workload import Place
+
+NAME = "hot_path"
+BATCH = 64
+_CALLS = {"decode": "decode", "score": "score_clips", "blend": "rerank", "encode": "encode"}
+"""Steps, and the functions by the names under which the pipeline calls them."""
+
+
+class Clock:
+    """Adds up the seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Count what happens inside."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that counts its calls' time."""
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            with self.step(name):
+                return function(*arguments, **named)
+
+        return call
+
+
+class TimedStore:
+    """A store whose reading is counted, until the last block of records is handed over."""
+
+    def __init__(self, store: Any, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    @contextmanager
+    def read(self, clip_ids: Sequence[str]) -> Iterator[TimedRecords]:
+        """Read as the store does."""
+        with self._clock.step("fetch"):
+            reading = self._store.read(clip_ids)
+            records = reading.__enter__()
+        try:
+            yield TimedRecords(records, self._clock)
+        finally:
+            reading.__exit__(None, None, None)
+
+
+class TimedRecords:
+    """What a read gives, block by block."""
+
+    def __init__(self, records: Any, clock: Clock) -> None:
+        self._records = records
+        self._clock = clock
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def blocks(self) -> Iterator[Any]:
+        """Give the blocks; inside of *score*, which is why :func:`steps` takes *fetch* off it."""
+        blocks = iter(self._records.blocks())
+        while True:
+            with self._clock.step("blocks"):
+                block = next(blocks, None)
+            if block is None:
+                return
+            yield block
+
+
+class Pipeline:
+    """The service's pipeline without Kafka."""
+
+    def __init__(self, where: Place) -> None:
+        self.clock = Clock()
+        self._metrics = Metrics()
+        self._store = where.store()
+        vectors = QueryVectors(where.encoder, 20_000)
+        self._patches = [
+            mock.patch.object(reranker, name, self.clock.timed(step, getattr(reranker, name)))
+            for step, name in _CALLS.items()
+        ]
+        self._patches.append(mock.patch.object(vectors, "get", self.clock.timed("text", vectors.get)))
+        for patch in self._patches:
+            patch.start()
+        self._reranker = reranker.Reranker(
+            load({"query_batch": BATCH}),
+            queries=vectors,
+            model_id=where.encoder.model_id,
+            store=TimedStore(self._store, self.clock),
+            metrics=self._metrics,
+            health=Health(self._metrics),
+        )
+
+    def close(self) -> None:
+        """Put everything back."""
+        for patch in self._patches:
+            patch.stop()
+        self._store.close()
+
+    def run(self, records: Sequence[Record]) -> list[Work]:
+        """Take records through, a full batch at a time."""
+        works = [Work(record, lambda: None) for record in records]
+        for first in range(0, len(works), BATCH):
+            batch = works[first : first + BATCH]
+            self._reranker.submit(batch)
+            while any(work.outputs is None for work in batch):
+                time.sleep(0.001)
+        return works
+
+    def seconds(self) -> float:
+        """Return how long all batches took."""
+        return self._metrics.registry.get_sample_value("streamer_stage_seconds_sum", {"stage": "rerank"}) or 0.0
+
+
+def steps(pipeline: Pipeline, records: Sequence[Record]) -> dict[str, float]:
+    """Return the microseconds of each step, per query, of taking these through."""
+    pipeline.clock.seconds.clear()
+    before = pipeline.seconds()
+    works = pipeline.run(records)
+    assert all(work.outputs and work.outputs[0].topic == RERANKED for work in works)
+    total = pipeline.seconds() - before
+    seconds = pipeline.clock.seconds
+    blocks = seconds.pop("blocks")
+    seconds["fetch"] += blocks
+    seconds["score"] -= blocks
+    seconds["answer"] = total - sum(seconds.values())
+    return {name: 1e6 * each / len(records) for name, each in seconds.items()}
+
+
+def produce_us(servers: str, outputs: Sequence[Output]) -> float:
+    """Return the microseconds of handing one answer to the client."""
+    producer = Producer({"bootstrap.servers": servers, "linger.ms": 5, "enable.idempotence": True})
+    seconds = 0.0
+    for output in outputs:
+        began = time.perf_counter()
+        enqueue(producer, output, lambda *_: None)
+        seconds += time.perf_counter() - began
+        producer.poll(0)
+    producer.flush(30)
+    return 1e6 * seconds / len(outputs)
+
+
+class Reported:
+    """What a running service has reported between two looks at its metrics."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/metrics"
+        self._before = self._look()
+
+    def _look(self) -> MetricsSnapshot:
+        with urllib.request.urlopen(self._url, timeout=10) as response:  # noqa: S310 - our own loopback URL
+            return MetricsSnapshot(response.read().decode())
+
+    def figures(self) -> dict[str, float]:
+        """Return the means of what happened since the last call."""
+        now_ = self._look()
+
+        def more(name: str, **labels: str) -> float:
+            return now_.total(name, **labels) - self._before.total(name, **labels)
+
+        transactions = more("streamer_transaction_seconds_count")
+        queries_ = more("streamer_transaction_records_sum")
+        seconds = more("streamer_transaction_seconds_sum")
+        batches = more("streamer_stage_seconds_count", stage="rerank")
+        figures = {
+            "queries_a_transaction": queries_ / transactions,
+            "transaction_ms": 1e3 * seconds / transactions,
+            "transaction_us_a_query": 1e6 * seconds / queries_,
+            "queries_a_batch": queries_ / batches,
+            "batch_ms": 1e3 * more("streamer_stage_seconds_sum", stage="rerank") / batches,
+            "wait_before_the_batch_ms": 1e3 * more("streamer_queue_wait_seconds_sum", stage="rerank") / queries_,
+        }
+        self._before = now_
+        return figures
+
+
+def in_process(where: Place, rounds: int, count: int) -> tuple[list[dict[str, float]], list[Output]]:
+    """Take batches through the pipeline, once to warm up and then for the figures."""
+    log = [
+        Record(RERANKED, 0, offset, each.key, each.value, (), now())
+        for offset, each in enumerate(queries(count, where.clip_count))
+    ]
+    pipeline = Pipeline(where)
+    try:
+        found = [steps(pipeline, log) for _ in range(rounds + 1)][1:]
+        outputs = [output for work in pipeline.run(log) for output in work.outputs or ()]
+    finally:
+        pipeline.close()
+    return found, outputs
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Return the figures; ``quick`` is a tiny size."""
+    rounds, count, asked = (1, 64, 20) if quick else (5, 640, 500)
+    with place(quick=quick) as where:
+        found, outputs = in_process(where, rounds, count)
+        began = time.perf_counter()
+        where.encoder.encode_texts(["a text that nobody has asked for"])
+        new_text_ms = 1e3 * (time.perf_counter() - began)
+        bus, port = where.bus("hot"), free_port()
+        to_hot = [Output(bus.prefix + each.topic, each.key, each.value, each.headers) for each in outputs]
+        with Contestant.service(where, bus, STREAMER_METRICS_PORT=str(port)) as service:
+            service.warm_up(where, seconds=1 if quick else 5)
+            reported = Reported(port)
+            service.drain(where)
+            backlog = reported.figures()
+            produced = [produce_us(bus.bootstrap_servers, to_hot) for _ in range(rounds)]
+            with asking(service, where) as asker:
+                asker.ask(cached(asked), RATE)
+                steady = reported.figures()
+    us = {name: spread(each[name] for each in found) for name in ("decode", "text", "fetch", "score", "blend")}
+    us |= {name: spread(each[name] for each in found) for name in ("answer", "encode")}
+    us["produce"] = spread(produced)
+    us["commit"] = spread([max(0.0, backlog["transaction_us_a_query"] - us["produce"]["median"])])
+    return {"us_a_query": us, "new_text_ms": new_text_ms, "backlog": backlog, "at_100_queries_per_s": steady}
+
+
+@contextmanager
+def asking(contestant: Contestant, where: Place) -> Iterator[Asker]:
+    """Ask a contestant that has answered everything."""
+    asker = Asker(contestant, where)
+    try:
+        yield asker
+    finally:
+        with suppress(RuntimeError):
+            asker.close()
+
+
+def main() -> None:
+    """Measure and print."""
+    print_figures(measure(quick=False))
+
+
+if __name__ == "__main__":
+    main()
