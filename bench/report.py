@@ -66,10 +66,13 @@ def _hot_path(results: Mapping[str, Any]) -> list[str]:
     steps = results["benchmarks"].get("hot_path", {}).get("figures", {}).get("us_a_query")
     if not steps:
         return []
+    told = (
+        "Where the time of one query of a backlog goes, 100 candidates; the pipeline's thread runs down to *encode*, "
+        "the loop's does *produce* and *commit* beside it (`bench/hot_path.py`):"
+    )
     lines = [
         "",
-        "Where the time of one query of a backlog goes, 100 candidates; the pipeline's thread runs down to *encode*, "
-        "the loop's does *produce* and *commit* beside it (`bench/hot_path.py`):",
+        told,
         "",
         "| step | microseconds a query |",
         "| --- | --- |",
