@@ -66,7 +66,9 @@ class Plain:
     def encode(self, batch: torch.Tensor) -> Vectors:
         """Encode and wait for the vectors."""
         with torch.inference_mode():
-            vectors: Vectors = self._network.encode_image(batch, normalize=True).float().cpu().numpy()
+            # Normalised in float32: bfloat16 leaves lengths that are off by a few thousandths.
+            features = self._network.encode_image(batch, normalize=False).float()
+            vectors: Vectors = torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
         return vectors
 
 

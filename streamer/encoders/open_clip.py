@@ -22,7 +22,7 @@ from PIL import Image
 
 from streamer.encoders.protocol import SIDES, EncoderError
 from streamer.encoders.towers import ImageTower, TextTower, can_pack_side
-from streamer.encoders.tuning import Arithmetic, Tower, candidates, fastest, thread_count, use_threads
+from streamer.encoders.tuning import Arithmetic, Choice, Tower, candidates, fastest, thread_count, use_threads
 from streamer.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -60,23 +60,27 @@ class OpenClipEncoder:
     ) -> None:
         """Take a model as loaded, in float32 on the CPU; ``config`` is its architecture (``model_cfg``).
 
-        The arithmetic of ``sides`` is measured, and they are warm afterwards; a side that is not among them
-        works, but nothing is spent on it.
+        Of each of ``sides`` the fastest arithmetic is found; it is warm afterwards. A side that is not among them
+        is not kept.
         """
         self.model_id = _model_id(network, config)
         self.dim = int(config["embed_dim"])
         visual: Any = network.visual
         self.prepare = _preprocessing(visual.preprocess_cfg, preprocess)
-        network.eval()
         self.arithmetic: dict[Side, Arithmetic] = {}
         """As it was chosen."""
-        self._sides = sides
         self._device = device
-        arithmetics = {side: candidates(dtype, device, packable=can_pack_side(network, side)) for side in SIDES}
-        self._images = self._tower(
-            "images", arithmetics, lambda how: ImageTower(network, visual.preprocess_cfg, how, device)
-        )
-        self._texts = self._tower("texts", arithmetics, lambda how: TextTower(network, tokenizer, how, device))
+        network.eval()
+
+        def fastest_of(side: Side, build: Callable[[Arithmetic], T]) -> T | None:
+            if side not in sides:
+                return None
+            found = _measure(side, candidates(dtype, device, packable=can_pack_side(network, side)), build, device)
+            self.arithmetic[side] = found.arithmetic
+            return found.tower
+
+        self._images = fastest_of("images", lambda how: ImageTower(network, visual.preprocess_cfg, how, device))
+        self._texts = fastest_of("texts", lambda how: TextTower(network, tokenizer, how, device))
 
     @classmethod
     def load(
@@ -121,6 +125,8 @@ class OpenClipEncoder:
 
     def encode_images(self, prepared: Sequence[Frame]) -> npt.NDArray[np.float32]:
         """Encode frames of the model's size in one batch: (n, 1, dim), L2-normalised; n >= 1."""
+        if self._images is None:
+            raise RuntimeError("the encoder was loaded without the side that encodes images")
         return self._images.encode(prepared)[:, np.newaxis]
 
     def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -128,43 +134,42 @@ class OpenClipEncoder:
 
         What is longer than the model's context is cut off, as open_clip's tokenizer does.
         """
+        if self._texts is None:
+            raise RuntimeError("the encoder was loaded without the side that encodes texts")
         return self._texts.encode(queries)
 
     def warm_up(self) -> None:
-        """Run the sides that will be used, with the threads that there are now."""
-        for tower in self._towers():
+        """Run each side once, with the threads that there are now."""
+        for tower in self._towers().values():
             tower.run()
 
     def measure_threads(self) -> int:
-        """Return how many of torch's threads are worth taking for the sides that will be used."""
+        """Return how many of torch's threads are worth taking, for the side that profits from most."""
         most = torch.get_num_threads()
         if most == 1:
             return 1
-        counts = {side: thread_count(tower.run, most) for side, tower in zip(self._sides, self._towers(), strict=True)}
+        counts = {side: thread_count(tower.run, most) for side, tower in self._towers().items()}
         log.info("threads measured", most=most, **counts)
         return max(counts.values())
 
-    def _towers(self) -> list[ImageTower | TextTower]:
-        return [self._images if side == "images" else self._texts for side in self._sides]
+    def _towers(self) -> dict[str, Tower]:
+        both = {"images": self._images, "texts": self._texts}
+        return {side: tower for side, tower in both.items() if tower is not None}
 
-    def _tower(
-        self, side: Side, arithmetics: Mapping[Side, tuple[Arithmetic, ...]], build: Callable[[Arithmetic], T]
-    ) -> T:
-        """Return the fastest tower; raise :class:`RuntimeError` where the first of its arithmetics cannot be used."""
-        options = arithmetics[side]
-        if side not in self._sides:
-            self.arithmetic[side] = options[0]
-            return build(options[0])
-        if self._device.type == "cpu":
-            # One thread's own time: what else the machine does while a service starts does not count.
-            with use_threads(1):
-                choice = fastest(options, build, time.thread_time)
-        else:
-            choice = fastest(options, build, time.perf_counter)
-        self.arithmetic[side] = choice.arithmetic
-        measured = [str(trial) for trial in choice.trials]
-        log.info("arithmetic measured", side=side, chosen=str(choice.arithmetic), measured=measured)
-        return choice.tower
+
+def _measure(
+    side: Side, arithmetics: Sequence[Arithmetic], build: Callable[[Arithmetic], T], device: torch.device
+) -> Choice[T]:
+    """Choose an arithmetic and log it; raise :class:`RuntimeError` where the first one cannot be used."""
+    if device.type == "cpu":
+        # One thread's own time: what else the machine does while a service starts does not count.
+        with use_threads(1):
+            choice = fastest(arithmetics, build, time.thread_time)
+    else:
+        choice = fastest(arithmetics, build, time.perf_counter)
+    measured = [str(trial) for trial in choice.trials]
+    log.info("arithmetic measured", side=side, chosen=str(choice.arithmetic), measured=measured)
+    return choice
 
 
 def _device(device: Device) -> torch.device:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from streamer.encoders.openmp import spin_briefly
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
@@ -73,7 +75,7 @@ class Encoder(Protocol):
         ...
 
     def warm_up(self) -> None:
-        """Run what will be used once, so that the first event does not pay for it."""
+        """Run each side that was loaded once, so that the first event does not pay for it."""
         ...
 
 
@@ -88,13 +90,14 @@ def load_encoder(
 ) -> Encoder:
     """Load what ``open_clip.create_model_and_transforms(model, pretrained)`` takes, as :class:`Encoder`, warm.
 
-    How ``sides`` are computed fastest is measured here and logged; the others work as well, and nothing is spent
-    on them. ``dtype="auto"`` takes float32, or the reduced arithmetic whose vectors keep a cosine of 0.9998 to
-    float32's where that is clearly faster. ``threads`` are those of the whole process's arithmetic on a CPU: None
-    leaves it to OMP_NUM_THREADS, or to a measurement where that is not set.
+    How each of ``sides`` is computed fastest is measured here and logged; what needs another side raises
+    RuntimeError, and that side's weights take no memory. ``dtype="auto"`` takes float32, or the reduced arithmetic
+    whose vectors keep a cosine of 0.9998 to float32's where that is clearly faster. ``threads`` are those of the
+    whole process's arithmetic on a CPU: None leaves it to OMP_NUM_THREADS, or to a measurement where that is not set.
 
     Raises :class:`EncoderError`.
     """
+    spin_briefly()
     from streamer.encoders.open_clip import OpenClipEncoder  # noqa: PLC0415 - torch takes seconds to import
 
     return OpenClipEncoder.load(model, pretrained, dtype=dtype, device=device, threads=threads, sides=sides)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -182,18 +185,34 @@ def test_the_variable_of_openmp_is_respected(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.get_num_threads() == 2
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_that_wait_let_others_run(given: dict[str, str], expected: str) -> None:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    program = "from streamer.encoders.openmp import spin_briefly; spin_briefly(); import torch"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**inherited, **given, "OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
+
+
 # -- what is loaded ----------------------------------------------------------------------------------------
 
 
-def test_only_the_sides_that_are_wanted_are_measured_and_both_work() -> None:
+def test_only_the_side_that_is_wanted_is_measured_and_kept() -> None:
     with structlog.testing.capture_logs() as logs:
         encoder = load_encoder(DEFAULT_MODEL, sides=["texts"])
+    assert encoder.encode_texts(QUERIES).shape == (len(QUERIES), encoder.dim)
     measured = [line for line in logs if line["event"] == "arithmetic measured"]
     assert [line["side"] for line in measured] == ["texts"]
     assert measured[0]["measured"][0].startswith("float32: ")
     assert measured[0]["chosen"] in {trial.split(":")[0] for trial in measured[0]["measured"]}
     frame = np.full((70, 50, 3), 99, np.uint8)
-    assert np.isfinite(encoder.encode_images([encoder.prepare(frame)])).all()
+    with pytest.raises(RuntimeError, match="without the side that encodes images"):
+        encoder.encode_images([encoder.prepare(frame)])
 
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
