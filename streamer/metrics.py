@@ -102,6 +102,10 @@ CATALOGUE = {
         "streamer_frames_encoded_total", "counter", (),
         "Frames that went through the image encoder.", "How much is embedded?",
     ),
+    "frames_duplicate": Metric(
+        "streamer_frames_duplicate_total", "counter", (),
+        "Sampled frames that were not encoded, since one before them shows the same.", "What do duplicates save?",
+    ),
     "query_cache": Metric(
         "streamer_query_cache_total", "counter", ("result",),
         "Query texts looked up in the cache of query vectors: hit or miss.", "Is the cache large enough?",
@@ -174,6 +178,7 @@ class Metrics:
     partial: Counter
     decoders_replaced: Counter
     frames_encoded: Counter
+    frames_duplicate: Counter
     query_cache: Counter
     retries: Counter
     in_flight: Gauge

@@ -96,6 +96,13 @@ class Settings(BaseSettings):
     max_frames: int = Field(
         64, ge=1, le=10_000, description="Most frames of a clip; a longer clip is sampled at duration / max"
     )
+    duplicate_threshold: float = Field(
+        0,
+        ge=0,
+        le=255,
+        description="Largest mean difference (0 to 255) of any block of 16 x 16 pixels between frames that count as "
+        "the same and are encoded once; 0 is off",
+    )
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = Field(
         default_factory=lambda: (Path.cwd().as_uri(),),
         description="JSON list of the URI prefixes that uploads may be fetched from",
@@ -199,9 +206,10 @@ _OPERATION = ("queue_bytes", "drain_timeout", "metrics_host", "metrics_port", *_
 
 COMMANDS_OF: dict[str, tuple[str, ...]] = {
     "embed": (
-        *_SERVICE, "precision", "frame_interval", "max_frames", "allowed_uris", "allowed_networks", "max_clip_bytes",
-        "fetch_timeout", "first_byte_timeout", "max_clip_seconds", "max_clip_pixels", "max_clip_packets",
-        "decode_workers", "decode_timeout", "decode_memory", "image_batch", "retry_for", *_OPERATION,
+        *_SERVICE, "precision", "frame_interval", "max_frames", "duplicate_threshold", "allowed_uris",
+        "allowed_networks", "max_clip_bytes", "fetch_timeout", "first_byte_timeout", "max_clip_seconds",
+        "max_clip_pixels", "max_clip_packets", "decode_workers", "decode_timeout", "decode_memory", "image_batch",
+        "retry_for", *_OPERATION,
     ),
     "rerank": (
         *_SERVICE, "alpha", "depth", "normalization", "deadline_ms", "query_batch", "query_cache", *_OPERATION,

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 class InProcessDecoder:
     """Samples every half second, one clip at a time in each of ``places``."""
 
-    def __init__(self, prepare: Callable[[Any], Any], *, places: int = 2) -> None:
+    def __init__(self, prepare: Callable[[Any], Any], *, places: int = 2, duplicate_threshold: float = 0) -> None:
         self._prepare = prepare
+        self._sampling = Sampling(interval=0.5, max_frames=64, duplicate_threshold=duplicate_threshold)
         self._places = threading.BoundedSemaphore(places)
 
     @contextmanager
     def sampled(self, path: Path) -> Iterator[SampledClip[Any]]:
         with self._places:
-            yield sample(path, Sampling(interval=0.5, max_frames=64), self._prepare)
+            yield sample(path, self._sampling, self._prepare)

@@ -44,6 +44,7 @@ class Act(IntEnum):
     ANSWER_NONSENSE = 180
     CLAIM_TOO_MUCH = 200
     CHANGE_SHAPE = 220
+    POINT_OUTSIDE = 240
 
 
 def shrink(frame: Frame) -> Frame:
@@ -87,9 +88,9 @@ def _answer(message: bytes) -> None:
     os._exit(0)
 
 
-def _claim_too_much() -> None:
-    header = {"times_ms": [0], "duration_ms": 1, "decoded": 1, "partial": False, "shape": [1 << 30, 1 << 30]}
-    encoded = json.dumps({"type": "Sampled", **header}).encode()
+def _claim(shape: list[int], frame_of: list[int]) -> None:
+    header = {"times_ms": [0], "frames": 1, "frame_of": frame_of, "duration_ms": 1, "decoded": 1, "partial": False}
+    encoded = json.dumps({"type": "Sampled", **header, "shape": shape}).encode()
     _answer(len(encoded).to_bytes(4, "big") + encoded)
 
 
@@ -104,7 +105,8 @@ ACTIONS: dict[int, Callable[[], object]] = {
     Act.BE_SLOW: lambda: time.sleep(SLOW_SECONDS),
     Act.USE_SOME_TIME: _use_some_time,
     Act.ANSWER_NONSENSE: lambda: _answer(b"\xff" * 64),
-    Act.CLAIM_TOO_MUCH: _claim_too_much,
+    Act.CLAIM_TOO_MUCH: lambda: _claim([1 << 30, 1 << 30], [0]),
+    Act.POINT_OUTSIDE: lambda: _claim([16, 16, 3], [1]),
 }
 
 

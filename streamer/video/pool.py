@@ -165,14 +165,17 @@ class DecodePool:
             process.begin()
 
     def _receive_clip(self, process: Process, header: Sampled) -> SampledClip[Frame]:
-        count = len(header.times_ms)
+        count, samples = header.frames, len(header.times_ms)
         size = count * math.prod(header.shape)
-        if not 1 <= count <= self._most_frames or size > self._memory:
-            raise ValueError(f"{count} frames of {header.shape}")
+        if not 1 <= count <= samples <= self._most_frames or size > self._memory:
+            raise ValueError(f"{count} frames of {header.shape} for {samples} samples")
+        if len(header.frame_of) != samples or max(header.frame_of) >= count:
+            raise ValueError(f"frames {header.frame_of} of {count} for {samples} samples")
         frames = np.empty((count, *header.shape), dtype=np.uint8)
         process.receive_into(frames.reshape(-1).data)
         times = np.array(header.times_ms, dtype=np.uint32)
-        return SampledClip(times, list(frames), header.duration_ms, header.decoded, header.partial)
+        frame_of = np.array(header.frame_of, dtype=np.intp)
+        return SampledClip(times, list(frames), frame_of, header.duration_ms, header.decoded, header.partial)
 
     def _crash(self, process: Process, error: Exception) -> Exception:
         code = process.end()

@@ -42,6 +42,7 @@ import numpy.typing as npt
 from streamer.events import Reason
 from streamer.video.container import breaks_off, check_unread_size, decode_failed, open_container, pick
 from streamer.video.decode import Decoder, DeviationError
+from streamer.video.duplicates import distinct
 from streamer.video.errors import ClipError, Retry
 from streamer.video.frames import RgbConverter
 from streamer.video.timeline import Survey, choose, plan, select, survey
@@ -58,7 +59,8 @@ class Sampling:
     """How clips are sampled, and how large they may be.
 
     ``interval``: seconds between samples, > 0. ``max_frames``: most samples of a clip, >= 1. ``max_pixels``: of a
-    frame; ``max_seconds``: of a clip; ``max_packets``: encoded frames of a clip.
+    frame; ``max_seconds``: of a clip; ``max_packets``: encoded frames of a clip. ``duplicate_threshold``: how much
+    frames may differ of which one stands for the others, see :func:`~streamer.video.duplicates.distinct`; 0: no such.
     """
 
     interval: float
@@ -66,13 +68,15 @@ class Sampling:
     max_pixels: int = 8192 * 4352
     max_seconds: float = 12 * 3600
     max_packets: int = 2_000_000
+    duplicate_threshold: float = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SampledClip(Generic[T]):
     """The sampled frames of a clip, n >= 1, in the order of their times.
 
-    ``times_ms`` (n,): each frame's time from the first frame. ``frames``: what ``prepare`` made of each.
+    ``times_ms`` (n,): each frame's time from the first frame. ``frames``: what ``prepare`` made of each, without
+    near-duplicates. ``frame_of`` (n,): the one of these that is shown at that time; 0 .. n - 1 if none is left out.
     ``duration_ms``: the clip's length. ``decoded``: how many frames the decoder produced for them. ``partial``:
     something of the video was damaged, and these frames are of what is left; damage in what no sample needs is
     not noticed.
@@ -80,6 +84,7 @@ class SampledClip(Generic[T]):
 
     times_ms: npt.NDArray[np.uint32]
     frames: list[T]
+    frame_of: npt.NDArray[np.intp]
     duration_ms: int
     decoded: int
     partial: bool
@@ -103,7 +108,9 @@ def sample(path: Path, sampling: Sampling, prepare: Callable[[npt.NDArray[np.uin
         # It may be what earlier clips left behind in this process that was too much.
         raise ClipError(Reason.DECODE_FAILED, "more memory is needed than there is", Retry.ONCE) from error
     times_ms = np.array([round(ticks * found.time_base * 1000) for ticks in taken.ticks], dtype=np.uint32)
-    return SampledClip(times_ms, taken.frames, round(found.duration * 1000), taken.decoded, partial)
+    frames, frame_of = distinct(taken.frames, sampling.duplicate_threshold)
+    duration_ms = round(found.duration * 1000)
+    return SampledClip(times_ms, frames, np.array(frame_of, dtype=np.intp), duration_ms, taken.decoded, partial)
 
 
 @dataclass(slots=True)

@@ -79,9 +79,11 @@ class Task:
 
 
 class Sampled(msgspec.Struct, frozen=True, tag=True):
-    """The header of a clip's frames, which follow it: ``len(times_ms)`` of ``shape``, uint8."""
+    """The header of a clip's frames, which follow it: ``frames`` of ``shape``, uint8."""
 
     times_ms: list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
+    frames: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    frame_of: list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]
     duration_ms: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
     decoded: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
     partial: bool
@@ -238,4 +240,12 @@ def _header(clip: SampledClip[npt.NDArray[np.uint8]]) -> Sampled:
     for frame in clip.frames:
         if frame.shape != shape or frame.dtype != np.uint8:
             raise TypeError(f"a prepared frame is {frame.dtype} {frame.shape}, the clip's first one uint8 {shape}")
-    return Sampled(clip.times_ms.tolist(), clip.duration_ms, clip.decoded, clip.partial, list(shape))
+    return Sampled(
+        clip.times_ms.tolist(),
+        len(clip.frames),
+        clip.frame_of.tolist(),
+        clip.duration_ms,
+        clip.decoded,
+        clip.partial,
+        list(shape),
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 SAMPLING = Sampling(interval=0.1, max_frames=8)
 MEMORY = 1 << 30
-GOOD_SHADE = 240
+GOOD_SHADE = 255
 
 Reported = dict[str, Any]
 
@@ -41,9 +42,9 @@ class Pools:
         self.replaced: list[str] = []
         self._made: list[DecodePool] = []
 
-    def make(self, prepare: Callable[..., Any] = act, **changed: Any) -> DecodePool:
+    def make(self, prepare: Callable[..., Any] = act, sampling: Sampling = SAMPLING, **changed: Any) -> DecodePool:
         settings: dict[str, Any] = {"workers": 2, "timeout": 120.0, "memory": MEMORY, "slow_after": 60.0}
-        pool = DecodePool(SAMPLING, prepare, replaced=self.replaced.append, **(settings | changed))
+        pool = DecodePool(sampling, prepare, replaced=self.replaced.append, **(settings | changed))
         self._made.append(pool)
         return pool
 
@@ -124,6 +125,12 @@ def test_frames_are_those_that_the_same_process_would_sample(pools: Pools, path:
     assert (there.duration_ms, there.decoded, there.partial) == (here.duration_ms, here.decoded, here.partial)
 
 
+def test_of_near_duplicates_one_frame_is_handed_on(pools: Pools, clips: dict[int, Path]) -> None:
+    sampling = dataclasses.replace(SAMPLING, duplicate_threshold=2.0)
+    clip = decoded(pools.make(shrink, sampling=sampling), clips[GOOD_SHADE])
+    assert (len(clip.times_ms), len(clip.frames), clip.frame_of.tolist()) == (3, 1, [0, 0, 0])
+
+
 def test_a_file_can_be_named_by_a_descriptor_of_the_service(pools: Pools) -> None:
     path = real_files()[-1]
     with path.open("rb") as file:
@@ -175,6 +182,7 @@ CRASHES = {
     Act.RAISE: "LookupError: of prepare's own",
     Act.ANSWER_NONSENSE: "the decoder's process answered what cannot be read: a header of 4294967295 bytes",
     Act.CLAIM_TOO_MUCH: "the decoder's process answered what cannot be read: 1 frames of [1073741824, 1073741824]",
+    Act.POINT_OUTSIDE: "the decoder's process answered what cannot be read: frames [1] of 1 for 1 samples",
     Act.CHANGE_SHAPE: "TypeError: a prepared frame is uint8 (",
 }
 

@@ -47,9 +47,12 @@ class MeanColour:
     def prepare(self, frame: Any) -> Any:
         return frame.reshape(-1, 3).mean(axis=0)
 
+    def prepare_square(self, frame: Any) -> Any:
+        return frame
+
     def encode_images(self, prepared: Sequence[Any]) -> Any:
         self.batches.append(len(prepared))
-        colours = np.stack(prepared).astype(np.float32)
+        colours = np.stack([frame.reshape(-1, DIM).mean(axis=0) for frame in prepared]).astype(np.float32)
         if (colours.max(axis=1) < 20).any():
             raise RuntimeError("too dark")
         unit = colours / np.linalg.norm(colours, axis=1, keepdims=True)
@@ -151,6 +154,21 @@ def test_an_upload_is_stored_with_each_vectors_time_and_announced(tmp_path: Path
         assert embedding is not None
         assert embedding.times_ms.tolist() == [0, 0, 500, 500, 1000, 1000, 1500, 1500]
         assert embedding.matrix.shape == (8, DIM)
+
+
+def test_duplicates_are_encoded_once_and_stored_with_all_their_times(tmp_path: Path, store: Store, red: Path) -> None:
+    harness = Harness(tmp_path, store)
+    harness.embedder._decoder = InProcessDecoder(harness.encoder.prepare_square, duplicate_threshold=2)
+    ((output,),) = harness.run(harness.upload("c1", red))
+    assert decode(ClipEmbedded, output.value, output.key).frames == 4
+    assert harness.encoder.batches == [1]
+    value = harness.metrics.registry.get_sample_value
+    assert (value("streamer_frames_encoded_total"), value("streamer_frames_duplicate_total")) == (1, 3)
+    with store.read(["c1"]) as (embedding,):
+        assert embedding is not None
+        assert embedding.times_ms.tolist() == [0, 0, 500, 500, 1000, 1000, 1500, 1500]
+        assert (embedding.matrix[:2] != embedding.matrix[1]).any()
+        assert all((embedding.matrix[2 * n : 2 * n + 2] == embedding.matrix[:2]).all() for n in range(4))
 
 
 def test_frames_of_clips_that_wait_share_batches(tmp_path: Path, store: Store, red: Path) -> None:
