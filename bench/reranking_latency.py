@@ -1,6 +1,6 @@
 """How long a search waits: from query.results produced to query.reranked readable by a read_committed consumer.
 
-    PYTHONPATH=tests:tests/integration python bench/reranking_latency.py
+    python bench/reranking_latency.py
 
 100 queries a second arrive when they arrive (open loop): a late answer delays no later query. The service and the
 best hand-written transactional loop (``baseline.py``) run side by side, idle by turns, and are asked by turns for a
@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
-from driver import RERANKED, RESULTS
 
 from bench.contestants import Contestant
 from bench.report import print_figures, spread
-from bench.workload import TEXTS, candidates, place, query
+from bench.workload import RERANKED, RESULTS, TEXTS, candidates, place, query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

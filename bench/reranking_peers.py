@@ -1,6 +1,6 @@
 """The reranker against the same one written in an afternoon with quixstreams and with faststream.
 
-    make peers && PYTHONPATH=tests:tests/integration python bench/reranking_peers.py
+    make peers && python bench/reranking_peers.py
 
 Same events, same frames (the peers' in float32), same work, same broker, by turns. Query vectors are cached by all.
 Each peer runs with two sets of settings, one that fits a backlog (a commit a second, batches of 500) and one that fits

@@ -1,6 +1,6 @@
 """Events per second of one reranker on a backlog, against what the transport and the scoring cost alone.
 
-    PYTHONPATH=tests:tests/integration python bench/reranking_throughput.py
+    python bench/reranking_throughput.py
 
 The ideal is 1 / (t_loop + t_core): t_loop is the time per event of a hand-written transactional loop on the same
 events, without frames (``baseline.py``), t_core the time in which one process reads the frames of 100 candidates

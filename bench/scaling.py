@@ -1,6 +1,6 @@
 """One, two and four rerankers on one backlog: events per second, and what they cost.
 
-    PYTHONPATH=tests:tests/integration python bench/scaling.py
+    python bench/scaling.py
 
 What must hold when processes are added is their own cost: events per second of the rerankers' processor time. How
 many more events per second come out depends on the cores that are left, of which the broker takes its share; on two
