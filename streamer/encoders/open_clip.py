@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import difflib
 import hashlib
 import json
@@ -121,6 +122,8 @@ class OpenClipEncoder:
             ) from error
         if threads is None and "OMP_NUM_THREADS" not in os.environ and chosen.type == "cpu":
             torch.set_num_threads(encoder.measure_threads())
+        del network
+        _trim()
         return encoder
 
     def encode_images(self, prepared: Sequence[Frame]) -> npt.NDArray[np.float32]:
@@ -170,6 +173,13 @@ def _measure(
     measured = [str(trial) for trial in choice.trials]
     log.info("arithmetic measured", side=side, chosen=str(choice.arithmetic), measured=measured)
     return choice
+
+
+def _trim() -> None:
+    """Give free memory back to the system: glibc keeps what the copies took that were tried, as much as the model."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _device(device: Device) -> torch.device:
