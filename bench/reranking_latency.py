@@ -123,7 +123,7 @@ def text_ms(where: Place, count: int, prefix: str) -> float:
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return the figures; ``quick`` is a tiny size."""
-    rounds, count = (1, 30) if quick else (5, 500)
+    rounds, count = (1, 30) if quick else (8, 300)
     results: dict[str, list[list[float]]] = {"loop": [], "service": [], "uncached": []}
     texts: list[float] = []
     with place(quick=quick) as where:
