@@ -11,11 +11,11 @@ Three ways to go through the records of random clips, in one process and one thr
 
 Clips have 1 to 64 vectors, 16 on average (a geometric distribution, cut off). The three take turns, query by query.
 Each goes through the same sets of candidates, but half the sets apart, so that none finds in the processor's cache
-what another has just read; what is measured lies in the page cache. Ratios are of medians; in brackets the quartiles
-of the ratios of neighbours.
+what another has just read; what is measured lies in the page cache. Queries are dealt out to five parts of the run;
+ratios are of a part's medians: the parts' median and, in brackets, the smallest and the largest.
 
 *Growth* compares the core on a store of 20,000 clips with the same on one of 1,000,000: vectors of length 128 in
-float16 (7 GB), for a store must fit into memory to be warm. Both are read once before; queries take turns.
+float16 (6 GB), for a store must fit into memory to be warm. Both are read once before; queries take turns.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from bench.report import spread
 from streamer.scoring import score_clips
 from streamer.store import Clip, Position, record
 from streamer.store.lmdb import LmdbStore
@@ -50,6 +51,7 @@ MODEL, AT = "bench", dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 MOST_VECTORS, MEAN_VECTORS = 64, 16
 PRECISIONS: tuple[Precision, ...] = ("float16", "int8")
 A_PUT = 2_000
+PARTS = 5
 CLOSE = 3e-5
 """A hundredth of what storing in int8 costs; float16 and float32 are far closer to float64."""
 
@@ -67,7 +69,7 @@ class Scale:
     large_dim: int = 128
 
 
-QUICK = Scale(clips=1_500, dim=64, candidates=(10, 100), rounds=4, large=3_000, large_dim=64)
+QUICK = Scale(clips=1_500, dim=64, candidates=(10, 100), rounds=10, large=3_000, large_dim=64)
 
 
 class Bench:
@@ -189,7 +191,7 @@ def run(scale: Scale, folder: Path | None = None) -> dict[str, Any]:
 
 def _ratios(bench: Bench, count: int, scale: Scale) -> dict[str, Any]:
     """Compare the three ways on queries of ``count`` candidates."""
-    sets = [bench.some_ids(count) for _ in range(max(4, scale.rounds * 100 // count))]
+    sets = [bench.some_ids(count) for _ in range(max(2 * PARTS, scale.rounds * 100 // count))]
     read, core, numpy = _in_turn([bench.read, bench.core, bench.numpy], sets)
     return {
         "read_us_a_candidate": _median_us(read, count),
@@ -238,9 +240,9 @@ def _in_turn(ways: Sequence[Callable[[Sequence[str]], float]], sets: Sequence[Se
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Return the ratio of the medians, and the quartiles of the ratios of neighbours."""
-    quartiles = statistics.quantiles([one / other for one, other in zip(ours, theirs, strict=True)], n=4)
-    return {"p50": statistics.median(ours) / statistics.median(theirs), "q25": quartiles[0], "q75": quartiles[2]}
+    """Return the ratio of the medians in each part of the run, as their median, smallest and largest."""
+    parts = [(ours[part::PARTS], theirs[part::PARTS]) for part in range(PARTS)]
+    return spread(statistics.median(one) / statistics.median(other) for one, other in parts if one)
 
 
 def _median_us(seconds: Sequence[float], count: int) -> float:
@@ -300,7 +302,7 @@ def main() -> None:
 
 def _text(figure: Any) -> str:
     if isinstance(figure, dict):
-        return f"{figure['p50']:.2f} ({figure['q25']:.2f} to {figure['q75']:.2f})"
+        return f"{figure['median']:.2f} ({figure['min']:.2f} to {figure['max']:.2f})"
     return ", ".join(map(_text, figure)) if isinstance(figure, list) else f"{figure:.2f}"
 
 

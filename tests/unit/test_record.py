@@ -279,6 +279,11 @@ def test_different_ids_have_different_keys_of_even_length_that_fit_lmdb(clip_ids
     assert all(len(key) % 2 == 0 and len(key) <= 511 and key.startswith(PREFIX) for key in keys)
 
 
+@given(st.lists(IDS))
+def test_many_keys_at_once_are_those_made_one_by_one(clip_ids: list[str]) -> None:
+    assert record.keys(PREFIX, clip_ids) == [record.key(PREFIX, clip_id) for clip_id in clip_ids]
+
+
 @given(IDS)
 def test_the_id_comes_back_from_key_and_record(clip_id: str) -> None:
     key = record.key(PREFIX, clip_id)
@@ -290,6 +295,8 @@ def test_the_id_comes_back_from_key_and_record(clip_id: str) -> None:
 def test_what_can_be_no_id_is_refused(clip_id: str) -> None:
     with pytest.raises(ValueError, match=r"1 to 512 bytes|surrogates"):
         record.key(PREFIX, clip_id)
+    with pytest.raises(ValueError, match=r"1 to 512 bytes|surrogates"):
+        record.keys(PREFIX, ["c1", clip_id])
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,13 @@ def test_no_clips_have_no_scores() -> None:
     assert np.isnan(score_clips(np.ones(4, np.float32), [None, None]).cosines).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_a_query_that_is_not_finite_is_refused(dtype: str) -> None:
+    scales = np.ones(2, np.float32) if dtype == "int8" else None
+    with pytest.raises(ValueError, match="not finite"):
+        score_clips(np.array([np.nan, 0.5], np.float32), [Vectors.of(np.ones((2, 2), dtype), scales)])
+
+
 def test_a_query_of_zeros_scores_nothing_but_zero() -> None:
     for matrix, scales in ((np.ones((2, 4), np.int8), np.ones(2, np.float32)), (np.ones((2, 4), np.float16), None)):
         assert list(score_clips(np.zeros(4, np.float32), [Vectors.of(matrix, scales)]).cosines) == [0.0]

@@ -378,6 +378,15 @@ def test_a_corrupt_record_is_absent_counted_and_healed_by_the_next_upload(
     assert store.corrupt_reads == 2
 
 
+def test_a_corrupt_record_is_scored_as_absent_and_counted(engine: Engine, store: Store) -> None:
+    store.put([clip(clip_id) for clip_id in ("c1", "c2", "c3")])
+    engine.change("c2", flipped)
+    with store.read(["c1", "c2", "c3", "c4"]) as records:
+        scores = score_clips(np.ones(DIM, np.float32), records)
+    assert np.isnan(scores.cosines).tolist() == [False, True, False, True]
+    assert store.corrupt_reads == 1
+
+
 def test_a_corrupt_record_is_logged_once(
     engine: Engine, store: Store, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
