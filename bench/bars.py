@@ -98,6 +98,14 @@ BARS = (
         ("growth", "core_large_to_small"),
         at_most=1.2,
     ),
+    *(
+        Bar(2, f"One query's text of {words} words: times the speed of plain open_clip at full context", "text",
+            (f"one_query_of_{words}_words", "ratio_ours"), at_least=4)
+        for words in (4, 12)
+    ),
+    Bar(2, "The least cosine to that", "text", ("one_query_of_12_words", "least_cosine_ours"), at_least=0.9998),
+    Bar(2, "The same of the trained small model", "text",
+        ("trained_small_model", "one_query_of_12_words", "least_cosine_ours"), at_least=0.9998),
     Bar(3, "One reranker on a backlog: share of the ideal 1 / (t_loop + t_core)", "reranking_throughput",
         ("share_of_ideal",), at_least=0.7),
     Bar(3, "One reranker on a backlog, events/s", "reranking_throughput", ("events_per_s",)),

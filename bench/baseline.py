@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +111,7 @@ def run(servers: str, prefix: str, mode: Mode) -> None:
             messages = _take(consumer, mode.records)
         if stopping:
             break
-        _transact(consumer, producer, messages, prefix + OUTPUT)
+        _transact(consumer, producer, messages, prefix)
     consumer.close()
 
 
@@ -123,20 +123,22 @@ def _take(consumer: Consumer, most: int) -> list[Message]:
     messages = [first, *consumer.consume(most - 1, 0)]
     for message in messages:
         error = message.error()
-        if error is not None and error.code() != KafkaError._PARTITION_EOF:
+        if error is not None:
             raise KafkaException(error)
     return messages
 
 
-def _transact(consumer: Consumer, producer: Producer, messages: Sequence[Message], topic: str) -> None:
+def _transact(consumer: Consumer, producer: Producer, messages: Sequence[Message], prefix: str) -> None:
     producer.begin_transaction()
-    ends: dict[tuple[str, int], int] = {}
+    ends: dict[int, int] = {}
     for message in messages:
-        value, place = message.value(), (message.topic(), message.partition())
+        value, partition, offset = message.value(), message.partition(), message.offset()
         assert value is not None
-        producer.produce(topic, answer(value), message.key())
-        ends[place] = message.offset() + 1
-    offsets = [TopicPartition(*place, end) for place, end in ends.items()]
+        assert partition is not None
+        assert offset is not None
+        producer.produce(prefix + OUTPUT, answer(value), message.key())
+        ends[partition] = offset + 1
+    offsets = [TopicPartition(prefix + INPUT, partition, end) for partition, end in ends.items()]
     producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata())
     producer.commit_transaction()
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from driver import Bus
+    from driver import Bus, Record
 
     from bench.workload import Place
 
@@ -238,9 +238,10 @@ class Drain:
         return (last.broker_cpu - first.broker_cpu) / (last.at - first.at)
 
 
-def check_answers(contestant: Contestant) -> None:
-    """Show that each query was answered once, with frames; raises AssertionError."""
+def check_answers(contestant: Contestant) -> list[Record]:
+    """Show that each query was answered once, with frames; raises AssertionError. Returns the answers."""
     answers = contestant.bus.read(RERANKED, seconds=120)
     assert len(answers) == contestant.published, f"{len(answers)} answers to {contestant.published} queries"
     statuses = {each["status"] for each in answers[-1].event["results"]}
     assert statuses == {"reranked"}, statuses
+    return answers

@@ -51,12 +51,10 @@ def _bars(results: Mapping[str, Any]) -> Canvas | None:
     if not rows:
         return None
     canvas, axes = _canvas(0.6 + 0.27 * len(rows))
-    names, values, lows, highs = zip(*rows, strict=True)
-    errors = [
-        [value - low for value, low in zip(values, lows, strict=True)],
-        [high - value for value, high in zip(values, highs, strict=True)],
-    ]
-    axes.barh(names, values, xerr=errors, color=[_GOOD if value >= 1 else _BAD for value in values], ecolor="#999999")
+    errors = [[value - low for _, value, low, _ in rows], [high - value for _, value, _, high in rows]]
+    shares = [value for _, value, _, _ in rows]
+    colours = [_GOOD if share >= 1 else _BAD for share in shares]
+    axes.barh([name for name, *_ in rows], shares, xerr=errors, color=colours, ecolor="#999999")
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel("figure against its target: right of the line is better than asked")
@@ -99,7 +97,7 @@ def _latency(results: Mapping[str, Any]) -> Canvas | None:
 
 def _horizontal(found: Mapping[str, Mapping[str, float]], label: str) -> Canvas:
     canvas, axes = _canvas(0.6 + 0.27 * len(found))
-    rows = list(reversed(found.items()))
+    rows = list(found.items())[::-1]
     medians = [figure["median"] for _, figure in rows]
     errors = [
         [figure["median"] - figure["min"] for _, figure in rows],

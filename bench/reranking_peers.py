@@ -24,12 +24,17 @@ from bench.reranking_latency import RATE, Asker, cached, percentiles
 from bench.workload import clips, place
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from bench.workload import Place
 
 Waits = list[tuple[float, float]]
 """p50 and p99 of each round, in milliseconds."""
 
 NAME = "reranking_peers"
+COMPARED = 200
+"""Answers of each that are compared."""
+SAME = 0.01
 PACKAGES = Path(sys.prefix) / "peers"
 PEERS = {name: str(Path(__file__).parent / "peers" / file) for name, file in (("quixstreams", "quix.py"),
                                                                              ("faststream", "fast.py"))}  # fmt: skip
@@ -70,9 +75,21 @@ def backlogs(where: Place, plain: Path, rounds: int, seconds: float) -> dict[str
         for _ in range(rounds):
             for name, contestant in contestants.items():
                 drains[name].append(contestant.drain(where))
-        for contestant in contestants.values():
-            check_answers(contestant)
+        check_same_work(contestants.values())
     return drains
+
+
+def check_same_work(contestants: Iterable[Contestant]) -> None:
+    """Show that all found the same frames: scores differ by no more than float16 vectors and bfloat16 texts explain."""
+    found: dict[bytes, dict[str, float]] = {}
+    for contestant in contestants:
+        for record in check_answers(contestant)[:COMPARED]:
+            assert record.key is not None
+            scores = {each["clip_id"]: each["frame_score"] for each in record.event["results"]}
+            first = found.setdefault(record.key, scores)
+            assert first.keys() == scores.keys(), f"{contestant.name} has other candidates"
+            apart = max(abs(first[clip] - score) for clip, score in scores.items())
+            assert apart < SAME, f"{contestant.name}: a frame's score differs by {apart}"
 
 
 def latencies(where: Place, plain: Path, rounds: int, count: int) -> tuple[dict[str, Waits], dict[str, list[Drain]]]:
