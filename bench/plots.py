@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _GOOD, _BAD, _PLAIN = "#2f7d4f", "#b5432e", "#5b7083"
+_TICKS = (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50)
+_STYLE = {"svg.hashsalt": "bench", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw what the run has figures for; return the files."""
-    with mpl.rc_context(
-        {"svg.hashsalt": "bench", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    ):
+    with mpl.rc_context(_STYLE):
         drawn = []
         for name, picture in (("bars", _bars), ("throughput", _throughput), ("latency", _latency)):
             canvas = picture(results)
@@ -53,10 +53,17 @@ def _bars(results: Mapping[str, Any]) -> Canvas | None:
     canvas, axes = _canvas(0.6 + 0.27 * len(rows))
     errors = [[value - low for _, value, low, _ in rows], [high - value for _, value, _, high in rows]]
     shares = [value for _, value, _, _ in rows]
-    colours = [_GOOD if share >= 1 else _BAD for share in shares]
-    axes.barh([name for name, *_ in rows], shares, xerr=errors, color=colours, ecolor="#999999")
+    names = [name for name, *_ in rows]
+    axes.errorbar(shares, names, xerr=errors, fmt="none", ecolor="#999999")
+    axes.scatter(shares, names, color=[_GOOD if share >= 1 else _BAD for share in shares], zorder=3)
     axes.axvline(1, color="black", linewidth=1)
+    axes.grid(axis="y", color="#eeeeee")
+    axes.set_axisbelow(True)
     axes.set_xscale("log")
+    ticks = [tick for tick in _TICKS if min(0.9, *(low for _, _, low, _ in rows)) <= tick]
+    ticks = [tick for tick in ticks if tick <= max(1.1, *(high for *_, high in rows))]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("figure against its target: right of the line is better than asked")
     return canvas
 

@@ -45,6 +45,8 @@ def summary(results: Mapping[str, Any]) -> str:
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}. The broker shares the cores. "
         "Figures are medians, with the smallest and largest of the run's repetitions."
     )
+    if results.get("quick"):
+        measured = f"**Tiny sizes: the figures mean nothing.** {measured}"
     lines = [
         measured,
         "",
