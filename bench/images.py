@@ -1,6 +1,6 @@
 """Images a second, against open_clip's own `encode_image` on the same batches.
 
-    PYTHONPATH=tests:tests/integration python bench/images.py
+    python bench/images.py
 
 *Plain*: `encode_image` of a batch that is normalised already, in float32 and with bfloat16 weights, with torch's own
 number of threads. *Ours*: `encode_images` from the bytes of frames of the model's size, as the embedder calls it,

@@ -1,6 +1,6 @@
 """One query's text, against open_clip's own `encode_text`.
 
-    PYTHONPATH=tests:tests/integration python bench/text.py
+    python bench/text.py
 
 *Plain*: what open_clip's documentation shows: the tokenizer, `encode_text` in float32 over the full context, with
 torch's own number of threads. *Ours*: `encode_texts` as the reranker calls it, arithmetic and threads as measured when
