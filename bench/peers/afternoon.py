@@ -1,6 +1,7 @@
 """The reranking itself as one writes it in an afternoon: open_clip, float32 vectors from LMDB, numpy; nothing of ours.
 
-Text vectors are cached, as ours are. A clip's record is its frames' vectors and nothing else, a frame each half second.
+Text vectors are cached, as ours are. A clip's record is its frames' vectors and nothing else, a frame each half second;
+lmdb gives it as bytes, as it does unless it is told otherwise.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Reranker:
         top = results[:DEPTH]
         query = self._text(event["query"])
         frame_scores, moments = np.full(len(top), np.nan), np.zeros(len(top), dtype=int)
-        with self._vectors.begin(buffers=True) as transaction:
+        with self._vectors.begin() as transaction:
             for position, candidate in enumerate(top):
                 value = transaction.get(candidate["clip_id"].encode())
                 if value is None:
