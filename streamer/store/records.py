@@ -232,7 +232,7 @@ class Records(Sequence["Embedding | None"]):
             value = self._get(self._keys[position])
             if value is not None and len(value) > HEADER_BYTES:
                 dim, vectors, code = record.unpack_shape(value)
-                if dim and vectors and code in record.DTYPES:
+                if dim and vectors and code in record.DTYPES and self._dim in {None, dim}:
                     return _layout(code, dim)
         return _layout(record.INT8, 1)
 

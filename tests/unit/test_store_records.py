@@ -149,9 +149,10 @@ def test_a_store_that_takes_vectors_of_any_length_gives_them_in_blocks_of_one_le
     clips = [clip(f"c{number}", directions(random, 4, dim)) for number, dim in enumerate((8, 16, 8, 16))]
     values = [(each.clip_id, record.encode(each, "float16")) for each in clips]
     assert [b.matrix.shape[1] for b in Snapshot(values, None).records().blocks()] == [8, 16]
-    snapshot = Snapshot(values, 8)
-    assert [b.matrix.shape[1] for b in snapshot.records().blocks()] == [8]
-    assert snapshot.corrupt == [1, 3]
+    for dim, others in ((8, [1, 3]), (16, [0, 2])):
+        snapshot = Snapshot(values, dim)
+        assert [b.matrix.shape[1] for b in snapshot.records().blocks()] == [dim]
+        assert snapshot.corrupt == others
 
 
 def test_reads_at_the_same_time_and_reads_left_in_the_middle_keep_out_of_each_others_memory() -> None:
