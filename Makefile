@@ -40,7 +40,7 @@ chaos: $(STAMP) ## Kill, freeze and starve services and brokers under work, and 
 fuzz-video: $(STAMP) ## 5,000 damaged, lying and bomb-like files through the embedder, each accounted for (about 5 minutes)
 	PYTHONPATH=tests:tests/integration $(BIN)/python -m fuzz.videos --count $(or $(COUNT),5000) --seed $(or $(SEED),1)
 
-# make bench [NAMES="core text"]
+# make bench [NAMES="core text"]. The README's table: cp bench-report/results.json docs/bench/ && make docs
 bench: peers ## Measure speed against what it could be and what others are, and write bench-report/ (15 minutes)
 	$(BIN)/python -m bench $(NAMES)
 
