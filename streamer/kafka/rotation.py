@@ -9,8 +9,8 @@ Why that keeps every guarantee:
 
 - One transaction is open at a time: the next producer begins when the last one's commit or abort was answered.
 - The group's offsets end where the last transaction put them, though its marker may be written before that of the
-  one before: the group coordinator keeps of two commits the one that was appended later, whichever is decided first.
-  So does compaction.
+  one before: the group coordinator keeps of two commits the one that was appended later, whichever is decided first
+  (Kafka's OffsetMetadataManager.replayEndTransactionMarker). So does compaction.
 - Whoever fetches the group's offsets, a successor or this process after a lost producer, is kept waiting while any
   transaction has pending offsets for them, whichever producer it is of.
 - A successor of the same instance takes over all transactional ids before it joins the group: what any of them has
