@@ -10,7 +10,7 @@ Three ways to go through the records of random clips, in one process and one thr
 - *numpy*: what one writes first: `store.read`, and for each clip its matrix as float32, one product, one argmax.
 
 Clips have 1 to 64 vectors, 16 on average (a geometric distribution, cut off). The three take turns, query by query.
-Each goes through the same sets of candidates, but half the sets apart, so that none finds in the processor's cache
+Each goes through the same sets of candidates, but a third of them apart, so that none finds in the processor's cache
 what another has just read; what is measured lies in the page cache. Queries are dealt out to five parts of the run;
 ratios are of a part's medians: the parts' median and, in brackets, the smallest and the largest.
 

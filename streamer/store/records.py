@@ -8,7 +8,6 @@ compromise: it should still be in the processor's cache when it is scored, and b
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn, overload
@@ -24,11 +23,7 @@ from streamer.store.record import CHECKED_FROM, HEADER_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    import numpy.typing as npt
-
     from streamer.store.protocol import Embedding
-
-    IntArray = npt.NDArray[np.int64]
 
 BLOCK_BYTES = 1 << 21
 """What a block holds at most; a larger record is a block of its own, and not copied."""
@@ -80,16 +75,18 @@ class _Buffer:
 
     def clear(self) -> None:
         """Begin anew."""
-        self.positions, self.starts, self.lengths, self.checksums = array("q"), array("q"), array("q"), array("Q")
+        self.places: list[int] = []
+        """Of each record three numbers: its clip's position, where it starts, and how many vectors it has."""
+        self.checksums: list[int] = []
 
     def block(self, layout: _Layout) -> tuple[Block | None, list[int]]:
         """Describe what is in the buffer, and begin anew; the list tells of which records it is not good.
 
         Sizes fit already. What else :func:`streamer.store.record.decode` asks for is asked here.
         """
-        positions, starts, lengths = (np.frombuffer(of, np.int64) for of in (self.positions, self.starts, self.lengths))
+        positions, starts, lengths = np.array(self.places, np.int64).reshape(-1, 3).T
         magic, checksum, shape, kind = self.quads.take(starts // _QUAD_BYTES + _HEAD)
-        good = checksum == np.frombuffer(self.checksums, np.uint64)
+        good = checksum == np.array(self.checksums, np.uint64)
         good &= magic == _MAGIC
         good &= shape == (lengths << 32) + layout.dim
         good &= kind == layout.code << 16
@@ -200,16 +197,14 @@ class Records(Sequence["Embedding | None"]):
                 start = gap
                 end = start + size
             memory[start:end] = value
-            buffer.positions.append(position)
-            buffer.starts.append(start)
-            buffer.lengths.append(length)
+            buffer.places += position, start, length
             # Of the copy: what is scored is what was checked.
             buffer.checksums.append(xxh3_64_intdigest(memory[start + CHECKED_FROM : end]))
         yield from self._joined(buffer, layout, others)
         return others
 
     def _joined(self, buffer: _Buffer, layout: _Layout, others: list[int]) -> Iterator[Block]:
-        if buffer.positions:
+        if buffer.places:
             block, bad = buffer.block(layout)
             if block is not None:
                 yield block
