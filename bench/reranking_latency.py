@@ -43,6 +43,7 @@ class Asker:
 
     def __init__(self, contestant: Contestant, where: Place) -> None:
         self._bus = contestant.bus
+        self._contestant = contestant
         self._where = where
         self._asked = _FIRST
         servers = {"bootstrap.servers": self._bus.bootstrap_servers}
@@ -65,6 +66,7 @@ class Asker:
         due = begin
         for text in texts:
             self._asked += 1
+            self._contestant.published += 1
             record = query(self._asked, text, candidates(self._asked, self._where.clip_count))
             self._listen(due, asked, waits)
             assert record.key is not None
