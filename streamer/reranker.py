@@ -48,8 +48,8 @@ log = structlog.get_logger()
 GROUP = "streamer-rerank"
 INPUT, OUTPUT = "query.results", "query.reranked"
 MAX_RECORDS = 4_096
-"""Most queries in flight; ``queue_bytes`` bounds them too. Some seconds' work: with less, a backlog is paused and fetched
-anew so often that the work waits for it."""
+"""Most queries in flight, some seconds' work; ``queue_bytes`` bounds them too. With a tenth of it a backlog is paused
+and fetched anew so often that the work waits for it."""
 PRODUCERS = 3
 """By when the first one's turn comes again, the markers of its last transaction are written."""
 

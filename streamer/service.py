@@ -203,8 +203,8 @@ def _open_store(settings: Settings, encoder: Encoder, *, read_only: bool) -> Sto
 
 
 def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> NoReturn:
-    # The libraries' objects, hundreds of thousands, are here to stay: going through them takes 0.3 s each time, in which
-    # every thread stands still.
+    # The libraries' objects, hundreds of thousands, are here to stay: each time the collector goes through them, every
+    # thread stands still for 0.3 s.
     gc.collect()
     gc.freeze()
     service.health.holds("start")

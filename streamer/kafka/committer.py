@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 _MAX_BATCH_WORKS = 1_000
 _LINGER_S = 0.05
-"""How long what is done may wait for more, while more than that is under way: transactions have a price of their own."""
+"""How long what is done may wait for more, while more is under way: transactions have a price of their own."""
 _BACKOFF_S = (0.05, 2.0)
 _UNREADY_AFTER_FAILURES = 3
 
