@@ -154,6 +154,7 @@ def test_a_process_has_no_torch_no_kafka_client_no_secret_and_no_descriptor_of_t
     monkeypatch.setenv("STREAMER_KAFKA__SASL_PASSWORD", "secret")
     told = reported(decoded(pools.make(report), clips[GOOD_SHADE]))
     assert {"torch", "torchvision", "open_clip", "confluent_kafka", "lmdb", "pytest"}.isdisjoint(told["modules"])
+    assert {"aiohttp", "botocore", "fsspec"}.isdisjoint(told["modules"]), "what only fetching needs"
     assert "STREAMER_KAFKA__SASL_PASSWORD" not in told["environment"]
     # The standard ones, the answers' socket, the clip, and that by which these were listed.
     assert told["descriptors"] == [0, 1, 2, 3, 4, 5]
