@@ -145,5 +145,9 @@ BARS = (
         Bar(8, f"Cores that the broker keeps busy, processes: {count}", "scaling", (f"broker_cores_busy_of_{count}",))
         for count in (1, 2, 4)
     ),
+    Bar(10, "From uploaded_at to clips.embedded, idle: to 1.3 times fetch, decode and encode, and 50 ms", "freshness",
+        ("idle_latency_to_allowed_ratio",), at_most=1),
+    Bar(10, "Under a backlog: a clip's mean wait to what the throughput explains", "freshness",
+        ("backlog_mean_to_explained_ratio",)),
 )  # fmt: skip
 """In the order of the table."""
