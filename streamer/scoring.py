@@ -151,37 +151,6 @@ class _Dots:
         return packed
 
 
-def max_pool(
-    query: npt.NDArray[np.float32],
-    matrices: Sequence[npt.NDArray[Any]],
-    scales: Sequence[npt.NDArray[np.float32] | None],
-) -> tuple[FloatArray, IntArray]:
-    """Score a query against clips and keep each clip's best vector.
-
-    ``query``: (d,), L2-normalised. ``matrices``: one (n_i, d) array a clip, n_i >= 1, float32, float16 or
-    int8; ``scales``: for int8 the (n_i,) factors that restore the vectors, else None. Returns the cosines
-    (m,) and the index (m,) of the vector that gave each, the first one where several tie.
-    """
-    if not matrices:
-        return np.empty(0), np.empty(0, dtype=np.intp)
-    lengths = [len(matrix) for matrix in matrices]
-    starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-    # One product over the joined rows costs a fraction of one product a clip.
-    similarities = np.concatenate(matrices).astype(np.float32, copy=False) @ query
-    if any(scale is not None for scale in scales):
-        similarities *= np.concatenate(
-            [
-                np.ones(length, np.float32) if scale is None else scale
-                for scale, length in zip(scales, lengths, strict=True)
-            ]
-        )
-    best = np.maximum.reduceat(similarities, starts)
-    is_best = np.flatnonzero(similarities == np.repeat(best, lengths))
-    # The first hit at or after each clip's start is inside that clip, since every clip has one.
-    first = is_best[np.searchsorted(is_best, starts)] - starts
-    return best.astype(np.float64), first.astype(np.intp)
-
-
 def normalize(scores: FloatArray, how: Normalization) -> FloatArray:
     """Bring finite scores (n,) to a common scale.
 

@@ -12,7 +12,8 @@ from streamer.demo.clips import make_queries, render_clips
 from streamer.demo.engine import BaseEngine
 from streamer.demo.measures import average_precision
 from streamer.demo.scenes import BACKGROUNDS, COLOURS, OBJECTS, Scene, describe
-from streamer.scoring import max_pool, rerank
+from streamer.scoring import rerank, score_clips
+from streamer.store import Embedding
 from streamer.video.sample import Sampling, sample
 
 if TYPE_CHECKING:
@@ -123,14 +124,13 @@ def rerank_fresh_clips(encoder: Encoder, folder: Path, *, clips: int, queries: i
     asked = make_queries(rendered, count=queries, seed=seed)
     paths = {clip.clip_id: clip.path for clip in rendered}
     engine = BaseEngine(encoder, paths)
-    vectors = {clip_id: _frames(encoder, path) for clip_id, path in paths.items()}
+    vectors = {clip_id: _embed(encoder, path) for clip_id, path in paths.items()}
     shuffled = np.random.default_rng(seed).permutation(list(paths)).tolist()
     precisions = []
     for query, vector in zip(asked, _texts(encoder, [query.text for query in asked]), strict=True):
         initial = engine.rank(query.text, top=len(paths))
         candidates = [clip_id for clip_id, _ in initial]
-        matrices = [vectors[clip_id] for clip_id in candidates[:_DEPTH]]
-        frame_scores, _ = max_pool(vector, matrices, [None] * len(matrices))
+        frame_scores, _ = score_clips(vector, [vectors[clip_id] for clip_id in candidates[:_DEPTH]])
         ranking = rerank(
             np.array([score for _, score in initial]), frame_scores, alpha=_ALPHA, depth=_DEPTH, normalization="minmax"
         )
@@ -139,9 +139,11 @@ def rerank_fresh_clips(encoder: Encoder, folder: Path, *, clips: int, queries: i
     return RerankFigures(*(float(mean) for mean in np.mean(precisions, axis=0)))
 
 
-def _frames(encoder: Encoder, path: Path) -> FloatArray:
+def _embed(encoder: Encoder, path: Path) -> Embedding:
     sampled = sample(path, Sampling(_INTERVAL_S, _MAX_FRAMES), encoder.prepare)
-    return encoder.encode_images(sampled.frames).reshape(-1, encoder.dim)
+    vectors = encoder.encode_images(sampled.frames).reshape(-1, encoder.dim)
+    times_ms = np.repeat(sampled.times_ms, encoder.vectors_per_frame)
+    return Embedding(vectors, None, times_ms, uploaded_us=0, duration_ms=sampled.duration_ms)
 
 
 def _images(encoder: Encoder, stills: Sequence[Still]) -> FloatArray:

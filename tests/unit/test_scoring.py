@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from streamer import events, scoring
-from streamer.scoring import max_pool, normalize, rerank, score_clips
+from streamer.scoring import normalize, rerank, score_clips
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -256,27 +256,3 @@ def test_a_query_that_is_not_finite_is_refused(dtype: str) -> None:
 def test_a_query_of_zeros_scores_nothing_but_zero() -> None:
     for matrix, scales in ((np.ones((2, 4), np.int8), np.ones(2, np.float32)), (np.ones((2, 4), np.float16), None)):
         assert list(score_clips(np.zeros(4, np.float32), [Vectors.of(matrix, scales)]).cosines) == [0.0]
-
-
-@given(st.lists(st.integers(1, 6), max_size=8), st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float16"]))
-def test_max_pool_is_the_maximum_and_the_first_that_reaches_it(lengths: list[int], seed: int, dtype: str) -> None:
-    rng = np.random.default_rng(seed)
-    # Few distinct values, so that ties are common.
-    matrices = [rng.integers(-2, 3, (length, 4)).astype(dtype) for length in lengths]
-    query = rng.integers(-2, 3, 4).astype(np.float32)
-    best, which = max_pool(query, matrices, [None] * len(matrices))
-    assert best.shape == which.shape == (len(lengths),)
-    for matrix, value, row in zip(matrices, best, which, strict=True):
-        similarities = [float(vector.astype(np.float32) @ query) for vector in matrix]
-        assert value == max(similarities)
-        assert row == similarities.index(max(similarities))
-
-
-def test_max_pool_restores_int8_by_its_scales_and_mixes_precisions() -> None:
-    query = np.array([0.6, 0.8], np.float32)
-    int8 = np.array([[100, 0], [0, 100]], np.int8)
-    scales = np.array([0.01, 0.001], np.float32)
-    floats = np.array([[0.0, 1.0]], np.float16)
-    best, which = max_pool(query, [int8, floats], [scales, None])
-    np.testing.assert_allclose(best, [0.6, 0.8], atol=1e-3)
-    assert list(which) == [0, 0]
