@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     Frame = npt.NDArray[np.uint8]
 
-SLOW_NICE: Final = 10
-"""Priority of a decode that takes long: a sixth of the weight of those that have a place, a tenth of the service's."""
+SLOW_NICE: Final = 14
+"""Priority of a decode that takes long: a sixth of the weight of those that have a place, 1/23 of the service's."""
 _RUN_SECONDS, _REST_SECONDS = 0.1, 0.7
 """How it takes turns while other clips have a place. Its priority alone would not do: whatever processor is free for a
 moment is its own then, and a decoder of huge frames takes the memory's bandwidth from all."""
