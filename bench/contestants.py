@@ -124,14 +124,16 @@ class Contestant:
     def warm_up(self, place: Place, *, seconds: float) -> Self:
         """Wait until each process has its share of the partitions, and fill its caches.
 
-        Further backlogs will take it about so many ``seconds``, by the time that it takes for a small one.
+        Further backlogs will take it about so many ``seconds``, by the time that it takes for a small one; 0 leaves
+        them small.
         """
         if len(self.processes) > 1:
             await_true(self._is_spread, "the partitions to be spread", seconds=120, alive=[self])
         self._publish(place, PILOT // 2)
         progress = Progress(self)
         await_true(lambda: progress.committed() >= self.published, self.name, seconds=120, alive=[self])
-        self.backlog = max(PILOT, min(MOST, round(seconds * self.drain(place).events_per_second)))
+        if seconds:
+            self.backlog = max(PILOT, min(MOST, round(seconds * self.drain(place).events_per_second)))
         return self
 
     def _publish(self, place: Place, count: int) -> None:
