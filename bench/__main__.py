@@ -28,7 +28,7 @@ BENCHMARKS = {
     "hot_path": 60,
     "reranking_throughput": 120,
     "reranking_latency": 150,
-    "reranking_peers": 210,
+    "reranking_peers": 270,
     "scaling": 120,
     "embedding": 240,
     "near_duplicates": 90,
