@@ -161,15 +161,16 @@ class QueryResults(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check_id("query_id", self.query_id)
         _to_utc(self, "issued_at")
-        for position, candidate in enumerate(self.results):
-            check_id(f"results[{position}].clip_id", candidate.clip_id)
         ids = [candidate.clip_id for candidate in self.results]
+        if max(map(len, ids), default=0) * 4 > MAX_ID_BYTES:
+            for position, clip_id in enumerate(ids):
+                check_id(f"results[{position}].clip_id", clip_id)
         if len(set(ids)) != len(ids):
             twice = next(clip_id for clip_id, count in Counter(ids).items() if count > 1)
             raise InvalidEvent(Reason.DUPLICATE_CLIP_ID, f"clip_id {twice!r} occurs more than once in results")
 
 
-class RerankedCandidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class RerankedCandidate(msgspec.Struct, frozen=True, gc=False):
     """One candidate after reranking.
 
     ``score`` is null below the depth and in degraded events; ``frame_score`` is the raw cosine of the
