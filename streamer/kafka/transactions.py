@@ -185,7 +185,7 @@ class Transactions:
             self._await_delivery(unfit)
             reach(FaultPoint.PRODUCED)
         except KafkaException as error:
-            if error.args[0].fatal():
+            if _costs_the_producer(error.args[0]):
                 raise
             # Whatever else went wrong, and be it an answer that did not come: before the commit nothing is lost.
             self._abort(AbortedError(error.args[0].str(), unfit))
@@ -241,10 +241,16 @@ class Transactions:
     def _handle(self, cause: KafkaError) -> NoReturn:
         if cause.code() in _FENCED:
             raise FencedError(cause.str())
-        if cause.fatal():
+        if _costs_the_producer(cause):
             raise RestartError(cause.str())
         if cause.txn_requires_abort():
             self._abort(AbortedError(cause.str()))
         if self._state is not _State.NONE and cause.retriable():
             raise UndecidedError(cause.str())
         raise RestartError(cause.str())
+
+
+def _costs_the_producer(cause: KafkaError) -> bool:
+    # A coordinator forgets ids that are idle for days. librdkafka (2.16) would have the transaction aborted and, where
+    # it was the offsets that were refused, use the forgotten producer id again.
+    return cause.fatal() or cause.code() == KafkaError.INVALID_PRODUCER_ID_MAPPING

@@ -128,8 +128,10 @@ def test_a_transactional_id_that_the_broker_has_forgotten_is_taken_up_again(
         transactions.run(batch(settings, 0), consumer.consumer_group_metadata())
         time.sleep(ID_EXPIRES_MS / 1000 + 2)
         transactions.poll()
-        with pytest.raises(AbortedError):
+        with pytest.raises(RestartError):
             transactions.run(batch(settings, 1), consumer.consumer_group_metadata())
+        transactions.restart()
+        transactions.init()
         transactions.run(batch(settings, 1), consumer.consumer_group_metadata())
     assert read(settings) == [b"0", b"1"]
 
