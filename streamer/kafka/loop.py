@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 _IDLE_POLL_S = 0.1
 _BUSY_WAIT_S = 0.005
-_LINGER_WAIT_S = 0.005
+_LINGER_WAIT_S = 0.002
 _FETCH_RECORDS = 32
 """Records taken from the client's queue at a time: by how many a budget may be overrun before the pause."""
 _LOST_QUESTION = (
