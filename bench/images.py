@@ -110,7 +110,7 @@ def measure(quick: bool) -> dict[str, Any]:
 def _measure(
     model: str, pretrained: str | None, device: Device, threads: int, clips: Sequence[Path], *, quick: bool
 ) -> dict[str, Any]:
-    rounds, batch = (1, 4) if quick else (5, BATCH[device])
+    rounds, batch = (1, 4) if quick else (4, BATCH[device])
     torch.set_num_threads(threads)
     ours = OpenClipEncoder.load(model, pretrained, device=device, sides=["images"])
     own_threads = torch.get_num_threads()

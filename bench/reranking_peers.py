@@ -120,7 +120,7 @@ def latencies(where: Place, plain: Path, rounds: int, count: int) -> tuple[dict[
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return the figures; ``quick`` is a tiny size."""
-    rounds, seconds, count = (1, 0.5, 20) if quick else (3, 2.0, 250)
+    rounds, seconds, count = (1, 0.5, 20) if quick else (3, 2.0, 150)
     with place(quick=quick) as where:
         plain = write_plain(where)
         drains = backlogs(where, plain, rounds, seconds)
