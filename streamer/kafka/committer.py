@@ -205,9 +205,10 @@ class Committer:
         """Dead-letter a record whose output the broker will never take; cut a dead letter that is itself too large."""
         outputs = work.outputs or ()
         if any(dead_letter_reason(output) for output in outputs):
-            work.outputs = [truncated(output) for output in outputs]
+            instead = [truncated(output) for output in outputs]
         else:
-            work.outputs = [dead_letter(work.record, Reason.TOO_LARGE, f"the output was refused: {why}")]
+            instead = [dead_letter(work.record, Reason.TOO_LARGE, f"the output was refused: {why}")]
+        work.done(instead, since=work.since)
 
     def _lose_producer(self, error: RestartError) -> None:
         self._pending = None

@@ -25,7 +25,10 @@ _RESUME_AT = 0.5
 
 
 class Work:
-    """One record in flight. A pipeline calls :meth:`done` exactly once, from any thread."""
+    """One record in flight.
+
+    A pipeline calls :meth:`done` exactly once, from any thread; the committer again where it replaces an output.
+    """
 
     __slots__ = ("_wake", "outputs", "record", "since", "size", "stale")
 
