@@ -8,7 +8,7 @@ SOURCES := streamer tests scripts bench
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos fuzz-video bench peers soak lint format kafka topics docs model lock clean
+.PHONY: help install demo test tools chaos fuzz-video bench peers soak lint format kafka topics docs model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,8 +29,17 @@ demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-repo
 	  $(if $(CLIPS),--clips "$(CLIPS)") $(if $(QUERIES),--queries "$(QUERIES)") \
 	  $(if $(MODEL),--model "$(MODEL)") $(if $(PRETRAINED),--pretrained "$(PRETRAINED)")
 
-test: $(STAMP) ## Run all tests, the integration tests against a real Kafka
+test: $(STAMP) tools ## Run all tests, the integration tests against a real Kafka
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What tests run against and no wheel carries; the names are Debian's packages.
+TOOLS := chromium prometheus redis-server
+tools: ## Install the programs that tests run against, where they are missing (as root, on Debian)
+	@for each in $(TOOLS) promtool; do command -v $$each >/dev/null || missing=1; done; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(TOOLS) >/dev/null; \
+	elif [ -n "$$missing" ]; then \
+	  echo "the tests need $(TOOLS) on the PATH; on Debian: apt-get install $(TOOLS)"; exit 1; fi
 
 # make chaos [SEED=n]
 chaos: $(STAMP) ## Kill, freeze and starve services and brokers under work, and count afterwards (about 10 minutes)
