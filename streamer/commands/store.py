@@ -1,0 +1,68 @@
+"""``streamer store``: look into the store of frame embeddings."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from streamer.commands.flags import SettingsCommand
+
+if TYPE_CHECKING:
+    from streamer.settings import Settings
+
+
+@click.group()
+def store() -> None:
+    """Look into the store of frame embeddings."""
+
+
+@store.command("stats", cls=SettingsCommand, uses="store")
+def store_stats(settings: Settings) -> None:
+    """Show how many clips of which models are stored."""
+    from streamer.store import open_existing  # noqa: PLC0415
+
+    with contextlib.closing(open_existing(settings.store)) as opened:
+        figures = opened.stats()
+    table = Table("model", "clips", title=settings.store)
+    for model_id, clips in figures.models.items():
+        table.add_row(model_id, f"{clips:,}")
+    console = Console()
+    console.print(table)
+    console.print(f"{figures.tombstones:,} tombstones, {figures.bytes:,} bytes on disk")
+
+
+@store.command("get", cls=SettingsCommand, uses="store")
+@click.argument("clip_id")
+@click.option("--model-id", help="Whose record; without it, the record of each model that has one.")
+def store_get(settings: Settings, clip_id: str, model_id: str | None) -> None:
+    """Show the record of CLIP_ID as JSON: version, precision, its vectors' times. Exit 1 where there is none."""
+    from streamer.store import open_existing  # noqa: PLC0415
+
+    with contextlib.closing(open_existing(settings.store)) as opened:
+        models = [model_id] if model_id else list(opened.stats().models)
+    found = False
+    for each in models:
+        with contextlib.closing(open_existing(settings.store, model_id=each)) as opened, opened.read([clip_id]) as read:
+            record = read[0]
+            if record is None:
+                continue
+            found = True
+            vectors, dim = record.matrix.shape
+            described = {
+                "clip_id": clip_id,
+                "model_id": each,
+                "uploaded_at": record.uploaded_at,
+                "duration_ms": record.duration_ms,
+                "vectors": vectors,
+                "dim": dim,
+                "precision": str(record.matrix.dtype),
+                "times_ms": record.times_ms.tolist(),
+            }
+            click.echo(orjson.dumps(described, option=orjson.OPT_UTC_Z).decode())
+    if not found:
+        raise click.ClickException(f"{clip_id} is not in {settings.store}")

@@ -1,0 +1,1 @@
+"""What reranking gains: TREC files, inferred average precision, replays, sweeps and reports."""
