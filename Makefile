@@ -80,7 +80,7 @@ kafka: $(STAMP) ## Run a real local Kafka on port 9092 until Ctrl-C
 topics: $(STAMP) ## Write the JSON Schemas in topics/ anew from the event models
 	$(BIN)/python -m streamer.kafka.topic_files
 
-docs: $(STAMP) ## Write the README's tables anew from the code
+docs: $(STAMP) ## Write the tables of the README and of docs/ anew from the code
 	$(BIN)/python scripts/write_docs.py
 
 model: $(STAMP) ## Train the small demo model anew (about 15 minutes on 2 cores)

@@ -1,4 +1,4 @@
-"""Write the tables of README.md from the code and from the benchmarks' results; with --check only compare."""
+"""Write the tables of the pages from the code and from the benchmarks' results; with --check only compare."""
 
 from __future__ import annotations
 
@@ -6,39 +6,50 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.report import summary
 from streamer.metrics import markdown as metrics_table
 from streamer.settings import markdown as settings_table
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
 RESULTS = ROOT / "docs" / "bench" / "results.json"
 """What `make bench` wrote on the machine that the README speaks of."""
+TABLES = {
+    ROOT / "README.md": {
+        "settings": settings_table,
+        "performance": lambda: summary(json.loads(RESULTS.read_bytes())),
+    },
+    ROOT / "docs" / "metrics.md": {"metrics": metrics_table},
+}
+"""The tables of each page, by the names that stand there."""
 END = "<!-- end -->"
 
 
-def rewritten(text: str) -> str:
+def rewritten(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
     """Return the page with its tables as code and results have them now."""
-    performance = summary(json.loads(RESULTS.read_bytes()))
-    for name, table in (("settings", settings_table()), ("metrics", metrics_table()), ("performance", performance)):
+    for name, table in tables.items():
         start = f"<!-- {name}: written by scripts/write_docs.py -->"
         before, rest = text.split(start)
         after = rest.split(END, 1)[1]
-        text = f"{before}{start}\n{table}{END}{after}"
+        text = f"{before}{start}\n{table()}{END}{after}"
     return text
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit 1 where the page is not up to date")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a page is not up to date")
     check = parser.parse_args().check
-    text = README.read_text(encoding="utf-8")
-    wanted = rewritten(text)
-    if check and text != wanted:
-        sys.exit("README.md is not up to date: make docs")
-    README.write_text(wanted, encoding="utf-8")
+    for page, tables in TABLES.items():
+        text = page.read_text(encoding="utf-8")
+        wanted = rewritten(text, tables)
+        if check and text != wanted:
+            sys.exit(f"{page.relative_to(ROOT)} is not up to date: make docs")
+        page.write_text(wanted, encoding="utf-8")
 
 
 if __name__ == "__main__":
