@@ -2,18 +2,21 @@
 
     python bench/images.py
 
-*Plain*: `encode_image` of a batch that is normalised already, in float32 and with bfloat16 weights, with torch's own
-number of threads. *Ours*: `encode_images` from the bytes of frames of the model's size, as the embedder calls it,
-arithmetic and threads as measured when the model is loaded. They take turns on the same frames; every vector is
-compared with the plain float32 one. Where there is a CUDA device, all of it is done there too.
+*Plain*: `encode_image` of a batch that is normalised already and lies where it is computed, in float32 and with
+bfloat16 weights, with torch's own number of threads. *Ours*: `encode_images` from the bytes of frames of the model's
+size, as the embedder calls it, arithmetic and threads as measured when the model is loaded. They take turns on the
+same frames; every vector is compared with the plain float32 one. Where there is a CUDA device, all of it is done
+there too, and with a ViT-L-14 as well; *from host* is then plain bfloat16 from a normalised batch in the host's
+memory, which is what whoever decodes has.
 
 *Overlap* is the share of the shorter of decoding and encoding that is hidden behind the longer one, when clips are
-decoded (in two processes) and encoded at the same time: 1 where a device encodes, near 0 where both want the same
-processors.
+decoded (in as many processes as there are processors) and encoded at the same time: 1 where a device encodes, near 0
+where both want the same processors.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections import deque
@@ -46,9 +49,10 @@ if TYPE_CHECKING:
 
 NAME = "images"
 
-BATCH = {"cpu": 32, "cuda": 256}
-SIZES = {"cpu": (1, 4, 8, 16, 32), "cuda": (8, 32, 128, 256)}
-DECODERS = 2
+MODELS = {"cpu": ["ViT-B-32"], "cuda": ["ViT-B-32", "ViT-L-14"]}
+BATCH = {"cpu": 32, "cuda": 512}
+SIZES = {"cpu": (1, 4, 8, 16, 32), "cuda": (8, 32, 128, 512)}
+CLIPS = {"cpu": 6, "cuda": 64}
 
 
 class Plain:
@@ -94,17 +98,24 @@ def measure(quick: bool) -> dict[str, Any]:
     """Return the figures; ``quick`` is a tiny size with the small model."""
     threads = torch.get_num_threads()
     devices: list[Device] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    size, seconds = ("160x120", (1.0, 1.5)) if quick else ("1280x720", (5.0, 15.0))
+    figures: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory(prefix="bench-images-") as name:
             folder = Path(name)
-            settings = {"STREAMER_MODEL": DEFAULT_MODEL} if quick else make_model(folder)
-            (folder / "clips").mkdir()
-            size, seconds = ("160x120", (1.0, 1.5)) if quick else ("1280x720", (5.0, 15.0))
-            clips = generate(folder / "clips", 2 if quick else 6, size=size, seconds=seconds)
-            model = (settings["STREAMER_MODEL"], settings.get("STREAMER_PRETRAINED"))
-            return {device: _measure(*model, device, threads, clips, quick=quick) for device in devices}
+            clips = generate(folder, 2 if quick else CLIPS[devices[-1]], size=size, seconds=seconds)
+            for device in devices:
+                some = clips[: CLIPS[device]]
+                if quick:
+                    figures[device] = _measure(DEFAULT_MODEL, None, device, threads, some, quick=quick)
+                    continue
+                for model in MODELS[device]:
+                    weights = make_model(folder, model)["STREAMER_PRETRAINED"]
+                    key = device if model == MODELS[device][0] else f"{device}_{model}"
+                    figures[key] = _measure(model, weights, device, threads, some, quick=quick)
     finally:
         torch.set_num_threads(threads)
+    return figures
 
 
 def _measure(
@@ -124,6 +135,9 @@ def _measure(
         **{f"plain_{name}": (partial(each.encode, batches[name]), threads) for name, each in plain.items()},
         "ours": (lambda: ours.encode_images(frames)[:, 0], own_threads),
     }
+    if device == "cuda":
+        from_host = plain["bfloat16"]
+        ways["plain_bfloat16_from_host"] = lambda: from_host.encode(from_host.batch(normalised)), threads
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     order = deque(ways)
     vectors = {name: timed(*way)[1] for name, way in ways.items()}
@@ -137,8 +151,8 @@ def _measure(
         by_size[str(size)] = spread(size / timed(some, own_threads)[0] for _ in range(rounds))
     exact = vectors["plain_float32"]
     return {
-        "model": "ViT-B-32, random weights" if pretrained else "the small trained model",
-        "chosen": f"{ours.arithmetic['images']}; {own_threads} threads",
+        "model": f"{model}, random weights" if pretrained else "the small trained model",
+        "chosen": f"{ours.arithmetic['images']}; {own_threads} threads, batches of {ours.image_batch}",
         "plain_threads": threads,
         "batch": batch,
         **{f"{name}_images_per_s": spread(batch / each for each in taken) for name, taken in seconds.items()},
@@ -150,7 +164,7 @@ def _measure(
         "least_cosine_ours": float(np.sum(exact * vectors["ours"], axis=1).min()),
         "least_cosine_plain_bfloat16": float(np.sum(exact * vectors["plain_bfloat16"], axis=1).min()),
         "ours_images_per_s_by_batch": by_size,
-        "decode_and_encode": overlap(ours, clips, batch),
+        "decode_and_encode": overlap(ours, clips, ours.image_batch),
     }
 
 
@@ -159,7 +173,8 @@ _PLAIN = (torch.float32, torch.bfloat16)
 
 def overlap(encoder: OpenClipEncoder, clips: Sequence[Path], batch: int) -> dict[str, float]:
     """Return the seconds of decoding ``clips``, of encoding their frames, and of both at the same time."""
-    pool = DecodePool(Sampling(0.5, 64), encoder.prepare, workers=DECODERS, timeout=60, memory=2 << 30)
+    decoders = len(os.sched_getaffinity(0))
+    pool = DecodePool(Sampling(0.5, 64), encoder.prepare, workers=decoders, timeout=60, memory=2 << 30)
 
     def decode(path: Path) -> list[Frame]:
         with pool.sampled(path) as sampled:
@@ -170,15 +185,17 @@ def overlap(encoder: OpenClipEncoder, clips: Sequence[Path], batch: int) -> dict
             encoder.encode_images(frames[start : start + batch])
 
     try:
-        with ThreadPoolExecutor(DECODERS) as threads:
+        with ThreadPoolExecutor(decoders) as threads:
             list(threads.map(decode, clips[:1]))
             began = time.perf_counter()
             decoded = list(threads.map(decode, clips))
             decoding = time.perf_counter() - began
             began = time.perf_counter()
-            encode([frame for frames in decoded for frame in frames])
+            every = [frame for frames in decoded for frame in frames]
+            encode(every)
             encoding = time.perf_counter() - began
-            del decoded
+            encoded = len(every)
+            del decoded, every
             began = time.perf_counter()
             for future in as_completed([threads.submit(decode, path) for path in clips]):
                 encode(future.result())
@@ -189,6 +206,7 @@ def overlap(encoder: OpenClipEncoder, clips: Sequence[Path], batch: int) -> dict
         "decode_s": decoding,
         "encode_s": encoding,
         "both_s": both,
+        "frames": encoded,
         "overlap": (decoding + encoding - both) / min(decoding, encoding),
     }
 

@@ -2,7 +2,8 @@
 
 It runs as a process of its own, in which nothing of the product chooses how torch uses the processors. One clip after
 the other: PyAV decodes every frame, those of the sample times are kept, go as PIL images through open_clip's own
-preprocessing and as one batch through its model in float32; the vectors are written in one durable write a clip.
+preprocessing and as one batch through its model in float32, on a CUDA device where there is one; the vectors are
+written in one durable write a clip.
 
     python bench/plain_embedder.py MODEL PRETRAINED STORE MODEL_ID DIM
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from streamer.store import Store
 
 INTERVAL = 0.5
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
@@ -65,7 +67,7 @@ def embed(paths: Sequence[Path], network: Any, preprocess: Any, store: Store) ->
         times, images = sampled(path)
         batch = torch.stack([preprocess(image) for image in images])
         with torch.inference_mode():
-            vectors = network.encode_image(batch, normalize=True).numpy()
+            vectors = network.encode_image(batch.to(DEVICE), normalize=True).cpu().numpy()
         times_ms = np.array([round(each * 1000) for each in times], dtype=np.uint32)
         store.put([Clip(path.stem, AT, Position(0, number), round(times[-1] * 1000), vectors, times_ms)])
 
@@ -74,7 +76,7 @@ def main() -> None:
     """Serve until the standard input ends."""
     model, pretrained, path, model_id, dim = sys.argv[1:]
     network, preprocess = open_clip.create_model_from_pretrained(model, pretrained or None)
-    network.eval()
+    network.eval().to(DEVICE)
     store = open_store(f"lmdb:{path}", model_id=model_id, dim=int(dim))
     for line in sys.stdin:
         paths = [Path(each) for each in json.loads(line)]

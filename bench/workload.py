@@ -42,15 +42,15 @@ _CLIPS_A_WRITE = 1_000
 _POOL = 4_096
 
 
-def make_model(folder: Path) -> dict[str, str]:
-    """Write the architecture ViT-B-32 with random weights and return the settings that name it.
+def make_model(folder: Path, name: str = MODEL) -> dict[str, str]:
+    """Write an architecture with random weights and return the settings that name it.
 
     Speed does not depend on what the weights are; real ones cannot be fetched everywhere.
     """
     torch.manual_seed(0)
-    path = folder / "weights.safetensors"
-    save_model(open_clip.create_model(MODEL, load_weights=False), str(path))
-    return {"STREAMER_MODEL": MODEL, "STREAMER_PRETRAINED": str(path)}
+    path = folder / f"{name}.safetensors"
+    save_model(open_clip.create_model(name, load_weights=False), str(path))
+    return {"STREAMER_MODEL": name, "STREAMER_PRETRAINED": str(path)}
 
 
 def frame_counts(clips: int, draw: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -148,6 +148,7 @@ class Embedder:
         self._decoder = decoder
         self._metrics = metrics
         self._health = health
+        self._image_batch = settings.image_batch or encoder.image_batch
         self._turns: Turns[Work] = Turns(1)
         self._sources: Turns[Upload] = Turns(settings.decode_workers + _WAITING_OF_ONE_SOURCE)
         shared: dict[str, Any] = {"failed": self._failed, "metrics": metrics, "health": health}
@@ -164,7 +165,7 @@ class Embedder:
             self._encode_batch,
             capacity=settings.queue_bytes,
             size=_bytes_of_frames,
-            batch_limit=settings.image_batch,
+            batch_limit=self._image_batch,
             weigh=lambda loaded: len(loaded.sampled.frames),
             **shared,
         )
@@ -274,7 +275,7 @@ class Embedder:
 
     def _encode(self, frames: Sequence[Any]) -> npt.NDArray[np.float32]:
         """Encode prepared frames in batches: (n, vectors_per_frame, dim)."""
-        size = self._settings.image_batch
+        size = self._image_batch
         chunks = [self._encoder.encode_images(frames[i : i + size]) for i in range(0, len(frames), size)]
         self._metrics.frames_encoded.inc(len(frames))
         return np.concatenate(chunks)

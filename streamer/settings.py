@@ -129,7 +129,9 @@ class Settings(BaseSettings):
     decode_memory: int = Field(
         2 << 30, ge=256 << 20, description="Most bytes of address space that decoding a clip may take"
     )
-    image_batch: int = Field(32, ge=1, le=4096, description="Most frames in one call of the image encoder")
+    image_batch: int | None = Field(
+        None, ge=1, le=4096, description="Most frames in one call of the image encoder; 32 on a CPU, else measured"
+    )
     alpha: float = Field(0.4, ge=0, le=1, description="Weight of the engine's own score; 1 keeps the initial order")
     depth: int = Field(100, ge=1, le=MAX_RESULTS, description="How many of the first candidates are reranked")
     normalization: Normalization = Field("minmax", description="Of both scores before they are blended")

@@ -58,6 +58,11 @@ class Encoder(Protocol):
         ...
 
     @property
+    def image_batch(self) -> int:
+        """How many frames a call of :meth:`encode_images` are worth taking here; more gain little."""
+        ...
+
+    @property
     def prepare(self) -> Callable[[Frame], Prepared]:
         """What applies the model's own preprocessing to one frame.
 

@@ -28,6 +28,8 @@ PROBE_QUERIES = (
 )
 """Of one word to some forty; the first, of eight, is the one that is timed."""
 PROBE_FRAMES = 2
+_UPLOAD = 64
+"""Frames that a device is given at once: it computes while the next ones are gathered."""
 
 
 def part_of(network: torch.nn.Module, side: Side, arithmetic: Arithmetic, device: torch.device) -> Any:
@@ -76,13 +78,19 @@ class ImageTower:
 
     def encode(self, frames: Sequence[Frame]) -> npt.NDArray[np.float32]:
         """Encode frames (height, width, 3) in one batch: (n, dim)."""
+        size = len(frames) if self._device.type == "cpu" else _UPLOAD
+        with torch.inference_mode():
+            features = [self._features(frames[start : start + size]) for start in range(0, len(frames), size)]
+            return _unit(torch.cat(features), self._arithmetic)
+
+    def _features(self, frames: Sequence[Frame]) -> torch.Tensor:
         # A copy from page-locked memory does not hold up the processor, which goes on to queue the model's work.
         shape = (len(frames), *frames[0].shape)
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         np.stack(frames, out=batch.numpy())
-        with torch.inference_mode():
-            pixels = self.normalise(batch.to(self._device, non_blocking=True))
-            return _unit(self.network.encode_image(pixels.to(self._arithmetic.between)), self._arithmetic)
+        pixels = self.normalise(batch.to(self._device, non_blocking=True))
+        features: torch.Tensor = self.network.encode_image(pixels.to(self._arithmetic.between))
+        return features
 
     def normalise(self, batch: torch.Tensor) -> torch.Tensor:
         """Make of (n, height, width, 3) bytes what torchvision's ToTensor and Normalize make of each frame."""
@@ -92,6 +100,10 @@ class ImageTower:
     def run(self) -> object:
         """Encode a few frames."""
         return self.encode(self._probes)
+
+    def run_batch(self, size: int) -> object:
+        """Encode so many frames."""
+        return self.encode([self._probes[number % PROBE_FRAMES] for number in range(size)])
 
     def vectors(self) -> npt.NDArray[np.float32]:
         """Encode the frames that accuracy is judged by: (n, dim)."""

@@ -35,6 +35,8 @@ _HANDICAPS = {torch.float32: 1.0, torch.bfloat16: 1.3, torch.float16: 1.35}
 """How many times faster than float32 less exact arithmetic must be; bfloat16 cannot overflow where float32 does not."""
 _PACKED_HANDICAPS = {torch.float32: 1.05, torch.bfloat16: 1.2, torch.float16: 1.25}
 """The same with packed weights, whose reduced arithmetic is less reduced."""
+_BATCH_GAIN = 1.1
+"""How many times more items a second a batch of twice the size must give: a clip waits until its batch is through."""
 _THREADS_GAIN = 1.2
 """How many times faster twice the threads must be: they are taken from the rest of the machine."""
 _RUNS = 7
@@ -163,6 +165,18 @@ def fastest(
     return Choice(best, chosen, tuple(trials))
 
 
+def batch_size(run: Callable[[int], object], least: int, most: int) -> int:
+    """Return how many items a call of ``run`` are worth taking: ``least``, twice that and so on, while it gains."""
+    size, seconds = least, _median(lambda: run(least))
+    while size < most:
+        more = min(2 * size, most)
+        twice = _median(lambda: run(more))  # noqa: B023 - called at once
+        if more / twice < _BATCH_GAIN * size / seconds:
+            break
+        size, seconds = more, twice
+    return size
+
+
 def thread_count(run: Callable[[], object], most: int) -> int:
     """Return how many threads are worth taking, of at most ``most``: 1, 2, 4 and so on, while it gets faster.
 
@@ -180,13 +194,18 @@ def thread_count(run: Callable[[], object], most: int) -> int:
 
 
 def _wall(run: Callable[[], object], threads: int) -> float:
-    seconds: list[float] = []
     with use_threads(threads):
+        return _median(run)
+
+
+def _median(run: Callable[[], object]) -> float:
+    """Return the median of a few calls' seconds, after one that does not count."""
+    seconds: list[float] = []
+    run()
+    while len(seconds) < _RUNS and sum(seconds) < _ENOUGH_S:
+        begin = time.perf_counter()
         run()
-        while len(seconds) < _RUNS and sum(seconds) < _ENOUGH_S:
-            begin = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - begin)
+        seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds)
 
 

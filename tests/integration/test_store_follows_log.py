@@ -50,7 +50,7 @@ EVICTED_AFTER_MS = 6_000
 class MeanColour:
     """An encoder whose vectors tell red, green and blue clips apart."""
 
-    model_id, dim, vectors_per_frame = "colour", DIM, 1
+    model_id, dim, vectors_per_frame, image_batch = "colour", DIM, 1, 32
 
     def prepare(self, frame: Any) -> Any:
         return frame.reshape(-1, 3).mean(axis=0)

@@ -39,7 +39,7 @@ T0 = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
 class MeanColour:
     """Two vectors a frame: its mean colour, and the same with the channels reversed. Refuses pure black."""
 
-    model_id, dim, vectors_per_frame = "colour", DIM, 2
+    model_id, dim, vectors_per_frame, image_batch = "colour", DIM, 2, 32
 
     def __init__(self) -> None:
         self.batches: list[int] = []

@@ -129,20 +129,20 @@ class Subject(NamedTuple):
     runs_short: bool
 
     def plain_texts(self, queries: list[str]) -> np.ndarray[Any, Any]:
-        tokens = self.tokenizer(queries).to(self.encoder._device)
+        tokens = self.tokenizer(queries).to(self.encoder.device)
         with torch.inference_mode():
             return np.asarray(self.plain.encode_text(tokens, normalize=True).cpu())
 
     def plain_images(self, frames: list[Frame]) -> np.ndarray[Any, Any]:
         batch = torch.stack([self.preprocess(Image.fromarray(frame)) for frame in frames])
         with torch.inference_mode():
-            return np.asarray(self.plain.encode_image(batch.to(self.encoder._device), normalize=True).cpu())
+            return np.asarray(self.plain.encode_image(batch.to(self.encoder.device), normalize=True).cpu())
 
 
 def load_subject(model: str, *, runs_short: bool) -> Subject:
     encoder = OpenClipEncoder.load(model, dtype="float32")
     plain, _, preprocess = open_clip.create_model_and_transforms(model)
-    plain = plain.eval().to(encoder._device)
+    plain = plain.eval().to(encoder.device)
     return Subject(encoder, plain, preprocess, open_clip.get_tokenizer(model), runs_short)
 
 

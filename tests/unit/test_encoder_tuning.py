@@ -22,6 +22,7 @@ from streamer.encoders.towers import ImageTower, TextTower, part_of
 from streamer.encoders.tuning import (
     MIN_COSINE,
     Arithmetic,
+    batch_size,
     candidates,
     fastest,
     thread_count,
@@ -169,6 +170,19 @@ def test_threads_are_taken_as_long_as_they_help(monkeypatch: pytest.MonkeyPatch)
     assert thread_count(run, 2) == 2
     assert thread_count(run, 1) == 1
     assert torch.get_num_threads() == before
+
+
+def test_batches_grow_as_long_as_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("streamer.encoders.tuning.time.perf_counter", clock)
+    seconds = {32: 1.0, 64: 1.1, 128: 1.9, 256: 3.7, 300: 4.0}
+
+    def run(size: int) -> None:
+        clock.now += seconds[size]
+
+    assert batch_size(run, 32, 512) == 128
+    assert batch_size(run, 32, 64) == 64
+    assert batch_size(run, 256, 300) == 256
 
 
 def test_threads_that_are_set_are_used(monkeypatch: pytest.MonkeyPatch) -> None:

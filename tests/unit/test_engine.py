@@ -30,6 +30,7 @@ class MeanColour:
     model_id = "mean-colour"
     dim = 3
     vectors_per_frame = 1
+    image_batch = 32
 
     def prepare(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         return frame.astype(np.float32)

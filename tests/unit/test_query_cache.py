@@ -33,6 +33,7 @@ class CountingEncoder:
     model_id = "counting"
     dim = DIM
     vectors_per_frame = 1
+    image_batch = 32
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []

@@ -34,7 +34,7 @@ AT = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
 class Axes:
     """Encodes the query "axis N" as the N-th unit vector; refuses the query "poison"."""
 
-    model_id, dim, vectors_per_frame = "axes", DIM, 1
+    model_id, dim, vectors_per_frame, image_batch = "axes", DIM, 1, 32
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
