@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streamer.store import record
-from streamer.store.lmdb_environment import DATA_FILE, DEFAULT_MAP_BYTES, RESERVED, Environment, acquire, release
+from streamer.store.lmdb_environment import (
+    DATA_FILE,
+    DEFAULT_MAP_BYTES,
+    Environment,
+    acquire,
+    models,
+    register,
+    release,
+)
 from streamer.store.protocol import PutOutcome, StoreError, StoreStats
 from streamer.store.records import Records
 
@@ -55,6 +63,7 @@ class LmdbStore:
         if not str(path):
             raise StoreError("lmdb: names no path")
         self._path = Path(path)
+        self._model_id = model_id
         self._prefix = record.model_prefix(model_id)
         self._dim = dim
         self._precision = precision
@@ -65,7 +74,7 @@ class LmdbStore:
         self._logged: set[bytes] = set()
         self._environment: Environment | None = acquire(self._path, map_bytes)
         try:
-            self._register(model_id)
+            self._register()
         except BaseException:
             self.close()
             raise
@@ -87,6 +96,8 @@ class LmdbStore:
             rows.append((at, uploaded_us, clip.position, record.encode(clip, self._precision)))
 
         def work(transaction: Transaction) -> list[PutOutcome]:
+            # Once more: an operator may have dropped the model since, and records without a name are lost to all.
+            register(transaction, self._path, self._prefix, self._model_id)
             outcomes = []
             for at, uploaded_us, position, value in rows:
                 if record.admits(record.version(transaction.get(at)), uploaded_us, position):
@@ -105,7 +116,8 @@ class LmdbStore:
 
         def work(transaction: Transaction) -> bool:
             removed = False
-            for prefix in _model_prefixes(transaction):
+            register(transaction, self._path, self._prefix, self._model_id)
+            for prefix in models(transaction):
                 at = record.key(prefix, clip_id)
                 stored = transaction.get(at)
                 if stored is None and at != own:
@@ -149,16 +161,15 @@ class LmdbStore:
     def stats(self) -> StoreStats:
         """Count what is stored, of all models."""
         environment = self._opened()
-        named = environment.scan(RESERVED, lambda at, value: (at.removeprefix(RESERVED), bytes(value).decode()))
-        models = {}
+        with environment.reading() as transaction:
+            known = models(transaction)
+        clips = {}
         tombstones = 0
-        for prefix, model_id in list(named):
-            if not prefix:
-                continue
+        for prefix, model_id in known.items():
             count = Counter(environment.scan(prefix, lambda _, value: record.is_live(value)))
-            models[model_id] = count[True]
+            clips[model_id] = count[True]
             tombstones += count[False]
-        return StoreStats(models, tombstones, environment.bytes_on_disk())
+        return StoreStats(clips, tombstones, environment.bytes_on_disk())
 
     def ping(self) -> None:
         """Raise :class:`StoreUnavailableError` where the store cannot be read, or its files were replaced."""
@@ -182,18 +193,12 @@ class LmdbStore:
             raise StoreError(f"{self._path}: the store was opened for reading only")
         return self._opened()
 
-    def _register(self, model_id: str) -> None:
-        """Keep the model's name beside its hash: deletes and statistics go by it, and no two may share one."""
-        at = RESERVED + self._prefix
-        name = model_id.encode()
+    def _register(self) -> None:
         environment = self._opened()
         with environment.reading() as transaction:
-            stored = transaction.get(at)
-            known = None if stored is None else bytes(stored)
-        if known is None and not self._read_only:
-            environment.write(lambda transaction: transaction.put(at, name))
-        elif known not in {None, name}:
-            raise StoreError(f"{self._path}: model {model_id!r} has the hash of {known!r}")
+            known = models(transaction).get(self._prefix)
+        if known != self._model_id and not (known is None and self._read_only):
+            environment.write(lambda transaction: register(transaction, self._path, self._prefix, self._model_id))
 
     def _note_corrupt(self, at: bytes, clip_id: str, error: Exception) -> None:
         with self._lock:
@@ -207,15 +212,3 @@ class LmdbStore:
 def is_store(path: str | Path) -> bool:
     """Tell whether the folder holds LMDB's data file."""
     return (Path(path) / DATA_FILE).is_file()
-
-
-def _model_prefixes(transaction: Transaction) -> list[bytes]:
-    prefixes = []
-    cursor = transaction.cursor()
-    if cursor.set_range(RESERVED + b"\0"):
-        for raw in cursor.iternext(values=False):
-            at = bytes(raw)
-            if not at.startswith(RESERVED):
-                break
-            prefixes.append(at.removeprefix(RESERVED))
-    return prefixes

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 import lmdb
 
 from streamer.store.protocol import StoreError, StoreUnavailableError
+from streamer.store.record import PREFIX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,10 +32,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RESERVED = bytes(8)
-"""Prefix of the keys that hold no clip: alone the format's key, with a model's hash behind it that model's."""
+"""Prefix of the keys that hold no clip: alone the format's key, with a model's hash behind it that model's.
+
+With anything else behind it, it is of no concern to services.
+"""
+_MODEL_KEY_BYTES = len(RESERVED) + PREFIX_BYTES
 DEFAULT_MAP_BYTES = 1 << 40
 """Address space, not memory or disk: on 64-bit Linux a large map costs nothing and never has to grow."""
-DATA_FILE = "data.mdb"
+DATA_FILE, LOCK_FILE = "data.mdb", "lock.mdb"
 _STAT_BLOCK = 512
 _SMALLEST_MAP_BYTES = 1 << 20
 _FORMAT_NAME = b"clip embeddings "
@@ -175,10 +180,15 @@ class Environment:
 
     def bytes_on_disk(self) -> int:
         """Return what the data file occupies."""
-        try:
-            return (self.path / DATA_FILE).stat().st_blocks * _STAT_BLOCK
-        except OSError as error:
-            raise StoreUnavailableError(f"{self.path}: {error.strerror}") from error
+        return bytes_on_disk(self.path)
+
+    def copy(self, folder: Path) -> None:
+        """Write what is stored, without unused pages, to ``data.mdb`` in ``folder``, as one snapshot.
+
+        Meanwhile services that write must leave in the file what the snapshot needs, and it grows.
+        """
+        with self._faults(), self._inside() as env:
+            env.copy(str(folder), compact=True)
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -187,9 +197,9 @@ class Environment:
         except lmdb.PanicError as error:
             # LMDB refuses all further work on this handle; the next caller opens a new one.
             self.close()
-            raise StoreUnavailableError(_explain(self.path, error)) from error
+            raise StoreUnavailableError(explain(self.path, error)) from error
         except lmdb.Error as error:
-            raise StoreUnavailableError(_explain(self.path, error)) from error
+            raise StoreUnavailableError(explain(self.path, error)) from error
 
     @contextmanager
     def _inside(self) -> Iterator[lmdb.Environment]:
@@ -255,6 +265,28 @@ class Environment:
             env.reader_check()
 
 
+def models(transaction: Transaction) -> dict[bytes, str]:
+    """Return the ids of the models that a store knows, by the prefixes of their records' keys."""
+    found = {}
+    cursor = transaction.cursor()
+    for at, name in cursor.iternext() if cursor.set_range(RESERVED + b"\0") else ():
+        if bytes(at[: len(RESERVED)]) != RESERVED:
+            break
+        if len(at) == _MODEL_KEY_BYTES:
+            found[bytes(at[len(RESERVED) :])] = bytes(name).decode()
+    return found
+
+
+def register(transaction: Transaction, path: Path, prefix: bytes, model_id: str) -> None:
+    """Keep a model's name beside its hash: deletes and statistics go by it, and no two may share one."""
+    at, name = RESERVED + prefix, model_id.encode()
+    known = transaction.get(at)
+    if known is None:
+        transaction.put(at, name)
+    elif known != name:
+        raise StoreError(f"{path}: model {model_id!r} has the hash of {bytes(known).decode()!r}")
+
+
 _environments: dict[tuple[int, int], Environment] = {}
 _registry = threading.Lock()
 
@@ -278,11 +310,11 @@ def acquire(path: Path, map_bytes: int) -> Environment:
                     environment.close()
                     raise
             if is_new:
-                _sync_folders(path)
+                sync_folders(path)
         except (lmdb.DiskError, lmdb.ReadersFullError) as error:
-            raise StoreUnavailableError(_explain(path, error)) from error
+            raise StoreUnavailableError(explain(path, error)) from error
         except (lmdb.Error, OSError, ValueError) as error:
-            raise StoreError(_explain(path, error)) from error
+            raise StoreError(explain(path, error)) from error
         _environments[environment.identity] = environment
         environment.users += 1
         return environment
@@ -318,7 +350,16 @@ def _claim(environment: Environment) -> None:
         raise StoreError(f"{environment.path}: an LMDB file that is no store of this release")
 
 
-def _explain(path: Path, error: Exception) -> str:
+def bytes_on_disk(path: Path) -> int:
+    """Return what the data file in the folder ``path`` occupies."""
+    try:
+        return (path / DATA_FILE).stat().st_blocks * _STAT_BLOCK
+    except OSError as error:
+        raise StoreUnavailableError(explain(path, error)) from error
+
+
+def explain(path: Path, error: Exception) -> str:
+    """Say in one line what is wrong with the store in the folder ``path``."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"{path}: {' '.join(reason.removeprefix(f'{path}: ').split())}"
 
@@ -332,7 +373,7 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _sync_folders(path: Path) -> None:
+def sync_folders(path: Path) -> None:
     """Make the new file's names durable, as LMDB makes its content."""
     for folder in (path, path.resolve().parent):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -23,7 +23,8 @@ EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 """From which versions are counted."""
 
 
-_UNKNOWN_ENGINE = "{}: is no engine of this release; use lmdb:PATH"
+UNKNOWN_ENGINE = "{}: is no engine of this release; use lmdb:PATH"
+"""What is said of a URL that names none; takes the scheme."""
 
 
 class StoreError(Exception):
@@ -201,7 +202,7 @@ def open_store(
         from streamer.store.lmdb import LmdbStore  # noqa: PLC0415 - only the engine in use is loaded
 
         return LmdbStore(rest, model_id=model_id, dim=dim, precision=precision, read_only=read_only)
-    raise StoreError(_UNKNOWN_ENGINE.format(scheme))
+    raise StoreError(UNKNOWN_ENGINE.format(scheme))
 
 
 def open_existing(url: str, *, model_id: str = "") -> Store:
@@ -217,4 +218,4 @@ def open_existing(url: str, *, model_id: str = "") -> Store:
         if not is_store(rest):
             raise StoreError(f"{rest}: there is no store")
         return LmdbStore(rest, model_id=model_id, dim=None, read_only=True)
-    raise StoreError(_UNKNOWN_ENGINE.format(scheme))
+    raise StoreError(UNKNOWN_ENGINE.format(scheme))

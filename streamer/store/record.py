@@ -130,6 +130,22 @@ def clip_id(at: bytes, value: memoryview) -> str:
     return _id_bytes(value, id_length).decode()
 
 
+def checked(at: bytes, value: memoryview) -> Version:
+    """Return the version of the record ``value`` that was found under the key ``at``.
+
+    Raises :class:`CorruptRecordError` where it is not whole, or not the record that belongs there.
+    """
+    *_, id_length, _ = _open(value)
+    try:
+        expected = clip_id(at, value)
+        belongs = key(at[:PREFIX_BYTES], expected) == at and id_length == len(_carried(expected))
+    except ValueError as error:  # no UTF-8, no id
+        raise CorruptRecordError(f"its key or id: {error}") from error
+    if not belongs:
+        raise CorruptRecordError("the record of another clip")
+    return _version(value)
+
+
 def microseconds(moment: dt.datetime) -> int:
     """Count the microseconds from 1970 UTC to ``moment``, exactly."""
     return (moment - EPOCH) // dt.timedelta(microseconds=1)
@@ -201,13 +217,10 @@ def matrix_at(id_length: int, vectors: IntOrInts, code: int) -> IntOrInts:
 
 def version(stored: memoryview | None) -> Version | None:
     """Read a record's version; None where nothing is stored, or nothing that can be read."""
-    if stored is None:
-        return None
     try:
-        _, _, uploaded_us, log, offset, _, _, n, _, _ = _open(stored)
+        return None if stored is None else _version(stored)
     except CorruptRecordError:
         return None
-    return Version(uploaded_us, n > 0, Position(log, offset))
 
 
 def admits(there: Version | None, uploaded_us: int, position: Position) -> bool:
@@ -230,6 +243,25 @@ def tombstone(there: Version | None, deleted_us: int, position: Position) -> Ver
     if position.precedes(there.position):
         return None
     return Version(there.uploaded_us, False, position)
+
+
+def outranks(copied: Version, there: Version | None) -> bool:
+    """Tell whether a record that was stored elsewhere takes the place of what is stored here.
+
+    A live record counts as its upload that comes once more, a tombstone as its delete, with the version that it
+    has. Unlike events, records that are copied do not come in an order that means something: so of equal ones
+    what is here stays, and between different logs the version decides and then the tombstone, never the arrival.
+    No record outranks itself, and of two records at most one outranks the other.
+    """
+    if there is None:
+        return True
+    if copied.live:
+        if there.live and copied.uploaded_us == there.uploaded_us:
+            return there.position.precedes(copied.position)
+        return copied.uploaded_us > there.uploaded_us and (there.live or not copied.position.precedes(there.position))
+    if copied.position.log == there.position.log:
+        return there.position.precedes(copied.position)
+    return copied.uploaded_us > there.uploaded_us or (copied.uploaded_us == there.uploaded_us and there.live)
 
 
 def is_live(value: memoryview) -> bool:
@@ -255,6 +287,11 @@ class _Header(NamedTuple):
 def _carried(clip_id: str) -> bytes:
     raw = clip_id.encode()
     return raw if len(raw) > _MAX_PLAIN_ID_BYTES else b""
+
+
+def _version(value: memoryview) -> Version:
+    _, _, uploaded_us, log, offset, _, _, n, _, _ = _open(value)
+    return Version(uploaded_us, n > 0, Position(log, offset))
 
 
 def _id_bytes(value: memoryview, length: int) -> bytes:

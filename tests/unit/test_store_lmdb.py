@@ -401,7 +401,7 @@ def make_another_model_of_the_same_hash(folder: Path) -> None:
         (make_another_programs_lmdb, "no store of this release"),
         (make_an_earlier_format, "a store in the format 'clip embeddings 1'"),
         (make_a_later_format, "a store in the format 'clip embeddings 3'"),
-        (make_another_model_of_the_same_hash, "'m' has the hash of b'model-x'"),
+        (make_another_model_of_the_same_hash, "'m' has the hash of 'model-x'"),
     ],
 )
 def test_what_is_no_store_of_ours_is_refused_in_one_line_that_names_the_path(

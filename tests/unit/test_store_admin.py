@@ -1,0 +1,360 @@
+"""What every engine does for an operator (StoreAdmin), and what LMDB alone does: compaction."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import multiprocessing
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamer.store import Clip, Position, StoreError, open_store, record
+from streamer.store.admin import Merged, Page, Raw, open_admin
+from streamer.store.lmdb import LmdbStore
+from streamer.store.lmdb_admin import LmdbAdmin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.synchronize import Event
+    from pathlib import Path
+
+DIM = 8
+FIRST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+WAIT_S = 120
+PREFIX = record.model_prefix("model-a")
+spawn = multiprocessing.get_context("spawn")
+
+
+def clip(clip_id: str, version: int = 1, offset: int = 0, *, vectors: int = 2, log: str = "log") -> Clip:
+    uploaded_at = FIRST + dt.timedelta(microseconds=version)
+    rows = np.full((vectors, DIM), version, np.float32)
+    return Clip(clip_id, uploaded_at, Position.of(log, offset), 5, rows, np.arange(vectors, dtype=np.uint32))
+
+
+def upload(version: int, offset: int = 0, *, log: str = "log", clip_id: str = "c") -> Raw:
+    value = record.encode(clip(clip_id, version, offset, log=log), "float16")
+    return Raw(record.key(PREFIX, clip_id), value)
+
+
+def delete(version: int, offset: int = 0, *, log: str = "log", clip_id: str = "c") -> Raw:
+    uploaded_us = record.microseconds(FIRST) + version
+    value = record.encode_tombstone(clip_id, record.Version(uploaded_us, False, Position.of(log, offset)))
+    return Raw(record.key(PREFIX, clip_id), value)
+
+
+def everything(admin: LmdbAdmin) -> dict[bytes, bytes]:
+    records = list(itertools.chain.from_iterable(page.records for page in admin.scan()))
+    assert len({raw.key for raw in records}) == len(records)
+    return dict(records)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def admin(folder: Path) -> Iterator[LmdbAdmin]:
+    opened = LmdbAdmin(folder, create=True)
+    yield opened
+    opened.close()
+
+
+# Which record stays.
+
+
+@pytest.mark.parametrize(
+    ("there", "copied"),
+    [
+        (upload(1), upload(2)),
+        (upload(1, 9), upload(2, 5)),  # as a late upload that is newer
+        (upload(1, 5), upload(1, 9)),
+        (upload(9, 5), delete(9, 6)),
+        (upload(9, 5), delete(7, 6)),  # the delete comes later, whatever it removed
+        (delete(5, 5), upload(6, 6)),
+        (delete(5, 5), delete(5, 6)),
+        (upload(1, 9, log="another"), upload(2, 5)),
+        (upload(1, 9, log="another"), delete(1, 5)),  # what was deleted does not come back
+        (upload(1, 9, log="another"), delete(2, 5)),
+        (delete(1, 9, log="another"), upload(2, 5)),
+        (delete(1, 9, log="another"), delete(2, 5)),
+    ],
+)
+def test_the_newer_record_takes_the_place_of_the_older_and_never_the_other_way(
+    admin: LmdbAdmin, there: Raw, copied: Raw
+) -> None:
+    assert admin.put([there]) == [Merged.WRITTEN]
+    assert admin.put([copied]) == [Merged.WRITTEN]
+    assert admin.put([there]) == [Merged.KEPT]
+    assert admin.get([there.key]) == [copied.value]
+
+
+@pytest.mark.parametrize(
+    ("there", "copied"),
+    [
+        (upload(1), Raw(upload(1).key, record.encode(clip("c", vectors=3), "int8"))),  # stored by another attempt
+        (delete(9, 5), upload(9, 6)),  # the deleted upload, once more
+        (delete(9, 5), delete(8, 5)),
+        (delete(1, 9, log="another"), delete(1, 5)),
+        (upload(1, 9, log="another"), upload(1, 5)),
+    ],
+)
+def test_of_what_has_no_order_that_stays_which_was_there(admin: LmdbAdmin, there: Raw, copied: Raw) -> None:
+    assert admin.put([there, copied]) == [Merged.WRITTEN, Merged.KEPT]
+
+
+_versions = st.builds(
+    record.Version, st.integers(0, 4), st.booleans(), st.builds(Position, st.integers(0, 1), st.integers(0, 4))
+)
+
+
+@given(_versions, _versions)
+def test_of_two_records_at_most_one_outranks_the_other_and_none_itself(
+    one: record.Version, other: record.Version
+) -> None:
+    assert not (record.outranks(one, other) and record.outranks(other, one))
+    assert not record.outranks(one, one)
+    assert record.outranks(one, None)
+
+
+@given(_versions, _versions)
+def test_a_copied_record_takes_no_place_that_its_event_would_not_have_taken(
+    copied: record.Version, there: record.Version
+) -> None:
+    """Between records of one log; of different ones, events go by their arrival."""
+    if not record.outranks(copied, there) or copied.position.log != there.position.log:
+        return
+    if copied.live:
+        assert record.admits(there, copied.uploaded_us, copied.position)
+    else:
+        assert record.tombstone(there, copied.uploaded_us, copied.position) is not None
+
+
+def test_a_damaged_record_gives_way_and_is_not_put(admin: LmdbAdmin) -> None:
+    whole = upload(1)
+    damaged = Raw(whole.key, whole.value[:-1] + b"\xff")
+    admin._opened().write(lambda transaction: transaction.put(*damaged))
+    assert admin.put([whole]) == [Merged.WRITTEN]
+    with pytest.raises(record.CorruptRecordError):
+        admin.put([damaged])
+    with pytest.raises(record.CorruptRecordError, match="another clip"):
+        admin.put([Raw(record.key(PREFIX, "d"), upload(1, clip_id="x" * 505).value)])
+    assert admin.put([whole]) == [Merged.PRESENT]
+
+
+def test_a_record_under_another_key_is_told_where_it_carries_its_id() -> None:
+    long = upload(1, clip_id="x" * 505)
+    assert record.checked(long.key, memoryview(long.value)).live
+    for key in (record.key(PREFIX, "y" * 505), PREFIX + b"\x01\xff", PREFIX, b"", PREFIX + b"\x01a" * 300):
+        with pytest.raises(record.CorruptRecordError):
+            record.checked(key, memoryview(long.value))
+
+
+# Scans.
+
+
+def test_all_models_are_scanned_and_one_alone_by_its_prefix(folder: Path, admin: LmdbAdmin) -> None:
+    for model in ("model-a", "model-b"):
+        store = open_store(f"lmdb:{folder}", model_id=model, dim=DIM)
+        store.put([clip(f"{model}-{number}") for number in range(5)])
+        store.delete("nothing", FIRST, Position.of("log", 1))
+        store.close()
+    assert admin.models() == {record.model_prefix(model): model for model in ("model-a", "model-b")}
+    assert len(everything(admin)) == 12
+    (page,) = admin.scan(prefix=PREFIX, heads=True)
+    assert len(page.records) == 6
+    assert {len(raw.value) for raw in page.records} == {record.HEADER_BYTES}
+    assert admin.count() >= 12
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    stays=st.sets(st.binary(min_size=1, max_size=3)),
+    comes_and_goes=st.lists(st.sets(st.binary(min_size=1, max_size=3)), max_size=8),
+    page=st.integers(1, 4),
+)
+def test_a_scan_that_is_ended_and_resumed_after_each_page_meets_every_record_that_stays(
+    scanned: LmdbAdmin, stays: set[bytes], comes_and_goes: list[set[bytes]], page: int
+) -> None:
+    def under(tails: set[bytes]) -> set[bytes]:
+        return {PREFIX + tail for tail in tails}
+
+    scanned._page_records = page
+    scanned._opened().write(lambda transaction: [transaction.put(at, b"x") for at in under(stays)])
+    met: list[bytes] = []
+    cursor, steps = "", iter(comes_and_goes)
+    volatile: set[bytes] = set()
+    while (found := next(scanned.scan(cursor), None)) is not None:
+        assert isinstance(found, Page)
+        met += [raw.key for raw in found.records]
+        cursor = found.cursor
+        scanned.remove(list(volatile))
+        volatile = under(next(steps, set()) - stays)
+        scanned._opened().write(lambda transaction, new=volatile: [transaction.put(at, b"y") for at in new])
+    assert sorted(set(met)) == met
+    assert under(stays) <= set(met)
+    scanned.remove([at for each in (stays, *comes_and_goes) for at in under(each)])
+    assert list(scanned.scan()) == []
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LmdbAdmin]:
+    opened = LmdbAdmin(tmp_path_factory.mktemp("scanned"), create=True)
+    yield opened
+    opened.close()
+
+
+def test_a_page_is_bounded_in_bytes(admin: LmdbAdmin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.store.lmdb_admin.PAGE_BYTES", 500)
+    admin.put([upload(1, clip_id=f"c{number}") for number in range(20)])
+    size = len(upload(1).value)
+    assert {len(page.records) for page in admin.scan()} <= {-(-500 // size), 20 % -(-500 // size)}
+
+
+def test_a_cursor_of_another_engine_is_refused(admin: LmdbAdmin) -> None:
+    with pytest.raises(StoreError, match="no cursor"):
+        next(admin.scan("no hexadecimal"))
+
+
+# Notes and models.
+
+
+def test_a_note_is_kept_and_is_no_record_and_no_model(folder: Path, admin: LmdbAdmin) -> None:
+    assert admin.note() is None
+    admin.put([upload(1)], b"one")
+    admin.put([], b"two")
+    assert admin.note() == b"two"
+    assert len(everything(admin)) == 1
+    assert admin.models() == {}
+    store = open_store(f"lmdb:{folder}", model_id="model-a", dim=DIM)
+    assert store.stats().models == {"model-a": 1}
+    store.close()
+    admin.clear_note()
+    admin.clear_note()
+    assert admin.note() is None
+
+
+def test_models_are_made_known_once_and_forgotten(admin: LmdbAdmin) -> None:
+    admin.register({PREFIX: "model-a"})
+    admin.register({PREFIX: "model-a"})
+    with pytest.raises(StoreError, match="has the hash of 'model-a'"):
+        admin.register({PREFIX: "model-x"})
+    admin.forget(PREFIX)
+    assert admin.models() == {}
+
+
+def test_a_service_that_writes_for_a_forgotten_model_makes_it_known_again(folder: Path, admin: LmdbAdmin) -> None:
+    store = LmdbStore(folder, model_id="model-a", dim=DIM)
+    for work in (
+        lambda: store.put([clip("c1")]),
+        lambda: store.delete("c1", FIRST, Position.of("log", 1)),
+    ):
+        admin.forget(PREFIX)
+        work()
+        assert admin.models() == {PREFIX: "model-a"}
+    store.close()
+
+
+def test_a_store_that_is_not_there_is_refused_unless_it_may_be_created(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no store"):
+        open_admin(f"lmdb:{tmp_path / 'a'}")
+    with pytest.raises(StoreError, match="names no path"):
+        open_admin("lmdb:")
+    with pytest.raises(StoreError, match="no engine"):
+        open_admin("nothing:")
+    open_admin(f"lmdb:{tmp_path / 'a'}", create=True).close()
+    assert (tmp_path / "a" / "data.mdb").exists()
+
+
+def test_a_closed_admin_refuses_work(admin: LmdbAdmin) -> None:
+    admin.close()
+    admin.close()
+    with pytest.raises(StoreError, match="closed"):
+        admin.count()
+
+
+# Compaction.
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fill(folder: Path) -> dict[bytes, bytes]:
+    """Make a store that has many unused pages; returns its records."""
+    admin = LmdbAdmin(folder, create=True)
+    admin.register({PREFIX: "model-a"})
+    big = [Raw(record.key(PREFIX, f"c{n}"), record.encode(clip(f"c{n}", vectors=400), "float32")) for n in range(300)]
+    admin.put(big)
+    admin.remove([raw.key for raw in big[20:]])
+    found = everything(admin)
+    admin.close()
+    return found
+
+
+def test_a_compact_copy_beside_a_running_service_is_whole_and_small(folder: Path, tmp_path: Path) -> None:
+    before = fill(folder)
+    service = LmdbStore(folder, model_id="model-a", dim=DIM)
+    admin = LmdbAdmin(folder)
+    was, now = admin.compact(tmp_path / "new")
+    assert now < was / 4
+    service.put([clip("after the copy")])
+    copy = LmdbAdmin(tmp_path / "new")
+    assert everything(copy) == before
+    assert copy.models() == {PREFIX: "model-a"}
+    with pytest.raises(StoreError, match="a store already"):
+        admin.compact(tmp_path / "new")
+    with pytest.raises(StoreError, match="open elsewhere in this process"):
+        admin.compact(None)
+    for each in (copy, admin, service):
+        each.close()
+    assert names(tmp_path / "new") == ["data.mdb", "lock.mdb"]
+
+
+def test_in_place_the_file_shrinks_keeps_its_rights_and_is_used_on(folder: Path) -> None:
+    before = fill(folder)
+    (folder / "data.mdb").chmod(0o640)
+    (folder / ".compacting-dead").mkdir()
+    (folder / ".compacting-dead" / "data.mdb").write_bytes(b"half a copy")
+    was, now = LmdbAdmin(folder).compact(None)
+    assert now < was / 4
+    assert (folder / "data.mdb").stat().st_mode & 0o777 == 0o640
+    assert names(folder) == ["data.mdb", "lock.mdb"]
+    store = LmdbStore(folder, model_id="model-a", dim=DIM)
+    store.put([clip("later")])
+    admin = LmdbAdmin(folder)
+    assert everything(admin).items() >= before.items()
+    assert len(everything(admin)) == 21
+    admin.close()
+    store.close()
+
+
+def hold_open(folder: Path, opened: Event, end: Event) -> None:
+    store = LmdbStore(folder, model_id="model-a", dim=DIM)
+    opened.set()
+    end.wait(WAIT_S)
+    store.close()
+
+
+def test_in_place_is_refused_while_another_process_has_the_store_open(folder: Path) -> None:
+    before = fill(folder)
+    opened, end = spawn.Event(), spawn.Event()
+    service = spawn.Process(target=hold_open, args=(folder, opened, end))
+    service.start()
+    try:
+        assert opened.wait(WAIT_S)
+        with pytest.raises(StoreError, match="is in use; stop its services"):
+            LmdbAdmin(folder).compact(None)
+    finally:
+        end.set()
+        service.join(WAIT_S)
+        service.kill()
+    assert service.exitcode == 0
+    admin = LmdbAdmin(folder)
+    assert everything(admin) == before
+    admin.close()
+    LmdbAdmin(folder).compact(None)
