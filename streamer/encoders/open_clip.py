@@ -116,6 +116,9 @@ class OpenClipEncoder:
         random weights, which open_clip only warns about.
         """
         chosen = _device(device)
+        if chosen.type == "cuda":
+            # Else a convolution in "float32" has 10 bits of mantissa, and everything is compared with that.
+            torch.backends.cudnn.allow_tf32 = False
         source = _locate(model, pretrained)
         try:
             network, preprocess = open_clip.create_model_from_pretrained(source.name, source.pretrained)

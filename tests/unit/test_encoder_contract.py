@@ -233,9 +233,10 @@ def test_frames_are_prepared_alike_in_any_thread(subject: Subject) -> None:
     expected = [subject.preprocess(Image.fromarray(frame)) for frame in frames]
     with ThreadPoolExecutor(4) as pool:
         for prepared, wanted in zip(pool.map(subject.encoder.prepare, frames), expected, strict=True):
-            assert torch.equal(
-                subject.encoder._images.normalise(torch.from_numpy(prepared[np.newaxis].copy()))[0], wanted
-            )
+            batch = torch.from_numpy(prepared[np.newaxis].copy()).to(subject.encoder.device)
+            pixels = subject.encoder._images.normalise(batch)[0].cpu()
+            # CUDA multiplies by 1 / 255.
+            torch.testing.assert_close(pixels, wanted, rtol=0, atol=0 if batch.is_cpu else 1e-6)
 
 
 def test_the_model_is_not_in_training_mode(subject: Subject) -> None:
