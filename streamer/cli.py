@@ -16,6 +16,7 @@ from click.shell_completion import get_completion_class
 
 from streamer import __version__
 from streamer.commands.dlq import dlq
+from streamer.commands.evaluate import evaluate
 from streamer.commands.flags import SettingsCommand
 from streamer.commands.store import store
 from streamer.settings import SettingsError
@@ -33,6 +34,7 @@ def cli() -> None:
 
 
 cli.add_command(dlq)
+cli.add_command(evaluate)
 cli.add_command(store)
 
 
@@ -164,6 +166,8 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         "streamer.kafka.dlq": "DeadLetterError",
         "streamer.store": "StoreError",
         "streamer.store.protocol": "StoreUnavailableError",
+        "streamer.evaluation.trec": "TrecError",
+        "streamer.evaluation.measures": "MeasureError",
         "streamer.demo.run": "DemoError",
         "streamer.demo.services": "ServiceError",
     }

@@ -1,0 +1,93 @@
+"""``streamer evaluate``: how good a run is by its judgments, and what reranking changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamer.evaluation.measures import Evaluation
+
+_INPUT = click.Path(path_type=Path, exists=True, dir_okay=False)
+_OUTPUT = click.File("w", encoding="utf-8", lazy=True)
+_TOPICS_NAMED = 5
+"""Topics that a warning names."""
+
+
+def _measures(ctx: click.Context, param: click.Parameter, value: str) -> list[str]:  # noqa: ARG001 - click's signature
+    from streamer.evaluation.measures import MeasureError, measure_name  # noqa: PLC0415
+
+    try:
+        return [measure_name(each) for each in value.split(",")]
+    except MeasureError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command()
+@click.option("--run", "run_path", type=_INPUT, required=True, help="TREC run of the engine: six columns.")
+@click.option("--qrels", "qrels_path", type=_INPUT, required=True, help="AVS judgments: topic, 0, shot, stratum, rel.")
+@click.option("--reranked", "reranked_path", type=_INPUT, help="TREC run of the same topics after reranking.")
+@click.option(
+    "--measures",
+    default="infAP",
+    show_default=True,
+    callback=_measures,
+    help="Comma-separated: infAP, AP, nDCG@k, P@k, R@k (recall), RR (MRR), Success@k (hit rate).",
+)
+@click.option("--missing-as-zero", is_flag=True, help="A judged topic that a run lacks counts as 0 in its mean.")
+@click.option("--json", "json_file", type=_OUTPUT, help="Write JSON; - prints it, and nothing else.")
+@click.option("--html", "html_file", type=_OUTPUT, help="Write a page with plots.")
+def evaluate(
+    run_path: Path,
+    qrels_path: Path,
+    reranked_path: Path | None,
+    measures: Sequence[str],
+    missing_as_zero: bool,
+    json_file: IO[str] | None,
+    html_file: IO[str] | None,
+) -> None:
+    """Measure a TREC run, and with --reranked what reranking gained, topic by topic.
+
+    infAP is TRECVID's extended inferred average precision, as NIST's sample_eval computes it. The other measures, the
+    comparison and the page need the extra: cliprerank-streamer[evaluation].
+    """
+    import orjson  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+
+    from streamer.evaluation import measures as measuring  # noqa: PLC0415
+    from streamer.evaluation import report  # noqa: PLC0415
+    from streamer.evaluation.comparison import compare  # noqa: PLC0415
+    from streamer.evaluation.page import render  # noqa: PLC0415
+    from streamer.evaluation.trec import read_qrels, read_run  # noqa: PLC0415
+
+    qrels = read_qrels(qrels_path)
+
+    def measured(path: Path) -> Evaluation:
+        evaluation = measuring.evaluate(read_run(path), qrels, measures, missing_as_zero=missing_as_zero)
+        consequence = "they count as 0" if missing_as_zero else "they are left out of its mean"
+        _warn(f"{path} has no results for", evaluation.missing, f"of the judged topics; {consequence}")
+        _warn(f"{path} has", evaluation.not_judged, "topics without judgments; they are ignored")
+        return evaluation
+
+    base = measured(run_path)
+    reranked = measured(reranked_path) if reranked_path else None
+    found = report.data(base, reranked, compare(base, reranked) if reranked else {})
+    if html_file is not None:
+        names = [path.name for path in (run_path, qrels_path, reranked_path) if path]
+        html_file.write(render(report.page(found, *names)))
+    if json_file is not None:
+        json_file.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
+    if "-" not in {file.name for file in (json_file, html_file) if file}:
+        console = Console()
+        for table in report.terminal(found):
+            console.print(table)
+
+
+def _warn(before: str, topics: Sequence[str], after: str) -> None:
+    if topics:
+        named = ", ".join(topics[:_TOPICS_NAMED]) + (", ..." if len(topics) > _TOPICS_NAMED else "")
+        click.echo(f"streamer: {before} {len(topics):,} {after} ({named})", err=True)

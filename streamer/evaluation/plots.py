@@ -1,0 +1,55 @@
+"""Pictures for reports: matplotlib's SVG, made to stand inside a page."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from streamer.evaluation.measures import missing_extra
+from streamer.evaluation.page import Picture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.axes import Axes
+
+OLD, NEW, LOSS, QUIET = "#9aa7b5", "#2563eb", "#b5432e", "#dfe4ea"
+"""The pages' colours: the base, what is new, what got worse, what is in the background."""
+
+
+def picture(
+    draw: Callable[[Axes], None], *, name: str, caption: str = "", size: tuple[float, float] = (8.5, 3.2)
+) -> Picture:
+    """Let ``draw`` fill axes of ``size`` inches.
+
+    ``name`` and a hyphen stand before every id, so that pictures of one page do not share any: what is drawn with the
+    gid "1501" is the element "gains-1501" of the picture "gains". Raises MeasureError where there is no matplotlib.
+    """
+    try:
+        import matplotlib as mpl  # noqa: PLC0415 - an optional extra
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError as error:
+        raise missing_extra(error) from None
+    style: dict[Any, Any] = {
+        "svg.hashsalt": name,
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": QUIET,
+    }
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # Topics may be named in any script; the browser has the glyphs that matplotlib's font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        canvas = Figure(figsize=size, layout="constrained")
+        draw(canvas.subplots())
+        buffer = io.StringIO()
+        canvas.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    # The page is HTML: the XML declaration and the document type have no place inside it.
+    svg = buffer.getvalue().partition("<svg")[2]
+    return Picture("<svg" + re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg), caption)

@@ -1,0 +1,244 @@
+"""What ``streamer evaluate`` finds: as JSON, as tables for a terminal, as an HTML page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table as TerminalTable
+
+from streamer.evaluation import plots
+from streamer.evaluation.page import Headline, Page, Section, Shown, Table, Text, show
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+    from streamer.evaluation.comparison import Comparison
+    from streamer.evaluation.measures import Evaluation
+    from streamer.evaluation.page import Picture
+
+Data = dict[str, Any]
+
+_TERMINAL_TOPICS = 40
+"""Topics that the terminal shows: those that changed most; the page and the JSON have all."""
+_GAIN, _P = "+.4f", ".2g"
+_BARS = 60
+"""Topics up to which each has its name under its bar."""
+
+
+def data(base: Evaluation, reranked: Evaluation | None, comparison: Mapping[str, Comparison]) -> Data:
+    """Return everything as JSON, numbers unrounded."""
+    found: Data = {"run": {"topics": base.topics, "mean": base.mean}}
+    if reranked is not None:
+        found["reranked"] = {"topics": reranked.topics, "mean": reranked.mean}
+        found["comparison"] = {
+            measure: {
+                **asdict(each),
+                "gains": {
+                    topic: reranked.topics[topic][measure] - values[measure]
+                    for topic, values in base.topics.items()
+                    if topic in reranked.topics
+                },
+            }
+            for measure, each in comparison.items()
+        }
+    return found
+
+
+def terminal(found: Data) -> Iterator[TerminalTable]:
+    """Make a table of the topics of each measure, and one of what the measures come to."""
+    for measure in found["run"]["mean"]:
+        topics = _by_change(found, measure)
+        left_out = len(topics) - _TERMINAL_TOPICS
+        caption = f"and {left_out:,} topics more that changed less" if left_out > 0 else None
+        table = _terminal_table(f"{measure} of each topic", _TOPIC_COLUMNS[: _width(found)], caption)
+        for topic in topics[:_TERMINAL_TOPICS]:
+            table.add_row(*(escape(str(cell)) for cell in _topic_row(found, measure, topic)))
+        yield table
+    table = _terminal_table("Over all topics", ["", *found["run"]["mean"]], None)
+    for row in _summary_rows(found):
+        table.add_row(*(escape(str(cell)) for cell in row))
+    yield table
+
+
+def page(found: Data, run: str, qrels: str, reranked: str = "") -> Page:
+    """Make the page; ``run``, ``qrels`` and ``reranked`` are what to call the files."""
+    measures = list(found["run"]["mean"])
+    first = measures[0]
+    compared = "comparison" in found
+    headline = [Headline(show(found, "run", "mean", first), f"mean {first} of the run")]
+    if compared:
+        gain = found["comparison"][first]["gain"]
+        tone = "gain" if gain > 0 else "loss" if gain < 0 else ""
+        headline += [
+            Headline(show(found, "reranked", "mean", first), "after reranking"),
+            Headline(show(found, "comparison", first, "gain", form=_GAIN), "mean gain", tone),
+            Headline(show(found, "comparison", first, "wins"), "topics gained"),
+            Headline(show(found, "comparison", first, "losses"), "topics lost"),
+            Headline(show(found, "comparison", first, "randomization_p", form=_P), "p, randomisation"),
+        ]
+    summary = Table(["", *measures], list(_summary_rows(found)), frozenset(range(1, len(measures) + 1)))
+    lead = f"{run} before and {reranked} after, judged by {qrels}" if compared else f"{run} judged by {qrels}"
+    return Page(
+        title="What reranking changed" if compared else "How good the run is",
+        lead=lead,
+        data=found,
+        headline=headline,
+        sections=[
+            Section("Over all topics", [summary, *([Text(_SIGNIFICANCE)] if compared else [])]),
+            *(_measure_section(found, measure) for measure in measures),
+        ],
+    )
+
+
+_TOPIC_COLUMNS = ("topic", "run", "reranked", "gain")
+_SUMMARY = (
+    ("before", "before", ".4f"),
+    ("after", "after", ".4f"),
+    ("gain", "gain", _GAIN),
+    ("gain, 95 % from", "gain_low", _GAIN),
+    ("gain, 95 % to", "gain_high", _GAIN),
+    ("topics gained", "wins", ""),
+    ("topics lost", "losses", ""),
+    ("topics unchanged", "ties", ""),
+    ("p, randomisation", "randomization_p", _P),
+    ("p, t-test", "t_p", _P),
+)
+"""What the summary calls each field of a comparison, and its format."""
+_STRENGTH_COLUMNS = ("the run's own value: from", "to", "topics", "mean gain", "wins", "losses")
+_SIGNIFICANCE = (
+    "Over the topics that both runs have: p is the chance of a mean gain as far from 0 or farther if reranking changed "
+    "nothing, by a paired randomisation test and by a paired t-test, both two-sided, each measure by itself; the "
+    "interval is the t-test's."
+)
+
+
+def _numeric(columns: Sequence[str]) -> frozenset[int]:
+    return frozenset(range(1, len(columns)))
+
+
+def _width(found: Data) -> int:
+    return len(_TOPIC_COLUMNS) if "comparison" in found else 2
+
+
+def _terminal_table(title: str, columns: Sequence[str], caption: str | None) -> TerminalTable:
+    table = TerminalTable(title=f"[b]{escape(title)}", title_justify="left", caption=caption, caption_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number in _numeric(columns) else "left")
+    return table
+
+
+def _summary_rows(found: Data) -> Iterator[list[Shown | str]]:
+    measures = list(found["run"]["mean"])
+    if "comparison" not in found:
+        yield ["mean", *(show(found, "run", "mean", measure) for measure in measures)]
+        return
+    for name, key, form in _SUMMARY:
+        yield [name, *(show(found, "comparison", measure, key, form=form) for measure in measures)]
+
+
+def _by_change(found: Data, measure: str) -> list[str]:
+    """Return the topics of either run, those that changed most first; without a comparison in the file's order."""
+    if "comparison" not in found:
+        return list(found["run"]["topics"])
+    gains = found["comparison"][measure]["gains"]
+    only = [topic for topic in {**found["run"]["topics"], **found["reranked"]["topics"]} if topic not in gains]
+    return [*sorted(gains, key=lambda topic: -abs(gains[topic])), *only]
+
+
+def _topic_row(found: Data, measure: str, topic: str) -> list[Shown | str]:
+    row: list[Shown | str] = [topic]
+    for side in ("run", "reranked"):
+        if side in found:
+            there = topic in found[side]["topics"]
+            row.append(show(found, side, "topics", topic, measure) if there else "missing")
+    if "comparison" in found:
+        there = topic in found["comparison"][measure]["gains"]
+        row.append(show(found, "comparison", measure, "gains", topic, form=_GAIN) if there else "")
+    return row
+
+
+def _measure_section(found: Data, measure: str) -> Section:
+    columns = _TOPIC_COLUMNS[: _width(found)]
+    rows = [_topic_row(found, measure, topic) for topic in _by_change(found, measure)]
+    topics = Table(columns, rows, _numeric(columns))
+    if "comparison" not in found:
+        return Section(measure, [_values_picture(found, measure), topics])
+    at = ("comparison", measure, "by_strength")
+    strength = Table(
+        _STRENGTH_COLUMNS,
+        [
+            [
+                show(found, *at, group, "low"),
+                show(found, *at, group, "high"),
+                show(found, *at, group, "topics"),
+                show(found, *at, group, "gain", form=_GAIN),
+                show(found, *at, group, "wins"),
+                show(found, *at, group, "losses"),
+            ]
+            for group in range(len(found["comparison"][measure]["by_strength"]))
+        ],
+        frozenset(range(len(_STRENGTH_COLUMNS))),
+    )
+    return Section(measure, [_gains_picture(found, measure), _strength_picture(found, measure), strength, topics])
+
+
+def _gains_picture(found: Data, measure: str) -> Picture:
+    gains = found["comparison"][measure]["gains"]
+    ordered = sorted(gains, key=lambda topic: -gains[topic])
+
+    def draw(axes: Axes) -> None:
+        _bars(axes, {topic: gains[topic] for topic in ordered})
+        axes.set_ylabel(f"gain in {measure}")
+        axes.axhline(0, color="black", linewidth=0.8)
+
+    return plots.picture(draw, name=f"gains-{_id(measure)}", caption=f"Gain of each topic in {measure}, sorted.")
+
+
+def _values_picture(found: Data, measure: str) -> Picture:
+    values = {topic: each[measure] for topic, each in found["run"]["topics"].items()}
+
+    def draw(axes: Axes) -> None:
+        _bars(axes, dict(sorted(values.items(), key=lambda item: -item[1])))
+        axes.set_ylabel(measure)
+
+    return plots.picture(draw, name=f"values-{_id(measure)}", caption=f"{measure} of each topic, sorted.")
+
+
+def _bars(axes: Axes, values: Mapping[str, float]) -> None:
+    colours = [plots.NEW if value >= 0 else plots.LOSS for value in values.values()]
+    bars = axes.bar(range(len(values)), list(values.values()), color=colours)
+    for number, bar in enumerate(bars):
+        bar.set_gid(f"bar-{number}")
+    axes.grid(visible=False, axis="x")
+    if len(values) <= _BARS:
+        axes.set_xticks(range(len(values)), list(values), rotation=90, fontsize=7, parse_math=False)
+    else:
+        axes.set_xticks([])
+        axes.set_xlabel(f"{len(values):,} topics")
+
+
+def _strength_picture(found: Data, measure: str) -> Picture:
+    gains = found["comparison"][measure]["gains"]
+    groups = found["comparison"][measure]["by_strength"]
+
+    def draw(axes: Axes) -> None:
+        before = [found["run"]["topics"][topic][measure] for topic in gains]
+        points = axes.scatter(before, list(gains.values()), s=16, color=plots.OLD, label="a topic")
+        points.set_gid("topics")
+        centres = [(group["low"] + group["high"]) / 2 for group in groups]
+        axes.plot(centres, [group["gain"] for group in groups], color=plots.NEW, marker="o", label="mean of a group")
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xlabel(f"{measure} of the run")
+        axes.set_ylabel("gain")
+        axes.legend(frameon=False)
+
+    caption = f"Gain by how strong the run is on a topic ({measure}); groups of equally many topics."
+    return plots.picture(draw, name=f"strength-{_id(measure)}", caption=caption)
+
+
+def _id(measure: str) -> str:
+    return measure.replace("@", "-")

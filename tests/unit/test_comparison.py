@@ -1,0 +1,94 @@
+"""Two evaluations compared: wins and losses by hand, p-values against the tests' own definitions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from streamer.evaluation.comparison import Comparison, compare
+from streamer.evaluation.measures import Evaluation
+from streamer.evaluation.trec import TrecError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def evaluation(values: Mapping[str, float]) -> Evaluation:
+    topics = {topic: {"infAP": value} for topic, value in values.items()}
+    return Evaluation(topics, {"infAP": math.fsum(values.values()) / len(values)}, (), ())
+
+
+def compared(before: Sequence[float], after: Sequence[float]) -> Comparison:
+    sides = (evaluation({str(topic): value for topic, value in enumerate(values)}) for values in (before, after))
+    return compare(*sides)["infAP"]
+
+
+def test_gains_wins_and_losses_are_those_of_the_topics_that_both_have() -> None:
+    before = evaluation({"1": 0.5, "2": 0.25, "3": 0.0, "only before": 1.0})
+    after = evaluation({"3": 0.0, "2": 0.0, "1": 1.0, "only after": 1.0})
+    found = compare(before, after)["infAP"]
+    assert (found.topics, found.wins, found.losses, found.ties) == (3, 1, 1, 1)
+    assert (found.before, found.after, found.gain) == pytest.approx((0.25, 1 / 3, 1 / 12))
+
+
+def test_what_only_rounding_changed_is_no_gain() -> None:
+    found = compared([0.3, 0.3], [0.1 + 0.2, 0.3])
+    assert (found.wins, found.ties, found.gain, found.randomization_p) == (0, 2, 0.0, 1.0)
+
+
+def test_the_randomisation_test_counts_all_signs_of_few_topics() -> None:
+    gains = np.array([0.05, 0.2, -0.1, 0.3, 0.01, 0.12, -0.02, 0.07])
+    signed = np.array([gains * signs for signs in itertools.product([1, -1], repeat=len(gains))]).sum(axis=1)
+    expected = np.mean(np.abs(signed) >= abs(gains.sum()) - 1e-12)
+    assert compared(np.zeros(8).tolist(), gains.tolist()).randomization_p == pytest.approx(expected)
+
+
+def test_the_randomisation_test_draws_signs_of_many_topics_and_gives_the_same_again() -> None:
+    random = np.random.default_rng(5)
+    gains = random.normal(0.02, 0.1, 60)
+    first, again = (compared(np.zeros(60).tolist(), gains.tolist()) for _ in range(2))
+    assert first == again
+    assert first.randomization_p == pytest.approx(first.t_p, abs=0.02)
+
+
+def test_the_t_test_and_its_interval_by_hand() -> None:
+    found = compared([0.1, 0.2, 0.3], [0.2, 0.5, 0.5])
+    mean, error = 0.2, 0.1 / math.sqrt(3)
+    # Student's t for 2 degrees of freedom: its quantile of 97.5 % is 4.302653; p = 1 - t / sqrt(2 + t^2).
+    assert (found.gain_low, found.gain_high) == pytest.approx((mean - 4.302653 * error, mean + 4.302653 * error))
+    t = mean / error
+    assert found.t_p == pytest.approx(1 - t / math.sqrt(2 + t**2))
+
+
+def test_one_topic_and_equal_gains_have_an_answer_without_a_warning() -> None:
+    one = compared([0.5], [1.0])
+    assert (one.randomization_p, one.t_p, one.gain_low) == (None, None, None)
+    none, same = compared([0.25] * 4, [0.25] * 4), compared([0.25] * 4, [0.5] * 4)
+    assert (none.t_p, none.gain_low, none.gain_high) == (1.0, 0.0, 0.0)
+    assert (same.t_p, same.gain_low, same.randomization_p) == (0.0, 0.25, 2 / 16)
+
+
+def test_topics_are_grouped_by_how_strong_the_base_is() -> None:
+    before = [0.9, 0.1, 0.5, 0.3, 0.2, 0.6, 0.4, 0.8]
+    found = compared(before, [value + (0.1 if value < 0.5 else -0.1) for value in before]).by_strength
+    assert [(group.low, group.high, group.topics) for group in found] == [
+        (0.1, 0.2, 2),
+        (0.3, 0.4, 2),
+        (0.5, 0.6, 2),
+        (0.8, 0.9, 2),
+    ]
+    assert [(round(group.gain, 9), group.wins, group.losses) for group in found] == [
+        (0.1, 2, 0),
+        (0.1, 2, 0),
+        (-0.1, 0, 2),
+        (-0.1, 0, 2),
+    ]
+
+
+def test_nothing_in_common_is_an_error() -> None:
+    with pytest.raises(TrecError, match="in both runs"):
+        compare(evaluation({"1": 0.5}), evaluation({"2": 0.5}))

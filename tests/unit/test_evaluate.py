@@ -1,0 +1,163 @@
+"""``streamer evaluate`` as a user runs it, and its page as a browser shows it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import browser
+import numpy as np
+import pytest
+from brute_infap import brute_infap
+from click.testing import CliRunner, Result
+
+from streamer import cli
+from streamer.evaluation.trec import Judgments, Qrels, Ranking, Run, write_qrels, write_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from playwright.sync_api import Browser
+
+HOSTILE = "</script><b>1&amp;~/$x^"
+TOPICS = [*(str(1501 + number) for number in range(12)), HOSTILE]
+
+
+def scores(seed: int, topic: str, boost: float) -> dict[str, float]:
+    random = np.random.default_rng([seed, TOPICS.index(topic)])
+    return {f"shot{shot}_{shot % 5}": float(random.random() + boost * (shot < 20)) for shot in range(200)}
+
+
+def pool(topic: str) -> dict[str, tuple[str, int]]:
+    random = np.random.default_rng([9, TOPICS.index(topic)])
+    return {
+        f"shot{shot}_{shot % 5}": (str(1 + shot // 50), int(shot < 20) if random.random() < 0.5 else -1)
+        for shot in range(150)
+    }
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("trec")
+    paths = {name: folder / name for name in ("base", "reranked", "qrels")}
+    for name, boost, topics in (("base", 0.2, [*TOPICS, "unjudged"]), ("reranked", 0.5, TOPICS[1:])):
+        found = {topic: scores(boost > 0.3, topic if topic in TOPICS else TOPICS[0], boost) for topic in topics}
+        write_run(
+            paths[name],
+            Run({t: Ranking(tuple(each), np.array(list(each.values()))) for t, each in found.items()}, name),
+        )
+    pools = {topic: pool(topic) for topic in TOPICS}
+    write_qrels(
+        paths["qrels"],
+        Qrels({t: Judgments.of(list(each), *zip(*each.values(), strict=True)) for t, each in pools.items()}),
+    )
+    return paths
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(cli.cli, ["evaluate", *map(str, arguments)], catch_exceptions=False)
+
+
+def given(files: dict[str, Path], *, reranked: bool = True) -> list[Any]:
+    compared = ["--reranked", files["reranked"]] if reranked else []
+    return ["--run", files["base"], "--qrels", files["qrels"], *compared]
+
+
+def test_the_json_alone_goes_to_standard_output_unrounded(files: dict[str, Path]) -> None:
+    done = run(*given(files, reranked=False), "--json", "-")
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert found.keys() == {"run"}
+    expected = {topic: brute_infap(scores(0, topic, 0.2), pool(topic)) for topic in TOPICS}
+    assert {topic: each["infAP"] for topic, each in found["run"]["topics"].items()} == pytest.approx(
+        expected, rel=1e-12
+    )
+    assert found["run"]["mean"] == {"infAP": pytest.approx(sum(expected.values()) / len(expected), rel=1e-12)}
+    assert done.stderr == (f"streamer: {files['base']} has 1 topics without judgments; they are ignored (unjudged)\n")
+
+
+def test_before_and_after_with_significance_for_people_and_for_scripts(files: dict[str, Path], tmp_path: Path) -> None:
+    done = run(*given(files), "--measures", "infAP,ndcg@10,MRR", "--json", tmp_path / "found.json")
+    assert done.exit_code == 0
+    assert "they are left out of its mean (1501)" in done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found.keys() == {"run", "reranked", "comparison"}
+    assert found["run"].keys() == found["reranked"].keys() == {"topics", "mean"}
+    assert len(found["run"]["topics"]) == 13
+    assert len(found["reranked"]["topics"]) == 12
+    assert list(found["reranked"]["mean"]) == ["infAP", "nDCG@10", "RR"]
+    compared = found["comparison"]["infAP"]
+    assert compared["topics"] == 12 == compared["wins"] + compared["losses"] + compared["ties"]
+    assert compared["randomization_p"] < 0.05
+    for shown in ("1512", "missing", f"{compared['gain']:+.4f}", f"{found['reranked']['topics']['1512']['RR']:.4f}"):
+        assert shown in done.stdout
+
+
+def test_missing_topics_count_as_zero_where_wanted(files: dict[str, Path]) -> None:
+    left_out, counted = (
+        json.loads(run(*given(files), "--json", "-", *flags).stdout)["reranked"]
+        for flags in ([], ["--missing-as-zero"])
+    )
+    assert counted["topics"]["1501"] == {"infAP": 0.0}
+    assert counted["mean"]["infAP"] == pytest.approx(left_out["mean"]["infAP"] * 12 / 13)
+
+
+@pytest.mark.parametrize("reranked", [True, False])
+def test_the_page_shows_in_a_browser_what_the_json_says(
+    files: dict[str, Path], tmp_path: Path, chromium: Browser, reranked: bool
+) -> None:
+    page_path, json_path = tmp_path / "page.html", tmp_path / "found.json"
+    done = run(*given(files, reranked=reranked), "--measures", "infAP,P@10", "--html", page_path, "--json", json_path)
+    assert done.exit_code == 0
+    found = json.loads(json_path.read_text())
+    with browser.opened(chromium, page_path) as page:
+        figures = browser.assert_figures_are(found, page)
+        for measure in ("infAP", "P@10"):
+            assert f"run/mean/{measure}" in figures or f"comparison/{measure}/before" in figures
+            assert f"run/topics/1505/{measure}" in figures
+        side = "comparison" if reranked else "run"
+        values = (
+            found["comparison"]["infAP"]["gains"]
+            if reranked
+            else {topic: each["infAP"] for topic, each in found["run"]["topics"].items()}
+        )
+        assert side in {path.partition("/")[0] for path in figures}
+        # Each bar is as high as its value says, and the topics stand under them.
+        name = "gains-infAP" if reranked else "values-infAP"
+        heights = [
+            page.locator(f"#{name}-bar-{number}").bounding_box()["height"]  # type: ignore[index]
+            for number in range(len(values))
+        ]
+        ordered = sorted(values.values(), reverse=True)
+        scale = max(heights) / max(map(abs, ordered))
+        assert heights == pytest.approx([abs(value) * scale for value in ordered], abs=1)
+        assert HOSTILE in page.locator("td").all_inner_texts()
+        assert page.locator("figure svg").count() == (4 if reranked else 2)
+        ids = page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
+        assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"--measures": "infAP,bleu"}, 2, "'bleu' is no measure; there are infAP, AP, nDCG@k"),
+        ({"--run": "nothing"}, 2, "nothing"),
+        ({"--qrels": "base"}, 1, "base:1: expected 5 columns (topic 0 shot stratum rel), found 6: "),
+        ({"--json": "no/folder.json"}, 1, "no/folder.json"),
+    ],
+)
+def test_what_cannot_be_used_is_told_in_one_line(
+    files: dict[str, Path],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, str],
+    code: int,
+    message: str,
+) -> None:
+    given = {"--run": "base", "--qrels": "qrels", **change}
+    monkeypatch.chdir(files["base"].parent)
+    monkeypatch.setattr("sys.argv", ["streamer", "evaluate", *(word for pair in given.items() for word in pair)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert message in capfd.readouterr().err.splitlines()[-1]
