@@ -1,4 +1,4 @@
-"""``streamer store``: look into the store of frame embeddings."""
+"""``streamer store``: look into the store of frame embeddings, and look after it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from streamer.commands.flags import SettingsCommand
+from streamer.commands.store_upkeep import store_compact, store_copy, store_drop_model, store_verify
 
 if TYPE_CHECKING:
     from streamer.settings import Settings
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def store() -> None:
-    """Look into the store of frame embeddings."""
+    """Look into the store of frame embeddings, and look after it."""
+
+
+for _command in (store_copy, store_verify, store_compact, store_drop_model):
+    store.add_command(_command)
 
 
 @store.command("stats", cls=SettingsCommand, uses="store")
