@@ -203,7 +203,9 @@ class Settings(BaseSettings):
 
 _KAFKA = ("bootstrap_servers", "topic_prefix", "kafka")
 _LOG = ("log_format", "log_level")
-_SERVICE = (*_KAFKA, "instance_id", "model", "pretrained", "dtype", "device", "threads", "store")
+_TEXTS = ("model", "pretrained", "dtype", "device", "threads", "store")
+_SERVICE = (*_KAFKA, "instance_id", *_TEXTS)
+_METHOD = ("alpha", "depth", "normalization")
 _OPERATION = ("queue_bytes", "drain_timeout", "metrics_host", "metrics_port", *_LOG)
 
 COMMANDS_OF: dict[str, tuple[str, ...]] = {
@@ -214,11 +216,12 @@ COMMANDS_OF: dict[str, tuple[str, ...]] = {
         "retry_for", *_OPERATION,
     ),
     "rerank": (
-        *_SERVICE, "alpha", "depth", "normalization", "deadline_ms", "query_batch", "query_cache", *_OPERATION,
+        *_SERVICE, *_METHOD, "deadline_ms", "query_batch", "query_cache", *_OPERATION,
     ),
     "topics": (*_KAFKA, *_LOG),
     "demo": ("bootstrap_servers", "kafka", "model", "pretrained", "dtype", "device", "threads", *_LOG),
     "store": ("store", *_LOG),
+    "replay": (*_KAFKA, *_TEXTS, *_METHOD, *_LOG),
 }  # fmt: skip
 """Which command takes which settings, in the order of its help."""
 
