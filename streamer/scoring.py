@@ -219,6 +219,20 @@ def normalize(scores: FloatArray, how: Normalization) -> FloatArray:
         return np.asarray(centred / deviation)
 
 
+def blend(
+    initial: FloatArray, frame: FloatArray, alpha: float | FloatArray, normalization: Normalization
+) -> FloatArray:
+    """Normalise the scores of the n candidates within the depth and blend them; several alphas (a, 1) give (a, n).
+
+    ``frame`` (n,) is NaN where a candidate has no record: it keeps its normalised initial score alone.
+    """
+    own = normalize(initial, normalization)
+    scored = ~np.isnan(frame)
+    seen = np.zeros(len(frame))
+    seen[scored] = normalize(frame[scored], normalization)
+    return np.where(scored, alpha * own + (1 - alpha) * seen, own)
+
+
 class Ranking(NamedTuple):
     """A result list after reranking, in the order of the *input*.
 
@@ -243,10 +257,7 @@ def rerank(
     if frame.shape != (top,):
         raise ValueError(f"expected {top} frame scores, got shape {frame.shape}")
     scores = np.full(len(initial), np.nan)
-    blended = normalize(initial[:top], normalization).copy()
-    scored = ~np.isnan(frame)
-    blended[scored] = alpha * blended[scored] + (1 - alpha) * normalize(frame[scored], normalization)
-    scores[:top] = blended
+    scores[:top] = blended = blend(initial[:top], frame, alpha, normalization)
     order = np.arange(len(initial))
     order[:top] = np.argsort(-blended, kind="stable")
     return Ranking(order, scores)
