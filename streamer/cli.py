@@ -169,7 +169,6 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         "streamer.kafka.spans": "ReadError",
         "streamer.kafka.ask": "AskError",
         "streamer.evaluation.questions": "ReplayError",
-        "streamer.evaluation.trec": "TrecError",
         "streamer.store": "StoreError",
         "streamer.store.protocol": "StoreUnavailableError",
         "streamer.evaluation.trec": "TrecError",
