@@ -135,9 +135,12 @@ class Reranker:
             self._metrics.query_cache.labels("miss").inc(self._queries.misses - misses)
 
     def _rerank(self, event: QueryResults, vector: npt.NDArray[np.float32]) -> list[RerankedCandidate]:
-        corrupt = self._store.corrupt_reads
-        results, within_depth, scored = rerank_candidates(self._settings, event.results, vector, self._store)
-        self._metrics.corrupt_records.inc(self._store.corrupt_reads - corrupt)
+        store, metrics = self._store, self._metrics
+        corrupt, hits, misses = store.corrupt_reads, store.cache_hits, store.cache_misses
+        results, within_depth, scored = rerank_candidates(self._settings, event.results, vector, store)
+        metrics.corrupt_records.inc(store.corrupt_reads - corrupt)
+        metrics.store_cache.labels("hit").inc(store.cache_hits - hits)
+        metrics.store_cache.labels("miss").inc(store.cache_misses - misses)
         self._count(len(results), within_depth, scored)
         return results
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from streamer.encoders import Encoder, EncoderError, load_encoder
 from streamer.settings import blame
-from streamer.store import StoreError, StoreUnavailableError, open_existing
+from streamer.store import StoreError, StoreOptions, StoreUnavailableError, open_existing
 
 if TYPE_CHECKING:
     from streamer.settings import Settings
@@ -31,6 +31,6 @@ def load_texts(settings: Settings) -> Encoder:
 def open_vectors(settings: Settings, model_id: str) -> Store:
     """Open the settings' store to read a model's records; raises :class:`~streamer.settings.SettingsError`."""
     try:
-        return open_existing(settings.store, model_id=model_id)
+        return open_existing(settings.store, model_id=model_id, options=StoreOptions.of(settings))
     except (StoreError, StoreUnavailableError) as error:
         raise blame("store", error) from None

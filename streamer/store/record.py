@@ -119,6 +119,11 @@ def keys(prefix: bytes, clip_ids: Sequence[str]) -> list[bytes]:
     ]
 
 
+def hides_id(at: bytes) -> bool:
+    """Tell whether only the record under this key says whose it is."""
+    return at.startswith(_HASHED, PREFIX_BYTES)
+
+
 def clip_id(at: bytes, value: memoryview) -> str:
     """Return the id of the clip whose record ``value`` was found under the key ``at``."""
     tag = at[PREFIX_BYTES:]
