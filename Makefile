@@ -82,6 +82,7 @@ topics: $(STAMP) ## Write the JSON Schemas in topics/ anew from the event models
 
 docs: $(STAMP) ## Write the tables of the README and of docs/ anew from the code
 	$(BIN)/python scripts/write_docs.py
+	$(BIN)/python scripts/write_deploy.py
 
 model: $(STAMP) ## Train the small demo model anew (about 15 minutes on 2 cores)
 	$(BIN)/python -m streamer.demo.train --out streamer/demo/model --seed 0
@@ -91,7 +92,7 @@ lock: ## Pin the newest versions that pyproject.toml allows, with hashes
 	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt; }
 	echo uv | $(COMPILE) - -o requirements/bootstrap.txt
 	$(COMPILE) pyproject.toml --extra dev -o requirements/dev.txt
-	$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/service.txt
+	$(COMPILE) pyproject.toml --extra gs --extra otel --extra redis -c requirements/dev.txt -o requirements/service.txt
 	$(COMPILE) bench/peers/requirements.in -o requirements/peers.txt
 
 clean: ## Remove what the tasks made, but for downloads in the user's cache

@@ -1,0 +1,250 @@
+"""The Grafana dashboard, made from the catalogue of metrics: a row for each question that one asks on call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.common import BigValueTextMode, LegendDisplayMode, LegendPlacement
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DataSourceRef,
+    VariableOption,
+    VariableRefresh,
+)
+
+from streamer.metrics import CATALOGUE
+
+_SELECTED = 'namespace=~"$namespace", job=~"$job", instance=~"$instance"'
+_WINDOW = "[$__rate_interval]"
+_SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
+_WIDTH, _HEIGHT = 8, 7
+"""Of a panel, in the grid's units: three in a row of 24."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query of a panel, and how its lines are named."""
+
+    expr: str
+    legend: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one panel shows. ``unit`` is Grafana's id; ``about`` names the metrics whose help it repeats."""
+
+    title: str
+    queries: list[Query]
+    unit: str = "short"
+    about: tuple[str, ...] = ()
+    kind: Literal["lines", "number"] = "lines"
+
+
+def _series(metric: str, suffix: str = "", extra: str = "") -> str:
+    selected = f"{extra}, {_SELECTED}" if extra else _SELECTED
+    return f"{CATALOGUE[metric].name}{suffix}{{{selected}}}"
+
+
+def _per_second(metric: str, *by: str, suffix: str = "", extra: str = "") -> Query:
+    grouped = f" by ({', '.join(by)})" if by else ""
+    legend = " ".join(f"{{{{{label}}}}}" for label in by)
+    return Query(f"sum{grouped} (rate({_series(metric, suffix, extra)}{_WINDOW}))", legend)
+
+
+def _named(query: Query, legend: str) -> Query:
+    return Query(query.expr, legend)
+
+
+def _quantile(q: float, metric: str, *by: str, extra: str = "") -> Query:
+    rates = f"rate({_series(metric, '_bucket', extra)}{_WINDOW})"
+    shown = "".join(f"{{{{{label}}}}} " for label in by)
+    return Query(f"histogram_quantile({q:g}, sum by ({', '.join((*by, 'le'))}) ({rates}))", f"{shown}p{100 * q:g}")
+
+
+def _mean(metric: str, *by: str) -> Query:
+    total, count = _per_second(metric, *by, suffix="_sum"), _per_second(metric, *by, suffix="_count")
+    return Query(f"{total.expr} / {count.expr}", total.legend)
+
+
+def _gauge(how: Literal["sum", "max", "min"], metric: str, *by: str, extra: str = "") -> Query:
+    legend = " ".join(f"{{{{{label}}}}}" for label in by)
+    return Query(f"{how} by ({', '.join(by)}) ({_series(metric, extra=extra)})", legend)
+
+
+def _process(expr: str, legend: str = "{{job}} {{instance}}") -> Query:
+    """Make a query of what every Prometheus client shows of its process."""
+    return Query(expr.replace("{}", f"{{{_SELECTED}}}"), legend)
+
+
+ROWS: dict[str, list[Panel]] = {
+    "Are users hurt?": [
+        Panel(
+            "Alerts firing",
+            [Query('count(ALERTS{alertname=~"Streamer.+", alertstate="firing"}) or vector(0)', "firing")],
+            kind="number",
+        ),
+        Panel("Instances that can work", [_gauge("sum", "ready", "job")], about=("ready",), kind="number"),
+        Panel(
+            "What instances wait for",
+            [Query(f"sum by (job, condition) ({_series('unready')})", "{{job}} {{condition}}")],
+            about=("unready",),
+        ),
+        Panel(
+            "From issued_at to the answer",
+            [_quantile(q, "latency", extra='job="streamer-rerank"') for q in (0.5, 0.95, 0.99)],
+            "s",
+            ("latency",),
+        ),
+        Panel(
+            "From uploaded_at to searchable", [_quantile(q, "freshness") for q in (0.5, 0.9, 0.99)], "s", ("freshness",)
+        ),
+        Panel("Queries in the engine's own order", [_per_second("degraded", "reason")], "reqps", ("degraded",)),
+        Panel("Dead letters", [_per_second("dead_lettered", "topic", "reason")], "cps", ("dead_lettered",)),
+        Panel("Candidates", [_per_second("candidates", "status")], "cps", ("candidates",)),
+        Panel("Clips in the store", [_gauge("max", "store_clips", "job")], "short", ("store_clips",)),
+    ],
+    "Does it keep up?": [
+        Panel("Lag in seconds", [_gauge("max", "lag_seconds", "topic")], "s", ("lag_seconds",)),
+        Panel("Lag in records", [_gauge("sum", "lag", "topic")], "short", ("lag",)),
+        Panel("Done behind the committed offset", [_gauge("sum", "done_ahead", "topic")], "short", ("done_ahead",)),
+        Panel("Events in", [_per_second("consumed", "topic")], "cps", ("consumed",)),
+        Panel("Events out", [_per_second("produced", "topic")], "cps", ("produced",)),
+        Panel("In flight", [_gauge("sum", "in_flight", "job", "instance")], "short", ("in_flight",)),
+        Panel("Bytes in flight", [_gauge("sum", "in_flight_bytes", "job", "instance")], "bytes", ("in_flight_bytes",)),
+        Panel(
+            "Partitions",
+            [
+                _named(_gauge("max", "partitions", "job"), "{{job}} there are"),
+                _named(_gauge("sum", "assigned", "job"), "{{job}} assigned"),
+                _named(_gauge("sum", "paused", "job"), "{{job}} paused"),
+            ],
+            "short",
+            ("partitions", "assigned", "paused"),
+        ),
+        Panel("Rebalances", [_per_second("rebalances", "job", "kind")], "cps", ("rebalances",)),
+    ],
+    "Where does the time go?": [
+        Panel("Threads busy in a stage", [_per_second("stage", "job", "stage", suffix="_sum")], "short", ("stage",)),
+        Panel("A batch's time, mean", [_mean("stage", "job", "stage")], "s", ("stage",)),
+        Panel("Wait before a stage", [_quantile(0.95, "queue_wait", "job", "stage")], "s", ("queue_wait",)),
+        Panel("Items in a batch, mean", [_mean("batch", "job", "stage")], "short", ("batch",)),
+        Panel("Query texts looked up", [_per_second("query_cache", "result")], "cps", ("query_cache",)),
+        Panel("Retries", [_per_second("retries", "job", "stage")], "cps", ("retries",)),
+    ],
+    "Is Kafka healthy?": [
+        Panel("Transactions", [_per_second("transactions", "job", "outcome")], "cps", ("transactions",)),
+        Panel(
+            "From begin to commit", [_quantile(q, "transaction", "job") for q in (0.5, 0.99)], "s", ("transaction",)
+        ),
+        Panel("Records in a transaction, mean", [_mean("transaction_size", "job")], "short", ("transaction_size",)),
+    ],
+    "How is the ingest?": [
+        Panel(
+            "Frames",
+            [
+                _named(_per_second("frames_decoded"), "decoded"),
+                _named(_per_second("frames_encoded"), "encoded"),
+                _named(_per_second("frames_duplicate"), "duplicates"),
+            ],
+            "cps",
+            ("frames_decoded", "frames_encoded", "frames_duplicate"),
+        ),
+        Panel(
+            "Clips",
+            [
+                _named(_per_second("superseded"), "superseded"),
+                _named(_per_second("deleted"), "deleted"),
+                _named(_per_second("partial"), "damaged in part"),
+            ],
+            "cps",
+            ("superseded", "deleted", "partial"),
+        ),
+        Panel("Decoders replaced", [_per_second("decoders_replaced", "cause")], "cps", ("decoders_replaced",)),
+    ],
+    "How is the store?": [
+        Panel(
+            "A call's time",
+            [_quantile(q, "store", "job", "operation") for q in (0.5, 0.99)],
+            "s",
+            ("store",),
+        ),
+        Panel("Calls that found it away", [_per_second("store_errors", "job", "operation")], "cps", ("store_errors",)),
+        Panel("Damaged records", [_per_second("corrupt_records", "job")], "cps", ("corrupt_records",)),
+        Panel("Size", [_gauge("max", "store_bytes", "job")], "bytes", ("store_bytes",)),
+    ],
+    "Process": [
+        Panel(
+            "Version and model",
+            [Query(f"count by (job, version, model_id) ({_series('build_info')})", "{{job}} {{version}} {{model_id}}")],
+            about=("build_info",),
+            kind="number",
+        ),
+        Panel(
+            "Arithmetic",
+            [Query(f"count by (job, model, dtype, device) ({_series('model_info')})", "{{job}} {{dtype}} {{device}}")],
+            about=("model_info",),
+            kind="number",
+        ),
+        Panel("Processor", [_process("rate(process_cpu_seconds_total{}[$__rate_interval])")], "short"),
+        Panel("Memory", [_process("process_resident_memory_bytes{}")], "bytes"),
+        Panel("Open files", [_process("process_open_fds{}")], "short"),
+        Panel("Age", [_process("time() - process_start_time_seconds{}")], "s"),
+    ],
+}  # fmt: skip
+"""The rows and their panels. A test holds that each metric of the catalogue is on one of them."""
+
+
+def _variable(name: str, metric: str, all_value: str) -> dashboard.QueryVariable:
+    everything = VariableOption(selected=True, text="All", value="$__all")
+    return (
+        dashboard.QueryVariable(name)
+        .datasource(_SOURCE)
+        .query(f"label_values({CATALOGUE[metric].name}, {name})")
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .include_all(include_all=True)
+        .all_value(all_value)
+        .multi(multi=True)
+        .current(everything)
+    )
+
+
+def _built(panel: Panel) -> timeseries.Panel | stat.Panel:
+    built = timeseries.Panel() if panel.kind == "lines" else stat.Panel().text_mode(BigValueTextMode.VALUE_AND_NAME)
+    told = [f"{CATALOGUE[name].name}: {CATALOGUE[name].help} {CATALOGUE[name].question}" for name in panel.about]
+    built.title(panel.title).unit(panel.unit).datasource(_SOURCE).span(_WIDTH).height(_HEIGHT)
+    built.description("\n\n".join(told))
+    for number, query in enumerate(panel.queries):
+        target = prometheus.Dataquery().ref_id(chr(ord("A") + number)).expr(query.expr).datasource(_SOURCE)
+        if query.legend:
+            target.legend_format(query.legend)
+        built.with_target(target.instant() if panel.kind == "number" else target.range())
+    if isinstance(built, timeseries.Panel):
+        legend = common.VizLegendOptions().show_legend(show_legend=True)
+        built.legend(legend.display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM)).fill_opacity(8)
+    return built
+
+
+def dashboard_json() -> str:
+    """Return the dashboard as Grafana imports it."""
+    board = (
+        dashboard.Dashboard("CLIPRerank Streamer")
+        .uid("cliprerank-streamer")
+        .tags(["cliprerank-streamer", "generated"])
+        .editable()
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .refresh("10s")
+        .time("now-1h", "now")
+        .timezone("browser")
+        .with_variable(dashboard.DatasourceVariable("datasource").type("prometheus"))
+        .with_variable(_variable("namespace", "build_info", ".*"))
+        .with_variable(_variable("job", "build_info", ".+"))
+        .with_variable(_variable("instance", "build_info", ".+"))
+    )
+    for title, panels in ROWS.items():
+        board.with_row(dashboard.Row(title))
+        for panel in panels:
+            board.with_panel(_built(panel))
+    return JSONEncoder(sort_keys=True, indent=1).encode(board.build()) + "\n"
