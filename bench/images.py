@@ -52,7 +52,9 @@ NAME = "images"
 MODELS = {"cpu": ["ViT-B-32"], "cuda": ["ViT-B-32", "ViT-L-14"]}
 BATCH = {"cpu": 32, "cuda": 512}
 SIZES = {"cpu": (1, 4, 8, 16, 32), "cuda": (8, 32, 128, 512)}
-CLIPS = {"cpu": 6, "cuda": 64}
+CLIPS = {"cpu": 6, "cuda": 128}
+WAITING = 24
+"""Clips that may wait for a decoder, as in the embedder."""
 
 
 class Plain:
@@ -185,7 +187,7 @@ def overlap(encoder: OpenClipEncoder, clips: Sequence[Path], batch: int) -> dict
             encoder.encode_images(frames[start : start + batch])
 
     try:
-        with ThreadPoolExecutor(decoders) as threads:
+        with ThreadPoolExecutor(decoders + WAITING) as threads:
             list(threads.map(decode, clips[:1]))
             began = time.perf_counter()
             decoded = list(threads.map(decode, clips))

@@ -18,6 +18,7 @@ from streamer import __version__
 from streamer.commands.dlq import dlq
 from streamer.commands.evaluate import evaluate
 from streamer.commands.flags import SettingsCommand
+from streamer.commands.replay import replay
 from streamer.commands.store import store
 from streamer.settings import SettingsError
 
@@ -36,6 +37,7 @@ def cli() -> None:
 cli.add_command(dlq)
 cli.add_command(evaluate)
 cli.add_command(store)
+cli.add_command(replay)
 
 
 @cli.command(cls=SettingsCommand, uses="embed")
@@ -164,6 +166,9 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         "streamer.kafka.jars": "BrokerError",
         "streamer.kafka.client": "PublishError",
         "streamer.kafka.dlq": "DeadLetterError",
+        "streamer.kafka.spans": "ReadError",
+        "streamer.kafka.ask": "AskError",
+        "streamer.evaluation.questions": "ReplayError",
         "streamer.store": "StoreError",
         "streamer.store.protocol": "StoreUnavailableError",
         "streamer.evaluation.trec": "TrecError",

@@ -164,6 +164,11 @@ CATALOGUE = {
         "Calls of the store that found it unavailable.",
         "Is the store there?",
     ),
+    "store_cache": Metric(
+        "streamer_store_cache_total", "counter", "records", ("result",),
+        "Records of a store beyond this host by whether this process had their bytes already (hit) or not (miss).",
+        "Is the cache of records large enough?",
+    ),
     "store_clips": Metric(
         "streamer_store_clips", "gauge", "clips", (),
         "Clips of this model in the store, without tombstones; counted once a minute.",
@@ -264,6 +269,7 @@ class Metrics:
     frames_duplicate: Counter
     store: Histogram
     store_errors: Counter
+    store_cache: Counter
     store_clips: Gauge
     store_bytes: Gauge
     query_cache: Counter

@@ -8,7 +8,7 @@ reason), or dead-lettered.
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import structlog
@@ -135,20 +135,14 @@ class Reranker:
             self._metrics.query_cache.labels("miss").inc(self._queries.misses - misses)
 
     def _rerank(self, event: QueryResults, vector: npt.NDArray[np.float32]) -> list[RerankedCandidate]:
-        """Score the candidates within the depth, blend and rank: the method itself."""
-        settings = self._settings
-        candidates = event.results
-        corrupt = self._store.corrupt_reads
-        with self._store.read([candidate.clip_id for candidate in candidates[: settings.depth]]) as embeddings:
-            frame = score_clips(vector, embeddings)
-        self._metrics.corrupt_records.inc(self._store.corrupt_reads - corrupt)
-        initial = np.array([candidate.score for candidate in candidates], dtype=np.float64)
-        ranking = rerank(
-            initial, frame.cosines, alpha=settings.alpha, depth=settings.depth, normalization=settings.normalization
-        )
-        scored = ~np.isnan(frame.cosines)
-        self._count(len(candidates), len(scored), int(np.count_nonzero(scored)))
-        return _ranked(candidates, ranking, frame, scored)
+        store, metrics = self._store, self._metrics
+        corrupt, hits, misses = store.corrupt_reads, store.cache_hits, store.cache_misses
+        results, within_depth, scored = rerank_candidates(self._settings, event.results, vector, store)
+        metrics.corrupt_records.inc(store.corrupt_reads - corrupt)
+        metrics.store_cache.labels("hit").inc(store.cache_hits - hits)
+        metrics.store_cache.labels("miss").inc(store.cache_misses - misses)
+        self._count(len(results), within_depth, scored)
+        return results
 
     def _count(self, candidates: int, within_depth: int, scored: int) -> None:
         counters = self._metrics.candidates
@@ -171,21 +165,9 @@ class Reranker:
         results: list[RerankedCandidate],
         degraded: Degraded | None = None,
     ) -> None:
-        settings = self._settings
-        reranked = QueryReranked(
-            query_id=event.query_id,
-            query=event.query,
-            engine=event.engine,
-            issued_at=event.issued_at,
-            reranked_at=now(),
-            model_id=self._model_id,
-            alpha=settings.alpha,
-            depth=settings.depth,
-            normalization=settings.normalization,
-            degraded=degraded,
-            results=results,
-        )
-        output = Output(settings.topic(OUTPUT), event.query_id.encode(), encode(reranked), carried(work.record.headers))
+        reranked = answer(self._settings, event, results, self._model_id, degraded)
+        topic, headers = self._settings.topic(OUTPUT), carried(work.record.headers)
+        output = Output(topic, event.query_id.encode(), encode(reranked), headers)
         work.done([output], since=event.issued_at)
 
     def _failed(self, work: Work, error: Exception) -> None:
@@ -193,6 +175,54 @@ class Reranker:
         if work.outputs is None:
             log.error("rerank failed", place=work.record.place, exc_info=error)
             work.done([dead_letter(work.record, Reason.INTERNAL, f"{type(error).__name__}: {error}")])
+
+
+class Reranked(NamedTuple):
+    """A reranked result list, and how many of its candidates are within the depth, and have a record of these."""
+
+    results: list[RerankedCandidate]
+    within_depth: int
+    scored: int
+
+
+def rerank_candidates(
+    settings: Settings, candidates: Sequence[Candidate], vector: npt.NDArray[np.float32], store: Store
+) -> Reranked:
+    """Score the candidates within the depth, blend and rank: the method itself, for a query's vector (d,).
+
+    Raises :class:`StoreUnavailableError`.
+    """
+    with store.read([candidate.clip_id for candidate in candidates[: settings.depth]]) as embeddings:
+        frame = score_clips(vector, embeddings)
+    initial = np.array([candidate.score for candidate in candidates], dtype=np.float64)
+    ranking = rerank(
+        initial, frame.cosines, alpha=settings.alpha, depth=settings.depth, normalization=settings.normalization
+    )
+    scored = ~np.isnan(frame.cosines)
+    return Reranked(_ranked(candidates, ranking, frame, scored), len(scored), int(np.count_nonzero(scored)))
+
+
+def answer(
+    settings: Settings,
+    event: QueryResults,
+    results: list[RerankedCandidate],
+    model_id: str,
+    degraded: Degraded | None = None,
+) -> QueryReranked:
+    """Make the event that answers ``event``."""
+    return QueryReranked(
+        query_id=event.query_id,
+        query=event.query,
+        engine=event.engine,
+        issued_at=event.issued_at,
+        reranked_at=now(),
+        model_id=model_id,
+        alpha=settings.alpha,
+        depth=settings.depth,
+        normalization=settings.normalization,
+        degraded=degraded,
+        results=results,
+    )
 
 
 def _ranked(

@@ -86,6 +86,10 @@ def score_clips(query: npt.NDArray[np.float32], clips: Sequence[ClipVectors | No
 
     Clips that are :class:`Blocks` too are taken as such, whatever mixture of precisions they are. Raises ValueError
     where the query is not finite.
+
+    A cosine is that of :func:`on_grid` of both vectors in float64 (an int8 row's: of its integers, times its scale).
+    No product or sum of theirs is rounded, so anyone who works it out, in whatever order and on whatever processor,
+    gets the same number to the last bit. A fast product tells which vectors can be the best ones.
     """
     scores = FrameScores(np.full(len(clips), np.nan), np.zeros(len(clips), np.int64))
     dots = _Dots(query)
@@ -95,15 +99,32 @@ def score_clips(query: npt.NDArray[np.float32], clips: Sequence[ClipVectors | No
         starts = ends - lengths
         # From here on the clips' vectors stand one after the other: the vector i of a clip at its start + i.
         every = np.arange(ends[-1])
-        similarities = dots.of(block.matrix, every + (block.first_rows - starts).repeat(lengths))
+        rows = every + (block.first_rows - starts).repeat(lengths)
+        similarities = dots.of(block.matrix, rows)
+        scales = None
         if block.scales is not None:
-            similarities *= block.scales.take(every + (block.first_scales - starts).repeat(lengths))
+            scales = block.scales.take(every + (block.first_scales - starts).repeat(lengths))
+            similarities *= scales
         best = np.maximum.reduceat(similarities, starts)
-        (is_best,) = (similarities == best.repeat(lengths)).nonzero()
-        # The first hit at or after a clip's start is inside that clip, since every clip has one.
-        first = is_best.take(is_best.searchsorted(starts)) - starts
+        (near,) = (similarities >= (best - dots.margin(block.matrix.dtype)).repeat(lengths)).nonzero()
+        first_near = near.searchsorted(starts)  # inside the clip, since every clip has one
+        if len(near) > len(starts):
+            # Equal vectors have equal products; of a still clip's many, the first says what the others would.
+            is_new = similarities.take(near) != similarities.take(near - 1)
+            is_new[first_near] = True
+            near = near[is_new]
+            first_near = near.searchsorted(starts)
+        cosines = dots.exactly(block.matrix.take(rows.take(near), axis=0))
+        if scales is not None:
+            cosines *= scales.take(near)
+        if len(near) > len(starts):
+            best = np.maximum.reduceat(cosines, first_near)
+            (is_best,) = (cosines == best.repeat(np.diff(first_near, append=len(near)))).nonzero()
+            near = near.take(is_best.take(is_best.searchsorted(first_near)))
+        else:
+            best = cosines
         scores.cosines[block.positions] = best
-        scores.moments_ms[block.positions] = block.times_ms.take(block.first_times + first)
+        scores.moments_ms[block.positions] = block.times_ms.take(block.first_times + near - starts)
     return scores
 
 
@@ -112,6 +133,16 @@ def _blocks(clips: Sequence[ClipVectors | None]) -> Iterator[Block]:
     if blocks is not None:
         return blocks()
     return (Block.of(position, clip) for position, clip in enumerate(clips) if clip is not None)
+
+
+def on_grid(vectors: npt.NDArray[Any]) -> FloatArray:
+    """Round the components of unit vectors to multiples of 2**-26, as float64; float16 and int8 are such already.
+
+    The products of two such vectors are multiples of 2**-52, and no sum of some of them exceeds 1 by more than
+    rounding has added to the vectors' lengths: float64 holds all of them.
+    """
+    exact = vectors.astype(np.float64)
+    return np.rint(exact * 2.0**26) * 2.0**-26 if vectors.dtype == np.float32 else exact
 
 
 class _Dots:
@@ -125,7 +156,19 @@ class _Dots:
 
     def __init__(self, query: npt.NDArray[np.float32]) -> None:
         self._query = query
+        self._exact = on_grid(query)
         self._packed: dict[np.dtype[Any], tuple[numkong.PackedMatrix, float, float]] = {}
+
+    def exactly(self, vectors: npt.NDArray[Any]) -> FloatArray:
+        """Return the products (m,) with the rows of ``vectors`` (m, d), exact but for the rounding to the grid."""
+        return np.asarray(on_grid(vectors) @ self._exact)
+
+    def margin(self, dtype: np.dtype[Any]) -> float:
+        """Bound by how much a worse unit vector's fast product may exceed a better one's; :meth:`of` comes first."""
+        _, _, fine = self._packed[dtype]
+        length = len(self._query)
+        # int8: half a step of the fine column for each component. Else: a kernel's sums, in whatever order.
+        return fine * length**0.5 if dtype == np.int8 else length * 2.0**-23 + 2.0**-21
 
     def of(self, matrix: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> FloatArray:
         """Return the products (m,) of the query (d,) with the ``rows`` (m,) of ``matrix`` (n, d)."""
@@ -176,6 +219,20 @@ def normalize(scores: FloatArray, how: Normalization) -> FloatArray:
         return np.asarray(centred / deviation)
 
 
+def blend(
+    initial: FloatArray, frame: FloatArray, alpha: float | FloatArray, normalization: Normalization
+) -> FloatArray:
+    """Normalise the scores of the n candidates within the depth and blend them; several alphas (a, 1) give (a, n).
+
+    ``frame`` (n,) is NaN where a candidate has no record: it keeps its normalised initial score alone.
+    """
+    own = normalize(initial, normalization)
+    scored = ~np.isnan(frame)
+    seen = np.zeros(len(frame))
+    seen[scored] = normalize(frame[scored], normalization)
+    return np.where(scored, alpha * own + (1 - alpha) * seen, own)
+
+
 class Ranking(NamedTuple):
     """A result list after reranking, in the order of the *input*.
 
@@ -200,10 +257,7 @@ def rerank(
     if frame.shape != (top,):
         raise ValueError(f"expected {top} frame scores, got shape {frame.shape}")
     scores = np.full(len(initial), np.nan)
-    blended = normalize(initial[:top], normalization).copy()
-    scored = ~np.isnan(frame)
-    blended[scored] = alpha * blended[scored] + (1 - alpha) * normalize(frame[scored], normalization)
-    scores[:top] = blended
+    scores[:top] = blended = blend(initial[:top], frame, alpha, normalization)
     order = np.arange(len(initial))
     order[:top] = np.argsort(-blended, kind="stable")
     return Ranking(order, scores)

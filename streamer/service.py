@@ -19,7 +19,7 @@ from streamer.health import Health, HealthServer
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.metrics import Metrics
 from streamer.settings import DEFAULT_METRICS_PORT, Settings, SettingsError, blame, unknown_variables
-from streamer.store import Store, StoreError, StoreUnavailableError, open_store
+from streamer.store import Store, StoreError, StoreOptions, StoreUnavailableError, open_store
 from streamer.video import DecodePool, Fetcher, Sampling
 
 if TYPE_CHECKING:
@@ -197,6 +197,7 @@ def _open_store(settings: Settings, encoder: Encoder, *, read_only: bool) -> Sto
             dim=encoder.dim,
             precision=settings.precision,
             read_only=read_only,
+            options=StoreOptions.of(settings),
         )
     except (StoreError, StoreUnavailableError) as error:
         raise blame("store", error) from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -90,7 +90,31 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, le=1024, description="Threads of the model's arithmetic on a CPU; OMP_NUM_THREADS, else measured"
     )
-    store: str = Field("lmdb:./data/store", pattern=r"^[a-z][a-z+]*:.+", description="lmdb:PATH")
+    store: str = Field(
+        "lmdb:./data/store",
+        pattern=r"^[a-z][a-z+]*:.+",
+        repr=False,  # it may hold a password
+        description="lmdb:PATH, redis://HOST:PORT, or redis+cluster://HOST:PORT,HOST:PORT (rediss: with TLS)",
+    )
+    store_user: str | None = Field(None, description="ACL user of a store beyond this host")
+    store_password: SecretStr | None = Field(None, description="Its password; better a variable or a file than a flag")
+    store_password_file: Path | None = Field(None, description="File that holds its password")
+    store_ca: Path | None = Field(None, description="PEM file of the authorities that its certificates are checked by")
+    store_cert: Path | None = Field(None, description="PEM file of our certificate, where its servers ask for one")
+    store_key: Path | None = Field(None, description="PEM file of that certificate's key")
+    store_timeout: float = Field(1.0, gt=0, le=60, description="Seconds that one of its servers has to answer")
+    store_replicas: int = Field(
+        0, ge=0, le=10, description="Replicas that must have a write before its event's offset is committed"
+    )
+    store_cache_bytes: int = Field(
+        64 << 20, ge=0, description="Bytes of its records that are kept in this process and not transferred again"
+    )
+    store_tombstone_days: float = Field(
+        30,
+        ge=0,
+        le=36_500,
+        description="Days after which it forgets a delete, more than an upload can be late; 0: never",
+    )
     precision: Precision = Field("float16", description="Of stored vectors")
     frame_interval: float = Field(0.5, gt=0, le=3600, description="Seconds between sampled frames")
     max_frames: int = Field(
@@ -203,7 +227,13 @@ class Settings(BaseSettings):
 
 _KAFKA = ("bootstrap_servers", "topic_prefix", "kafka")
 _LOG = ("log_format", "log_level")
-_SERVICE = (*_KAFKA, "instance_id", "model", "pretrained", "dtype", "device", "threads", "store")
+_STORE = (
+    "store", "store_user", "store_password", "store_password_file", "store_ca", "store_cert", "store_key",
+    "store_timeout",
+)  # fmt: skip
+_TEXTS = ("model", "pretrained", "dtype", "device", "threads", *_STORE)
+_SERVICE = (*_KAFKA, "instance_id", *_TEXTS)
+_METHOD = ("alpha", "depth", "normalization")
 _OPERATION = ("queue_bytes", "drain_timeout", "metrics_host", "metrics_port", *_LOG)
 
 COMMANDS_OF: dict[str, tuple[str, ...]] = {
@@ -211,14 +241,15 @@ COMMANDS_OF: dict[str, tuple[str, ...]] = {
         *_SERVICE, "precision", "frame_interval", "max_frames", "duplicate_threshold", "allowed_uris",
         "allowed_networks", "max_clip_bytes", "fetch_timeout", "first_byte_timeout", "max_clip_seconds",
         "max_clip_pixels", "max_clip_packets", "decode_workers", "decode_timeout", "decode_memory", "image_batch",
-        "retry_for", *_OPERATION,
+        "retry_for", "store_replicas", "store_tombstone_days", *_OPERATION,
     ),
     "rerank": (
-        *_SERVICE, "alpha", "depth", "normalization", "deadline_ms", "query_batch", "query_cache", *_OPERATION,
+        *_SERVICE, *_METHOD, "deadline_ms", "query_batch", "query_cache", "store_cache_bytes", *_OPERATION,
     ),
     "topics": (*_KAFKA, *_LOG),
     "demo": ("bootstrap_servers", "kafka", "model", "pretrained", "dtype", "device", "threads", *_LOG),
-    "store": ("store", *_LOG),
+    "store": (*_STORE, *_LOG),
+    "replay": (*_KAFKA, *_TEXTS, *_METHOD, *_LOG),
 }  # fmt: skip
 """Which command takes which settings, in the order of its help."""
 
@@ -249,7 +280,7 @@ def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> 
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
             raise SettingsError(f"{name}: no such setting (in {config})") from None
-        shown = "" if name == "kafka" else f"; got {str(first['input'])[:100]!r}"
+        shown = "" if name in _SECRET else f"; got {str(first['input'])[:100]!r}"
         raise blame(name, first["msg"].removeprefix("Value error, ") + shown) from None
     except SourceError as error:
         raise SettingsError(" ".join(str(error).split())) from None
@@ -269,6 +300,8 @@ def as_variables(settings: Settings) -> dict[str, str]:
     variables = {}
     for name in settings.model_fields_set - {"kafka"}:
         value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
         text = orjson.dumps(value).decode() if isinstance(value, tuple) else "" if value is None else str(value)
         variables[ENV_PREFIX + name.upper()] = text
     for name, value in settings.kafka.items():
@@ -296,6 +329,9 @@ def markdown() -> str:
         lines.append(f"| `{ENV_PREFIX}{name.upper()}` | {commands} | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
 
+
+_SECRET = frozenset({"kafka", "store", "store_password"})
+"""What is not shown, since it may hold a password."""
 
 _LISTS_IN_JSON = {
     "allowed_uris": '["file:/clips", "https://cdn.example.com/"]',

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a real Kafka for the session, and names of one's own on it."""
+"""Fixtures of all tests: a real Kafka and real servers of the Redis protocol for the session, shared by names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import browser
 import pytest
+from redis_servers import Cluster, Server
 
 from streamer.kafka.broker import LocalKafka
 
@@ -34,3 +35,24 @@ def chromium() -> Iterator[Browser]:
 def topic_prefix() -> str:
     """Put before every topic and group name of a test, so that tests share the broker and nothing else."""
     return f"t{secrets.token_hex(3)}."
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One Valkey server; tests take a ``?name=`` of their own."""
+    with Server(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One Redis server, of the version that the system has."""
+    with Server(tmp_path_factory.mktemp("redis"), "redis") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three primaries and three replicas of Valkey. Tests that break it make one of their own."""
+    with Cluster(tmp_path_factory.mktemp("valkey-cluster")) as cluster:
+        yield cluster

@@ -107,7 +107,8 @@ def dlq_show(
     Exit 1 where there is none.
     """
     from streamer.kafka import dlq_report  # noqa: PLC0415
-    from streamer.kafka.dlq import DeadLetterTopic, Filter, Span  # noqa: PLC0415
+    from streamer.kafka.dlq import DeadLetterTopic, Filter  # noqa: PLC0415
+    from streamer.kafka.spans import Span  # noqa: PLC0415
 
     if partition is not None and offset is None:
         raise click.UsageError("PARTITION needs an OFFSET")

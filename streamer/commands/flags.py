@@ -5,11 +5,14 @@ from __future__ import annotations
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from streamer.settings import COMMANDS_OF, ENV_PREFIX, Settings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 CONFIG_OPTION = click.Option(
     ["--config"],
@@ -20,11 +23,14 @@ CONFIG_OPTION = click.Option(
 
 
 class SettingsCommand(click.Command):
-    """A command whose flags are the settings of :data:`COMMANDS_OF`; it is called with ``settings``."""
+    """A command whose flags are the settings of :data:`COMMANDS_OF`, but ``without`` some.
 
-    def __init__(self, *args: Any, uses: str, **kwargs: Any) -> None:
+    It is called with ``settings``.
+    """
+
+    def __init__(self, *args: Any, uses: str, without: Collection[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._names = COMMANDS_OF[uses]
+        self._names = tuple(name for name in COMMANDS_OF[uses] if name not in without)
         self.params += [CONFIG_OPTION, *(_option(name) for name in self._names)]
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -1,4 +1,4 @@
-"""``streamer store``: look into the store of frame embeddings."""
+"""``streamer store``: look into the store of frame embeddings, and look after it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from streamer.commands.flags import SettingsCommand
+from streamer.commands.store_upkeep import store_compact, store_copy, store_drop_model, store_verify
 
 if TYPE_CHECKING:
     from streamer.settings import Settings
@@ -18,22 +19,26 @@ if TYPE_CHECKING:
 
 @click.group()
 def store() -> None:
-    """Look into the store of frame embeddings."""
+    """Look into the store of frame embeddings, and look after it."""
+
+
+for _command in (store_copy, store_verify, store_compact, store_drop_model):
+    store.add_command(_command)
 
 
 @store.command("stats", cls=SettingsCommand, uses="store")
 def store_stats(settings: Settings) -> None:
     """Show how many clips of which models are stored."""
-    from streamer.store import open_existing  # noqa: PLC0415
+    from streamer.store import StoreOptions, masked, open_existing  # noqa: PLC0415
 
-    with contextlib.closing(open_existing(settings.store)) as opened:
+    with contextlib.closing(open_existing(settings.store, options=StoreOptions.of(settings))) as opened:
         figures = opened.stats()
-    table = Table("model", "clips", title=settings.store)
+    table = Table("model", "clips", title=masked(settings.store))
     for model_id, clips in figures.models.items():
         table.add_row(model_id, f"{clips:,}")
     console = Console()
     console.print(table)
-    console.print(f"{figures.tombstones:,} tombstones, {figures.bytes:,} bytes on disk")
+    console.print(f"{figures.tombstones:,} tombstones, {figures.bytes:,} bytes")
 
 
 @store.command("get", cls=SettingsCommand, uses="store")
@@ -41,13 +46,17 @@ def store_stats(settings: Settings) -> None:
 @click.option("--model-id", help="Whose record; without it, the record of each model that has one.")
 def store_get(settings: Settings, clip_id: str, model_id: str | None) -> None:
     """Show the record of CLIP_ID as JSON: version, precision, its vectors' times. Exit 1 where there is none."""
-    from streamer.store import open_existing  # noqa: PLC0415
+    from streamer.store import StoreOptions, masked, open_existing  # noqa: PLC0415
 
-    with contextlib.closing(open_existing(settings.store)) as opened:
+    options = StoreOptions.of(settings)
+    with contextlib.closing(open_existing(settings.store, options=options)) as opened:
         models = [model_id] if model_id else list(opened.stats().models)
     found = False
     for each in models:
-        with contextlib.closing(open_existing(settings.store, model_id=each)) as opened, opened.read([clip_id]) as read:
+        with (
+            contextlib.closing(open_existing(settings.store, model_id=each, options=options)) as opened,
+            opened.read([clip_id]) as read,
+        ):
             record = read[0]
             if record is None:
                 continue
@@ -65,4 +74,4 @@ def store_get(settings: Settings, clip_id: str, model_id: str | None) -> None:
             }
             click.echo(orjson.dumps(described, option=orjson.OPT_UTC_Z).decode())
     if not found:
-        raise click.ClickException(f"{clip_id} is not in {settings.store}")
+        raise click.ClickException(f"{clip_id} is not in {masked(settings.store)}")

@@ -6,6 +6,7 @@ a hundred to a thousand at a time. Vectors of different models never meet: ``mod
 
 from __future__ import annotations
 
+from streamer.store.options import StoreOptions
 from streamer.store.protocol import (
     Clip,
     Embedding,
@@ -15,6 +16,7 @@ from streamer.store.protocol import (
     StoreError,
     StoreStats,
     StoreUnavailableError,
+    masked,
     open_existing,
     open_store,
 )
@@ -26,8 +28,10 @@ __all__ = [
     "PutOutcome",
     "Store",
     "StoreError",
+    "StoreOptions",
     "StoreStats",
     "StoreUnavailableError",
+    "masked",
     "open_existing",
     "open_store",
 ]

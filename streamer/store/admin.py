@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from streamer.store.protocol import UNKNOWN_ENGINE, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 PAGE_RECORDS = 512
@@ -61,8 +61,8 @@ class StoreAdmin(Protocol):
         """Make models known. Raises :class:`StoreError` where a prefix belongs to another model."""
         ...
 
-    def forget(self, prefix: bytes) -> None:
-        """Take a model's name out; its records must be gone."""
+    def forget(self, prefix: bytes) -> bool:
+        """Take a model's name out; False, changing nothing, where there still are records of it."""
         ...
 
     def count(self) -> int:
@@ -83,11 +83,12 @@ class StoreAdmin(Protocol):
         """Return the records under ``keys`` as they are, None where nothing is."""
         ...
 
-    def put(self, records: Sequence[Raw], note: bytes | None = None) -> list[Merged]:
+    def put(self, records: Sequence[Raw], note: Callable[[list[Merged]], bytes] | None = None) -> list[Merged]:
         """Put records as they are, each where :func:`streamer.store.record.outranks` says so, durably.
 
-        A record that cannot be read gives way to any; records that cannot be read must not be put. ``note`` takes
-        the place of :meth:`note`, not before the records are durable.
+        A record that cannot be read gives way to any; records that cannot be read must not be put. What ``note``
+        makes of the outcomes takes the place of :meth:`note`, not before the records are durable; it may be
+        called more than once.
         """
         ...
 

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
-
 from streamer.store import record
+from streamer.store.corrupt import CorruptReads
 from streamer.store.lmdb_environment import (
     DATA_FILE,
     DEFAULT_MAP_BYTES,
@@ -34,11 +33,6 @@ if TYPE_CHECKING:
     from streamer.settings import Precision
     from streamer.store.lmdb_environment import Transaction
     from streamer.store.protocol import Clip, Position
-
-log = structlog.get_logger()
-
-_MAX_REMEMBERED = 10_000
-"""Corrupt records that are logged, each once; more are counted only."""
 
 
 class LmdbStore:
@@ -68,10 +62,8 @@ class LmdbStore:
         self._dim = dim
         self._precision = precision
         self._read_only = read_only
-        self._lock = threading.Lock()
         self._closing = threading.Lock()
-        self._corrupt_reads = 0
-        self._logged: set[bytes] = set()
+        self._corrupt = CorruptReads(str(path))
         self._environment: Environment | None = acquire(self._path, map_bytes)
         try:
             self._register()
@@ -82,7 +74,17 @@ class LmdbStore:
     @property
     def corrupt_reads(self) -> int:
         """As :attr:`Store.corrupt_reads <streamer.store.Store.corrupt_reads>`."""
-        return self._corrupt_reads
+        return self._corrupt.count
+
+    @property
+    def cache_hits(self) -> int:
+        """No record is read from anywhere but the store."""
+        return 0
+
+    @property
+    def cache_misses(self) -> int:
+        """No record is transferred."""
+        return 0
 
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
         """Write clips in one durable transaction; ValueError where one is not as :class:`Clip` says."""
@@ -137,7 +139,7 @@ class LmdbStore:
         keys = record.keys(self._prefix, clip_ids)
 
         def corrupt(position: int, error: Exception) -> None:
-            self._note_corrupt(keys[position], clip_ids[position], error)
+            self._corrupt.note(keys[position], clip_ids[position], error)
 
         with self._opened().reading() as transaction:
             records = Records(transaction.get, keys, clip_ids, self._dim, corrupt)
@@ -199,14 +201,6 @@ class LmdbStore:
             known = models(transaction).get(self._prefix)
         if known != self._model_id and not (known is None and self._read_only):
             environment.write(lambda transaction: register(transaction, self._path, self._prefix, self._model_id))
-
-    def _note_corrupt(self, at: bytes, clip_id: str, error: Exception) -> None:
-        with self._lock:
-            self._corrupt_reads += 1
-            if at in self._logged or len(self._logged) == _MAX_REMEMBERED:
-                return
-            self._logged.add(at)
-        log.warning("corrupt record", store=str(self._path), clip_id=clip_id, error=str(error))
 
 
 def is_store(path: str | Path) -> bool:

@@ -23,7 +23,7 @@ from streamer.store.lmdb_environment import (
 from streamer.store.protocol import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from streamer.store.lmdb_environment import Transaction
 
@@ -69,9 +69,16 @@ class LmdbAdmin:
 
         self._opened().write(work)
 
-    def forget(self, prefix: bytes) -> None:
-        """Take a model's name out; its records must be gone."""
-        self._opened().write(lambda transaction: transaction.delete(RESERVED + prefix))
+    def forget(self, prefix: bytes) -> bool:
+        """Take a model's name out; False, changing nothing, where there still are records of it."""
+
+        def work(transaction: Transaction) -> bool:
+            if next(_behind(transaction, b"", prefix), None) is not None:
+                return False
+            transaction.delete(RESERVED + prefix)
+            return True
+
+        return self._opened().write(work)
 
     def count(self) -> int:
         """Return how many records and tombstones there are, and a handful of other keys."""
@@ -107,7 +114,7 @@ class LmdbAdmin:
             values = (transaction.get(at) for at in keys)
             return [None if value is None else bytes(value) for value in values]
 
-    def put(self, records: Sequence[Raw], note: bytes | None = None) -> list[Merged]:
+    def put(self, records: Sequence[Raw], note: Callable[[list[Merged]], bytes] | None = None) -> list[Merged]:
         """As :meth:`StoreAdmin.put <streamer.store.admin.StoreAdmin.put>`, in one transaction, the note included."""
         arriving = [(at, value, record.checked(at, memoryview(value))) for at, value in records]
 
@@ -117,13 +124,13 @@ class LmdbAdmin:
                 there = transaction.get(at)
                 if there is not None and bytes(there) == value:
                     outcomes.append(Merged.PRESENT)
-                elif record.outranks(version, record.version(there)):
+                elif record.outranks(version, record.version_at(at, there)):
                     transaction.put(at, value)
                     outcomes.append(Merged.WRITTEN)
                 else:
                     outcomes.append(Merged.KEPT)
             if note is not None:
-                transaction.put(_NOTE, note)
+                transaction.put(_NOTE, note(outcomes))
             return outcomes
 
         return self._opened().write(work)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from xxhash import xxh3_64_intdigest
@@ -17,13 +19,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamer.settings import Precision
+    from streamer.store.options import StoreOptions
 
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 """From which versions are counted."""
 
 
-UNKNOWN_ENGINE = "{}: is no engine of this release; use lmdb:PATH"
+UNKNOWN_ENGINE = "{}: is no engine of this release; use lmdb:PATH, redis://HOST:PORT or redis+cluster://HOST:PORT,..."
 """What is said of a URL that names none; takes the scheme."""
 
 
@@ -153,8 +156,21 @@ class Store(Protocol):
         """How often this object has met a corrupt record, reported as absent; each clip is logged once."""
         ...
 
+    @property
+    def cache_hits(self) -> int:
+        """How many records were read whose bytes this process had already."""
+        ...
+
+    @property
+    def cache_misses(self) -> int:
+        """How many records were read whose bytes had to be transferred; an embedded store transfers none."""
+        ...
+
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
-        """Write clips in one durable transaction, in their order; all of them or none."""
+        """Write clips, in their order and durably; each whole, and in an embedded store all of them or none.
+
+        Where it raises, some may be written, and the same call can be made again.
+        """
         ...
 
     def delete(self, clip_id: str, deleted_at: dt.datetime, position: Position) -> bool:
@@ -165,8 +181,9 @@ class Store(Protocol):
         ...
 
     def read(self, clip_ids: Sequence[str]) -> AbstractContextManager[Sequence[Embedding | None]]:
-        """Read records from one consistent snapshot; None for what is absent, deleted or corrupt.
+        """Read records; None for what is absent, deleted or corrupt.
 
+        Each is whole as it was at one moment, which in an embedded store is the same for all of them.
         Neither the sequence nor its arrays may be used after the block ends: an engine may look records up when
         they are asked for. It may also give them joined, as :class:`streamer.scoring.Blocks` says.
         """
@@ -190,32 +207,62 @@ class Store(Protocol):
 
 
 def open_store(
-    url: str, *, model_id: str, dim: int, precision: Precision = "float16", read_only: bool = False
+    url: str,
+    *,
+    model_id: str,
+    dim: int,
+    precision: Precision = "float16",
+    read_only: bool = False,
+    options: StoreOptions | None = None,
 ) -> Store:
     """Open the store that ``url`` names for one model's vectors of length ``dim``; created where absent.
 
     ``read_only`` promises no writes to a store that exists (the engine may still keep reader bookkeeping).
-    Raises :class:`StoreError`, or :class:`StoreUnavailableError` where a later attempt may succeed.
+    ``options`` are for stores beyond this host. Raises :class:`StoreError`, or :class:`StoreUnavailableError` where
+    a later attempt may succeed.
     """
-    scheme, _, rest = url.partition(":")
-    if scheme == "lmdb":
+    if (path := _lmdb_path(url)) is not None:
         from streamer.store.lmdb import LmdbStore  # noqa: PLC0415 - only the engine in use is loaded
 
-        return LmdbStore(rest, model_id=model_id, dim=dim, precision=precision, read_only=read_only)
-    raise StoreError(UNKNOWN_ENGINE.format(scheme))
+        return LmdbStore(path, model_id=model_id, dim=dim, precision=precision, read_only=read_only)
+    require_redis(url)
+    from streamer.store.redis import RedisStore  # noqa: PLC0415
+
+    return RedisStore(url, model_id=model_id, dim=dim, precision=precision, read_only=read_only, options=options)
 
 
-def open_existing(url: str, *, model_id: str = "") -> Store:
+def open_existing(url: str, *, model_id: str = "", options: StoreOptions | None = None) -> Store:
     """Open a store that is there already, to look into it: nothing is created, vectors may have any length.
 
     ``model_id`` is whose records are read; without one :meth:`Store.stats` still tells of all models. Raises
-    :class:`StoreError`.
+    :class:`StoreError`, or :class:`StoreUnavailableError` where a later attempt may succeed.
     """
-    scheme, _, rest = url.partition(":")
-    if scheme == "lmdb":
+    if (path := _lmdb_path(url)) is not None:
         from streamer.store.lmdb import LmdbStore, is_store  # noqa: PLC0415 - only the engine in use is loaded
 
-        if not is_store(rest):
-            raise StoreError(f"{rest}: there is no store")
-        return LmdbStore(rest, model_id=model_id, dim=None, read_only=True)
-    raise StoreError(UNKNOWN_ENGINE.format(scheme))
+        if not is_store(path):
+            raise StoreError(f"{path}: there is no store")
+        return LmdbStore(path, model_id=model_id, dim=None, read_only=True)
+    require_redis(url)
+    from streamer.store.redis import RedisStore  # noqa: PLC0415
+
+    return RedisStore(url, model_id=model_id, dim=None, read_only=True, existing=True, options=options)
+
+
+def masked(url: str) -> str:
+    """Return a store's URL without its password."""
+    return re.sub(r"(?<=://)([^:@]*):.*@", r"\1:***@", url)
+
+
+def require_redis(url: str) -> None:
+    """Raise :class:`StoreError` where a URL is not of the Redis protocol, or its client is not installed."""
+    scheme = url.partition(":")[0]
+    if scheme not in {"redis", "rediss", "redis+cluster", "rediss+cluster"}:
+        raise StoreError(UNKNOWN_ENGINE.format(scheme))
+    if find_spec("redis") is None or find_spec("hiredis") is None:
+        raise StoreError(f"{scheme}: needs the extra redis: pip install 'cliprerank-streamer[redis]'")
+
+
+def _lmdb_path(url: str) -> str | None:
+    scheme, _, path = url.partition(":")
+    return path if scheme == "lmdb" else None

@@ -119,6 +119,11 @@ def keys(prefix: bytes, clip_ids: Sequence[str]) -> list[bytes]:
     ]
 
 
+def hides_id(at: bytes) -> bool:
+    """Tell whether only the record under this key says whose it is."""
+    return at.startswith(_HASHED, PREFIX_BYTES)
+
+
 def clip_id(at: bytes, value: memoryview) -> str:
     """Return the id of the clip whose record ``value`` was found under the key ``at``."""
     tag = at[PREFIX_BYTES:]
@@ -144,6 +149,14 @@ def checked(at: bytes, value: memoryview) -> Version:
     if not belongs:
         raise CorruptRecordError("the record of another clip")
     return _version(value)
+
+
+def named(at: bytes) -> str:
+    """Return the id that a key carries, printable; of one that carries none, the key in hexadecimal."""
+    for tag in (_ODD, _EVEN):
+        if at.startswith(tag, PREFIX_BYTES):
+            return repr(at[PREFIX_BYTES + len(tag) :].decode(errors="backslashreplace"))
+    return f"key {at.hex()}"
 
 
 def microseconds(moment: dt.datetime) -> int:
@@ -223,6 +236,14 @@ def version(stored: memoryview | None) -> Version | None:
         return None
 
 
+def version_at(at: bytes, stored: bytes | memoryview | None) -> Version | None:
+    """As :func:`version`, and None where what is stored under ``at`` belongs elsewhere."""
+    try:
+        return None if stored is None else checked(at, memoryview(stored))
+    except CorruptRecordError:
+        return None
+
+
 def admits(there: Version | None, uploaded_us: int, position: Position) -> bool:
     """Tell whether an upload takes the place of what is stored, by the rules of :class:`~streamer.store.Store`.
 
@@ -262,6 +283,23 @@ def outranks(copied: Version, there: Version | None) -> bool:
     if copied.position.log == there.position.log:
         return there.position.precedes(copied.position)
     return copied.uploaded_us > there.uploaded_us or (copied.uploaded_us == there.uploaded_us and there.live)
+
+
+def peek(head: bytes) -> tuple[int | None, bool]:
+    """Read when a clip was uploaded, and whether it is one, from the head of its record, unchecked.
+
+    What is too short for a record counts as a clip without a time.
+    """
+    if len(head) < HEADER_BYTES:
+        return None, True
+    _, _, uploaded_us, _, _, _, _, n, _, _ = _HEADER.unpack_from(head)
+    return uploaded_us, n > 0
+
+
+def kind(value: bytes) -> str:
+    """Return the precision and length of a record's vectors in words, as ``float16 x 512``."""
+    dim, _, code = unpack_shape(value)
+    return f"{DTYPES[code].name} x {dim}"
 
 
 def is_live(value: memoryview) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import signal
+import statistics
 import threading
 from collections import deque
 from contextlib import contextmanager
@@ -34,6 +35,10 @@ SLOW_NICE: Final = 14
 _RUN_SECONDS, _REST_SECONDS = 0.1, 0.7
 """How it takes turns while other clips have a place. Its priority alone would not do: whatever processor is free for a
 moment is its own then, and a decoder of huge frames takes the memory's bandwidth from all."""
+_SLOW: Final = 4
+"""How many times longer than the median of the last ones a decode must take to be slow."""
+_REMEMBERED: Final = 33
+"""Decodes whose times are remembered for that."""
 _MAX_DETAIL_CHARS: Final = 1_000
 
 
@@ -51,12 +56,12 @@ class DecodePool:
     told of each process that did not end by itself: ``crashed`` or ``timeout``.
 
     Places. ``workers`` clips have a place: they are being decoded, or their frames are in somebody's hands. A decode
-    that takes longer than ``slow_after`` seconds leaves its place to the next clip and goes on at a low priority, and
-    for an eighth of the time only while others have a place; at most ``workers`` do so at a time, more keep their
-    places. When it is done it gets the next place, its frames still in its own process. So there are never more than
-    2 * ``workers`` decoding processes, and the service holds the frames of at most ``workers`` clips. Short clips thus
-    pass long ones, whatever those are long for: the first quarter of a second is all that a hanging clip takes from
-    others in full.
+    that takes longer than ``slow_after`` seconds, and four times as long as they usually do, leaves its place to the
+    next clip and goes on at a low priority, and for an eighth of the time only while others have a place; at most
+    ``workers`` do so at a time, more keep their places. When it is done it gets the next place, its frames still in its
+    own process. So there are never more than 2 * ``workers`` decoding processes, and the service holds the frames of at
+    most ``workers`` clips. Short clips thus pass long ones, whatever those are long for: a hanging clip takes from
+    others in full no more than four clips would, or a quarter of a second.
 
     The processes are ended when the pool is closed and when this process dies, however it dies. Linux only.
     """
@@ -77,6 +82,7 @@ class DecodePool:
         self._memory = memory
         self._replaced = replaced
         self._slow_after = slow_after
+        self._lately: deque[float] = deque(maxlen=_REMEMBERED)
         self._places = _Places(workers)
         self._task = pickle.dumps(Task(sampling, prepare, memory, timeout))
         self._lock = threading.Lock()
@@ -147,11 +153,13 @@ class DecodePool:
 
     def _wait(self, process: Process, place: _Place) -> None:
         """Wait for the process to answer or end; TimeoutError where it does neither in time."""
-        look = self._slow_after
+        # What is slow for one machine, or for clips of two minutes, is usual for another.
+        slow_after = max(self._slow_after, _SLOW * statistics.median(self._lately.copy() or [0]))
+        look = slow_after
         while not process.ready(look):
             if process.left <= 0:
                 raise TimeoutError
-            to_go = self._slow_after - process.ran
+            to_go = slow_after - process.ran
             if to_go > 0:
                 look = max(0.01, to_go)
                 continue
@@ -160,6 +168,7 @@ class DecodePool:
             look = _RUN_SECONDS
             if place.is_left and self._places.are_used:
                 process.rest(_REST_SECONDS)
+        self._lately.append(process.ran)
         if place.return_():
             # How long it waited for the place is not the clip's fault.
             process.begin()

@@ -308,6 +308,13 @@ def test_a_slow_clip_is_lowered_and_gets_its_frames_all_the_same(pools: Pools, c
     assert len(clip.frames) == 3
 
 
+def test_what_all_clips_take_is_not_slow(pools: Pools, clips: dict[int, Path]) -> None:
+    pool = pools.make(report_slowly, slow_after=0.2)
+    prior = [reported(decoded(pool, clips[GOOD_SHADE]))["nice"] for _ in range(3)]
+    assert prior[0] == SLOW_NICE
+    assert all(nice < SLOW_NICE for nice in prior[1:])
+
+
 def test_a_slow_clip_that_is_done_goes_before_those_that_wait(pools: Pools, clips: dict[int, Path]) -> None:
     pool = pools.make(workers=1, slow_after=0.1)
     with ThreadPoolExecutor(9) as threads:

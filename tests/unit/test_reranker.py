@@ -58,7 +58,7 @@ class Axes:
 class Absent:
     """A store that cannot be reached."""
 
-    corrupt_reads = 0
+    corrupt_reads = cache_hits = cache_misses = 0
 
     def read(self, _clip_ids: Sequence[str]) -> AbstractContextManager[list[Embedding | None]]:
         raise StoreUnavailableError("away")

@@ -2,54 +2,30 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import itertools
+import contextlib
 import multiprocessing
+import pathlib
+import time
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store_records import DIM, FIRST, PREFIX, clip, damaged, delete, everything, upload
 
-from streamer.store import Clip, Position, StoreError, open_store, record
+from streamer.store import Position, StoreError, open_store, record
 from streamer.store.admin import Merged, Page, Raw, open_admin
 from streamer.store.lmdb import LmdbStore
 from streamer.store.lmdb_admin import LmdbAdmin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from multiprocessing.queues import Queue
     from multiprocessing.synchronize import Event
     from pathlib import Path
 
-DIM = 8
-FIRST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 WAIT_S = 120
-PREFIX = record.model_prefix("model-a")
 spawn = multiprocessing.get_context("spawn")
-
-
-def clip(clip_id: str, version: int = 1, offset: int = 0, *, vectors: int = 2, log: str = "log") -> Clip:
-    uploaded_at = FIRST + dt.timedelta(microseconds=version)
-    rows = np.full((vectors, DIM), version, np.float32)
-    return Clip(clip_id, uploaded_at, Position.of(log, offset), 5, rows, np.arange(vectors, dtype=np.uint32))
-
-
-def upload(version: int, offset: int = 0, *, log: str = "log", clip_id: str = "c") -> Raw:
-    value = record.encode(clip(clip_id, version, offset, log=log), "float16")
-    return Raw(record.key(PREFIX, clip_id), value)
-
-
-def delete(version: int, offset: int = 0, *, log: str = "log", clip_id: str = "c") -> Raw:
-    uploaded_us = record.microseconds(FIRST) + version
-    value = record.encode_tombstone(clip_id, record.Version(uploaded_us, False, Position.of(log, offset)))
-    return Raw(record.key(PREFIX, clip_id), value)
-
-
-def everything(admin: LmdbAdmin) -> dict[bytes, bytes]:
-    records = list(itertools.chain.from_iterable(page.records for page in admin.scan()))
-    assert len({raw.key for raw in records}) == len(records)
-    return dict(records)
 
 
 @pytest.fixture
@@ -136,11 +112,11 @@ def test_a_copied_record_takes_no_place_that_its_event_would_not_have_taken(
 
 def test_a_damaged_record_gives_way_and_is_not_put(admin: LmdbAdmin) -> None:
     whole = upload(1)
-    damaged = Raw(whole.key, whole.value[:-1] + b"\xff")
-    admin._opened().write(lambda transaction: transaction.put(*damaged))
+    broken = damaged(whole)
+    admin._opened().write(lambda transaction: transaction.put(*broken))
     assert admin.put([whole]) == [Merged.WRITTEN]
     with pytest.raises(record.CorruptRecordError):
-        admin.put([damaged])
+        admin.put([broken])
     with pytest.raises(record.CorruptRecordError, match="another clip"):
         admin.put([Raw(record.key(PREFIX, "d"), upload(1, clip_id="x" * 505).value)])
     assert admin.put([whole]) == [Merged.PRESENT]
@@ -225,8 +201,9 @@ def test_a_cursor_of_another_engine_is_refused(admin: LmdbAdmin) -> None:
 
 def test_a_note_is_kept_and_is_no_record_and_no_model(folder: Path, admin: LmdbAdmin) -> None:
     assert admin.note() is None
-    admin.put([upload(1)], b"one")
-    admin.put([], b"two")
+    admin.put([upload(1)], lambda outcomes: ",".join(outcomes).encode())
+    assert admin.note() == b"written"
+    admin.put([], lambda outcomes: b"two" if not outcomes else b"")
     assert admin.note() == b"two"
     assert len(everything(admin)) == 1
     assert admin.models() == {}
@@ -243,7 +220,10 @@ def test_models_are_made_known_once_and_forgotten(admin: LmdbAdmin) -> None:
     admin.register({PREFIX: "model-a"})
     with pytest.raises(StoreError, match="has the hash of 'model-a'"):
         admin.register({PREFIX: "model-x"})
-    admin.forget(PREFIX)
+    admin.put([upload(1)])
+    assert not admin.forget(PREFIX)
+    admin.remove([upload(1).key])
+    assert admin.forget(PREFIX)
     assert admin.models() == {}
 
 
@@ -253,7 +233,8 @@ def test_a_service_that_writes_for_a_forgotten_model_makes_it_known_again(folder
         lambda: store.put([clip("c1")]),
         lambda: store.delete("c1", FIRST, Position.of("log", 1)),
     ):
-        admin.forget(PREFIX)
+        admin.remove([record.key(PREFIX, "c1")])
+        assert admin.forget(PREFIX)
         work()
         assert admin.models() == {PREFIX: "model-a"}
     store.close()
@@ -284,11 +265,11 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def fill(folder: Path) -> dict[bytes, bytes]:
+def fill_and_empty(folder: Path) -> dict[bytes, bytes]:
     """Make a store that has many unused pages; returns its records."""
     admin = LmdbAdmin(folder, create=True)
     admin.register({PREFIX: "model-a"})
-    big = [Raw(record.key(PREFIX, f"c{n}"), record.encode(clip(f"c{n}", vectors=400), "float32")) for n in range(300)]
+    big = [upload(1, clip_id=f"c{number}", vectors=800) for number in range(300)]
     admin.put(big)
     admin.remove([raw.key for raw in big[20:]])
     found = everything(admin)
@@ -297,7 +278,7 @@ def fill(folder: Path) -> dict[bytes, bytes]:
 
 
 def test_a_compact_copy_beside_a_running_service_is_whole_and_small(folder: Path, tmp_path: Path) -> None:
-    before = fill(folder)
+    before = fill_and_empty(folder)
     service = LmdbStore(folder, model_id="model-a", dim=DIM)
     admin = LmdbAdmin(folder)
     was, now = admin.compact(tmp_path / "new")
@@ -316,7 +297,7 @@ def test_a_compact_copy_beside_a_running_service_is_whole_and_small(folder: Path
 
 
 def test_in_place_the_file_shrinks_keeps_its_rights_and_is_used_on(folder: Path) -> None:
-    before = fill(folder)
+    before = fill_and_empty(folder)
     (folder / "data.mdb").chmod(0o640)
     (folder / ".compacting-dead").mkdir()
     (folder / ".compacting-dead" / "data.mdb").write_bytes(b"half a copy")
@@ -341,7 +322,7 @@ def hold_open(folder: Path, opened: Event, end: Event) -> None:
 
 
 def test_in_place_is_refused_while_another_process_has_the_store_open(folder: Path) -> None:
-    before = fill(folder)
+    before = fill_and_empty(folder)
     opened, end = spawn.Event(), spawn.Event()
     service = spawn.Process(target=hold_open, args=(folder, opened, end))
     service.start()
@@ -358,3 +339,69 @@ def test_in_place_is_refused_while_another_process_has_the_store_open(folder: Pa
     assert everything(admin) == before
     admin.close()
     LmdbAdmin(folder).compact(None)
+
+
+def compact_and_stop(folder: Path, at_rename: Event, go: Event) -> None:
+    """Compact in place, standing still before the copy takes the original's name."""
+    rename = pathlib.Path.replace
+
+    def standing_still(path: Path, to: Path) -> Path:
+        at_rename.set()
+        assert go.wait(WAIT_S)
+        return rename(path, to)
+
+    pathlib.Path.replace = standing_still  # type: ignore[assignment]
+    LmdbAdmin(folder).compact(None)
+
+
+def open_and_write(folder: Path, refusals: Queue[str]) -> None:
+    """Open the store as a service does; one that is refused is begun once more."""
+    try:
+        store = LmdbStore(folder, model_id="model-a", dim=DIM)
+    except StoreError as error:
+        refusals.put(str(error))
+        store = LmdbStore(folder, model_id="model-a", dim=DIM)
+    store.put([clip("later")])
+    store.close()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_who_opens_the_store_while_it_is_compacted_waits_and_finds_all_of_it(folder: Path, killed: bool) -> None:
+    before = fill_and_empty(folder)
+    at_rename, go, refusals = spawn.Event(), spawn.Event(), spawn.Queue()
+    compaction = spawn.Process(target=compact_and_stop, args=(folder, at_rename, go))
+    service = spawn.Process(target=open_and_write, args=(folder, refusals))
+    compaction.start()
+    assert at_rename.wait(WAIT_S)
+    service.start()
+    await_true(lambda: "lock.mdb" in files_of(service.pid))
+    assert "data.mdb" not in files_of(service.pid)
+    if killed:
+        compaction.kill()
+    else:
+        go.set()
+    for process in (compaction, service):
+        process.join(WAIT_S)
+        process.kill()
+    assert service.exitcode == 0
+    # Either way no table of another file was used: after a kill it was told to be none.
+    assert refusals.empty() is not killed
+    admin = LmdbAdmin(folder)
+    assert everything(admin) == before | {upload(1, clip_id="later").key: upload(1, clip_id="later").value}
+    admin.close()
+
+
+def files_of(pid: int | None) -> set[str]:
+    """Return the names of the files that a process has open."""
+    found = set()
+    for link in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.add(link.readlink().name)
+    return found
+
+
+def await_true(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

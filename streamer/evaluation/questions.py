@@ -1,0 +1,83 @@
+"""Result lists that an engine gave, as the events of ``query.results``: from a TREC run, a file or the topic itself."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import structlog
+
+from streamer.events import (
+    MAX_ENGINE_CHARS,
+    MAX_EVENT_BYTES,
+    MAX_RESULTS,
+    Candidate,
+    InvalidEvent,
+    QueryResults,
+    decode,
+    now,
+)
+from streamer.kafka.spans import TopicReader
+from streamer.reranker import INPUT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from streamer.evaluation.trec import Run
+    from streamer.settings import Settings
+
+log = structlog.get_logger()
+
+GROUP = "streamer-replay"
+
+
+class ReplayError(Exception):
+    """A replay that cannot be made, or would not be what was asked for; the message is one line."""
+
+
+def questions_of(run: Run, topics: Mapping[str, str]) -> Iterator[QueryResults]:
+    """Make the event of each topic of a run: its results best first, at most the 5,000 that an event may hold.
+
+    Raises :class:`ReplayError` for a topic that ``topics`` has no text of.
+    """
+    for topic, ranking in run.topics.items():
+        text = topics.get(topic)
+        if text is None:
+            raise ReplayError(f"topic {topic} of the run has no text among the {len(topics)} topics")
+        best = ranking.ranked()
+        shots, scores = best.shots[:MAX_RESULTS], best.scores[:MAX_RESULTS].tolist()
+        results = [Candidate(clip_id=shot, score=score) for shot, score in zip(shots, scores, strict=True)]
+        yield QueryResults(
+            query_id=topic, query=text, engine=run.tag[:MAX_ENGINE_CHARS], issued_at=now(), results=results
+        )
+
+
+def events_of_file(path: Path) -> Iterator[QueryResults]:
+    """Read recorded events, one JSON object a line; raises :class:`ReplayError` with the line's number."""
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(MAX_EVENT_BYTES + 2):
+                number += 1
+                if line.strip():
+                    try:
+                        yield decode(QueryResults, line.rstrip(b"\r\n"))
+                    except InvalidEvent as error:
+                        raise ReplayError(f"{path}:{number}: expected a query.results event, found {error}") from None
+    except OSError as error:
+        raise ReplayError(f"{path}: {error.strerror or error}") from error
+
+
+def events_of_topic(settings: Settings) -> Iterator[QueryResults]:
+    """Read what the topic ``query.results`` holds now; what the service would refuse is left out, with a warning.
+
+    Raises :class:`~streamer.kafka.spans.ReadError`.
+    """
+    with contextlib.closing(TopicReader(settings, settings.topic(INPUT), group=GROUP)) as reader:
+        for span in reader.spans():
+            for record in reader.records(span):
+                try:
+                    yield decode(QueryResults, record.value, record.key)
+                except InvalidEvent as error:
+                    log.warning("not a query.results event", place=record.place, error=str(error))

@@ -1,0 +1,143 @@
+"""What the reranker makes of result lists that were given before: offline, or by the service that runs.
+
+Both ways share the code that reads, scores, blends and ranks, and both answer with the event ``query.reranked``, whose
+numbers are JSON's and so are carried to the last bit. A frame's cosine depends on the two vectors alone
+(:func:`streamer.scoring.score_clips`). A text's vector depends, in its last bits, on the texts that it shares a batch
+with; so each is encoded alone here, and through Kafka one question at a time is asked, which the service then finds
+alone in its queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from streamer.encoders import EncoderError
+from streamer.evaluation.questions import ReplayError
+from streamer.evaluation.trec import Ranking
+from streamer.events import InvalidEvent, QueryReranked, QueryResults, Status, decode, encode, now
+from streamer.kafka import Output
+from streamer.kafka.ask import Asker
+from streamer.reranker import INPUT, OUTPUT, answer, rerank_candidates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import numpy.typing as npt
+
+    from streamer.encoders import Encoder
+    from streamer.settings import Settings
+    from streamer.store import Store
+
+_LARGEST = 1e38
+"""Scores of a run beyond it are cut off: the next float32 must exist."""
+
+
+class TextVectors:
+    """The vectors of queries, each encoded alone; the last one is kept, since a query may come again and again."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._last: tuple[str, npt.NDArray[np.float32]] | None = None
+
+    def of(self, query: str) -> npt.NDArray[np.float32]:
+        """Return the vector (d,) of a query. Raises :class:`ReplayError` where the encoder fails."""
+        if self._last is None or self._last[0] != query:
+            try:
+                self._last = query, self._encoder.encode_texts([query])[0]
+            except EncoderError as error:
+                raise ReplayError(f"{query!r} cannot be encoded: {error}") from None
+        return self._last[1]
+
+
+def offline(
+    settings: Settings, questions: Iterable[QueryResults], encoder: Encoder, store: Store
+) -> Iterator[QueryReranked]:
+    """Answer questions as the reranker would, with the settings' alpha, depth and normalisation.
+
+    Raises :class:`~streamer.store.StoreUnavailableError` and :class:`ReplayError`.
+    """
+    texts = TextVectors(encoder)
+    for question in questions:
+        reranked = rerank_candidates(settings, question.results, texts.of(question.query), store)
+        yield answer(settings, question, reranked.results, encoder.model_id)
+
+
+def through_kafka(settings: Settings, questions: Iterable[QueryResults], *, timeout: float) -> Iterator[QueryReranked]:
+    """Let the running reranker answer questions, one at a time, each within ``timeout`` seconds.
+
+    They go out under query ids of their own, ``replay-<token>.<query id>``, by which a platform can tell them from
+    its users'; answers have the question's id again. The service's alpha, depth and normalisation count; those of
+    ``settings`` that were given must be the same. Raises :class:`ReplayError`, :class:`~streamer.kafka.ask.AskError`,
+    :class:`~streamer.kafka.spans.ReadError`.
+    """
+    prefix = f"replay-{secrets.token_hex(4)}."
+    with contextlib.closing(Asker(settings, questions=INPUT, answers=OUTPUT)) as asker:
+        for question in questions:
+            try:
+                asked = msgspec.structs.replace(question, query_id=prefix + question.query_id, issued_at=now())
+            except InvalidEvent as error:
+                raise ReplayError(f"{question.query_id}: {error}") from None
+            output = Output(settings.topic(INPUT), asked.query_id.encode(), encode(asked), ())
+            found = decode(QueryReranked, asker.ask(output, timeout=timeout).value)
+            _check(settings, question, found)
+            yield msgspec.structs.replace(found, query_id=question.query_id)
+
+
+def _check(settings: Settings, question: QueryResults, found: QueryReranked) -> None:
+    if found.degraded is not None:
+        raise ReplayError(f"{question.query_id} was passed on in its initial order: {found.degraded}")
+    for name in ("alpha", "depth", "normalization"):
+        asked, used = getattr(settings, name), getattr(found, name)
+        if name in settings.model_fields_set and asked != used:
+            raise ReplayError(f"the running reranker has {name} {used}, not {asked}")
+
+
+def ranking_of(reranked: QueryReranked) -> Ranking:
+    """Return an answer as the results of a run, in its order, which every tool that sorts by score gives again.
+
+    Tools break ties in ways of their own, and some compare as float32. A score is therefore the answer's own as long
+    as it is, as float32, less than the one before; else the next smaller float32. What is below the depth has no
+    score, and follows 1, 2, 3 ... below the last that has one.
+    """
+    results = reranked.results
+    within = [result.score for result in results if result.score is not None]
+    last = within[-1] if within else 0.0
+    below = last - np.arange(1, len(results) - len(within) + 1)
+    scores = np.concatenate([within, below]).clip(-_LARGEST, _LARGEST)
+    if (np.diff(scores.astype(np.float32)) >= 0).any():
+        for position in range(1, len(scores)):
+            before = np.float32(scores[position - 1])
+            if np.float32(scores[position]) >= before:
+                scores[position] = np.nextafter(before, np.float32(-np.inf))
+    return Ranking(tuple(result.clip_id for result in results), scores)
+
+
+class Replay:
+    """A run made of answers, and what was counted on the way."""
+
+    def __init__(self, answers: Iterable[QueryReranked]) -> None:
+        """Take all answers; raises :class:`ReplayError` where a query id comes twice, or nothing was reranked."""
+        self.topics: dict[str, Ranking] = {}
+        self._statuses: Counter[Status] = Counter()
+        self._method = ""
+        for each in answers:
+            if each.query_id in self.topics:
+                raise ReplayError(f"query id {each.query_id} comes twice, and a run has each topic once")
+            self.topics[each.query_id] = ranking_of(each)
+            self._statuses.update(result.status for result in each.results)
+            self._method = f"alpha {each.alpha:g}, depth {each.depth}, {each.normalization}, model {each.model_id}"
+        if not self.topics:
+            raise ReplayError("there is nothing to replay")
+        if not self._statuses[Status.RERANKED]:
+            raise ReplayError(f"none of the candidates is embedded ({self._method}); see streamer store stats")
+
+    def summary(self) -> str:
+        """Say in a line what was done."""
+        counted = ", ".join(f"{self._statuses[status]:,} {status.replace('_', ' ')}" for status in Status)
+        return f"{len(self.topics):,} topics ({self._method}): {counted}"

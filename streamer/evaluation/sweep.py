@@ -1,0 +1,152 @@
+"""Inferred AP of one topic at every point of a grid of alphas, depths and normalisations, from its frame scores.
+
+A reranked list differs from the initial one in the order of its first candidates alone, and of that order the measure
+asks only where the relevant ones stand and how many pooled ones stand above them. So for each depth all blends are
+sorted at once, what is known of the candidates is summed along the sorted rows, several counts packed into each
+integer, and the sums are looked at where the relevant ones are. The scores are :func:`streamer.scoring.blend`'s and the
+measure is :meth:`~streamer.evaluation.infap.InferredAP.of_counts`: each value is, to the last bit, that of the
+run which a replay with these settings writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from streamer.evaluation.infap import NOT_JUDGED, RELEVANT
+from streamer.scoring import blend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from streamer.evaluation.infap import InferredAP
+    from streamer.scoring import FloatArray, IntArray, Normalization
+
+_KINDS = 3
+"""What is counted of each stratum: pooled, judged and relevant shots."""
+
+
+class Point(NamedTuple):
+    """One setting of the method's knobs."""
+
+    depth: int
+    normalization: Normalization
+    alpha: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Every combination of these is a point; points are numbered with alpha running fastest, then normalisation."""
+
+    alphas: tuple[float, ...]
+    depths: tuple[int, ...]
+    normalizations: tuple[Normalization, ...]
+
+    def __len__(self) -> int:
+        return len(self.alphas) * len(self.depths) * len(self.normalizations)
+
+    def points(self) -> Iterator[Point]:
+        """Go through the points in their order."""
+        for depth in self.depths:
+            for normalization in self.normalizations:
+                for alpha in self.alphas:
+                    yield Point(depth, normalization, alpha)
+
+
+class TopicSweep:
+    """One topic's candidates in the engine's order: ``initial`` (n,) their scores, ``codes`` (n,) their judgments."""
+
+    def __init__(self, measure: InferredAP, codes: IntArray, initial: FloatArray) -> None:
+        """``codes`` are those of :meth:`~streamer.evaluation.infap.InferredAP.codes`."""
+        self._measure = measure
+        self._codes = codes
+        self._initial = initial
+        self._counter = _Counter(codes)
+        (self._relevant,) = np.nonzero(self._counter.is_relevant(codes))
+        self._above = self._counter.above(codes[None], self._relevant[None])[0]
+
+    def values(self, cosines: FloatArray, grid: Grid) -> FloatArray:
+        """Return inferred AP at each point (p,); ``cosines`` (>= the deepest depth, or n,) are NaN without a record."""
+        alphas = np.array(grid.alphas)[:, None]
+        values = []
+        for depth in grid.depths:
+            top = min(depth, len(self._initial))
+            blends = [
+                blend(self._initial[:top], cosines[:top], alphas, normalization)
+                for normalization in grid.normalizations
+            ]
+            values.append(self._of(np.concatenate(blends)))
+        return np.concatenate(values)
+
+    def _of(self, blended: FloatArray) -> FloatArray:
+        """Return inferred AP for each row of blended scores (r, top)."""
+        rows, top = blended.shape
+        codes = self._codes.take(_best_first(blended))
+        found = np.nonzero(self._counter.is_relevant(codes))[1].reshape(rows, -1)
+        strata = np.take_along_axis(codes, found, axis=1) // _KINDS
+        # The relevant ones below the depth have kept their ranks and what is above them.
+        kept = self._relevant >= top
+        below = self._relevant[kept]
+        ranks = _beside(found, below) + 1
+        strata = _beside(strata, self._codes[below] // _KINDS)
+        pooled, judged, relevant = np.moveaxis(_beside(self._counter.above(codes, found), self._above[kept]), -1, 0)
+        return self._measure.of_counts(strata, ranks, pooled, judged, relevant)
+
+
+def _beside(rows: npt.NDArray[Any], same: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Put ``same`` (k, ...) behind each row of ``rows`` (r, m, ...): (r, m + k, ...), rows contiguous.
+
+    numpy sums what is not in another order, which would show in the last bit.
+    """
+    joined = np.empty((len(rows), rows.shape[1] + len(same), *rows.shape[2:]), rows.dtype)
+    joined[:, : rows.shape[1]] = rows
+    joined[:, rows.shape[1] :] = same
+    return joined
+
+
+def _best_first(scores: FloatArray) -> IntArray:
+    """Order the columns of each row of (r, n), best first; ties keep their order.
+
+    A stable sort takes five times as long as one that is not, and ties are rare: only the rows that have some need it.
+    """
+    order = np.argsort(-scores, axis=1)
+    ranked = np.take_along_axis(scores, order, axis=1)
+    tied = (ranked[:, 1:] == ranked[:, :-1]).any(axis=1)
+    if tied.any():
+        order[tied] = np.argsort(-scores[tied], axis=1, kind="stable")
+    return order
+
+
+class _Counter:
+    """Counts what stands above results, stratum by stratum, several counts in each 64-bit integer."""
+
+    def __init__(self, codes: IntArray) -> None:
+        self._strata = int(codes.max(initial=-1)) // _KINDS + 1
+        counts = _KINDS * self._strata
+        self._bits = max(1, len(codes).bit_length())
+        self._in_each = 63 // self._bits
+        # What a code adds to each integer; -1, outside the pool, is the last column, which adds nothing.
+        self._adds = np.zeros((-(-counts // self._in_each), counts + 1), np.int64)
+        for code in range(counts):
+            stratum, said = divmod(code, _KINDS)
+            for kind, counted in enumerate((True, said != NOT_JUDGED, said == RELEVANT)):
+                word, field = divmod(_KINDS * stratum + kind, self._in_each)
+                self._adds[word, code] += int(counted) << (field * self._bits)
+        self._is_relevant = np.append(np.arange(counts) % _KINDS == RELEVANT, False)
+
+    def is_relevant(self, codes: IntArray) -> npt.NDArray[np.bool_]:
+        """Tell which codes are those of relevant shots."""
+        return self._is_relevant.take(codes)
+
+    def above(self, codes: IntArray, found: IntArray) -> npt.NDArray[np.int64]:
+        """Count in each row of ``codes`` (r, n) what stands above the columns ``found`` (r, m): (r, m, strata, 3)."""
+        counts = np.empty((*found.shape, len(self._adds) * self._in_each), np.int64)
+        for word, adds in enumerate(self._adds):
+            each = adds.take(codes)
+            summed = np.take_along_axis(each.cumsum(axis=1) - each, found, axis=1)
+            for field in range(self._in_each):
+                counts[..., word * self._in_each + field] = summed >> (field * self._bits) & (1 << self._bits) - 1
+        return counts[..., : _KINDS * self._strata].reshape(*found.shape, self._strata, _KINDS)

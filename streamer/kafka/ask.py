@@ -1,0 +1,102 @@
+"""A question to a running service: a record published, and the record awaited that it causes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from streamer.kafka import config
+from streamer.kafka.client import enqueue
+from streamer.kafka.records import DLQ_SUFFIX, record_of
+from streamer.kafka.spans import TopicReader
+
+if TYPE_CHECKING:
+    from streamer.kafka.records import Output, Record
+    from streamer.settings import Settings
+
+GROUP = "streamer-ask"
+_POLL_S = 0.05
+
+
+class AskError(Exception):
+    """A question was not answered; the message is one line."""
+
+
+class Asker:
+    """Asks one question at a time; an answer is the committed record that carries the question's key.
+
+    So keys must be those of no other record. Only what comes after this was made is read.
+    """
+
+    def __init__(self, settings: Settings, *, questions: str, answers: str) -> None:
+        """``questions`` and ``answers`` are topics' names without prefix.
+
+        Raises :class:`~streamer.kafka.spans.ReadError` where there is no such topic.
+        """
+        self._dead = settings.topic(questions + DLQ_SUFFIX)
+        self._settings = settings
+        common = config.common(settings)
+        places = []
+        for name in (settings.topic(answers), self._dead):
+            with contextlib.closing(TopicReader(settings, name, group=GROUP)) as reader:
+                places += [TopicPartition(name, span.partition, span.end) for span in reader.spans()]
+        self._consumer: Consumer = config.make_client(
+            Consumer,
+            {
+                **common,
+                "group.id": settings.topic(GROUP),  # never joined, but the client wants one
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+            },
+        )
+        self._consumer.assign(places)
+        self._producer: Producer = config.make_client(Producer, {**common, "enable.idempotence": True, "linger.ms": 0})
+
+    def ask(self, question: Output, *, timeout: float) -> Record:
+        """Publish ``question`` and return its answer; raises :class:`AskError` where it takes ``timeout`` seconds."""
+        refused: list[str] = []
+
+        def delivered(error: KafkaError | None, _message: object) -> None:
+            if error is not None:
+                refused.append(error.str())
+
+        name = (question.key or b"").decode(errors="replace")
+        deadline = time.monotonic() + timeout
+        try:
+            enqueue(self._producer, question, delivered)
+        except KafkaException as error:
+            raise AskError(f"{name}: {error.args[0].str()}") from None
+        while time.monotonic() < deadline:
+            self._producer.poll(0)
+            if refused:
+                raise AskError(f"{name} could not be published to {question.topic}: {refused[0]}")
+            record = self._next()
+            if record is None or record.key != question.key:
+                continue
+            if record.topic == self._dead:
+                why = dict(record.headers).get("dlq.error") or b""
+                raise AskError(f"{name} was refused: {why.decode(errors='replace')}")
+            return record
+        raise AskError(
+            f"{name} was not answered in {timeout:g} s: is a service running on {question.topic} at "
+            f"{self._settings.bootstrap_servers}, and what does its /readyz say?"
+        )
+
+    def _next(self) -> Record | None:
+        message = self._consumer.poll(_POLL_S)
+        if message is None:
+            return None
+        error = message.error()
+        if error is None:
+            return record_of(message)
+        if not error.retriable():
+            raise AskError(f"Kafka at {self._settings.bootstrap_servers}: {error.str()}")
+        return None
+
+    def close(self) -> None:
+        """Leave. A question that is still under way is given up."""
+        self._consumer.close()
+        self._producer.purge()

@@ -1,0 +1,131 @@
+"""A topic read from where it begins to where it ends now, outside any group."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from streamer.kafka import config
+from streamer.kafka.records import record_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from streamer.kafka.records import Record
+    from streamer.settings import Settings
+
+TIMEOUT_S = 10.0
+"""Longest wait for one answer from the cluster."""
+PATIENCE_S = 90.0
+"""Longest wait for the next record; a crashed service's open transaction ends by itself within 70 s."""
+_POLL_S = 0.2
+
+
+class ReadError(Exception):
+    """A topic cannot be read; the message is one line."""
+
+
+class Span(NamedTuple):
+    """The offsets of one partition from ``begin`` up to, and without, ``end``."""
+
+    partition: int
+    begin: int
+    end: int
+
+
+class TopicReader:
+    """Reads one topic as read_committed consumers do, one partition after the other."""
+
+    error: type[Exception] = ReadError
+    """What is raised where the topic cannot be read."""
+
+    def __init__(self, settings: Settings, name: str, *, group: str) -> None:
+        """``name`` is the topic's full name; ``group`` is never joined, but the client wants one."""
+        self.name = name
+        self._servers = settings.bootstrap_servers
+        common = config.common(settings)
+        self._admin: AdminClient = config.make_client(AdminClient, common)
+        self._consumer: Consumer = config.make_client(
+            Consumer,
+            {
+                **common,
+                "group.id": settings.topic(group),
+                "enable.auto.commit": False,
+                "fetch.wait.max.ms": 50,  # a request for one partition's end holds up the next partition's first
+                "auto.offset.reset": "earliest",  # retention may take what is about to be read
+                "enable.partition.eof": True,
+                "isolation.level": "read_committed",
+            },
+        )
+
+    def close(self) -> None:
+        """Close the consumer."""
+        self._consumer.close()
+
+    def partitions_of(self, topic: str) -> list[int]:
+        """Return the partitions of a topic, given by its full name."""
+        try:
+            metadata = self._consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic]
+        except KafkaException as error:
+            raise self.failed(error) from None
+        if metadata.error is not None:
+            missing = metadata.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+            problem = "does not exist; streamer topics apply makes it" if missing else metadata.error.str()
+            raise self.error(f"{topic} {problem}")
+        return sorted(metadata.partitions)
+
+    def spans(self, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED) -> list[Span]:
+        """Return what there is to read: all that is decided, or with READ_UNCOMMITTED what is yet undecided too.
+
+        Reading the latter waits until each transaction that was open now has been decided.
+        """
+        partitions = self.partitions_of(self.name)
+        begins = self._offsets(partitions, OffsetSpec.earliest(), isolation)  # type: ignore[no-untyped-call]
+        ends = self._offsets(partitions, OffsetSpec.latest(), isolation)  # type: ignore[no-untyped-call]
+        return [Span(*each) for each in zip(partitions, begins, ends, strict=True)]
+
+    def _offsets(self, partitions: Sequence[int], spec: OffsetSpec, isolation: IsolationLevel) -> list[int]:
+        requests = {TopicPartition(self.name, partition): spec for partition in partitions}
+        try:
+            answers = self._admin.list_offsets(requests, isolation_level=isolation, request_timeout=TIMEOUT_S)
+            found = {each.partition: future.result(TIMEOUT_S + 1).offset for each, future in answers.items()}
+        except KafkaException as error:
+            raise self.failed(error) from None
+        except TimeoutError:
+            raise self.error(f"Kafka at {self._servers}: no answer within {TIMEOUT_S:g} s") from None
+        return [found[partition] for partition in partitions]
+
+    def records(self, span: Span) -> Iterator[Record]:
+        """Go through the records of a span; those that retention has taken are gone and no error."""
+        if span.begin >= span.end:
+            return
+        self._consumer.assign([TopicPartition(self.name, span.partition, span.begin)])
+        reached = span.begin
+        heard = time.monotonic()
+        while reached < span.end:
+            message = self._consumer.poll(_POLL_S)
+            error = message.error() if message is not None else None
+            if message is not None and error is None:
+                record = record_of(message)
+                if record.offset >= span.end:
+                    return
+                yield record
+                reached = record.offset + 1
+                heard = time.monotonic()
+            elif message is not None and error is not None and error.code() == KafkaError._PARTITION_EOF:
+                # Short of the end while a transaction is open; told again when it has been decided.
+                reached = max(reached, message.offset() or 0)
+            elif error is not None and not error.retriable():
+                raise self.failed(KafkaException(error))
+            if reached < span.end and time.monotonic() - heard > PATIENCE_S:
+                raise self.error(
+                    f"{self.name}[{span.partition}]: nothing came behind offset {reached} of {span.end} "
+                    f"in {PATIENCE_S:g} s: a broker is away, or a transaction stays open"
+                )
+
+    def failed(self, error: KafkaException) -> Exception:
+        """Put what the client says into our words."""
+        return self.error(f"Kafka at {self._servers}: {error.args[0].str()}")

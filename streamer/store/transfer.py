@@ -1,0 +1,200 @@
+"""A whole store copied into another one, beside services that go on.
+
+What a copy promises. When it ends, every record and tombstone that was in the source when the copy was first
+begun, and could be read, is in the target as it was then, or as what outranks it (:func:`record.outranks`): newer by
+version, or by its place in the same log. What is written to the source meanwhile may be in the target or not; once
+nobody writes to the source, a copy more brings the rest, and since records that are there already are only compared,
+it may be run as often as one likes. The target may be written meanwhile, too.
+
+How. Two passes over the source, each page put with a note of how far the copy has come, so that a copy that was
+killed goes on where it was. The note is kept in the target and not beside it: with a target that was emptied or
+restored from a backup, it is gone or as old as what it speaks of.
+
+1. *copy*: a page is read, each record's checksum taken, and those that are whole are put. Killed before the put: the
+   page is read again. Killed between put and note (in LMDB they are one transaction): it is put again, and is there.
+2. *verify*: each record is read once more from both and compared, byte by byte. What is missing (a server lost what
+   it had acknowledged, the first pass's cursor has missed it) or has become older is put, and read once more.
+3. The note is removed. Killed before: the last page is compared again.
+
+A scan's cursor promises what was there throughout, whatever comes and goes (:meth:`StoreAdmin.scan`). Records that
+cannot be read are counted and left out; of what the target has in their place nothing is changed.
+
+A tombstone that expired in the source, or was never there, is a delete that the copy does not know of: a target that
+still has the clip keeps it. So a target should be empty, or as young as the source's tombstones live.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import orjson
+import structlog
+
+from streamer.store import record
+from streamer.store.admin import Merged
+from streamer.store.protocol import StoreError, StoreUnavailableError
+from streamer.store.upkeep import Advance, Damage, pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamer.store.admin import Page, Raw, StoreAdmin
+
+log = structlog.get_logger()
+
+PATIENCE_S = 120.0
+"""For how long a store that cannot be reached is tried again: longer than a cluster takes to replace a server."""
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+
+
+@dataclass(slots=True)
+class CopyReport:
+    """What became of a copy: the figures of all its runs together; this is also its note."""
+
+    source: str
+    begun_at: dt.datetime
+    stage: str = "copy"
+    cursor: str = ""
+    resumed: int = 0
+    """How often it was begun where another run had ended."""
+    read: int = 0
+    written: int = 0
+    present: int = 0
+    kept: int = 0
+    """Records of the target that the source's do not outrank."""
+    bytes: int = 0
+    """Of what was written."""
+    compared: int = 0
+    mended: int = 0
+    """Found missing or older in the second pass, and put."""
+    damage: Damage = field(default_factory=Damage)
+    """In the source, as the second pass found it."""
+
+
+def copy(
+    source: StoreAdmin,
+    target: StoreAdmin,
+    *,
+    restart: bool = False,
+    advance: Advance = lambda *_: None,
+    patience_s: float = PATIENCE_S,
+) -> CopyReport:
+    """Bring all of ``source`` into ``target``; goes on with a copy of the same source unless ``restart``.
+
+    A store that cannot be reached is tried again for ``patience_s`` after the last page that went well. Raises
+    :class:`StoreError` where the target does not keep what is put into it.
+    """
+    if source.identity == target.identity:
+        raise StoreError("a store cannot be copied to itself")
+    report = None if restart else _noted(target, source.identity)
+    if report is None:
+        report = CopyReport(source.identity, dt.datetime.now(dt.UTC))
+    else:
+        report = replace(report, resumed=report.resumed + 1)
+    return _Copy(source, target, report, advance).run(patience_s)
+
+
+class _Copy:
+    """One run of a copy; a step makes the next report, which is what the next run begins with."""
+
+    def __init__(self, source: StoreAdmin, target: StoreAdmin, report: CopyReport, advance: Advance) -> None:
+        self._source = source
+        self._target = target
+        self._report = report
+        self._advance = advance
+        self._known: set[bytes] = set()
+
+    def run(self, patience_s: float) -> CopyReport:
+        """Make both passes, each as often as it takes."""
+        last, pause_s = "", _SHORTEST_PAUSE_S
+        waits_until = time.monotonic() + patience_s
+        while self._report.stage != "done":
+            try:
+                self._pass()
+            except StoreUnavailableError as error:
+                now = time.monotonic()
+                if self._report.cursor != last:
+                    last, pause_s, waits_until = self._report.cursor, _SHORTEST_PAUSE_S, now + patience_s
+                if now > waits_until:
+                    raise
+                log.warning("store unavailable, the copy waits", error=str(error), pause_s=pause_s)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        return self._report
+
+    def _pass(self) -> None:
+        report = self._report
+        if report.stage == "copy":
+            work, next_stage, done = self._copied, "verify", report.read
+        else:
+            work, next_stage, done = self._verified, "done", report.compared
+        total = self._source.count()
+        for page in self._source.scan(report.cursor):
+            self._report = work(page)
+            done += len(page.records)
+            self._advance(report.stage, done, total)
+        if next_stage == "done":
+            self._target.clear_note()
+        self._report = replace(self._report, stage=next_stage, cursor="")
+
+    def _copied(self, page: Page) -> CopyReport:
+        whole = [raw for raw, _ in Damage().sort(page.records)]
+        sizes = [len(raw.value) for raw in whole]
+
+        def after(outcomes: list[Merged]) -> CopyReport:
+            counts = Counter(outcomes)
+            report = self._report
+            return replace(
+                report,
+                cursor=page.cursor,
+                read=report.read + len(page.records),
+                written=report.written + counts[Merged.WRITTEN],
+                present=report.present + counts[Merged.PRESENT],
+                kept=report.kept + counts[Merged.KEPT],
+                bytes=report.bytes
+                + sum(size for size, outcome in zip(sizes, outcomes, strict=True) if outcome is Merged.WRITTEN),
+            )
+
+        return self._put(whole, after)
+
+    def _verified(self, page: Page) -> CopyReport:
+        damage = Damage(self._report.damage.count, [*self._report.damage.examples])
+        behind = [raw for raw, there in pairs(self._target, damage.sort(page.records)) if there.is_behind]
+
+        def after(outcomes: list[Merged]) -> CopyReport:
+            report = self._report
+            return replace(
+                report,
+                cursor=page.cursor,
+                compared=report.compared + len(page.records),
+                mended=report.mended + outcomes.count(Merged.WRITTEN),
+                damage=damage,
+            )
+
+        report = self._put(behind, after)
+        again = [raw for raw, there in pairs(self._target, Damage().sort(behind)) if there.is_behind]
+        if again:
+            raise StoreError(f"the target has not kept what was put into it, {record.named(again[0].key)} at first")
+        return report
+
+    def _put(self, records: list[Raw], after: Callable[[list[Merged]], CopyReport]) -> CopyReport:
+        if not {raw.key[: record.PREFIX_BYTES] for raw in records} <= self._known:
+            models = self._source.models()
+            self._target.register(models)
+            self._known.update(models)
+        return after(self._target.put(records, lambda outcomes: orjson.dumps(after(outcomes))))
+
+
+def _noted(target: StoreAdmin, source: str) -> CopyReport | None:
+    """Return how far a copy of ``source`` has come; None for a note of another source or release."""
+    try:
+        noted = orjson.loads(target.note() or b"")
+        begun_at, damage = dt.datetime.fromisoformat(noted.pop("begun_at")), Damage(**noted.pop("damage"))
+        report = CopyReport(**noted, begun_at=begun_at, damage=damage)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return report if report.source == source else None

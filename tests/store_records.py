@@ -1,0 +1,96 @@
+"""Raw records for the tests of whole stores."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streamer.store import Clip, Position, record
+from streamer.store.admin import Raw, StoreAdmin, open_admin
+from streamer.store.transfer import copy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from streamer.settings import Precision
+
+DIM = 8
+FIRST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+MODEL = "model-a"
+PREFIX = record.model_prefix(MODEL)
+
+
+def clip(clip_id: str, version: int = 1, offset: int = 0, *, vectors: int = 2, log: str = "log") -> Clip:
+    """Make a clip in which everything follows from the arguments."""
+    uploaded_at = FIRST + dt.timedelta(microseconds=version)
+    rows = np.full((vectors, DIM), version, np.float32)
+    return Clip(clip_id, uploaded_at, Position.of(log, offset), 5, rows, np.arange(vectors, dtype=np.uint32))
+
+
+def upload(
+    version: int, offset: int = 0, *, log: str = "log", clip_id: str = "c", vectors: int = 2, prefix: bytes = PREFIX
+) -> Raw:
+    """Make the record of an upload."""
+    value = record.encode(clip(clip_id, version, offset, log=log, vectors=vectors), "float16")
+    return Raw(record.key(prefix, clip_id), value)
+
+
+def delete(version: int, offset: int = 0, *, log: str = "log", clip_id: str = "c") -> Raw:
+    """Make the tombstone of a delete."""
+    uploaded_us = record.microseconds(FIRST) + version
+    value = record.encode_tombstone(clip_id, record.Version(uploaded_us, False, Position.of(log, offset)))
+    return Raw(record.key(PREFIX, clip_id), value)
+
+
+def damaged(raw: Raw) -> Raw:
+    """Flip the last bit."""
+    return Raw(raw.key, raw.value[:-1] + bytes([raw.value[-1] ^ 1]))
+
+
+def many(count: int, seed: int = 0) -> Iterator[Raw]:
+    """Make records of all precisions and several sizes, every tenth a tombstone, some with long ids."""
+    random = np.random.default_rng(seed)
+    precisions: list[Precision] = ["float32", "float16", "int8"]
+    for number in range(count):
+        clip_id = f"clip-{number}" + ("x" * 495 if number % 97 == 0 else "")
+        if number % 10 == 0:
+            yield delete(number, number, clip_id=clip_id)
+            continue
+        vectors = random.standard_normal((1 + number % 7, DIM)).astype(np.float32)
+        times = np.arange(len(vectors), dtype=np.uint32)
+        uploaded_at = FIRST + dt.timedelta(microseconds=number)
+        made = Clip(clip_id, uploaded_at, Position.of("log", number), number, vectors, times)
+        yield Raw(record.key(PREFIX, clip_id), record.encode(made, precisions[number % 3]))
+
+
+def fill(admin: StoreAdmin, records: Iterator[Raw]) -> None:
+    """Put many records of :data:`MODEL`."""
+    admin.register({PREFIX: MODEL})
+    while some := list(itertools.islice(records, 2_000)):
+        admin.put(some)
+
+
+def everything(admin: StoreAdmin) -> dict[bytes, bytes]:
+    """Return all records by their keys."""
+    return dict(itertools.chain.from_iterable(page.records for page in admin.scan()))
+
+
+def dying_after(pages: int, stage: str) -> Callable[[str, int, int], None]:
+    """Return what kills this process, as ``kill -9`` does, once a stage has come so many pages far."""
+    left = itertools.count(pages - 1, -1)
+
+    def advance(now: str, _done: int, _total: int) -> None:
+        if now == stage and next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return advance
+
+
+def copy_and_die(source: str, target: str, pages: int, stage: str) -> None:
+    """Copy a store in this process, which dies of it."""
+    copy(open_admin(source), open_admin(target, create=True), advance=dying_after(pages, stage))
