@@ -104,9 +104,10 @@ class Buckets:
 
     def __init__(self, name: str, count: int) -> None:
         tags = _tags(count)
+        self.name = name.encode()
         self.count = count
         self.slots = [key_slot(tag) for tag in tags]
-        self.heads = [b"%s{%s}" % (name.encode(), tag) for tag in tags]
+        self.heads = [b"%s{%s}" % (self.name, tag) for tag in tags]
         """What the keys of a bucket begin with."""
         self.numbers = {head: number for number, head in enumerate(self.heads)}
 
@@ -118,9 +119,8 @@ class Buckets:
         """Return the key under which the servers have a record."""
         return self.heads[self.of(key)] + key
 
-    def record_key(self, full: str | bytes) -> bytes | None:
+    def record_key(self, full: bytes) -> bytes | None:
         """Return the record's key for what a server has, None where that is no record of this store."""
-        assert isinstance(full, bytes)  # noqa: S101 - redis-py decodes nothing unless it is asked to
         head, brace, key = full.partition(b"}")
         return key if head + brace in self.numbers and not key.startswith(MODELS) else None
 

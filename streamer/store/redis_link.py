@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _RETRIES = 2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
+_FAULTS = (RedisError, RedisClusterException, IndexError)
+"""What redis-py raises; the last where the nodes of a cluster say that nobody serves any slot."""
 _READ_BYTES = 1 << 18
 """What a connection takes from its socket at once: a node's share of a query is some hundred kilobytes."""
 
@@ -128,7 +130,7 @@ class Link:
                 ((host, port),) = address.hosts
                 self._client = Redis(host=host, port=port, db=address.db, **common)
                 self._refuse_cluster(self._client)
-        except (RedisError, IndexError) as error:  # the latter where a cluster has no slots yet
+        except _FAULTS as error:
             refusal = _refusal(error)
             if refusal is not None:
                 raise StoreError(self._explain(refusal)) from error
@@ -214,7 +216,7 @@ class Link:
         """Turn what redis-py raises into :class:`StoreUnavailableError`."""
         try:
             yield
-        except RedisError as error:
+        except _FAULTS as error:
             raise StoreUnavailableError(self._explain(error)) from error
 
     def _explain(self, error: BaseException) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from redis.crc import key_slot
 
 from streamer.store import record
 from streamer.store.protocol import StoreError, StoreUnavailableError
@@ -23,7 +25,7 @@ _CONTENTION_S = 30.0
 _SCAN_KEYS = 1_000
 _LAST_WRITE = MODELS + b"last write"
 """Stands behind a bucket's tag in the key that is written to wait for replicas."""
-_WAIT_SHARE = 0.8
+_WAIT_SHARE = 0.5
 """Of the time that a server has to answer, what it may spend on waiting for its replicas."""
 
 
@@ -113,10 +115,16 @@ class Space:
         self.link.all([self._call("UNLINK", key) for key in keys])
 
     def register(self, numbers: Iterable[int], models: Mapping[bytes, str]) -> None:
-        """Make models known in some buckets, before anything of theirs is written there."""
+        """Make models known in some buckets, before anything of theirs is written there.
+
+        The format is written too where it is gone, with a server that kept nothing or had it only from a short
+        while before it failed.
+        """
         places = [(number, prefix) for number in numbers for prefix in models]
         slots, keys = self.buckets.slots, self.buckets.models
-        self.link.all([Call(slots[n], ("HSETNX", keys(n), prefix, models[prefix].encode())) for n, prefix in places])
+        calls = [Call(slots[n], ("HSETNX", keys(n), prefix, models[prefix].encode())) for n, prefix in places]
+        name = self.buckets.name
+        self.link.all([Call(key_slot(name), ("SET", name, format_of(self.buckets.count), "NX")), *calls])
 
     def check_model(self, prefix: bytes, model_id: str) -> None:
         """Raise :class:`StoreError` where the prefix belongs to another model."""
@@ -146,12 +154,13 @@ class Space:
 
     def scan(self, prefix: bytes = b"") -> Iterator[list[bytes]]:
         """Go through the keys of records that begin with ``prefix``, some hundred at once; a key may come twice."""
-        pattern = b"%s{*}%s*" % (self.buckets.heads[0].partition(b"{")[0], re.sub(rb"([\[\]*?\\^-])", rb"\\\1", prefix))
+        pattern = b"%s{*}%s*" % (self.buckets.name, re.sub(rb"([\[\]*?\\^-])", rb"\\\1", prefix))
         for node in self.link.nodes():
             cursor = 0
             while True:
                 with self.link.faults():
-                    cursor, found = node.scan(cursor, match=pattern, count=_SCAN_KEYS)
+                    reply: Any = node.scan(cursor, match=pattern, count=_SCAN_KEYS)
+                cursor, found = reply
                 yield [key for full in found if (key := self.buckets.record_key(full)) is not None]
                 if not cursor:
                     break

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from streamer.scoring import score_clips
-from streamer.store import Clip, Position, PutOutcome, Store, StoreError, open_store, record
+from streamer.store import Clip, Position, PutOutcome, Store, StoreError, StoreOptions, open_store, record
 from streamer.store.lmdb import LmdbStore
 from streamer.store.redis import RedisStore
 
@@ -35,6 +35,8 @@ DIM = 8
 FIRST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 HOSTILE_IDS = ["a", "ab", "a\nb", "a\0", "\0", "../../etc", "{a}", "clip:*", "☃", "é" * 256, "a" * 501, "a" * 512]
 WAIT_S = 120
+PATIENT: Any = {"options": StoreOptions(timeout_s=30)}
+"""A busy machine is none that is away."""
 spawn = multiprocessing.get_context("spawn")
 
 
@@ -49,8 +51,9 @@ class LmdbEngine:
         self.opened: list[Store] = []
 
     def open(self, **changes: Any) -> Store:
-        options = {"model_id": "model-a", "dim": DIM, "precision": "float32", **changes}
-        store = open_store(self.url, **options)
+        store = open_store(
+            self.url, **{"model_id": "model-a", "dim": DIM, "precision": "float32", **PATIENT, **changes}
+        )
         self.opened.append(store)
         return store
 
@@ -593,7 +596,7 @@ BATCH = [f"c{number}" for number in range(8)]
 
 
 def put_batches(url: str, started: Event, dim: int) -> None:
-    store = open_store(url, model_id="model-a", dim=dim, precision="float32")
+    store = open_store(url, model_id="model-a", dim=dim, precision="float32", **PATIENT)
     versions_before = versions(store, BATCH[:1])
     for version in itertools.count((versions_before[0] or 0) + 1):
         store.put([clip(clip_id, version, dim=dim) for clip_id in BATCH])
@@ -608,7 +611,7 @@ def check_batch(found: list[int | None], engine_is_transactional: bool, before: 
 
 def read_batches(url: str, enough: int, engine_is_transactional: bool) -> None:
     """Read until ``enough`` versions have gone by."""
-    store = open_store(url, model_id="model-a", dim=DIM, precision="float32", read_only=True)
+    store = open_store(url, model_id="model-a", dim=DIM, precision="float32", read_only=True, **PATIENT)
     seen: set[int | None] = set()
     found: list[int | None] = [None] * len(BATCH)
     while len(seen) < enough:
