@@ -1,4 +1,4 @@
-"""How good a ranked list is."""
+"""How good a ranked list is; the demo computes this much itself, so that it needs no extra."""
 
 from __future__ import annotations
 

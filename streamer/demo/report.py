@@ -1,16 +1,17 @@
-"""The demo's report: one self-contained HTML page, and summary.json beside it."""
+"""The demo's report: one self-contained HTML page, and summary.json, what it shows, beside it."""
 
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import orjson
 from PIL import Image
 
+from streamer.evaluation.page import embedded, environment, show
 from streamer.events import Status
 from streamer.video import Sampling, sample
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from streamer.events import QueryReranked
+    from streamer.events import QueryReranked, RerankedCandidate
 
 TOP = 5
 """Results of each query that the page shows."""
@@ -68,33 +69,41 @@ def _jpeg_uri(frame: npt.NDArray[np.uint8]) -> str:
 def write(
     folder: Path, *, summary: Mapping[str, Any], queries: Sequence[Judged], pictures: FramePictures, model: str
 ) -> Path:
-    """Write summary.json and index.html into ``folder``; return the page's path."""
+    """Write summary.json (the figures of the run, and the first results of each query) and index.html into ``folder``.
+
+    Return the page's path. Queries with judgments are shown by what they gained.
+    """
+    judged = summary.get("map_before") is not None
+    if judged:
+        queries = sorted(queries, key=lambda query: (query.after or 0.0) - (query.before or 0.0), reverse=True)
+    data = {**summary, "answers": [_answer(query) for query in queries]}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("streamer.demo", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
+    (folder / "summary.json").write_bytes(orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
     page = folder / "index.html"
     page.write_text(
-        environment.get_template("report.html.j2").render(
-            summary=summary,
+        environment("streamer.demo")
+        .get_template("report.html.j2")
+        .render(
+            title="CLIPRerank over Kafka: what reranking changed",
+            data=embedded(data),
+            answers=data["answers"],
+            show=functools.partial(show, data),
+            pictures=[[_picture(result, pictures) for result in query.event.results[:TOP]] for query in queries],
             model=model,
-            queries=[_section(query, pictures) for query in queries],
-            judged=summary.get("map_before") is not None,
+            judged=judged,
         ),
         encoding="utf-8",
     )
     return page
 
 
-def _section(query: Judged, pictures: FramePictures) -> dict[str, Any]:
+def _answer(query: Judged) -> dict[str, Any]:
     event = query.event
     return {
         "query_id": event.query_id,
         "text": event.query,
         "before": query.before,
         "after": query.after,
-        "gain": (query.after or 0.0) - (query.before or 0.0),
         "results": [
             {
                 "rank": result.rank,
@@ -105,10 +114,13 @@ def _section(query: Judged, pictures: FramePictures) -> dict[str, Any]:
                 "frame_score": result.frame_score,
                 "seconds": None if result.moment_ms is None else result.moment_ms / 1000,
                 "relevant": None if query.relevant is None else result.clip_id in query.relevant,
-                "picture": pictures.at(result.clip_id, result.moment_ms)
-                if result.status is Status.RERANKED and result.moment_ms is not None
-                else None,
             }
             for result in event.results[:TOP]
         ],
     }
+
+
+def _picture(result: RerankedCandidate, pictures: FramePictures) -> str | None:
+    if result.status is not Status.RERANKED or result.moment_ms is None:
+        return None
+    return pictures.at(result.clip_id, result.moment_ms)

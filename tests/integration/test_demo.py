@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import browser
 import pytest
 
 from streamer.kafka.topic_files import load_specs
@@ -19,6 +20,8 @@ from streamer.kafka.topics import check
 from streamer.settings import load
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from streamer.kafka.broker import LocalKafka
 
 STREAMER = Path(sys.executable).with_name("streamer")
@@ -66,7 +69,7 @@ def environment(kafka: LocalKafka) -> dict[str, str]:
 
 
 def test_own_clips_are_embedded_reranked_measured_and_pictured(
-    kafka: LocalKafka, clips: Path, queries: Path, tmp_path: Path
+    kafka: LocalKafka, chromium: Browser, clips: Path, queries: Path, tmp_path: Path
 ) -> None:
     report = tmp_path / "report"
     done = subprocess.run(
@@ -92,6 +95,10 @@ def test_own_clips_are_embedded_reranked_measured_and_pictured(
     assert shown["events_per_s"] == f"{summary['events_per_s']:.0f}"
     assert page.count("data:image/jpeg;base64,") == 6
     assert "http" not in page.replace("http://www.w3.org", "")
+    with browser.opened(chromium, report / "index.html") as opened:
+        figures = browser.assert_figures_are(summary, opened)
+        assert {path for path in figures if "/" not in path} == FIGURES - {"map_before", "map_after", "queries"}
+        assert "answers/1/results/2/score" in figures
     prefix = re.search(r"(demo-\w+\.)clips\.uploaded: created", done.stdout)
     assert prefix is not None
     settings = load({"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": prefix[1]})

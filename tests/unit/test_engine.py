@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import ir_measures
 import numpy as np
 import pytest
 from hypothesis import given
@@ -106,6 +107,13 @@ def test_an_empty_index_answers_with_nothing(encoder: Encoder) -> None:
 )
 def test_average_precision_of_known_lists(ranked: str, relevant: str, expected: float) -> None:
     assert average_precision(ranked, set(relevant)) == pytest.approx(expected)
+
+
+@given(st.permutations("abcdefgh"), st.sets(st.sampled_from("abcdefghxy"), min_size=1))
+def test_average_precision_is_the_library_s(ranked: list[str], relevant: set[str]) -> None:
+    scores = {clip: -float(rank) for rank, clip in enumerate(ranked)}
+    (found,) = ir_measures.iter_calc([ir_measures.AP], {"q": dict.fromkeys(relevant, 1)}, {"q": scores})
+    assert average_precision(ranked, relevant) == pytest.approx(found.value, abs=1e-12)
 
 
 def test_average_precision_needs_something_relevant() -> None:
