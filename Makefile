@@ -8,7 +8,7 @@ SOURCES := streamer tests scripts bench
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools chaos fuzz-video bench peers soak lint format kafka topics docs model lock clean
+.PHONY: help install demo test tools chaos fuzz-video bench peers soak store-copy lint format kafka topics docs model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ $(PEERS)/.installed: requirements/peers.txt $(STAMP)
 
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (10 to 20 minutes)
 	$(BIN)/python -m pytest -s tests/soak/soak.py
+
+store-copy: $(STAMP) ## 100,000 records from LMDB to a real cluster and back, the copies killed on the way (about 3 minutes)
+	$(BIN)/python -m pytest -s tests/soak/store_copy.py
 
 lint: $(STAMP) ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check $(SOURCES)

@@ -248,7 +248,7 @@ COMMANDS_OF: dict[str, tuple[str, ...]] = {
     ),
     "topics": (*_KAFKA, *_LOG),
     "demo": ("bootstrap_servers", "kafka", "model", "pretrained", "dtype", "device", "threads", *_LOG),
-    "store": (*_STORE, *_LOG),
+    "store": (*_STORE, "store_replicas", "store_tombstone_days", *_LOG),
     "replay": (*_KAFKA, *_TEXTS, *_METHOD, *_LOG),
 }  # fmt: skip
 """Which command takes which settings, in the order of its help."""

@@ -9,9 +9,12 @@ import signal
 from typing import TYPE_CHECKING
 
 import numpy as np
+from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 
 from streamer.store import Clip, Position, record
 from streamer.store.admin import Raw, StoreAdmin, open_admin
+from streamer.store.lmdb_admin import LmdbAdmin
+from streamer.store.redis_admin import RedisAdmin
 from streamer.store.transfer import copy
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ def damaged(raw: Raw) -> Raw:
     return Raw(raw.key, raw.value[:-1] + bytes([raw.value[-1] ^ 1]))
 
 
-def many(count: int, seed: int = 0) -> Iterator[Raw]:
+def many(count: int, seed: int = 0, dim: int = DIM) -> Iterator[Raw]:
     """Make records of all precisions and several sizes, every tenth a tombstone, some with long ids."""
     random = np.random.default_rng(seed)
     precisions: list[Precision] = ["float32", "float16", "int8"]
@@ -61,7 +64,7 @@ def many(count: int, seed: int = 0) -> Iterator[Raw]:
         if number % 10 == 0:
             yield delete(number, number, clip_id=clip_id)
             continue
-        vectors = random.standard_normal((1 + number % 7, DIM)).astype(np.float32)
+        vectors = random.standard_normal((1 + number % 7, dim)).astype(np.float32)
         times = np.arange(len(vectors), dtype=np.uint32)
         uploaded_at = FIRST + dt.timedelta(microseconds=number)
         made = Clip(clip_id, uploaded_at, Position.of("log", number), number, vectors, times)
@@ -75,9 +78,25 @@ def fill(admin: StoreAdmin, records: Iterator[Raw]) -> None:
         admin.put(some)
 
 
+def put_unchecked(admin: StoreAdmin, raw: Raw) -> None:
+    """Put a record whatever it is, as a fault of a disk or a stranger would."""
+    if isinstance(admin, LmdbAdmin):
+        admin._opened().write(lambda transaction: transaction.put(*raw))
+    elif isinstance(admin, RedisAdmin):
+        space = admin._opened()
+        space.link.one("SET", space.buckets.full(raw.key), raw.value)
+
+
 def everything(admin: StoreAdmin) -> dict[bytes, bytes]:
     """Return all records by their keys."""
     return dict(itertools.chain.from_iterable(page.records for page in admin.scan()))
+
+
+def digest(admin: StoreAdmin) -> tuple[int, str]:
+    """Return how many records there are, and a checksum of them all with their keys."""
+    by_key = {raw.key: xxh3_128_digest(raw.value) for page in admin.scan() for raw in page.records}
+    together = b"".join(b"%d %s%s" % (len(key), key, by_key[key]) for key in sorted(by_key))
+    return len(by_key), xxh3_128_hexdigest(together)
 
 
 def dying_after(pages: int, stage: str) -> Callable[[str, int, int], None]:

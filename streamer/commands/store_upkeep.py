@@ -40,18 +40,21 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Report as one JSON
 @click.argument("target", metavar="TO")
 @click.option("--restart", is_flag=True, help="Begin anew where an earlier copy was interrupted.")
 @_JSON
-def store_copy(settings: Settings, source: str, target: str, restart: bool, as_json: bool) -> None:  # noqa: ARG001
+def store_copy(settings: Settings, source: str, target: str, restart: bool, as_json: bool) -> None:
     """Bring every record of the store FROM into the store TO, and compare them all afterwards.
 
     Both may be in use. What TO has that is newer stays; TO is made where it is absent. An interrupted copy goes on
-    where it was when it is run again. Exit 1 where a record of FROM is damaged: such ones are left out.
+    where it was when it is run again. User, password and certificates that are set are those of both. Exit 1 where a
+    record of FROM is damaged: such ones are left out.
     """
+    from streamer.store import StoreOptions  # noqa: PLC0415
     from streamer.store.admin import open_admin  # noqa: PLC0415
     from streamer.store.transfer import copy  # noqa: PLC0415
 
+    options = StoreOptions.of(settings)
     with (
-        contextlib.closing(open_admin(source)) as opened,
-        contextlib.closing(open_admin(target, create=True)) as to,
+        contextlib.closing(open_admin(source, options=options)) as opened,
+        contextlib.closing(open_admin(target, create=True, options=options)) as to,
         _progress() as advance,
     ):
         report = copy(opened, to, restart=restart, advance=advance)
@@ -81,13 +84,14 @@ def store_verify(settings: Settings, against: str | None, as_json: bool) -> None
     Exit 1 where one is damaged or, with --against, damaged, missing or older there. What only the other store has
     is not looked at. In stores that are written meanwhile, the last few may be found missing.
     """
-    from streamer.store import upkeep  # noqa: PLC0415
+    from streamer.store import StoreOptions, upkeep  # noqa: PLC0415
     from streamer.store.admin import open_admin  # noqa: PLC0415
 
     console = Console()
+    options = StoreOptions.of(settings)
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(contextlib.closing(open_admin(settings.store)))
-        other = stack.enter_context(contextlib.closing(open_admin(against))) if against else None
+        opened = stack.enter_context(contextlib.closing(open_admin(settings.store, options=options)))
+        other = stack.enter_context(contextlib.closing(open_admin(against, options=options))) if against else None
         with _progress() as advance:
             if other is not None:
                 compared = upkeep.compare(opened, other, advance)
@@ -127,9 +131,10 @@ def store_compact(settings: Settings, to: Path | None) -> None:
     In place nobody may have the store open: it is refused while a service runs. With --to, services may run, and
     the copy is the store as it was at one moment; `store copy` brings what came later.
     """
+    from streamer.store import StoreOptions  # noqa: PLC0415
     from streamer.store.admin import open_admin  # noqa: PLC0415
 
-    with contextlib.closing(open_admin(settings.store)) as opened:
+    with contextlib.closing(open_admin(settings.store, options=StoreOptions.of(settings))) as opened:
         before, after = opened.compact(to)
     click.echo(f"{before:,} bytes on disk before, {after:,} after")
 
@@ -142,12 +147,13 @@ def store_compact(settings: Settings, to: Path | None) -> None:
 def store_drop_model(settings: Settings, model_id: str, dry_run: bool, yes: bool, even_if_in_use: bool) -> None:
     """Remove all that is stored of the model MODEL_ID; its clips have to be embedded again to come back.
 
-    Refused for a model that seems to be in use. Exit 1 where a service has written to it meanwhile.
+    Stop its services first. Refused for a model that seems to be in use; exit 1 where a service has written to it
+    meanwhile.
     """
-    from streamer.store import upkeep  # noqa: PLC0415
+    from streamer.store import StoreOptions, upkeep  # noqa: PLC0415
     from streamer.store.admin import open_admin  # noqa: PLC0415
 
-    with contextlib.closing(open_admin(settings.store)) as opened:
+    with contextlib.closing(open_admin(settings.store, options=StoreOptions.of(settings))) as opened:
         models = {name: prefix for prefix, name in opened.models().items()}
         if model_id not in models:
             raise click.ClickException(f"no model {model_id!r} is stored, but: {', '.join(sorted(models)) or 'none'}")

@@ -9,15 +9,17 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from streamer.store.protocol import UNKNOWN_ENGINE, StoreError
+from streamer.store.protocol import lmdb_path, require_redis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from streamer.store.options import StoreOptions
+
 PAGE_RECORDS = 512
 """Most records that are read, put or removed at once."""
-PAGE_BYTES = 8 << 20
+PAGE_BYTES = 4 << 20
 """Bytes of values from which on a page takes no further record; one record alone may be larger."""
 
 
@@ -29,10 +31,14 @@ class Raw(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Some records, and the cursor that goes on behind them."""
+    """Some records, and the cursor that goes on behind them.
+
+    ``anew``: with this page the scan begins anew, and what has come before comes again.
+    """
 
     records: list[Raw]
     cursor: str
+    anew: bool = False
 
 
 class Merged(StrEnum):
@@ -74,8 +80,8 @@ class StoreAdmin(Protocol):
 
         ``heads`` cuts values to their first :data:`~streamer.store.record.HEADER_BYTES`. Every record that is
         there from the beginning to the end comes at least once, however often the scan was ended and begun again
-        with the cursor of a page; what is written or removed meanwhile comes or does not. A cursor that has
-        become useless, since servers took each other's place, begins anew.
+        with the cursor of a page; what is written or removed meanwhile comes or does not. Where servers have
+        taken each other's place, the scan begins anew and says so.
         """
         ...
 
@@ -116,14 +122,16 @@ class StoreAdmin(Protocol):
         ...
 
 
-def open_admin(url: str, *, create: bool = False) -> StoreAdmin:
+def open_admin(url: str, *, create: bool = False, options: StoreOptions | None = None) -> StoreAdmin:
     """Open the store that ``url`` names; one that is absent is only created with ``create``.
 
     Raises :class:`StoreError`, or :class:`StoreUnavailableError` where a later attempt may succeed.
     """
-    scheme, _, rest = url.partition(":")
-    if scheme == "lmdb":
+    if (path := lmdb_path(url)) is not None:
         from streamer.store.lmdb_admin import LmdbAdmin  # noqa: PLC0415 - only the engine in use is loaded
 
-        return LmdbAdmin(rest, create=create)
-    raise StoreError(UNKNOWN_ENGINE.format(scheme))
+        return LmdbAdmin(path, create=create)
+    require_redis(url)
+    from streamer.store.redis_admin import RedisAdmin  # noqa: PLC0415
+
+    return RedisAdmin(url, create=create, options=options)

@@ -221,7 +221,7 @@ def open_store(
     ``options`` are for stores beyond this host. Raises :class:`StoreError`, or :class:`StoreUnavailableError` where
     a later attempt may succeed.
     """
-    if (path := _lmdb_path(url)) is not None:
+    if (path := lmdb_path(url)) is not None:
         from streamer.store.lmdb import LmdbStore  # noqa: PLC0415 - only the engine in use is loaded
 
         return LmdbStore(path, model_id=model_id, dim=dim, precision=precision, read_only=read_only)
@@ -237,7 +237,7 @@ def open_existing(url: str, *, model_id: str = "", options: StoreOptions | None 
     ``model_id`` is whose records are read; without one :meth:`Store.stats` still tells of all models. Raises
     :class:`StoreError`, or :class:`StoreUnavailableError` where a later attempt may succeed.
     """
-    if (path := _lmdb_path(url)) is not None:
+    if (path := lmdb_path(url)) is not None:
         from streamer.store.lmdb import LmdbStore, is_store  # noqa: PLC0415 - only the engine in use is loaded
 
         if not is_store(path):
@@ -263,6 +263,7 @@ def require_redis(url: str) -> None:
         raise StoreError(f"{scheme}: needs the extra redis: pip install 'cliprerank-streamer[redis]'")
 
 
-def _lmdb_path(url: str) -> str | None:
+def lmdb_path(url: str) -> str | None:
+    """Return the path of an LMDB store's URL, None for that of another engine."""
     scheme, _, path = url.partition(":")
     return path if scheme == "lmdb" else None

@@ -174,12 +174,14 @@ class Link:
             for call, reply in zip(calls, replies, strict=True)
         ]
 
-    def nodes(self) -> list[Redis]:
-        """Return a client for each node that holds records."""
+    def nodes(self, *, fresh: bool = False) -> list[Redis]:
+        """Return a client for each node that holds records; ``fresh`` asks the cluster which ones do."""
         client = self._client
         if isinstance(client, Redis):
             return [client]
         with self.faults():
+            if fresh:
+                client.nodes_manager.initialize()
             return [client.get_redis_connection(node) for node in client.get_primaries()]  # type: ignore[no-untyped-call]
 
     def place(self, slot: int) -> object:

@@ -17,6 +17,8 @@ from streamer.store.redis_scripts import REPLACE, REPLACED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from redis import Redis
+
     from streamer.store.options import StoreOptions
     from streamer.store.redis_keys import Address
 
@@ -80,6 +82,10 @@ class Space:
             for key in keys
         ]
         return [memoryview(head or b"") for head in self.link.all(calls)]
+
+    def starts(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Return the first :data:`~streamer.store.record.HEADER_BYTES` of each record; empty where it is gone."""
+        return self.link.all([self._call("GETRANGE", key, 0, record.HEADER_BYTES - 1) for key in keys])
 
     def apply(self, edits: Sequence[Edit], stored: Sequence[bytes | None]) -> list[tuple[bool, bytes | None]]:
         """Make edits, each at once and apart from the others; edits of one record in their order.
@@ -154,16 +160,20 @@ class Space:
 
     def scan(self, prefix: bytes = b"") -> Iterator[list[bytes]]:
         """Go through the keys of records that begin with ``prefix``, some hundred at once; a key may come twice."""
-        pattern = b"%s{*}%s*" % (self.buckets.name, re.sub(rb"([\[\]*?\\^-])", rb"\\\1", prefix))
         for node in self.link.nodes():
-            cursor = 0
-            while True:
-                with self.link.faults():
-                    reply: Any = node.scan(cursor, match=pattern, count=_SCAN_KEYS)
-                cursor, found = reply
-                yield [key for full in found if (key := self.buckets.record_key(full)) is not None]
-                if not cursor:
-                    break
+            cursor, keys = self.scan_node(node, 0, prefix)
+            yield keys
+            while cursor:
+                cursor, keys = self.scan_node(node, cursor, prefix)
+                yield keys
+
+    def scan_node(self, node: Redis, cursor: int, prefix: bytes = b"") -> tuple[int, list[bytes]]:
+        """Return some of the keys of one server, and its next cursor, which is 0 at the end."""
+        pattern = b"%s{*}%s*" % (self.buckets.name, re.sub(rb"([\[\]*?\\^-])", rb"\\\1", prefix))
+        with self.link.faults():
+            reply: Any = node.scan(cursor, match=pattern, count=_SCAN_KEYS)
+        after, found = reply
+        return int(after), [key for full in found if (key := self.buckets.record_key(full)) is not None]
 
     def bytes_used(self) -> int:
         """Return the memory that the servers with records occupy, whatever else they hold."""

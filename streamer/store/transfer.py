@@ -134,6 +134,12 @@ class _Copy:
             work, next_stage, done = self._verified, "done", report.compared
         total = self._source.count()
         for page in self._source.scan(report.cursor):
+            if page.anew:
+                done = 0
+                is_first = report.stage == "copy"
+                self._report = replace(
+                    self._report, **({"read": 0} if is_first else {"compared": 0, "damage": Damage()})
+                )
             self._report = work(page)
             done += len(page.records)
             self._advance(report.stage, done, total)

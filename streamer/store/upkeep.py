@@ -103,6 +103,8 @@ def verify(store: StoreAdmin, advance: Advance = lambda *_: None) -> VerifyRepor
     report = VerifyReport({model_id: ModelFigures() for model_id in names.values()})
     done, total = 0, store.count()
     for page in store.scan():
+        if page.anew:
+            done, report = 0, VerifyReport({model_id: ModelFigures() for model_id in names.values()})
         for raw, version in report.damage.sort(page.records):
             prefix = raw.key[: record.PREFIX_BYTES]
             if prefix not in names:
@@ -150,6 +152,8 @@ def compare(source: StoreAdmin, target: StoreAdmin, advance: Advance = lambda *_
     report = CompareReport()
     done, total = 0, source.count()
     for page in source.scan():
+        if page.anew:
+            done, report = 0, CompareReport()
         for raw, there in pairs(target, report.damage.sort(page.records)):
             report.same += there.is_same
             report.missing += there.is_missing
@@ -179,6 +183,8 @@ def survey(store: StoreAdmin, prefix: bytes, advance: Advance = lambda *_: None)
     newest_us: int | None = None
     done, total = 0, store.count()
     for page in store.scan(prefix=prefix, heads=True):
+        if page.anew:
+            done, found, newest_us = 0, ModelSurvey(), None
         for raw in page.records:
             uploaded_us, is_live = record.peek(raw.value)
             found.clips += is_live

@@ -25,6 +25,7 @@ from store_records import (
     everything,
     fill,
     many,
+    put_unchecked,
     upload,
 )  # fmt: skip
 
@@ -58,10 +59,6 @@ def target(tmp_path: Path) -> Iterator[LmdbAdmin]:
     opened = LmdbAdmin(tmp_path / "target", create=True)
     yield opened
     opened.close()
-
-
-def put_unchecked(admin: LmdbAdmin, raw: Raw) -> None:
-    admin._opened().write(lambda transaction: transaction.put(*raw))
 
 
 # Copies.
