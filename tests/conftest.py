@@ -6,6 +6,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 import browser
+import hypothesis
 import pytest
 from redis_servers import Cluster, Server
 
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from playwright.sync_api import Browser
+
+# A busy machine is no failure: no example has a deadline, and making them may be slow.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

@@ -65,20 +65,25 @@ def evaluate(
     from streamer.evaluation.trec import read_qrels, read_run  # noqa: PLC0415
 
     qrels = read_qrels(qrels_path)
+    warnings: list[str] = []
 
     def measured(path: Path) -> Evaluation:
         evaluation = measuring.evaluate(read_run(path), qrels, measures, missing_as_zero=missing_as_zero)
         consequence = "they count as 0" if missing_as_zero else "they are left out of its mean"
-        _warn(f"{path} has no results for", evaluation.missing, f"of the judged topics; {consequence}")
-        _warn(f"{path} has", evaluation.not_judged, "topics without judgments; they are ignored")
+        if evaluation.missing:
+            warnings.append(f"{path.name} lacks judged topics; {consequence}: {_named(evaluation.missing)}")
+        if evaluation.not_judged:
+            warnings.append(f"{path.name} has topics without judgments; ignored: {_named(evaluation.not_judged)}")
         return evaluation
 
     base = measured(run_path)
     reranked = measured(reranked_path) if reranked_path else None
+    for warning in warnings:
+        click.echo(f"streamer: {warning}", err=True)
     found = report.data(base, reranked, compare(base, reranked) if reranked else {})
     if html_file is not None:
         names = [path.name for path in (run_path, qrels_path, reranked_path) if path]
-        html_file.write(render(report.page(found, *names)))
+        html_file.write(render(report.page(found, *names, warnings=warnings)))
     if json_file is not None:
         json_file.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
     if "-" not in {file.name for file in (json_file, html_file) if file}:
@@ -87,7 +92,6 @@ def evaluate(
             console.print(table)
 
 
-def _warn(before: str, topics: Sequence[str], after: str) -> None:
-    if topics:
-        named = ", ".join(topics[:_TOPICS_NAMED]) + (", ..." if len(topics) > _TOPICS_NAMED else "")
-        click.echo(f"streamer: {before} {len(topics):,} {after} ({named})", err=True)
+def _named(topics: Sequence[str]) -> str:
+    more = len(topics) - _TOPICS_NAMED
+    return ", ".join(topics[:_TOPICS_NAMED]) + (f" and {more:,} more" if more > 0 else "")

@@ -64,7 +64,7 @@ def terminal(found: Data) -> Iterator[TerminalTable]:
     yield table
 
 
-def page(found: Data, run: str, qrels: str, reranked: str = "") -> Page:
+def page(found: Data, run: str, qrels: str, reranked: str = "", *, warnings: Sequence[str] = ()) -> Page:
     """Make the page; ``run``, ``qrels`` and ``reranked`` are what to call the files."""
     measures = list(found["run"]["mean"])
     first = measures[0]
@@ -82,13 +82,14 @@ def page(found: Data, run: str, qrels: str, reranked: str = "") -> Page:
         ]
     summary = Table(["", *measures], list(_summary_rows(found)), frozenset(range(1, len(measures) + 1)))
     lead = f"{run} before and {reranked} after, judged by {qrels}" if compared else f"{run} judged by {qrels}"
+    notes = [*([_SIGNIFICANCE] if compared else []), *warnings]
     return Page(
         title="What reranking changed" if compared else "How good the run is",
         lead=lead,
         data=found,
         headline=headline,
         sections=[
-            Section("Over all topics", [summary, *([Text(_SIGNIFICANCE)] if compared else [])]),
+            Section("Over all topics", [summary, *map(Text, notes)]),
             *(_measure_section(found, measure) for measure in measures),
         ],
     )

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
 
-MAX_ROWS = 20_000_000
-"""Most lines of a file."""
+MAX_ROWS = 5_000_000
+"""Most lines of a file: 1,000 topics with as many candidates as an event may have."""
 MAX_LINE_BYTES = 16_384
 MAX_XML_BYTES = 16_777_216
 

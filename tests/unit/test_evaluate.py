@@ -73,13 +73,13 @@ def test_the_json_alone_goes_to_standard_output_unrounded(files: dict[str, Path]
         expected, rel=1e-12
     )
     assert found["run"]["mean"] == {"infAP": pytest.approx(sum(expected.values()) / len(expected), rel=1e-12)}
-    assert done.stderr == (f"streamer: {files['base']} has 1 topics without judgments; they are ignored (unjudged)\n")
+    assert done.stderr == "streamer: base has topics without judgments; ignored: unjudged\n"
 
 
 def test_before_and_after_with_significance_for_people_and_for_scripts(files: dict[str, Path], tmp_path: Path) -> None:
     done = run(*given(files), "--measures", "infAP,ndcg@10,MRR", "--json", tmp_path / "found.json")
     assert done.exit_code == 0
-    assert "they are left out of its mean (1501)" in done.stderr
+    assert "streamer: reranked lacks judged topics; they are left out of its mean: 1501\n" in done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found.keys() == {"run", "reranked", "comparison"}
     assert found["run"].keys() == found["reranked"].keys() == {"topics", "mean"}
@@ -131,6 +131,7 @@ def test_the_page_shows_in_a_browser_what_the_json_says(
         ordered = sorted(values.values(), reverse=True)
         scale = max(heights) / max(map(abs, ordered))
         assert heights == pytest.approx([abs(value) * scale for value in ordered], abs=1)
+        assert "base has topics without judgments; ignored: unjudged" in page.locator("p").all_inner_texts()
         assert HOSTILE in page.locator("td").all_inner_texts()
         assert page.locator("figure svg").count() == (4 if reranked else 2)
         ids = page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
