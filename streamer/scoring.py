@@ -141,8 +141,20 @@ def on_grid(vectors: npt.NDArray[Any]) -> FloatArray:
     The products of two such vectors are multiples of 2**-52, and no sum of some of them exceeds 1 by more than
     rounding has added to the vectors' lengths: float64 holds all of them.
     """
+    if vectors.dtype == np.float16:
+        return _widened(vectors)
     exact = vectors.astype(np.float64)
     return np.rint(exact * 2.0**26) * 2.0**-26 if vectors.dtype == np.float32 else exact
+
+
+def _widened(halves: npt.NDArray[np.float16]) -> FloatArray:
+    """Return float16 as float64; numpy's own conversion takes five times as long, a number at a time."""
+    bits = np.ascontiguousarray(halves).view(np.int16).astype(np.int32)  # the sign goes to the front
+    bits <<= 13
+    bits &= ~0x70001FFF
+    wide = bits.view(np.float32).astype(np.float64)
+    wide *= 2.0**112  # what lies between the exponents' biases
+    return wide
 
 
 class _Dots:

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,6 +52,7 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pth")
 IMAGE_BATCH = 32
 """Frames a call on a CPU, where four are within a tenth of the most that any size gives."""
 MAX_IMAGE_BATCH = 512
+_FRAMES_OF_A_CLIP = 8
 MAX_TOKENIZER_WORDS = 20_000
 """Words whose tokens are remembered; open_clip's own tokenizer remembers every word that it ever saw."""
 
@@ -162,21 +164,24 @@ class OpenClipEncoder:
 
     def warm_up(self) -> None:
         """Run each side once, with the threads that there are now."""
-        for tower in self._towers().values():
-            tower.run()
+        for tower in (self._images, self._texts):
+            if tower is not None:
+                tower.run()
 
     def measure_threads(self) -> int:
         """Return how many of torch's threads are worth taking, for the side that profits from most."""
         most = torch.get_num_threads()
         if most == 1:
             return 1
-        counts = {side: thread_count(tower.run, most) for side, tower in self._towers().items()}
+        runs: dict[str, Callable[[], object]] = {}
+        if self._images is not None:
+            # As many frames as keep more than a few threads busy: a clip's, if it is short.
+            runs["images"] = partial(self._images.run_batch, _FRAMES_OF_A_CLIP)
+        if self._texts is not None:
+            runs["texts"] = self._texts.run
+        counts = {side: thread_count(run, most) for side, run in runs.items()}
         log.info("threads measured", most=most, **counts)
         return max(counts.values())
-
-    def _towers(self) -> dict[str, Tower]:
-        both = {"images": self._images, "texts": self._texts}
-        return {side: tower for side, tower in both.items() if tower is not None}
 
 
 def _measure(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from streamer import events, scoring
-from streamer.scoring import normalize, rerank, score_clips
+from streamer.scoring import normalize, on_grid, rerank, score_clips
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -283,3 +283,9 @@ def test_a_query_that_is_not_finite_is_refused(dtype: str) -> None:
 def test_a_query_of_zeros_scores_nothing_but_zero() -> None:
     for matrix, scales in ((np.ones((2, 4), np.int8), np.ones(2, np.float32)), (np.ones((2, 4), np.float16), None)):
         assert list(score_clips(np.zeros(4, np.float32), [Vectors.of(matrix, scales)]).cosines) == [0.0]
+
+
+def test_every_half_is_widened_exactly() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    assert np.array_equal(on_grid(halves).view(np.int64), halves.astype(np.float64).view(np.int64))
