@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.report import summary
+from streamer.kafka.privileges import markdown as privileges_tables
 from streamer.metrics import markdown as metrics_table
 from streamer.settings import markdown as settings_table
 
@@ -24,6 +25,7 @@ TABLES = {
         "performance": lambda: summary(json.loads(RESULTS.read_bytes())),
     },
     ROOT / "docs" / "metrics.md": {"metrics": metrics_table},
+    ROOT / "docs" / "security.md": {"privileges": privileges_tables},
 }
 """The tables of each page, by the names that stand there."""
 END = "<!-- end -->"

@@ -15,6 +15,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from streamer import __version__
+from streamer.commands.acls import acls
 from streamer.commands.dlq import dlq
 from streamer.commands.evaluate import evaluate
 from streamer.commands.flags import SettingsCommand
@@ -34,6 +35,7 @@ def cli() -> None:
     """Rerank video search results frame by frame with CLIP, from Kafka to Kafka."""
 
 
+cli.add_command(acls)
 cli.add_command(dlq)
 cli.add_command(evaluate)
 cli.add_command(store)

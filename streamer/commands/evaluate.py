@@ -81,16 +81,12 @@ def evaluate(
     for warning in warnings:
         click.echo(f"streamer: {warning}", err=True)
     found = report.data(base, reranked, compare(base, reranked) if reranked else {})
-    # Everything is made before anything is written: touching click's lazy files opens them.
-    written: list[tuple[IO[str], str]] = []
-    if json_file is not None:
-        written.append((json_file, orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n"))
     if html_file is not None:
         names = [path.name for path in (run_path, qrels_path, reranked_path) if path]
-        written.append((html_file, render(report.page(found, *names, warnings=warnings))))
-    for file, text in written:
-        file.write(text)
-    if "-" not in {file.name for file, _ in written}:
+        html_file.write(render(report.page(found, *names, warnings=warnings)))
+    if json_file is not None:
+        json_file.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
+    if "-" not in {file.name for file in (json_file, html_file) if file}:
         console = Console()
         for table in report.terminal(found):
             console.print(table)

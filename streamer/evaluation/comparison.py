@@ -19,7 +19,6 @@ from streamer.evaluation.trec import TrecError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
 
     from streamer.evaluation.measures import Evaluation
 
@@ -109,7 +108,11 @@ def _compare(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) ->
 
 def _randomization(gains: npt.NDArray[np.float64]) -> float:
     """Return the p-value of the mean gain under random signs; the same gains give the same p."""
-    result = _scipy_stats().permutation_test(
+    try:
+        from scipy.stats import permutation_test  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise missing_extra(error) from None
+    result = permutation_test(
         (gains,),
         np.mean,
         permutation_type="samples",
@@ -123,21 +126,14 @@ def _randomization(gains: npt.NDArray[np.float64]) -> float:
 
 def _t_test(gains: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     """Return the p-value and the interval of the mean gain."""
+    from scipy.stats import ttest_1samp  # noqa: PLC0415
+
     if np.ptp(gains) == 0:
         # No spread at all: the statistic would be divided by 0.
         return (1.0 if gains[0] == 0 else 0.0), float(gains[0]), float(gains[0])
-    result = _scipy_stats().ttest_1samp(gains, 0.0)
+    result = ttest_1samp(gains, 0.0)
     interval = result.confidence_interval(CONFIDENCE)
     return float(result.pvalue), float(interval.low), float(interval.high)
-
-
-def _scipy_stats() -> ModuleType:
-    try:
-        import scipy.stats  # noqa: PLC0415 - an optional extra
-    except ImportError as error:
-        raise missing_extra(error) from None
-    stats: ModuleType = scipy.stats
-    return stats
 
 
 def _by_strength(before: npt.NDArray[np.float64], gains: npt.NDArray[np.float64]) -> list[Strength]:

@@ -74,7 +74,7 @@ def events_of_topic(settings: Settings) -> Iterator[QueryResults]:
 
     Raises :class:`~streamer.kafka.spans.ReadError`.
     """
-    with contextlib.closing(TopicReader(settings, settings.topic(INPUT), group=GROUP)) as reader:
+    with contextlib.closing(TopicReader(settings, settings.topic(INPUT), group=GROUP, role="replay")) as reader:
         for span in reader.spans():
             for record in reader.records(span):
                 try:

@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from streamer.kafka import config
 from streamer.kafka.client import enqueue
+from streamer.kafka.privileges import Operation, Refusals, Resource, refused
 from streamer.kafka.records import DLQ_SUFFIX, record_of
 from streamer.kafka.spans import TopicReader
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from streamer.settings import Settings
 
 GROUP = "streamer-ask"
+ROLE = "replay"
+"""Whose privileges it needs: the one command that asks."""
 _POLL_S = 0.05
 
 
@@ -38,10 +41,11 @@ class Asker:
         """
         self._dead = settings.topic(questions + DLQ_SUFFIX)
         self._settings = settings
+        self._refusals = Refusals(settings, ROLE)
         common = config.common(settings)
         places = []
         for name in (settings.topic(answers), self._dead):
-            with contextlib.closing(TopicReader(settings, name, group=GROUP)) as reader:
+            with contextlib.closing(TopicReader(settings, name, group=GROUP, role=ROLE)) as reader:
                 places += [TopicPartition(name, span.partition, span.end) for span in reader.spans()]
         self._consumer: Consumer = config.make_client(
             Consumer,
@@ -57,11 +61,11 @@ class Asker:
 
     def ask(self, question: Output, *, timeout: float) -> Record:
         """Publish ``question`` and return its answer; raises :class:`AskError` where it takes ``timeout`` seconds."""
-        refused: list[str] = []
+        problems: list[str] = []
 
         def delivered(error: KafkaError | None, _message: object) -> None:
             if error is not None:
-                refused.append(error.str())
+                problems.append(self._refusals.told(error, question.topic, operation=Operation.WRITE))
 
         name = (question.key or b"").decode(errors="replace")
         deadline = time.monotonic() + timeout
@@ -71,8 +75,8 @@ class Asker:
             raise AskError(f"{name}: {error.args[0].str()}") from None
         while time.monotonic() < deadline:
             self._producer.poll(0)
-            if refused:
-                raise AskError(f"{name} could not be published to {question.topic}: {refused[0]}")
+            if problems:
+                raise AskError(f"{name} could not be published to {question.topic}: {problems[0]}")
             record = self._next()
             if record is None or record.key != question.key:
                 continue
@@ -92,8 +96,10 @@ class Asker:
         error = message.error()
         if error is None:
             return record_of(message)
-        if not error.retriable():
-            raise AskError(f"Kafka at {self._settings.bootstrap_servers}: {error.str()}")
+        # The client looks for the group's coordinator, though nothing here needs the group.
+        if not error.retriable() and refused(error) is not Resource.GROUP:
+            why = self._refusals.told(error, message.topic() or "", operation=Operation.READ)
+            raise AskError(f"Kafka at {self._settings.bootstrap_servers}: {why}")
         return None
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import json
 import secrets
 import socket
@@ -17,7 +18,7 @@ import time
 import uuid
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import structlog
 from confluent_kafka import KafkaException
@@ -27,7 +28,7 @@ from streamer.kafka.jars import BrokerError
 from streamer.kafka.jvm import Jvm, java_command
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["BrokerError", "LocalKafka"]
 
@@ -56,6 +57,7 @@ class LocalKafka:
     required. Node ids are 0, 1, 2. ``data_dir``: where data and logs live; what an earlier run left there
     is used again. None is a temporary folder that goes with :meth:`stop`. ``port``: the first broker's, the
     others take the ports after it; None is any free ones, the same for the life of the object.
+    ``listeners``: further listeners by name, each with its security protocol; :meth:`address` says where.
     ``properties``: further lines of ``server.properties``, which win over our own.
 
     Raises :class:`BrokerError`, with the end of the broker's log where a broker does not start.
@@ -67,15 +69,20 @@ class LocalKafka:
         brokers: int = 1,
         data_dir: Path | None = None,
         port: int | None = None,
+        listeners: Mapping[str, str] = {},
         properties: Mapping[str, str] = {},
     ) -> None:
         if brokers not in (1, 3):
             raise BrokerError(f"the local Kafka has 1 broker or 3, not {brokers}")
         if port is not None and not 1 <= port <= 65_536 - brokers:
             raise BrokerError(f"port {port}: there is no such port")
-        free = _free_ports(2 * brokers)
-        self._ports = free[:brokers] if port is None else range(port, port + brokers)
-        self._controller_ports = free[brokers:]
+        free = iter(_free_ports((2 + len(listeners)) * brokers))
+        taken = list(itertools.islice(free, brokers))
+        self._ports = taken if port is None else range(port, port + brokers)
+        self._controller_ports = list(itertools.islice(free, brokers))
+        self._listeners = [
+            _Listener(name, protocol, list(itertools.islice(free, brokers))) for name, protocol in listeners.items()
+        ]
         self._data_dir = data_dir
         self._properties = properties
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -84,7 +91,11 @@ class LocalKafka:
     @property
     def bootstrap_servers(self) -> str:
         """Where clients connect: ``host:port``, comma-separated."""
-        return ",".join(f"{HOST}:{port}" for port in self._ports)
+        return _addresses(self._ports)
+
+    def address(self, listener: str) -> str:
+        """Where clients of one of the further listeners connect."""
+        return next(_addresses(each.ports) for each in self._listeners if each.name == listener)
 
     def start(self) -> None:
         """Start the brokers and return when each of them sees all of them in service."""
@@ -103,7 +114,7 @@ class LocalKafka:
             cluster_id = _open_cluster(folder, len(self._ports))
             for node_id, port in enumerate(self._ports):
                 node = _Node(node_id, port, folder / f"broker-{node_id}", java, cluster_id)
-                node.configure(self._controller_ports, self._properties)
+                node.configure(self._controller_ports, self._listeners, self._properties)
                 self._nodes.append(node)
             _format([node for node in self._nodes if not node.is_formatted])
             for node in self._nodes:
@@ -159,6 +170,14 @@ class LocalKafka:
         return process
 
 
+class _Listener(NamedTuple):
+    """A listener that every broker has beside its first: its name, its security protocol, a port for each broker."""
+
+    name: str
+    protocol: str
+    ports: Sequence[int]
+
+
 class _Node:
     """One broker and controller: its folder and, while it runs, its process."""
 
@@ -170,15 +189,22 @@ class _Node:
         self._java = java
         self._cluster_id = cluster_id
 
-    def configure(self, controller_ports: Sequence[int], properties: Mapping[str, str]) -> None:
+    def configure(
+        self, controller_ports: Sequence[int], further: Sequence[_Listener], properties: Mapping[str, str]
+    ) -> None:
         """Write ``server.properties``; its paths are relative to the node's folder, where Java runs."""
         replicas = len(controller_ports)
+        listeners = [
+            ("PLAINTEXT", "PLAINTEXT", self._port),
+            ("CONTROLLER", "PLAINTEXT", controller_ports[self.node_id]),
+            *((each.name, each.protocol, each.ports[self.node_id]) for each in further),
+        ]
         in_sync = min(2, replicas)
         lines: dict[str, object] = {
             "process.roles": "broker,controller",
             "node.id": self.node_id,
-            "listeners": f"PLAINTEXT://{HOST}:{self._port},CONTROLLER://{HOST}:{controller_ports[self.node_id]}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": ",".join(f"{name}://{HOST}:{port}" for name, _, port in listeners),
+            "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol, _ in listeners),
             "controller.listener.names": "CONTROLLER",
             # A static quorum: in a dynamic one the voters' addresses are part of the data, and ours may
             # differ from one start to the next.
@@ -298,6 +324,10 @@ def _open_cluster(folder: Path, brokers: int) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps({"id": cluster_id, "brokers": brokers}), encoding="utf-8")
     return cluster_id
+
+
+def _addresses(ports: Iterable[int]) -> str:
+    return ",".join(f"{HOST}:{port}" for port in ports)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from streamer.kafka import config
+from streamer.kafka.complaints import Complaints
+from streamer.kafka.privileges import Operation, Refusals
 from streamer.kafka.records import record_of
+from streamer.kafka.spans import ReadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from confluent_kafka import Message
 
     from streamer.kafka.records import Output, Record
     from streamer.settings import Settings
@@ -25,7 +30,7 @@ class PublishError(Exception):
 
 
 def enqueue(
-    producer: Producer, output: Output, delivered: Callable[[KafkaError | None, object], None], *, partition: int = -1
+    producer: Producer, output: Output, delivered: Callable[[KafkaError | None, Message], None], *, partition: int = -1
 ) -> None:
     """Give one record to a producer, waiting while its queue is full; -1 leaves the partition to the key.
 
@@ -50,12 +55,16 @@ def enqueue(
 def publish(settings: Settings, outputs: Iterable[Output]) -> None:
     """Produce records and wait until all are acknowledged. Raises :class:`PublishError`."""
     errors: list[str] = []
+    refusals = Refusals(settings, None)
+    complaints = Complaints()
 
-    def delivered(error: KafkaError | None, _message: object) -> None:
+    def delivered(error: KafkaError | None, message: Message) -> None:
         if error is not None:
-            errors.append(error.str())
+            errors.append(refusals.told(error, message.topic() or "", operation=Operation.WRITE))
 
-    producer: Producer = config.make_client(Producer, {**config.common(settings), "enable.idempotence": True})
+    producer: Producer = config.make_client(
+        Producer, {**config.common(settings), "enable.idempotence": True, "error_cb": complaints}
+    )
     for number, output in enumerate(outputs):
         if number == 1:
             # The first record waits for the connection; those that carry a time must not.
@@ -67,7 +76,8 @@ def publish(settings: Settings, outputs: Iterable[Output]) -> None:
         producer.poll(0)
     left = producer.flush(_FLUSH_TIMEOUT_S)
     if left or errors:
-        raise PublishError(f"{left + len(errors)} records not acknowledged{': ' + errors[0] if errors else ''}")
+        why = errors[0] if errors else complaints.told("no answer")
+        raise PublishError(f"{left + len(errors)} records not acknowledged: {why}")
 
 
 class Reader:
@@ -75,20 +85,25 @@ class Reader:
 
     def __init__(self, settings: Settings, topics: list[str]) -> None:
         """``topics`` are full names."""
+        self._group = settings.topic(f"reader-{uuid.uuid4()}")
         self._consumer: Consumer = config.make_client(
             Consumer,
             {
                 **config.common(settings),
-                "group.id": settings.topic(f"reader-{uuid.uuid4()}"),
+                "group.id": self._group,
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
                 "isolation.level": "read_committed",
             },
         )
         self._consumer.subscribe(topics)
+        self._refusals = Refusals(settings, None)
 
     def records(self, *, patience: float) -> Iterator[Record]:
-        """Go through the records as they come; end when none has come for ``patience`` seconds."""
+        """Go through the records as they come; end when none has come for ``patience`` seconds.
+
+        Raises :class:`~streamer.kafka.spans.ReadError`.
+        """
         last = time.monotonic()
         while time.monotonic() - last < patience:
             message = self._consumer.poll(0.1)
@@ -99,7 +114,7 @@ class Reader:
                 last = time.monotonic()
                 yield record_of(message)
             elif error.code() != KafkaError._PARTITION_EOF and not error.retriable():
-                raise KafkaException(error)
+                raise ReadError(self._refusals.told(error, message.topic() or self._group, operation=Operation.READ))
 
     def close(self) -> None:
         """Leave."""

@@ -17,12 +17,13 @@ import structlog
 from confluent_kafka import KafkaException, TopicPartition
 
 from streamer.events import Reason, now
+from streamer.kafka.privileges import Resource
 from streamer.kafka.progress import Progress
 from streamer.kafka.records import dead_letter, dead_letter_reason, log_dead_letter, truncated
 from streamer.kafka.transactions import AbortedError, Batch, RestartError, UndecidedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from streamer.health import Health
     from streamer.kafka.membership import Membership
@@ -61,7 +62,10 @@ class Committer:
         *,
         metrics: Metrics,
         health: Health,
+        topic_refused: Callable[[], None],
     ) -> None:
+        """``topic_refused`` is called where a transaction fails for want of a privilege on one of its topics."""
+        self._topic_refused = topic_refused
         self._transactions = transactions
         self._membership = membership
         self._assignment = assignment
@@ -71,6 +75,7 @@ class Committer:
         self._producer_lost = False
         self._one_by_one = 0
         self._failures = 0
+        self._told = ""
         self._not_before = 0.0
         self._hurried = False
         self._done_since: float | None = None
@@ -80,7 +85,8 @@ class Committer:
     def start(self) -> bool:
         """Take over our transactional id; False where no coordinator answers yet (call again).
 
-        Raises :class:`~streamer.kafka.transactions.RestartError` where it cannot be had.
+        Raises :class:`~streamer.kafka.transactions.RestartError` where it cannot be had. That a privilege is missing is
+        waited out: /readyz says which.
         """
         if time.monotonic() < self._not_before:
             return False
@@ -89,6 +95,12 @@ class Committer:
         except UndecidedError as error:
             self._transactions.poll()  # the producer's error callback knows more than a timeout
             self._backoff("waiting for the transaction coordinator", error)
+            return False
+        except RestartError as error:
+            if error.refused is None:
+                raise
+            self._transactions.restart()
+            self._backoff("waiting for a privilege", error)
             return False
         self._recovered()
         return True
@@ -131,6 +143,8 @@ class Committer:
             self._metrics.transactions.labels("aborted").inc()
             self._handle_unfit(error.unfit)
             self._backoff("transaction aborted", error)
+            if error.refused is Resource.TOPIC:
+                self._topic_refused()
         except RestartError as error:
             self._lose_producer(error)
         else:
@@ -229,8 +243,11 @@ class Committer:
         except RestartError as error:
             self._lose_producer(error)
             return False
-        except (UndecidedError, KafkaException) as error:
+        except UndecidedError as error:
             self._backoff("the new producer cannot start yet", error)
+            return False
+        except KafkaException as error:
+            self._backoff("the new producer cannot start yet", self._membership.told(error.args[0]))
             return False
         self._check(committed)
         self._producer_lost = False
@@ -250,17 +267,20 @@ class Committer:
         if lost:
             raise LostCommitError("; ".join(lost))
 
-    def _backoff(self, what: str, error: Exception) -> None:
+    def _backoff(self, what: str, error: object) -> None:
         first, most = _BACKOFF_S
         # By hand, since nothing waits here: the loop goes on polling. Half of it is chance, so that the instances
         # that one broker has failed do not all come back to it at once.
         delay = min(most, first * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1)  # noqa: S311
         self._failures += 1
         self._not_before = time.monotonic() + delay
-        log.warning(what, error=str(error), failures=self._failures, retry_in_s=round(delay, 2))
+        if str(error) != self._told:  # a repetition is no news
+            self._told = str(error)
+            log.warning(what, error=self._told, failures=self._failures, retry_in_s=round(delay, 2))
         if self._failures >= _UNREADY_AFTER_FAILURES:
             self._health.wait_for("transactions", str(error))
 
     def _recovered(self) -> None:
         self._failures = 0
+        self._told = ""
         self._health.holds("transactions")

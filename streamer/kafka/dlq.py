@@ -177,10 +177,10 @@ class DeadLetterTopic(TopicReader):
 
     error = DeadLetterError
 
-    def __init__(self, settings: Settings, topic: str) -> None:
-        """``topic`` is the input topic's name without prefix."""
+    def __init__(self, settings: Settings, topic: str, *, role: str = "dlq-show") -> None:
+        """``topic`` is the input topic's name without prefix, ``role`` that of whoever reads it."""
         self.source = settings.topic(topic)
-        super().__init__(settings, self.source + DLQ_SUFFIX, group=GROUP)
+        super().__init__(settings, self.source + DLQ_SUFFIX, group=GROUP, role=role)
 
     def letters(self, spans: Iterable[Span]) -> Iterator[DeadLetter]:
         """Go through the dead letters in order of partition and offset."""

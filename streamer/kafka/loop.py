@@ -19,6 +19,7 @@ from streamer.kafka.committer import Committer, LostCommitError
 from streamer.kafka.membership import Membership
 from streamer.kafka.monitor import Monitor
 from streamer.kafka.partitions import Assignment, Work
+from streamer.kafka.privileges import Refusals, refused, role_of
 from streamer.kafka.progress import Progress
 from streamer.kafka.records import DLQ_SUFFIX, record_of
 from streamer.kafka.rotation import Rotation
@@ -50,6 +51,10 @@ _LOST_QUESTION = (
 its issue 5586): the partitions that it has just been assigned would never be read."""
 _LOOK_S = 2.0
 """How long new partitions may wait for the topic's id to be looked up again."""
+
+
+_REFUSED_WAIT_S = 2.0
+"""How long a member that was refused waits before it joins anew: until an ACL is added it is refused each time."""
 
 
 class FatalError(Exception):
@@ -104,16 +109,26 @@ class Loop:
         self._wake = threading.Event()
         self._assignment = Assignment(max_records=max_records, max_bytes=settings.queue_bytes)
         self._stopping = False
-        self._rejoin = False
+        self._rejoin_at: float | None = None
         self._hold_until = self._ask_at = 0.0
         self._monitor = Monitor(settings, self._assignment, topic=self._topic, metrics=metrics, health=health)
-        self._topics = TopicWatch(settings, [self._topic, settings.topic(output), self._topic + DLQ_SUFFIX], health)
+        self._topics = TopicWatch(
+            settings,
+            [self._topic, settings.topic(output), self._topic + DLQ_SUFFIX],
+            health,
+            Refusals(settings, role_of(group)),
+        )
         self._topic_id: str | None = None
         on_error, on_statistics = self._monitor.on_error, self._monitor.on_statistics
         self._transactions = Rotation(settings, group, {"error_cb": on_error}, producers=producers)
         self._membership = Membership(settings, group, self._topic, {"error_cb": on_error, "stats_cb": on_statistics})
         self._committer = Committer(
-            self._transactions, self._membership, self._assignment, metrics=metrics, health=health
+            self._transactions,
+            self._membership,
+            self._assignment,
+            metrics=metrics,
+            health=health,
+            topic_refused=self._topics.look_again,
         )
 
     @property
@@ -165,7 +180,7 @@ class Loop:
         while not stop.is_set() and self._topics.topic_id is None:
             self._health.beat()
             self._topics.look()
-            self._consumer.poll(_IDLE_POLL_S)
+            self._receive_nothing(_IDLE_POLL_S)
             self._committer.serve()
         self._topic_id = self._topics.topic_id
 
@@ -177,9 +192,13 @@ class Loop:
     def _poll(self, pipeline: Pipeline) -> None:
         """Hand over newly arrived records; wait a little for the first, less while work is in flight."""
         self._look_for_topics()
-        if self._rejoin:
-            self._rejoin = False
+        if self._rejoin_at is not None and time.monotonic() >= self._rejoin_at:
+            self._rejoin_at = None
             self._membership.rejoin()
+            if self._assignment:
+                # A client that is broken says nothing of them when it is closed. A commit of what belongs to nobody
+                # any more would be accepted while the group is empty, and others may have done the same work by then.
+                self._on_lost(self._consumer, [TopicPartition(each.topic, each.partition) for each in self._assignment])
         if not self._topics.found and time.monotonic() < self._hold_until:
             self._wake.wait(_BUSY_WAIT_S)
             return
@@ -229,7 +248,7 @@ class Loop:
             committed = self._membership.committed(new)
         except KafkaException as error:
             self._ask_at = time.monotonic() + _IDLE_POLL_S
-            self._health.wait_for("offsets", str(error))
+            self._health.wait_for("offsets", self._membership.told(error.args[0]))
             return
         self._health.holds("offsets")
         for each in committed:
@@ -272,9 +291,9 @@ class Loop:
         if self._assignment:
             self._consumer.pause([TopicPartition(each.topic, each.partition) for each in self._assignment])
 
-    def _receive_nothing(self) -> None:
-        """Keep the group membership alive while draining; what still arrives is left for the next owner."""
-        message = self._consumer.poll(0)
+    def _receive_nothing(self, timeout: float = 0.0) -> None:
+        """Serve the consumer before it has joined, and while draining; what still comes is left to the next owner."""
+        message = self._consumer.poll(timeout)
         error = message.error() if message is not None else None
         if message is not None and error is not None:
             self._on_message_error(message, error)
@@ -336,9 +355,16 @@ class Loop:
                 partition.end_seen = message.offset()
         elif self._topics.on_error(error):
             return
+        elif refused(error):
+            self._health.wait_for("assignment", self._membership.told(error))
+            if error.code() == KafkaError._FATAL and self._rejoin_at is None:
+                # A member of the newer protocol does not try again by itself, and says so at each poll.
+                self._rejoin_at = time.monotonic() + _REFUSED_WAIT_S
         elif error.fatal() or error.code() == KafkaError._FATAL:  # the latter does not say that it is
             if self._assignment or not self._membership.fall_back(error):
                 raise FatalError(f"consumer: {error.str()}")
         else:
-            self._rejoin = self._rejoin or error.code() in _LOST_QUESTION
-            log.warning("consumer error", error=error.str(), code=error.name(), rejoining=self._rejoin)
+            rejoining = error.code() in _LOST_QUESTION
+            if rejoining:
+                self._rejoin_at = time.monotonic()
+            log.warning("consumer error", error=error.str(), code=error.name(), rejoining=rejoining)

@@ -13,6 +13,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamer.kafka import config
+from streamer.kafka.privileges import Refusals, Resource, refused, role_of
 from streamer.kafka.transactions import CALL_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Membership:
         self._callbacks = callbacks
         self._listeners: dict[str, Rebalanced] = {}
         self._protocols = config.group_protocols(settings)
+        self._refusals = Refusals(settings, role_of(group))
         self.consumer = self._make()
 
     @property
@@ -50,14 +52,14 @@ class Membership:
         self.consumer.subscribe([self._topic], **self._listeners)
 
     def fall_back(self, error: KafkaError) -> bool:
-        """Join anew by the next older protocol after a fatal ``error``; False where there is none left to try.
+        """Join anew by the next not_offered protocol after a fatal ``error``; False where there is none left to try.
 
         Only for a member that owns nothing: what it has in flight would be orphaned.
         """
-        if len(self._protocols) == 1:
+        if len(self._protocols) == 1 or refused(error):
             return False
-        refused = self._protocols.pop(0)
-        log.info("group protocol not offered", refused=refused, using=self.protocol, error=error.str())
+        not_offered = self._protocols.pop(0)
+        log.info("group protocol not offered", refused=not_offered, using=self.protocol, error=error.str())
         self.rejoin()
         return True
 
@@ -77,6 +79,11 @@ class Membership:
             if each.error is not None:
                 raise KafkaException(each.error)
         return found
+
+    def told(self, error: KafkaError) -> str:
+        """Put an error of the consumer into words."""
+        name = self._topic if refused(error) is Resource.TOPIC else self._settings.topic(self._group)
+        return self._refusals.told(error, name)
 
     def close(self) -> None:
         """Leave the group."""

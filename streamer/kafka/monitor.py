@@ -47,7 +47,7 @@ class Monitor:
         """Take an error that concerns a client as a whole (``error_cb``)."""
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._health.wait_for("broker", f"no broker of {self._servers} answers")
-        elif error.code() == KafkaError._AUTHENTICATION:
+        elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
             self._health.wait_for("authentication", error.str())
         elif time.monotonic() > self._quiet_until.get(error.code(), 0.0):
             # A client that reconnects reports each attempt; once a minute says as much.

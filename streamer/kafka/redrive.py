@@ -43,6 +43,7 @@ from streamer.events import now
 from streamer.kafka import config
 from streamer.kafka.client import enqueue
 from streamer.kafka.dlq import GROUP, MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
+from streamer.kafka.privileges import Operation, Resource, refused
 from streamer.kafka.records import Output
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def redrive(
     under way. Raises :class:`DeadLetterError`.
     """
     run = _Run(wanted, limit)
-    with contextlib.closing(DeadLetterTopic(settings, topic)) as dead_letters:
+    with contextlib.closing(DeadLetterTopic(settings, topic, role="dlq-redrive")) as dead_letters:
         if dry_run:
             for letter in run.pending(dead_letters.letters(dead_letters.spans())):
                 run.report.redriven[letter.reason] += 1
@@ -188,6 +189,7 @@ class _Copier:
         properties = config.producer(settings.model_copy(update={"instance_id": topic}), GROUP, {})
         # A broker refuses whole batches: with one record in each, it is that record which is too large.
         self._producer: Producer = config.make_client(Producer, {**properties, "batch.num.messages": 1})
+        self._transactional_id = str(properties["transactional.id"])
         self._partitions = dead_letters.partitions_of(dead_letters.source)
         self._dead_letters = dead_letters
 
@@ -266,9 +268,14 @@ class _Copier:
         with contextlib.suppress(KafkaException):
             self._producer.abort_transaction(_CALL_TIMEOUT_S)
 
-    def _explained(self, error: KafkaException) -> DeadLetterError:
+    def _explained(self, error: KafkaException) -> Exception:
         if error.args[0].code() in _FENCED:
             return DeadLetterError("another redrive of the same topic took over, and goes on with what is left")
+        if resource := refused(error.args[0]):
+            topics = (self._dead_letters.source, self._dead_letters.name)
+            at_topics = resource is Resource.TOPIC
+            names = self._dead_letters.unwritable(*topics) if at_topics else [self._transactional_id]
+            return self._dead_letters.failed(error, Operation.WRITE, *names)
         return DeadLetterError(f"{self._dead_letters.failed(error)}; running it again goes on where this one stopped")
 
 

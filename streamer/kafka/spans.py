@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AclOperation, AdminClient, OffsetSpec
 
 from streamer.kafka import config
+from streamer.kafka.complaints import Complaints
+from streamer.kafka.privileges import Operation, Refusals, Resource, refused
 from streamer.kafka.records import record_of
 
 if TYPE_CHECKING:
@@ -17,11 +20,13 @@ if TYPE_CHECKING:
     from streamer.kafka.records import Record
     from streamer.settings import Settings
 
+_NO_ANSWER = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
 TIMEOUT_S = 10.0
 """Longest wait for one answer from the cluster."""
 PATIENCE_S = 90.0
 """Longest wait for the next record; a crashed service's open transaction ends by itself within 70 s."""
 _POLL_S = 0.2
+_ASK_S = 1.0
 
 
 class ReadError(Exception):
@@ -42,11 +47,16 @@ class TopicReader:
     error: type[Exception] = ReadError
     """What is raised where the topic cannot be read."""
 
-    def __init__(self, settings: Settings, name: str, *, group: str) -> None:
-        """``name`` is the topic's full name; ``group`` is never joined, but the client wants one."""
+    def __init__(self, settings: Settings, name: str, *, group: str, role: str | None = None) -> None:
+        """``name`` is the topic's full name; ``group`` is never joined, but the client wants one.
+
+        ``role`` says what the user needs privileges for.
+        """
         self.name = name
         self._servers = settings.bootstrap_servers
-        common = config.common(settings)
+        self._refusals = Refusals(settings, role)
+        self._complaints = Complaints()
+        common = {**config.common(settings), "error_cb": self._complaints}
         self._admin: AdminClient = config.make_client(AdminClient, common)
         self._consumer: Consumer = config.make_client(
             Consumer,
@@ -67,15 +77,23 @@ class TopicReader:
 
     def partitions_of(self, topic: str) -> list[int]:
         """Return the partitions of a topic, given by its full name."""
-        try:
-            metadata = self._consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic]
-        except KafkaException as error:
-            raise self.failed(error) from None
+        metadata = self._metadata(topic)
         if metadata.error is not None:
-            missing = metadata.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
-            problem = "does not exist; streamer topics apply makes it" if missing else metadata.error.str()
-            raise self.error(f"{topic} {problem}")
+            if metadata.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+                raise self.error(f"{topic} does not exist; streamer topics apply makes it")
+            raise self.failed(KafkaException(metadata.error), Operation.DESCRIBE, topic)
         return sorted(metadata.partitions)
+
+    def _metadata(self, topic: str) -> Any:
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                return self._consumer.list_topics(topic, timeout=_ASK_S).topics[topic]
+            except KafkaException as error:
+                self._consumer.poll(0)  # where no connection comes about, that is said here
+                waits = error.args[0].code() in _NO_ANSWER and not self._complaints.is_final
+                if not waits or time.monotonic() > deadline:
+                    raise self.failed(error) from None
 
     def spans(self, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED) -> list[Span]:
         """Return what there is to read: all that is decided, or with READ_UNCOMMITTED what is yet undecided too.
@@ -118,7 +136,8 @@ class TopicReader:
             elif message is not None and error is not None and error.code() == KafkaError._PARTITION_EOF:
                 # Short of the end while a transaction is open; told again when it has been decided.
                 reached = max(reached, message.offset() or 0)
-            elif error is not None and not error.retriable():
+            # The client looks for the group's coordinator, though nothing here needs the group.
+            elif error is not None and not error.retriable() and refused(error) is not Resource.GROUP:
                 raise self.failed(KafkaException(error))
             if reached < span.end and time.monotonic() - heard > PATIENCE_S:
                 raise self.error(
@@ -126,6 +145,22 @@ class TopicReader:
                     f"in {PATIENCE_S:g} s: a broker is away, or a transaction stays open"
                 )
 
-    def failed(self, error: KafkaException) -> Exception:
-        """Put what the client says into our words."""
-        return self.error(f"Kafka at {self._servers}: {error.args[0].str()}")
+    def failed(self, error: KafkaException, operation: Operation = Operation.READ, *names: str) -> Exception:
+        """Put what the client says into our words; ``operation`` is what was tried, on the resources ``names``."""
+        cause: KafkaError = error.args[0]
+        if refused(cause):
+            return self.error(self._refusals.told(cause, *(names or [self.name]), operation=operation))
+        why = self._complaints.told(cause.str()) if cause.code() in _NO_ANSWER else cause.str()
+        return self.error(f"Kafka at {self._servers}: {why}")
+
+    def unwritable(self, *names: str) -> list[str]:
+        """Return which of these topics may not be written to."""
+        topics = TopicCollection(list(names))
+        answers = self._admin.describe_topics(topics, include_authorized_operations=True, request_timeout=TIMEOUT_S)
+        found = []
+        for name, answer in answers.items():
+            with contextlib.suppress(KafkaException, TimeoutError):
+                if AclOperation.WRITE in (answer.result(TIMEOUT_S + 1).authorized_operations or ()):
+                    continue
+            found.append(name)
+        return found

@@ -28,6 +28,8 @@ from confluent_kafka.admin import (
 )
 
 from streamer.kafka import config
+from streamer.kafka.complaints import Complaints
+from streamer.kafka.privileges import Operation, Refusals
 from streamer.kafka.topic_files import BROKER_DEFAULT, TopicSpec
 
 if TYPE_CHECKING:
@@ -148,7 +150,7 @@ def check(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
     Raises :class:`TopicsError` where the cluster cannot be asked, and SettingsError for a property that
     librdkafka refuses.
     """
-    return _Cluster(settings, specs, timeout).differences()
+    return _Cluster(settings, specs, timeout, "topics-check").differences()
 
 
 def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Change]:
@@ -156,7 +158,7 @@ def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
 
     When it returns, what it did is visible to clients. Raises as :func:`check` does.
     """
-    cluster = _Cluster(settings, specs, timeout)
+    cluster = _Cluster(settings, specs, timeout, "topics-apply")
     changes = [
         cluster.create(difference.topic)
         for difference in cluster.differences()
@@ -184,34 +186,31 @@ def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
 
 def drop(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> None:
     """Delete the topics of ``specs`` with everything in them: for what had a prefix of its own, such as a demo."""
-    _Cluster(settings, specs, timeout).drop()
+    _Cluster(settings, specs, timeout, "demo").drop()
 
 
 class _Cluster:
     """The cluster that the settings name, seen through the topics of the specs."""
 
-    def __init__(self, settings: Settings, specs: Sequence[TopicSpec], timeout: float) -> None:
+    def __init__(self, settings: Settings, specs: Sequence[TopicSpec], timeout: float, role: str) -> None:
         self.specs = {settings.topic(spec.name): spec for spec in specs}
         self._timeout = timeout
         self._servers = settings.bootstrap_servers
-        self._last_error: KafkaError | None = None
+        self._complaints = Complaints()
+        self._refusals = Refusals(settings, role)
         properties = {
-            # Connection faults reach _on_error and end in one line, not in a log line every 100 ms.
+            # Connection faults reach error_cb and end in one line, not in a log line every 100 ms.
             "log_level": 0,
             **config.common(settings),
-            "error_cb": self._on_error,
+            "error_cb": self._complaints,
         }
         self._admin: AdminClient = config.make_client(AdminClient, properties)
         self._brokers = len(self._result(self._admin.describe_cluster(request_timeout=timeout)).nodes)
 
-    def _on_error(self, error: KafkaError) -> None:
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:
-            self._last_error = error
-
     def _result(self, future: Future[T]) -> T:
         """Wait for one request's answer; what the cluster answers about a topic passes as KafkaException."""
         deadline = time.monotonic() + self._timeout + 1
-        while not future.done() and time.monotonic() < deadline:
+        while not future.done() and time.monotonic() < deadline and not self._complaints.is_final:
             self._admin.poll(0.05)
         try:
             return future.result(timeout=0)
@@ -224,8 +223,8 @@ class _Cluster:
             raise
 
     def _unreachable(self, problem: str) -> str:
-        reason = self._last_error.str() if self._last_error else problem
-        return f"no answer from Kafka at {self._servers} within {self._timeout:g} s: {reason}"
+        within = "" if self._complaints.is_final else f" within {self._timeout:g} s"
+        return f"no answer from Kafka at {self._servers}{within}: {self._complaints.told(problem)}"
 
     def differences(self) -> list[Difference]:
         """Read the topics and compare them, in the order of the specs."""
@@ -249,14 +248,14 @@ class _Cluster:
         descriptions: dict[str, Any] = {}
         collection = TopicCollection(list(self.specs))
         for topic, future in self._admin.describe_topics(collection, request_timeout=self._timeout).items():
-            if (description := self._looked_up(topic, future)) is not None:
+            if (description := self._looked_up(topic, future, Operation.DESCRIBE)) is not None:
                 descriptions[topic] = description
         if not descriptions:
             return {}
         states = {}
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in descriptions]
         for resource, future in self._admin.describe_configs(resources, request_timeout=self._timeout).items():
-            if (entries := self._looked_up(resource.name, future)) is not None:
+            if (entries := self._looked_up(resource.name, future, Operation.DESCRIBE_CONFIGS)) is not None:
                 partitions = descriptions[resource.name].partitions
                 states[resource.name] = TopicState(
                     partitions=len(partitions),
@@ -265,14 +264,15 @@ class _Cluster:
                 )
         return states
 
-    def _looked_up(self, topic: str, future: Future[T]) -> T | None:
+    def _looked_up(self, topic: str, future: Future[T], operation: Operation) -> T | None:
         try:
             return self._result(future)
         except KafkaException as error:
             cause: KafkaError = error.args[0]
             if cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return None
-            raise TopicsError(f"{topic}: cannot be described: {cause.str()}") from None
+            why = self._refusals.told(cause, topic, operation=operation)
+            raise TopicsError(f"{topic}: cannot be described: {why}") from None
 
     def create(self, topic: str) -> Change:
         """Create one topic; that someone else was faster is as good."""
@@ -285,7 +285,8 @@ class _Cluster:
         except KafkaException as error:
             cause: KafkaError = error.args[0]
             if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                return Change(topic, Outcome.REFUSED, f"cannot be created: {cause.str()}")
+                why = self._refusals.told(cause, topic, operation=Operation.CREATE)
+                return Change(topic, Outcome.REFUSED, f"cannot be created: {why}")
             return Change(topic, Outcome.UNCHANGED, "created by another process meanwhile")
         detail = f"partitions {spec.partitions}"
         if replicas != BROKER_DEFAULT:
@@ -300,13 +301,16 @@ class _Cluster:
         wish = f"{difference.key or difference.aspect} {difference.actual} -> {difference.wanted}"
         if difference.why_not:
             return Change(topic, Outcome.REFUSED, f"{wish}: {difference.why_not}")
+        partitions = difference.aspect is Aspect.PARTITIONS
         try:
-            if difference.aspect is Aspect.PARTITIONS:
+            if partitions:
                 self._add_partitions(topic, int(difference.wanted))
             else:
                 self._set_config(topic, difference.key, difference.wanted)
         except KafkaException as error:
-            return Change(topic, Outcome.REFUSED, f"{wish}: {error.args[0].str()}")
+            operation = Operation.ALTER if partitions else Operation.ALTER_CONFIGS
+            why = self._refusals.told(error.args[0], topic, operation=operation)
+            return Change(topic, Outcome.REFUSED, f"{wish}: {why}")
         return Change(topic, Outcome.ALTERED, wish)
 
     def drop(self) -> None:
@@ -318,7 +322,8 @@ class _Cluster:
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
                 if cause.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise TopicsError(f"{topic}: cannot be deleted: {cause.str()}") from None
+                    why = self._refusals.told(cause, topic, operation=Operation.DELETE)
+                    raise TopicsError(f"{topic}: cannot be deleted: {why}") from None
 
     def _add_partitions(self, topic: str, total: int) -> None:
         wanted = self._admin.create_partitions(

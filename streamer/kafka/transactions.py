@@ -40,6 +40,7 @@ from streamer.faults import FaultPoint, reach
 from streamer.kafka import config
 from streamer.kafka.bounded import BoundedCalls, HungError
 from streamer.kafka.client import enqueue
+from streamer.kafka.privileges import Refusals, Resource, refused, role_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,7 +61,14 @@ _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED)
 
 
 class TransactionError(Exception):
-    """Base of what :meth:`Transactions.run` raises."""
+    """Base of what :meth:`Transactions.run` raises.
+
+    ``refused`` is of what kind the resource is for which a privilege is missing, where that is the cause.
+    """
+
+    def __init__(self, message: str, refused: Resource | None = None) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class AbortedError(TransactionError):
@@ -69,8 +77,10 @@ class AbortedError(TransactionError):
     ``unfit`` are works of which an output can never be produced, with the reason.
     """
 
-    def __init__(self, message: str, unfit: Sequence[tuple[Work, str]] = ()) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str, unfit: Sequence[tuple[Work, str]] = (), *, refused: Resource | None = None
+    ) -> None:
+        super().__init__(message, refused)
         self.unfit = unfit
 
 
@@ -112,6 +122,9 @@ class Transactions:
         self, settings: Settings, group: str, callbacks: dict[str, Callable[..., None]], *, number: int = 0
     ) -> None:
         self._properties = config.producer(settings, group, callbacks, number)
+        self._group = settings.topic(group)
+        self._refusals = Refusals(settings, role_of(group))
+        self._touched: frozenset[str] = frozenset()
         self._state = _State.NONE
         self._initialised = False
         self._bounded = BoundedCalls("transactions")
@@ -137,7 +150,7 @@ class Transactions:
                 raise FencedError(cause.str()) from None
             if cause.retriable():
                 raise UndecidedError(cause.str()) from None
-            raise RestartError(cause.str()) from None
+            raise RestartError(self._told(cause), refused(cause)) from None
         self._initialised = True
         reach(FaultPoint.INITIALISED)
 
@@ -173,6 +186,8 @@ class Transactions:
             self._handle(error.args[0])
 
     def _fill(self, batch: Batch, group_metadata: Any) -> None:
+        outputs = (output.topic for work in batch.works for output in work.outputs or ())
+        self._touched = frozenset((*outputs, *(offset.topic for offset in batch.offsets)))
         self._producer.begin_transaction()
         reach(FaultPoint.BEGUN)
         unfit: list[tuple[Work, str]] = []
@@ -185,10 +200,11 @@ class Transactions:
             self._await_delivery(unfit)
             reach(FaultPoint.PRODUCED)
         except KafkaException as error:
-            if _costs_the_producer(error.args[0]):
+            cause = error.args[0]
+            if _costs_the_producer(cause):
                 raise
             # Whatever else went wrong, and be it an answer that did not come: before the commit nothing is lost.
-            self._abort(AbortedError(error.args[0].str(), unfit))
+            self._abort(AbortedError(self._told(cause), unfit, refused=refused(cause)))
 
     def _request(self, function: Callable[..., object], *arguments: Any) -> None:
         """Make one blocking request, whose last argument is its timeout."""
@@ -241,13 +257,23 @@ class Transactions:
     def _handle(self, cause: KafkaError) -> NoReturn:
         if cause.code() in _FENCED:
             raise FencedError(cause.str())
+        lost = RestartError(self._told(cause), refused(cause))
         if _costs_the_producer(cause):
-            raise RestartError(cause.str())
+            raise lost
         if cause.txn_requires_abort():
-            self._abort(AbortedError(cause.str()))
+            self._abort(AbortedError(self._told(cause), refused=refused(cause)))
         if self._state is not _State.NONE and cause.retriable():
             raise UndecidedError(cause.str())
-        raise RestartError(cause.str())
+        raise lost
+
+    def _told(self, cause: KafkaError) -> str:
+        names = {
+            Resource.TOPIC: sorted(self._touched),
+            Resource.GROUP: [self._group],
+            Resource.TRANSACTIONAL_ID: [self.transactional_id],
+        }
+        resource = refused(cause)
+        return self._refusals.told(cause, *(names[resource] if resource else ()))
 
 
 def _costs_the_producer(cause: KafkaError) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from streamer.settings import Settings
 
 INPUT, OUTPUT = "query.results", "query.reranked"
+RERANK = ("streamer-rerank", INPUT, OUTPUT)
 
 
 class Threads:
@@ -46,18 +47,26 @@ class Threads:
 
 @contextmanager
 def running(
-    settings: Settings, work: Callable[[Record], Sequence[Output]], *, max_records: int = 500
+    settings: Settings,
+    work: Callable[[Record], Sequence[Output]],
+    *,
+    max_records: int = 500,
+    service: tuple[str, str, str] = RERANK,
 ) -> Iterator[tuple[Metrics, Health, Stop, list[Any]]]:
-    """Run a loop in a thread; on exit stop it and wait for its end. The list receives how it ended."""
+    """Run a loop in a thread; on exit stop it and wait for its end. The list receives how it ended.
+
+    ``service`` is its group, its input and its output.
+    """
+    group, source, output = service
     metrics = Metrics()
     health = Health(metrics)
     stop = Stop()
     ended: list[Any] = []
     loop = Loop(
         settings,
-        group="streamer-rerank",
-        topic=INPUT,
-        output=OUTPUT,
+        group=group,
+        topic=source,
+        output=output,
         max_records=max_records,
         metrics=metrics,
         health=health,

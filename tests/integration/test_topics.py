@@ -190,8 +190,8 @@ def guarded_kafka() -> Iterator[LocalKafka]:
 @pytest.mark.parametrize(
     ("denied", "operation", "complaint"),
     [
-        ("clips.embedded", AclOperation.DESCRIBE, "cannot be described: .*[Aa]uthorization failed"),
-        ("query.results", AclOperation.DESCRIBE_CONFIGS, "cannot be described: .*[Aa]uthorization failed"),
+        ("clips.embedded", AclOperation.DESCRIBE, "cannot be described: this client lacks Describe on the topic "),
+        ("query.results", AclOperation.DESCRIBE_CONFIGS, "cannot be described: this client lacks DescribeConfigs on"),
     ],
 )
 def test_a_topic_that_we_may_not_look_at_is_named(
@@ -213,4 +213,4 @@ def test_a_change_that_we_may_not_make_is_refused(guarded_kafka: LocalKafka) -> 
     deny(admin, settings.topic(OUTPUT.name), AclOperation.ALTER_CONFIGS)
     (refused,) = apply(settings, [msgspec.structs.replace(OUTPUT, config={"retention.ms": "5"})])
     assert refused.outcome is Outcome.REFUSED
-    assert "uthorization failed" in refused.detail
+    assert "lacks AlterConfigs on the topic" in refused.detail

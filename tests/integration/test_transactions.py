@@ -155,10 +155,10 @@ def test_a_fatal_error_costs_the_producer_and_a_new_one_goes_on(settings: Settin
     with member(settings) as consumer:
         [denied] = admin.create_acls([AclBinding(*place, *who)]).values()
         denied.result(10)
-        with pytest.raises(RestartError, match="authorization failed"):
+        with pytest.raises(RestartError, match="lacks Write on the transactional-id"):
             transactions.run(batch(settings, 0), consumer.consumer_group_metadata())
         transactions.restart()
-        with pytest.raises(RestartError, match="authorization failed"):
+        with pytest.raises(RestartError, match="lacks Write on the transactional-id"):
             transactions.init()
         [allowed] = admin.delete_acls([AclBindingFilter(*place, *who)]).values()
         allowed.result(10)

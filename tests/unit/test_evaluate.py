@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import browser
@@ -137,36 +136,6 @@ def test_the_page_shows_in_a_browser_what_the_json_says(
         assert page.locator("figure svg").count() == (4 if reranked else 2)
         ids = page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
         assert len(set(ids)) == len(ids)
-
-
-@pytest.mark.parametrize(
-    ("package", "wanted"),
-    [
-        ("scipy", ["--reranked", "reranked"]),
-        ("matplotlib", ["--html", "page.html"]),
-        ("ir_measures", ["--measures", "AP"]),
-    ],
-)
-def test_what_needs_the_extra_says_so_and_writes_nothing(
-    files: dict[str, Path],
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    package: str,
-    wanted: list[str],
-) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.chdir(files["base"].parent)
-    arguments = ["--run", "base", "--qrels", "qrels", "--json", "found.json", *wanted]
-    monkeypatch.setattr("sys.argv", ["streamer", "evaluate", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 1
-    last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith("streamer: this needs the package ")
-    assert last.endswith('pip install "cliprerank-streamer[evaluation]"')
-    assert sorted(path.name for path in files["base"].parent.iterdir()) == ["base", "qrels", "reranked"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""``streamer acls``: what a command needs on a cluster with ACLs, to read or to run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import orjson
+
+from streamer.commands.flags import SettingsCommand
+
+if TYPE_CHECKING:
+    from streamer.settings import Settings
+
+
+class _Role(click.ParamType[str]):
+    name = "command"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from streamer.kafka.privileges import ROLES  # noqa: PLC0415 - completion starts without the Kafka client
+
+        if value not in ROLES:
+            self.fail(f"{value!r} is none of {', '.join(ROLES)}", param, ctx)
+        return value
+
+
+@click.command(cls=SettingsCommand, uses="topics")
+@click.argument("role", type=_Role(), metavar="COMMAND")
+@click.option("--principal", help="Print the kafka-acls commands that grant it to this principal, e.g. User:rerank.")
+@click.option("--json", "as_json", is_flag=True, help="JSON, for tools that keep ACLs.")
+def acls(settings: Settings, role: str, principal: str | None, as_json: bool) -> None:
+    """List the least privileges that COMMAND needs: embed, rerank, topics-apply, topics-check, dlq-show (and list),
+    dlq-redrive, replay, top or demo.
+
+    Changes nothing, and asks no broker. docs/security.md shows all of them.
+    """  # noqa: D205 - click joins the lines of a paragraph
+    from streamer.kafka import privileges  # noqa: PLC0415
+
+    if as_json:
+        click.echo(orjson.dumps(privileges.as_objects(settings, role), option=orjson.OPT_INDENT_2))
+    elif principal is not None:
+        click.echo("\n".join(privileges.kafka_acls(settings, role, principal)))
+    else:
+        for each in privileges.as_objects(settings, role):
+            names = f"{each['name']}*" if each["pattern"] == "prefixed" else each["name"]
+            click.echo(f"{each['operation']} on the {each['resource']} {names}: {each['why']}")

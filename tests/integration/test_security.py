@@ -1,0 +1,284 @@
+"""A real Kafka with TLS, SASL and ACLs: the listed privileges are enough, and each of them is needed and named."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from driver import Service, await_true
+from footage import BLUE, RED, WHITE, scene, write_video
+from loops import INPUT, OUTPUT, RERANK, await_, echo, feed, read, running
+from secured import SecuredKafka, secured_kafka
+
+from streamer.events import Candidate, ClipUploaded, QueryReranked, QueryResults, Reason, decode, encode, now
+from streamer.kafka import Output, dead_letter
+from streamer.kafka.client import publish
+from streamer.kafka.dlq import DeadLetterError, DeadLetterTopic, Filter
+from streamer.kafka.privileges import ROLES, Operation, Privilege, Resource, kafka_acls
+from streamer.kafka.redrive import redrive
+from streamer.kafka.topic_files import load_specs
+from streamer.kafka.topics import Outcome, TopicsError, apply, check
+from streamer.settings import as_variables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from streamer.kafka import Record
+    from streamer.settings import Settings
+
+STREAMER = Path(sys.executable).with_name("streamer")
+EMBED = ("streamer-embed", "clips.uploaded", "clips.embedded")
+SERVICES = {"embed": EMBED, "rerank": RERANK}
+PROTOCOLS = ("consumer", "classic")
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    # A member that was refused cannot leave its group: the broker waits for its session.
+    session = {"group_consumer_min_session_timeout_ms": "6000", "group_consumer_session_timeout_ms": "6000"}
+    beats = {"group_consumer_min_heartbeat_interval_ms": "1000", "group_consumer_heartbeat_interval_ms": "1000"}
+    with secured_kafka(tmp_path_factory.mktemp("secured"), **session, **beats) as broker:
+        yield broker
+
+
+@pytest.fixture
+def make_topics(kafka: SecuredKafka) -> Callable[..., None]:
+    def make(prefix: str) -> None:
+        apply(kafka.operator(prefix), [msgspec.structs.replace(spec, partitions=6) for spec in load_specs()])
+
+    return make
+
+
+def user_of(kafka: SecuredKafka, prefix: str, privileges: Sequence[Privilege]) -> str:
+    name = f"u{secrets.token_hex(4)}"
+    kafka.add_user(name)
+    kafka.grant(name, prefix, privileges)
+    return name
+
+
+def without(role: str, privilege: Privilege) -> list[Privilege]:
+    return [each for each in ROLES[role] if each is not privilege]
+
+
+def words(settings: Settings, privilege: Privilege) -> str:
+    """Return what a message must say of a missing privilege; it may go on, with the instance's id first."""
+    user = settings.kafka["sasl.username"]
+    return f"User:{user} lacks {privilege.operation} on the {privilege.resource} {settings.topic(privilege.name)}"
+
+
+# -- exactly what is listed --------------------------------------------------------------------------------------------
+
+
+def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, topic_prefix: str, tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "c1.mp4", scene(10, shape=RED, ground=WHITE), 5)
+    other = write_video(tmp_path / "c2.mp4", scene(10, shape=BLUE, ground=WHITE), 5)
+    operator = kafka.operator(topic_prefix)
+
+    def environment(role: str, **properties: str) -> dict[str, str]:
+        user = f"{role}-{secrets.token_hex(2)}"
+        kafka.add_user(user)
+        # As an administrator runs what the command prints.
+        kafka.run(kafka_acls(operator, role, f"User:{user}"))
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMER_")}
+        given = as_variables(kafka.settings(user, topic_prefix, **properties))
+        allowed = json.dumps([tmp_path.as_uri()])
+        return {**inherited, **given, "STREAMER_STORE": f"lmdb:{tmp_path / 'store'}", "STREAMER_ALLOWED_URIS": allowed}
+
+    def streamer(role: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [STREAMER, *arguments], env=environment(role), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert f"{topic_prefix}query.results: created" in streamer("topics-apply", "topics", "apply")
+    assert "as they should be" in streamer("topics-check", "topics", "check")
+    # One service on each protocol of groups.
+    with (
+        Service("embed", environment("embed", group_protocol="consumer"), tmp_path) as embed,
+        Service("rerank", environment("rerank", group_protocol="classic"), tmp_path) as rerank,
+    ):
+        both = [embed.await_ready(), rerank.await_ready()]
+        for clip_id, path in (("c1", clip), ("c2", other)):
+            upload = ClipUploaded(clip_id=clip_id, uri=path.as_uri(), uploaded_at=now())
+            publish(operator, [Output(operator.topic("clips.uploaded"), clip_id.encode(), encode(upload), ())])
+        await_true(lambda: len(read(operator, "clips.embedded", patience=1)) == 2, "two clips", seconds=60, alive=both)
+        results = [Candidate(clip_id=clip_id, score=score) for clip_id, score in (("c1", 2.0), ("c2", 1.0))]
+        query = QueryResults(query_id="q1", query="a red disc", engine="e", issued_at=now(), results=results)
+        publish(
+            operator,
+            [
+                Output(operator.topic(INPUT), b"q1", encode(query), ()),
+                Output(operator.topic(INPUT), b"q2", b"no event", ()),
+            ],
+        )
+        await_true(lambda: len(read(operator, OUTPUT, patience=1)) == 1, "the answer", seconds=60, alive=both)
+        [answer] = read(operator, OUTPUT, patience=1)
+        assert {result.status for result in decode(QueryReranked, answer.value).results} == {"reranked"}
+        letters = lambda: len(read(operator, f"{INPUT}.dlq", patience=1))  # noqa: E731
+        await_true(lambda: letters() == 1, "a dead letter", seconds=60, alive=both)
+        assert "not_json" in streamer("dlq-show", "dlq", "list", INPUT, "--json")
+        streamer("dlq-redrive", "dlq", "redrive", INPUT)
+        await_true(lambda: letters() == 3, "the marker, and the same refused again", seconds=60, alive=both)
+        for service in both:
+            service.stop()
+
+
+# -- each of them is needed, and named ---------------------------------------------------------------------------------
+
+
+def test_a_service_without_one_of_them_names_it_and_goes_on_when_it_is_there(
+    kafka: SecuredKafka, topic_prefix: str, make_topics: Callable[[str], None]
+) -> None:
+    prefixes = {protocol: f"{topic_prefix}{protocol}." for protocol in PROTOCOLS}
+    for prefix in prefixes.values():
+        make_topics(prefix)
+    cases = [
+        (role, protocol, privilege) for role, protocol in product(SERVICES, PROTOCOLS) for privilege in ROLES[role]
+    ]
+    waiting = {"start: starting"}  # that is the service's, and here is the loop alone
+    with contextlib.ExitStack() as stack:
+        members = []
+        for role, protocol, privilege in cases:
+            user = user_of(kafka, prefixes[protocol], without(role, privilege))
+            settings = kafka.settings(user, prefixes[protocol], group_protocol=protocol)
+            service = SERVICES[role]
+            answer = f"{prefixes[protocol]}{service[2]}"
+            work = lambda record, answer=answer: [Output(answer, record.key, b"out", ())]  # noqa: E731
+            _, health, _, ended = stack.enter_context(running(settings, work, service=service))
+            members.append((settings, privilege, health, ended))
+        for settings, privilege, health, _ in members:
+            wanted = words(settings, privilege)
+            await_(lambda wanted=wanted, health=health: any(wanted in told for told in health.not_ready()), 60)
+            assert not health.not_live()
+        for settings, privilege, _, _ in members:
+            kafka.grant(settings.kafka["sasl.username"], settings.topic_prefix, [privilege])
+        for _, _, health, ended in members:
+            await_(lambda health=health: set(health.not_ready()) == waiting, 60)
+            assert ended == []
+        for prefix, (_, source, output) in product(prefixes.values(), SERVICES.values()):
+            operator = kafka.operator(prefix)
+            events = (Output(operator.topic(source), f"k{i}".encode(), b"{}", ()) for i in range(100))
+            publish(operator, events)
+            await_(lambda operator=operator, output=output: len(read(operator, output, patience=1)) == 100, 60)
+        assert [ended for *_, ended in members] == [[]] * len(cases)
+
+
+REVOKED = [(privilege, "consumer") for privilege in ROLES["rerank"]] + [
+    (privilege, "classic") for privilege in ROLES["rerank"] if privilege.resource is not Resource.TRANSACTIONAL_ID
+]
+
+
+def test_a_privilege_that_is_taken_away_under_work_costs_no_event(
+    kafka: SecuredKafka, topic_prefix: str, make_topics: Callable[[str], None]
+) -> None:
+    def refuse(record: Record) -> list[Output]:
+        return [dead_letter(record, Reason.INTERNAL, "as the test wants it")]
+
+    with contextlib.ExitStack() as stack:
+        members = []
+        for number, (privilege, protocol) in enumerate(REVOKED):
+            prefix = f"{topic_prefix}{number}."
+            make_topics(prefix)
+            user = user_of(kafka, prefix, ROLES["rerank"])
+            settings = kafka.settings(user, prefix, group_protocol=protocol)
+            dead = privilege.name.endswith(".dlq")
+            _, health, _, ended = stack.enter_context(running(settings, refuse if dead else echo(settings)))
+            members.append((privilege, settings, kafka.operator(prefix), f"{INPUT}.dlq" if dead else OUTPUT))
+            members[-1] += (health, ended)
+        for _, _, operator, *_ in members:
+            feed(operator, 20)
+        for _, _, operator, output, *_ in members:
+            await_(lambda operator=operator, output=output: len(read(operator, output, patience=1)) == 20, 60)
+        for privilege, settings, operator, *_ in members:
+            kafka.revoke(settings.kafka["sasl.username"], settings.topic_prefix, privilege)
+            feed(operator, 20, start=20)
+        for privilege, settings, _, _, health, _ in members:
+            wanted = words(settings, privilege)
+            await_(lambda wanted=wanted, health=health: any(wanted in told for told in health.not_ready()), 60)
+            assert not health.not_live()
+        for privilege, settings, *_ in members:
+            kafka.grant(settings.kafka["sasl.username"], settings.topic_prefix, [privilege])
+        for _, settings, operator, output, health, ended in members:
+            await_(lambda health=health: health.not_ready() == ["start: starting"], 90)
+            await_(lambda operator=operator, output=output: len(read(operator, output, patience=1)) >= 40, 60)
+            keys = sorted(record.key or b"" for record in read(operator, output, patience=1))
+            assert keys == sorted(f"q{i}".encode() for i in range(40)), settings.topic_prefix
+            assert ended == []
+
+
+def run(role: str, settings: Settings, privilege: Privilege) -> str:
+    """Do what a command does that needs the privilege, and return what it says of it."""
+    source = privilege.name.removeprefix("streamer-dlq-").removesuffix(".dlq")
+    specs = {spec.name: spec for spec in load_specs()}
+    try:
+        if role == "topics-check":
+            check(settings, list(specs.values()))
+        elif role == "topics-apply":
+            changes = apply(settings, [specs[privilege.name]])
+            return next(str(change) for change in changes if change.outcome is Outcome.REFUSED)
+        elif role == "dlq-show":
+            with contextlib.closing(DeadLetterTopic(settings, source)) as topic:
+                list(topic.letters(topic.spans()))
+        else:
+            redrive(settings, source, Filter())
+    except (TopicsError, DeadLetterError) as error:
+        return str(error)
+    raise AssertionError(f"{role} works without {privilege}")
+
+
+def test_the_other_commands_without_one_of_them_name_it_in_one_line(
+    kafka: SecuredKafka, topic_prefix: str, make_topics: Callable[[str], None]
+) -> None:
+    make_topics(topic_prefix)
+    operator = kafka.operator(topic_prefix)
+    for source in ("clips.uploaded", "query.results"):
+        letter = Output(
+            operator.topic(f"{source}.dlq"),
+            b"k",
+            b"v",
+            (("dlq.topic", operator.topic(source).encode()), ("dlq.reason", b"internal"), ("dlq.partition", b"0")),
+        )
+        publish(operator, [letter])
+
+    for role in ("topics-check", "topics-apply", "dlq-show", "dlq-redrive"):
+        for privilege in ROLES[role]:
+            # What there is cannot be created.
+            prefix = topic_prefix + ("absent." if privilege.operation is Operation.CREATE else "")
+            settings = kafka.settings(user_of(kafka, prefix, without(role, privilege)), prefix)
+            told = run(role, settings, privilege)
+            assert f"{words(settings, privilege)}; see docs/security.md, or: streamer acls {role}" in told
+            assert "\n" not in told
+
+
+# -- who is not let in -------------------------------------------------------------------------------------------------
+
+STRANGERS = [({"sasl.password": "wrong"}, "Authentication failed"), ({"ssl.ca.location": ""}, "certificate verify")]
+
+
+@pytest.mark.parametrize(("changed", "told"), STRANGERS)
+def test_wrong_credentials_and_an_untrusted_certificate_are_told(
+    kafka: SecuredKafka, topic_prefix: str, changed: dict[str, str], told: str
+) -> None:
+    settings = kafka.settings(user_of(kafka, topic_prefix, ()), topic_prefix)
+    properties = {name: text for name, text in (settings.kafka | changed).items() if text}
+    settings = settings.model_copy(update={"kafka": properties})
+    with pytest.raises(TopicsError, match=told):
+        check(settings, load_specs())
+    with (
+        contextlib.closing(DeadLetterTopic(settings, INPUT)) as dead_letters,
+        pytest.raises(DeadLetterError, match=told),
+    ):
+        dead_letters.spans()
+    with running(settings, echo(settings)) as (_, health, _, ended):
+        await_(lambda: any("authentication: " in line and told in line for line in health.not_ready()), 60)
+        assert ended == []
