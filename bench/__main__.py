@@ -34,10 +34,11 @@ BENCHMARKS = {
     "near_duplicates": 90,
     "freshness": 120,
     "hanging_clip": 150,
+    "sweep": 300,
 }
 """Each one's name and the most seconds that it may take."""
-BY_NAME_ONLY = frozenset({"decode", "hanging_clip"})
-"""Of the intake of files; beside the others they would make a whole run too long."""
+BY_NAME_ONLY = frozenset({"decode", "hanging_clip", "sweep"})
+"""Of the intake of files and of evaluation; beside the others they would make a whole run too long."""
 _TAIL_LINES = 30
 
 

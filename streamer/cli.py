@@ -16,11 +16,14 @@ from click.shell_completion import get_completion_class
 
 from streamer import __version__
 from streamer.commands.acls import acls
+from streamer.commands.benchmark import benchmark
 from streamer.commands.dlq import dlq
 from streamer.commands.evaluate import evaluate
 from streamer.commands.flags import SettingsCommand
+from streamer.commands.pilot import pilot
 from streamer.commands.replay import replay
 from streamer.commands.store import store
+from streamer.commands.sweep import sweep
 from streamer.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -40,6 +43,9 @@ cli.add_command(dlq)
 cli.add_command(evaluate)
 cli.add_command(store)
 cli.add_command(replay)
+cli.add_command(sweep)
+cli.add_command(pilot)
+cli.add_command(benchmark)
 
 
 @cli.command(cls=SettingsCommand, uses="embed")

@@ -109,13 +109,18 @@ class Choice(Generic[T]):
 
 
 def candidates(dtype: Dtype, device: torch.device, *, packable: bool) -> tuple[Arithmetic, ...]:
-    """Return what is worth measuring for a setting: the reference first, then the most promising."""
+    """Return what is worth measuring for a setting: the reference first, then the most promising.
+
+    float32 that is asked for by name is torch's own and nothing else: so processes can be made to compute alike.
+    """
     plain = {name: Arithmetic(getattr(torch, name)) for name in ("float32", "bfloat16", "float16")}
     if device.type == "cuda":
         if dtype != "auto":
             return (plain[dtype],)
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return (plain["float32"], *([plain["bfloat16"]] if has_bfloat16 else []), plain["float16"])
+    if dtype == "float32":
+        return (plain[dtype],)
     packed = {name: Arithmetic(each.dtype, packed=True) for name, each in plain.items()} if packable else {}
     names = [dtype] if dtype != "auto" else ["float32"]
     if dtype == "auto" and _is_worth_trying(torch.bfloat16):

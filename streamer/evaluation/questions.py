@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -13,12 +13,13 @@ from streamer.events import (
     MAX_RESULTS,
     Candidate,
     InvalidEvent,
+    QueryReranked,
     QueryResults,
     decode,
     now,
 )
 from streamer.kafka.spans import TopicReader
-from streamer.reranker import INPUT
+from streamer.reranker import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from streamer.settings import Settings
 
 log = structlog.get_logger()
+E = TypeVar("E", QueryResults, QueryReranked)
 
 GROUP = "streamer-replay"
 
@@ -55,6 +57,15 @@ def questions_of(run: Run, topics: Mapping[str, str]) -> Iterator[QueryResults]:
 
 def events_of_file(path: Path) -> Iterator[QueryResults]:
     """Read recorded events, one JSON object a line; raises :class:`ReplayError` with the line's number."""
+    return _of_file(path, QueryResults, INPUT)
+
+
+def answers_of_file(path: Path) -> Iterator[QueryReranked]:
+    """Read recorded answers likewise."""
+    return _of_file(path, QueryReranked, OUTPUT)
+
+
+def _of_file(path: Path, model: type[E], name: str) -> Iterator[E]:
     try:
         with path.open("rb") as file:
             number = 0
@@ -62,9 +73,9 @@ def events_of_file(path: Path) -> Iterator[QueryResults]:
                 number += 1
                 if line.strip():
                     try:
-                        yield decode(QueryResults, line.rstrip(b"\r\n"))
+                        yield decode(model, line.rstrip(b"\r\n"))
                     except InvalidEvent as error:
-                        raise ReplayError(f"{path}:{number}: expected a query.results event, found {error}") from None
+                        raise ReplayError(f"{path}:{number}: expected a {name} event, found {error}") from None
     except OSError as error:
         raise ReplayError(f"{path}: {error.strerror or error}") from error
 
@@ -74,10 +85,23 @@ def events_of_topic(settings: Settings) -> Iterator[QueryResults]:
 
     Raises :class:`~streamer.kafka.spans.ReadError`.
     """
+<<<<<<< HEAD
     with contextlib.closing(TopicReader(settings, settings.topic(INPUT), group=GROUP, role="replay")) as reader:
+=======
+    return _of_topic(settings, QueryResults, INPUT)
+
+
+def answers_of_topic(settings: Settings) -> Iterator[QueryReranked]:
+    """Read what the topic ``query.reranked`` holds now, likewise."""
+    return _of_topic(settings, QueryReranked, OUTPUT)
+
+
+def _of_topic(settings: Settings, model: type[E], name: str) -> Iterator[E]:
+    with contextlib.closing(TopicReader(settings, settings.topic(name), group=GROUP)) as reader:
+>>>>>>> 3c3b6bc (A synthetic benchmark, streamer sweep and streamer pilot; float32 by name is one arithmetic)
         for span in reader.spans():
             for record in reader.records(span):
                 try:
-                    yield decode(QueryResults, record.value, record.key)
+                    yield decode(model, record.value, record.key)
                 except InvalidEvent as error:
-                    log.warning("not a query.results event", place=record.place, error=str(error))
+                    log.warning("not an event of its topic", place=record.place, error=str(error))

@@ -164,11 +164,24 @@ def microseconds(moment: dt.datetime) -> int:
     return (moment - EPOCH) // dt.timedelta(microseconds=1)
 
 
+def quantize(
+    vectors: npt.NDArray[np.float32], precision: Precision
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
+    """Cast vectors (n, d) to a precision, with the scales (n,) of int8, else None.
+
+    int8: a vector's largest component becomes 127 or -127, and its scale restores it.
+    """
+    if precision != "int8":
+        return vectors.astype(DTYPES[_CODES[precision]], copy=False), None
+    scales = np.abs(vectors).max(axis=1) / np.float32(127)
+    scales[scales == 0] = 1
+    return np.rint(vectors / scales[:, None]).clip(-127, 127).astype(np.int8), scales
+
+
 def encode(clip: Clip, precision: Precision) -> bytes:
     """Write a clip's record, its vectors cast to ``precision``.
 
-    int8: a vector's largest component becomes 127 or -127, and its scale restores it. Raises ValueError where
-    the clip is not as :class:`~streamer.store.protocol.Clip` says.
+    Raises ValueError where the clip is not as :class:`~streamer.store.protocol.Clip` says.
     """
     vectors = clip.vectors
     if vectors.ndim != 2 or not vectors.size or clip.times_ms.shape != vectors.shape[:1]:  # noqa: PLR2004 - a matrix
@@ -176,14 +189,10 @@ def encode(clip: Clip, precision: Precision) -> bytes:
     if not np.isfinite(vectors).all():
         raise ValueError(f"the vectors of clip {clip.clip_id!r} are not finite")
     code = _CODES[precision]
+    matrix, scales = quantize(vectors, precision)
     times = clip.times_ms.astype(_TIME, copy=False).tobytes()
-    if code == INT8:
-        scales = np.abs(vectors).max(axis=1) / np.float32(127)
-        scales[scales == 0] = 1
-        matrix = np.rint(vectors / scales[:, None]).clip(-127, 127).astype(np.int8)
+    if scales is not None:
         times += scales.astype(_SCALE, copy=False).tobytes()
-    else:
-        matrix = vectors.astype(DTYPES[code], copy=False)
     n, dim = vectors.shape
     raw_id = _carried(clip.clip_id)
     uploaded_us = microseconds(clip.uploaded_at)

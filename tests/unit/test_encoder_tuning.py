@@ -144,6 +144,7 @@ def test_auto_tries_float32_first_on_a_processor(*, packable: bool) -> None:
 
 def test_a_dtype_that_is_asked_for_is_the_only_one() -> None:
     assert candidates("bfloat16", CPU, packable=True) == (BFLOAT16, PACKED_BFLOAT16)
+    assert candidates("float32", CPU, packable=True) == (FLOAT32,)
     assert candidates("float16", CUDA, packable=True) == (FLOAT16,)
 
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamer.evaluation import choice
+from streamer.evaluation.choice import Caution
 from streamer.evaluation.infap import InferredAP
 from streamer.evaluation.sweep import Grid, TopicSweep
 from streamer.evaluation.trec import Judgments
+from streamer.evaluation.variants import Costs, Variant, cosines_of, derive
 from streamer.scoring import rerank
+from streamer.store import Clip, Embedding, Position, open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamer.settings import Precision
+    from streamer.store import Store
 
 GRID = Grid((0.0, 0.1, 0.4, 0.75, 1.0), (1, 3, 10, 40, 2000), ("minmax", "zscore", "none"))
 
@@ -48,3 +63,69 @@ def test_of_long_lists_what_is_beyond_rank_1000_adds_nothing() -> None:
     for value, point in zip(values.tolist(), GRID.points(), strict=True):
         order = rerank(initial, cosines[: point.depth], **point._asdict()).order
         np.testing.assert_allclose(value, measure.of_codes(codes[order]), rtol=1e-13)
+
+
+GAINS = np.array([[0.3, 0.1, 0.0], [0.3, 0.1, 0.0], [-0.2, 0.1, 0.0], [0.3, 0.05, 0.0]])
+
+
+def test_the_best_gains_most_and_the_conservative_one_most_of_those_that_harm_few() -> None:
+    assert choice.best(GAINS) == 0
+    assert choice.conservative(GAINS, Caution(loss=0.01, share=0.1)) == 1
+    assert choice.conservative(GAINS, Caution(loss=0.01, share=0.25)) == 0
+    assert choice.conservative(GAINS[:, :1], Caution(loss=0.01, share=0.1)) is None
+
+
+def test_cross_validation_measures_each_topic_with_a_choice_that_has_not_seen_it() -> None:
+    seen: list[int] = []
+
+    def rule(gains: Any) -> int:
+        seen.append(len(gains))
+        return choice.best(gains)
+
+    # Each topic gains with its own point and with no other: what was chosen by others gains nothing.
+    result = choice.cross_validate(np.eye(6), rule, Caution(), folds=6)
+    assert seen == [5] * 6
+    assert result.gain == 0.0
+    always = choice.cross_validate(GAINS, lambda _: 0, Caution(), folds=2)
+    assert (always.gain, always.losing, always.chosen) == (pytest.approx(0.175), 0.25, (0, 0))
+
+
+def test_a_rule_that_finds_none_leaves_the_engines_list() -> None:
+    result = choice.cross_validate(GAINS, lambda _: None, Caution(), folds=2)
+    assert (result.gain, result.losing, result.chosen) == (0.0, 0.0, (None, None))
+
+
+def test_on_the_frontier_is_what_nothing_cheaper_equals() -> None:
+    costs, gains = np.array([1.0, 2.0, 2.0, 3.0, 4.0]), np.array([0.1, 0.1, 0.3, 0.2, 0.4])
+    assert choice.frontier(costs, gains).tolist() == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_variant_scores_as_if_it_had_been_stored_so(precision: Precision, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    vectors = rng.standard_normal((9, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    times = (np.arange(9) * 500).astype(np.uint32)
+    at = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+    def store(name: str, rows: Any, stored_as: Precision) -> Store:
+        opened = open_store(f"lmdb:{tmp_path / name}", model_id="m", dim=16, precision=stored_as)
+        opened.put([Clip("c", at, Position(1, 1), 4500, vectors[rows], times[rows])])
+        return opened
+
+    fine, coarse = store("fine", np.arange(9), "float32"), store("coarse", [0, 3, 6], precision)
+    variant, costs = Variant(1500, precision), Costs()
+    with contextlib.closing(fine), contextlib.closing(coarse):
+        derived = cosines_of(fine, ["c", "none"], vectors[4], [Variant(), variant], costs)
+        stored = cosines_of(coarse, ["c", "none"], vectors[4], [Variant()], Costs())
+    np.testing.assert_array_equal(derived[variant], stored[Variant()])
+    assert derived[Variant()][0] == pytest.approx(1)
+    cost = costs.of[variant]
+    assert (cost.clips, cost.frames) == (1, 3)
+    assert cost.bytes == 3 * (16 * np.dtype(precision).itemsize + 4 + 4 * (precision == "int8"))
+
+
+def test_vectors_cannot_be_made_finer_than_they_are() -> None:
+    record = Embedding(np.ones((1, 4), np.int8), np.ones(1, np.float32), np.zeros(1, np.uint32), 0, 0)
+    with pytest.raises(ValueError, match="the store's vectors are int8, which is less than float16"):
+        derive(record, Variant(None, "float16"))

@@ -1,0 +1,110 @@
+"""``streamer pilot``: what reranking would change for a platform's own queries, and what the figures decide."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from streamer.commands.flags import SettingsCommand
+from streamer.commands.replay import FILE, recorded, recorded_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from streamer.evaluation.pilot import Clicks
+    from streamer.events import QueryReranked
+    from streamer.settings import Settings
+
+_OUTPUT = click.File("w", encoding="utf-8", lazy=True)
+
+
+@click.command(cls=SettingsCommand, uses="pilot")
+@recorded_options
+@click.option("--answers", type=FILE, help="Recorded query.reranked events instead: what the running service gave.")
+@click.option("--answers-from-topic", is_flag=True, help="The same from the topic query.reranked.")
+@click.option("--clicks", type=FILE, help="Clicks, one JSON object a line: query_id, clip_id, clicked_at.")
+@click.option("--clicks-topic", help="A topic of such records, by its full name.")
+@click.option("--top", type=click.IntRange(1, 5_000), default=100, show_default=True, help="Results that are compared.")
+@click.option(
+    "--most-ms", type=float, default=500.0, show_default=True, help="Latency that 95 of 100 answers may have."
+)
+@click.option("--json", "json_file", type=_OUTPUT, help="Write JSON; - prints it, and nothing else.")
+@click.option("--html", "html_file", type=_OUTPUT, help="Write a page.")
+def pilot(
+    settings: Settings,
+    events: Path | None,
+    from_topic: bool,
+    limit: int | None,
+    answers: Path | None,
+    answers_from_topic: bool,
+    clicks: Path | None,
+    clicks_topic: str | None,
+    top: int,
+    most_ms: float,
+    json_file: IO[str] | None,
+    html_file: IO[str] | None,
+) -> None:
+    """Report what reranking changes for recorded queries: order, coverage, latency, clicks, and a decision.
+
+    From query.results (--events, --from-topic) the queries are reranked here; from query.reranked (--answers,
+    --answers-from-topic) comes what a running service answered, with its latency. docs/pilot.md says what to record
+    and for how long. Needs the extra: cliprerank-streamer[evaluation].
+    """
+    if (events is not None) + from_topic + (answers is not None) + answers_from_topic != 1:
+        raise click.UsageError("one of --events, --from-topic, --answers and --answers-from-topic says what to look at")
+    import orjson  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+
+    from streamer.evaluation import pilot as pilots  # noqa: PLC0415
+    from streamer.evaluation import pilot_report  # noqa: PLC0415
+    from streamer.evaluation.page import render  # noqa: PLC0415
+
+    clicked = pilots.Clicks()
+    if clicks is not None:
+        clicked.read(clicks)
+    if clicks_topic is not None:
+        _read_topic(settings, clicks_topic, clicked)
+    report = pilots.Pilot(top, clicked)
+    served = answers is not None or answers_from_topic
+    for each in itertools.islice(_answers(settings, events, from_topic, answers, answers_from_topic), limit):
+        report.add(each, served=served)
+    if not report.queries:
+        raise click.ClickException("there are no queries to report on")
+    found = pilot_report.decide(report.data(), pilot_report.Limits(latency_ms=most_ms))
+    if html_file is not None:
+        html_file.write(render(pilot_report.page(found)))
+    if json_file is not None:
+        json_file.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
+    if "-" not in {file.name for file in (json_file, html_file) if file}:
+        console = Console()
+        for table in pilot_report.terminal(found):
+            console.print(table)
+
+
+def _answers(
+    settings: Settings, events: Path | None, from_topic: bool, answers: Path | None, answers_from_topic: bool
+) -> Iterator[QueryReranked]:
+    from streamer.evaluation import material, questions  # noqa: PLC0415
+    from streamer.evaluation.replay import offline  # noqa: PLC0415
+
+    if answers is not None:
+        yield from questions.answers_of_file(answers)
+    elif answers_from_topic:
+        yield from questions.answers_of_topic(settings)
+    else:
+        encoder = material.load_texts(settings)
+        with contextlib.closing(material.open_vectors(settings, encoder.model_id)) as store:
+            yield from offline(settings, recorded(settings, events, from_topic), encoder, store)
+
+
+def _read_topic(settings: Settings, name: str, clicked: Clicks) -> None:
+    from streamer.kafka.spans import TopicReader  # noqa: PLC0415
+
+    with contextlib.closing(TopicReader(settings, name, group="streamer-pilot")) as reader:
+        for span in reader.spans():
+            for record in reader.records(span):
+                clicked.add(record.value or b"", record.place)

@@ -1,0 +1,188 @@
+"""``streamer sweep``: which setting gains most, and what it costs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar, get_args
+
+import click
+
+from streamer.commands.flags import SettingsCommand
+from streamer.events import MAX_RESULTS
+from streamer.scoring import Normalization
+from streamer.settings import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from streamer.evaluation.sweep_run import Model
+    from streamer.settings import Settings
+
+T = TypeVar("T")
+
+_INPUT = click.Path(path_type=Path, exists=True, dir_okay=False)
+_OUTPUT = click.File("w", encoding="utf-8", lazy=True)
+_MOST = 1_000
+"""Values of one list."""
+
+
+class _List(click.ParamType[Any]):
+    """Comma-separated values."""
+
+    name = "list"
+
+    def __init__(self, one: Callable[[str], T], expected: str) -> None:
+        self._one = one
+        self._expected = expected
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            found = tuple(dict.fromkeys(self._one(each.strip()) for each in value.split(",")))
+        except ValueError:
+            self.fail(f"{value!r}: expected {self._expected}, comma-separated", param, ctx)
+        if len(found) > _MOST:
+            self.fail(f"{len(found)} values are more than {_MOST}", param, ctx)
+        return found
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        number = float(text)
+        if not (math.isfinite(number) and low <= number <= high):
+            raise ValueError(text)
+        return number
+
+    return read
+
+
+def _depth(text: str) -> int:
+    return int(_number(1, MAX_RESULTS)(str(int(text))))
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    return lambda text: choices[choices.index(text)]
+
+
+@click.command(cls=SettingsCommand, uses="sweep")
+@click.option("--run", "run_file", type=_INPUT, required=True, help="TREC run of the engine.")
+@click.option("--topics", "topics_file", type=_INPUT, required=True, help="The text of each topic.")
+@click.option("--qrels", "qrels_file", type=_INPUT, required=True, help="AVS judgments.")
+@click.option(
+    "--alphas",
+    type=_List(_number(0, 1), "numbers from 0 to 1"),
+    default="0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1",
+    show_default=True,
+)
+@click.option(
+    "--depths",
+    type=_List(_depth, f"whole numbers from 1 to {MAX_RESULTS}"),
+    default="20,50,100,200,500,1000",
+    show_default=True,
+)
+@click.option(
+    "--normalizations",
+    type=_List(_one_of(get_args(Normalization)), " or ".join(get_args(Normalization))),
+    default=",".join(get_args(Normalization)),
+    show_default=True,
+)
+@click.option(
+    "--intervals",
+    type=_List(_number(0.001, 3600), "seconds"),
+    default=(),
+    help="Seconds between frames besides what is stored; multiples of the stored interval.",
+)
+@click.option(
+    "--precisions",
+    type=_List(_one_of(get_args(Precision)), " or ".join(get_args(Precision))),
+    default=(),
+    help="Of vectors besides what is stored; none that is finer.",
+)
+@click.option(
+    "--also-model",
+    "also",
+    multiple=True,
+    metavar="MODEL[,PRETRAINED]",
+    help="Another model, whose records are in the same store; may be given several times.",
+)
+@click.option(
+    "--loss",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="A topic that loses more than this loses.",
+)
+@click.option(
+    "--most-losing",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of the topics that may lose in a conservative setting.",
+)
+@click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True, help="Of the cross-validation.")
+@click.option("--json", "json_file", type=_OUTPUT, help="Write JSON; - prints it, and nothing else.")
+@click.option("--html", "html_file", type=_OUTPUT, help="Write a page with plots.")
+def sweep(
+    settings: Settings,
+    run_file: Path,
+    topics_file: Path,
+    qrels_file: Path,
+    alphas: tuple[float, ...],
+    depths: tuple[int, ...],
+    normalizations: tuple[Normalization, ...],
+    intervals: tuple[float, ...],
+    precisions: tuple[Precision, ...],
+    also: tuple[str, ...],
+    loss: float,
+    most_losing: float,
+    folds: int,
+    json_file: IO[str] | None,
+    html_file: IO[str] | None,
+) -> None:
+    """Rerank a run in every combination of settings, from one pass over the stored frames, and say which to take.
+
+    Needs the extra: cliprerank-streamer[evaluation].
+    """
+    import orjson  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+
+    from streamer.evaluation import sweep_report, sweep_run, trec  # noqa: PLC0415
+    from streamer.evaluation.choice import Caution  # noqa: PLC0415
+    from streamer.evaluation.page import render  # noqa: PLC0415
+    from streamer.evaluation.sweep import Grid  # noqa: PLC0415
+    from streamer.evaluation.variants import Variant  # noqa: PLC0415
+
+    variants = [
+        Variant(None if interval is None else round(1000 * interval), precision)
+        for interval in (None, *intervals)
+        for precision in (None, *precisions)
+    ]
+    run, topics, qrels = trec.read_run(run_file), trec.read_topics(topics_file), trec.read_qrels(qrels_file)
+    swept = sweep_run.sweep(run, topics, qrels, _models(settings, also), variants, Grid(alphas, depths, normalizations))
+    several = len(swept.topics) >= folds
+    found = sweep_report.data(swept, Caution(loss, most_losing), folds if several else 0)
+    if html_file is not None:
+        html_file.write(render(sweep_report.page(found, run_file.name, qrels_file.name)))
+    if json_file is not None:
+        json_file.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
+    if "-" not in {file.name for file in (json_file, html_file) if file}:
+        console = Console()
+        for table in sweep_report.terminal(found):
+            console.print(table)
+
+
+def _models(settings: Settings, also: tuple[str, ...]) -> Iterator[Model]:
+    """Load the settings' model and the others, one at a time."""
+    from streamer.evaluation import material  # noqa: PLC0415
+    from streamer.evaluation.sweep_run import Model  # noqa: PLC0415
+
+    named = [(settings.model, settings.pretrained)]
+    named += [(name, pretrained or None) for name, _, pretrained in (each.partition(",") for each in also)]
+    for model, pretrained in named:
+        chosen = settings.model_copy(update={"model": model, "pretrained": pretrained})
+        encoder = material.load_texts(chosen)
+        with contextlib.closing(material.open_vectors(chosen, encoder.model_id)) as store:
+            yield Model(encoder.model_id, encoder, store)

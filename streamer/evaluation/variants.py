@@ -1,0 +1,127 @@
+"""One topic's frame scores by several frame intervals and precisions, from one read of its candidates' records."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from streamer.scoring import FloatArray, score_clips
+from streamer.store.record import quantize
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamer.scoring import ClipVectors
+    from streamer.settings import Precision
+    from streamer.store import Embedding, Store
+
+AT_ONCE = 100
+"""Candidates whose vectors are in memory at once."""
+COUNTED = 2_000
+"""Clips of which costs are counted where nothing but what is stored is asked for."""
+_WIDTHS: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
+
+
+class Variant(NamedTuple):
+    """How clips are embedded: ``interval_ms`` between frames and ``precision``; None as they are stored."""
+
+    interval_ms: int | None = None
+    precision: Precision | None = None
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether nothing differs from what the store holds."""
+        return self == Variant()
+
+
+class _Vectors(NamedTuple):
+    """A clip of a variant; a :class:`streamer.scoring.ClipVectors`."""
+
+    matrix: npt.NDArray[np.float32 | np.float16 | np.int8]
+    scales: npt.NDArray[np.float32] | None
+    times_ms: npt.NDArray[np.uint32]
+
+
+@dataclass(slots=True)
+class Cost:
+    """What the embedded candidates of a variant add up to; ``seconds`` for scoring them from memory."""
+
+    clips: int = 0
+    frames: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Costs:
+    """Of each variant; ``read_s`` is what reading and scoring took with the records as they are stored."""
+
+    of: dict[Variant, Cost] = field(default_factory=dict)
+    read_s: float = 0.0
+    candidates: int = 0
+
+
+def cosines_of(
+    store: Store, clip_ids: Sequence[str], query: npt.NDArray[np.float32], variants: Sequence[Variant], costs: Costs
+) -> dict[Variant, FloatArray]:
+    """Max-pool clips against a query (d,) for each variant: (n,), NaN where there is no record.
+
+    Each record is read once. Where all that is asked for is what is stored, costs are counted of the first clips only.
+    Raises :class:`~streamer.store.StoreUnavailableError`, and ValueError for vectors that were stored in less than a
+    variant's precision.
+    """
+    found = {variant: np.full(len(clip_ids), np.nan) for variant in variants}
+    costs.candidates += len(clip_ids)
+    sampled = costs.of.get(Variant(), Cost()).clips >= COUNTED
+    only_stored = sampled and all(variant.is_stored for variant in variants)
+    size = len(clip_ids) if only_stored else AT_ONCE
+    for start in range(0, len(clip_ids), size):
+        part = slice(start, start + size)
+        with store.read(clip_ids[part]) as records:
+            began = time.perf_counter()
+            stored = score_clips(query, records).cosines
+            costs.read_s += time.perf_counter() - began
+            for variant in variants:
+                if only_stored:
+                    found[variant][part] = stored
+                else:
+                    clips = [None if record is None else derive(record, variant) for record in records]
+                    found[variant][part] = _scored(query, clips, costs.of.setdefault(variant, Cost()))
+    return found
+
+
+def _scored(query: npt.NDArray[np.float32], clips: Sequence[ClipVectors | None], cost: Cost) -> FloatArray:
+    began = time.perf_counter()
+    cosines = score_clips(query, clips).cosines
+    cost.seconds += time.perf_counter() - began
+    there = [clip for clip in clips if clip is not None]
+    cost.clips += len(there)
+    cost.frames += sum(len(np.unique(clip.times_ms)) for clip in there)
+    cost.bytes += sum(
+        clip.matrix.nbytes + clip.times_ms.nbytes + (0 if clip.scales is None else clip.scales.nbytes) for clip in there
+    )
+    return cosines
+
+
+def derive(record: Embedding, variant: Variant) -> ClipVectors:
+    """Make of a stored clip what the embedder would have stored with another interval or precision.
+
+    An interval that is a multiple of the stored one gives the very frames that it would have sampled; others, the
+    frames that are stored nearest before them.
+    """
+    matrix, scales, times = record.matrix, record.scales, record.times_ms
+    if variant.interval_ms is not None:
+        samples = np.arange(int(times[0]), int(times[-1]) + 1, variant.interval_ms)
+        taken = np.unique(times[np.searchsorted(times, samples, side="right") - 1])
+        keep = np.isin(times, taken)
+        matrix, times = matrix[keep], times[keep]
+        scales = None if scales is None else scales[keep]
+    if variant.precision is not None and matrix.dtype != np.dtype(variant.precision):
+        if _WIDTHS[variant.precision] > matrix.dtype.itemsize:
+            raise ValueError(f"the store's vectors are {matrix.dtype}, which is less than {variant.precision}")
+        matrix, scales = quantize(matrix.astype(np.float32), variant.precision)
+    return _Vectors(matrix, scales, times)

@@ -1,0 +1,229 @@
+"""The commands that measure, on the small benchmark: replays to the last digit, sweeps, pilots, and their pages."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import browser
+import numpy as np
+import pytest
+import small_avs
+from click.testing import CliRunner
+from driver import RESULTS, Bus, Service, apply_topics
+from driver import Record as DriverRecord
+
+from streamer.cli import cli
+from streamer.encoders import load_encoder
+from streamer.evaluation.measures import evaluate
+from streamer.evaluation.questions import ReplayError
+from streamer.evaluation.trec import read_qrels, read_run
+from streamer.kafka.ask import AskError
+from streamer.settings import DEFAULT_MODEL
+from streamer.store import open_existing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from playwright.sync_api import Browser
+    from small_avs import SmallBenchmark
+
+    from streamer.kafka.broker import LocalKafka
+
+ALPHA, DEPTH = 0.3, 25
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> SmallBenchmark:
+    return small_avs.make(tmp_path_factory.mktemp("avs"))
+
+
+def variables(benchmark: SmallBenchmark, **more: str) -> dict[str, str]:
+    """Return an environment in which texts are computed alike everywhere: in float32, by one thread."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMER_")}
+    settings = {"STREAMER_STORE": benchmark.store, "STREAMER_DTYPE": "float32", "STREAMER_THREADS": "1"}
+    return {**inherited, **settings, "OMP_NUM_THREADS": "1", "COLUMNS": "150", **more}
+
+
+def streamer(settings: Mapping[str, str], *arguments: str | Path) -> str:
+    """Run a command in this process, which has torch loaded already."""
+    done = CliRunner().invoke(cli, [str(each) for each in arguments], env=settings)
+    if done.exception is not None:
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def minmax(values: Any) -> Any:
+    return (values - values.min()) / (values.max() - values.min())
+
+
+def zscore(values: Any) -> Any:
+    centred = values - values.mean()
+    return centred / np.sqrt(np.mean(centred * centred))
+
+
+def by_hand(benchmark: SmallBenchmark, run: Path, normalised: Callable[[Any], Any]) -> list[str]:
+    """Rerank a run with numpy alone, from the stored vectors and the queries'."""
+    lists: dict[str, list[tuple[float, str]]] = {}
+    for line in run.read_text().splitlines():
+        topic, _, shot, _, score, _ = line.split()
+        lists.setdefault(topic, []).append((float(score), shot))
+    texts = dict(line.split("\t") for line in (benchmark.folder / "topics.tsv").read_text().splitlines())
+    encoder = load_encoder(DEFAULT_MODEL, dtype="float32", threads=1, sides=["texts"])
+    lines = []
+    store = open_existing(benchmark.store, model_id=benchmark.model_id)
+    for topic, results in lists.items():
+        results.sort(reverse=True)
+        query = np.rint(encoder.encode_texts([texts[topic]])[0].astype(np.float64) * 2**26) / 2**26
+        with store.read([shot for _, shot in results[:DEPTH]]) as records:
+            cosines = np.array([(record.matrix.astype(np.float64) @ query).max() if record else np.nan
+                                for record in records])  # fmt: skip
+        scores = normalised(np.array([score for score, _ in results[:DEPTH]]))
+        there = ~np.isnan(cosines)
+        scores[there] = ALPHA * scores[there] + (1 - ALPHA) * normalised(cosines[there])
+        order = np.argsort(-scores, kind="stable")
+        ranked = [(float(scores[each]), results[each][1]) for each in order]
+        ranked += [(ranked[-1][0] - below, shot) for below, (_, shot) in enumerate(results[DEPTH:], start=1)]
+        lines += [f"{topic} Q0 {shot} {rank} {score!r} streamer" for rank, (score, shot) in enumerate(ranked, 1)]
+    store.close()
+    return sorted(lines)
+
+
+@pytest.fixture
+def base_run(benchmark: SmallBenchmark, tmp_path: Path) -> Path:
+    """An engine's run that has been through much."""
+    run = tmp_path / "base.run"
+    lines = (benchmark.folder / "base-B.run").read_text().splitlines()
+    # Some candidates that nobody has embedded, and the file in an order of its own.
+    lines += [f"{1501 + number} Q0 unknown-{number} 1 0.9 engine" for number in range(5)]
+    run.write_text("\n".join(reversed(lines)) + "\n")
+    return run
+
+
+def test_replays_offline_through_kafka_and_by_hand_agree_to_the_last_digit(
+    benchmark: SmallBenchmark, kafka: LocalKafka, topic_prefix: str, base_run: Path, tmp_path: Path
+) -> None:
+    knobs = {
+        "STREAMER_ALPHA": str(ALPHA),
+        "STREAMER_DEPTH": str(DEPTH),
+        "STREAMER_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "STREAMER_TOPIC_PREFIX": topic_prefix,
+    }
+    own = variables(benchmark, **knobs)
+    given = ["replay", "--run", base_run, "--topics", benchmark.folder / "topics.tsv", "--out"]
+    told = streamer(own, *given, tmp_path / "offline")
+    assert "5 not embedded" in told
+    apply_topics(own, tmp_path)
+    with Service("rerank", own, tmp_path) as service:
+        service.await_ready(seconds=180)
+        streamer(own, *given, tmp_path / "kafka", "--through-kafka")
+        with pytest.raises(ReplayError, match=f"the running reranker has alpha {ALPHA}, not 0.9"):
+            streamer(own, *given, tmp_path / "other", "--through-kafka", "--alpha", "0.9")
+    offline = (tmp_path / "offline").read_text()
+    assert (tmp_path / "kafka").read_text() == offline
+    assert sorted(offline.splitlines()) == by_hand(benchmark, base_run, minmax)
+
+
+@pytest.mark.parametrize(("normalization", "normalised"), [("zscore", zscore), ("none", lambda values: values)])
+def test_other_normalisations_agree_with_numpy_too(
+    benchmark: SmallBenchmark, base_run: Path, tmp_path: Path, normalization: str, normalised: Callable[[Any], Any]
+) -> None:
+    streamer(
+        variables(benchmark, STREAMER_ALPHA=str(ALPHA), STREAMER_DEPTH=str(DEPTH)),
+        "replay", "--run", base_run, "--topics", benchmark.folder / "topics.tsv", "--out", tmp_path / "offline",
+        "--normalization", normalization,
+    )  # fmt: skip
+    offline = (tmp_path / "offline").read_text()
+    assert sorted(offline.splitlines()) == by_hand(benchmark, base_run, normalised)
+
+
+def test_a_replay_from_the_topic_gives_what_one_from_a_file_gives_and_silence_is_told(
+    benchmark: SmallBenchmark, kafka: LocalKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    own = variables(benchmark, STREAMER_BOOTSTRAP_SERVERS=kafka.bootstrap_servers, STREAMER_TOPIC_PREFIX=topic_prefix)
+    events = small_avs.events(benchmark, "B")
+    (tmp_path / "events.jsonl").write_bytes(b"\n".join(events))
+    apply_topics(own, tmp_path)
+    Bus(kafka.bootstrap_servers, topic_prefix).publish(RESULTS, [DriverRecord(None, event) for event in events])
+    streamer(own, "replay", "--from-topic", "--out", tmp_path / "topic")
+    streamer(own, "replay", "--events", tmp_path / "events.jsonl", "--out", tmp_path / "file")
+    streamer(
+        own, "replay", "--run", benchmark.folder / "base-B.run", "--topics", benchmark.folder / "topics.tsv",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    read = {name: sorted((tmp_path / name).read_text().splitlines()) for name in ("topic", "file", "run")}
+    assert read["topic"] == read["file"] == read["run"]
+    with pytest.raises(AskError, match=r"was not answered in 0.5 s: is a service running on"):
+        streamer(own, "replay", "--from-topic", "--out", tmp_path / "none", "--through-kafka", "--timeout", "0.5")
+
+
+def test_on_the_small_benchmark_the_weaker_engines_gain_significantly(benchmark: SmallBenchmark) -> None:
+    gains = [engine["infAP"] for engine in benchmark.results["engines"]]
+    assert all(figures["gain"] > 0 and figures["randomization_p"] < 0.05 for figures in gains[:2])
+    assert len(benchmark.results["verdict"]) > len(gains)
+
+
+def files(benchmark: SmallBenchmark, engine: str = "B") -> list[str | Path]:
+    folder = benchmark.folder
+    return ["--run", folder / f"base-{engine}.run", "--topics", folder / "topics.tsv", "--qrels", folder / "qrels"]
+
+
+def test_a_sweeps_points_are_replays_and_its_page_shows_its_json(
+    benchmark: SmallBenchmark, chromium: Browser, tmp_path: Path
+) -> None:
+    own = variables(benchmark)
+    out = ["--json", tmp_path / "sweep.json", "--html", tmp_path / "sweep.html"]
+    streamer(own, "sweep", *files(benchmark), "--depths", "10,25", "--intervals", "1", "--precisions", "int8", *out)
+    found = json.loads((tmp_path / "sweep.json").read_bytes())
+    assert len(found["points"]) == 11 * 2 * 3 * 4
+    given = ["--run", benchmark.folder / "base-B.run", "--topics", benchmark.folder / "topics.tsv"]
+    for alpha, depth, how in ((0.4, 25, "minmax"), (0.7, 10, "zscore")):
+        knobs = ["--alpha", str(alpha), "--depth", str(depth), "--normalization", how]
+        streamer(own, "replay", *given, "--out", tmp_path / "run", *knobs)
+        measured = evaluate(read_run(tmp_path / "run"), read_qrels(benchmark.folder / "qrels")).mean["infAP"]
+        setting = {"frame_interval": "as stored", "precision": "as stored", "depth": depth, "alpha": alpha,
+                   "normalization": how}  # fmt: skip
+        (point,) = [each for each in found["points"] if setting.items() <= each.items()]
+        assert point["infAP"] == pytest.approx(measured, rel=1e-12)
+    stored, derived = (
+        next(each for each in found["points"] if (each["frame_interval"], each["precision"]) == variant)
+        for variant in (("as stored", "as stored"), (1.0, "int8"))
+    )
+    assert derived["frames_a_clip"] == stored["frames_a_clip"] / 2 == small_avs.SCENES
+    assert derived["bytes_a_clip"] < stored["bytes_a_clip"] / 3
+    with browser.opened(chromium, tmp_path / "sweep.html") as page:
+        figures = browser.assert_figures_are(found, page)
+        assert {"base", "best/gain", "cross_validation/best/gain", "trade_off/0/ms"} <= figures.keys()
+        assert page.locator("figure svg").count() == 4
+
+
+def test_a_pilot_on_a_topic_with_clicks_and_its_page(
+    benchmark: SmallBenchmark, kafka: LocalKafka, topic_prefix: str, chromium: Browser, tmp_path: Path
+) -> None:
+    own = variables(benchmark, STREAMER_BOOTSTRAP_SERVERS=kafka.bootstrap_servers, STREAMER_TOPIC_PREFIX=topic_prefix)
+    apply_topics(own, tmp_path)
+    events = small_avs.events(benchmark, "B")
+    Bus(kafka.bootstrap_servers, topic_prefix).publish(RESULTS, [DriverRecord(None, event) for event in events])
+    # People click on what is relevant.
+    judged = [line.split() for line in (benchmark.folder / "qrels").read_text().splitlines()]
+    clicks = [
+        {"query_id": topic, "clip_id": clip, "clicked_at": "2026-11-26T00:00:00Z"}
+        for topic, _, clip, _, rel in judged
+        if rel == "1"
+    ]
+    (tmp_path / "clicks.jsonl").write_text("\n".join(map(json.dumps, clicks)))
+    streamer(
+        own, "pilot", "--from-topic", "--clicks", tmp_path / "clicks.jsonl", "--json", tmp_path / "pilot.json",
+        "--html", tmp_path / "pilot.html",
+    )  # fmt: skip
+    found = json.loads((tmp_path / "pilot.json").read_bytes())
+    assert (found["queries"], found["decision"]) == (len(events), "collect more")
+    assert found["clicks"]["measures"]["MRR"]["gain"] > 0
+    assert found["coverage"]["not_embedded_share"] == 0
+    with browser.opened(chromium, tmp_path / "pilot.html") as page:
+        figures = browser.assert_figures_are(found, page)
+        assert {"decision", "order/overlap", "clicks/measures/MRR/gain", "criteria/0/met"} <= figures.keys()
+        assert "position bias" in page.inner_text("body")
