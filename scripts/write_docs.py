@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.report import summary
+from streamer.demo.avs_run import markdown as benchmark_table
 from streamer.kafka.privileges import markdown as privileges_tables
 from streamer.metrics import markdown as metrics_table
 from streamer.settings import markdown as settings_table
@@ -17,15 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 ROOT = Path(__file__).parent.parent
+BENCHMARK = ROOT / "docs" / "avs" / "results.json"
+"""What `make avs` wrote."""
 RESULTS = ROOT / "docs" / "bench" / "results.json"
 """What `make bench` wrote on the machine that the README speaks of."""
 TABLES = {
     ROOT / "README.md": {
         "settings": settings_table,
         "performance": lambda: summary(json.loads(RESULTS.read_bytes())),
+        "benchmark": lambda: benchmark_table(json.loads(BENCHMARK.read_bytes())),
     },
     ROOT / "docs" / "metrics.md": {"metrics": metrics_table},
     ROOT / "docs" / "security.md": {"privileges": privileges_tables},
+    ROOT / "docs" / "evaluation.md": {"benchmark": lambda: benchmark_table(json.loads(BENCHMARK.read_bytes()))},
 }
 """The tables of each page, by the names that stand there."""
 END = "<!-- end -->"

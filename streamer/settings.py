@@ -230,16 +230,12 @@ class Settings(BaseSettings):
 
 _KAFKA = ("bootstrap_servers", "topic_prefix", "kafka")
 _LOG = ("log_format", "log_level")
-<<<<<<< HEAD
 _STORE = (
     "store", "store_user", "store_password", "store_password_file", "store_ca", "store_cert", "store_key",
     "store_timeout",
 )  # fmt: skip
-_TEXTS = ("model", "pretrained", "dtype", "device", "threads", *_STORE)
-=======
 _MODEL = ("model", "pretrained", "dtype", "device", "threads")
-_TEXTS = (*_MODEL, "store")
->>>>>>> 3c3b6bc (A synthetic benchmark, streamer sweep and streamer pilot; float32 by name is one arithmetic)
+_TEXTS = (*_MODEL, *_STORE)
 _SERVICE = (*_KAFKA, "instance_id", *_TEXTS)
 _METHOD = ("alpha", "depth", "normalization")
 _OPERATION = ("queue_bytes", "drain_timeout", "metrics_host", "metrics_port", *_LOG)
@@ -255,16 +251,11 @@ COMMANDS_OF: dict[str, tuple[str, ...]] = {
         *_SERVICE, *_METHOD, "deadline_ms", "query_batch", "query_cache", "store_cache_bytes", *_OPERATION,
     ),
     "topics": (*_KAFKA, *_LOG),
-<<<<<<< HEAD
-    "demo": ("bootstrap_servers", "kafka", "model", "pretrained", "dtype", "device", "threads", *_LOG),
-    "store": (*_STORE, "store_replicas", "store_tombstone_days", *_LOG),
-=======
     "demo": ("bootstrap_servers", "kafka", *_MODEL, *_LOG),
-    "store": ("store", *_LOG),
+    "store": (*_STORE, "store_replicas", "store_tombstone_days", *_LOG),
     "benchmark": (*_MODEL, "precision", "frame_interval", "max_frames", *_METHOD, *_LOG),
     "sweep": (*_TEXTS, *_LOG),
     "pilot": (*_KAFKA, *_TEXTS, *_METHOD, *_LOG),
->>>>>>> 3c3b6bc (A synthetic benchmark, streamer sweep and streamer pilot; float32 by name is one arithmetic)
     "replay": (*_KAFKA, *_TEXTS, *_METHOD, *_LOG),
 }  # fmt: skip
 """Which command takes which settings, in the order of its help."""

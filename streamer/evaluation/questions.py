@@ -85,9 +85,6 @@ def events_of_topic(settings: Settings) -> Iterator[QueryResults]:
 
     Raises :class:`~streamer.kafka.spans.ReadError`.
     """
-<<<<<<< HEAD
-    with contextlib.closing(TopicReader(settings, settings.topic(INPUT), group=GROUP, role="replay")) as reader:
-=======
     return _of_topic(settings, QueryResults, INPUT)
 
 
@@ -97,8 +94,7 @@ def answers_of_topic(settings: Settings) -> Iterator[QueryReranked]:
 
 
 def _of_topic(settings: Settings, model: type[E], name: str) -> Iterator[E]:
-    with contextlib.closing(TopicReader(settings, settings.topic(name), group=GROUP)) as reader:
->>>>>>> 3c3b6bc (A synthetic benchmark, streamer sweep and streamer pilot; float32 by name is one arithmetic)
+    with contextlib.closing(TopicReader(settings, settings.topic(name), group=GROUP, role="replay")) as reader:
         for span in reader.spans():
             for record in reader.records(span):
                 try:
