@@ -26,6 +26,7 @@ BENCHMARKS = {
     "images": 90,
     "decode": 120,
     "hot_path": 60,
+    "store_cluster": 90,
     "reranking_throughput": 120,
     "reranking_latency": 150,
     "reranking_peers": 270,

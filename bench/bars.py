@@ -151,5 +151,11 @@ BARS = (
         ("backlog_mean_to_explained_ratio",)),
     Bar(11, "A sweep of 198 points over 1,000 topics of 1,000 candidates: times one replay of them", "sweep",
         ("sweep_to_replay",), at_most=1.5),
+    Bar(12, "Records of 100 candidates from a cluster of 3 nodes: p50 to LMDB's", "store_cluster",
+        ("p50_to_lmdb", "buckets_64"), at_most=6),
+    Bar(12, "Records of 100 candidates from a cluster of 3 nodes: p50 to one pipelined GET a clip's", "store_cluster",
+        ("p50_to_gets", "buckets_64"), at_most=0.5),
+    Bar(12, "The same of records that the reader has in memory: p50 to LMDB's", "store_cluster",
+        ("p50_to_lmdb", "cached")),
 )  # fmt: skip
 """In the order of the table."""

@@ -228,10 +228,8 @@ class Service:
     def __init__(self, command: str, environment: dict[str, str], folder: Path) -> None:
         self.command = command
         self.port = free_port()
-        variables = environment | {
-            "STREAMER_METRICS_PORT": str(self.port),
-            "STREAMER_INSTANCE_ID": f"{command}-0",
-        }
+        variables = {"STREAMER_INSTANCE_ID": f"{command}-0"} | environment
+        variables["STREAMER_METRICS_PORT"] = str(self.port)
         self._log = folder / f"{command}-{self.port}.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -50,7 +50,7 @@ class Platform:
 
     def fill_store(self, service: Service, *, frames: int) -> None:
         model_id = Metrics(service).label("streamer_build_info", "model_id")
-        fill_store(self.folder / "store", model_id, frames=frames)
+        fill_store(f"lmdb:{self.folder / 'store'}", model_id, frames=frames)
 
     def answers(self) -> dict[str, Any]:
         """Read the answers, which must be one for each query, by its id."""

@@ -17,7 +17,7 @@ from driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Record, await_true, mo
 from endless import write_endless_clip
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamer.store import Clip, Position, open_store
+from streamer.store import Clip, Position, StoreOptions, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -113,12 +113,17 @@ class Watch:
 # -- the store ---------------------------------------------------------------------------------------------------
 
 
-def fill_store(path: Path, model_id: str, *, frames: int) -> None:
+def stored_dim() -> int:
+    """Return the length of the small model's vectors."""
+    return int(json.loads((model_dir() / "open_clip_config.json").read_bytes())["model_cfg"]["embed_dim"])
+
+
+def fill_store(url: str, model_id: str, *, frames: int) -> None:
     """Write random unit vectors for each of :data:`CLIPS`: nothing about memory or speed depends on their direction."""
-    dim = json.loads((model_dir() / "open_clip_config.json").read_bytes())["model_cfg"]["embed_dim"]
+    dim = stored_dim()
     draw = np.random.default_rng(0)
     uploaded_at = datetime.now(UTC)
-    store = open_store(f"lmdb:{path}", model_id=model_id, dim=dim)
+    store = open_store(url, model_id=model_id, dim=dim, options=StoreOptions(timeout_s=30))
     try:
         for first in range(0, len(CLIPS), _CLIPS_A_WRITE):
             store.put([_clip(clip_id, draw, (frames, dim), uploaded_at) for clip_id in CLIPS[first:][:_CLIPS_A_WRITE]])

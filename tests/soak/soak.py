@@ -57,7 +57,7 @@ def test_a_backlog_of_500_mb_grows_the_reranker_by_300_mb_at_most(
     apply_topics(variables, tmp_path)
     with Service("rerank", variables, tmp_path) as service:
         model_id = Metrics(service.await_ready(seconds=150)).label("streamer_build_info", "model_id")
-        fill_store(tmp_path / "store", model_id, frames=16)
+        fill_store(f"lmdb:{tmp_path / 'store'}", model_id, frames=16)
         # Ready, assigned, nothing consumed.
         idle = Memory(service.pid)
         service.stop()

@@ -7,6 +7,7 @@ import datetime as dt
 import itertools
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,6 @@ from streamer.store.redis_keys import Address, Buckets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 DIM = 8
 FIRST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -193,6 +193,12 @@ def test_a_cluster_and_a_lone_server_are_not_taken_for_each_other(valkey: Server
 
 WRITER = "+ping +info +get +mget +getrange +set +eval +eval_ro +hsetnx +hget +hkeys +hvals +scan +wait +cluster|slots"
 READER = "+ping +info +get +mget +getrange +eval_ro +hget +hkeys +hvals +scan +cluster|slots"
+
+
+def test_the_documentation_names_the_commands_that_a_user_needs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "store.md").read_text(encoding="utf-8")
+    assert f"embedder: {WRITER}\n" in page
+    assert f"reranker: {READER}\n" in page
 
 
 @pytest.mark.parametrize("engine", ["valkey", "redis"])

@@ -1,0 +1,165 @@
+"""Records of 100 candidates from a cluster of three nodes, against LMDB's: `python bench/store_cluster.py`.
+
+Clips have 16 vectors of length 512 in int8, and the nodes of Valkey run beside the reader on one machine: so this is
+what a client and a server must do for a query, without a network between them. Each way reads the same kind of sample
+of clips, from ids to joined blocks with their checksums taken; the ways take turns, query by query.
+
+- *lmdb*: the embedded store.
+- *buckets_3*, *_16*, *_64*, *_256*: the cluster's store with so many buckets, nothing cached.
+- *cached*: with 64 buckets and all of the sample in the reader's memory: the servers are asked whether it is current.
+- *library_mget*: redis-py's own `mget_nonatomic` of the same keys, 64 buckets.
+- *gets*: a GET for each clip in one of redis-py's pipelines, 64 buckets: what one writes first.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from redis.cluster import RedisCluster
+from redis_servers import Cluster
+
+from bench.report import print_figures, spread
+from streamer.store import Clip, Position, StoreOptions, open_store, record
+from streamer.store.records import Records
+from streamer.store.redis_keys import DEFAULT_BUCKETS, Buckets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from streamer.store import Store
+
+NAME = "store_cluster"
+MODEL = "model"
+DIM, VECTORS, CANDIDATES = 512, 16, 100
+PARTS = 5
+A_PUT = 500
+HOT = 1_000
+"""Clips of which *cached* reads: what a cache of 64 MiB holds many times."""
+AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+PATIENT = StoreOptions(timeout_s=30, cache_bytes=0)
+
+
+def generated(ids: Sequence[str]) -> Iterator[list[Clip]]:
+    """Make clips of random vectors, a portion at a time."""
+    random = np.random.default_rng(9)
+    times = np.arange(VECTORS, dtype=np.uint32) * 500
+    for start in range(0, len(ids), A_PUT):
+        some = ids[start : start + A_PUT]
+        vectors = random.standard_normal((len(some), VECTORS, DIM)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+        yield [
+            Clip(clip_id, AT, Position.of("log", start), 8_000, matrix, times)
+            for clip_id, matrix in zip(some, vectors, strict=True)
+        ]
+
+
+def through(store: Store) -> Callable[[Sequence[str]], None]:
+    """Return a store's own way of reading."""
+
+    def read(ids: Sequence[str]) -> None:
+        with store.read(ids) as records:
+            assert isinstance(records, Records)
+            _use(records)
+
+    return read
+
+
+def by_hand(name: str, client: RedisCluster) -> dict[str, Callable[[Sequence[str]], None]]:
+    """Return the ways that use nothing but redis-py, on the keys of the store ``name``."""
+    buckets, prefix = Buckets(name, DEFAULT_BUCKETS), record.model_prefix(MODEL)
+
+    def joined(ids: Sequence[str], values: Sequence[bytes]) -> None:
+        found = {clip_id.encode(): memoryview(value) for clip_id, value in zip(ids, values, strict=True)}
+        _use(Records(found.get, [clip_id.encode() for clip_id in ids], ids, DIM, _corrupt))
+
+    def gets(ids: Sequence[str]) -> None:
+        pipeline = client.pipeline()
+        for key in record.keys(prefix, ids):
+            pipeline.get(buckets.full(key))
+        joined(ids, pipeline.execute())
+
+    def library_mget(ids: Sequence[str]) -> None:
+        joined(ids, client.mget_nonatomic([buckets.full(key) for key in record.keys(prefix, ids)]))
+
+    return {"gets": gets, "library_mget": library_mget}
+
+
+def _use(records: Records) -> None:
+    assert sum(len(block.positions) for block in records.blocks()) == CANDIDATES
+
+
+def _corrupt(position: int, error: Exception) -> None:
+    raise AssertionError(position) from error
+
+
+def _open(url: str, options: StoreOptions = PATIENT) -> Store:
+    return open_store(url, model_id=MODEL, dim=DIM, precision="int8", options=options)
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Return the figures; ``quick`` is a tiny size."""
+    clips, rounds = (300, 10) if quick else (10_000, 500)
+    ids = [f"clip-{number:08}" for number in range(clips)]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-store-")))
+        cluster = stack.enter_context(Cluster(folder / "cluster", replicas=False))
+        urls = {"lmdb": f"lmdb:{folder / 'store'}"}
+        urls |= {f"buckets_{count}": f"{cluster.url}?name=b{count}&buckets={count}" for count in (3, 16, 64, 256)}
+        stores = {name: _open(url) for name, url in urls.items()}
+        for portion in generated(ids):
+            for store in stores.values():
+                store.put(portion)
+        ways = {name: through(store) for name, store in stores.items()}
+        url = urls[f"buckets_{DEFAULT_BUCKETS}"]
+        ways["cached"] = through(_open(url, StoreOptions(timeout_s=30)))
+        client = stack.enter_context(RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port))
+        ways |= by_hand(f"b{DEFAULT_BUCKETS}", client)
+        return _contest(ways, ids, rounds)
+
+
+def _contest(ways: dict[str, Callable[[Sequence[str]], None]], ids: list[str], rounds: int) -> dict[str, Any]:
+    random = np.random.default_rng(3)
+
+    def sample(of: list[str]) -> list[str]:
+        return [of[number] for number in random.choice(len(of), CANDIDATES, replace=False)]
+
+    hot = ids[:HOT]
+    for start in range(0, len(hot), CANDIDATES):
+        for way in ways.values():
+            way(hot[start : start + CANDIDATES])
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    order = list(ways)
+    for _ in range(rounds):
+        for name in order:
+            wanted = sample(hot if name == "cached" else ids)
+            began = time.perf_counter()
+            ways[name](wanted)
+            seconds[name].append(time.perf_counter() - began)
+        order.append(order.pop(0))
+    parts = {name: [statistics.median(each[part::PARTS]) for part in range(PARTS)] for name, each in seconds.items()}
+
+    def ratio(name: str, to: str) -> dict[str, float]:
+        return spread(a / b for a, b in zip(parts[name], parts[to], strict=True))
+
+    return {
+        "p50_ms": {name: spread(1e3 * each for each in medians) for name, medians in parts.items()},
+        "p99_ms": {name: 1e3 * sorted(each)[int(0.99 * len(each))] for name, each in seconds.items()},
+        "p50_to_lmdb": {name: ratio(name, "lmdb") for name in ways},
+        "p50_to_gets": {name: ratio(name, "gets") for name in ways},
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    print_figures(measure(quick=False))
+
+
+if __name__ == "__main__":
+    main()

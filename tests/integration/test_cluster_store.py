@@ -1,0 +1,263 @@
+"""Services on a real cluster of the Redis protocol and a real Kafka: no event is lost, and scores are LMDB's."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections import defaultdict
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+import numpy as np
+import pytest
+from driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Bus, Service, apply_topics, await_true, environment
+from footage import tiny_footage
+from redis_servers import Cluster, Server, move_slot
+from redis_servers import await_true as await_servers
+from soak.load import Metrics, fill_store, publish, query_event, read_answers, stored_dim, upload
+
+from streamer.encoders import load_encoder, tuning
+from streamer.encoders.open_clip import OpenClipEncoder
+from streamer.events import QueryResults, Status, decode
+from streamer.reranker import rerank_candidates
+from streamer.settings import DEFAULT_MODEL, load
+from streamer.store import Clip, StoreOptions, open_store, record
+from streamer.store.redis import RedisStore
+from streamer.store.redis_keys import Buckets
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamer.encoders import Encoder
+    from streamer.kafka.broker import LocalKafka
+    from streamer.store import Store
+
+pytestmark = pytest.mark.timeout(900)
+
+DETERMINISTIC = {"STREAMER_THREADS": "1", "STREAMER_DTYPE": "float32", "STREAMER_QUERY_BATCH": "1"}
+"""How many texts are encoded together may move the last bit of their vectors."""
+READY_S = 400
+"""Five services that start at once on two busy cores."""
+QUERIES = 60
+BUCKETS = 12
+
+
+class Platform:
+    """Topics of one's own, and a store for the services that work on them."""
+
+    def __init__(self, kafka: LocalKafka, prefix: str, folder: Path, store: str, **settings: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.bus = Bus(kafka.bootstrap_servers, prefix)
+        self.folder = folder
+        self.store = store
+        clips = folder / "clips"
+        clips.mkdir()
+        self._variables = environment(self.bus, folder, [clips], STREAMER_STORE=store, **settings)
+        apply_topics(self._variables, folder)
+
+    def run(self, command: str, number: int = 0) -> Service:
+        return Service(command, self._variables | {"STREAMER_INSTANCE_ID": f"{command}-{number}"}, self.folder)
+
+    def answers(self) -> dict[str, Any]:
+        """Read the answers, which must be one for each query, by its id."""
+        events = [json.loads(value) for _, value in read_answers(self.bus, seconds=60)]
+        by_id = {event["query_id"]: event for event in events}
+        assert len(by_id) == len(events)
+        return by_id
+
+    def open_store(self, model_id: str, dim: int) -> RedisStore:
+        opened = open_store(self.store, model_id=model_id, dim=dim, options=StoreOptions(timeout_s=30))
+        assert isinstance(opened, RedisStore)
+        return opened
+
+
+def asked(clip_ids: list[str]) -> list[tuple[bytes, bytes]]:
+    """Make query events over these clips, each in an order and with scores of its own."""
+    draw = random.Random(4)  # noqa: S311 - an order, no secret
+    events = []
+    for number in range(QUERIES):
+        results = [
+            {"clip_id": clip_id, "score": draw.uniform(0, 30)} for clip_id in draw.sample(clip_ids, len(clip_ids))
+        ]
+        event = {
+            "query_id": f"q{number}",
+            "query": f"{draw.choice(['a red disc', 'a blue square', '黄色い円'])} number {number}",
+            "engine": "bm25-v3",
+            "issued_at": datetime.now(UTC).isoformat(),
+            "results": results,
+        }
+        events.append((f"q{number}".encode(), json.dumps(event).encode()))
+    return events
+
+
+def test_three_rerankers_and_two_embedders_on_a_cluster_score_as_lmdb_does_to_the_last_bit(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path, valkey_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{valkey_cluster.url}?name={topic_prefix}store"
+    platform = Platform(kafka, topic_prefix, tmp_path / "services", url, **DETERMINISTIC)
+    films = tiny_footage(platform.folder / "clips")
+    clip_ids = [f"clip {number}" for number in range(24)]
+    uploads = [upload(clip_id, films[number % len(films)].path) for number, clip_id in enumerate(clip_ids)]
+    questions = asked([*clip_ids, "unknown"])
+    with ExitStack() as stack:
+        embedders = [stack.enter_context(platform.run("embed", number)) for number in range(2)]
+        rerankers = [stack.enter_context(platform.run("rerank", number)) for number in range(3)]
+        for services in (embedders, rerankers):
+            await_shares(services, 12 // len(services))
+        platform.bus.publish(UPLOADED, uploads)
+        platform.bus.await_group("streamer-embed", UPLOADED, seconds=120, alive=embedders)
+        publish(platform.bus, questions)
+        platform.bus.await_group("streamer-rerank", RESULTS, seconds=120, alive=rerankers)
+        assert all(produced(each, platform.bus.prefix + EMBEDDED) for each in embedders)
+        assert all(produced(each, platform.bus.prefix + RERANKED) for each in rerankers)
+        assert all(Metrics(each).total("streamer_store_cache_total", result="hit") for each in rerankers)
+        model_id = Metrics(rerankers[0]).label("streamer_build_info", "model_id")
+        for service in (*embedders, *rerankers):
+            service.stop()
+    lmdb = copied_to_lmdb(platform.open_store(model_id, stored_dim()), f"lmdb:{tmp_path / 'store'}", clip_ids, model_id)
+    answers = platform.answers()
+    assert len(answers) == QUERIES
+    encoders = [with_arithmetic(packed, monkeypatch) for packed in (False, True)]
+    settings = load()
+    for key, value in questions:
+        event = decode(QueryResults, value, key)
+        vectors = [encoder.encode_texts([event.query])[0] for encoder in encoders]
+        expected = [rerank_candidates(settings, event.results, vector, lmdb).results for vector in vectors]
+        assert answers[event.query_id]["results"] in msgspec.to_builtins(expected)
+        assert [each.status for each in expected[0]].count(Status.RERANKED) == len(clip_ids)
+    lmdb.close()
+
+
+def with_arithmetic(packed: bool, monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    """Load the text side in one of the two ways that a reranker chooses from by measuring; they round differently."""
+    monkeypatch.setattr(tuning, "_PACKED_HANDICAPS", defaultdict(lambda: 0.0 if packed else 1e9))
+    encoder = load_encoder(DEFAULT_MODEL, dtype="float32", threads=1, sides=["texts"])
+    assert isinstance(encoder, OpenClipEncoder)
+    assert encoder.arithmetic["texts"].packed == packed
+    return encoder
+
+
+def await_shares(services: list[Service], share: int) -> None:
+    """Wait until each service is ready and has its share of the partitions."""
+    for service in services:
+        service.await_ready(seconds=READY_S)
+
+    def shared() -> bool:
+        return all(Metrics(service).total("streamer_assigned_partitions") == share for service in services)
+
+    await_true(shared, f"{share} partitions each", seconds=60, alive=services)
+
+
+def produced(service: Service, topic: str) -> float:
+    return Metrics(service).total("streamer_events_produced_total", topic=topic)
+
+
+def copied_to_lmdb(store: RedisStore, url: str, clip_ids: list[str], model_id: str) -> Store:
+    """Write the clips of the cluster to LMDB, and show that the bytes are the same there."""
+    lmdb = open_store(url, model_id=model_id, dim=stored_dim())
+    space = store._opened()
+    assert space is not None
+    keys = [record.key(record.model_prefix(model_id), clip_id) for clip_id in clip_ids]
+    with store.read(clip_ids) as found:
+        for clip_id, value, each in zip(clip_ids, space.get(keys), found, strict=True):
+            assert value is not None
+            assert each is not None
+            version = record.version(memoryview(value))
+            assert version is not None
+            vectors = each.matrix.astype(np.float32)
+            clip = Clip(clip_id, each.uploaded_at, version.position, each.duration_ms, vectors, each.times_ms)
+            assert record.encode(clip, "float16") == value
+            lmdb.put([clip])
+    store.close()
+    return lmdb
+
+
+class Questions:
+    """Queries that are asked in a steady stream, by a thread of its own, until the block ends."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.asked = 0
+        self._bus = bus
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def await_more(self, count: int, what: str, reranker: Service) -> None:
+        """Wait until so many queries more are asked and as many more answered."""
+        enough = self.asked + count
+        topic = self._bus.prefix + RERANKED
+        await_true(lambda: min(self.asked, produced(reranker, topic)) >= enough, what, seconds=90, alive=[reranker])
+
+    def _ask(self) -> None:
+        while not self._over.wait(0.1):
+            now = datetime.now(UTC)
+            some = [query_event(self.asked + each, "a red disc", candidates=100, issued_at=now) for each in range(4)]
+            publish(self._bus, some)
+            self.asked += len(some)
+
+
+def test_a_primary_that_is_killed_and_slots_that_move_cost_no_event(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    with Cluster(tmp_path / "cluster") as cluster:
+        name = f"{topic_prefix}store"
+        url = f"{cluster.url}?name={name}&buckets={BUCKETS}"
+        platform = Platform(kafka, topic_prefix, tmp_path / "services", url)
+        buckets = Buckets(name, BUCKETS)
+        with platform.run("rerank") as reranker:
+            reranker.await_ready(seconds=READY_S)
+            fill_store(url, Metrics(reranker).label("streamer_build_info", "model_id"), frames=4)
+            with Questions(platform.bus) as questions:
+                questions.await_more(40, "answers in peace", reranker)
+                victim = cluster.primary_of(buckets.heads[0])
+                await_servers(cluster.is_whole, "the replicas are in step")
+                victim.kill()
+                await_true(lambda: degraded(reranker) > 0, "degraded answers", seconds=60, alive=[reranker])
+                await_answers_in_peace(questions, reranker)
+                victim.start()
+                await_servers(cluster.is_whole, "the old primary has come back as a replica")
+                for number in range(0, BUCKETS, 2):
+                    source = cluster.primary_of(buckets.heads[number])
+                    target = next(node for node in primaries(cluster) if node is not source)
+                    move_slot(buckets.slots[number], source, target, keys_at_once=2)
+                    questions.await_more(4, "answers while slots move", reranker)
+                await_answers_in_peace(questions, reranker)
+            platform.bus.await_group("streamer-rerank", RESULTS, seconds=90, alive=[reranker])
+            counted = degraded(reranker)
+            reranker.stop()
+    answers = platform.answers()
+    assert sorted(answers) == sorted(f"q{number}" for number in range(questions.asked))
+    reasons = [answers[f"q{number}"]["degraded"] for number in range(questions.asked)]
+    assert {*reasons} == {None, "store_unavailable"}
+    assert reasons.count("store_unavailable") == counted
+    assert {*reasons[:40], *reasons[-40:]} == {None}
+    for answer in answers.values():
+        expected = "below_depth" if answer["degraded"] else "reranked"
+        assert {result["status"] for result in answer["results"]} == {expected}
+
+
+def degraded(reranker: Service) -> float:
+    return Metrics(reranker).total("streamer_events_degraded_total", reason="store_unavailable")
+
+
+def await_answers_in_peace(questions: Questions, reranker: Service) -> None:
+    """Wait until a stretch of answers has gone by of which none was degraded."""
+    while True:
+        before = degraded(reranker)
+        questions.await_more(60, "answers", reranker)
+        if degraded(reranker) == before:
+            return
+
+
+def primaries(cluster: Cluster) -> list[Server]:
+    return [node for node in cluster.nodes if node.command("ROLE")[0] == b"master"]
