@@ -149,6 +149,9 @@ class Embedder:
         self._metrics = metrics
         self._health = health
         self._image_batch = settings.image_batch or encoder.image_batch
+        self._fetching = metrics.stage.labels("fetch")
+        for stage in ("load", "encode", "store"):
+            metrics.retries.labels(stage)
         self._turns: Turns[Work] = Turns(1)
         self._sources: Turns[Upload] = Turns(settings.decode_workers + _WAITING_OF_ONE_SOURCE)
         shared: dict[str, Any] = {"failed": self._failed, "metrics": metrics, "health": health}
@@ -233,7 +236,9 @@ class Embedder:
 
     def _load(self, event: ClipUploaded, place: ExitStack) -> SampledClip[Any]:
         """Fetch, decode and sample; a clip that has frames leaves its decoder's place to ``place``."""
-        with self._fetcher.fetch(event.uri) as path:
+        with ExitStack() as source:
+            with self._fetching.time():
+                path = source.enter_context(self._fetcher.fetch(event.uri))
             return place.enter_context(self._decoder.sampled(path))
 
     def _retries_of_source(self) -> tenacity.Retrying:
@@ -314,7 +319,12 @@ class Embedder:
         outcomes = self._store.put(current)
         faults.reach(faults.FaultPoint.STORED)
         self._health.holds("store")
-        self._metrics.superseded.inc(sum(outcome is PutOutcome.SUPERSEDED for outcome in outcomes))
+        searchable_at = now()
+        for clip, outcome in zip(current, outcomes, strict=True):
+            if outcome is PutOutcome.SUPERSEDED:
+                self._metrics.superseded.inc()
+            else:
+                self._metrics.freshness.observe(max(0.0, (searchable_at - clip.uploaded_at).total_seconds()))
 
     def _clip(self, embedded: Embedded) -> Clip:
         return Clip(

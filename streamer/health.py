@@ -51,6 +51,7 @@ class Health:
             known = self._waiting_for.get(condition)
             self._waiting_for[condition] = detail
             self._metrics.ready.set(0)
+            self._metrics.unready.labels(condition).set(1)
         if known != detail:
             log.warning("not ready", condition=condition, detail=detail)
 
@@ -60,6 +61,7 @@ class Health:
             gone = self._waiting_for.pop(condition, None)
             ready = not self._waiting_for
             self._metrics.ready.set(ready)
+            self._metrics.unready.labels(condition).set(0)
         if gone is not None:
             log.info("ready" if ready else "condition holds", condition=condition)
 

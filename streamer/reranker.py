@@ -73,6 +73,11 @@ class Reranker:
         self._store = store
         self._metrics = metrics
         self._health = health
+        for status in Status:
+            metrics.candidates.labels(status)
+        for why in Degraded:
+            metrics.degraded.labels(why)
+        self._text = metrics.stage.labels("text")
         self._stage: Stage[Work] = Stage(
             "rerank",
             self._process,
@@ -123,7 +128,8 @@ class Reranker:
             return iter(())
         hits, misses = self._queries.hits, self._queries.misses
         try:
-            return iter(self._queries.get([event.query for _, event in events]))
+            with self._text.time():
+                return iter(self._queries.get([event.query for _, event in events]))
         except Exception:
             log.exception("the text encoder failed", queries=len(events))
             if len(events) == 1:

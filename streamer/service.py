@@ -19,11 +19,19 @@ from streamer.health import Health, HealthServer
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.metrics import Metrics
 from streamer.settings import DEFAULT_METRICS_PORT, Settings, SettingsError, blame, unknown_variables
-from streamer.store import Store, StoreError, StoreOptions, StoreUnavailableError, open_store
+from streamer.store import (
+    MeasuredStore,
+    Store,
+    StoreError,
+    StoreOptions,
+    StoreUnavailableError,
+    StoreWatch,
+    open_store,
+)
 from streamer.video import DecodePool, Fetcher, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 log = structlog.get_logger()
@@ -71,7 +79,7 @@ def run_embedder(settings: Settings) -> NoReturn:
             health=service.health,
         )
         encoder = _load_encoder(settings, "embed", service.metrics)
-        store = _open_store(settings, encoder, read_only=False)
+        store = _open_store(settings, encoder, service, read_only=False)
         decoder = DecodePool(
             Sampling(
                 interval=settings.frame_interval,
@@ -86,6 +94,7 @@ def run_embedder(settings: Settings) -> NoReturn:
             timeout=settings.decode_timeout,
             memory=settings.decode_memory,
             replaced=lambda cause: service.metrics.decoders_replaced.labels(cause).inc(),
+            timed=_timed_decodes(service.metrics),
         )
         pipeline = embedder.Embedder(
             settings,
@@ -116,7 +125,7 @@ def run_reranker(settings: Settings) -> NoReturn:
             producers=reranker.PRODUCERS,
         )
         encoder = _load_encoder(settings, "rerank", service.metrics)
-        store = _open_store(settings, encoder, read_only=True)
+        store = _open_store(settings, encoder, service, read_only=True)
         pipeline = reranker.Reranker(
             settings,
             queries=QueryVectors(encoder, settings.query_cache),
@@ -185,13 +194,24 @@ def _load_encoder(settings: Settings, command: str, metrics: Metrics) -> Encoder
         raise blame(error.setting, error) from None
     encoder.warm_up()
     metrics.build_info.labels(__version__, command, encoder.model_id).set(1)
+    metrics.model_info.labels(settings.model, encoder.model_id, encoder.computes_in, encoder.computes_on).set(1)
     log.info("model loaded", model=settings.model, pretrained=settings.pretrained, model_id=encoder.model_id)
     return encoder
 
 
-def _open_store(settings: Settings, encoder: Encoder, *, read_only: bool) -> Store:
+def _timed_decodes(metrics: Metrics) -> Callable[[float, float], None]:
+    waiting, decoding = metrics.queue_wait.labels("decode"), metrics.stage.labels("decode")
+
+    def timed(waited: float, took: float) -> None:
+        waiting.observe(waited)
+        decoding.observe(took)
+
+    return timed
+
+
+def _open_store(settings: Settings, encoder: Encoder, service: Service, *, read_only: bool) -> Store:
     try:
-        return open_store(
+        store = open_store(
             settings.store,
             model_id=encoder.model_id,
             dim=encoder.dim,
@@ -201,6 +221,9 @@ def _open_store(settings: Settings, encoder: Encoder, *, read_only: bool) -> Sto
         )
     except (StoreError, StoreUnavailableError) as error:
         raise blame("store", error) from None
+    # The writer counts; a walk over all keys is not for those that answer queries.
+    StoreWatch(store, encoder.model_id, metrics=service.metrics, health=service.health, counts=not read_only)
+    return MeasuredStore(store, service.metrics)
 
 
 def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> NoReturn:

@@ -147,6 +147,16 @@ class OpenClipEncoder:
         _trim()
         return encoder
 
+    @property
+    def computes_in(self) -> str:
+        """The arithmetic in use; of both sides where they differ."""
+        return "; ".join(dict.fromkeys(str(each) for each in self.arithmetic.values()))
+
+    @property
+    def computes_on(self) -> str:
+        """The kind of device."""
+        return str(self.device.type)
+
     def encode_images(self, prepared: Sequence[Frame]) -> npt.NDArray[np.float32]:
         """Encode frames of the model's size in one batch: (n, 1, dim), L2-normalised; n >= 1."""
         if self._images is None:

@@ -48,6 +48,16 @@ class Encoder(Protocol):
         ...
 
     @property
+    def computes_in(self) -> str:
+        """The arithmetic in use, such as ``bfloat16, packed``."""
+        ...
+
+    @property
+    def computes_on(self) -> str:
+        """The kind of device: cpu or cuda."""
+        ...
+
+    @property
     def dim(self) -> int:
         """Length of a vector."""
         ...

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from streamer.health import Health
     from streamer.kafka.membership import Membership
-    from streamer.kafka.partitions import Assignment, Work
+    from streamer.kafka.partitions import AssignedPartition, Assignment, Work
     from streamer.kafka.rotation import Rotation
     from streamer.metrics import Metrics
 
@@ -37,7 +37,11 @@ _MAX_BATCH_WORKS = 1_000
 _LINGER_S = 0.05
 """How long what is done may wait for more, while more is under way: transactions have a price of their own."""
 _BACKOFF_S = (0.05, 2.0)
+_PASS_AFTER_S = 1.0
+"""How long nothing may be in flight before offsets alone are committed, which mostly go along with records."""
 _UNREADY_AFTER_FAILURES = 3
+OUTCOMES = ("committed", "aborted", "undecided", "restarted", "fenced")
+"""Of transactions, as they are counted; the last one is counted where the process ends of it."""
 
 
 class LostCommitError(Exception):
@@ -79,6 +83,9 @@ class Committer:
         self._not_before = 0.0
         self._hurried = False
         self._done_since: float | None = None
+        self._idle_since: float | None = None
+        for outcome in OUTCOMES:
+            metrics.transactions.labels(outcome)
         self.lingers = False
         """Whether what is done waits for more to be done."""
 
@@ -172,17 +179,31 @@ class Committer:
             own = list(itertools.islice(partition.ready(), most - len(works)))
             if own:
                 works += own
-                progress = partition.progress_with(own)
-                offsets.append(
-                    TopicPartition(partition.topic, partition.partition, progress.offset, metadata=progress.metadata)
-                )
-        return Batch(works, offsets) if works else None
+                offsets.append(_offset(partition, own))
+        if works or self._has_rested():
+            offsets += [_offset(partition, ()) for partition in self._assignment if partition.has_passed]
+        return Batch(works, offsets) if offsets else None
+
+    def _has_rested(self) -> bool:
+        """Tell whether nothing has been in flight for a while.
+
+        What lies at the end of a log without being a record for us (the markers of a transactional producer, what it
+        aborted, what retention has deleted unread) is passed over then: until that is committed, the group would seem
+        to be behind to everything that compares its offsets with the log's end, an autoscaler among them.
+        """
+        if self._assignment.records:
+            self._idle_since = None
+            return False
+        now_s = time.monotonic()
+        self._idle_since = self._idle_since or now_s
+        return now_s - self._idle_since >= _PASS_AFTER_S
 
     def _settle(self, batch: Batch) -> None:
         """Account for a committed batch."""
         self._one_by_one = max(0, self._one_by_one - 1)
         self._metrics.transactions.labels("committed").inc()
-        self._metrics.transaction_size.observe(len(batch.works))
+        if batch.works:
+            self._metrics.transaction_size.observe(len(batch.works))
         self._advance(batch.offsets)
         committed_at = now()
         for work in batch.works:
@@ -284,3 +305,9 @@ class Committer:
         self._failures = 0
         self._told = ""
         self._health.holds("transactions")
+
+
+def _offset(partition: AssignedPartition, works: Iterable[Work]) -> TopicPartition:
+    """Say what to commit of a partition once ``works`` are done too."""
+    progress = partition.progress_with(works)
+    return TopicPartition(partition.topic, partition.partition, progress.offset, metadata=progress.metadata)

@@ -96,6 +96,25 @@ def consumer(
     }
 
 
+def peeker(settings: Settings, group: str) -> dict[str, Any]:
+    """Return the properties of a consumer that looks at single records and never joins ``group``, whose rights it has.
+
+    A broker gives a whole batch at least, however little is asked for.
+    """
+    properties = consumer(settings, group, "classic", {})
+    return properties | {
+        "client.id": f"{properties['client.id']}-peek",
+        "statistics.interval.ms": 0,
+        "queued.min.messages": 1,
+        "max.partition.fetch.bytes": 1_024,
+    }
+
+
+def begins_at_the_end(settings: Settings) -> bool:
+    """Whether a group that has committed nothing reads only what comes from now on."""
+    return settings.kafka.get("auto.offset.reset", "earliest").lower() in {"latest", "largest", "end"}
+
+
 def producer(
     settings: Settings, group: str, callbacks: dict[str, Callable[..., None]], number: int = 0
 ) -> dict[str, Any]:

@@ -111,7 +111,9 @@ class Loop:
         self._stopping = False
         self._rejoin_at: float | None = None
         self._hold_until = self._ask_at = 0.0
-        self._monitor = Monitor(settings, self._assignment, topic=self._topic, metrics=metrics, health=health)
+        self._monitor = Monitor(
+            settings, self._assignment, group=group, topic=topic, output=output, metrics=metrics, health=health
+        )
         self._topics = TopicWatch(
             settings,
             [self._topic, settings.topic(output), self._topic + DLQ_SUFFIX],
@@ -149,8 +151,10 @@ class Loop:
                 self._poll(pipeline)
                 self._learn(pipeline)
                 self._commit()
+                self._monitor.tick()
             return self._drain(stop.at + self._settings.drain_timeout)
         except FencedError as error:
+            self._metrics.transactions.labels("fenced").inc()
             raise FatalError(
                 f"the transactional id {self._transactions.transactional_id} is fenced: {error}. Either another "
                 "process uses it (give each instance its own --instance-id), or this one stood still in the middle "
@@ -165,6 +169,7 @@ class Loop:
             # Leaving the group revokes what is left; nothing more can be committed of it.
             self._stopping = True
             self._membership.close()
+            self._monitor.close()
 
     def _init_transactions(self, stop: Stop) -> None:
         """Take over our transactional id before any offset is fetched, so that nothing of a predecessor is open."""
@@ -352,7 +357,7 @@ class Loop:
         if error.code() == KafkaError._PARTITION_EOF:
             partition = self._assignment.get(message.partition())
             if partition is not None:
-                partition.end_seen = message.offset()
+                partition.reached(message.offset() or 0)
         elif self._topics.on_error(error):
             return
         elif refused(error):

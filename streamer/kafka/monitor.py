@@ -9,6 +9,9 @@ import orjson
 import structlog
 from confluent_kafka import KafkaError
 
+from streamer.events import Reason
+from streamer.kafka.lag import LagWatch
+
 if TYPE_CHECKING:
     from streamer.health import Health
     from streamer.kafka.partitions import Assignment
@@ -28,18 +31,27 @@ class Monitor:
         settings: Settings,
         assignment: Assignment,
         *,
+        group: str,
         topic: str,
+        output: str,
         metrics: Metrics,
         health: Health,
     ) -> None:
-        """``topic`` is a full name."""
+        """Begin; the names are without the prefix."""
         self._servers = settings.bootstrap_servers
         self._assignment = assignment
-        self._topic = topic
+        self._topic = settings.topic(topic)
         self._metrics = metrics
         self._health = health
-        self._ends: dict[int, int] = {}
+        self._lag = LagWatch(settings, assignment, group=group, topic=self._topic, metrics=metrics)
         self._quiet_until: dict[int, float] = {}
+        # What is counted begins with 0, so that the first one is an increase.
+        metrics.consumed.labels(self._topic)
+        metrics.produced.labels(settings.topic(output))
+        for reason in Reason:
+            metrics.dead_lettered.labels(self._topic, reason)
+        for kind in ("assigned", "revoked", "lost"):
+            metrics.rebalances.labels(kind)
         health.wait_for("broker", f"no answer yet from {self._servers}")
         health.wait_for("assignment", "no partitions assigned yet")
 
@@ -61,15 +73,21 @@ class Monitor:
             self._health.holds("broker")
             self._health.holds("authentication")
         topic: dict[str, Any] = statistics["topics"].get(self._topic, {"partitions": {}})
-        for number, partition in topic["partitions"].items():
-            if partition["ls_offset"] >= 0:
-                self._ends[int(number)] = partition["ls_offset"]
+        # -1 is librdkafka's own, for records that have no partition yet.
+        self._metrics.partitions.labels(self._topic).set(sum(int(number) >= 0 for number in topic["partitions"]))
         self.measure()
+
+    def tick(self) -> None:
+        """Take a turn; never waits."""
+        self._lag.tick()
+
+    def close(self) -> None:
+        """Let the clients go."""
+        self._lag.close()
 
     def forget(self, partition: int) -> None:
         """Stop reporting a partition that is no longer ours."""
-        self._ends.pop(partition, None)
-        self._metrics.lag.remove(self._topic, str(partition))
+        self._lag.forget(partition)
 
     def measure(self) -> None:
         """Set the gauges to what is the case now."""
@@ -78,8 +96,3 @@ class Monitor:
         metrics.paused.set(sum(partition.paused for partition in assignment))
         metrics.in_flight.set(assignment.records)
         metrics.in_flight_bytes.set(assignment.bytes)
-        for number, end in self._ends.items():
-            partition = assignment.get(number)
-            lag = partition.lag(end) if partition is not None else None
-            if lag is not None:
-                metrics.lag.labels(self._topic, str(number)).set(lag)

@@ -65,8 +65,8 @@ class AssignedPartition:
         """Whether what the group has committed is known."""
         self.progress: Progress | None = None
         """What is committed, None where nothing ever was, or nothing is known yet."""
-        self.end_seen: int | None = None
-        """The end of the partition when it was last reached; it counts transaction markers, which no record shows."""
+        self.last_timestamp: dt.datetime | None = None
+        """That of the last record that came."""
         self._works: deque[Work] = deque()
         self._received = 0
 
@@ -86,10 +86,39 @@ class AssignedPartition:
     def add(self, work: Work) -> bool:
         """Take a record in flight; False where it is done and committed already, by an earlier owner perhaps."""
         self._received = work.record.offset + 1
+        self.last_timestamp = work.record.timestamp
         if self.progress is not None and self.progress.includes(work.record.offset):
             return False
         self._works.append(work)
         return True
+
+    def reached(self, end: int) -> None:
+        """Take note that everything readable before ``end`` has come: what is left there are markers and aborted."""
+        self._received = max(self._received, end)
+
+    @property
+    def oldest(self) -> Record | None:
+        """The first record in flight, of which none before it is left to be done. May be read from any thread."""
+        try:
+            return self._works[0].record
+        except IndexError:
+            return None
+
+    @property
+    def position(self) -> int:
+        """The offset from which on nothing has come yet. May be read from any thread."""
+        return max(self._received, self.committed_offset or 0)
+
+    @property
+    def committed_offset(self) -> int | None:
+        """What the group has committed; None where nothing, or nothing is known. May be read from any thread."""
+        progress = self.progress
+        return progress.offset if progress is not None else None
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether nothing is in flight and yet there is something to commit: markers or lost records, passed over."""
+        return self.known and not self._works and self._received > (self.committed_offset or 0)
 
     def learn(self, progress: Progress | None) -> list[Work]:
         """Take what the group has committed as known; return the works that are left to be done."""
@@ -133,16 +162,6 @@ class AssignedPartition:
     def fullness(self, most_records: int, most_bytes: int) -> float:
         """Return how full the queue is, 1 being full by either measure."""
         return max(len(self._works) / most_records, self.bytes / most_bytes)
-
-    def lag(self, end: int) -> int | None:
-        """Count the records up to ``end`` that are not committed; None while nothing is known."""
-        progress = self.progress or Progress(0)
-        if self._works:
-            first = self._works[0].record.offset
-            return max(0, end - first - sum(offset > first for offset in progress.ahead))
-        if self.progress is None and self.end_seen is None:
-            return None
-        return max(0, end - max(progress.last, self.end_seen or 0))
 
 
 class Assignment:

@@ -6,6 +6,7 @@ a hundred to a thousand at a time. Vectors of different models never meet: ``mod
 
 from __future__ import annotations
 
+from streamer.store.measured import MeasuredStore, StoreWatch
 from streamer.store.options import StoreOptions
 from streamer.store.protocol import (
     Clip,
@@ -24,6 +25,7 @@ from streamer.store.protocol import (
 __all__ = [
     "Clip",
     "Embedding",
+    "MeasuredStore",
     "Position",
     "PutOutcome",
     "Store",
@@ -31,6 +33,7 @@ __all__ = [
     "StoreOptions",
     "StoreStats",
     "StoreUnavailableError",
+    "StoreWatch",
     "masked",
     "open_existing",
     "open_store",

@@ -12,6 +12,7 @@ import pytest
 
 from streamer import settings
 from streamer.events import TOPICS, Reason, decode
+from streamer.metrics import CATALOGUE, LABELS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,3 +41,18 @@ def test_the_example_settings_load(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = settings.load(config=ROOT / "deploy/streamer.toml")
     assert loaded.kafka["security.protocol"] == "SASL_SSL"
     assert loaded.deadline_ms == 500
+
+
+def test_the_catalogue_keeps_prometheus_rules_and_every_label_is_bounded() -> None:
+    used = set()
+    for metric in CATALOGUE.values():
+        assert re.fullmatch(r"streamer_[a-z]+(_[a-z]+)*", metric.name)
+        assert metric.name.endswith("_total") == (metric.kind == "counter")
+        assert ("seconds" in metric.name) == (metric.unit == "seconds")
+        assert ("bytes" in metric.name) == (metric.unit == "bytes")
+        assert bool(metric.buckets) == (metric.kind == "histogram")
+        assert list(metric.buckets) == sorted(set(metric.buckets))
+        assert metric.help.endswith(".")
+        assert metric.question.endswith("?")
+        used |= set(metric.labels)
+    assert used == set(LABELS)

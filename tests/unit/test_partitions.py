@@ -99,20 +99,31 @@ def test_records_that_come_before_it_is_known_what_is_done_wait_for_that() -> No
     assert not partition.known
     left = partition.learn(Progress(5, frozenset({6, 8})))
     assert [work.record.offset for work in left] == [5, 7]
-    assert partition.lag(10) == 3
 
 
-def test_lag_counts_from_the_oldest_record_in_flight_and_knows_the_end_that_markers_hide() -> None:
+def test_what_is_passed_over_at_the_end_is_committed_with_the_records_before_it_or_alone() -> None:
     partition = AssignedPartition("t", 0, "log-0")
-    assert partition.lag(10) is None
-    partition.end_seen = 10
-    assert partition.lag(10) == 0
-    partition.add(Work(record(10), lambda: None))
-    assert partition.lag(12) == 2
-    partition.committed(Progress(11))
-    assert partition.lag(12) == 1  # a transaction's marker, which no record shows
-    partition.end_seen = 12
-    assert partition.lag(12) == 0
+    partition.reached(7)
+    assert not partition.has_passed  # what the group has is not known yet
+    partition.learn(Progress(5))
+    assert partition.has_passed  # a transaction's marker, which no record shows
+    assert partition.progress_with(()) == Progress(7)
+    partition.committed(Progress(7))
+    assert not partition.has_passed
+    (work,) = in_flight(partition, [7])
+    partition.reached(9)
+    assert not partition.has_passed
+    work.done()
+    assert partition.progress_with([work]) == Progress(9)
+
+
+def test_passing_over_what_is_gone_keeps_what_is_done_ahead() -> None:
+    partition = AssignedPartition("t", 0, "log-0")
+    partition.learn(Progress(5, frozenset({7, 9, 10})))
+    assert in_flight(partition, [7]) == []  # retention took 5 and 6
+    assert partition.position == 8
+    assert partition.has_passed
+    assert partition.progress_with(()) == Progress(8, frozenset({9, 10}))
 
 
 def test_done_wakes_the_loop_after_the_outputs_are_there() -> None:

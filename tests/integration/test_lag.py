@@ -1,0 +1,305 @@
+"""Lag beside the broker's own figures, and beside the times at which records were produced."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from consumer_groups import describe
+from loops import INPUT, OUTPUT, await_, echo, running, value
+
+from streamer.kafka.topic_files import load_specs
+from streamer.kafka.topics import apply
+from streamer.settings import Settings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamer.kafka import Output, Record
+    from streamer.kafka.broker import LocalKafka
+    from streamer.metrics import Metrics
+
+GROUP = "streamer-rerank"
+SCRAPE_S = 1.5
+"""By how much our figures may be older than they seem: they are asked for once a second."""
+
+
+@pytest.fixture
+def settings(kafka: LocalKafka, topic_prefix: str) -> Settings:
+    made = load({"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": topic_prefix, "instance_id": "one"})
+    apply(made, load_specs())
+    return made
+
+
+class Gate:
+    """Work that waits until it is let through."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._echo = echo(settings)
+        self._open = threading.Event()
+
+    def __call__(self, record: Record) -> Sequence[Output]:
+        self._open.wait(120)
+        return self._echo(record)
+
+    def open(self) -> None:
+        self._open.set()
+
+    def shut(self) -> None:
+        self._open.clear()
+
+
+class Feeder:
+    """Produces records of known ages to known partitions, in a transaction or without."""
+
+    def __init__(self, settings: Settings, transactional_id: str | None = None) -> None:
+        properties = {"bootstrap.servers": settings.bootstrap_servers}
+        if transactional_id is not None:
+            properties["transactional.id"] = settings.topic(transactional_id)
+        self.producer = Producer(properties)
+        self._topic = settings.topic(INPUT)
+        if transactional_id is not None:
+            self.producer.init_transactions()
+
+    def produce(self, partition: int, *ages: float, value: bytes = b"{}") -> float:
+        """Produce one record for each age in seconds; return the first one's timestamp."""
+        stamps = [round((time.time() - age) * 1000) for age in ages]
+        for stamp in stamps:
+            self.producer.produce(self._topic, value, b"q", partition=partition, timestamp=stamp)
+        self.producer.flush(30)
+        return stamps[0] / 1000
+
+
+def lags(settings: Settings, *instances: Metrics) -> dict[int, float]:
+    """Return lag in records by partition, over all instances."""
+    found = {}
+    for metrics in instances:
+        for metric in metrics.lag.collect():
+            for sample in metric.samples:
+                assert sample.labels["topic"] == settings.topic(INPUT)
+                found[int(sample.labels["partition"])] = sample.value
+    return found
+
+
+def seconds(settings: Settings, metrics: Metrics, partition: int) -> float | None:
+    return metrics.registry.get_sample_value(
+        "streamer_consumer_lag_seconds", {"topic": settings.topic(INPUT), "partition": str(partition)}
+    )
+
+
+def brokers(kafka: LocalKafka, settings: Settings) -> dict[int, int | None]:
+    return {number: each.lag for number, each in describe(kafka, settings.topic(GROUP)).items()}
+
+
+def await_equal(kafka: LocalKafka, settings: Settings, *instances: Metrics, wanted: dict[int, int]) -> None:
+    """Wait until our figures are as wanted, where they are not 0, and see that Kafka's tool has the same."""
+    expected = {partition: wanted.get(partition, 0) for partition in range(12)}
+    await_(lambda: lags(settings, *instances) == expected, 60)
+    assert {number: lag for number, lag in brokers(kafka, settings).items() if lag} == wanted
+    assert lags(settings, *instances) == expected
+
+
+def await_ages(settings: Settings, metrics: Metrics, timestamps: dict[int, float]) -> None:
+    """Wait until the ages are those of records of these times, within a second, and see that they stay so."""
+
+    def error() -> float:
+        now = time.time()
+        ages = {partition: seconds(settings, metrics, partition) for partition in timestamps}
+        return max(1e9 if age is None else abs(age - (now - timestamps[each])) for each, age in ages.items())
+
+    await_(lambda: error() < 1, 60)
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        assert error() < 1
+        time.sleep(0.05)
+
+
+def committed(settings: Settings, metrics: Metrics) -> float:
+    return value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT))
+
+
+def test_at_load_the_brokers_figure_lies_between_ours_before_and_after(kafka: LocalKafka, settings: Settings) -> None:
+    feeder = Feeder(settings)
+    ended = threading.Event()
+    seen: list[tuple[float, dict[int, float]]] = []
+
+    def produce() -> None:
+        while not ended.is_set():
+            for partition in range(12):
+                feeder.produce(partition, *[0.0] * (partition + 1))
+            time.sleep(0.05)
+
+    def work(record: Record) -> Sequence[Output]:
+        if record.offset:  # something of each partition is committed before it begins
+            time.sleep(0.05 if record.partition % 2 else 0.2)
+        return echo(settings)(record)
+
+    with running(settings, work, max_records=100) as (metrics, _, _, _):
+        for partition in range(12):
+            feeder.produce(partition, 0)
+        await_(lambda: committed(settings, metrics) == 12, 60)
+        loader = threading.Thread(target=produce)
+        loader.start()
+
+        def watch() -> None:
+            while not ended.is_set():
+                seen.append((time.monotonic(), lags(settings, metrics)))
+                time.sleep(0.1)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            await_(lambda: committed(settings, metrics) > 40 and value(metrics, "streamer_paused_partitions") > 0, 60)
+            await_(lambda: len(seen[-1][1]) == 12)
+            until = time.monotonic() + SCRAPE_S
+            await_(lambda: time.monotonic() > until)
+            began = time.monotonic()
+            told = brokers(kafka, settings)
+            until = time.monotonic() + SCRAPE_S
+            await_(lambda: time.monotonic() > until)
+        finally:
+            ended.set()
+            loader.join(60)
+            watcher.join(60)
+    assert len(told) == 12
+    for partition, lag in told.items():
+        near = [each[partition] for at, each in seen if began - SCRAPE_S <= at <= until]
+        assert lag is not None
+        assert min(near) <= lag <= max(near), (partition, near)
+    assert sum(lag or 0 for lag in told.values()) > 0
+
+
+@pytest.mark.parametrize("transactional", [False, True], ids=["plain", "transactional"])
+def test_idle_and_caught_up_all_figures_are_0(kafka: LocalKafka, settings: Settings, transactional: bool) -> None:
+    feeder = Feeder(settings, "feeder" if transactional else None)
+    if transactional:
+        feeder.producer.begin_transaction()
+    for partition in range(4):
+        feeder.produce(partition, 3600, 1800)
+    if transactional:
+        feeder.producer.commit_transaction()
+        feeder.producer.begin_transaction()
+        for partition in range(2, 6):
+            feeder.produce(partition, 3600, 1800, 900)
+        feeder.producer.abort_transaction()
+    with running(settings, echo(settings)) as (metrics, _, _, _):
+        await_(lambda: committed(settings, metrics) == 8, 60)
+        await_equal(kafka, settings, metrics, wanted={})
+        for partition in range(12):
+            assert seconds(settings, metrics, partition) == 0
+
+
+def test_after_a_rebalance_each_instance_reports_what_it_owns(kafka: LocalKafka, settings: Settings) -> None:
+    quick = settings.model_copy(update={"drain_timeout": 0.4})
+    feeder = Feeder(settings)
+    for partition in range(12):
+        feeder.produce(partition, 100)
+    with running(quick, echo(settings)) as (first, _, _, _):
+        await_(lambda: committed(settings, first) == 12, 60)
+    for partition in range(12):
+        feeder.produce(partition, *[50.0] * (partition + 1))
+    wanted = {partition: partition + 1 for partition in range(12)}
+    gate = Gate(settings)
+    with running(quick, gate) as (first, _, _, _):
+        await_(lambda: lags(settings, first) == wanted, 60)
+        other = quick.model_copy(update={"instance_id": "two"})
+        with running(other, gate) as (second, _, _, _):
+            await_(lambda: len(lags(settings, first)) == len(lags(settings, second)) == 6, 60)
+            await_equal(kafka, settings, first, second, wanted=wanted)
+            for metrics in (first, second):
+                for partition in lags(settings, metrics):
+                    assert 50 <= (seconds(settings, metrics, partition) or 0) < 110
+        await_equal(kafka, settings, first, wanted=wanted)
+        gate.open()
+
+
+def test_after_retention_has_deleted_unread_records(kafka: LocalKafka, settings: Settings) -> None:
+    feeder = Feeder(settings)
+    feeder.produce(0, *[500.0] * 10)
+    feeder.produce(1, *[500.0] * 10)
+    with running(settings, echo(settings)) as (metrics, _, _, _):
+        await_(lambda: committed(settings, metrics) == 20, 60)
+    feeder.produce(0, *[400.0] * 30)
+    left = feeder.produce(0, *[300.0] * 20)
+    feeder.produce(1, *[400.0] * 50)
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+    topic = settings.topic(INPUT)
+    deleted = admin.delete_records([TopicPartition(topic, 0, 40), TopicPartition(topic, 1, 60)])
+    for each in deleted.values():
+        each.result(30)
+    gate = Gate(settings)
+    with running(settings, gate) as (metrics, _, _, _):
+        # The group's own offset stands at 10 until the first of the 20 that are left is done.
+        await_(lambda: value(metrics, "streamer_in_flight_records") == 20, 60)
+        await_equal(kafka, settings, metrics, wanted={0: 50, 1: 50})
+        await_ages(settings, metrics, {0: left})
+        assert seconds(settings, metrics, 1) == 0
+        gate.open()
+        await_equal(kafka, settings, metrics, wanted={})
+
+
+def test_a_fresh_group_and_one_whose_offsets_have_expired_are_behind_by_all_that_is_there(
+    kafka: LocalKafka, settings: Settings
+) -> None:
+    feeder = Feeder(settings)
+    oldest = feeder.produce(3, 7200, 30, 20)
+    for expired in (False, True):
+        gate = Gate(settings)
+        with running(settings, gate) as (metrics, _, _, _):
+            await_ages(settings, metrics, {3: oldest})
+            assert lags(settings, metrics) == {partition: 3.0 * (partition == 3) for partition in range(12)}
+            told = describe(kafka, settings.topic(GROUP))[3]
+            assert (told.committed, told.end, told.lag) == (None, 3, None)
+            gate.open()
+            await_equal(kafka, settings, metrics, wanted={})
+            assert seconds(settings, metrics, 3) == 0
+        if not expired:
+            admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+            admin.delete_consumer_groups([settings.topic(GROUP)])[settings.topic(GROUP)].result(30)
+
+
+def test_a_record_that_is_not_fetched_since_its_partition_is_paused_gives_its_own_age(
+    kafka: LocalKafka, settings: Settings
+) -> None:
+    """Two records take the whole budget; what waits in the other partitions is in nobody's memory here."""
+    feeder = Feeder(settings)
+    gate = Gate(settings)
+    gate.open()
+    with running(settings.model_copy(update={"queue_bytes": 1 << 20}), gate) as (metrics, _, _, _):
+        for partition in (1, 2):
+            feeder.produce(partition, 100_000)
+        await_equal(kafka, settings, metrics, wanted={})
+        assert committed(settings, metrics) == 2
+        gate.shut()
+        stuck = {partition: feeder.produce(partition, 9000, value=b" " * 600_000) for partition in (0, 3)}
+        await_(lambda: value(metrics, "streamer_paused_partitions") == 12, 60)
+        first = feeder.produce(1, 5000, 4000)
+        second = feeder.produce(2, 0)
+        await_ages(settings, metrics, {**stuck, 1: first, 2: second})
+        assert seconds(settings, metrics, 4) == 0
+        wanted = {1: 2, 2: 1}
+        assert {number: lag for number, lag in lags(settings, metrics).items() if lag} == {0: 1, 3: 1, **wanted}
+        assert {
+            number: lag for number, lag in brokers(kafka, settings).items() if lag
+        } == wanted  # of others none is committed
+        gate.open()
+        await_equal(kafka, settings, metrics, wanted={})
+
+
+def test_records_of_an_open_transaction_are_counted_and_have_no_age_before_they_can_be_read(
+    kafka: LocalKafka, settings: Settings
+) -> None:
+    Feeder(settings).produce(5, 10)
+    feeder = Feeder(settings, "feeder")
+    with running(settings, echo(settings)) as (metrics, _, _, _):
+        await_(lambda: committed(settings, metrics) == 1, 60)
+        feeder.producer.begin_transaction()
+        feeder.produce(5, 700, 600)
+        await_equal(kafka, settings, metrics, wanted={5: 2})
+        await_(lambda: seconds(settings, metrics, 5) == 0)
+        feeder.producer.commit_transaction()
+        await_equal(kafka, settings, metrics, wanted={})
