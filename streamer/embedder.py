@@ -32,6 +32,7 @@ and never wait.
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -43,10 +44,12 @@ import tenacity
 
 from streamer import faults
 from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, decode, encode, now
-from streamer.kafka import Output, Work, carried, dead_letter
+from streamer.kafka import Output, Work, dead_letter
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
-from streamer.video import ClipError, Retry
+from streamer.tracing import stages
+from streamer.video import ClipError
+from streamer.video.retries import retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -155,6 +158,8 @@ class Embedder:
         self._turns: Turns[Work] = Turns(1)
         self._sources: Turns[Upload] = Turns(settings.decode_workers + _WAITING_OF_ONE_SOURCE)
         shared: dict[str, Any] = {"failed": self._failed, "metrics": metrics, "health": health}
+        if settings.tracing != "off":
+            shared["trace_of"] = lambda item: _work_of(item).trace
         self._storing: Stage[Embedded | Work] = Stage(
             "store",
             self._store_batch,
@@ -222,10 +227,11 @@ class Embedder:
         attempts = 0
         with ExitStack() as place:
             try:
-                for attempt in self._retries_of_source():
+                for attempt in retries(self._settings.retry_for, self._metrics.retries.labels("load").inc):
                     with attempt:
                         attempts += 1
-                        sampled = self._load(upload.event, place)
+                        self._health.progress()
+                        sampled = self._load(upload, place)
             except ClipError as error:
                 self._done(work, [dead_letter(work.record, error.reason, error.detail, attempts=attempts)])
             else:
@@ -234,22 +240,19 @@ class Embedder:
                 self._metrics.partial.inc(sampled.partial)
                 self._encoding.put(Loaded(work, upload.event, sampled))
 
-    def _load(self, event: ClipUploaded, place: ExitStack) -> SampledClip[Any]:
+    def _load(self, upload: Upload, place: ExitStack) -> SampledClip[Any]:
         """Fetch, decode and sample; a clip that has frames leaves its decoder's place to ``place``."""
+        trace = upload.work.trace
         with ExitStack() as source:
+            began = time.time_ns()
             with self._fetching.time():
-                path = source.enter_context(self._fetcher.fetch(event.uri))
-            return place.enter_context(self._decoder.sampled(path))
-
-    def _retries_of_source(self) -> tenacity.Retrying:
-        out_of_time = tenacity.stop_before_delay(self._settings.retry_for)
-        return tenacity.Retrying(
-            retry=_is_worth_another_attempt,
-            wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=15),
-            stop=lambda state: _retry_of(state) is Retry.FOR_A_WHILE and out_of_time(state),
-            before_sleep=lambda _state: self._metrics.retries.labels("load").inc(),
-            reraise=True,
-        )
+                path = source.enter_context(self._fetcher.fetch(upload.event.uri))
+            stages([trace], "fetch", began)
+            began = time.time_ns()
+            with self._health.idle():  # a decode has its own time limit, and its place may be long in coming
+                sampled = place.enter_context(self._decoder.sampled(path))
+            stages([trace], "decode", began, frames=len(sampled.frames))
+            return sampled
 
     # -- encode --------------------------------------------------------------------------------------------
 
@@ -281,7 +284,11 @@ class Embedder:
     def _encode(self, frames: Sequence[Any]) -> npt.NDArray[np.float32]:
         """Encode prepared frames in batches: (n, vectors_per_frame, dim)."""
         size = self._image_batch
-        chunks = [self._encoder.encode_images(frames[i : i + size]) for i in range(0, len(frames), size)]
+        chunks = []
+        for i in range(0, len(frames), size):
+            faults.reach(faults.FaultPoint.ENCODING)
+            chunks.append(self._encoder.encode_images(frames[i : i + size]))
+            self._health.progress()
         self._metrics.frames_encoded.inc(len(frames))
         return np.concatenate(chunks)
 
@@ -355,7 +362,7 @@ class Embedder:
             self._settings.topic(OUTPUT),
             event.clip_id.encode(),
             encode(event),
-            carried(embedded.work.record.headers),
+            embedded.work.carried,
         )
 
     def _delete(self, work: Work) -> None:
@@ -386,6 +393,7 @@ class Embedder:
 
     def _store_is_away(self, state: tenacity.RetryCallState) -> None:
         self._metrics.retries.labels("store").inc()
+        self._health.progress()
         self._health.wait_for("store", str(state.outcome.exception() if state.outcome else "unavailable"))
 
     # -- ends ----------------------------------------------------------------------------------------------
@@ -404,16 +412,6 @@ class Embedder:
         reason = Reason.ENCODE_FAILED if isinstance(item, Loaded) else Reason.INTERNAL
         log.error("embedding failed", place=work.record.place, exc_info=error)
         self._done(work, [dead_letter(work.record, reason, f"{type(error).__name__}: {error}")])
-
-
-def _retry_of(state: tenacity.RetryCallState) -> Retry:
-    error = state.outcome.exception() if state.outcome else None
-    return error.retry if isinstance(error, ClipError) else Retry.NEVER
-
-
-def _is_worth_another_attempt(state: tenacity.RetryCallState) -> bool:
-    retry = _retry_of(state)
-    return retry is Retry.FOR_A_WHILE or (retry is Retry.ONCE and state.attempt_number == 1)
 
 
 def _work_of(item: Upload | Loaded | Embedded | Work) -> Work:

@@ -1,6 +1,7 @@
-"""/metrics, /livez and /readyz, and the conditions behind the two probes.
+"""Whether this process lives and is ready: what stands behind the two probes (:mod:`streamer.endpoints`).
 
-Live: every watched thread lives and has shown a sign of life lately; a failing probe asks for a restart.
+Live: every watched thread lives, and none has been at one piece of work for longer than any takes; a failing probe asks
+for a restart.
 Ready: every named condition holds; a failing probe says which do not, and asks for patience.
 """
 
@@ -8,33 +9,34 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import structlog
-from prometheus_client import make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator
 
     from streamer.metrics import Metrics
 
 log = structlog.get_logger()
 
-STUCK_AFTER_S = 60.0
-"""A consume loop that has not turned for so long is stuck; its single blocking calls are bounded far below."""
+LOOP_STUCK_AFTER_S = 60.0
+"""A consume loop that has not turned for so long is stuck at the latest; its blocking calls are bounded far below."""
 
 
 class Health:
     """What the probes report; every method may be called from any thread."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, *, stuck_after: float = 300.0) -> None:
+        """``stuck_after``: seconds that a worker thread may take for one piece of work."""
         self._metrics = metrics
+        self._stuck_after = stuck_after
         self._lock = threading.Lock()
         self._waiting_for: dict[str, str] = {"start": "starting"}
         self._watched: dict[str, Callable[[], bool]] = {}
         self._beat: float | None = None
+        self._busy_since: dict[str, float] = {}
 
     def beat(self) -> None:
         """Note that the consume loop has turned."""
@@ -44,6 +46,33 @@ class Health:
         """Let liveness depend on ``alive``, such as a thread's ``is_alive``."""
         with self._lock:
             self._watched[name] = alive
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Let liveness depend on the end of this block, or on a :meth:`progress` in it: it is a worker's work."""
+        name = threading.current_thread().name
+        self._busy_since[name] = time.monotonic()
+        try:
+            yield
+        finally:
+            self._busy_since.pop(name, None)
+
+    def progress(self) -> None:
+        """Note that the calling worker has got on with its work, and be it by a failed attempt."""
+        name = threading.current_thread().name
+        if name in self._busy_since:
+            self._busy_since[name] = time.monotonic()
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Take the calling worker for idle meanwhile: it waits for others, or for what has a time limit of its own."""
+        name = threading.current_thread().name
+        was_busy = self._busy_since.pop(name, None) is not None
+        try:
+            yield
+        finally:
+            if was_busy:
+                self._busy_since[name] = time.monotonic()
 
     def wait_for(self, condition: str, detail: str) -> None:
         """Be unready until ``condition`` holds. A change is logged once, a repetition is not."""
@@ -57,6 +86,8 @@ class Health:
 
     def holds(self, condition: str) -> None:
         """Note that ``condition`` holds (again)."""
+        if condition not in self._waiting_for:  # as mostly: the pipelines say so with each event
+            return
         with self._lock:
             gone = self._waiting_for.pop(condition, None)
             ready = not self._waiting_for
@@ -70,48 +101,17 @@ class Health:
         with self._lock:
             watched = dict(self._watched)
         problems = [f"{name} is dead" for name, alive in watched.items() if not alive()]
-        if self._beat is not None and time.monotonic() - self._beat > STUCK_AFTER_S:
-            problems.append(f"the consume loop has not turned for {time.monotonic() - self._beat:.0f} s")
+        now = time.monotonic()
+        if self._beat is not None and now - self._beat > min(self._stuck_after, LOOP_STUCK_AFTER_S):
+            problems.append(f"the consume loop has not turned for {now - self._beat:.0f} s")
+        problems += [
+            f"{name} has been at one piece of work for {now - since:.0f} s"
+            for name, since in self._busy_since.copy().items()
+            if now - since > self._stuck_after
+        ]
         return problems
 
     def not_ready(self) -> list[str]:
         """Return the conditions that are waited for."""
         with self._lock:
             return [f"{condition}: {detail}" for condition, detail in self._waiting_for.items()]
-
-
-class _QuietHandler(WSGIRequestHandler):
-    timeout = 10  # a client that sends nothing must not hold a thread for ever
-
-    def log_message(self, *_: object) -> None:
-        """Scrapes are no news."""
-
-
-class HealthServer:
-    """Serves the three paths from a thread of its own."""
-
-    def __init__(self, health: Health, metrics: Metrics, *, host: str, port: int) -> None:
-        """Bind; raises :class:`OSError` where the address is taken."""
-        exposition = make_wsgi_app(metrics.registry)
-        probes = {"/livez": health.not_live, "/readyz": health.not_ready}
-
-        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            path = environ.get("PATH_INFO", "")
-            if path == "/metrics":
-                body: Iterable[bytes] = exposition(environ, start_response)
-                return body
-            probe = probes.get(path)
-            problems = probe() if probe else ["/metrics, /livez and /readyz are here"]
-            status = "200 OK" if not problems else "503 Service Unavailable" if probe else "404 Not Found"
-            start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
-            return ["\n".join([*(problems or ["ok"]), ""]).encode()]
-
-        self._server = make_server(host, port, app, ThreadingWSGIServer, handler_class=_QuietHandler)
-        self.port: int = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()

@@ -1,8 +1,13 @@
-"""Logging to stderr: JSON lines for machines, colours on a terminal; ours and the libraries' alike."""
+"""Logging to stderr: JSON lines for machines, colours on a terminal; ours and the libraries' alike.
+
+One line for each change of state and for each record that failed, none for a good one. What is a secret is masked
+wherever it comes from: an error of a library may quote the URL that it was given.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +16,41 @@ import structlog
 
 if TYPE_CHECKING:
     from streamer.settings import Settings
+
+
+_MASK = "***"
+_NAMES = "password|passwd|secret|token|authorization"
+_SECRETS = (
+    # Whatever is behind the question mark: signatures go by many names.
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#\"'<>]*)\?[^\s#\"'<>]*", re.IGNORECASE), rf"\1?{_MASK}"),
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*):[^\s/@]*@", re.IGNORECASE), rf"\1:{_MASK}@"),
+    (
+        re.compile(rf"(\b[\w.-]*(?:{_NAMES})[\"']?\s*[=:]\s*)(?:\w+ )?[^\s,;]+", re.IGNORECASE),
+        rf"\1{_MASK}",
+    ),
+)
+_SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
+
+
+def mask(text: str) -> str:
+    """Return a text without what is secret in it: queries of URLs, passwords in URLs, and values named as secrets."""
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def _mask_all(_logger: object, _method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {name: _MASK if _SECRET_NAME.search(name) and value else _masked(value) for name, value in line.items()}
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, dict):
+        return {name: _masked(each) for name, each in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_masked(each) for each in value]
+    return value if isinstance(value, bool | int | float | None) else mask(str(value))
 
 
 def _to_json(line: Any, **_: object) -> str:
@@ -25,12 +65,13 @@ def configure(settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     human = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
-    last: list[Any] = (
-        # The default draws a traceback with all locals, which takes seconds, in the thread that logs.
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
         if human
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
+        else structlog.processors.JSONRenderer(serializer=_to_json)
     )
+    # The console's own way of showing an exception draws it with all locals, for seconds, in the thread that logs.
+    last: list[Any] = [structlog.processors.format_exc_info, _mask_all, renderer]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -8,11 +8,13 @@ reason), or dead-lettered.
 from __future__ import annotations
 
 import datetime as dt
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import structlog
 
+from streamer import faults
 from streamer.events import (
     Degraded,
     InvalidEvent,
@@ -25,10 +27,11 @@ from streamer.events import (
     encode,
     now,
 )
-from streamer.kafka import Output, Work, carried, dead_letter
+from streamer.kafka import Output, Work, dead_letter
 from streamer.scoring import rerank, score_clips
 from streamer.stages import Stage
 from streamer.store import StoreUnavailableError
+from streamer.tracing import stages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,6 +88,7 @@ class Reranker:
             metrics=metrics,
             health=health,
             batch_limit=settings.query_batch,
+            trace_of=None if settings.tracing == "off" else lambda work: work.trace,
         )
 
     def submit(self, works: Sequence[Work]) -> None:
@@ -92,15 +96,22 @@ class Reranker:
         self._stage.put_all(works)
 
     def _process(self, works: list[Work]) -> None:
+        faults.reach(faults.FaultPoint.RERANKING)
         current = [work for work in works if not work.stale]
         events = [(work, event) for work in current if (event := self._decode(work))]
         in_time = [(work, event) for work, event in events if not self._is_late(work, event)]
-        for (work, event), vector in zip(in_time, self._encode(in_time), strict=True):
+        began = time.time_ns()
+        vectors = self._encode(in_time)
+        stages((work.trace for work, _ in in_time), "text", began, batch=len(in_time))
+        for (work, event), vector in zip(in_time, vectors, strict=True):
             if vector is None:
                 self._degrade(work, event, Degraded.ENCODER_FAILED)
                 continue
+            began = time.time_ns()
             try:
-                self._answer(work, event, self._rerank(event, vector))
+                results = self._rerank(event, vector)
+                stages([work.trace], "score", began, candidates=len(results))
+                self._answer(work, event, results)
                 self._health.holds("store")
             except StoreUnavailableError as error:
                 self._health.wait_for("store", str(error))
@@ -172,8 +183,7 @@ class Reranker:
         degraded: Degraded | None = None,
     ) -> None:
         reranked = answer(self._settings, event, results, self._model_id, degraded)
-        topic, headers = self._settings.topic(OUTPUT), carried(work.record.headers)
-        output = Output(topic, event.query_id.encode(), encode(reranked), headers)
+        output = Output(self._settings.topic(OUTPUT), event.query_id.encode(), encode(reranked), work.carried)
         work.done([output], since=event.issued_at)
 
     def _failed(self, work: Work, error: Exception) -> None:

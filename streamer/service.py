@@ -15,7 +15,8 @@ import structlog
 
 from streamer import __version__, embedder, faults, reranker
 from streamer.encoders import Encoder, EncoderError, QueryVectors, Side, load_encoder
-from streamer.health import Health, HealthServer
+from streamer.endpoints import Access, Endpoints
+from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.metrics import Metrics
 from streamer.settings import DEFAULT_METRICS_PORT, Settings, SettingsError, blame, unknown_variables
@@ -28,6 +29,7 @@ from streamer.store import (
     StoreWatch,
     open_store,
 )
+from streamer.tracing import Tracing
 from streamer.video import DecodePool, Fetcher, Sampling
 
 if TYPE_CHECKING:
@@ -45,10 +47,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What every service has: its metrics, its probes, and the wish to stop."""
+    """What every service has: its metrics, its probes, its traces where they are on, and the wish to stop."""
 
     metrics: Metrics
     health: Health
+    tracing: Tracing | None
     stop: Stop
     started: threading.Event
 
@@ -68,6 +71,8 @@ def run_embedder(settings: Settings) -> NoReturn:
         )
     except ValueError as error:
         raise blame("allowed_uris", error) from None
+    if settings.stuck_after <= settings.fetch_timeout:
+        raise blame("stuck_after", f"must be more than fetch_timeout, which is {settings.fetch_timeout:g}")
     with _service(settings, "embed") as service:
         loop = Loop(
             settings,
@@ -77,6 +82,7 @@ def run_embedder(settings: Settings) -> NoReturn:
             max_records=embedder.MAX_RECORDS,
             metrics=service.metrics,
             health=service.health,
+            tracing=service.tracing,
         )
         encoder = _load_encoder(settings, "embed", service.metrics)
         store = _open_store(settings, encoder, service, read_only=False)
@@ -123,6 +129,7 @@ def run_reranker(settings: Settings) -> NoReturn:
             metrics=service.metrics,
             health=service.health,
             producers=reranker.PRODUCERS,
+            tracing=service.tracing,
         )
         encoder = _load_encoder(settings, "rerank", service.metrics)
         store = _open_store(settings, encoder, service, read_only=True)
@@ -147,16 +154,17 @@ def _service(settings: Settings, command: str) -> Iterator[Service]:
     except ValueError as error:
         raise SettingsError(f"{faults.VARIABLE}: {error}") from None
     if fault_point is not None:
-        log.warning("a fault point is armed: this process will kill itself", fault_point=fault_point)
+        log.warning("a fault point is armed: this process will harm itself", fault_point=fault_point)
+    tracing = Tracing.of(settings, command)
     metrics = Metrics()
-    health = Health(metrics)
+    health = Health(metrics, stuck_after=settings.stuck_after)
     port = settings.metrics_port if settings.metrics_port is not None else DEFAULT_METRICS_PORT[command]
     try:
-        server = HealthServer(health, metrics, host=settings.metrics_host, port=port)
+        server = Endpoints(health, metrics, host=settings.metrics_host, port=port, access=Access.of(settings))
     except OSError as error:
         raise blame("metrics_port", f"cannot listen on {settings.metrics_host}:{port}: {error}") from None
     log.info("starting", command=command, version=__version__, metrics_port=server.port)
-    service = Service(metrics, health, Stop(), threading.Event())
+    service = Service(metrics, health, tracing, Stop(), threading.Event())
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if not service.started.is_set():
@@ -241,6 +249,8 @@ def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> No
     except Exception:
         log.exception("fatal")
         _exit_at_once(1)
+    if service.tracing is not None:
+        service.tracing.close()
     if finished:
         store.close()
     log.info("stopped", finished=finished)

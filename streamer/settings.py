@@ -174,9 +174,25 @@ class Settings(BaseSettings):
     )
     retry_for: float = Field(120.0, ge=0, description="Seconds for which a transient fault of one clip is retried")
     drain_timeout: float = Field(8.0, gt=0, description="Seconds that a stop or a revocation waits for work in flight")
+    stuck_after: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds after which /livez fails of a worker that does not end its call; of a consume loop that "
+        "does not turn, 60 at most",
+    )
     metrics_host: str = Field("0.0.0.0", description="Address of /metrics, /livez and /readyz")  # noqa: S104
     metrics_port: int | None = Field(
         None, ge=0, le=65_535, description="Port of /metrics, /livez and /readyz; 0 takes a free one"
+    )
+    metrics_user: str | None = Field(None, min_length=1, description="User that /metrics asks for; probes ask for none")
+    metrics_password: SecretStr | None = Field(
+        None, description="That user's password; better a variable or a file than a flag"
+    )
+    metrics_password_file: Path | None = Field(None, description="File that holds that password")
+    metrics_cert: Path | None = Field(None, description="PEM file with the certificate (chain) for TLS on that port")
+    metrics_key: Path | None = Field(None, description="PEM file with the certificate's key")
+    tracing: Literal["off", "otlp"] = Field(
+        "off", description="otlp sends a trace of each record by OTLP/HTTP to where OTEL_* variables say (extra otel)"
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto is console on a terminal, else JSON lines"
@@ -238,7 +254,11 @@ _MODEL = ("model", "pretrained", "dtype", "device", "threads")
 _TEXTS = (*_MODEL, *_STORE)
 _SERVICE = (*_KAFKA, "instance_id", *_TEXTS)
 _METHOD = ("alpha", "depth", "normalization")
-_OPERATION = ("queue_bytes", "drain_timeout", "metrics_host", "metrics_port", *_LOG)
+_METRICS = (
+    "metrics_host", "metrics_port", "metrics_user", "metrics_password", "metrics_password_file", "metrics_cert",
+    "metrics_key",
+)  # fmt: skip
+_OPERATION = ("queue_bytes", "drain_timeout", "stuck_after", *_METRICS, "tracing", *_LOG)
 
 COMMANDS_OF: dict[str, tuple[str, ...]] = {
     "embed": (
@@ -337,7 +357,7 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-_SECRET = frozenset({"kafka", "store", "store_password"})
+_SECRET = frozenset({"kafka", "store", "store_password", "metrics_password"})
 """What is not shown, since it may hold a password."""
 
 _LISTS_IN_JSON = {

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 
+from streamer.tracing import since, stages
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
     from streamer.health import Health
     from streamer.metrics import Metrics
+    from streamer.tracing import Trace
 
 log = structlog.get_logger()
 
@@ -29,7 +32,8 @@ class Stage(Generic[T]):
     the one before it. Of a finished batch a stage holds on to nothing.
 
     ``work`` gets the batch; what it raises goes to ``failed`` with each item, so that no record in flight is
-    ever forgotten and no thread dies of a bad item. Threads are daemons: a stop never waits for a hung one.
+    ever forgotten and no thread dies of a bad item. Threads are daemons: a stop never waits for a hung one, and a batch
+    that takes too long shows in the liveness probe. ``trace_of``, where records are traced, gives an item's trace.
     """
 
     def __init__(
@@ -45,12 +49,16 @@ class Stage(Generic[T]):
         size: Callable[[T], int] = lambda _item: 1,
         batch_limit: int = 1,
         weigh: Callable[[T], int] = lambda _item: 1,
+        trace_of: Callable[[T], Trace | None] | None = None,
     ) -> None:
         self._name = name
         self._work = work
         self._failed = failed
+        self._health = health
         self._batch_limit = batch_limit
         self._weigh = weigh
+        self._trace_of = trace_of
+        self._capacity = capacity
         self._queue: _Queue[T] = _Queue(capacity, size)
         self._seconds = metrics.stage.labels(name)
         self._waited = metrics.queue_wait.labels(name)
@@ -62,7 +70,11 @@ class Stage(Generic[T]):
 
     def put(self, item: T) -> None:
         """Queue one item; blocks while the queue is full. The item that fills it may overrun the capacity."""
-        self._queue.put(item, wait=True)
+        if self._capacity:
+            with self._health.idle():  # whoever waits here for this stage is not stuck, this stage is
+                self._queue.put(item, wait=True)
+        else:
+            self._queue.put(item, wait=False)
 
     def put_at_once(self, item: T) -> None:
         """Queue one item and never block, for threads that must not; whoever calls bounds what waits."""
@@ -80,12 +92,16 @@ class Stage(Generic[T]):
 
     def _process(self, batch: list[T]) -> None:
         began = time.monotonic()
-        try:
-            self._work(batch)
-        except Exception as error:  # noqa: BLE001 - reported with every item of the batch
-            for item in batch:
-                self._failed(item, error)
-        self._seconds.observe(time.monotonic() - began)
+        with self._health.busy():
+            try:
+                self._work(batch)
+            except Exception as error:  # noqa: BLE001 - reported with every item of the batch
+                for item in batch:
+                    self._failed(item, error)
+        took = time.monotonic() - began
+        self._seconds.observe(took)
+        if self._trace_of is not None:
+            stages(map(self._trace_of, batch), self._name, since(took), batch=len(batch))
 
     def _take(self) -> list[T]:
         batch: list[T] = []

@@ -21,6 +21,7 @@ from streamer.kafka.privileges import Resource
 from streamer.kafka.progress import Progress
 from streamer.kafka.records import dead_letter, dead_letter_reason, log_dead_letter, truncated
 from streamer.kafka.transactions import AbortedError, Batch, RestartError, UndecidedError
+from streamer.tracing import since
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -158,7 +159,7 @@ class Committer:
             self._pending = None
             self._recovered()
             self._metrics.transaction.observe(time.monotonic() - began)
-            self._settle(batch)
+            self._settle(batch, time.monotonic() - began)
             return True
         return False
 
@@ -198,8 +199,8 @@ class Committer:
         self._idle_since = self._idle_since or now_s
         return now_s - self._idle_since >= _PASS_AFTER_S
 
-    def _settle(self, batch: Batch) -> None:
-        """Account for a committed batch."""
+    def _settle(self, batch: Batch, took: float) -> None:
+        """Account for a committed batch, whose transaction took so many seconds."""
         self._one_by_one = max(0, self._one_by_one - 1)
         self._metrics.transactions.labels("committed").inc()
         if batch.works:
@@ -207,6 +208,9 @@ class Committer:
         self._advance(batch.offsets)
         committed_at = now()
         for work in batch.works:
+            if work.trace is not None:
+                work.trace.stage("commit", since(took), batch=len(batch.works))
+                work.trace.end(dead_letter=next(filter(None, map(dead_letter_reason, work.outputs or ())), None))
             for output in work.outputs or ():
                 reason = dead_letter_reason(output)
                 if reason is None:

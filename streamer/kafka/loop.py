@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from streamer.health import Health
     from streamer.metrics import Metrics
     from streamer.settings import Settings
+    from streamer.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -97,6 +98,7 @@ class Loop:
         metrics: Metrics,
         health: Health,
         producers: int = 1,
+        tracing: Tracing | None = None,
     ) -> None:
         """``max_records`` bounds the records in flight over all partitions; ``settings.queue_bytes`` their bytes.
 
@@ -106,6 +108,7 @@ class Loop:
         self._topic = settings.topic(topic)
         self._metrics = metrics
         self._health = health
+        self._tracing = tracing
         self._wake = threading.Event()
         self._assignment = Assignment(max_records=max_records, max_bytes=settings.queue_bytes)
         self._stopping = False
@@ -242,7 +245,12 @@ class Loop:
         if partition is None:  # revoked while it waited in the client's queue
             return None
         work = Work(record_of(message, partition.log), self._wake.set)
-        return work if partition.add(work) and partition.known else None
+        if not partition.add(work):
+            return None
+        if self._tracing is not None:
+            record = work.record
+            work.trace = self._tracing.begin(record.topic, record.partition, record.offset, record.headers)
+        return work if partition.known else None
 
     def _learn(self, pipeline: Pipeline) -> None:
         """Ask what the group has committed of new partitions, and begin with what has come of them meanwhile."""

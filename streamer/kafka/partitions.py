@@ -12,12 +12,15 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from streamer.kafka.progress import WINDOW, Progress
+from streamer.kafka.records import carried
+from streamer.tracing import TRACEPARENT
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from streamer.kafka.records import Output, Record
+    from streamer.kafka.records import Headers, Output, Record
+    from streamer.tracing import Trace
 
 
 _RESUME_AT = 0.5
@@ -30,7 +33,7 @@ class Work:
     A pipeline calls :meth:`done` exactly once, from any thread; the committer again where it replaces an output.
     """
 
-    __slots__ = ("_wake", "outputs", "record", "since", "size", "stale")
+    __slots__ = ("_wake", "outputs", "record", "since", "size", "stale", "trace")
 
     def __init__(self, record: Record, wake: Callable[[], None]) -> None:
         self.record = record
@@ -40,7 +43,17 @@ class Work:
         """Bytes that are held until the record is committed: its own, and those of its outputs."""
         self.stale = False
         """True once its partition was taken away: whatever it causes is dropped, so it need not be worked on."""
+        self.trace: Trace | None = None
+        """Of the record, where records are traced."""
         self._wake = wake
+
+    @property
+    def carried(self) -> Headers:
+        """The headers that go on to whatever the record causes; where it is traced, its own span is their parent."""
+        headers = carried(self.record.headers)
+        if self.trace is None:
+            return headers
+        return (TRACEPARENT, self.trace.traceparent), *(each for each in headers if each[0] != TRACEPARENT)
 
     def done(self, outputs: Sequence[Output] = (), *, since: dt.datetime | None = None) -> None:
         """Hand over what the record causes; ``since`` is the time from which its latency counts."""

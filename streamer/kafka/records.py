@@ -153,7 +153,8 @@ def _headers(message: Message) -> Headers:
         return tuple(cast("list[tuple[str, bytes | None]]", message.headers() or []))
     except UnicodeDecodeError as error:
         # confluent_kafka gives no other access to them; the record itself is as good as any.
-        log.warning("headers dropped, a name is not UTF-8", offset=message.offset(), error=str(error))
+        place = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset()}
+        log.warning("headers dropped, a name is not UTF-8", **place, error=str(error))
         return ()
 
 
@@ -165,6 +166,8 @@ def log_dead_letter(record: Record, headers: Sequence[tuple[str, bytes | None]])
         reason=told.get("reason"),
         error=told.get("error"),
         attempts=told.get("attempts"),
-        place=record.place,
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
         key=(record.key or b"").decode(errors="replace")[:100],
     )

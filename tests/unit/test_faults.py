@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_nothing_happens_unless_a_point_is_armed() -> None:
     assert done.stdout.split() == [*FaultPoint] * 3
 
 
-@pytest.mark.parametrize(("plan", "reached"), [("transaction.begun", 2), ("transaction.begun:3", 2 + 2 * 6)])
+@pytest.mark.parametrize(("plan", "reached"), [("transaction.begun", 4), ("transaction.begun:3", 4 + 2 * 8)])
 def test_a_process_dies_at_the_passage_that_was_named(plan: str, reached: int) -> None:
     done = reach_all_thrice(plan)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -63,3 +64,13 @@ def test_a_plan_may_freeze_instead_of_kill(monkeypatch: pytest.MonkeyPatch) -> N
     plan.reach(FaultPoint.COMMITTED)
     plan.reach(FaultPoint.COMMITTED)
     assert sent == [signal.SIGSTOP]
+
+
+def test_a_plan_may_end_or_hang_the_thread_alone() -> None:
+    with pytest.raises(SystemExit):
+        FaultPlan("reranker.reranking:1:DIE").reach(FaultPoint.RERANKING)
+    plan = FaultPlan("reranker.reranking:1:HANG")
+    thread = threading.Thread(target=plan.reach, args=[FaultPoint.RERANKING], daemon=True)
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()

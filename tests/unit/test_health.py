@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streamer import health as health_module
-from streamer.health import Health, HealthServer
+from streamer.endpoints import Endpoints
+from streamer.health import Health
 from streamer.metrics import CATALOGUE, Metrics, markdown
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ def health(metrics: Metrics) -> Health:
 
 
 @pytest.fixture
-def server(health: Health, metrics: Metrics) -> Iterator[HealthServer]:
-    server = HealthServer(health, metrics, host="127.0.0.1", port=0)
+def server(health: Health, metrics: Metrics) -> Iterator[Endpoints]:
+    server = Endpoints(health, metrics, host="127.0.0.1", port=0)
     yield server
     server.close()
 
 
-def get(server: HealthServer, path: str) -> tuple[int, str]:
+def get(server: Endpoints, path: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as response:
             return response.status, response.read().decode()
@@ -43,7 +44,7 @@ def get(server: HealthServer, path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_ready_only_when_every_condition_holds(server: HealthServer, health: Health) -> None:
+def test_ready_only_when_every_condition_holds(server: Endpoints, health: Health) -> None:
     health.wait_for("broker", "no answer from kafka:9092")
     assert get(server, "/readyz") == (503, "start: starting\nbroker: no answer from kafka:9092\n")
     health.holds("start")
@@ -56,7 +57,7 @@ def test_ready_only_when_every_condition_holds(server: HealthServer, health: Hea
     assert get(server, "/readyz") == (503, "store: disk full\n")
 
 
-def test_a_dead_thread_is_not_live(server: HealthServer, health: Health) -> None:
+def test_a_dead_thread_is_not_live(server: Endpoints, health: Health) -> None:
     assert get(server, "/livez") == (200, "ok\n")
     thread = threading.Thread(target=lambda: None)
     thread.start()
@@ -66,7 +67,7 @@ def test_a_dead_thread_is_not_live(server: HealthServer, health: Health) -> None
 
 
 def test_a_loop_that_no_longer_turns_is_not_live(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_module, "STUCK_AFTER_S", 0.05)
+    monkeypatch.setattr(health_module, "LOOP_STUCK_AFTER_S", 0.05)
     health.beat()
     assert health.not_live() == []
     time.sleep(0.1)
@@ -75,18 +76,39 @@ def test_a_loop_that_no_longer_turns_is_not_live(health: Health, monkeypatch: py
     assert health.not_live() == []
 
 
-def test_other_paths_are_told_where_to_look(server: HealthServer) -> None:
+def test_a_worker_is_stuck_in_its_work_alone(metrics: Metrics) -> None:
+    health = Health(metrics, stuck_after=0.1)
+    me = threading.current_thread().name
+    with health.busy():
+        time.sleep(0.15)
+        assert health.not_live()[0].startswith(f"{me} has been at one piece of work")
+        health.progress()
+        assert health.not_live() == []
+        with health.idle():
+            time.sleep(0.15)
+            assert health.not_live() == []
+        assert health.not_live() == []  # it begins anew
+    time.sleep(0.15)
+    assert health.not_live() == []
+    health.progress()
+    with health.idle():
+        pass
+    time.sleep(0.15)
+    assert health.not_live() == []
+
+
+def test_other_paths_are_told_where_to_look(server: Endpoints) -> None:
     status, text = get(server, "/")
     assert status == 404
     assert "/metrics" in text
 
 
-def test_a_port_that_is_taken_raises(server: HealthServer, health: Health, metrics: Metrics) -> None:
+def test_a_port_that_is_taken_raises(server: Endpoints, health: Health, metrics: Metrics) -> None:
     with pytest.raises(OSError, match="in use"):
-        HealthServer(health, metrics, host="127.0.0.1", port=server.port)
+        Endpoints(health, metrics, host="127.0.0.1", port=server.port)
 
 
-def test_the_catalogue_is_what_is_exposed(server: HealthServer) -> None:
+def test_the_catalogue_is_what_is_exposed(server: Endpoints) -> None:
     text = get(server, "/metrics")[1]
     for metric in CATALOGUE.values():
         family = metric.name.removesuffix("_total") if metric.kind == "counter" else metric.name

@@ -1,0 +1,175 @@
+"""/metrics, /livez and /readyz over HTTP or HTTPS, from a thread of their own.
+
+With a user and a password /metrics asks for them (basic authentication). The probes never do: a kubelet that has to
+know a password has it in every Pod's specification. But without the password they do not say more than names: what is
+dead, which condition is waited for; no addresses and no errors.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import socket
+import ssl
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import structlog
+from prometheus_client import make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from streamer.settings import blame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from streamer.health import Health
+    from streamer.metrics import Metrics
+    from streamer.settings import Settings
+
+log = structlog.get_logger()
+
+_SILENCE_S = 10
+"""A client that sends nothing, or does not get on with its handshake, holds a thread for no longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may read the metrics, and over what; the default is everybody, over HTTP."""
+
+    credentials: bytes | None = None
+    """``user:password``."""
+    cert: Path | None = None
+    key: Path | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Access:
+        """Read the settings and the password's file; SettingsError where they do not go together."""
+        password = settings.metrics_password.get_secret_value() if settings.metrics_password else None
+        if settings.metrics_password_file:
+            try:
+                password = settings.metrics_password_file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise blame("metrics_password_file", error) from None
+        if settings.metrics_user and not password:
+            raise blame("metrics_password", "must be given, or its file, since metrics_user is")
+        if password and not settings.metrics_user:
+            raise blame("metrics_user", "must be given, since a password is")
+        if settings.metrics_user and ":" in settings.metrics_user:
+            raise blame("metrics_user", "must not contain a colon")
+        if (settings.metrics_cert is None) != (settings.metrics_key is None):
+            missing = "metrics_key" if settings.metrics_key is None else "metrics_cert"
+            raise blame(missing, "must be given: TLS takes a certificate and its key")
+        credentials = f"{settings.metrics_user}:{password}".encode() if password else None
+        return cls(credentials, settings.metrics_cert, settings.metrics_key)
+
+    def admits(self, authorization: str) -> bool:
+        """Tell whether an Authorization header is good enough, in a time that tells nothing of the password."""
+        if self.credentials is None:
+            return True
+        scheme, _, encoded = authorization.partition(" ")
+        try:
+            given = base64.b64decode(encoded, validate=True)
+        except (ValueError, binascii.Error):
+            given = b""
+        return hmac.compare_digest(given, self.credentials) and scheme.lower() == "basic"
+
+
+class Endpoints:
+    """Serves the three paths."""
+
+    def __init__(self, health: Health, metrics: Metrics, *, host: str, port: int, access: Access | None = None) -> None:
+        """Bind; OSError where the address is taken, SettingsError where the certificate cannot be used."""
+        access = access or Access()
+        exposition = make_wsgi_app(metrics.registry)
+        probes = {"/livez": health.not_live, "/readyz": health.not_ready}
+
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            path = environ.get("PATH_INFO", "")
+            admitted = access.admits(environ.get("HTTP_AUTHORIZATION", ""))
+            headers = [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")]
+            if path == "/metrics" and admitted:
+                body: Iterable[bytes] = exposition(environ, start_response)
+                return body
+            if path == "/metrics":
+                headers.append(("WWW-Authenticate", 'Basic realm="metrics"'))
+                start_response("401 Unauthorized", headers)
+                return [b"a user and a password are needed\n"]
+            probe = probes.get(path)
+            problems = probe() if probe else ["/metrics, /livez and /readyz are here"]
+            if probe and not admitted:
+                problems = [problem.partition(": ")[0] for problem in problems]
+            status = "200 OK" if not problems else "503 Service Unavailable" if probe else "404 Not Found"
+            start_response(status, headers)
+            return ["\n".join([*(problems or ["ok"]), ""]).encode()]
+
+        tls = _Certificate(access.cert, access.key) if access.cert and access.key else None
+        kind = type("Server", (_Server,), {"tls": tls, "address_family": _family(host)})
+        self._server: _Server = make_server(host, port, app, kind, handler_class=_QuietHandler)
+        self.port: int = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="endpoints", daemon=True)
+        self._thread.start()
+        health.watch(self._thread.name, self._thread.is_alive)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Certificate:
+    """A certificate and its key, read again when they were renewed."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self._paths = cert, key
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            self._times = self._modified()
+            self._context.load_cert_chain(cert, key)
+        except (OSError, ValueError) as error:  # an SSLError is an OSError
+            raise blame("metrics_cert", f"{cert} with {key}: {error}") from None
+
+    def wrap(self, connection: socket.socket) -> socket.socket:
+        """Speak TLS on an accepted connection; the handshake comes with the first read."""
+        try:
+            times = self._modified()
+            if times != self._times:
+                self._context.load_cert_chain(*self._paths)
+                self._times = times
+        except (OSError, ValueError) as error:
+            # In the middle of a renewal; the next connection looks again.
+            log.warning("the renewed certificate cannot be read yet", error=str(error))
+        return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+
+    def _modified(self) -> tuple[int, ...]:
+        return tuple(path.stat().st_mtime_ns for path in self._paths)
+
+
+class _Server(ThreadingWSGIServer):
+    """One thread a connection; what clients do wrong is no news."""
+
+    tls: _Certificate | None = None
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept a connection."""
+        connection, address = super().get_request()
+        connection.settimeout(_SILENCE_S)
+        return (connection if self.tls is None else self.tls.wrap(connection)), address
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that breaks off, or speaks no TLS."""
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = _SILENCE_S
+
+    def log_message(self, *_: object) -> None:
+        """Scrapes are no news."""
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

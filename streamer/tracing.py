@@ -1,0 +1,125 @@
+"""A trace of each record: spans by OpenTelemetry, in the trace that the record's ``traceparent`` names.
+
+Off by default; then nothing of this is called for a record, and ``traceparent`` is carried on unchanged. When it is on,
+a record has one span from its receipt to its commit, ``<topic> process``, whose parent is the record's own
+``traceparent``, and below it one for each stage that it went through, named like the stage's metrics. What the record
+causes carries that first span as its ``traceparent``: so the trace goes on in whoever reads it.
+
+Stages tell of their spans after their work, with both times: work is done in batches, and by threads that hold no
+record's context. Where spans go, how many are sampled and what the service is called is left to OpenTelemetry's own
+variables (``OTEL_EXPORTER_OTLP_ENDPOINT``, ``OTEL_TRACES_SAMPLER``, ``OTEL_SERVICE_NAME``). A thread of its own sends
+them from a bounded queue; what does not fit is dropped, and no record waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from streamer import __version__
+from streamer.settings import blame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from opentelemetry.trace import Span, Tracer
+
+    from streamer.settings import Settings
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+TRACEPARENT = "traceparent"
+_FLUSH_MS = 1_000
+"""How long the last spans may take to be sent when the service ends."""
+
+
+class Tracing:
+    """Makes the traces of one service's records."""
+
+    def __init__(self, command: str, instance_id: str) -> None:
+        """Begin to send; ImportError where OpenTelemetry is not installed."""
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - optional
+        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+        about = {"service.version": __version__, "service.instance.id": instance_id}
+        if "OTEL_SERVICE_NAME" not in os.environ:
+            about["service.name"] = f"streamer-{command}"
+        self._provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer("streamer", __version__)
+
+    @classmethod
+    def of(cls, settings: Settings, command: str) -> Tracing | None:
+        """Make what the settings ask for; None is off. SettingsError where the extra is missing."""
+        if settings.tracing == "off":
+            return None
+        try:
+            return cls(command, settings.instance_id)
+        except ImportError as error:
+            hint = f"needs the package {error.name}: pip install 'cliprerank-streamer[otel]'"
+            raise blame("tracing", hint) from None
+
+    def begin(self, topic: str, partition: int, offset: int, headers: Headers) -> Trace:
+        """Begin the span of a record that has been received."""
+        return Trace(self._tracer, topic, partition, offset, headers)
+
+    def close(self) -> None:
+        """Send what is left, within a second."""
+        self._provider.force_flush(_FLUSH_MS)
+
+
+class Trace:
+    """The span of one record and those of its stages; for one thread at a time."""
+
+    def __init__(self, tracer: Tracer, topic: str, partition: int, offset: int, headers: Headers) -> None:
+        from opentelemetry.trace import SpanKind, set_span_in_context  # noqa: PLC0415 - see Tracing
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
+
+        propagator = TraceContextTextMapPropagator()
+        given = {name: (value or b"").decode("ascii", "replace") for name, value in headers if name == TRACEPARENT}
+        self._tracer = tracer
+        self._span: Span = tracer.start_span(
+            f"{topic} process",
+            propagator.extract(given),
+            SpanKind.CONSUMER,
+            {
+                "messaging.system": "kafka",
+                "messaging.operation.type": "process",
+                "messaging.destination.name": topic,
+                "messaging.destination.partition.id": str(partition),
+                "messaging.kafka.offset": offset,
+            },
+        )
+        self._context = set_span_in_context(self._span)
+        carrier: dict[str, str] = {}
+        propagator.inject(carrier, self._context)
+        self.traceparent = carrier[TRACEPARENT].encode()
+        """What the record causes carries on."""
+
+    def stage(self, name: str, began_ns: int, **attributes: Any) -> None:
+        """Tell of a stage that has just ended; ``began_ns`` since 1970."""
+        self._tracer.start_span(name, self._context, attributes=attributes, start_time=began_ns).end()
+
+    def end(self, *, dead_letter: str | None) -> None:
+        """End the record's span; ``dead_letter`` is the reason where the record became one."""
+        from opentelemetry.trace import StatusCode  # noqa: PLC0415 - see Tracing
+
+        if dead_letter is not None:
+            self._span.set_attribute("error.type", dead_letter)
+            self._span.set_status(StatusCode.ERROR)
+        self._span.end()
+
+
+def stages(traces: Iterable[Trace | None], name: str, began_ns: int, **attributes: Any) -> None:
+    """Tell each of the traces of a stage that has just ended."""
+    for trace in traces:
+        if trace is not None:
+            trace.stage(name, began_ns, **attributes)
+
+
+def since(seconds: float) -> int:
+    """Return the time of ``seconds`` ago, in nanoseconds since 1970."""
+    return time.time_ns() - round(seconds * 1e9)

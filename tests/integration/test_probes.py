@@ -1,0 +1,163 @@
+"""The probes of real processes: what is dead or stuck shows in /livez, what is waited for in /readyz.
+
+A broker that is away: test_services.py.
+"""
+
+from __future__ import annotations
+
+import http.client
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from driver import EMBEDDED, RESULTS, UPLOADED, Bus, Record, Service, apply_topics, await_true, environment
+from footage import GREEN, WHITE, scene, write_video
+
+from streamer.kafka.topic_files import load_specs
+from streamer.kafka.topics import apply, drop
+from streamer.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from streamer.kafka.broker import LocalKafka
+
+AT = "2026-11-24T10:00:00Z"
+
+
+@dataclass
+class Probed:
+    """A service with a fault point, and what it answered first."""
+
+    service: Service
+    bus: Bus
+    variables: dict[str, str]
+    folder: Path
+    first: tuple[int, str]
+
+    def get(self, path: str) -> tuple[int, str]:
+        return get(self.service.port, path)
+
+    def await_answer(self, path: str, status: int, text: str) -> None:
+        def answers() -> bool:
+            code, body = self.get(path)
+            return code == status and text in body
+
+        await_true(answers, f"{path} to say {text}", seconds=120, alive=[self.service])
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def first_answer(port: int) -> tuple[int, str]:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return get(port, "/readyz")
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def probed(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Probed]]:
+    """Three services, started side by side, since each takes seconds for that; only the embedder has topics."""
+    plans = {
+        "loop": ("rerank", "transaction.begun:1:HANG"),
+        "worker": ("rerank", "reranker.reranking:1:HANG"),
+        "embed": ("embed", "embedder.encoding:1:DIE"),
+    }
+    with ExitStack() as running:
+        found = {}
+        for name, (command, plan) in plans.items():
+            folder = tmp_path_factory.mktemp(name)
+            bus = Bus(kafka.bootstrap_servers, f"probes-{name}.")
+            variables = environment(
+                bus,
+                folder / "store",
+                [folder],
+                STREAMER_FAULT_POINT=plan,
+                STREAMER_STUCK_AFTER="20",
+                STREAMER_FETCH_TIMEOUT="10",
+                STREAMER_INSTANCE_ID=name,
+            )
+            if command == "embed":
+                apply_topics(variables, folder)
+            service = running.enter_context(Service(command, variables, folder))
+            found[name] = Probed(service, bus, variables, folder, first_answer(service.port))
+        yield found
+
+
+@pytest.mark.parametrize("name", ["loop", "embed"])
+def test_not_ready_while_the_model_is_loaded(probed: dict[str, Probed], name: str) -> None:
+    status, text = probed[name].first
+    assert status == 503
+    assert "start: starting\n" in text
+
+
+def test_not_ready_before_the_first_assignment_though_live(probed: dict[str, Probed]) -> None:
+    for name in ("loop", "worker"):
+        probed[name].await_answer("/readyz", 503, "assignment: no partitions assigned yet")
+        probed[name].await_answer("/readyz", 503, "does not exist; streamer topics apply makes it")
+        assert probed[name].get("/livez") == (200, "ok\n")
+    for name in ("loop", "worker"):
+        apply_topics(probed[name].variables, probed[name].folder)
+    for name in ("loop", "worker"):
+        probed[name].await_answer("/readyz", 200, "ok")
+
+
+def test_a_consume_loop_that_stands_still_is_not_live(probed: dict[str, Probed]) -> None:
+    query(probed["loop"])
+    probed["loop"].await_answer("/livez", 503, "the consume loop has not turned for")
+
+
+def test_a_worker_that_does_not_end_its_batch_is_not_live(probed: dict[str, Probed]) -> None:
+    query(probed["worker"])
+    probed["worker"].await_answer("/livez", 503, "rerank-0 has been at one piece of work for")
+    assert "consume loop" not in probed["worker"].get("/livez")[1]
+
+
+def test_not_ready_while_the_store_is_away_from_an_idle_service(probed: dict[str, Probed]) -> None:
+    embedder = probed["embed"]
+    embedder.await_answer("/readyz", 200, "ok")
+    store = embedder.folder / "store"
+    store.rename(embedder.folder / "elsewhere")
+    embedder.await_answer("/readyz", 503, "store: ")
+    assert embedder.get("/livez") == (200, "ok\n")
+    (embedder.folder / "elsewhere").rename(store)
+    embedder.await_answer("/readyz", 200, "ok")
+
+
+def test_a_worker_that_died_is_not_live(probed: dict[str, Probed]) -> None:
+    embedder = probed["embed"]
+    path = write_video(embedder.folder / "c1.mp4", scene(10, shape=GREEN, ground=WHITE), 10)
+    event = {"clip_id": "c1", "uri": path.as_uri(), "uploaded_at": AT}
+    embedder.bus.publish(UPLOADED, [Record.of("c1", event)])
+    embedder.await_answer("/livez", 503, "encode-0 is dead")
+    assert embedder.bus.read(EMBEDDED) == []
+
+
+def test_a_consume_loop_that_died_takes_the_process_with_it(probed: dict[str, Probed]) -> None:
+    embedder = probed["embed"]
+    settings = load({"bootstrap_servers": embedder.bus.bootstrap_servers, "topic_prefix": embedder.bus.prefix})
+    uploads = [spec for spec in load_specs() if spec.name == UPLOADED]
+    drop(settings, uploads)
+    apply(settings, uploads)
+    assert embedder.service.process.wait(60) == 1
+    with pytest.raises(OSError, match="refused"):
+        embedder.get("/livez")
+
+
+def query(probed: Probed) -> None:
+    event = {"query_id": "q1", "query": "a cat", "engine": "e", "issued_at": AT, "results": []}
+    probed.bus.publish(RESULTS, [Record.of("q1", event)])
