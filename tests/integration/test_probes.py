@@ -87,8 +87,8 @@ def probed(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 folder / "store",
                 [folder],
                 STREAMER_FAULT_POINT=plan,
-                STREAMER_STUCK_AFTER="20",
-                STREAMER_FETCH_TIMEOUT="10",
+                STREAMER_STUCK_AFTER="10",
+                STREAMER_FETCH_TIMEOUT="5",
                 STREAMER_INSTANCE_ID=name,
             )
             if command == "embed":
@@ -117,12 +117,12 @@ def test_not_ready_before_the_first_assignment_though_live(probed: dict[str, Pro
 
 
 def test_a_consume_loop_that_stands_still_is_not_live(probed: dict[str, Probed]) -> None:
-    query(probed["loop"])
+    for name in ("loop", "worker"):  # the next test's too, so that both wait at the same time
+        query(probed[name])
     probed["loop"].await_answer("/livez", 503, "the consume loop has not turned for")
 
 
 def test_a_worker_that_does_not_end_its_batch_is_not_live(probed: dict[str, Probed]) -> None:
-    query(probed["worker"])
     probed["worker"].await_answer("/livez", 503, "rerank-0 has been at one piece of work for")
     assert "consume loop" not in probed["worker"].get("/livez")[1]
 
