@@ -102,7 +102,8 @@ class Reranker:
         in_time = [(work, event) for work, event in events if not self._is_late(work, event)]
         began = time.time_ns()
         vectors = self._encode(in_time)
-        stages((work.trace for work, _ in in_time), "text", began, batch=len(in_time))
+        if self._settings.tracing != "off":
+            stages((work.trace for work, _ in in_time), "text", began, batch=len(in_time))
         for (work, event), vector in zip(in_time, vectors, strict=True):
             if vector is None:
                 self._degrade(work, event, Degraded.ENCODER_FAILED)
@@ -110,7 +111,8 @@ class Reranker:
             began = time.time_ns()
             try:
                 results = self._rerank(event, vector)
-                stages([work.trace], "score", began, candidates=len(results))
+                if work.trace is not None:
+                    work.trace.stage("score", began, candidates=len(results))
                 self._answer(work, event, results)
                 self._health.holds("store")
             except StoreUnavailableError as error:

@@ -6,6 +6,7 @@ A broker that is away: test_services.py.
 from __future__ import annotations
 
 import http.client
+import subprocess
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING
 import pytest
 from driver import EMBEDDED, RESULTS, UPLOADED, Bus, Record, Service, apply_topics, await_true, environment
 from footage import GREEN, WHITE, scene, write_video
+from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.kafka.topic_files import load_specs
 from streamer.kafka.topics import apply, drop
+from streamer.metrics import CATALOGUE
 from streamer.settings import load
 
 if TYPE_CHECKING:
@@ -114,6 +117,27 @@ def test_not_ready_before_the_first_assignment_though_live(probed: dict[str, Pro
         apply_topics(probed[name].variables, probed[name].folder)
     for name in ("loop", "worker"):
         probed[name].await_answer("/readyz", 200, "ok")
+
+
+@pytest.mark.parametrize("name", ["loop", "embed"])
+def test_promtool_finds_no_fault_with_what_a_service_shows(probed: dict[str, Probed], name: str) -> None:
+    probed[name].await_answer("/readyz", 200, "ok")
+    probed[name].await_answer("/metrics", 200, 'streamer_consumer_lag_seconds{partition="11"')
+    status, text = probed[name].get("/metrics")
+    assert status == 200
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert {metric.name.removesuffix("_total") for metric in CATALOGUE.values()} <= set(families)
+    assert {"process_resident_memory", "process_cpu_seconds"} <= {each.removesuffix("_bytes") for each in families}
+    (model,) = families["streamer_model_info"].samples
+    (build,) = families["streamer_build_info"].samples
+    assert model.labels["model_id"] == build.labels["model_id"]
+    assert model.labels["device"] == "cpu"
+    (partitions,) = families["streamer_topic_partitions"].samples
+    assert partitions.value == 12
 
 
 def test_a_consume_loop_that_stands_still_is_not_live(probed: dict[str, Probed]) -> None:
