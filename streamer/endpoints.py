@@ -49,12 +49,7 @@ class Access:
     @classmethod
     def of(cls, settings: Settings) -> Access:
         """Read the settings and the password's file; SettingsError where they do not go together."""
-        password = settings.metrics_password.get_secret_value() if settings.metrics_password else None
-        if settings.metrics_password_file:
-            try:
-                password = settings.metrics_password_file.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise blame("metrics_password_file", error) from None
+        password = settings.password("metrics_password")
         if settings.metrics_user and not password:
             raise blame("metrics_password", "must be given, or its file, since metrics_user is")
         if password and not settings.metrics_user:

@@ -239,6 +239,17 @@ class Settings(BaseSettings):
             ipaddress.ip_network(network)
         return value
 
+    def password(self, name: str) -> str | None:
+        """Return the password that setting holds, or its file; :class:`SettingsError` where that cannot be read."""
+        given: SecretStr | None = getattr(self, name)
+        path: Path | None = getattr(self, f"{name}_file")
+        if path is None:
+            return given.get_secret_value() if given else None
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise blame(f"{name}_file", error) from None
+
     def topic(self, name: str) -> str:
         """Return the full name of one of our topics or groups."""
         return self.topic_prefix + name

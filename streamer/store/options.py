@@ -38,19 +38,13 @@ class StoreOptions:
     @classmethod
     def of(cls, settings: Settings) -> StoreOptions:
         """Read them from the settings, and the password from its file; SettingsError where that is not there."""
-        password = settings.store_password.get_secret_value() if settings.store_password else None
-        if settings.store_password_file:
-            try:
-                password = settings.store_password_file.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise blame("store_password_file", error) from None
         for name in ("store_ca", "store_cert", "store_key"):
             path = getattr(settings, name)
             if path is not None and not path.is_file():
                 raise blame(name, f"{path}: there is no such file")
         return cls(
             user=settings.store_user,
-            password=password,
+            password=settings.password("store_password"),
             ca=settings.store_ca,
             cert=settings.store_cert,
             key=settings.store_key,
