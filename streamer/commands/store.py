@@ -33,10 +33,11 @@ def store_stats(settings: Settings) -> None:
 
     with contextlib.closing(open_existing(settings.store, options=StoreOptions.of(settings))) as opened:
         figures = opened.stats()
-    table = Table("model", "clips", title=masked(settings.store))
+    table = Table("model", "clips")
     for model_id, clips in figures.models.items():
         table.add_row(model_id, f"{clips:,}")
     console = Console()
+    console.print(masked(settings.store), markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     console.print(f"{figures.tombstones:,} tombstones, {figures.bytes:,} bytes")
 

@@ -186,6 +186,12 @@ class Link:
                 cluster.nodes_manager.initialize()
             return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]  # type: ignore[no-untyped-call]
 
+    def ping(self, *, fresh: bool = False) -> None:
+        """Ask each of :meth:`nodes` for a sign of life."""
+        for node in self.nodes(fresh=fresh):
+            with self.faults():
+                node.ping()
+
     def place(self, slot: int) -> object:
         """Return what stands for the node that serves a slot, to compare."""
         with self.faults():

@@ -71,6 +71,13 @@ def eventually(store: RedisStore, ids: list[str]) -> list[int | None]:
     return found[-1]
 
 
+def answers(store: RedisStore) -> bool:
+    with contextlib.suppress(StoreUnavailableError):
+        store.ping()
+        return True
+    return False
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A server of one's own, that may be stopped."""
@@ -191,36 +198,48 @@ def test_a_cluster_and_a_lone_server_are_not_taken_for_each_other(valkey: Server
         opened(valkey_cluster.nodes[0].url)
 
 
-WRITER = "+ping +info +get +mget +getrange +set +eval +eval_ro +hsetnx +hget +hkeys +hvals +scan +wait +cluster|slots"
-READER = "+ping +info +get +mget +getrange +eval_ro +hget +hkeys +hvals +scan +cluster|slots"
-
-
-def test_the_documentation_names_the_commands_that_a_user_needs() -> None:
+def documented_commands() -> dict[str, list[str]]:
+    """Return what a user who reads and one who writes may do, as the documentation has it."""
     page = (Path(__file__).parents[2] / "docs" / "store.md").read_text(encoding="utf-8")
-    assert f"embedder: {WRITER}\n" in page
-    assert f"reranker: {READER}\n" in page
+    reads = page.partition("reranker: ")[2].partition("\n")[0].split()
+    writes = page.partition("embedder: these and ")[2].partition("\n")[0].split()
+    assert reads
+    assert writes
+    return {"reader": reads, "writer": reads + writes}
 
 
-@pytest.mark.parametrize("engine", ["valkey", "redis"])
-def test_an_acl_user_needs_no_more_than_the_documented_commands(tmp_path: Path, engine: str) -> None:
-    with Server(tmp_path / "server", engine, requirepass="top") as server:
-        admin = server.client(password="top")  # noqa: S106 - a test's own
-        for user, commands in (("writer", WRITER), ("reader", READER)):
-            admin.execute_command("ACL", "SETUSER", user, "on", f">{user}-secret", "~clips*", *commands.split())
-        with pytest.raises(StoreError) as caught:
-            opened(f"redis://writer:wrong@127.0.0.1:{server.port}")
-        assert "wrong" not in str(caught.value).partition(": ")[0]
-        with pytest.raises(StoreError, match=r"[Aa]uthentication"):
-            opened(server.url)
-        writer = opened(server.url, user="writer", password="writer-secret")  # noqa: S106
-        assert writer.put([clip("c"), clip("d")]) == [PutOutcome.WRITTEN] * 2
-        assert writer.delete("d", FIRST, Position.of("log", 2))
-        reader = opened(f"redis://reader:reader-secret@127.0.0.1:{server.port}", read_only=True)
-        for _ in range(2):  # the second time from the cache
-            assert versions(reader, ["c", "d"]) == [1, None]
-        assert list(reader.clip_ids()) == ["c"]
-        assert reader.stats().models == {"m": 1}
-        admin.close()
+@pytest.fixture(params=["valkey", "redis", "cluster"])
+def guarded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Server]]:
+    """A server that knows users only, or the one node of a cluster; and what its URL begins with."""
+    if request.param == "cluster":
+        with Cluster(tmp_path / "cluster", primaries=1, replicas=False) as cluster:
+            cluster.nodes[0].command("CONFIG", "SET", "requirepass", "top")
+            yield "redis+cluster", cluster.nodes[0]
+    else:
+        with Server(tmp_path / "server", request.param, requirepass="top") as server:
+            yield "redis", server
+
+
+def test_an_acl_user_needs_no_more_than_the_documented_commands(guarded: tuple[str, Server]) -> None:
+    scheme, server = guarded
+    with contextlib.closing(server.client(password="top")) as admin:  # noqa: S106 - a test's own
+        for user, commands in documented_commands().items():
+            admin.execute_command("ACL", "SETUSER", user, "on", f">{user}-secret", "~clips*", *commands)
+    address = f"127.0.0.1:{server.port}"
+    with pytest.raises(StoreError) as caught:
+        opened(f"{scheme}://writer:wrong@{address}")
+    assert "wrong" not in str(caught.value).partition(": ")[0]
+    with pytest.raises(StoreError, match=r"[Aa]uthentication"):
+        opened(f"{scheme}://{address}")
+    writer = opened(f"{scheme}://{address}", user="writer", password="writer-secret")  # noqa: S106
+    assert writer.put([clip("c"), clip("d")]) == [PutOutcome.WRITTEN] * 2
+    assert writer.delete("d", FIRST, Position.of("log", 2))
+    reader = opened(f"{scheme}://reader:reader-secret@{address}", read_only=True)
+    for _ in range(2):  # the second time from the cache
+        assert versions(reader, ["c", "d"]) == [1, None]
+    assert list(reader.clip_ids()) == ["c"]
+    assert reader.stats().models == {"m": 1}
+    reader.ping()
 
 
 def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
@@ -319,11 +338,16 @@ def test_what_a_replica_has_acknowledged_outlives_its_primary(frail: Cluster) ->
     store = opened(f"{frail.url}?name=replicated", replicas=1)
     assert store.put([clip(clip_id, 3) for clip_id in IDS]) == [PutOutcome.WRITTEN] * len(IDS)
     assert store.delete("c0", FIRST, Position.of("log", 2))
+    idle = opened(f"{frail.url}?name=replicated", read_only=True)
+    idle.ping()
     victim = frail.primary_of(b"replicated{0}")
     victim.kill()
     with pytest.raises(StoreUnavailableError):
+        idle.ping()
+    with pytest.raises(StoreUnavailableError):
         store.put([clip(clip_id, 4) for clip_id in IDS])
     assert eventually(store, IDS)[0] is None
+    await_true(lambda: answers(idle), "a store that is not used has noticed the failover")
     assert {*versions(store, IDS[1:])} <= {3, 4}
     victim.start()
     await_true(frail.is_whole, "the old primary has come back as a replica")
