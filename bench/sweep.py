@@ -6,16 +6,16 @@
 either, and each has one thread; what is compared is the process's own time, since both do nothing but compute and
 read memory. Half of the pool's first 250 and a tenth of the rest are judged, as in a TRECVID pool.
 
-*Memory* is what the process's own memory (not the store's mapped pages) grows by at most while points are measured:
-once for a tenth of the topics and once for all of them, which may only add the values themselves.
+*Memory* is what is allocated at most while points are measured, besides the files' contents: once for a tenth of the
+topics and once for all of them, which may only add the values themselves.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import tempfile
-import threading
 import time
+import tracemalloc
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,6 @@ FRAMES, A_PUT = 12, 2_000
 GRID = Grid(
     tuple(round(0.1 * each, 1) for each in range(11)), (20, 50, 100, 200, 500, 1000), ("minmax", "zscore", "none")
 )
-_WATCH_S = 0.02
 STRATA = (("1", 250, 0.5), ("2", 1_000, 0.1))
 
 
@@ -149,27 +148,13 @@ def _sweep(run: trec.Run, topics: dict[str, str], qrels: trec.Qrels, store: Stor
 
 
 def _grown_mb(folder: Path, store: Store, scale: Scale) -> float:
-    """Sweep what has been read before, and return by how much the process's own memory grew at most."""
+    """Sweep what has been read before, and return what is allocated at most meanwhile; arrays of numpy count."""
     files = _read(folder)
-    done = threading.Event()
-    before = peak = _own_mb()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(_WATCH_S):
-            peak = max(peak, _own_mb())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    tracemalloc.start()
     _sweep(*files, store, scale)
-    done.set()
-    watcher.join()
-    return peak - before
-
-
-def _own_mb() -> float:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak / 2**20
 
 
 def _directions(rng: np.random.Generator, count: int, dim: int) -> npt.NDArray[np.float32]:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich import box
 from rich.table import Table as TerminalTable
 
 from streamer.evaluation import choice, plots
@@ -30,7 +31,7 @@ COSTS = {
     "frames_a_clip": "encoded frames a clip",
 }
 """What gain is weighed against."""
-_STORED = "as stored"
+_STORED = "stored"
 
 
 def data(found: Sweep, caution: Caution, folds: int) -> Data:
@@ -106,10 +107,10 @@ def _trade_off(points: Sequence[Data], columns: Sequence[Column], gains: FloatAr
 
 _COLUMNS = (
     ("model", "model", ""),
-    ("frames every", "frame_interval", "g"),
+    ("every", "frame_interval", "g"),
     ("precision", "precision", ""),
     ("depth", "depth", ""),
-    ("normalisation", "normalization", ""),
+    ("normalised", "normalization", ""),
     ("alpha", "alpha", "g"),
     ("infAP", "infAP", ".4f"),
     ("gain", "gain", "+.4f"),
@@ -127,7 +128,7 @@ def _row(found: Data, *path: str | int) -> list[Shown | str]:
 
 
 def _choices(found: Data) -> Iterator[tuple[str, list[Shown | str]]]:
-    for name, title in (("best", "largest gain"), ("conservative", "conservative")):
+    for name, title in (("best", "best"), ("conservative", "conservative")):
         if found[name] is not None:
             yield title, _row(found, name)
 
@@ -146,14 +147,7 @@ def terminal(found: Data) -> Iterator[TerminalTable]:
     yield _terminal("The best of each model, interval, precision and depth", columns, best)
 
 
-_UNSEEN = (
-    "choice",
-    "gain where it was chosen",
-    "gain on unseen topics",
-    "unseen topics that lose",
-    "alphas from",
-    "to",
-)
+_UNSEEN = ("choice", "gain where chosen", "gain unseen", "losing unseen", "alphas from", "to")
 
 
 def _unseen(found: Data) -> list[list[Shown | str]]:
@@ -171,7 +165,9 @@ def _unseen(found: Data) -> list[list[Shown | str]]:
 
 
 def _terminal(title: str, columns: Sequence[str], rows: Any) -> TerminalTable:
-    table = TerminalTable(*columns, title=title, title_justify="left")
+    table = TerminalTable(
+        *columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+    )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     return table
@@ -216,9 +212,9 @@ def page(found: Data, run: str, qrels: str) -> Page:
 
 
 _WHY_UNSEEN = (
-    "Losing is the share of topics that lose more than the bound. "
-    "The largest of many gains is partly luck. So the choice is made anew without each part of the topics, and "
-    "measured on that part alone: what a setting promises for queries to come is the gain on unseen topics."
+    "Losing is the share of topics that lose more than the bound; every is the seconds between frames. The largest of "
+    "many gains is partly luck. So the choice is made anew without each part of the topics, and measured on that part "
+    "alone: what a setting promises for queries to come is the gain on unseen topics."
 )
 _COSTS = (
     "Milliseconds are one query's on this machine, in one thread: its text encoded, its candidates read and scored. Of "

@@ -108,6 +108,8 @@ def sweep(
             found[number] = np.concatenate([topic.sweep.values(cosines[each], grid) for each in variants])
             sizes.append(len(topic.shots))
             base.append(topic.base)
+        if not costs.scored:
+            raise ReplayError(f"none of the candidates is embedded by {model.name}; see streamer store stats")
         values.append(found)
         columns += _columns(model.name, variants, grid, costs, 1000 * text_s / len(common), np.array(sizes))
     return Sweep(tuple(common), np.array(base), tuple(columns), np.hstack(values))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from streamer.scoring import FloatArray, score_clips
+from streamer.scoring import Block, FloatArray, score_clips
 from streamer.store.record import quantize
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from streamer.scoring import ClipVectors
     from streamer.settings import Precision
@@ -63,6 +63,8 @@ class Costs:
     of: dict[Variant, Cost] = field(default_factory=dict)
     read_s: float = 0.0
     candidates: int = 0
+    scored: int = 0
+    """Candidates that have a record."""
 
 
 def cosines_of(
@@ -85,16 +87,49 @@ def cosines_of(
             began = time.perf_counter()
             stored = score_clips(query, records).cosines
             costs.read_s += time.perf_counter() - began
+            costs.scored += int(np.count_nonzero(~np.isnan(stored)))
             for variant in variants:
                 if only_stored:
                     found[variant][part] = stored
                 else:
-                    clips = [None if record is None else derive(record, variant) for record in records]
+                    clips = _Joined(None if record is None else derive(record, variant) for record in records)
                     found[variant][part] = _scored(query, clips, costs.of.setdefault(variant, Cost()))
     return found
 
 
-def _scored(query: npt.NDArray[np.float32], clips: Sequence[ClipVectors | None], cost: Cost) -> FloatArray:
+class _Joined(list["ClipVectors | None"]):
+    """Clips that lie joined in memory, as a store gives them: :class:`streamer.scoring.Blocks`."""
+
+    def __init__(self, clips: Iterable[ClipVectors | None]) -> None:
+        super().__init__(clips)
+        by_dtype: dict[np.dtype[Any], list[int]] = {}
+        for position, clip in enumerate(self):
+            if clip is not None:
+                by_dtype.setdefault(clip.matrix.dtype, []).append(position)
+        self._blocks = [self._block(positions) for positions in by_dtype.values()]
+
+    def blocks(self) -> Iterator[Block]:
+        """Give the clips of each precision."""
+        return iter(self._blocks)
+
+    def _block(self, positions: Sequence[int]) -> Block:
+        clips = [clip for position in positions if (clip := self[position]) is not None]
+        lengths = np.array([len(clip.matrix) for clip in clips])
+        starts = lengths.cumsum() - lengths
+        scales = [clip.scales for clip in clips if clip.scales is not None]
+        return Block(
+            positions=np.array(positions),
+            lengths=lengths,
+            matrix=np.concatenate([clip.matrix for clip in clips]),
+            first_rows=starts,
+            times_ms=np.concatenate([clip.times_ms for clip in clips]),
+            first_times=starts,
+            scales=np.concatenate(scales) if scales else None,
+            first_scales=starts,
+        )
+
+
+def _scored(query: npt.NDArray[np.float32], clips: _Joined, cost: Cost) -> FloatArray:
     began = time.perf_counter()
     cosines = score_clips(query, clips).cosines
     cost.seconds += time.perf_counter() - began

@@ -160,6 +160,26 @@ def test_a_replay_from_the_topic_gives_what_one_from_a_file_gives_and_silence_is
         streamer(own, "replay", "--from-topic", "--out", tmp_path / "none", "--through-kafka", "--timeout", "0.5")
 
 
+def test_the_command_renders_embeds_and_measures_a_benchmark_whose_files_the_others_take(tmp_path: Path) -> None:
+    folder = tmp_path / "avs"
+    given = ["benchmark", "--out", folder, "--clips", "20", "--topics", "4", "--dtype", "float32", "--threads", "1"]
+    table = streamer(dict(os.environ), *given)
+    results = json.loads((folder / "results.json").read_bytes())
+    assert [engine["name"] for engine in results["engines"]] == ["A", "B", "C", "D", "E"]
+    assert table == (folder / "report.md").read_text()
+    for engine in results["engines"]:
+        measured = json.loads(
+            streamer(
+                {}, "evaluate", "--run", folder / f"base-{engine['name']}.run", "--qrels", folder / "qrels",
+                "--reranked", folder / f"reranked-{engine['name']}.run", "--json", "-",
+            )
+        )["comparison"]["infAP"]  # fmt: skip
+        assert engine["infAP"] == {name: measured[name] for name in engine["infAP"]}
+        assert f"| {engine['name']} | {measured['before']:.3f} | {measured['after']:.3f} |" in table
+    again = CliRunner().invoke(cli, [str(each) for each in given])
+    assert (again.exit_code, "is not empty" in again.output) == (2, True)
+
+
 def test_on_the_small_benchmark_the_weaker_engines_gain_significantly(benchmark: SmallBenchmark) -> None:
     gains = [engine["infAP"] for engine in benchmark.results["engines"]]
     assert all(figures["gain"] > 0 and figures["randomization_p"] < 0.05 for figures in gains[:2])
@@ -184,13 +204,13 @@ def test_a_sweeps_points_are_replays_and_its_page_shows_its_json(
         knobs = ["--alpha", str(alpha), "--depth", str(depth), "--normalization", how]
         streamer(own, "replay", *given, "--out", tmp_path / "run", *knobs)
         measured = evaluate(read_run(tmp_path / "run"), read_qrels(benchmark.folder / "qrels")).mean["infAP"]
-        setting = {"frame_interval": "as stored", "precision": "as stored", "depth": depth, "alpha": alpha,
+        setting = {"frame_interval": "stored", "precision": "stored", "depth": depth, "alpha": alpha,
                    "normalization": how}  # fmt: skip
         (point,) = [each for each in found["points"] if setting.items() <= each.items()]
         assert point["infAP"] == pytest.approx(measured, rel=1e-12)
     stored, derived = (
         next(each for each in found["points"] if (each["frame_interval"], each["precision"]) == variant)
-        for variant in (("as stored", "as stored"), (1.0, "int8"))
+        for variant in (("stored", "stored"), (1.0, "int8"))
     )
     assert derived["frames_a_clip"] == stored["frames_a_clip"] / 2 == small_avs.SCENES
     assert derived["bytes_a_clip"] < stored["bytes_a_clip"] / 3

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamer.cli import cli
 from streamer.evaluation.pilot import Clicks, Pilot, rank_biased_overlap
 from streamer.evaluation.pilot_report import COLLECT, GO, STOP, Limits, decide
 from streamer.evaluation.questions import ReplayError
-from streamer.events import Degraded, QueryReranked, RerankedCandidate, Status
+from streamer.events import Degraded, QueryReranked, RerankedCandidate, Status, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,3 +130,22 @@ def figures(**changes: Any) -> dict[str, Any]:
 )
 def test_what_the_figures_decide(changes: dict[str, Any], decision: str) -> None:
     assert decide(figures(**changes), Limits())["decision"] == decision
+
+
+@pytest.mark.parametrize("arguments", [[], ["--from-topic", "--answers-from-topic"]])
+def test_what_is_looked_at_must_be_said_once(arguments: list[str]) -> None:
+    done = CliRunner().invoke(cli, ["pilot", *arguments])
+    assert done.exit_code == 2
+    assert "one of --events, --from-topic, --answers and --answers-from-topic" in done.output
+
+
+def test_answers_of_a_file_are_reported_with_their_latency(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(
+        b"\n".join(encode(answer([2, 1], query_id=f"q{number}", ms=10 * number)) for number in range(1, 6))
+    )
+    done = CliRunner().invoke(cli, ["pilot", "--answers", str(path), "--limit", "4", "--json", "-"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["queries"], found["service"]["p50_ms"]) == (4, 25)
+    assert [each["met"] for each in found["criteria"]][3:5] == ["yes", "yes"]

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamer.cli import cli
 from streamer.evaluation import choice
 from streamer.evaluation.choice import Caution
 from streamer.evaluation.infap import InferredAP
 from streamer.evaluation.sweep import Grid, TopicSweep
 from streamer.evaluation.trec import Judgments
 from streamer.evaluation.variants import Costs, Variant, cosines_of, derive
-from streamer.scoring import rerank
+from streamer.scoring import rerank, score_clips
 from streamer.store import Clip, Embedding, Position, open_store
 
 if TYPE_CHECKING:
@@ -129,3 +131,42 @@ def test_vectors_cannot_be_made_finer_than_they_are() -> None:
     record = Embedding(np.ones((1, 4), np.int8), np.ones(1, np.float32), np.zeros(1, np.uint32), 0, 0)
     with pytest.raises(ValueError, match="the store's vectors are int8, which is less than float16"):
         derive(record, Variant(None, "float16"))
+
+
+def test_clips_of_mixed_precisions_and_none_at_all_score_as_they_are_stored(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    vectors = rng.standard_normal((2, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    at, times = dt.datetime(2026, 1, 1, tzinfo=dt.UTC), np.zeros(1, np.uint32)
+    for number, stored_as in enumerate(("float32", "float16")):
+        with contextlib.closing(open_store(f"lmdb:{tmp_path}", model_id="m", dim=8, precision=stored_as)) as opened:
+            opened.put([Clip(f"c{number}", at, Position(1, number), 1, vectors[number : number + 1], times)])
+    ids, variants = ["c0", "none", "c1"], [Variant(), Variant(None, "int8")]
+    with contextlib.closing(open_store(f"lmdb:{tmp_path}", model_id="m", dim=8, read_only=True)) as opened:
+        found = cosines_of(opened, ids, vectors[0], variants, costs := Costs())
+        with opened.read(ids) as records:
+            expected = score_clips(vectors[0], records).cosines
+    np.testing.assert_array_equal(found[variants[0]], expected)
+    np.testing.assert_allclose(found[variants[1]], expected, atol=0.02)
+    assert (costs.candidates, costs.scored, costs.of[variants[1]].clips) == (3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--alphas", "0,1.5", "'0,1.5': expected numbers from 0 to 1, comma-separated"),
+        ("--alphas", "nan", "expected numbers from 0 to 1"),
+        ("--depths", "10,0", "expected whole numbers from 1 to 5000"),
+        ("--depths", "1.5", "expected whole numbers"),
+        ("--normalizations", "minmax,mean", "expected minmax or zscore or none"),
+        ("--precisions", "float64", "expected float32 or float16 or int8"),
+        ("--intervals", "", "expected seconds"),
+    ],
+)
+def test_lists_that_cannot_be_swept_are_refused(option: str, value: str, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    given_files = [each for name in ("--run", "--topics", "--qrels") for each in (name, str(file))]
+    done = CliRunner().invoke(cli, ["sweep", *given_files, option, value])
+    assert done.exit_code == 2
+    assert problem in " ".join(done.output.split())
