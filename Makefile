@@ -8,7 +8,7 @@ SOURCES := streamer tests scripts bench
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools chaos fuzz-video bench peers avs soak store-copy lint format kafka topics docs model lock clean
+.PHONY: help install demo test tools chaos fuzz-video bench peers capacity avs soak store-copy lint format kafka topics docs model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -65,6 +65,10 @@ $(PEERS)/.installed: requirements/peers.txt $(STAMP)
 avs: $(STAMP) ## A synthetic video search benchmark: what reranking gains at several strengths of the engine (2 minutes)
 	rm -rf avs-report
 	$(BIN)/streamer benchmark --out avs-report --dtype float32
+
+capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write docs/capacity.md anew (about 5 minutes)
+	PYTHONPATH=tests $(BIN)/python -m bench.capacity
+	$(BIN)/python scripts/write_docs.py
 
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (10 to 20 minutes)
 	$(BIN)/python -m pytest -s tests/soak/soak.py

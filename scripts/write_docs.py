@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.capacity_tables import tables as capacity_tables
 from bench.report import summary
 from streamer.demo.avs_run import markdown as benchmark_table
 from streamer.kafka.privileges import markdown as privileges_tables
@@ -31,6 +32,7 @@ TABLES = {
     ROOT / "docs" / "metrics.md": {"metrics": metrics_table},
     ROOT / "docs" / "security.md": {"privileges": privileges_tables},
     ROOT / "docs" / "evaluation.md": {"benchmark": lambda: benchmark_table(json.loads(BENCHMARK.read_bytes()))},
+    ROOT / "docs" / "capacity.md": capacity_tables(ROOT / "docs" / "bench" / "capacity.json"),
 }
 """The tables of each page, by the names that stand there."""
 END = "<!-- end -->"

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis_servers import Cluster, Server, await_true, move_slot
-from store_records import copy_and_die, damaged, digest, everything, fill, many, put_unchecked, upload
+from store_records import PREFIX, copy_and_die, damaged, digest, everything, fill, many, put_unchecked, upload
 
+from streamer.store import StoreError, record
 from streamer.store.admin import open_admin
 from streamer.store.lmdb_admin import LmdbAdmin
 from streamer.store.redis_admin import RedisAdmin
 from streamer.store.transfer import copy
-from streamer.store.upkeep import compare, verify
+from streamer.store.upkeep import compare, drop, survey, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +71,22 @@ def test_damage_in_a_server_is_found_and_healed_by_a_copy(lmdb: LmdbAdmin, valke
         assert compare(lmdb, target).damaged == 4
         assert copy(lmdb, target).written == 4
         assert digest(target) == digest(lmdb)
+
+
+def test_a_model_is_dropped_from_a_cluster_and_the_others_stay(lmdb: LmdbAdmin, valkey_cluster: Cluster) -> None:
+    other = record.model_prefix("model-b")
+    with contextlib.closing(open_admin(f"{valkey_cluster.url}?name=dropped", create=True)) as cluster:
+        copy(lmdb, cluster)
+        stays = upload(7, clip_id="stays", prefix=other)
+        cluster.register({other: "model-b"})
+        cluster.put([stays])
+        found = survey(cluster, PREFIX)
+        assert (found.clips, found.tombstones) == (RECORDS * 9 // 10, RECORDS // 10)
+        assert drop(cluster, PREFIX) == (RECORDS, True)
+        assert everything(cluster) == {stays.key: stays.value}
+        assert cluster.models() == {other: "model-b"}
+        with pytest.raises(StoreError, match="by themselves"):
+            cluster.compact(None)
 
 
 @pytest.fixture
