@@ -123,7 +123,7 @@ class KilledAt(Exception):  # noqa: N818 - stands for a death
     pass
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(kills=st.lists(st.tuples(st.sampled_from(["put", "get", "scan"]), st.integers(1, 4)), max_size=5))
 def test_wherever_it_is_interrupted_a_copy_ends_whole_and_counts_what_it_did_once(
     small: tuple[LmdbAdmin, LmdbAdmin], kills: list[tuple[str, int]]
