@@ -8,7 +8,7 @@ SOURCES := streamer tests scripts bench
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools chaos fuzz-video bench peers capacity avs soak store-copy lint format kafka topics docs model lock clean
+.PHONY: help install demo test tools chaos fuzz-video bench peers capacity avs soak store-copy lint format kafka topics docs top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -95,6 +95,9 @@ topics: $(STAMP) ## Write the JSON Schemas in topics/ anew from the event models
 docs: $(STAMP) ## Write the tables of the README and of docs/ anew from the code
 	$(BIN)/python scripts/write_docs.py
 	$(BIN)/python scripts/write_deploy.py
+
+top-picture: $(STAMP) ## Draw docs/top.svg, the README's picture of streamer top, from a running system
+	STREAMER_TOP_SVG=docs/top.svg $(BIN)/python -m pytest -q tests/integration/test_top.py -k rebalance
 
 model: $(STAMP) ## Train the small demo model anew (about 15 minutes on 2 cores)
 	$(BIN)/python -m streamer.demo.train --out streamer/demo/model --seed 0

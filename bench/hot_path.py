@@ -25,7 +25,6 @@ from bench.report import print_figures, spread
 from bench.reranking_latency import RATE, Asker, cached
 from bench.workload import RERANKED, free_port, place, queries
 from streamer import reranker
-from streamer.demo.services import MetricsSnapshot
 from streamer.encoders import QueryVectors
 from streamer.events import now
 from streamer.health import Health
@@ -33,6 +32,7 @@ from streamer.kafka import Output, Record, Work
 from streamer.kafka.client import enqueue
 from streamer.metrics import Metrics
 from streamer.settings import load
+from streamer.top.figures import Scrape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -193,9 +193,9 @@ class Reported:
         self._url = f"http://127.0.0.1:{port}/metrics"
         self._before = self._look()
 
-    def _look(self) -> MetricsSnapshot:
+    def _look(self) -> Scrape:
         with urllib.request.urlopen(self._url, timeout=10) as response:  # noqa: S310 - our own loopback URL
-            return MetricsSnapshot(response.read().decode())
+            return Scrape.parse(response.read().decode(), at=time.monotonic())
 
     def figures(self) -> dict[str, float]:
         """Return the means of what happened since the last call."""

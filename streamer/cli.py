@@ -24,6 +24,7 @@ from streamer.commands.pilot import pilot
 from streamer.commands.replay import replay
 from streamer.commands.store import store
 from streamer.commands.sweep import sweep
+from streamer.commands.top import top
 from streamer.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ cli.add_command(acls)
 cli.add_command(dlq)
 cli.add_command(evaluate)
 cli.add_command(store)
+cli.add_command(top)
 cli.add_command(replay)
 cli.add_command(sweep)
 cli.add_command(pilot)

@@ -194,6 +194,16 @@ class Settings(BaseSettings):
     tracing: Literal["off", "otlp"] = Field(
         "off", description="otlp sends a trace of each record by OTLP/HTTP to where OTEL_* variables say (extra otel)"
     )
+    targets: Annotated[tuple[str, ...], NoDecode] = Field(
+        tuple(f"http://localhost:{port}" for port in DEFAULT_METRICS_PORT.values()),
+        min_length=1,
+        repr=False,  # it may hold passwords
+        description="URLs of the /metrics of the instances to watch, comma-separated; https://USER:PASSWORD@HOST:PORT "
+        "where they are protected",
+    )
+    targets_ca: Path | None = Field(
+        None, description="PEM file of the authorities that https targets are checked against; default: the system's"
+    )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto is console on a terminal, else JSON lines"
     )
@@ -231,6 +241,15 @@ class Settings(BaseSettings):
         if not isinstance(parsed, list):  # a TypeError would not be reported as a wrong setting
             raise ValueError(f"must be a JSON list, such as {_LISTS_IN_JSON[str(info.field_name)]}")
         return parsed
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.startswith("["):  # as the other lists are written
+            return orjson.loads(value)
+        return [part.strip() for part in value.split(",") if part.strip()]
 
     @field_validator("allowed_networks")
     @classmethod
@@ -283,6 +302,7 @@ COMMANDS_OF: dict[str, tuple[str, ...]] = {
     ),
     "topics": (*_KAFKA, *_LOG),
     "demo": ("bootstrap_servers", "kafka", *_MODEL, *_LOG),
+    "top": (*_KAFKA, "targets", "targets_ca", *_LOG),
     "store": (*_STORE, "store_replicas", "store_tombstone_days", *_LOG),
     "benchmark": (*_MODEL, "precision", "frame_interval", "max_frames", *_METHOD, *_LOG),
     "sweep": (*_TEXTS, *_LOG),
@@ -368,7 +388,7 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-_SECRET = frozenset({"kafka", "store", "store_password", "metrics_password"})
+_SECRET = frozenset({"kafka", "store", "store_password", "metrics_password", "targets"})
 """What is not shown, since it may hold a password."""
 
 _LISTS_IN_JSON = {
@@ -384,4 +404,5 @@ _DEFAULTS_IN_WORDS = {
     "allowed_networks": "none",
     "metrics_port": "9400 embed, 9401 rerank",
     "threads": "measured",
+    "targets": "localhost at both default ports",
 }

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from streamer import embedder, reranker
 from streamer.demo.engine import BaseEngine
@@ -30,7 +29,7 @@ from streamer.demo.material import DemoError, Material, Query, own_material, ren
 from streamer.demo.measures import average_precision
 from streamer.demo.report import FramePictures, Judged, write
 from streamer.demo.services import ServiceProcess
-from streamer.demo.show import before_and_after, figures, mean, most_telling
+from streamer.demo.show import Stage, before_and_after, figures, mean, most_telling
 from streamer.encoders import load_encoder
 from streamer.events import (
     Candidate,
@@ -48,6 +47,9 @@ from streamer.kafka.client import Reader, publish
 from streamer.kafka.topic_files import load_specs
 from streamer.kafka.topics import apply, drop
 from streamer.settings import as_variables
+from streamer.top.figures import quantile
+from streamer.top.targets import Target
+from streamer.top.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 _STEADY_EVENTS_PER_S = 25.0
 _STEADY_EVENTS, _BACKLOG_EVENTS = 300, 2_000
 _PATIENCE_S = 120.0
+_LOOK_EVERY_S = 1.0
 
 
 def run(
@@ -87,7 +90,9 @@ def run(
         _make_topics(console, settings, cleanup)
         services = _start_services(console, settings, material, work, cleanup)
         answers = _engine_answers(console, settings, material)
-        Demo(console, settings, material, services, answers).run(report)
+        targets = [Target(service.url) for service in (services.embed, services.rerank)]
+        stage = Stage(console, Watch(settings, targets, interval=_LOOK_EVERY_S))
+        Demo(console, stage, settings, material, services, answers).run(report)
         if keep:
             _wait_for_ctrl_c(console, settings, services)
 
@@ -106,12 +111,14 @@ class Demo:
     def __init__(
         self,
         console: Console,
+        stage: Stage,
         settings: Settings,
         material: Material,
         services: Services,
         answers: Mapping[str, Sequence[tuple[str, float]]],
     ) -> None:
         self._console = console
+        self._stage = stage
         self._settings = settings
         self._material = material
         self._services = services
@@ -119,10 +126,11 @@ class Demo:
 
     def run(self, report: Path) -> None:
         """Embed, rerank, measure, show, and write the report."""
-        embedded, embed_seconds = self._embed()
-        reranked = self._rerank_steadily()
-        steady = self._services.rerank.metrics()
-        events_per_s = self._rerank_backlog()
+        with self._stage:
+            embedded, embed_seconds = self._embed()
+            reranked = self._rerank_steadily()
+            steady = self._services.rerank.metrics().buckets("streamer_event_latency_seconds")
+            events_per_s = self._rerank_backlog()
         judged = [self._judge(query, reranked[query.query_id]) for query in self._material.queries]
         lag = self._await_no_lag()
         known = [each for each in judged if each.before is not None and each.after is not None]
@@ -135,8 +143,8 @@ class Demo:
             "clips_per_s": len(embedded) / embed_seconds,
             "frames_per_s": sum(event.frames for event in embedded) / embed_seconds,
             "events_per_s": events_per_s,
-            "p50_ms": 1000 * steady.quantile(0.5, "streamer_event_latency_seconds"),
-            "p95_ms": 1000 * steady.quantile(0.95, "streamer_event_latency_seconds"),
+            "p50_ms": 1000 * quantile(0.5, steady),
+            "p95_ms": 1000 * quantile(0.95, steady),
             "lag_records": lag,
         }
         for each in most_telling(judged):
@@ -159,7 +167,7 @@ class Demo:
         embedded: list[ClipEmbedded] = []
         began = time.monotonic()
         publish(self._settings, (self._output(embedder.INPUT, each.clip_id, encode(each)) for each in uploads))
-        with contextlib.closing(reader), self._progress() as progress:
+        with contextlib.closing(reader), self._stage.progress() as progress:
             bar = progress.add_task("clips embedded", total=len(uploads))
             refused = 0
             for record in reader.records(patience=_PATIENCE_S):
@@ -225,7 +233,7 @@ class Demo:
         answers: list[QueryReranked] = []
         thread = threading.Thread(target=ask, name="questions", daemon=True)
         thread.start()
-        with contextlib.closing(reader), self._progress() as progress:
+        with contextlib.closing(reader), self._stage.progress() as progress:
             bar = progress.add_task(title, total=count)
             for record in reader.records(patience=_PATIENCE_S):
                 answer = decode(QueryReranked, record.value)
@@ -269,15 +277,6 @@ class Demo:
         return int(
             self._services.embed.metrics().total("streamer_consumer_lag_records")
             + self._services.rerank.metrics().total("streamer_consumer_lag_records")
-        )
-
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description:<44}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
         )
 
 

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Self
 
-from prometheus_client.parser import text_string_to_metric_families
+from streamer.top.figures import Scrape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,9 +74,9 @@ class ServiceProcess:
                 f"streamer {self.command} ended with exit code {self._process.returncode}:\n{self.log_tail()}"
             )
 
-    def metrics(self) -> MetricsSnapshot:
+    def metrics(self) -> Scrape:
         """Scrape /metrics."""
-        return MetricsSnapshot(self._get("/metrics"))
+        return Scrape.parse(self._get("/metrics"), at=time.monotonic())
 
     def stop(self) -> None:
         """End the process by SIGTERM, and by SIGKILL where it does not follow."""
@@ -95,35 +95,3 @@ class ServiceProcess:
     def log_tail(self) -> str:
         """Return the last lines of its log."""
         return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
-
-
-class MetricsSnapshot:
-    """What one scrape said."""
-
-    def __init__(self, text: str) -> None:
-        self._samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-
-    def total(self, name: str, **labels: str) -> float:
-        """Add up the samples ``name`` that carry these labels; 0.0 where there are none."""
-        return sum(
-            sample.value for sample in self._samples if sample.name == name and labels.items() <= sample.labels.items()
-        )
-
-    def quantile(self, q: float, histogram: str) -> float:
-        """Estimate a quantile as Prometheus' histogram_quantile does: linear inside its bucket; NaN where empty."""
-        counts: dict[float, float] = {}
-        for sample in self._samples:
-            if sample.name == f"{histogram}_bucket":
-                bound = float(sample.labels["le"])
-                counts[bound] = counts.get(bound, 0.0) + sample.value
-        total = counts.get(float("inf"), 0.0)
-        if not total:
-            return float("nan")
-        below, lower = 0.0, 0.0
-        for bound in sorted(counts):
-            if counts[bound] >= q * total:
-                if bound == float("inf"):
-                    return lower
-                return lower + (bound - lower) * (q * total - below) / (counts[bound] - below)
-            below, lower = counts[bound], bound
-        return lower

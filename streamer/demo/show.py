@@ -1,18 +1,86 @@
-"""What the demo prints: queries before and after, and the figures of the run."""
+"""What the demo shows: progress, what ``streamer top`` shows meanwhile, queries before and after, figures."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Self
 
+from rich.live import Live
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from streamer.top.view import View
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from rich.console import Console, ConsoleOptions, RenderResult
 
     from streamer.demo.report import Judged
+    from streamer.top.watch import Frame, Watch
 
 _TABLE_ROWS, _TABLE_QUERIES = 5, 3
+
+
+_LINES_BESIDE = 3
+"""Lines of the terminal that the view leaves to the progress below it, and to what is printed above it."""
+
+
+class Stage:
+    """Where progress is shown: on a terminal below the view of ``streamer top``, else by itself, in plain lines."""
+
+    def __init__(self, console: Console, watch: Watch) -> None:
+        """``watch`` is this stage's to close."""
+        self._console = console
+        self._watch = watch
+        self._frame: Frame | None = None
+        self._progress: Progress | None = None
+        self._live = Live(self, console=console, refresh_per_second=4, transient=True)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="top", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._console.is_terminal:
+            self._thread.join()
+            self._live.stop()
+        self._watch.close()
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Show the progress of what is done in this context."""
+        columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        progress = Progress(*columns, console=self._console)
+        if not self._console.is_terminal:
+            with progress:
+                yield progress
+            return
+        self._progress = progress
+        try:
+            yield progress
+        finally:
+            self._progress = None
+            self._console.print(progress)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the last frame, and the progress below it."""
+        if self._frame is not None:
+            yield View(self._frame, height=console.height - _LINES_BESIDE)
+        if self._progress is not None:
+            yield self._progress
+
+    def _look(self) -> None:
+        while not self._ended.is_set():
+            self._frame = self._watch.frame()
+            self._ended.wait(self._watch.interval)
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -74,7 +74,10 @@ class Asker:
         except KafkaException as error:
             raise AskError(f"{name}: {error.args[0].str()}") from None
         while time.monotonic() < deadline:
-            self._producer.poll(0)
+            try:
+                self._producer.poll(0)
+            except KafkaException as error:  # a fatal one
+                problems.append(self._refusals.told(error.args[0], question.topic, operation=Operation.WRITE))
             if problems:
                 raise AskError(f"{name} could not be published to {question.topic}: {problems[0]}")
             record = self._next()

@@ -65,16 +65,18 @@ def publish(settings: Settings, outputs: Iterable[Output]) -> None:
     producer: Producer = config.make_client(
         Producer, {**config.common(settings), "enable.idempotence": True, "error_cb": complaints}
     )
-    for number, output in enumerate(outputs):
-        if number == 1:
-            # The first record waits for the connection; those that carry a time must not.
-            producer.flush(_FLUSH_TIMEOUT_S)
-        try:
+    topic = ""
+    try:
+        for number, output in enumerate(outputs):
+            if number == 1:
+                # The first record waits for the connection; those that carry a time must not.
+                producer.flush(_FLUSH_TIMEOUT_S)
+            topic = output.topic
             enqueue(producer, output, delivered)
-        except KafkaException as error:
-            raise PublishError(error.args[0].str()) from None
-        producer.poll(0)
-    left = producer.flush(_FLUSH_TIMEOUT_S)
+            producer.poll(0)
+        left = producer.flush(_FLUSH_TIMEOUT_S)
+    except KafkaException as error:
+        raise PublishError(refusals.told(error.args[0], topic, operation=Operation.WRITE)) from None
     if left or errors:
         why = errors[0] if errors else complaints.told("no answer")
         raise PublishError(f"{left + len(errors)} records not acknowledged: {why}")

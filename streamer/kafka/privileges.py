@@ -145,6 +145,8 @@ ROLES: Mapping[str, tuple[Privilege, ...]] = {
 """What each command needs, by its name with ``-`` for a space; ``dlq-show`` is ``dlq list`` too."""
 
 _REFUSED = {
+    # A producer that may write to no topic at all is told that it lacks a right on the cluster.
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: Resource.TOPIC,
     KafkaError.TOPIC_AUTHORIZATION_FAILED: Resource.TOPIC,
     KafkaError.GROUP_AUTHORIZATION_FAILED: Resource.GROUP,
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: Resource.TRANSACTIONAL_ID,

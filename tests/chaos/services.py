@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from driver import STREAMER
 
-from streamer.demo.services import MetricsSnapshot
 from streamer.faults import VARIABLE as FAULT_POINT
+from streamer.top.figures import Scrape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -100,11 +100,11 @@ class Instance:
             raise ProcessLookupError(f"{self.name} does not run")
         return process.pid
 
-    def metrics(self) -> MetricsSnapshot | None:
+    def metrics(self) -> Scrape | None:
         """Scrape /metrics; None while nobody answers."""
         url = f"http://127.0.0.1:{self._port}/metrics"
         with suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
-            return MetricsSnapshot(response.read().decode())
+            return Scrape.parse(response.read().decode(), at=time.monotonic())
         return None
 
     def is_at_work(self) -> bool:

@@ -9,11 +9,13 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import browser
 import pytest
+from terminals import on_a_terminal
 
 from streamer.kafka.topic_files import load_specs
 from streamer.kafka.topics import check
@@ -105,26 +107,35 @@ def test_own_clips_are_embedded_reranked_measured_and_pictured(
     assert {difference.aspect for difference in check(settings, load_specs())} == {"existence"}
 
 
-def test_kept_running_it_ends_on_ctrl_c_and_takes_everything_with_it(
+def test_on_a_terminal_it_shows_top_and_kept_running_it_ends_on_ctrl_c_and_takes_everything_with_it(
     kafka: LocalKafka, clips: Path, queries: Path, tmp_path: Path
 ) -> None:
-    process = subprocess.Popen(
-        [*arguments(clips, queries, tmp_path / "report"), "--keep"],
-        env=environment(kafka),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "Ctrl-C ends it" in line:
-            break
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid), "-f", "streamer (embed|rerank)"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert len(children) == 2
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    command = [*arguments(clips, queries, tmp_path / "report"), "--keep"]
+    with on_a_terminal(command, environment(kafka)) as (process, terminal):
+        shown = ""
+        deadline = time.monotonic() + 240
+        while "Ctrl-C ends it" not in shown:
+            assert time.monotonic() < deadline, shown[-2000:]
+            time.sleep(0.1)
+            shown = terminal.text()
+        children = subprocess.run(
+            ["pgrep", "-P", str(process.pid), "-f", "streamer (embed|rerank)"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        assert len(children) == 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
     assert not any(Path(f"/proc/{child}").exists() for child in children)
+    for told in (
+        "2 of 2 targets answer",
+        "recent queries",
+        "a rabbit on grass",
+        "clips embedded",
+        "Figures of this run",
+    ):
+        assert told in shown
 
 
 def test_clips_without_queries_are_told_in_one_line(kafka: LocalKafka, clips: Path) -> None:

@@ -19,12 +19,16 @@ from footage import BLUE, RED, WHITE, scene, write_video
 from loops import INPUT, OUTPUT, RERANK, await_, echo, feed, read, running
 from secured import SecuredKafka, secured_kafka
 
+from streamer.evaluation.questions import events_of_topic
 from streamer.events import Candidate, ClipUploaded, QueryReranked, QueryResults, Reason, decode, encode, now
 from streamer.kafka import Output, dead_letter
-from streamer.kafka.client import publish
+from streamer.kafka.ask import Asker, AskError
+from streamer.kafka.client import PublishError, publish
 from streamer.kafka.dlq import DeadLetterError, DeadLetterTopic, Filter
 from streamer.kafka.privileges import ROLES, Operation, Privilege, Resource, kafka_acls
 from streamer.kafka.redrive import redrive
+from streamer.kafka.spans import ReadError
+from streamer.kafka.tail import Tail
 from streamer.kafka.topic_files import load_specs
 from streamer.kafka.topics import Outcome, TopicsError, apply, check
 from streamer.settings import as_variables
@@ -129,6 +133,12 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
         assert "not_json" in streamer("dlq-show", "dlq", "list", INPUT, "--json")
         streamer("dlq-redrive", "dlq", "redrive", INPUT)
         await_true(lambda: letters() == 3, "the marker, and the same refused again", seconds=60, alive=both)
+        streamer("replay", "replay", "--from-topic", "--through-kafka", "--out", str(tmp_path / "run.txt"))
+        assert len((tmp_path / "run.txt").read_text().splitlines()) == 2
+        port = f"http://127.0.0.1:{rerank.port}"
+        shown = streamer("top", "top", "--once", "--interval", "0.2", "--targets", port)
+        assert all(told in shown for told in ("1 of 1 targets answer", "a red disc", "not_json"))
+        assert "lacks" not in shown
         for service in both:
             service.stop()
 
@@ -229,9 +239,18 @@ def run(role: str, settings: Settings, privilege: Privilege) -> str:
         elif role == "dlq-show":
             with contextlib.closing(DeadLetterTopic(settings, source)) as topic:
                 list(topic.letters(topic.spans()))
-        else:
+        elif role == "dlq-redrive":
             redrive(settings, source, Filter())
-    except (TopicsError, DeadLetterError) as error:
+        elif role == "replay":
+            list(events_of_topic(settings))
+            question = Output(settings.topic(INPUT), b"q", b"{}", ())
+            with contextlib.closing(Asker(settings, questions=INPUT, answers=OUTPUT)) as asker:
+                asker.ask(question, timeout=30)
+        else:
+            with contextlib.closing(Tail(settings, [settings.topic(privilege.name)], role=role)) as tail:
+                tail.look()
+                return str(tail.problem)
+    except (TopicsError, DeadLetterError, ReadError, AskError) as error:
         return str(error)
     raise AssertionError(f"{role} works without {privilege}")
 
@@ -248,9 +267,13 @@ def test_the_other_commands_without_one_of_them_name_it_in_one_line(
             b"v",
             (("dlq.topic", operator.topic(source).encode()), ("dlq.reason", b"internal"), ("dlq.partition", b"0")),
         )
-        publish(operator, [letter])
+        publish(operator, [letter, Output(operator.topic(source), b"k", b"{}", ())])
 
-    for role in ("topics-check", "topics-apply", "dlq-show", "dlq-redrive"):
+    nobody = kafka.settings(user_of(kafka, topic_prefix, ()), topic_prefix)
+    with pytest.raises(PublishError, match=f"lacks Write on the topic {operator.topic(INPUT)}"):
+        publish(nobody, [Output(operator.topic(INPUT), b"k", b"{}", ())])
+
+    for role in ("topics-check", "topics-apply", "dlq-show", "dlq-redrive", "replay", "top"):
         for privilege in ROLES[role]:
             # What there is cannot be created.
             prefix = topic_prefix + ("absent." if privilege.operation is Operation.CREATE else "")

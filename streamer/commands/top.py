@@ -1,0 +1,60 @@
+"""``streamer top``: a running system, live."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from streamer.commands.flags import SettingsCommand
+from streamer.settings import blame
+
+if TYPE_CHECKING:
+    from streamer.settings import Settings
+    from streamer.top.targets import Target
+
+
+@click.command(cls=SettingsCommand, uses="top")
+@click.option(
+    "--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds between two looks."
+)
+@click.option("--once", is_flag=True, help="Print one frame and end; exit 1 where no target answers.")
+def top(settings: Settings, interval: float, once: bool) -> None:
+    """Show throughput, lag, latency, dead letters and the last reranked queries of a running system.
+
+    From the /metrics of its instances, and from the topics, outside any group. Ctrl-C ends it.
+    """
+    from rich.console import Console  # noqa: PLC0415 - completion starts without all this
+    from rich.live import Live  # noqa: PLC0415
+
+    from streamer.top.view import View  # noqa: PLC0415
+    from streamer.top.watch import Watch  # noqa: PLC0415
+
+    console = Console()
+    with contextlib.closing(Watch(settings, _targets(settings), interval=interval)) as watch:
+        frame = watch.frame()
+        if once:
+            time.sleep(interval)  # rates take two looks
+            frame = watch.frame()
+            console.print(View(frame))
+            sys.exit(0 if any(instance.problem is None for instance in frame.instances) else 1)
+        live = Live(View(frame, height=console.height), console=console, screen=console.is_terminal, auto_refresh=False)
+        with contextlib.suppress(KeyboardInterrupt), live:
+            while True:
+                live.update(View(frame, height=console.height), refresh=True)
+                time.sleep(interval)
+                frame = watch.frame()
+
+
+def _targets(settings: Settings) -> list[Target]:
+    from streamer.top.targets import Target  # noqa: PLC0415
+
+    try:
+        return [Target(url, ca=settings.targets_ca) for url in settings.targets]
+    except ValueError as error:
+        raise blame("targets", error) from None
+    except OSError as error:
+        raise blame("targets_ca", error) from None

@@ -1,0 +1,73 @@
+"""One instance's /metrics, fetched over HTTP or HTTPS, with basic authentication where its URL has a user."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import ssl
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from streamer.top.figures import ExpositionError, Scrape
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TIMEOUT_S = 2.0
+_MAX_BYTES = 8 << 20
+
+
+class TargetError(Exception):
+    """A target does not answer as it should; the message is short and holds no password."""
+
+
+class Target:
+    """Where one instance's metrics are."""
+
+    def __init__(self, url: str, *, ca: Path | None = None) -> None:
+        """``ca``: a PEM file of the authorities that an https target is checked against, else the system's.
+
+        Raises ValueError for what is no URL of http or https, and OSError for an unusable file.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("a target is http://HOST:PORT or https://[USER:PASSWORD@]HOST:PORT")
+        self._host = parts.hostname
+        self._port = parts.port
+        self._path = parts.path if parts.path not in ("", "/") else "/metrics"
+        self._context = ssl.create_default_context(cafile=ca) if parts.scheme == "https" else None
+        self._headers = {"Accept": "text/plain"}
+        if parts.username is not None:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            self._headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+        self.name = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
+        """How it is shown."""
+
+    def scrape(self) -> Scrape:
+        """Fetch and read its metrics. Raises :class:`TargetError`."""
+        # Redirects are not followed: they would carry the password elsewhere.
+        if self._context is None:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_S)
+        else:
+            connection = http.client.HTTPSConnection(self._host, self._port, timeout=TIMEOUT_S, context=self._context)
+        try:
+            connection.request("GET", self._path, headers=self._headers)
+            response = connection.getresponse()
+            body = response.read(_MAX_BYTES + 1)
+        except ssl.SSLCertVerificationError as error:
+            raise TargetError(f"certificate: {error.verify_message}") from None
+        except OSError as error:
+            raise TargetError(error.strerror or str(error) or type(error).__name__) from None
+        except http.client.HTTPException as error:
+            raise TargetError(f"no HTTP: {type(error).__name__}") from None
+        finally:
+            connection.close()
+        if response.status != http.client.OK:
+            raise TargetError(f"{response.status} {response.reason}")
+        if len(body) > _MAX_BYTES:
+            raise TargetError(f"more than {_MAX_BYTES >> 20} MiB of metrics")
+        try:
+            return Scrape.parse(body.decode(errors="replace"), at=time.monotonic())
+        except ExpositionError as error:
+            raise TargetError(str(error)) from None
