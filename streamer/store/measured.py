@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-import structlog
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TypeVar
 
 from streamer.store.protocol import StoreError, StoreUnavailableError
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    from prometheus_client import Counter, Histogram
 
     from streamer.health import Health
     from streamer.metrics import Metrics
     from streamer.store.protocol import Clip, Embedding, Position, PutOutcome, Store, StoreStats
 
-log = structlog.get_logger()
+T = TypeVar("T")
 
 OPERATIONS = ("read", "put", "delete")
 _PING_EVERY_S = 5.0
@@ -29,7 +30,7 @@ _SHARE_OF_COUNTING = 0.01
 
 
 class MeasuredStore:
-    """A :class:`~streamer.store.Store` whose calls are timed.
+    """A :class:`~streamer.store.Store` whose calls are timed, and counted where they find it unavailable.
 
     A read takes until its block ends, scoring included: an engine may look records up while they are scored.
     """
@@ -64,11 +65,9 @@ class MeasuredStore:
         with self._measured("delete"):
             return self._store.delete(clip_id, deleted_at, position)
 
-    @contextmanager
-    def read(self, clip_ids: Sequence[str]) -> Iterator[Sequence[Embedding | None]]:
-        """Read records from one consistent snapshot."""
-        with self._measured("read"), self._store.read(clip_ids) as found:
-            yield found
+    def read(self, clip_ids: Sequence[str]) -> AbstractContextManager[Sequence[Embedding | None]]:
+        """Read records, as the store does."""
+        return _Measured(self._store.read(clip_ids), self._seconds["read"], self._errors["read"])
 
     def clip_ids(self) -> Iterator[str]:
         """Go through the ids of this model's live clips."""
@@ -86,16 +85,43 @@ class MeasuredStore:
         """Release the store."""
         self._store.close()
 
-    @contextmanager
-    def _measured(self, operation: str) -> Iterator[None]:
-        began = time.perf_counter()
+    def _measured(self, operation: str) -> AbstractContextManager[None]:
+        return _Measured(nullcontext(), self._seconds[operation], self._errors[operation])
+
+
+class _Measured(AbstractContextManager[T]):
+    """Another context, timed; no generator, since a query opens one."""
+
+    __slots__ = ("_began", "_errors", "_inner", "_seconds")
+
+    def __init__(self, inner: AbstractContextManager[T], seconds: Histogram, errors: Counter) -> None:
+        self._inner = inner
+        self._seconds = seconds
+        self._errors = errors
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> T:
         try:
-            yield
-        except StoreUnavailableError:
-            self._errors[operation].inc()
+            return self._inner.__enter__()
+        except BaseException as error:
+            self._end(type(error))
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        try:
+            return self._inner.__exit__(kind, error, trace)
+        except BaseException as translated:
+            kind = type(translated)
             raise
         finally:
-            self._seconds[operation].observe(time.perf_counter() - began)
+            self._end(kind)
+
+    def _end(self, kind: type[BaseException] | None) -> None:
+        if kind is not None and issubclass(kind, StoreUnavailableError):
+            self._errors.inc()
+        self._seconds.observe(time.perf_counter() - self._began)
 
 
 class StoreWatch:

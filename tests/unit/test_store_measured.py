@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any
 
+import lmdb
 import numpy as np
 import pytest
 
@@ -60,12 +61,11 @@ def test_each_call_is_timed_and_a_store_that_is_away_is_counted(parts: tuple[Met
     store.put = away  # type: ignore[method-assign]
     with pytest.raises(StoreUnavailableError):
         timed.put([clip("c4")])
-    counts = {
-        name: value(metrics, "streamer_store_seconds_count", operation=name) for name in ("read", "put", "delete")
-    }
-    errors = {name: value(metrics, "streamer_store_errors_total", operation=name) for name in ("read", "put", "delete")}
-    assert counts == {"read": 1, "put": 2, "delete": 1}
-    assert errors == {"read": 0, "put": 1, "delete": 0}
+    with pytest.raises(StoreUnavailableError), timed.read(["c2"]):
+        raise lmdb.ReadonlyError("gone in the middle")
+    for operation, calls, faults in (("read", 2, 1), ("put", 2, 1), ("delete", 1, 0)):
+        assert value(metrics, "streamer_store_seconds_count", operation=operation) == calls
+        assert value(metrics, "streamer_store_errors_total", operation=operation) == faults
 
 
 def test_a_store_that_goes_away_while_nobody_uses_it_is_waited_for(
