@@ -21,7 +21,7 @@ from streamer.evaluation.questions import ReplayError
 from streamer.evaluation.trec import read_qrels, read_run
 from streamer.kafka.ask import AskError
 from streamer.settings import DEFAULT_MODEL
-from streamer.store import open_existing
+from streamer.store import open_existing, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -218,6 +218,21 @@ def test_a_sweeps_points_are_replays_and_its_page_shows_its_json(
         figures = browser.assert_figures_are(found, page)
         assert {"base", "best/gain", "cross_validation/best/gain", "trade_off/0/ms"} <= figures.keys()
         assert page.locator("figure svg").count() == 4
+
+
+def test_a_sweep_over_several_models_and_one_that_has_embedded_nothing(
+    benchmark: SmallBenchmark, tmp_path: Path
+) -> None:
+    one = ["--alphas", "0.4", "--depths", "10", "--normalizations", "minmax", "--json", "-"]
+    both = streamer(variables(benchmark), "sweep", *files(benchmark), *one, "--also-model", DEFAULT_MODEL)
+    first, second = json.loads(both)["points"]
+    assert (
+        (first["model"], first["infAP"]) == (second["model"], second["infAP"]) == (benchmark.model_id, first["infAP"])
+    )
+    empty = f"lmdb:{tmp_path / 'empty'}"
+    open_store(empty, model_id="another", dim=4).close()
+    with pytest.raises(ReplayError, match=f"none of the candidates is embedded by {benchmark.model_id}"):
+        streamer(variables(benchmark, STREAMER_STORE=empty), "sweep", *files(benchmark), *one)
 
 
 def test_a_pilot_on_a_topic_with_clicks_and_its_page(
