@@ -6,8 +6,8 @@
 either, and each has one thread; what is compared is the process's own time, since both do nothing but compute and
 read memory. Half of the pool's first 250 and a tenth of the rest are judged, as in a TRECVID pool.
 
-*Memory* is what is allocated at most while points are measured, besides the files' contents: once for a tenth of the
-topics and once for all of them, which may only add the values themselves.
+*Memory* is what is allocated at most while points are measured, besides the files' contents: for a twentieth of the
+topics and for a tenth, which may only add the values themselves (watching allocations is slow).
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ def measure(quick: bool) -> dict[str, Any]:
         store = open_store(f"lmdb:{folder / 'store'}", model_id=MODEL, dim=scale.dim)
         with closing(store):
             _fill(store, scale)
-            few, all_topics = folder / "few", folder / "all"
-            for part, topics in ((few, max(2, scale.topics // 10)), (all_topics, scale.topics)):
+            fewest, few, all_topics = (folder / name for name in ("fewest", "few", "all"))
+            for part, divisor in ((fewest, 20), (few, 10), (all_topics, 1)):
                 part.mkdir()
-                _write_files(part, topics, scale)
-            grown = [_grown_mb(part, store, scale) for part in (few, all_topics)]
+                _write_files(part, max(2, scale.topics // divisor), scale)
+            allocated = [_allocated_mb(part, store, scale) for part in (fewest, few)]
             swept, replayed = [], []
             for _ in range(scale.rounds):
                 swept.append(sweep(all_topics, store, scale))
@@ -111,8 +111,8 @@ def measure(quick: bool) -> dict[str, Any]:
         "replay_s": spread(replayed),
         "sweep_s": spread(swept),
         "sweep_to_replay": spread(one / other for one, other in zip(swept, replayed, strict=True)),
-        "grown_mb_of_a_tenth": grown[0],
-        "grown_mb": grown[1],
+        "allocated_mb_of_a_twentieth": allocated[0],
+        "allocated_mb_of_a_tenth": allocated[1],
     }
 
 
@@ -147,7 +147,7 @@ def _sweep(run: trec.Run, topics: dict[str, str], qrels: trec.Qrels, store: Stor
     sweep_report.data(found, Caution(), folds=2 if scale is QUICK else 5)
 
 
-def _grown_mb(folder: Path, store: Store, scale: Scale) -> float:
+def _allocated_mb(folder: Path, store: Store, scale: Scale) -> float:
     """Sweep what has been read before, and return what is allocated at most meanwhile; arrays of numpy count."""
     files = _read(folder)
     tracemalloc.start()
