@@ -8,10 +8,10 @@ SOURCES := streamer tests scripts bench
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools chaos fuzz-video bench peers capacity avs soak store-copy lint format kafka topics docs top-picture model lock clean
+.PHONY: help install demo test tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak store-copy lint format kafka topics docs top-picture model lock clean
 
 help: ## Print the tasks
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Make .venv with the streamer command and everything for development
 
@@ -69,6 +69,12 @@ avs: $(STAMP) ## A synthetic video search benchmark: what reranking gains at sev
 capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write docs/capacity.md anew (about 5 minutes)
 	PYTHONPATH=tests $(BIN)/python -m bench.capacity
 	$(BIN)/python scripts/write_docs.py
+
+alerts: $(STAMP) tools ## Let each alert fire for its cause in a real Prometheus beside running services (5 minutes)
+	ALERTS=all $(BIN)/python -m pytest tests/integration/test_alerts.py
+
+dashboard-picture: $(STAMP) tools ## Draw docs/dashboard.png anew from a real Prometheus beside running services
+	DASHBOARD_PICTURE=docs/dashboard.png $(BIN)/python -m pytest tests/integration/test_alerts.py -k dashboard
 
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (10 to 20 minutes)
 	$(BIN)/python -m pytest -s tests/soak/soak.py

@@ -58,6 +58,11 @@ def _named(query: Query, legend: str) -> Query:
     return Query(query.expr, legend)
 
 
+def _only_above_0(query: Query) -> Query:
+    """Leave out the many lines of a metric whose labels are all there from the start."""
+    return Query(f"{query.expr} > 0", query.legend)
+
+
 def _quantile(q: float, metric: str, *by: str, extra: str = "") -> Query:
     rates = f"rate({_series(metric, '_bucket', extra)}{_WINDOW})"
     shown = "".join(f"{{{{{label}}}}} " for label in by)
@@ -102,7 +107,12 @@ ROWS: dict[str, list[Panel]] = {
             "From uploaded_at to searchable", [_quantile(q, "freshness") for q in (0.5, 0.9, 0.99)], "s", ("freshness",)
         ),
         Panel("Queries in the engine's own order", [_per_second("degraded", "reason")], "reqps", ("degraded",)),
-        Panel("Dead letters", [_per_second("dead_lettered", "topic", "reason")], "cps", ("dead_lettered",)),
+        Panel(
+            "Dead letters",
+            [_only_above_0(_per_second("dead_lettered", "topic", "reason"))],
+            "cps",
+            ("dead_lettered",),
+        ),
         Panel("Candidates", [_per_second("candidates", "status")], "cps", ("candidates",)),
         Panel("Clips in the store", [_gauge("max", "store_clips", "job")], "short", ("store_clips",)),
     ],
@@ -172,6 +182,7 @@ ROWS: dict[str, list[Panel]] = {
             ("store",),
         ),
         Panel("Calls that found it away", [_per_second("store_errors", "job", "operation")], "cps", ("store_errors",)),
+        Panel("Reads of its cache", [_per_second("store_cache", "result")], "cps", ("store_cache",)),
         Panel("Damaged records", [_per_second("corrupt_records", "job")], "cps", ("corrupt_records",)),
         Panel("Size", [_gauge("max", "store_bytes", "job")], "bytes", ("store_bytes",)),
     ],

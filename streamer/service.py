@@ -86,6 +86,9 @@ def run_embedder(settings: Settings) -> NoReturn:
         )
         encoder = _load_encoder(settings, "embed", service.metrics)
         store = _open_store(settings, encoder, service, read_only=False)
+        replaced = service.metrics.decoders_replaced
+        for cause in ("crashed", "timeout"):
+            replaced.labels(cause)  # shown before there is one, so that the first is seen as an increase
         decoder = DecodePool(
             Sampling(
                 interval=settings.frame_interval,
@@ -99,7 +102,7 @@ def run_embedder(settings: Settings) -> NoReturn:
             workers=settings.decode_workers,
             timeout=settings.decode_timeout,
             memory=settings.decode_memory,
-            replaced=lambda cause: service.metrics.decoders_replaced.labels(cause).inc(),
+            replaced=lambda cause: replaced.labels(cause).inc(),
             timed=_timed_decodes(service.metrics),
         )
         pipeline = embedder.Embedder(

@@ -26,6 +26,7 @@ class BoardPanel:
     title: str
     queries: tuple[str, ...]
     legends: tuple[str, ...]
+    unit: str
 
     def resolved(self, window: str) -> list[str]:
         """Return the queries as Grafana sends them where everything is selected."""
@@ -47,6 +48,7 @@ def _panels() -> list[BoardPanel]:
             panel["title"],
             tuple(target["expr"] for target in panel["targets"]),
             tuple(target.get("legendFormat", "") for target in panel["targets"]),
+            panel["fieldConfig"]["defaults"]["unit"],
         )
         for panel in board["panels"]
         if panel["type"] != "row"
