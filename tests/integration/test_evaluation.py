@@ -119,7 +119,7 @@ def test_replays_offline_through_kafka_and_by_hand_agree_to_the_last_digit(
     apply_topics(own, tmp_path)
     with Service("rerank", own, tmp_path) as service:
         service.await_ready(seconds=180)
-        streamer(own, *given, tmp_path / "kafka", "--through-kafka")
+        streamer(own, *given, tmp_path / "kafka", "--through-kafka", "--timeout", "120")
         with pytest.raises(ReplayError, match=f"the running reranker has alpha {ALPHA}, not 0.9"):
             streamer(own, *given, tmp_path / "other", "--through-kafka", "--alpha", "0.9")
     offline = (tmp_path / "offline").read_text()
