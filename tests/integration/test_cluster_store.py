@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections import defaultdict
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
@@ -19,8 +18,7 @@ from redis_servers import Cluster, Server, move_slot
 from redis_servers import await_true as await_servers
 from soak.load import Metrics, fill_store, publish, query_event, read_answers, stored_dim, upload
 
-from streamer.encoders import load_encoder, tuning
-from streamer.encoders.open_clip import OpenClipEncoder
+from streamer.encoders import load_encoder
 from streamer.events import QueryResults, Status, decode
 from streamer.reranker import rerank_candidates
 from streamer.settings import DEFAULT_MODEL, load
@@ -31,14 +29,13 @@ from streamer.store.redis_keys import Buckets
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from streamer.encoders import Encoder
     from streamer.kafka.broker import LocalKafka
     from streamer.store import Store
 
 pytestmark = pytest.mark.timeout(900)
 
 DETERMINISTIC = {"STREAMER_THREADS": "1", "STREAMER_DTYPE": "float32", "STREAMER_QUERY_BATCH": "1"}
-"""How many texts are encoded together may move the last bit of their vectors."""
+"""How many texts are encoded together, and by which arithmetic, may move the last bit of their vectors."""
 READY_S = 400
 """Five services that start at once on two busy cores."""
 QUERIES = 60
@@ -94,7 +91,7 @@ def asked(clip_ids: list[str]) -> list[tuple[bytes, bytes]]:
 
 
 def test_three_rerankers_and_two_embedders_on_a_cluster_score_as_lmdb_does_to_the_last_bit(
-    kafka: LocalKafka, topic_prefix: str, tmp_path: Path, valkey_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path, valkey_cluster: Cluster
 ) -> None:
     url = f"{valkey_cluster.url}?name={topic_prefix}store"
     platform = Platform(kafka, topic_prefix, tmp_path / "services", url, **DETERMINISTIC)
@@ -120,24 +117,15 @@ def test_three_rerankers_and_two_embedders_on_a_cluster_score_as_lmdb_does_to_th
     lmdb = copied_to_lmdb(platform.open_store(model_id, stored_dim()), f"lmdb:{tmp_path / 'store'}", clip_ids, model_id)
     answers = platform.answers()
     assert len(answers) == QUERIES
-    encoders = [with_arithmetic(packed, monkeypatch) for packed in (False, True)]
+    encoder = load_encoder(DEFAULT_MODEL, dtype="float32", threads=1, sides=["texts"])
     settings = load()
     for key, value in questions:
         event = decode(QueryResults, value, key)
-        vectors = [encoder.encode_texts([event.query])[0] for encoder in encoders]
-        expected = [rerank_candidates(settings, event.results, vector, lmdb).results for vector in vectors]
-        assert answers[event.query_id]["results"] in msgspec.to_builtins(expected)
-        assert [each.status for each in expected[0]].count(Status.RERANKED) == len(clip_ids)
+        [vector] = encoder.encode_texts([event.query])
+        expected = rerank_candidates(settings, event.results, vector, lmdb).results
+        assert answers[event.query_id]["results"] == msgspec.to_builtins(expected)
+        assert [each.status for each in expected].count(Status.RERANKED) == len(clip_ids)
     lmdb.close()
-
-
-def with_arithmetic(packed: bool, monkeypatch: pytest.MonkeyPatch) -> Encoder:
-    """Load the text side in one of the two ways that a reranker chooses from by measuring; they round differently."""
-    monkeypatch.setattr(tuning, "_PACKED_HANDICAPS", defaultdict(lambda: 0.0 if packed else 1e9))
-    encoder = load_encoder(DEFAULT_MODEL, dtype="float32", threads=1, sides=["texts"])
-    assert isinstance(encoder, OpenClipEncoder)
-    assert encoder.arithmetic["texts"].packed == packed
-    return encoder
 
 
 def await_shares(services: list[Service], share: int) -> None:
