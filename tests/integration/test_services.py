@@ -81,7 +81,7 @@ MISTAKES = [
     ("rerank", {"model": "ViT-B-32", "pretrained": "none.pt"}, "pretrained", "no such checkpoint file"),
     ("rerank", {"model": "local-dir:/nowhere"}, "model", "no such directory"),
     ("embed", {"store": "lmdb:/proc/none/store"}, "store", "/proc/none/store"),
-    ("embed", {"store": "redis://localhost"}, "store", "no engine of this release"),
+    ("embed", {"store": "mongodb://localhost"}, "store", "no engine of this release"),
     ("embed", {"allowed_uris": '["ftp://host/"]'}, "allowed_uris", "ftp"),
     ("embed", {"kafka__acks": "0", "kafka__enable_idempotence": "false"}, "kafka", "cannot be set"),
     ("rerank", {"kafka__no_such_property": "1"}, "kafka", "no.such.property"),
