@@ -132,7 +132,7 @@ class Load:
     def __init__(self, bus: Bus, folder: Path) -> None:
         self.flaws: set[str] = set()
         self._files = [video.path for video in tiny_footage(folder)]
-        self._bomb = write_endless_clip(folder / "endless.mp4")
+        self._bomb = folder / "endless.mp4"
         self.clips = [f"clip-{index}" for index in range(40)]
         self._prefix = bus.prefix
         self._producer = Producer({"bootstrap.servers": bus.bootstrap_servers, "linger.ms": 5, "log_level": 0})
@@ -153,6 +153,8 @@ class Load:
     @contextlib.contextmanager
     def flawed(self, *flaws: str) -> Iterator[None]:
         """Let something be wrong with what is sent."""
+        if "bombs" in flaws and not self._bomb.exists():
+            write_endless_clip(self._bomb)
         self.flaws = set(flaws)
         try:
             yield
