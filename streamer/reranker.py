@@ -81,6 +81,7 @@ class Reranker:
         for why in Degraded:
             metrics.degraded.labels(why)
         self._text = metrics.stage.labels("text")
+        self._cache_hit, self._cache_miss = (metrics.store_cache.labels(result) for result in ("hit", "miss"))
         self._stage: Stage[Work] = Stage(
             "rerank",
             self._process,
@@ -158,8 +159,8 @@ class Reranker:
         corrupt, hits, misses = store.corrupt_reads, store.cache_hits, store.cache_misses
         results, within_depth, scored = rerank_candidates(self._settings, event.results, vector, store)
         metrics.corrupt_records.inc(store.corrupt_reads - corrupt)
-        metrics.store_cache.labels("hit").inc(store.cache_hits - hits)
-        metrics.store_cache.labels("miss").inc(store.cache_misses - misses)
+        self._cache_hit.inc(store.cache_hits - hits)
+        self._cache_miss.inc(store.cache_misses - misses)
         self._count(len(results), within_depth, scored)
         return results
 

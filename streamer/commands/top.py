@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -41,12 +43,16 @@ def top(settings: Settings, interval: float, once: bool) -> None:
             frame = watch.frame()
             console.print(View(frame))
             sys.exit(0 if any(instance.problem is None for instance in frame.instances) else 1)
+        # An exception instead could come up inside a client's callback, where it is lost.
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
         live = Live(View(frame, height=console.height), console=console, screen=console.is_terminal, auto_refresh=False)
-        with contextlib.suppress(KeyboardInterrupt), live:
-            while True:
+        with live:
+            while not stop.is_set():
                 live.update(View(frame, height=console.height), refresh=True)
-                time.sleep(interval)
-                frame = watch.frame()
+                if not stop.wait(interval):
+                    frame = watch.frame()
 
 
 def _targets(settings: Settings) -> list[Target]:

@@ -218,7 +218,6 @@ class Demo:
     def _ask(self, questions: Iterator[Output], count: int, title: str) -> list[QueryReranked]:
         """Publish questions from a thread of their own and collect the answers."""
         wanted: set[str] = set()
-        asked = threading.Event()
 
         def ask() -> None:
             def noted() -> Iterator[Output]:
@@ -227,7 +226,6 @@ class Demo:
                     yield question
 
             publish(self._settings, noted())
-            asked.set()
 
         reader = Reader(self._settings, [self._settings.topic(reranker.OUTPUT)])
         answers: list[QueryReranked] = []
@@ -240,7 +238,7 @@ class Demo:
                 if answer.query_id in wanted:
                     answers.append(answer)
                     progress.update(bar, completed=len(answers))
-                if asked.is_set() and len(answers) == count:
+                if len(answers) == count:
                     return answers
         self._services.rerank.check()
         raise DemoError(f"only {len(answers)} of {count} queries were answered")

@@ -42,22 +42,15 @@ class Asker:
         self._dead = settings.topic(questions + DLQ_SUFFIX)
         self._settings = settings
         self._refusals = Refusals(settings, ROLE)
-        common = config.common(settings)
         places = []
         for name in (settings.topic(answers), self._dead):
             with contextlib.closing(TopicReader(settings, name, group=GROUP, role=ROLE)) as reader:
                 places += [TopicPartition(name, span.partition, span.end) for span in reader.spans()]
-        self._consumer: Consumer = config.make_client(
-            Consumer,
-            {
-                **common,
-                "group.id": settings.topic(GROUP),  # never joined, but the client wants one
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-            },
-        )
+        self._consumer: Consumer = config.make_client(Consumer, config.reader(settings, settings.topic(GROUP)))
         self._consumer.assign(places)
-        self._producer: Producer = config.make_client(Producer, {**common, "enable.idempotence": True, "linger.ms": 0})
+        self._producer: Producer = config.make_client(
+            Producer, {**config.common(settings), "enable.idempotence": True, "linger.ms": 0}
+        )
 
     def ask(self, question: Output, *, timeout: float) -> Record:
         """Publish ``question`` and return its answer; raises :class:`AskError` where it takes ``timeout`` seconds."""

@@ -88,16 +88,7 @@ class Reader:
     def __init__(self, settings: Settings, topics: list[str]) -> None:
         """``topics`` are full names."""
         self._group = settings.topic(f"reader-{uuid.uuid4()}")
-        self._consumer: Consumer = config.make_client(
-            Consumer,
-            {
-                **config.common(settings),
-                "group.id": self._group,
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-                "isolation.level": "read_committed",
-            },
-        )
+        self._consumer: Consumer = config.make_client(Consumer, config.reader(settings, self._group))
         self._consumer.subscribe(topics)
         self._refusals = Refusals(settings, None)
 

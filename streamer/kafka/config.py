@@ -96,6 +96,25 @@ def consumer(
     }
 
 
+_LONGEST_POLL_MS = 86_400_000
+
+
+def reader(settings: Settings, group: str) -> dict[str, Any]:
+    """Return the properties of a consumer that commits nothing; ``group`` is a full name.
+
+    A service's ``max.poll.interval.ms`` is not for it: one below the session timeout that the client assumes is
+    refused, except of a member by the newer protocol.
+    """
+    return {
+        **common(settings),
+        "group.id": group,
+        "enable.auto.commit": False,
+        "auto.offset.reset": "earliest",
+        "isolation.level": "read_committed",
+        "max.poll.interval.ms": _LONGEST_POLL_MS,
+    }
+
+
 def peeker(settings: Settings, group: str) -> dict[str, Any]:
     """Return the properties of a consumer that looks at single records and never joins ``group``, whose rights it has.
 
@@ -105,6 +124,7 @@ def peeker(settings: Settings, group: str) -> dict[str, Any]:
     return properties | {
         "client.id": f"{properties['client.id']}-peek",
         "statistics.interval.ms": 0,
+        "max.poll.interval.ms": _LONGEST_POLL_MS,
         "queued.min.messages": 1,
         "max.partition.fetch.bytes": 1_024,
     }

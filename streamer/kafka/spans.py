@@ -56,18 +56,15 @@ class TopicReader:
         self._servers = settings.bootstrap_servers
         self._refusals = Refusals(settings, role)
         self._complaints = Complaints()
-        common = {**config.common(settings), "error_cb": self._complaints}
-        self._admin: AdminClient = config.make_client(AdminClient, common)
+        callbacks = {"error_cb": self._complaints}
+        self._admin: AdminClient = config.make_client(AdminClient, {**config.common(settings), **callbacks})
         self._consumer: Consumer = config.make_client(
             Consumer,
             {
-                **common,
-                "group.id": settings.topic(group),
-                "enable.auto.commit": False,
+                **config.reader(settings, settings.topic(group)),
+                **callbacks,
                 "fetch.wait.max.ms": 50,  # a request for one partition's end holds up the next partition's first
-                "auto.offset.reset": "earliest",  # retention may take what is about to be read
                 "enable.partition.eof": True,
-                "isolation.level": "read_committed",
             },
         )
 

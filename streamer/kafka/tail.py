@@ -40,16 +40,14 @@ class Tail:
         self._refusals = Refusals(settings, role)
         self._complaints = Complaints()
         # Faults are shown in a line of their own, not logged at each attempt.
-        common = {"log_level": 0, **config.common(settings), "error_cb": self._complaints}
-        self._admin: AdminClient = config.make_client(AdminClient, common)
+        quiet = {"log_level": 0, "error_cb": self._complaints}
+        self._admin: AdminClient = config.make_client(AdminClient, {**config.common(settings), **quiet})
         self._consumer: Consumer = config.make_client(
             Consumer,
             {
-                **common,
-                "group.id": settings.topic(GROUP),  # never joined, but the client wants one
-                "enable.auto.commit": False,
+                **config.reader(settings, settings.topic(GROUP)),
+                **quiet,
                 "enable.partition.eof": True,
-                "isolation.level": "read_committed",
                 "auto.offset.reset": "latest",
                 "fetch.wait.max.ms": 50,
                 "queued.min.messages": 1,
