@@ -31,15 +31,15 @@ BENCHMARKS = {
     "reranking_latency": 150,
     "reranking_peers": 270,
     "scaling": 120,
-    "embedding": 240,
+    "embedding": 300,
     "near_duplicates": 90,
     "freshness": 120,
     "hanging_clip": 150,
     "sweep": 420,
 }
 """Each one's name and the most seconds that it may take."""
-BY_NAME_ONLY = frozenset({"decode", "hanging_clip", "sweep"})
-"""Of the intake of files and of evaluation; beside the others they would make a whole run too long."""
+BY_NAME_ONLY = frozenset({"decode", "hanging_clip", "store_cluster", "sweep"})
+"""Of the intake of files, of a store beyond one host, and of evaluation; all would make a whole run too long."""
 _TAIL_LINES = 30
 
 

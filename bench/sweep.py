@@ -76,8 +76,8 @@ class Texts:
         return frame
 
     def encode_images(self, prepared: Sequence[Any]) -> npt.NDArray[np.float32]:
-        """Refuse: there are none."""
-        raise NotImplementedError
+        """Refuse: a sweep reads stored vectors."""
+        raise RuntimeError(f"a sweep encodes no images, and not {len(prepared)}")
 
     def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Look vectors up."""
