@@ -19,7 +19,7 @@ from streamer.kafka.committer import Committer, LostCommitError
 from streamer.kafka.membership import Membership
 from streamer.kafka.monitor import Monitor
 from streamer.kafka.partitions import Assignment, Work
-from streamer.kafka.privileges import Refusals, refused, role_of
+from streamer.kafka.privileges import Refusals, Resource, refused, role_of
 from streamer.kafka.progress import Progress
 from streamer.kafka.records import DLQ_SUFFIX, record_of
 from streamer.kafka.rotation import Rotation
@@ -124,7 +124,7 @@ class Loop:
             Refusals(settings, role_of(group)),
         )
         self._topic_id: str | None = None
-        on_error, on_statistics = self._monitor.on_error, self._monitor.on_statistics
+        on_error, on_statistics = self._on_client_error, self._monitor.on_statistics
         self._transactions = Rotation(settings, group, {"error_cb": on_error}, producers=producers)
         self._membership = Membership(settings, group, self._topic, {"error_cb": on_error, "stats_cb": on_statistics})
         self._committer = Committer(
@@ -135,6 +135,13 @@ class Loop:
             health=health,
             topic_refused=self._topics.look_again,
         )
+
+    def _on_client_error(self, error: KafkaError) -> None:
+        if refused(error) is Resource.TOPIC:
+            # Where the client learns of it from metadata, it lets go of the partitions and says so here alone. Only a
+            # flag, since a producer may call from another thread.
+            self._topics.found = False
+        self._monitor.on_error(error)
 
     @property
     def _consumer(self) -> Consumer:
