@@ -103,6 +103,7 @@ class Tail:
     def _read(self, begins: dict[tuple[str, int], int], ends: dict[tuple[str, int], int]) -> list[Record]:
         self._consumer.assign([TopicPartition(*place, begin) for place, begin in begins.items()])
         left = dict(ends)
+        came = dict(begins)
         records = []
         deadline = time.monotonic() + _ASK_S
         while left and time.monotonic() < deadline:
@@ -113,6 +114,7 @@ class Tail:
             place = message.topic(), message.partition()
             if error is None:
                 records.append(record_of(message))
+                came[place] = message.offset() + 1
                 if message.offset() + 1 >= left.get(place, 0):
                     left.pop(place, None)
             elif error.code() == KafkaError._PARTITION_EOF:
@@ -122,6 +124,8 @@ class Tail:
                 self._explain(error, place[0])
                 left.pop(place, None)
         self._consumer.unassign()
+        for place in left:
+            self._ends[place] = came[place]  # there was no time for the rest, which the next look takes
         return sorted(records, key=lambda record: record.timestamp)
 
     def _explain(self, error: KafkaError, topic: str | None = None) -> None:
