@@ -119,14 +119,18 @@ BARS = (
     Bar(4, "Latency of texts that are new: p50 to 1.5 times the loop's p50 and 1.5 encodings", "reranking_latency",
         ("uncached_p50_to_allowed_ratio",), at_most=1),
     *(
-        Bar(5, f"Events/s to the reranker written with {peer}, its settings for {kind}", "reranking_peers",
-            (f"times_{peer}_{settings}_settings",), at_least=4)
+        Bar(5, f"Events/s to the reranker written with {peer}, {asked}", "reranking_peers", path, at_least=4)
         for peer in ("quixstreams", "faststream")
-        for settings, kind in (("backlog", "a backlog"), ("latency", "latency"))
+        for asked, path in (
+            ("one text in ten is new", ("new", peer, "times")),
+            ("known texts, its settings for a backlog", ("known", peer, "times")),
+            ("known texts, its settings for latency", ("committed_each", peer, "times")),
+        )
     ),
     *(
-        Bar(5, f"p99 to that of {peer}", "reranking_peers", (f"p99_to_{peer}_ratio",), at_most=1)
+        Bar(5, f"p99 to that of {peer}, {asked}", "reranking_peers", (key, peer, "p99_ratio"), at_most=1)
         for peer in ("quixstreams", "faststream")
+        for asked, key in (("one text in ten is new", "new"), ("known texts", "known"))
     ),
     Bar(6, "From files to stored vectors, generated 720p clips: times the plain pipeline's clips/s", "embedding",
         ("ratio_clips_per_s_generated",), at_least=3),

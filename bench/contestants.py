@@ -34,6 +34,8 @@ GROUP = "streamer-rerank"
 PILOT = 1_000
 MOST = 60_000
 """Queries of a backlog: 300 MB before they are answered, 600 MB then."""
+_NEW_FROM = 20_000_000
+"""Number of the first query of a backlog with new texts: beyond those of all others."""
 _LOOK_S = 0.05
 _WINDOW = (0.1, 0.9)
 """The part of a backlog that is timed: the beginning fills caches and the end is a transaction of its own size."""
@@ -53,6 +55,8 @@ class Contestant:
     """Queries so far."""
     backlog: int = PILOT
     """Queries in the backlogs to come."""
+    new_every: int = 0
+    """One in how many of these asks a text that nobody has asked before; 0: none does."""
 
     @classmethod
     def start(
@@ -133,11 +137,18 @@ class Contestant:
         progress = Progress(self)
         await_true(lambda: progress.committed() >= self.published, self.name, seconds=120, alive=[self])
         if seconds:
-            self.backlog = max(PILOT, min(MOST, round(seconds * self.drain(place).events_per_second)))
+            self.size(place, seconds=seconds)
         return self
 
+    def size(self, place: Place, *, seconds: float, pilot: int = PILOT) -> None:
+        """Make backlogs so large that each takes about so many seconds, by what a small one takes."""
+        self.backlog = pilot
+        self.backlog = max(pilot, min(MOST, round(seconds * self.drain(place).events_per_second)))
+
     def _publish(self, place: Place, count: int) -> None:
-        publish(self.bus, queries(count, place.clip_count))
+        # Queries that ask the few texts are the same ones in every backlog, whose answers can be compared.
+        first = _NEW_FROM + self.published if self.new_every else 0
+        publish(self.bus, queries(count, place.clip_count, first=first, new_every=self.new_every))
         self.published += count
 
     def _is_spread(self) -> bool:

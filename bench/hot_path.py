@@ -22,8 +22,8 @@ from confluent_kafka import Producer
 
 from bench.contestants import Contestant
 from bench.report import print_figures, spread
-from bench.reranking_latency import RATE, Asker, cached
-from bench.workload import RERANKED, free_port, place, queries
+from bench.reranking_latency import RATE, Asker
+from bench.workload import RERANKED, free_port, place, queries, texts
 from streamer import reranker
 from streamer.encoders import QueryVectors
 from streamer.events import now
@@ -252,7 +252,7 @@ def measure(quick: bool) -> dict[str, Any]:
             backlog = reported.figures()
             produced = [produce_us(bus.bootstrap_servers, to_hot) for _ in range(rounds)]
             with asking(service, where) as asker:
-                asker.ask(cached(asked), RATE)
+                asker.ask(texts(asked), RATE)
                 steady = reported.figures()
     us = {name: spread(each[name] for each in found) for name in ("decode", "text", "fetch", "score", "blend")}
     us |= {name: spread(each[name] for each in found) for name in ("answer", "encode")}

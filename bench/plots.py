@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import getitem
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -69,8 +71,9 @@ def _bars(results: Mapping[str, Any]) -> Canvas | None:
 
 
 def _named(results: Mapping[str, Any], benchmark: str, names: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    figures = results["benchmarks"].get(benchmark, {}).get("figures", {})
-    return {shown: figures[name] for shown, name in names.items() if name in figures}
+    """Find figures under their names, in which a dot leads into what is below."""
+    figures = results["benchmarks"].get(benchmark, {}).get("figures")
+    return {shown: reduce(getitem, name.split("."), figures) for shown, name in names.items()} if figures else {}
 
 
 def _throughput(results: Mapping[str, Any]) -> Canvas | None:
@@ -81,9 +84,9 @@ def _throughput(results: Mapping[str, Any]) -> Canvas | None:
         "streamer rerank": "events_per_s",
     }
     peers = {
-        f"{peer}, settings for {kind}": f"{peer}_{kind}_settings_events_per_s"
+        f"{peer}, settings for {kind}": f"{key}.{peer}.events_per_s"
         for peer in ("quixstreams", "faststream")
-        for kind in ("backlog", "latency")
+        for kind, key in (("backlog", "known"), ("latency", "committed_each"))
     }
     found = _named(results, "reranking_throughput", one) | _named(results, "reranking_peers", peers)
     return _horizontal(found, "events per second, one process, 100 candidates") if found else None
@@ -97,7 +100,7 @@ def _latency(results: Mapping[str, Any]) -> Canvas | None:
             f"hand-written loop, no frames, {percentile}": f"loop_{percentile}_ms",
             f"streamer rerank, {percentile}": f"service_{percentile}_ms",
         }
-        peers = {f"{peer}, {percentile}": f"{peer}_{percentile}_ms" for peer in ("quixstreams", "faststream")}
+        peers = {f"{peer}, {percentile}": f"known.{peer}.{percentile}_ms" for peer in ("quixstreams", "faststream")}
         found |= _named(results, "reranking_latency", loop) | _named(results, "reranking_peers", peers)
     return _horizontal(found, "ms from query to readable answer at 100 events/s, cached texts") if found else None
 

@@ -22,10 +22,10 @@ from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 
 from bench.contestants import Contestant
 from bench.report import print_figures, spread
-from bench.workload import RERANKED, RESULTS, TEXTS, candidates, place, query
+from bench.workload import RERANKED, RESULTS, TEXTS, candidates, place, query, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from bench.workload import Place
 
@@ -105,11 +105,6 @@ class Asker:
         self._consumer.close()
 
 
-def cached(count: int) -> Iterator[str]:
-    """Go through the few texts again and again."""
-    return (TEXTS[number % len(TEXTS)] for number in range(count))
-
-
 def percentiles(waits: list[float]) -> tuple[float, float]:
     """Return the median and the 99th percentile."""
     p50, p99 = np.percentile(waits, [50, 99])
@@ -128,9 +123,9 @@ def text_ms(where: Place, count: int, prefix: str) -> float:
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return the figures; ``quick`` is a tiny size."""
-    rounds, count = (1, 30) if quick else (8, 300)
+    rounds, count = (1, 30) if quick else (7, 300)
     results: dict[str, list[list[float]]] = {"loop": [], "service": [], "uncached": []}
-    texts: list[float] = []
+    alone: list[float] = []
     with place(quick=quick) as where:
         buses = where.bus("loop"), where.bus("ours")
         with (
@@ -142,27 +137,24 @@ def measure(quick: bool) -> dict[str, Any]:
             ask_loop, ask_service = Asker(loop, where), Asker(service, where)
             rate = min(RATE, _UNCACHED_SHARE * 1000 / text_ms(where, 20, "warm"))
             for number in range(-1, rounds):
-                one = ask_loop.ask(cached(count), RATE)
-                other = ask_service.ask(cached(count), RATE)
-                # A query of 8 words, each another text.
-                new = (
-                    f"{number} {each} {text}"
-                    for each, text in enumerate(cached(max(10, round(0.7 * count * rate / RATE))))
-                )
+                one = ask_loop.ask(texts(count), RATE)
+                other = ask_service.ask(texts(count), RATE)
+                fewer = max(10, round(0.7 * count * rate / RATE))
+                new = texts(fewer, first=(number + 2) * count, new_every=1)  # of 8 words and a number
                 third = ask_service.ask(new, rate)
                 if number < 0:
                     continue
-                texts.append(text_ms(where, 10, f"round {number}"))
+                alone.append(text_ms(where, 10, f"round {number}"))
                 for name, waits in (("loop", one), ("service", other), ("uncached", third)):
                     results[name].append(waits)
                     p50, p99 = percentiles(waits)
                     sys.stderr.write(f"{name}: p50 {p50:.2f}, p99 {p99:.2f} ms\n")
             ask_loop.close()
             ask_service.close()
-    return figures(results, texts, rate)
+    return figures(results, alone, rate)
 
 
-def figures(results: dict[str, list[list[float]]], texts: list[float], rate: float) -> dict[str, Any]:
+def figures(results: dict[str, list[list[float]]], alone: list[float], rate: float) -> dict[str, Any]:
     """Sum the rounds up: of each kind the median over the rounds, and the ratios within a round."""
     at = {name: [percentiles(waits) for waits in rounds] for name, rounds in results.items()}
     summary: dict[str, Any] = {"queries_per_s": RATE, "queries": sum(map(len, results["service"]))}
@@ -174,11 +166,11 @@ def figures(results: dict[str, list[list[float]]], texts: list[float], rate: flo
     summary["p50_ratio"] = spread(one[0] / other[0] for one, other in pairs)
     summary["p99_ratio"] = spread(one[1] / other[1] for one, other in pairs)
     summary["uncached_queries_per_s"] = rate
-    summary["text_ms"] = spread(texts)
+    summary["text_ms"] = spread(alone)
     # The bar: at most the loop's p50, half as much again, and one and a half encodings.
     summary["uncached_p50_to_allowed_ratio"] = spread(
         uncached[0] / (1.5 * loop[0] + 1.5 * text)
-        for uncached, loop, text in zip(at["uncached"], at["loop"], texts, strict=True)
+        for uncached, loop, text in zip(at["uncached"], at["loop"], alone, strict=True)
     )
     return summary
 

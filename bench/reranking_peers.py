@@ -2,16 +2,21 @@
 
     make peers && python bench/reranking_peers.py
 
-Same events, same frames (the peers' in float32), same work, same broker, by turns. Query vectors are cached by all.
+Same events, same frames (the peers' in float32), same work, same broker, by turns. All cache query vectors, and are
+asked in two ways. *Known* texts: none but a few that all have cached, so that only transport and scoring count. *New*
+texts: one query in ten asks what nobody has asked before, which is few; logs of web searches have many more that no
+cache can answer (Baeza-Yates et al., The Impact of Caching on Search Engines, SIGIR 2007).
+
 Each peer runs with two sets of settings, one that fits a backlog (a commit a second, batches of 500) and one that fits
 latency (every event committed); ours has one set for both. Latency is compared with the peers' second set, events per
-second with both. The peers' packages pin versions of what ours needs too, so `make peers` puts
-them into a folder of their own.
+second with both where texts are known and with the first one where some are new. The peers' packages pin versions of
+what ours needs too, so `make peers` puts them into a folder of their own.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,20 +25,26 @@ import lmdb
 
 from bench.contestants import Contestant, Drain, check_answers
 from bench.report import print_figures, spread
-from bench.reranking_latency import RATE, Asker, cached, percentiles
-from bench.workload import clips, place
+from bench.reranking_latency import RATE, Asker, percentiles
+from bench.workload import clips, place, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from bench.workload import Place
 
-Waits = list[tuple[float, float]]
-"""p50 and p99 of each round, in milliseconds."""
+Drains = dict[tuple[str, str], list[Drain]]
+"""How the backlogs of each round went, by the way of asking and by name."""
+Waits = dict[tuple[str, str], list[tuple[float, float]]]
+"""p50 and p99 of each round, in milliseconds, by the same."""
 
 NAME = "reranking_peers"
+NEW_EVERY = {"known": 0, "new": 10}
+"""The two ways to ask: one text in how many is new."""
 FEW = 500
 """Queries in a backlog where every event is committed by itself."""
+SLOW_PILOT = 300
+"""Queries in the smallest backlog with new texts."""
 COMPARED = 200
 """Answers of each that are compared."""
 SAME = 0.01
@@ -67,16 +78,23 @@ def start(where: Place, mode: str, plain: Path, stack: ExitStack) -> dict[str, C
     return contestants
 
 
-def backlogs(where: Place, plain: Path, rounds: int, seconds: float) -> dict[str, list[Drain]]:
-    """Let each drain a backlog, by turns."""
+def backlogs(where: Place, plain: Path, rounds: int, seconds: float) -> Drains:
+    """Let each drain backlogs of known and with new texts, by turns."""
+    drains: Drains = defaultdict(list)
     with ExitStack() as stack:
         contestants = start(where, "throughput", plain, stack)
-        for contestant in contestants.values():
+        sizes = {}
+        for name, contestant in contestants.items():
             contestant.warm_up(where, seconds=seconds)
-        drains: dict[str, list[Drain]] = {name: [] for name in contestants}
+            sizes["known", name] = contestant.backlog
+            contestant.new_every = NEW_EVERY["new"]
+            contestant.size(where, seconds=2 * seconds, pilot=SLOW_PILOT)
+            sizes["new", name] = contestant.backlog
         for _ in range(rounds):
-            for name, contestant in contestants.items():
-                drains[name].append(contestant.drain(where))
+            for (asked, name), size in sizes.items():
+                contestant = contestants[name]
+                contestant.backlog, contestant.new_every = size, NEW_EVERY[asked]
+                drains[asked, name].append(contestant.drain(where))
         check_same_work(contestants.values())
     return drains
 
@@ -94,8 +112,10 @@ def check_same_work(contestants: Iterable[Contestant]) -> None:
             assert apart < SAME, f"{contestant.name}: a frame's score differs by {apart}"
 
 
-def latencies(where: Place, plain: Path, rounds: int, count: int) -> tuple[dict[str, Waits], dict[str, list[Drain]]]:
-    """Ask each in turn; return p50 and p99 of each round in milliseconds, and how a backlog went beside."""
+def latencies(where: Place, plain: Path, rounds: int, count: int) -> tuple[Waits, dict[str, list[Drain]]]:
+    """Ask each in turn; return how long answers took, and how a backlog of known texts went beside."""
+    waits: Waits = defaultdict(list)
+    drains: dict[str, list[Drain]] = defaultdict(list)
     with ExitStack() as stack:
         contestants = start(where, "latency", plain, stack)
         askers = {}
@@ -103,14 +123,15 @@ def latencies(where: Place, plain: Path, rounds: int, count: int) -> tuple[dict[
             contestant.warm_up(where, seconds=0)
             contestant.backlog = FEW
             askers[name] = Asker(contestant, where)
-        waits: dict[str, Waits] = {name: [] for name in askers}
-        drains: dict[str, list[Drain]] = {name: [] for name in askers}
         for number in range(-1, rounds):
             for name, asker in askers.items():
-                result = percentiles(asker.ask(cached(count), RATE))
-                sys.stderr.write(f"{name}: p50 {result[0]:.2f}, p99 {result[1]:.2f} ms\n")
+                for asked, new_every in NEW_EVERY.items():
+                    some = texts(count, first=(number + 2) * count, new_every=new_every)
+                    result = percentiles(asker.ask(some, RATE))
+                    sys.stderr.write(f"{name}, {asked} texts: p50 {result[0]:.2f}, p99 {result[1]:.2f} ms\n")
+                    if number >= 0:
+                        waits[asked, name].append(result)
                 if number >= 0:
-                    waits[name].append(result)
                     drains[name].append(contestants[name].drain(where))
                     asker.skip()
         for asker in askers.values():
@@ -125,22 +146,34 @@ def measure(quick: bool) -> dict[str, Any]:
         plain = write_plain(where)
         drains = backlogs(where, plain, rounds, seconds)
         waits, committed_each = latencies(where, plain, rounds, count)
-    figures: dict[str, Any] = {}
-    figures["streamer_events_per_s"] = spread(each.events_per_second for each in drains["streamer"])
-    for name in waits:
-        figures[f"{name}_p50_ms"] = spread(p50 for p50, _ in waits[name])
-        figures[f"{name}_p99_ms"] = spread(p99 for _, p99 in waits[name])
-    for name in PEERS:
-        for kind, theirs in (("backlog", drains[name]), ("latency", committed_each[name])):
-            figures[f"{name}_{kind}_settings_events_per_s"] = spread(each.events_per_second for each in theirs)
-            figures[f"times_{name}_{kind}_settings"] = spread(
-                one.events_per_second / other.events_per_second
-                for one, other in zip(drains["streamer"], theirs, strict=True)
-            )
-        figures[f"p99_to_{name}_ratio"] = spread(
-            one[1] / other[1] for one, other in zip(waits["streamer"], waits[name], strict=True)
+    return {asked: figures(asked, drains, waits) for asked in NEW_EVERY} | {
+        "committed_each": {peer: against(drains["known", "streamer"], committed_each[peer]) for peer in PEERS}
+    }
+
+
+def figures(asked: str, drains: Drains, waits: Waits) -> dict[str, Any]:
+    """Sum up what was measured where queries were asked in this way."""
+    ours, our_waits = drains[asked, "streamer"], waits[asked, "streamer"]
+    found: dict[str, Any] = {"streamer": {"events_per_s": spread(each.events_per_second for each in ours)}}
+    for peer in PEERS:
+        found[peer] = against(ours, drains[asked, peer])
+        found[peer]["p99_ratio"] = spread(
+            one[1] / other[1] for one, other in zip(our_waits, waits[asked, peer], strict=True)
         )
-    return figures
+    for name in ("streamer", *PEERS):
+        found[name]["p50_ms"] = spread(p50 for p50, _ in waits[asked, name])
+        found[name]["p99_ms"] = spread(p99 for _, p99 in waits[asked, name])
+    return found
+
+
+def against(ours: Sequence[Drain], theirs: Sequence[Drain]) -> dict[str, Any]:
+    """Compare how backlogs went."""
+    return {
+        "events_per_s": spread(each.events_per_second for each in theirs),
+        "times": spread(
+            one.events_per_second / other.events_per_second for one, other in zip(ours, theirs, strict=True)
+        ),
+    }
 
 
 def main() -> None:

@@ -115,11 +115,21 @@ def query(number: int, text: str, clip_ids: Sequence[str]) -> Record:
     return Record(query_id.encode(), orjson.dumps(event))
 
 
-def queries(count: int, clip_count: int) -> list[Record]:
-    """Return so many queries of the few :data:`TEXTS`."""
+def texts(count: int, *, first: int = 0, new_every: int = 0) -> Iterator[str]:
+    """Go through the few :data:`TEXTS`; one in ``new_every`` becomes a text that was never asked before ``first``."""
+    for number in range(first, first + count):
+        text = TEXTS[number % len(TEXTS)]
+        yield f"{text} {number}" if new_every and not number % new_every else text
+
+
+def queries(count: int, clip_count: int, *, first: int = 0, new_every: int = 0) -> list[Record]:
+    """Return so many queries of these :func:`texts`, of which the number ``first`` is the first one."""
     # Choosing 100 of 20,000 clips takes longer than all else, and a thousand different lists are enough.
     lists = [candidates(number, clip_count) for number in range(min(count, 1_000))]
-    return [query(number, TEXTS[number % len(TEXTS)], lists[number % len(lists)]) for number in range(count)]
+    return [
+        query(number, text, lists[number % len(lists)])
+        for number, text in enumerate(texts(count, first=first, new_every=new_every), start=first)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

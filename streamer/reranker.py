@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
+    from prometheus_client import Counter
 
     from streamer.encoders import QueryVectors
     from streamer.events import Candidate
@@ -76,8 +77,7 @@ class Reranker:
         self._store = store
         self._metrics = metrics
         self._health = health
-        for status in Status:
-            metrics.candidates.labels(status)
+        self._candidates = {status: metrics.candidates.labels(status) for status in Status}
         for why in Degraded:
             metrics.degraded.labels(why)
         self._text = metrics.stage.labels("text")
@@ -155,20 +155,19 @@ class Reranker:
             self._metrics.query_cache.labels("miss").inc(self._queries.misses - misses)
 
     def _rerank(self, event: QueryResults, vector: npt.NDArray[np.float32]) -> list[RerankedCandidate]:
-        store, metrics = self._store, self._metrics
+        store = self._store
         corrupt, hits, misses = store.corrupt_reads, store.cache_hits, store.cache_misses
         results, within_depth, scored = rerank_candidates(self._settings, event.results, vector, store)
-        metrics.corrupt_records.inc(store.corrupt_reads - corrupt)
-        self._cache_hit.inc(store.cache_hits - hits)
-        self._cache_miss.inc(store.cache_misses - misses)
+        _add(self._metrics.corrupt_records, store.corrupt_reads - corrupt)
+        _add(self._cache_hit, store.cache_hits - hits)
+        _add(self._cache_miss, store.cache_misses - misses)
         self._count(len(results), within_depth, scored)
         return results
 
     def _count(self, candidates: int, within_depth: int, scored: int) -> None:
-        counters = self._metrics.candidates
-        counters.labels(Status.RERANKED).inc(scored)
-        counters.labels(Status.NOT_EMBEDDED).inc(within_depth - scored)
-        counters.labels(Status.BELOW_DEPTH).inc(candidates - within_depth)
+        _add(self._candidates[Status.RERANKED], scored)
+        _add(self._candidates[Status.NOT_EMBEDDED], within_depth - scored)
+        _add(self._candidates[Status.BELOW_DEPTH], candidates - within_depth)
 
     def _degrade(self, work: Work, event: QueryResults, why: Degraded) -> None:
         """Pass a valid event on in its initial order: nothing was scored, as if all were below the depth."""
@@ -273,6 +272,11 @@ def _ranked(
         statuses,
     )
     return [*ranked, *(_unscored(candidates[rank - 1], rank) for rank in range(within + 1, len(candidates) + 1))]
+
+
+def _add(counter: Counter, more: int) -> None:
+    if more:  # each addition takes a lock, and most of them are of nothing
+        counter.inc(more)
 
 
 def _unscored(candidate: Candidate, rank: int) -> RerankedCandidate:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -207,6 +208,8 @@ class Committer:
             self._metrics.transaction_size.observe(len(batch.works))
         self._advance(batch.offsets)
         committed_at = now()
+        produced: Counter[str] = Counter()
+        latency = self._metrics.latency.labels(batch.offsets[0].topic)
         for work in batch.works:
             if work.trace is not None:
                 work.trace.stage("commit", since(took), batch=len(batch.works))
@@ -214,14 +217,14 @@ class Committer:
             for output in work.outputs or ():
                 reason = dead_letter_reason(output)
                 if reason is None:
-                    self._metrics.produced.labels(output.topic).inc()
+                    produced[output.topic] += 1
                 else:
                     self._metrics.dead_lettered.labels(work.record.topic, reason).inc()
                     log_dead_letter(work.record, output.headers)
             if work.since is not None:
-                self._metrics.latency.labels(work.record.topic).observe(
-                    max(0.0, (committed_at - work.since).total_seconds())
-                )
+                latency.observe(max(0.0, (committed_at - work.since).total_seconds()))
+        for topic, count in produced.items():
+            self._metrics.produced.labels(topic).inc(count)
 
     def _advance(self, offsets: Iterable[TopicPartition]) -> None:
         """Forget what is committed."""

@@ -33,7 +33,7 @@ class Work:
     A pipeline calls :meth:`done` exactly once, from any thread; the committer again where it replaces an output.
     """
 
-    __slots__ = ("_wake", "outputs", "record", "since", "size", "stale", "trace")
+    __slots__ = ("_wake", "finished", "outputs", "record", "since", "size", "stale", "trace")
 
     def __init__(self, record: Record, wake: Callable[[], None]) -> None:
         self.record = record
@@ -41,6 +41,8 @@ class Work:
         self.since: dt.datetime | None = None
         self.size = record.size
         """Bytes that are held until the record is committed: its own, and those of its outputs."""
+        self.finished: deque[Work] | None = None
+        """Where the work reports to when it is done: to its partition."""
         self.stale = False
         """True once its partition was taken away: whatever it causes is dropped, so it need not be worked on."""
         self.trace: Trace | None = None
@@ -60,6 +62,8 @@ class Work:
         self.since = since
         self.size = self.record.size + sum(output.size for output in outputs)
         self.outputs = outputs
+        if self.finished is not None:
+            self.finished.append(self)
         self._wake()
 
 
@@ -82,6 +86,11 @@ class AssignedPartition:
         """That of the last record that came."""
         self._works: deque[Work] = deque()
         self._received = 0
+        # Counted as they come and go: adding thousands of records up at each turn took a tenth of a backlog's time.
+        self._sizes: dict[int, int] = {}
+        self._bytes = 0
+        self._done: set[int] = set()
+        self._finished: deque[Work] = deque()
 
     def __len__(self) -> int:
         return len(self._works)
@@ -89,12 +98,31 @@ class AssignedPartition:
     @property
     def bytes(self) -> int:
         """Bytes of the records in flight and of what they have caused so far."""
-        return sum([work.size for work in self._works])
+        self._count_finished()
+        return self._bytes
 
     @property
     def done(self) -> int:
         """How many of the records in flight are done."""
-        return sum([work.outputs is not None for work in self._works])
+        self._count_finished()
+        return len(self._done)
+
+    def _count_finished(self) -> None:
+        while self._finished:
+            work = self._finished.popleft()
+            offset = work.record.offset
+            if offset in self._sizes:
+                self._done.add(offset)
+                self._count(offset, work.size)
+
+    def _count(self, offset: int, size: int) -> None:
+        self._bytes += size - self._sizes.get(offset, 0)
+        self._sizes[offset] = size
+
+    def _forget(self, work: Work) -> None:
+        offset = work.record.offset
+        self._bytes -= self._sizes.pop(offset, 0)  # 0: a log that was cut off has given it twice
+        self._done.discard(offset)
 
     def add(self, work: Work) -> bool:
         """Take a record in flight; False where it is done and committed already, by an earlier owner perhaps."""
@@ -103,6 +131,8 @@ class AssignedPartition:
         if self.progress is not None and self.progress.includes(work.record.offset):
             return False
         self._works.append(work)
+        self._count(work.record.offset, work.size)
+        work.finished = self._finished
         return True
 
     def reached(self, end: int) -> None:
@@ -142,12 +172,17 @@ class AssignedPartition:
 
     def ready(self) -> Iterator[Work]:
         """Go through the works that are done and may be committed, in offset order."""
+        left = self.done
         end: int | None = None
         for work in self._works:
-            if work.outputs is None:
-                end = work.record.offset + WINDOW if end is None else end
-            elif end is None or work.record.offset < end:
+            offset = work.record.offset
+            if not left or (end is not None and offset >= end):
+                return
+            if offset in self._done:
+                left -= 1
                 yield work
+            elif end is None:
+                end = offset + WINDOW
 
     def progress_with(self, works: Iterable[Work]) -> Progress:
         """Say what is to be committed once ``works`` are done too."""
@@ -160,7 +195,14 @@ class AssignedPartition:
 
     def committed(self, progress: Progress) -> None:
         """Forget the works that are done as ``progress`` says: their transaction is committed."""
-        self._works = deque(work for work in self._works if not progress.includes(work.record.offset))
+        works = self._works
+        while works and works[0].record.offset < progress.offset:
+            self._forget(works.popleft())
+        if progress.ahead:
+            for work in works:
+                if work.record.offset in progress.ahead:
+                    self._forget(work)
+            self._works = deque(work for work in works if work.record.offset not in progress.ahead)
         self.progress = progress
 
     def abandon(self) -> int:
