@@ -111,10 +111,14 @@ def percentiles(waits: list[float]) -> tuple[float, float]:
     return float(p50), float(p99)
 
 
-def text_ms(where: Place, count: int, prefix: str) -> float:
-    """Return the median milliseconds in which this process encodes one text that it has never seen."""
+def text_ms(where: Place, count: int, prefix: str, *, pause: float = 0.0) -> float:
+    """Return the median milliseconds in which this process encodes one text that it has never seen.
+
+    One at a time, with so many seconds between: caches and threads have gone cold then, as they have for a query.
+    """
     waits = []
     for number in range(count):
+        time.sleep(pause)
         began = time.perf_counter()
         where.encoder.encode_texts([f"{prefix} {number} {TEXTS[number % len(TEXTS)]}"])
         waits.append(1000 * (time.perf_counter() - began))
@@ -144,7 +148,7 @@ def measure(quick: bool) -> dict[str, Any]:
                 third = ask_service.ask(new, rate)
                 if number < 0:
                     continue
-                alone.append(text_ms(where, 10, f"round {number}"))
+                alone.append(text_ms(where, 20, f"round {number}", pause=1 / rate))
                 for name, waits in (("loop", one), ("service", other), ("uncached", third)):
                     results[name].append(waits)
                     p50, p99 = percentiles(waits)

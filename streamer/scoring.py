@@ -8,6 +8,7 @@ score. The paper adds the raw scores; normalising both first makes one alpha fit
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numkong
@@ -214,21 +215,20 @@ def normalize(scores: FloatArray, how: Normalization) -> FloatArray:
     """
     if how == "none" or scores.size == 0:
         return scores
-    low, high = float(scores.min()), float(scores.max())
+    # Not scores.min(): a wrapper of numpy's that takes as long as the reduction itself, for every query.
+    low, high = float(np.minimum.reduce(scores)), float(np.maximum.reduce(scores))
     if low == high:
         return np.full_like(scores, 0.5 if how == "minmax" else 0.0)
+    if how == "minmax":
+        spread = high - low
+        return (scores - low) / spread if math.isfinite(spread) else normalize(scores / 2, how)
     with np.errstate(over="ignore", under="ignore"):
-        if how == "minmax":
-            spread = high - low
-            if not np.isfinite(spread):
-                return normalize(scores / 2, how)
-            return np.asarray((scores - low) / spread)
         centred = scores - scores.mean()
         deviation = np.sqrt(np.mean(centred * centred))
-        if not np.isfinite(deviation) or deviation < 1e-150:  # noqa: PLR2004 - its square is no longer exact
-            # Squares left the range of doubles; a z-score does not depend on the scale, a minmax is in range.
-            return normalize(normalize(scores, "minmax"), how)
-        return np.asarray(centred / deviation)
+    if not np.isfinite(deviation) or deviation < 1e-150:  # noqa: PLR2004 - its square is no longer exact
+        # Squares left the range of doubles; a z-score does not depend on the scale, a minmax is in range.
+        return normalize(normalize(scores, "minmax"), how)
+    return np.asarray(centred / deviation)
 
 
 def blend(
@@ -239,7 +239,10 @@ def blend(
     ``frame`` (n,) is NaN where a candidate has no record: it keeps its normalised initial score alone.
     """
     own = normalize(initial, normalization)
-    scored = ~np.isnan(frame)
+    absent = np.isnan(frame)
+    if not absent.any():
+        return alpha * own + (1 - alpha) * normalize(frame, normalization)
+    scored = ~absent
     seen = np.zeros(len(frame))
     seen[scored] = normalize(frame[scored], normalization)
     return np.where(scored, alpha * own + (1 - alpha) * seen, own)
@@ -271,5 +274,5 @@ def rerank(
     scores = np.full(len(initial), np.nan)
     scores[:top] = blended = blend(initial[:top], frame, alpha, normalization)
     order = np.arange(len(initial))
-    order[:top] = np.argsort(-blended, kind="stable")
+    order[:top] = (-blended).argsort(kind="stable")
     return Ranking(order, scores)
