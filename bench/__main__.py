@@ -29,7 +29,7 @@ BENCHMARKS = {
     "store_cluster": 90,
     "reranking_throughput": 120,
     "reranking_latency": 150,
-    "reranking_peers": 270,
+    "reranking_peers": 330,
     "scaling": 120,
     "embedding": 300,
     "near_duplicates": 90,

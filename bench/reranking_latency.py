@@ -127,7 +127,7 @@ def text_ms(where: Place, count: int, prefix: str, *, pause: float = 0.0) -> flo
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return the figures; ``quick`` is a tiny size."""
-    rounds, count = (1, 30) if quick else (7, 300)
+    rounds, count = (1, 30) if quick else (6, 300)
     results: dict[str, list[list[float]]] = {"loop": [], "service": [], "uncached": []}
     alone: list[float] = []
     with place(quick=quick) as where:

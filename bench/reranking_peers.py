@@ -41,7 +41,7 @@ Waits = dict[tuple[str, str], list[tuple[float, float]]]
 NAME = "reranking_peers"
 NEW_EVERY = {"known": 0, "new": 10}
 """The two ways to ask: one text in how many is new."""
-FEW = 500
+FEW = 300
 """Queries in a backlog where every event is committed by itself."""
 SLOW_PILOT = 300
 """Queries in the smallest backlog with new texts."""
@@ -88,7 +88,7 @@ def backlogs(where: Place, plain: Path, rounds: int, seconds: float) -> Drains:
             contestant.warm_up(where, seconds=seconds)
             sizes["known", name] = contestant.backlog
             contestant.new_every = NEW_EVERY["new"]
-            contestant.size(where, seconds=2 * seconds, pilot=SLOW_PILOT)
+            contestant.size(where, seconds=1.5 * seconds, pilot=SLOW_PILOT)
             sizes["new", name] = contestant.backlog
         for _ in range(rounds):
             for (asked, name), size in sizes.items():
