@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import reduce
-from operator import getitem
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -71,9 +70,10 @@ def _bars(results: Mapping[str, Any]) -> Canvas | None:
 
 
 def _named(results: Mapping[str, Any], benchmark: str, names: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Find figures under their names, in which a dot leads into what is below."""
-    figures = results["benchmarks"].get(benchmark, {}).get("figures")
-    return {shown: reduce(getitem, name.split("."), figures) for shown, name in names.items()} if figures else {}
+    """Find the figures that there are under these names, in which a dot leads into what is below."""
+    figures = results["benchmarks"].get(benchmark, {}).get("figures", {})
+    found = {shown: reduce(lambda at, key: at.get(key, {}), name.split("."), figures) for shown, name in names.items()}
+    return {shown: figure for shown, figure in found.items() if figure}
 
 
 def _throughput(results: Mapping[str, Any]) -> Canvas | None:
