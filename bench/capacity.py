@@ -75,8 +75,8 @@ def record_bytes() -> list[dict[str, Any]]:
     rows = []
     for vectors, dim in SHAPES:
         ((clip,),) = clips(1, vectors, dim)
-        sizes = {precision: len(record.encode(clip, precision)) for precision in PRECISIONS}
-        rows.append({"vectors": vectors, "dim": dim, **sizes})
+        row: dict[str, Any] = {"vectors": vectors, "dim": dim}
+        rows.append(row | {precision: len(record.encode(clip, precision)) for precision in PRECISIONS})
     return rows
 
 
@@ -153,7 +153,7 @@ def losses(clip_count: int, query_count: int, seed: int = 11) -> dict[str, Any]:
     for query, text, ranked in zip(queries, texts, initial, strict=True):
         ids = [clip_id for clip_id, _ in ranked]
         found["initial"].append(average_precision(ids, query.relevant))
-        exact: tuple[npt.NDArray[np.float32], str] | None = None
+        exact: tuple[npt.NDArray[np.float64], str] | None = None
         for precision in PRECISIONS:  # float32 comes first: what the others are compared with
             records = [record.decode(memoryview(values[precision][each]), each, encoder.dim) for each in ids[:_DEPTH]]
             scores, _ = score_clips(text, records)

@@ -50,7 +50,7 @@ from streamer.video import DecodePool, Fetcher, Sampling, sample
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from streamer.encoders import Encoder
+    from streamer.encoders import Encoder, Side
     from streamer.store import Store
 
 NAME = "embedding"
@@ -73,7 +73,8 @@ class Model:
     def of(cls, name: str, pretrained: str | None = None) -> Model:
         """Load it as the service does; STREAMER_DTYPE and STREAMER_THREADS count."""
         made = load()
-        encoder = load_encoder(name, pretrained, dtype=made.dtype, threads=made.threads, sides=("images",))
+        sides: tuple[Side, ...] = ("images",)
+        encoder = load_encoder(name, pretrained, dtype=made.dtype, threads=made.threads, sides=sides)
         return cls(name, pretrained, encoder)
 
     @classmethod

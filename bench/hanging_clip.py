@@ -25,7 +25,7 @@ from footage import real_footage, tiny_footage
 from soak.load import Metrics, upload
 
 from streamer.kafka.broker import LocalKafka
-from streamer.store import open_store
+from streamer.store import open_existing
 
 NAME = "hanging_clip"
 
@@ -53,7 +53,7 @@ def run(bus: Bus, folder: Path, good: list[Path], hanging: Path | None, count: i
     wanted = {f"good-{n}" for n in range(count)}
     with Service("embed", variables, folder) as service:
         model_id = Metrics(service.await_ready(seconds=150)).label("streamer_build_info", "model_id")
-        store = open_store(variables["STREAMER_STORE"], model_id=model_id, dim=None, read_only=True)
+        store = open_existing(variables["STREAMER_STORE"], model_id=model_id)
         began = time.monotonic()
         bus.publish(UPLOADED, [*([upload("hanging", hanging)] if hanging else []), *uploads])
         await_true(lambda: wanted <= set(store.clip_ids()), "the store", seconds=MAX_SECONDS, alive=[service])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
 from confluent_kafka import Producer
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from bench.workload import Place
+    from streamer.store import Store
 
 NAME = "hot_path"
 BATCH = 64
@@ -132,7 +133,7 @@ class Pipeline:
             load({"query_batch": BATCH}),
             queries=vectors,
             model_id=where.encoder.model_id,
-            store=TimedStore(self._store, self.clock),
+            store=cast("Store", TimedStore(self._store, self.clock)),
             metrics=self._metrics,
             health=Health(self._metrics),
         )

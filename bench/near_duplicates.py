@@ -154,6 +154,7 @@ def measure(quick: bool) -> dict[str, Any]:
         clips += [("rendered", each.path) for each in rendered]
         small = load_encoder(DEFAULT_MODEL)
         texts = [query.text for query in make_queries(rendered, count=2 if quick else 40, seed=7)]
+        models: dict[str, tuple[list[Sampled], npt.NDArray[np.float32] | None]]
         models = {"small_model": (sampled(clips, small), small.encode_texts(texts))}
         if not quick:
             models["vit_b_32"] = (sampled(clips, Model.random(folder).encoder), None)

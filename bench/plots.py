@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _GOOD, _BAD, _PLAIN = "#2f7d4f", "#b5432e", "#5b7083"
 _TICKS = (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50)
-_STYLE = {"svg.hashsalt": "bench", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+_STYLE: dict[Any, Any] = {"svg.hashsalt": "bench", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:

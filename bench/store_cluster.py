@@ -71,11 +71,11 @@ def through(store: Store) -> Callable[[Sequence[str]], None]:
     return read
 
 
-def by_hand(name: str, client: RedisCluster) -> dict[str, Callable[[Sequence[str]], None]]:
+def by_hand(name: str, client: Any) -> dict[str, Callable[[Sequence[str]], None]]:
     """Return the ways that use nothing but redis-py, on the keys of the store ``name``."""
     buckets, prefix = Buckets(name, DEFAULT_BUCKETS), record.model_prefix(MODEL)
 
-    def joined(ids: Sequence[str], values: Sequence[bytes]) -> None:
+    def joined(ids: Sequence[str], values: Sequence[Any]) -> None:
         found = {clip_id.encode(): memoryview(value) for clip_id, value in zip(ids, values, strict=True)}
         _use(Records(found.get, [clip_id.encode() for clip_id in ids], ids, DIM, _corrupt))
 

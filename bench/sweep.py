@@ -65,7 +65,10 @@ class Texts:
     """Gives each text a random vector, at no cost."""
 
     model_id = MODEL
+    computes_in = "float32"
+    computes_on = "cpu"
     vectors_per_frame = 1
+    image_batch = 1
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -159,7 +162,7 @@ def _allocated_mb(folder: Path, store: Store, scale: Scale) -> float:
 
 def _directions(rng: np.random.Generator, count: int, dim: int) -> npt.NDArray[np.float32]:
     vectors = rng.standard_normal((count, dim), np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def _fill(store: Store, scale: Scale) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -170,7 +170,7 @@ class Bus:
         ends = {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
         return {place: end for place, end in ends.items() if end}
 
-    def await_group(self, group: str, topic: str, *, seconds: float, alive: Sequence[Service]) -> None:
+    def await_group(self, group: str, topic: str, *, seconds: float, alive: Sequence[Alive]) -> None:
         """Wait until a consumer group has committed everything that a topic holds.
 
         A consumer that never joins asks: the AdminClient of librdkafka 2.16 crashes the process where the group's
@@ -226,6 +226,18 @@ class Bus:
         finally:
             consumer.close()
         return records
+
+
+class Alive(Protocol):
+    """A process that others wait for."""
+
+    def check_alive(self) -> None:
+        """Raise AssertionError where it has ended."""
+        ...
+
+    def tail(self) -> str:
+        """Return the last lines of its log."""
+        ...
 
 
 class Service:
@@ -326,7 +338,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def await_true(condition: Callable[[], bool], what: str, *, seconds: float, alive: Sequence[Service]) -> None:
+def await_true(condition: Callable[[], bool], what: str, *, seconds: float, alive: Sequence[Alive]) -> None:
     """Wait for a condition while the services that must bring it about are alive."""
     deadline = time.monotonic() + seconds
     while not condition():
