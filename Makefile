@@ -8,7 +8,7 @@ SOURCES := streamer tests scripts bench
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak store-copy lint format kafka topics docs top-picture model lock clean
+.PHONY: help install demo test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak store-copy lint format kafka topics docs top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-repo
 
 test: $(STAMP) tools ## Run all tests, the integration tests against a real Kafka
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+explore: $(STAMP) ## Run the property tests with examples that are new each time
+	EXPLORE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
 # What tests run against and no wheel carries; the names are Debian's packages.
 TOOLS := chromium prometheus redis-server

@@ -42,12 +42,7 @@ class Preprocessing:
         if self.resize_mode == "squash":
             image = self._resize(image, self.width, self.height)
         else:
-            width, height = self._kept_ratio(image.width, image.height)
-            if width > self.width:
-                # Pillow resizes along the rows, rounds, and then along the columns. So those columns that are cut off
-                # in the end need not go through the second half of it.
-                image = self._cut(self._resize(image, width, image.height), self.width, image.height)
-            image = self._place(self._resize(image, min(width, self.width), height))
+            image = self._place(self._resize(image, *self._kept_ratio(image.width, image.height)))
         return np.asarray(image)
 
     def _kept_ratio(self, width: int, height: int) -> tuple[int, int]:
@@ -77,10 +72,5 @@ class Preprocessing:
             padded = Image.new("RGB", (max(image.width, self.width), max(image.height, self.height)), (self.fill,) * 3)
             padded.paste(image, (max(0, -over_x) // 2, max(0, -over_y) // 2))
             image = padded
-        return self._cut(image, self.width, self.height)
-
-    @staticmethod
-    def _cut(image: Image.Image, width: int, height: int) -> Image.Image:
-        """Cut the middle out of what is at least as large."""
-        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-        return image.crop((left, top, left + width, top + height))
+        left, top = round(max(0, over_x) / 2), round(max(0, over_y) / 2)
+        return image.crop((left, top, left + self.width, top + self.height))
