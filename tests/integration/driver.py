@@ -34,7 +34,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from jsonschema import Draft202012Validator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
 UPLOADED, EMBEDDED = "clips.uploaded", "clips.embedded"
@@ -42,6 +42,8 @@ RESULTS, RERANKED = "query.results", "query.reranked"
 
 STREAMER = Path(sys.executable).parent / "streamer"
 SCHEMAS = Path(__file__).parents[2] / "topics"
+
+_REQUEST_S = 5.0
 
 CARRIED = ("traceparent", "ce_")
 """How the names of those headers begin that go from a record to all that it causes."""
@@ -170,24 +172,19 @@ class Bus:
         ends = {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
         return {place: end for place, end in ends.items() if end}
 
-    def await_group(self, group: str, topic: str, *, seconds: float, alive: Sequence[Alive]) -> None:
-        """Wait until a consumer group has committed everything that a topic holds.
+    def asker(self, group: str) -> Consumer:
+        """Return a consumer that never joins, to ask for a group's offsets.
 
-        A consumer that never joins asks: the AdminClient of librdkafka 2.16 crashes the process where the group's
-        coordinator moves under its request.
+        The AdminClient of librdkafka 2.16 crashes the process where the group's coordinator moves under its request.
         """
+        return Consumer(self._connection | {"group.id": self.prefix + group, "enable.auto.commit": False})
+
+    def await_group(self, group: str, topic: str, *, seconds: float, alive: Sequence[Alive]) -> None:
+        """Wait until a consumer group has committed everything that a topic holds."""
         ends = self.ends(topic)
-        consumer = Consumer(self._connection | {"group.id": self.prefix + group, "enable.auto.commit": False})
-
-        def done() -> bool:
-            try:
-                committed = consumer.committed([TopicPartition(*place) for place in ends], timeout=10)
-            except KafkaException:  # the group is not made yet, say
-                return False
-            return {(place.topic, place.partition): place.offset for place in committed} == ends
-
+        consumer = self.asker(group)
         try:
-            await_true(done, f"{group} to finish {topic}", seconds=seconds, alive=alive)
+            await_true(lambda: not left(consumer, ends), f"{group} to finish {topic}", seconds=seconds, alive=alive)
         finally:
             consumer.close()
 
@@ -226,6 +223,19 @@ class Bus:
         finally:
             consumer.close()
         return records
+
+
+def left(asker: Consumer, ends: Mapping[tuple[str, int], int]) -> str:
+    """Describe what a group has not committed of partitions up to their ends; empty where it has all."""
+    try:
+        found = asker.committed([TopicPartition(*place) for place in ends], timeout=_REQUEST_S)
+    except KafkaException as error:  # the group is not made yet, say
+        return str(error)
+    return ", ".join(
+        f"{each.topic}[{each.partition}] {each.error or each.offset} of {ends[each.topic, each.partition]}"
+        for each in found
+        if each.error is not None or each.offset != ends[each.topic, each.partition]
+    )
 
 
 class Alive(Protocol):
