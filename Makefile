@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := streamer tests scripts bench
+SOURCES := streamer training tests scripts bench
 # Where it is set, each start of a service compiles torch anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -99,7 +99,7 @@ kafka: $(STAMP) ## Run a real local Kafka on port 9092 until Ctrl-C
 	$(BIN)/streamer broker
 
 topics: $(STAMP) ## Write the JSON Schemas in topics/ anew from the event models
-	$(BIN)/python -m streamer.kafka.topic_files
+	$(BIN)/python -m streamer.kafka.admin.topic_files
 
 docs: $(STAMP) ## Write the tables of the README and of docs/ anew from the code
 	$(BIN)/python scripts/write_docs.py
@@ -109,7 +109,7 @@ top-picture: $(STAMP) ## Draw docs/top.svg, the README's picture of streamer top
 	STREAMER_TOP_SVG=docs/top.svg $(BIN)/python -m pytest -q tests/integration/test_top.py -k rebalance
 
 model: $(STAMP) ## Train the small demo model anew (about 15 minutes on 2 cores)
-	$(BIN)/python -m streamer.demo.train --out streamer/demo/model --seed 0
+	$(BIN)/python -m training.train --out streamer/demo/model --seed 0
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 lock: ## Pin the newest versions that pyproject.toml allows, with hashes

@@ -27,14 +27,14 @@ from redis_servers import Cluster
 
 from bench.machine import about
 from bench.report import print_figures
-from streamer.demo.clips import make_queries, render_clips
-from streamer.demo.engine import BaseEngine
-from streamer.demo.measures import average_precision
 from streamer.encoders import load_encoder
 from streamer.scoring import rerank, score_clips
 from streamer.settings import DEFAULT_MODEL, Precision
-from streamer.store import Clip, Position, Store, StoreOptions, open_store, record
-from streamer.video.sample import Sampling, sample
+from streamer.store import Clip, Position, Store, StoreOptions, open_store, record_format
+from streamer.synthetic.clips import make_queries, render_clips
+from streamer.synthetic.engine import BaseEngine
+from streamer.synthetic.measures import average_precision
+from streamer.video.sampling.sample import Sampling, sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +76,7 @@ def record_bytes() -> list[dict[str, Any]]:
     for vectors, dim in SHAPES:
         ((clip,),) = clips(1, vectors, dim)
         row: dict[str, Any] = {"vectors": vectors, "dim": dim}
-        rows.append(row | {precision: len(record.encode(clip, precision)) for precision in PRECISIONS})
+        rows.append(row | {precision: len(record_format.encode(clip, precision)) for precision in PRECISIONS})
     return rows
 
 
@@ -144,7 +144,7 @@ def losses(clip_count: int, query_count: int, seed: int = 11) -> dict[str, Any]:
         initial = [engine.rank(query.text, top=len(paths)) for query in queries]
     texts = encoder.encode_texts([query.text for query in queries])
     values = {
-        precision: {clip_id: record.encode(clip, precision) for clip_id, clip in embedded.items()}
+        precision: {clip_id: record_format.encode(clip, precision) for clip_id, clip in embedded.items()}
         for precision in PRECISIONS
     }
     found: dict[str, list[float]] = {name: [] for name in ("initial", *PRECISIONS)}
@@ -155,7 +155,9 @@ def losses(clip_count: int, query_count: int, seed: int = 11) -> dict[str, Any]:
         found["initial"].append(average_precision(ids, query.relevant))
         exact: tuple[npt.NDArray[np.float64], str] | None = None
         for precision in PRECISIONS:  # float32 comes first: what the others are compared with
-            records = [record.decode(memoryview(values[precision][each]), each, encoder.dim) for each in ids[:_DEPTH]]
+            records = [
+                record_format.decode(memoryview(values[precision][each]), each, encoder.dim) for each in ids[:_DEPTH]
+            ]
             scores, _ = score_clips(text, records)
             ranking = rerank(
                 np.array([score for _, score in ranked]), scores, alpha=_ALPHA, depth=_DEPTH, normalization="minmax"

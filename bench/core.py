@@ -35,8 +35,8 @@ import numpy as np
 
 from bench.report import spread
 from streamer.scoring import score_clips
-from streamer.store import Clip, Position, record
-from streamer.store.lmdb import LmdbStore
+from streamer.store import Clip, Position, record_format
+from streamer.store.lmdb.store import LmdbStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +81,7 @@ class Bench:
         self._pool = _directions(self._random, 4_096, dim)
         self.query = _directions(self._random, 1, dim)[0]
         self._lengths = _lengths(self._random, clips)
-        self._prefix = record.model_prefix(MODEL)
+        self._prefix = record_format.model_prefix(MODEL)
         self._target = memoryview(bytearray(1 << 20))
         self.store = LmdbStore(folder, model_id=MODEL, dim=dim, precision=precision)
         for start in range(0, clips, A_PUT):
@@ -108,7 +108,7 @@ class Bench:
 
     def read(self, ids: Sequence[str]) -> float:
         """Return the seconds that reading the records takes."""
-        keys = record.keys(self._prefix, ids)
+        keys = record_format.keys(self._prefix, ids)
         environment = self.store._opened()._lmdb
         assert environment is not None
         target = self._target

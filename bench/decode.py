@@ -2,7 +2,7 @@
 
 Both ways give the same frames as RGB arrays of full size, in one thread, from the same file in the page cache:
 
-- *sample*: `streamer.video.sample`, which opens the file twice, walks over its packets, and decodes what the
+- *sample*: `streamer.video.sampling.sample`, which opens the file twice, walks over its packets, and decodes what the
   sampled frames need.
 - *every frame*: PyAV's own loop, `for frame in container.decode(stream)`, over the whole file; the same frames are
   converted by the same converter, the others are decoded and dropped.
@@ -28,9 +28,10 @@ import numpy as np
 
 from bench.clips import ffmpeg, real
 from bench.report import spread
-from streamer.video import Sampling, sample
-from streamer.video.frames import RgbConverter
-from streamer.video.timeline import select
+from streamer.video import Sampling
+from streamer.video.sampling.rgb import RgbConverter
+from streamer.video.sampling.sample import sample
+from streamer.video.sampling.timeline import select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

@@ -41,11 +41,14 @@ from streamer.embedder import Embedder
 from streamer.encoders import load_encoder
 from streamer.events import ClipUploaded, encode
 from streamer.health import Health
-from streamer.kafka import Record, Work
+from streamer.kafka import InFlightRecord, Record
 from streamer.metrics import Metrics
 from streamer.settings import DEFAULT_MODEL, load
 from streamer.store import Clip, Position, open_store
-from streamer.video import DecodePool, Fetcher, Sampling, sample
+from streamer.video import Sampling
+from streamer.video.fetching.fetcher import Fetcher
+from streamer.video.isolation.pool import DecodePool
+from streamer.video.sampling.sample import sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -151,10 +154,12 @@ class Ours:
             raise RuntimeError(f"clips were refused: {refused}")
         return seconds
 
-    def _work(self, path: Path, done: threading.Semaphore) -> Work:
+    def _work(self, path: Path, done: threading.Semaphore) -> InFlightRecord:
         event = ClipUploaded(clip_id=path.stem, uri=path.as_uri(), uploaded_at=AT)
         key = path.stem.encode()
-        return Work(Record("clips.uploaded", 0, next(self._offsets), key, encode(event), (), AT, log="0"), done.release)
+        return InFlightRecord(
+            Record("clips.uploaded", 0, next(self._offsets), key, encode(event), (), AT, log="0"), done.release
+        )
 
     def busy(self, stage: str) -> float:
         """Return for how many seconds a stage has worked on batches."""

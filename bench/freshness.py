@@ -25,7 +25,7 @@ from soak.load import Metrics, upload
 from bench.clips import encode, real
 from bench.report import print_figures, spread
 from bench.workload import make_model
-from streamer.kafka.broker import LocalKafka
+from streamer.local_kafka.broker import LocalKafka
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

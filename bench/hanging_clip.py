@@ -24,7 +24,7 @@ from endless import write_endless_clip
 from footage import real_footage, tiny_footage
 from soak.load import Metrics, upload
 
-from streamer.kafka.broker import LocalKafka
+from streamer.local_kafka.broker import LocalKafka
 from streamer.store import open_existing
 
 NAME = "hanging_clip"

@@ -22,17 +22,17 @@ from confluent_kafka import Producer
 
 from bench.contestants import Contestant
 from bench.report import print_figures, spread
-from bench.reranking_latency import RATE, Asker
+from bench.reranking_latency import RATE, Requester
 from bench.workload import RERANKED, free_port, place, queries, texts
-from streamer import reranker
+from streamer import method, reranker
 from streamer.encoders import QueryVectors
 from streamer.events import now
 from streamer.health import Health
-from streamer.kafka import Output, Record, Work
-from streamer.kafka.client import enqueue
+from streamer.kafka import InFlightRecord, Output, Record
+from streamer.kafka.client.produce import enqueue
 from streamer.metrics import Metrics
+from streamer.scrape import Scrape
 from streamer.settings import load
-from streamer.top.figures import Scrape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +42,12 @@ if TYPE_CHECKING:
 
 NAME = "hot_path"
 BATCH = 64
-_CALLS = {"decode": "decode", "score": "score_clips", "blend": "rerank", "encode": "encode"}
+_CALLS = {
+    "decode": (reranker, "decode"),
+    "score": (method, "score_clips"),
+    "blend": (method, "rerank"),
+    "encode": (reranker, "encode"),
+}
 """Steps, and the functions by the names under which the pipeline calls them."""
 
 
@@ -123,8 +128,8 @@ class Pipeline:
         self._store = where.store()
         vectors = QueryVectors(where.encoder, 20_000)
         self._patches = [
-            mock.patch.object(reranker, name, self.clock.timed(step, getattr(reranker, name)))
-            for step, name in _CALLS.items()
+            mock.patch.object(module, name, self.clock.timed(step, getattr(module, name)))
+            for step, (module, name) in _CALLS.items()
         ]
         self._patches.append(mock.patch.object(vectors, "get", self.clock.timed("text", vectors.get)))
         for patch in self._patches:
@@ -144,9 +149,9 @@ class Pipeline:
             patch.stop()
         self._store.close()
 
-    def run(self, records: Sequence[Record]) -> list[Work]:
+    def run(self, records: Sequence[Record]) -> list[InFlightRecord]:
         """Take records through, a full batch at a time."""
-        works = [Work(record, lambda: None) for record in records]
+        works = [InFlightRecord(record, lambda: None) for record in records]
         for first in range(0, len(works), BATCH):
             batch = works[first : first + BATCH]
             self._reranker.submit(batch)
@@ -263,9 +268,9 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def asking(contestant: Contestant, where: Place) -> Iterator[Asker]:
+def asking(contestant: Contestant, where: Place) -> Iterator[Requester]:
     """Ask a contestant that has answered everything."""
-    asker = Asker(contestant, where)
+    asker = Requester(contestant, where)
     try:
         yield asker
     finally:

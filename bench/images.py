@@ -35,7 +35,8 @@ from bench.report import print_figures, spread
 from bench.workload import make_model
 from streamer.encoders.open_clip import OpenClipEncoder
 from streamer.settings import DEFAULT_MODEL
-from streamer.video import DecodePool, Sampling
+from streamer.video import Sampling
+from streamer.video.isolation.pool import DecodePool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

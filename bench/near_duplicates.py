@@ -27,11 +27,12 @@ import numpy as np
 from bench.clips import encode, ffmpeg, real
 from bench.embedding import Model
 from bench.report import print_figures
-from streamer.demo.clips import make_queries, render_clips
 from streamer.encoders import load_encoder
 from streamer.settings import DEFAULT_MODEL
-from streamer.video import Sampling, sample
-from streamer.video.duplicates import distinct
+from streamer.synthetic.clips import make_queries, render_clips
+from streamer.video import Sampling
+from streamer.video.sampling.duplicates import distinct
+from streamer.video.sampling.sample import sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -38,7 +38,7 @@ _FIRST = 10_000_000
 """Number of the first query: beyond those of any backlog."""
 
 
-class Asker:
+class Requester:
     """Asks queries at their times and reads the answers, in one thread, so that nothing else is in the way."""
 
     def __init__(self, contestant: Contestant, where: Place) -> None:
@@ -138,7 +138,7 @@ def measure(quick: bool) -> dict[str, Any]:
         ):
             for contestant in (loop, service):
                 contestant.warm_up(where, seconds=0)
-            ask_loop, ask_service = Asker(loop, where), Asker(service, where)
+            ask_loop, ask_service = Requester(loop, where), Requester(service, where)
             rate = min(RATE, _UNCACHED_SHARE * 1000 / text_ms(where, 20, "warm"))
             for number in range(-1, rounds):
                 one = ask_loop.ask(texts(count), RATE)

@@ -25,7 +25,7 @@ import lmdb
 
 from bench.contestants import Contestant, Drain, check_answers
 from bench.report import print_figures, spread
-from bench.reranking_latency import RATE, Asker, percentiles
+from bench.reranking_latency import RATE, Requester, percentiles
 from bench.workload import clips, place, texts
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def latencies(where: Place, plain: Path, rounds: int, count: int) -> tuple[Waits
         for name, contestant in contestants.items():
             contestant.warm_up(where, seconds=0)
             contestant.backlog = FEW
-            askers[name] = Asker(contestant, where)
+            askers[name] = Requester(contestant, where)
         for number in range(-1, rounds):
             for name, asker in askers.items():
                 for asked, new_every in NEW_EVERY.items():

@@ -26,9 +26,9 @@ from redis.cluster import RedisCluster
 from redis_servers import Cluster
 
 from bench.report import print_figures, spread
-from streamer.store import Clip, Position, StoreOptions, open_store, record
-from streamer.store.records import Records
-from streamer.store.redis_keys import DEFAULT_BUCKETS, Buckets
+from streamer.store import Clip, Position, StoreOptions, open_store, record_format
+from streamer.store.read_batch import Records
+from streamer.store.redis.address import DEFAULT_BUCKETS, Buckets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +73,7 @@ def through(store: Store) -> Callable[[Sequence[str]], None]:
 
 def by_hand(name: str, client: Any) -> dict[str, Callable[[Sequence[str]], None]]:
     """Return the ways that use nothing but redis-py, on the keys of the store ``name``."""
-    buckets, prefix = Buckets(name, DEFAULT_BUCKETS), record.model_prefix(MODEL)
+    buckets, prefix = Buckets(name, DEFAULT_BUCKETS), record_format.model_prefix(MODEL)
 
     def joined(ids: Sequence[str], values: Sequence[Any]) -> None:
         found = {clip_id.encode(): memoryview(value) for clip_id, value in zip(ids, values, strict=True)}
@@ -81,12 +81,12 @@ def by_hand(name: str, client: Any) -> dict[str, Callable[[Sequence[str]], None]
 
     def gets(ids: Sequence[str]) -> None:
         pipeline = client.pipeline()
-        for key in record.keys(prefix, ids):
+        for key in record_format.keys(prefix, ids):
             pipeline.get(buckets.full(key))
         joined(ids, pipeline.execute())
 
     def library_mget(ids: Sequence[str]) -> None:
-        joined(ids, client.mget_nonatomic([buckets.full(key) for key in record.keys(prefix, ids)]))
+        joined(ids, client.mget_nonatomic([buckets.full(key) for key in record_format.keys(prefix, ids)]))
 
     return {"gets": gets, "library_mget": library_mget}
 

@@ -17,7 +17,7 @@ from driver import RERANKED, RESULTS, Bus, Record, apply_topics, environment, fr
 from safetensors.torch import save_model
 
 from streamer.encoders import load_encoder
-from streamer.kafka.broker import LocalKafka
+from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import DEFAULT_MODEL
 from streamer.store import Clip, Position, open_store
 

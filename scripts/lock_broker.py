@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write streamer/kafka/broker.lock: every jar of the local Kafka with its SHA-256.
+"""Write streamer/local_kafka/broker.lock: every jar of the local Kafka with its SHA-256.
 
 Usage: ``scripts/lock_broker.py VERSION``, such as 4.4.0. Needs ``mvn`` and the network, which users of the
 lock do not: Maven resolves the broker's runtime dependencies as its authors published them, and what it
@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-LOCK = Path(__file__).parent.parent / "streamer" / "kafka" / "broker.lock"
+LOCK = Path(__file__).parent.parent / "streamer" / "local_kafka" / "broker.lock"
 
 HEADER = "# The jars of the local Kafka and the SHA-256 of each. Written by scripts/lock_broker.py.\n"
 

@@ -53,7 +53,7 @@ cli.add_command(benchmark)
 @cli.command(cls=SettingsCommand, uses="embed")
 def embed(settings: Settings) -> None:
     """Embed the frames of uploaded clips into the store (clips.uploaded -> clips.embedded)."""
-    from streamer import service  # noqa: PLC0415 - torch takes seconds to import
+    from streamer import service  # noqa: PLC0415
 
     service.run_embedder(settings)
 
@@ -80,8 +80,8 @@ _FILE_OPTION = click.option(
 @_FILE_OPTION
 def topics_apply(settings: Settings, file: Path | None) -> None:
     """Create what is missing and reconcile what differs; says what it did. Exit 1 where something was refused."""
-    from streamer.kafka import topic_files  # noqa: PLC0415
-    from streamer.kafka import topics as admin  # noqa: PLC0415
+    from streamer.kafka.admin import topic_files  # noqa: PLC0415
+    from streamer.kafka.admin import topics as admin  # noqa: PLC0415
 
     changes = admin.apply(settings, topic_files.load_specs(file))
     _print_lines(changes)
@@ -92,8 +92,8 @@ def topics_apply(settings: Settings, file: Path | None) -> None:
 @_FILE_OPTION
 def topics_check(settings: Settings, file: Path | None) -> None:
     """Compare the cluster's topics with the file, changing nothing. Exit 1 where they differ."""
-    from streamer.kafka import topic_files  # noqa: PLC0415
-    from streamer.kafka import topics as admin  # noqa: PLC0415
+    from streamer.kafka.admin import topic_files  # noqa: PLC0415
+    from streamer.kafka.admin import topics as admin  # noqa: PLC0415
 
     differences = admin.check(settings, topic_files.load_specs(file))
     _print_lines(differences or ["all topics are as they should be"])
@@ -110,7 +110,7 @@ def topics_check(settings: Settings, file: Path | None) -> None:
 )
 def broker(brokers: str, port: int, data: Path | None) -> None:
     """Run a real local Apache Kafka until Ctrl-C (needs the extra: cliprerank-streamer[broker])."""
-    from streamer.kafka.broker import LocalKafka  # noqa: PLC0415
+    from streamer.local_kafka.broker import LocalKafka  # noqa: PLC0415
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -172,12 +172,12 @@ def main() -> None:
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Return the errors whose message says all, of those modules that the command has imported."""
     named = {
-        "streamer.kafka.topics": "TopicsError",
-        "streamer.kafka.jars": "BrokerError",
-        "streamer.kafka.client": "PublishError",
-        "streamer.kafka.dlq": "DeadLetterError",
-        "streamer.kafka.spans": "ReadError",
-        "streamer.kafka.ask": "AskError",
+        "streamer.kafka.admin.topics": "TopicsError",
+        "streamer.local_kafka.jars": "BrokerError",
+        "streamer.kafka.readers.publish": "PublishError",
+        "streamer.kafka.dlq.letters": "DeadLetterError",
+        "streamer.kafka.readers.topic_reader": "ReadError",
+        "streamer.kafka.readers.request": "RequestError",
         "streamer.evaluation.questions": "ReplayError",
         "streamer.store": "StoreError",
         "streamer.store.protocol": "StoreUnavailableError",

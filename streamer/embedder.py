@@ -7,10 +7,10 @@
     store     one durable write for all clips that wait, one for each delete (one thread)
 
 Near-duplicates. Where ``duplicate_threshold`` is set, frames that a cheap difference shows to be the same as one before
-them are encoded once (:mod:`streamer.video.duplicates`). The record is as it would be without: a row for each sampled
-frame, with its own time; those of a run have one vector. One row with the run's first time would score the same and be
-smaller, but what a record holds could then no longer be told from the clip and the sampling alone, and the moments
-at which something is still in view would be lost; what is to be saved is the encoder's time, some 20 ms of a
+them are encoded once (:mod:`streamer.video.sampling.duplicates`). The record is as it would be without: a row for each
+sampled frame, with its own time; those of a run have one vector. One row with the run's first time would score the same
+and be smaller, but what a record holds could then no longer be told from the clip and the sampling alone, and the
+moments at which something is still in view would be lost; what is to be saved is the encoder's time, some 20 ms of a
 processor for a frame, against less than a microsecond that a row costs a query.
 
 Each stage runs while the others do. A clip that fails for good is dead-lettered with the reason; a transient
@@ -44,12 +44,12 @@ import tenacity
 
 from streamer import faults
 from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, decode, encode, now
-from streamer.kafka import Output, Work, dead_letter
+from streamer.kafka import InFlightRecord, Output, dead_letter
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
 from streamer.tracing import stages
 from streamer.video import ClipError
-from streamer.video.retries import retries
+from streamer.video.fetching.retries import retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     from streamer.metrics import Metrics
     from streamer.settings import Settings
     from streamer.store import Store
-    from streamer.video import Fetcher, SampledClip
+    from streamer.video import SampledClip
+    from streamer.video.fetching.fetcher import Fetcher
 
 log = structlog.get_logger()
 
@@ -84,7 +85,7 @@ _WAITING_OF_ONE_SOURCE = 8
 class Upload:
     """A valid upload, on its way to its source."""
 
-    work: Work
+    work: InFlightRecord
     event: ClipUploaded
 
     @property
@@ -101,7 +102,7 @@ class Upload:
 class Loaded:
     """A clip on its way from the decoder to the encoder."""
 
-    work: Work
+    work: InFlightRecord
     event: ClipUploaded
     sampled: SampledClip[Any]
 
@@ -114,7 +115,7 @@ class Embedded:
     of what could be decoded of a damaged file.
     """
 
-    work: Work
+    work: InFlightRecord
     event: ClipUploaded
     times_ms: npt.NDArray[np.uint32]
     duration_ms: int
@@ -155,12 +156,12 @@ class Embedder:
         self._fetching = metrics.stage.labels("fetch")
         for stage in ("load", "encode", "store"):
             metrics.retries.labels(stage)
-        self._turns: Turns[Work] = Turns(1)
+        self._turns: Turns[InFlightRecord] = Turns(1)
         self._sources: Turns[Upload] = Turns(settings.decode_workers + _WAITING_OF_ONE_SOURCE)
         shared: dict[str, Any] = {"failed": self._failed, "metrics": metrics, "health": health}
         if settings.tracing != "off":
             shared["trace_of"] = lambda item: _work_of(item).trace
-        self._storing: Stage[Embedded | Work] = Stage(
+        self._storing: Stage[Embedded | InFlightRecord] = Stage(
             "store",
             self._store_batch,
             capacity=settings.queue_bytes,
@@ -177,17 +178,17 @@ class Embedder:
             weigh=lambda loaded: len(loaded.sampled.frames),
             **shared,
         )
-        self._loading: Stage[Work | Upload] = Stage(
+        self._loading: Stage[InFlightRecord | Upload] = Stage(
             "load", self._load_batch, threads=settings.decode_workers + _WAITING, **shared
         )
 
-    def submit(self, works: Sequence[Work]) -> None:
+    def submit(self, works: Sequence[InFlightRecord]) -> None:
         """Take records in flight; each one's ``done`` is called from one of the stages' threads."""
         for work in works:
             if self._turns.take(work.record.key, work):
                 self._start(work)
 
-    def _start(self, work: Work) -> None:
+    def _start(self, work: InFlightRecord) -> None:
         """Begin an event whose turn it is, from the loop's thread or any stage's."""
         is_delete = work.record.value is None and work.record.key is not None
         if is_delete:
@@ -197,9 +198,9 @@ class Embedder:
 
     # -- load ----------------------------------------------------------------------------------------------
 
-    def _load_batch(self, items: list[Work | Upload]) -> None:
+    def _load_batch(self, items: list[InFlightRecord | Upload]) -> None:
         for item in items:
-            upload = self._read(item) if isinstance(item, Work) else item
+            upload = self._read(item) if isinstance(item, InFlightRecord) else item
             if upload is None:
                 continue
             try:
@@ -209,7 +210,7 @@ class Embedder:
                 if following is not None:
                     self._loading.put_at_once(following)
 
-    def _read(self, work: Work) -> Upload | None:
+    def _read(self, work: InFlightRecord) -> Upload | None:
         """Return an upload whose source may be asked now; None where it must wait for that, or cannot be read."""
         try:
             event = decode(ClipUploaded, work.record.value, work.record.key)
@@ -221,7 +222,7 @@ class Embedder:
 
     def _load_upload(self, upload: Upload) -> None:
         work = upload.work
-        if work.stale:
+        if work.revoked:
             self._done(work, [])
             return
         attempts = 0
@@ -267,7 +268,7 @@ class Embedder:
             for loaded in batch:
                 try:
                     self._encode_batch([loaded])
-                except Exception as error:  # noqa: BLE001 - told with the clip that it belongs to
+                except Exception as error:  # noqa: BLE001 - told with the record that it belongs to
                     self._failed(loaded, error)
             return
         first = 0
@@ -294,7 +295,7 @@ class Embedder:
 
     # -- store ---------------------------------------------------------------------------------------------
 
-    def _store_batch(self, batch: list[Embedded | Work]) -> None:
+    def _store_batch(self, batch: list[Embedded | InFlightRecord]) -> None:
         try:
             self._store_all(batch)
         except Exception:
@@ -310,17 +311,17 @@ class Embedder:
                 except Exception as error:  # noqa: BLE001 - told with the record that it belongs to
                     self._failed(item, error)
 
-    def _store_all(self, batch: Sequence[Embedded | Work]) -> None:
+    def _store_all(self, batch: Sequence[Embedded | InFlightRecord]) -> None:
         uploads = [item for item in batch if isinstance(item, Embedded)]
         if uploads:
             self._persist(self._put, uploads)
         for each in uploads:
-            self._done(each.work, [] if each.work.stale else [self._announcement(each)], uploaded=each.event)
-        for work in (item for item in batch if isinstance(item, Work)):
+            self._done(each.work, [] if each.work.revoked else [self._announcement(each)], uploaded=each.event)
+        for work in (item for item in batch if isinstance(item, InFlightRecord)):
             self._delete(work)
 
     def _put(self, uploads: Sequence[Embedded]) -> None:
-        current = [self._clip(each) for each in uploads if not each.work.stale]
+        current = [self._clip(each) for each in uploads if not each.work.revoked]
         if not current:
             return
         outcomes = self._store.put(current)
@@ -365,7 +366,7 @@ class Embedder:
             embedded.work.carried,
         )
 
-    def _delete(self, work: Work) -> None:
+    def _delete(self, work: InFlightRecord) -> None:
         try:
             clip_id = _clip_id_of_delete(work)
         except InvalidEvent as invalid:
@@ -374,8 +375,8 @@ class Embedder:
         self._persist(self._remove, work, clip_id)
         self._done(work, [])
 
-    def _remove(self, work: Work, clip_id: str) -> None:
-        if work.stale:
+    def _remove(self, work: InFlightRecord, clip_id: str) -> None:
+        if work.revoked:
             return
         self._store.delete(clip_id, work.record.timestamp, _position(work.record))
         faults.reach(faults.FaultPoint.STORED)
@@ -398,13 +399,13 @@ class Embedder:
 
     # -- ends ----------------------------------------------------------------------------------------------
 
-    def _done(self, work: Work, outputs: Sequence[Output], *, uploaded: ClipUploaded | None = None) -> None:
-        work.done(outputs, since=uploaded.uploaded_at if uploaded else None)
+    def _done(self, work: InFlightRecord, outputs: Sequence[Output], *, uploaded: ClipUploaded | None = None) -> None:
+        work.complete(outputs, since=uploaded.uploaded_at if uploaded else None)
         following = self._turns.end(work.record.key)
         if following is not None:
             self._start(following)
 
-    def _failed(self, item: Upload | Loaded | Embedded | Work, error: Exception) -> None:
+    def _failed(self, item: Upload | Loaded | Embedded | InFlightRecord, error: Exception) -> None:
         """Dead-letter a record on which our own code or the model failed; its partition goes on."""
         work = _work_of(item)
         if work.outputs is not None:
@@ -414,8 +415,8 @@ class Embedder:
         self._done(work, [dead_letter(work.record, reason, f"{type(error).__name__}: {error}")])
 
 
-def _work_of(item: Upload | Loaded | Embedded | Work) -> Work:
-    return item if isinstance(item, Work) else item.work
+def _work_of(item: Upload | Loaded | Embedded | InFlightRecord) -> InFlightRecord:
+    return item if isinstance(item, InFlightRecord) else item.work
 
 
 def _bytes_of_frames(loaded: Loaded) -> int:
@@ -423,7 +424,7 @@ def _bytes_of_frames(loaded: Loaded) -> int:
     return sum(frame.nbytes for frame in loaded.sampled.frames)
 
 
-def _bytes_to_store(item: Embedded | Work) -> int:
+def _bytes_to_store(item: Embedded | InFlightRecord) -> int:
     return item.vectors.nbytes if isinstance(item, Embedded) else item.record.size
 
 
@@ -431,7 +432,7 @@ def _position(record: Record) -> Position:
     return Position.of(record.log, record.offset)
 
 
-def _clip_id_of_delete(work: Work) -> str:
+def _clip_id_of_delete(work: InFlightRecord) -> str:
     try:
         clip_id = (work.record.key or b"").decode()
     except UnicodeDecodeError as error:

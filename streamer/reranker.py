@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
 import structlog
 
 from streamer import faults
 from streamer.events import (
     Degraded,
     InvalidEvent,
-    QueryReranked,
     QueryResults,
     Reason,
     RerankedCandidate,
@@ -27,8 +25,8 @@ from streamer.events import (
     encode,
     now,
 )
-from streamer.kafka import Output, Work, dead_letter
-from streamer.scoring import rerank, score_clips
+from streamer.kafka import InFlightRecord, Output, dead_letter
+from streamer.method import answer, rerank_candidates, unscored
 from streamer.stages import Stage
 from streamer.store import StoreUnavailableError
 from streamer.tracing import stages
@@ -36,14 +34,13 @@ from streamer.tracing import stages
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import numpy as np
     import numpy.typing as npt
     from prometheus_client import Counter
 
     from streamer.encoders import QueryVectors
-    from streamer.events import Candidate
     from streamer.health import Health
     from streamer.metrics import Metrics
-    from streamer.scoring import FrameScores, Ranking
     from streamer.settings import Settings
     from streamer.store import Store
 
@@ -82,7 +79,7 @@ class Reranker:
             metrics.degraded.labels(why)
         self._text = metrics.stage.labels("text")
         self._cache_hit, self._cache_miss = (metrics.store_cache.labels(result) for result in ("hit", "miss"))
-        self._stage: Stage[Work] = Stage(
+        self._stage: Stage[InFlightRecord] = Stage(
             "rerank",
             self._process,
             failed=self._failed,
@@ -92,13 +89,13 @@ class Reranker:
             trace_of=None if settings.tracing == "off" else lambda work: work.trace,
         )
 
-    def submit(self, works: Sequence[Work]) -> None:
+    def submit(self, works: Sequence[InFlightRecord]) -> None:
         """Take records in flight; each one's ``done`` is called from the stage's thread."""
         self._stage.put_all(works)
 
-    def _process(self, works: list[Work]) -> None:
+    def _process(self, works: list[InFlightRecord]) -> None:
         faults.reach(faults.FaultPoint.RERANKING)
-        current = [work for work in works if not work.stale]
+        current = [work for work in works if not work.revoked]
         events = [(work, event) for work in current if (event := self._decode(work))]
         in_time = [(work, event) for work, event in events if not self._is_late(work, event)]
         began = time.time_ns()
@@ -122,21 +119,23 @@ class Reranker:
             except Exception as error:  # noqa: BLE001 - told with its record; the others of the batch go on
                 self._failed(work, error)
 
-    def _decode(self, work: Work) -> QueryResults | None:
+    def _decode(self, work: InFlightRecord) -> QueryResults | None:
         try:
             return decode(QueryResults, work.record.value, work.record.key)
         except InvalidEvent as invalid:
-            work.done([dead_letter(work.record, invalid.reason, invalid.detail)])
+            work.complete([dead_letter(work.record, invalid.reason, invalid.detail)])
             return None
 
-    def _is_late(self, work: Work, event: QueryResults) -> bool:
+    def _is_late(self, work: InFlightRecord, event: QueryResults) -> bool:
         limit = self._settings.deadline_ms
         if limit is None or now() - event.issued_at <= dt.timedelta(milliseconds=limit):
             return False
         self._degrade(work, event, Degraded.DEADLINE_EXCEEDED)
         return True
 
-    def _encode(self, events: Sequence[tuple[Work, QueryResults]]) -> Iterator[npt.NDArray[np.float32] | None]:
+    def _encode(
+        self, events: Sequence[tuple[InFlightRecord, QueryResults]]
+    ) -> Iterator[npt.NDArray[np.float32] | None]:
         """Give each event its query's vector (d,), or None where the encoder fails on it."""
         if not events:
             return iter(())
@@ -169,116 +168,32 @@ class Reranker:
         _add(self._candidates[Status.NOT_EMBEDDED], within_depth - scored)
         _add(self._candidates[Status.BELOW_DEPTH], candidates - within_depth)
 
-    def _degrade(self, work: Work, event: QueryResults, why: Degraded) -> None:
+    def _degrade(self, work: InFlightRecord, event: QueryResults, why: Degraded) -> None:
         """Pass a valid event on in its initial order: nothing was scored, as if all were below the depth."""
         count = len(event.results)
         self._count(count, 0, 0)
-        unscored = [_unscored(candidate, rank) for rank, candidate in enumerate(event.results, start=1)]
+        unscored = [unscored(candidate, rank) for rank, candidate in enumerate(event.results, start=1)]
         self._metrics.degraded.labels(why).inc()
         self._answer(work, event, unscored, why)
 
     def _answer(
         self,
-        work: Work,
+        work: InFlightRecord,
         event: QueryResults,
         results: list[RerankedCandidate],
         degraded: Degraded | None = None,
     ) -> None:
         reranked = answer(self._settings, event, results, self._model_id, degraded)
         output = Output(self._settings.topic(OUTPUT), event.query_id.encode(), encode(reranked), work.carried)
-        work.done([output], since=event.issued_at)
+        work.complete([output], since=event.issued_at)
 
-    def _failed(self, work: Work, error: Exception) -> None:
+    def _failed(self, work: InFlightRecord, error: Exception) -> None:
         """Dead-letter a record on which our own code failed: nothing is lost, and its partition goes on."""
         if work.outputs is None:
             log.error("rerank failed", place=work.record.place, exc_info=error)
-            work.done([dead_letter(work.record, Reason.INTERNAL, f"{type(error).__name__}: {error}")])
-
-
-class Reranked(NamedTuple):
-    """A reranked result list, and how many of its candidates are within the depth, and have a record of these."""
-
-    results: list[RerankedCandidate]
-    within_depth: int
-    scored: int
-
-
-def rerank_candidates(
-    settings: Settings, candidates: Sequence[Candidate], vector: npt.NDArray[np.float32], store: Store
-) -> Reranked:
-    """Score the candidates within the depth, blend and rank: the method itself, for a query's vector (d,).
-
-    Raises :class:`StoreUnavailableError`.
-    """
-    with store.read([candidate.clip_id for candidate in candidates[: settings.depth]]) as embeddings:
-        frame = score_clips(vector, embeddings)
-    initial = np.array([candidate.score for candidate in candidates], dtype=np.float64)
-    ranking = rerank(
-        initial, frame.cosines, alpha=settings.alpha, depth=settings.depth, normalization=settings.normalization
-    )
-    scored = ~np.isnan(frame.cosines)
-    return Reranked(_ranked(candidates, ranking, frame, scored), len(scored), int(np.count_nonzero(scored)))
-
-
-def answer(
-    settings: Settings,
-    event: QueryResults,
-    results: list[RerankedCandidate],
-    model_id: str,
-    degraded: Degraded | None = None,
-) -> QueryReranked:
-    """Make the event that answers ``event``."""
-    return QueryReranked(
-        query_id=event.query_id,
-        query=event.query,
-        engine=event.engine,
-        issued_at=event.issued_at,
-        reranked_at=now(),
-        model_id=model_id,
-        alpha=settings.alpha,
-        depth=settings.depth,
-        normalization=settings.normalization,
-        degraded=degraded,
-        results=results,
-    )
-
-
-def _ranked(
-    candidates: Sequence[Candidate], ranking: Ranking, frame: FrameScores, scored: npt.NDArray[np.bool_]
-) -> list[RerankedCandidate]:
-    """Make the answer; ``frame`` and ``scored`` (True where there is a record) end at the depth.
-
-    By columns: a call for each of a hundred candidates took 77 microseconds, this takes 15.
-    """
-    within = len(scored)
-    order = ranking.order[:within]  # what is below the depth keeps its place behind them
-    positions = order.tolist()
-    cosines, moments = frame.cosines[order].tolist(), frame.moments_ms[order].tolist()
-    statuses = [Status.RERANKED] * within
-    if not scored.all():
-        for rank in np.flatnonzero(~scored[order]).tolist():
-            cosines[rank] = moments[rank] = None
-            statuses[rank] = Status.NOT_EMBEDDED
-    top = [candidates[position] for position in positions]
-    ranked = map(
-        RerankedCandidate,
-        [candidate.clip_id for candidate in top],
-        range(1, within + 1),
-        ranking.scores[order].tolist(),
-        (order + 1).tolist(),
-        [candidate.score for candidate in top],
-        cosines,
-        moments,
-        statuses,
-    )
-    return [*ranked, *(_unscored(candidates[rank - 1], rank) for rank in range(within + 1, len(candidates) + 1))]
+            work.complete([dead_letter(work.record, Reason.INTERNAL, f"{type(error).__name__}: {error}")])
 
 
 def _add(counter: Counter, more: int) -> None:
     if more:  # each addition takes a lock, and most of them are of nothing
         counter.inc(more)
-
-
-def _unscored(candidate: Candidate, rank: int) -> RerankedCandidate:
-    """Make a candidate that keeps the place that the engine gave it."""
-    return RerankedCandidate(candidate.clip_id, rank, None, rank, candidate.score, None, None, Status.BELOW_DEPTH)

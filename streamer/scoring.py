@@ -9,33 +9,22 @@ score. The paper adds the raw scores; normalising both first makes one alpha fit
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numkong
 import numpy as np
 import numpy.typing as npt
 
+from streamer.vectors import Block
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from streamer.vectors import ClipVectors
 
 Normalization = Literal["minmax", "zscore", "none"]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
-
-
-class ClipVectors(Protocol):
-    """What is scored of a clip: :class:`streamer.store.Embedding` is one.
-
-    ``matrix``: (n, d) float32, float16 or int8, n >= 1. ``scales``: (n,) float32 for int8 (vector = row * scale),
-    else None. ``times_ms``: (n,) the time of each vector's frame.
-    """
-
-    @property
-    def matrix(self) -> npt.NDArray[Any]: ...  # noqa: D102 - told above
-    @property
-    def scales(self) -> npt.NDArray[np.float32] | None: ...  # noqa: D102
-    @property
-    def times_ms(self) -> npt.NDArray[np.uint32]: ...  # noqa: D102
 
 
 class FrameScores(NamedTuple):
@@ -47,39 +36,6 @@ class FrameScores(NamedTuple):
 
     cosines: FloatArray
     moments_ms: npt.NDArray[np.int64]
-
-
-class Block(NamedTuple):
-    """Some clips of one precision, whose vectors lie in one matrix, between rows that mean nothing.
-
-    ``positions`` (m,): which clips. ``lengths`` (m,): how many vectors each has, 1 or more; ``first_rows`` (m,):
-    where they begin in ``matrix`` (r, d), ``first_times`` (m,) and ``first_scales`` (m,) where their times and
-    scales do in ``times_ms`` and ``scales``. Dtypes and meaning as in :class:`ClipVectors`.
-    """
-
-    positions: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
-    matrix: npt.NDArray[Any]
-    first_rows: npt.NDArray[np.int64]
-    times_ms: npt.NDArray[np.uint32]
-    first_times: npt.NDArray[np.int64]
-    scales: npt.NDArray[np.float32] | None
-    first_scales: npt.NDArray[np.int64]
-
-    @classmethod
-    def of(cls, position: int, clip: ClipVectors) -> Block:
-        """Make a block of one clip, without copying."""
-        start = np.zeros(1, np.int64)
-        lengths = np.array([len(clip.matrix)])
-        return cls(np.array([position]), lengths, clip.matrix, start, clip.times_ms, start, clip.scales, start)
-
-
-class Blocks(Protocol):
-    """A sequence of clips that can also give them joined, which is faster than one by one."""
-
-    def blocks(self) -> Iterator[Block]:
-        """Give every clip that is there in some block, which is valid until the next one is asked for."""
-        ...
 
 
 def score_clips(query: npt.NDArray[np.float32], clips: Sequence[ClipVectors | None]) -> FrameScores:

@@ -30,7 +30,9 @@ from streamer.store import (
     open_store,
 )
 from streamer.tracing import Tracing
-from streamer.video import DecodePool, Fetcher, Sampling
+from streamer.video import Sampling
+from streamer.video.fetching.fetcher import Fetcher
+from streamer.video.isolation.pool import DecodePool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

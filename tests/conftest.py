@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 from redis_servers import Cluster, Server
 
-from streamer.kafka.broker import LocalKafka
+from streamer.local_kafka.broker import LocalKafka
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamer.kafka import jvm
-from streamer.kafka.jars import Jar, class_path, fetch, is_intact, read_lock
+from streamer.local_kafka import jvm
+from streamer.local_kafka.jars import Jar, class_path, fetch, is_intact, read_lock
 
 if TYPE_CHECKING:
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
 
 _TOOL = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand"
 _SHA256 = {"4.4.0": "4eb9a7fbfd63badfd8d1a677aa2d54b47b2b2d442ff7d68fd223972afea1954c"}

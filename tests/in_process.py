@@ -6,7 +6,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from streamer.video import SampledClip, Sampling, sample
+from streamer.video import SampledClip, Sampling
+from streamer.video.sampling.sample import sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

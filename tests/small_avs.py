@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamer.demo import avs, avs_run
-from streamer.demo.clips import DemoClip, DemoScene
-from streamer.demo.render import SceneRenderer
-from streamer.demo.scenes import describe, draw_scene
 from streamer.encoders import load_encoder
 from streamer.evaluation.questions import questions_of
 from streamer.evaluation.trec import read_run, read_topics
 from streamer.events import encode
 from streamer.settings import DEFAULT_MODEL, load
 from streamer.store import Clip, Position, open_store
+from streamer.synthetic import avs, benchmark
+from streamer.synthetic.clips import DemoClip, DemoScene
+from streamer.synthetic.render import SceneRenderer
+from streamer.synthetic.scenes import describe, draw_scene
 
 if TYPE_CHECKING:
     from streamer.encoders import Encoder
@@ -54,8 +54,8 @@ def make(folder: Path) -> SmallBenchmark:
     for topic in topics:
         cosines = np.array(wholes) @ encoder.encode_texts([topic.text])[0]
         answers[topic.query_id] = [(clip.clip_id, float(cosine)) for clip, cosine in zip(clips, cosines, strict=True)]
-    size = avs_run.Size(CLIPS, TOPICS, SEED)
-    results = avs_run.measure(load({}), topics, answers, encoder, store, size, folder)
+    size = benchmark.Size(CLIPS, TOPICS, SEED)
+    results = benchmark.measure(load({}), topics, answers, encoder, store, size, folder)
     store.close()
     return SmallBenchmark(folder, url, encoder.model_id, results)
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 
-from streamer.store import Clip, Position, record
-from streamer.store.admin import Raw, StoreAdmin, open_admin
-from streamer.store.lmdb_admin import LmdbAdmin
-from streamer.store.redis_admin import RedisAdmin
+from streamer.store import Clip, Position, record_format
+from streamer.store.admin import Raw, StoreAdmin
+from streamer.store.lmdb.admin import LmdbAdmin
+from streamer.store.opening import open_admin
+from streamer.store.redis.admin import RedisAdmin
 from streamer.store.transfer import copy
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 DIM = 8
 FIRST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 MODEL = "model-a"
-PREFIX = record.model_prefix(MODEL)
+PREFIX = record_format.model_prefix(MODEL)
 
 
 def clip(clip_id: str, version: int = 1, offset: int = 0, *, vectors: int = 2, log: str = "log") -> Clip:
@@ -39,15 +40,15 @@ def upload(
     version: int, offset: int = 0, *, log: str = "log", clip_id: str = "c", vectors: int = 2, prefix: bytes = PREFIX
 ) -> Raw:
     """Make the record of an upload."""
-    value = record.encode(clip(clip_id, version, offset, log=log, vectors=vectors), "float16")
-    return Raw(record.key(prefix, clip_id), value)
+    value = record_format.encode(clip(clip_id, version, offset, log=log, vectors=vectors), "float16")
+    return Raw(record_format.key(prefix, clip_id), value)
 
 
 def delete(version: int, offset: int = 0, *, log: str = "log", clip_id: str = "c") -> Raw:
     """Make the tombstone of a delete."""
-    uploaded_us = record.microseconds(FIRST) + version
-    value = record.encode_tombstone(clip_id, record.Version(uploaded_us, False, Position.of(log, offset)))
-    return Raw(record.key(PREFIX, clip_id), value)
+    uploaded_us = record_format.microseconds(FIRST) + version
+    value = record_format.encode_tombstone(clip_id, record_format.Version(uploaded_us, False, Position.of(log, offset)))
+    return Raw(record_format.key(PREFIX, clip_id), value)
 
 
 def damaged(raw: Raw) -> Raw:
@@ -68,7 +69,7 @@ def many(count: int, seed: int = 0, dim: int = DIM) -> Iterator[Raw]:
         times = np.arange(len(vectors), dtype=np.uint32)
         uploaded_at = FIRST + dt.timedelta(microseconds=number)
         made = Clip(clip_id, uploaded_at, Position.of("log", number), number, vectors, times)
-        yield Raw(record.key(PREFIX, clip_id), record.encode(made, precisions[number % 3]))
+        yield Raw(record_format.key(PREFIX, clip_id), record_format.encode(made, precisions[number % 3]))
 
 
 def fill(admin: StoreAdmin, records: Iterator[Raw]) -> None:

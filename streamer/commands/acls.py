@@ -17,7 +17,7 @@ class _Role(click.ParamType[str]):
     name = "command"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from streamer.kafka.privileges import ROLES  # noqa: PLC0415 - completion starts without the Kafka client
+        from streamer.kafka.client.acls import ROLES  # noqa: PLC0415 - completion starts without the Kafka client
 
         if value not in ROLES:
             self.fail(f"{value!r} is none of {', '.join(ROLES)}", param, ctx)
@@ -34,13 +34,13 @@ def acls(settings: Settings, role: str, principal: str | None, as_json: bool) ->
 
     Changes nothing, and asks no broker. docs/security.md shows all of them.
     """  # noqa: D205 - click joins the lines of a paragraph
-    from streamer.kafka import privileges  # noqa: PLC0415
+    from streamer.kafka.client import acls  # noqa: PLC0415
 
     if as_json:
-        click.echo(orjson.dumps(privileges.as_objects(settings, role), option=orjson.OPT_INDENT_2))
+        click.echo(orjson.dumps(acls.as_objects(settings, role), option=orjson.OPT_INDENT_2))
     elif principal is not None:
-        click.echo("\n".join(privileges.kafka_acls(settings, role, principal)))
+        click.echo("\n".join(acls.kafka_acls(settings, role, principal)))
     else:
-        for each in privileges.as_objects(settings, role):
+        for each in acls.as_objects(settings, role):
             names = f"{each['name']}*" if each["pattern"] == "prefixed" else each["name"]
             click.echo(f"{each['operation']} on the {each['resource']} {names}: {each['why']}")

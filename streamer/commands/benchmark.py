@@ -33,12 +33,12 @@ def benchmark(settings: Settings, out: Path, clips: int, topics: int, seed: int)
         raise click.UsageError(f"{out} is not empty")
     from rich.console import Console  # noqa: PLC0415
 
-    from streamer.demo import avs_run  # noqa: PLC0415
+    from streamer.synthetic import benchmark  # noqa: PLC0415
 
     try:
-        results = avs_run.run(settings, Console(stderr=True), avs_run.Size(clips, topics, seed), out)
+        results = benchmark.run(settings, Console(stderr=True), benchmark.Size(clips, topics, seed), out)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    table = avs_run.markdown(results)
+    table = benchmark.markdown(results)
     (out / "report.md").write_text(table, encoding="utf-8")
     click.echo(table, nl=False)

@@ -33,7 +33,7 @@ class _Moment(click.ParamType[dt.datetime]):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.datetime:
-        from streamer.kafka.dlq import parse_time  # noqa: PLC0415
+        from streamer.kafka.dlq.letters import parse_time  # noqa: PLC0415
 
         try:
             return value if isinstance(value, dt.datetime) else parse_time(str(value), now())
@@ -79,13 +79,13 @@ def dlq_list(
     **filters: Any,
 ) -> None:
     """Count the dead letters of TOPIC by reason."""
-    from streamer.kafka import dlq_report  # noqa: PLC0415
-    from streamer.kafka.dlq import DeadLetterTopic, Filter  # noqa: PLC0415
+    from streamer.kafka.dlq import report  # noqa: PLC0415
+    from streamer.kafka.dlq.letters import DeadLetterTopic, Filter  # noqa: PLC0415
 
     wanted = Filter(**filters)
     with contextlib.closing(DeadLetterTopic(settings, topic)) as dead_letters:
         letters = itertools.islice(filter(wanted.takes, dead_letters.letters(dead_letters.spans())), limit)
-        show = dlq_report.records if records else dlq_report.summary
+        show = report.records if records else report.summary
         show(letters, title=dead_letters.name, as_json=as_json)
 
 
@@ -106,9 +106,9 @@ def dlq_show(
 
     Exit 1 where there is none.
     """
-    from streamer.kafka import dlq_report  # noqa: PLC0415
-    from streamer.kafka.dlq import DeadLetterTopic, Filter  # noqa: PLC0415
-    from streamer.kafka.spans import Span  # noqa: PLC0415
+    from streamer.kafka.dlq import report  # noqa: PLC0415
+    from streamer.kafka.dlq.letters import DeadLetterTopic, Filter  # noqa: PLC0415
+    from streamer.kafka.readers.topic_reader import Span  # noqa: PLC0415
 
     if partition is not None and offset is None:
         raise click.UsageError("PARTITION needs an OFFSET")
@@ -123,7 +123,7 @@ def dlq_show(
         letters = dead_letters.letters(spans)
         if offset is not None:
             letters = (letter for letter in itertools.islice(letters, 1) if letter.record.offset == offset)
-        if not dlq_report.details(itertools.islice(filter(wanted.takes, letters), limit), as_json=as_json):
+        if not report.details(itertools.islice(filter(wanted.takes, letters), limit), as_json=as_json):
             raise click.ClickException(f"no such dead letter in {dead_letters.name}")
 
 
@@ -137,8 +137,8 @@ def dlq_redrive(
     Truncated ones stay, since their value is lost, and so does what was redriven before. One redrive of a topic
     takes over from another that is under way.
     """
-    from streamer.kafka import dlq_report, redrive  # noqa: PLC0415
-    from streamer.kafka.dlq import Filter  # noqa: PLC0415
+    from streamer.kafka.dlq import redrive, report  # noqa: PLC0415 - completion starts without the Kafka client
+    from streamer.kafka.dlq.letters import Filter  # noqa: PLC0415
 
-    report = redrive.redrive(settings, topic, Filter(**filters), limit=limit, dry_run=dry_run)
-    dlq_report.redriven(report, topic=settings.topic(topic), dry_run=dry_run, as_json=as_json)
+    done = redrive.redrive(settings, topic, Filter(**filters), limit=limit, dry_run=dry_run)
+    report.redriven(done, topic=settings.topic(topic), dry_run=dry_run, as_json=as_json)

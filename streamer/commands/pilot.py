@@ -102,7 +102,7 @@ def _answers(
 
 
 def _read_topic(settings: Settings, name: str, clicked: Clicks) -> None:
-    from streamer.kafka.spans import TopicReader  # noqa: PLC0415
+    from streamer.kafka.readers.topic_reader import TopicReader  # noqa: PLC0415
 
     with contextlib.closing(TopicReader(settings, name, group="streamer-pilot", role="replay")) as reader:
         for span in reader.spans():

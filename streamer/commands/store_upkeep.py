@@ -48,7 +48,7 @@ def store_copy(settings: Settings, source: str, target: str, restart: bool, as_j
     record of FROM is damaged: such ones are left out.
     """
     from streamer.store import StoreOptions  # noqa: PLC0415
-    from streamer.store.admin import open_admin  # noqa: PLC0415
+    from streamer.store.opening import open_admin  # noqa: PLC0415
     from streamer.store.transfer import copy  # noqa: PLC0415
 
     options = StoreOptions.of(settings)
@@ -85,7 +85,7 @@ def store_verify(settings: Settings, against: str | None, as_json: bool) -> None
     is not looked at. In stores that are written meanwhile, the last few may be found missing.
     """
     from streamer.store import StoreOptions, upkeep  # noqa: PLC0415
-    from streamer.store.admin import open_admin  # noqa: PLC0415
+    from streamer.store.opening import open_admin  # noqa: PLC0415
 
     console = Console()
     options = StoreOptions.of(settings)
@@ -132,7 +132,7 @@ def store_compact(settings: Settings, to: Path | None) -> None:
     the copy is the store as it was at one moment; `store copy` brings what came later.
     """
     from streamer.store import StoreOptions  # noqa: PLC0415
-    from streamer.store.admin import open_admin  # noqa: PLC0415
+    from streamer.store.opening import open_admin  # noqa: PLC0415
 
     with contextlib.closing(open_admin(settings.store, options=StoreOptions.of(settings))) as opened:
         before, after = opened.compact(to)
@@ -151,7 +151,7 @@ def store_drop_model(settings: Settings, model_id: str, dry_run: bool, yes: bool
     meanwhile.
     """
     from streamer.store import StoreOptions, upkeep  # noqa: PLC0415
-    from streamer.store.admin import open_admin  # noqa: PLC0415
+    from streamer.store.opening import open_admin  # noqa: PLC0415
 
     with contextlib.closing(open_admin(settings.store, options=StoreOptions.of(settings))) as opened:
         models = {name: prefix for prefix, name in opened.models().items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamer.demo.clips import make_queries, render_clips
+from streamer.synthetic.clips import make_queries, render_clips
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,7 +13,8 @@ from PIL import Image
 
 from streamer.evaluation.page import embedded, environment, show
 from streamer.events import Status
-from streamer.video import Sampling, sample
+from streamer.video import Sampling
+from streamer.video.sampling.sample import sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -24,9 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from streamer import embedder, reranker
-from streamer.demo.engine import BaseEngine
 from streamer.demo.material import DemoError, Material, Query, own_material, rendered_material
-from streamer.demo.measures import average_precision
 from streamer.demo.report import FramePictures, Judged, write
 from streamer.demo.services import ServiceProcess
 from streamer.demo.show import Stage, before_and_after, figures, mean, most_telling
@@ -42,12 +40,14 @@ from streamer.events import (
     now,
 )
 from streamer.kafka import DLQ_SUFFIX, Output
-from streamer.kafka.broker import LocalKafka
-from streamer.kafka.client import Reader, publish
-from streamer.kafka.topic_files import load_specs
-from streamer.kafka.topics import apply, drop
+from streamer.kafka.admin.topic_files import load_specs
+from streamer.kafka.admin.topics import apply, drop
+from streamer.kafka.readers.publish import Reader, publish
+from streamer.local_kafka.broker import LocalKafka
+from streamer.scrape import quantile
 from streamer.settings import as_variables
-from streamer.top.figures import quantile
+from streamer.synthetic.engine import BaseEngine
+from streamer.synthetic.measures import average_precision
 from streamer.top.targets import Target
 from streamer.top.watch import Watch
 

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Self
 
-from streamer.top.figures import Scrape
+from streamer.scrape import Scrape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,7 +18,7 @@ from streamer.events import (
     decode,
     now,
 )
-from streamer.kafka.spans import TopicReader
+from streamer.kafka.readers.topic_reader import TopicReader
 from streamer.reranker import INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _of_file(path: Path, model: type[E], name: str) -> Iterator[E]:
 def events_of_topic(settings: Settings) -> Iterator[QueryResults]:
     """Read what the topic ``query.results`` holds now; what the service would refuse is left out, with a warning.
 
-    Raises :class:`~streamer.kafka.spans.ReadError`.
+    Raises :class:`~streamer.kafka.readers.topic_reader.ReadError`.
     """
     return _of_topic(settings, QueryResults, INPUT)
 

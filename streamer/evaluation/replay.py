@@ -22,8 +22,9 @@ from streamer.evaluation.questions import ReplayError
 from streamer.evaluation.trec import Ranking
 from streamer.events import InvalidEvent, QueryReranked, QueryResults, Status, decode, encode, now
 from streamer.kafka import Output
-from streamer.kafka.ask import Asker
-from streamer.reranker import INPUT, OUTPUT, answer, rerank_candidates
+from streamer.kafka.readers.request import Requester
+from streamer.method import answer, rerank_candidates
+from streamer.reranker import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -73,11 +74,11 @@ def through_kafka(settings: Settings, questions: Iterable[QueryResults], *, time
 
     They go out under query ids of their own, ``replay-<token>.<query id>``, by which a platform can tell them from
     its users'; answers have the question's id again. The service's alpha, depth and normalisation count; those of
-    ``settings`` that were given must be the same. Raises :class:`ReplayError`, :class:`~streamer.kafka.ask.AskError`,
-    :class:`~streamer.kafka.spans.ReadError`.
+    ``settings`` that were given must be the same. Raises :class:`ReplayError`,
+    :class:`~streamer.kafka.readers.request.RequestError`, :class:`~streamer.kafka.readers.topic_reader.ReadError`.
     """
     prefix = f"replay-{secrets.token_hex(4)}."
-    with contextlib.closing(Asker(settings, questions=INPUT, answers=OUTPUT)) as asker:
+    with contextlib.closing(Requester(settings, questions=INPUT, answers=OUTPUT)) as asker:
         for question in questions:
             try:
                 asked = msgspec.structs.replace(question, query_id=prefix + question.query_id, issued_at=now())

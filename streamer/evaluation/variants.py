@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streamer.scoring import Block, FloatArray, score_clips
-from streamer.store.record import quantize
+from streamer.scoring import FloatArray, score_clips
+from streamer.store.record_format import quantize
+from streamer.vectors import Block
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from streamer.scoring import ClipVectors
     from streamer.settings import Precision
     from streamer.store import Embedding, Store
+    from streamer.vectors import ClipVectors
 
 AT_ONCE = 100
 """Candidates whose vectors are in memory at once."""
@@ -39,7 +40,7 @@ class Variant(NamedTuple):
 
 
 class _Vectors(NamedTuple):
-    """A clip of a variant; a :class:`streamer.scoring.ClipVectors`."""
+    """A clip of a variant; a :class:`streamer.vectors.ClipVectors`."""
 
     matrix: npt.NDArray[np.float32 | np.float16 | np.int8]
     scales: npt.NDArray[np.float32] | None
@@ -98,7 +99,7 @@ def cosines_of(
 
 
 class _Joined(list["ClipVectors | None"]):
-    """Clips that lie joined in memory, as a store gives them: :class:`streamer.scoring.Blocks`."""
+    """Clips that lie joined in memory, as a store gives them: :class:`streamer.vectors.Blocks`."""
 
     def __init__(self, clips: Iterable[ClipVectors | None]) -> None:
         super().__init__(clips)

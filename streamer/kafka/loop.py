@@ -2,8 +2,8 @@
 
 Work happens in the pipeline's threads (:class:`Pipeline`). This thread only moves records: it never waits for
 slow work, so polling, heartbeats and rebalances go on while a clip takes a minute; a partition whose queue
-is full is paused. What is done is committed in transactions (:mod:`streamer.kafka.transactions`), in any order
-(:mod:`streamer.kafka.progress`).
+is full is paused. What is done is committed in transactions (:mod:`streamer.kafka.commit.transactions`), in any order
+(:mod:`streamer.kafka.inflight.offsets`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from streamer.kafka.committer import Committer, LostCommitError
-from streamer.kafka.membership import Membership
-from streamer.kafka.monitor import Monitor
-from streamer.kafka.partitions import Assignment, Work
-from streamer.kafka.privileges import Refusals, Resource, refused, role_of
-from streamer.kafka.progress import Progress
-from streamer.kafka.records import DLQ_SUFFIX, record_of
-from streamer.kafka.rotation import Rotation
-from streamer.kafka.topic_watch import TopicWatch
-from streamer.kafka.transactions import FencedError, RestartError
+from streamer.kafka.client.acls import Resource
+from streamer.kafka.client.refusals import Refusals, refused, role_of
+from streamer.kafka.commit.committer import Committer, LostCommitError
+from streamer.kafka.commit.group import GroupMembership
+from streamer.kafka.commit.rotation import Rotation
+from streamer.kafka.commit.transactions import FencedError, RestartError
+from streamer.kafka.inflight.offsets import Progress
+from streamer.kafka.inflight.partitions import Assignment
+from streamer.kafka.inflight.work import InFlightRecord
+from streamer.kafka.records import record_of
+from streamer.kafka.watch.monitor import Monitor
+from streamer.kafka.watch.topics import TopicWatch
+from streamer.topology import DLQ_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +79,7 @@ class Stop(threading.Event):
 class Pipeline(Protocol):
     """What turns records into outputs, in threads of its own."""
 
-    def submit(self, works: Sequence[Work]) -> None:
+    def submit(self, works: Sequence[InFlightRecord]) -> None:
         """Take records in flight, each partition's in offset order, and call each one's ``done`` later.
 
         Must not block.
@@ -126,7 +129,9 @@ class Loop:
         self._topic_id: str | None = None
         on_error, on_statistics = self._on_client_error, self._monitor.on_statistics
         self._transactions = Rotation(settings, group, {"error_cb": on_error}, producers=producers)
-        self._membership = Membership(settings, group, self._topic, {"error_cb": on_error, "stats_cb": on_statistics})
+        self._membership = GroupMembership(
+            settings, group, self._topic, {"error_cb": on_error, "stats_cb": on_statistics}
+        )
         self._committer = Committer(
             self._transactions,
             self._membership,
@@ -238,12 +243,12 @@ class Loop:
         self._control_flow()
         self._submit(works, pipeline)
 
-    def _submit(self, works: Sequence[Work], pipeline: Pipeline) -> None:
+    def _submit(self, works: Sequence[InFlightRecord], pipeline: Pipeline) -> None:
         if works:
             self._metrics.consumed.labels(self._topic).inc(len(works))
             pipeline.submit(works)
 
-    def _receive(self, message: Message) -> Work | None:
+    def _receive(self, message: Message) -> InFlightRecord | None:
         error = message.error()
         if error is not None:
             self._on_message_error(message, error)
@@ -251,7 +256,7 @@ class Loop:
         partition = self._assignment.get(message.partition())
         if partition is None:  # revoked while it waited in the client's queue
             return None
-        work = Work(record_of(message, partition.log), self._wake.set)
+        work = InFlightRecord(record_of(message, partition.log), self._wake.set)
         if not partition.add(work):
             return None
         if self._tracing is not None:

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import structlog
 
-from streamer.events import Reason, now
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from confluent_kafka import Message
 
@@ -20,12 +18,6 @@ log = structlog.get_logger()
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
-DLQ_SUFFIX = ".dlq"
-_MAX_ERROR_CHARS = 1_000
-_TRUNCATED = "dlq.truncated_from"
-_TRUNCATED_BYTES = 100_000
-_TRUNCATED_HEADER_BYTES = 1_000
-_TRUNCATED_HEADERS = 100
 
 T = TypeVar("T")
 
@@ -82,48 +74,6 @@ def carried(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
     return tuple((name, value) for name, value in headers if name == "traceparent" or name.startswith("ce_"))
 
 
-def dead_letter(record: Record, reason: Reason, error: str, *, attempts: int = 1) -> Output:
-    """Wrap a record that cannot be processed: its key, value and headers, and the reason."""
-    why: Sequence[tuple[str, str]] = (
-        ("dlq.reason", reason.value),
-        ("dlq.error", error[:_MAX_ERROR_CHARS]),
-        ("dlq.topic", record.topic),
-        ("dlq.partition", str(record.partition)),
-        ("dlq.offset", str(record.offset)),
-        ("dlq.attempts", str(attempts)),
-        ("dlq.at", now().isoformat().replace("+00:00", "Z")),
-    )
-    # A redriven record that fails again carries the newest reason only.
-    kept = tuple((name, value) for name, value in record.headers if not name.startswith("dlq."))
-    headers = kept + tuple((name, text.encode(errors="replace")) for name, text in why)
-    return Output(record.topic + DLQ_SUFFIX, record.key, record.value, headers)
-
-
-def dead_letter_reason(output: Output) -> str | None:
-    """Return the reason of a dead letter, None for any other output."""
-    if not output.topic.endswith(DLQ_SUFFIX):
-        return None
-    return next((value.decode() for name, value in output.headers if name == "dlq.reason" and value), None)
-
-
-def truncated(dead: Output) -> Output:
-    """Return a dead letter that fits anywhere: what is large is cut, and a header says how long the value was.
-
-    A dead letter that was cut already keeps nothing but the reason and its place.
-    """
-    ours = tuple((name, value) for name, value in dead.headers if name.startswith("dlq."))
-    if any(name == _TRUNCATED for name, _ in ours):
-        return Output(dead.topic, None, None, ours)
-    small = tuple(
-        (name, value)
-        for name, value in dead.headers
-        if not name.startswith("dlq.") and len(name) + len(value or b"") <= _TRUNCATED_HEADER_BYTES
-    )
-    value = dead.value or b""
-    headers = (*small[:_TRUNCATED_HEADERS], *ours, (_TRUNCATED, str(len(value)).encode()))
-    return Output(dead.topic, (dead.key or b"")[:_TRUNCATED_BYTES], value[:_TRUNCATED_BYTES], headers)
-
-
 def _present(value: T | None) -> T:
     """Narrow what librdkafka's types leave open but every consumed record has."""
     if value is None:
@@ -156,18 +106,3 @@ def _headers(message: Message) -> Headers:
         place = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset()}
         log.warning("headers dropped, a name is not UTF-8", **place, error=str(error))
         return ()
-
-
-def log_dead_letter(record: Record, headers: Sequence[tuple[str, bytes | None]]) -> None:
-    """Log the one line of a failed record."""
-    told = {name.removeprefix("dlq."): value.decode(errors="replace") for name, value in headers if value}
-    log.warning(
-        "dead letter",
-        reason=told.get("reason"),
-        error=told.get("error"),
-        attempts=told.get("attempts"),
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        key=(record.key or b"").decode(errors="replace")[:100],
-    )

@@ -7,6 +7,7 @@ a hundred to a thousand at a time. Vectors of different models never meet: ``mod
 from __future__ import annotations
 
 from streamer.store.measured import MeasuredStore, StoreWatch
+from streamer.store.opening import open_existing, open_store
 from streamer.store.options import StoreOptions
 from streamer.store.protocol import (
     Clip,
@@ -18,8 +19,6 @@ from streamer.store.protocol import (
     StoreStats,
     StoreUnavailableError,
     masked,
-    open_existing,
-    open_store,
 )
 
 __all__ = [

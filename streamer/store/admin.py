@@ -1,7 +1,8 @@
 """What an operator does to a whole store: the protocol for it, apart from the services' :class:`Store`.
 
-Here a record is its bytes, which are the same in every engine, under the key that :func:`streamer.store.record.key`
-makes, whatever the engine itself calls it. All models' records and tombstones are seen.
+Here a record is its bytes, which are the same in every engine, under the key that
+:func:`streamer.store.record_format.key` makes, whatever the engine itself calls it. All models' records and tombstones
+are seen.
 """
 
 from __future__ import annotations
@@ -9,13 +10,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from streamer.store.protocol import lmdb_path, require_redis
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from streamer.store.options import StoreOptions
 
 PAGE_RECORDS = 512
 """Most records that are read, put or removed at once."""
@@ -24,7 +22,7 @@ PAGE_BYTES = 4 << 20
 
 
 class Raw(NamedTuple):
-    """One record or tombstone, unchecked: ``key`` as :func:`streamer.store.record.key` makes it, and its bytes."""
+    """One record or tombstone, unchecked: its ``key`` (:func:`streamer.store.record_format.key`) and its bytes."""
 
     key: bytes
     value: bytes
@@ -78,7 +76,7 @@ class StoreAdmin(Protocol):
     def scan(self, cursor: str = "", *, prefix: bytes = b"", heads: bool = False) -> Iterator[Page]:
         """Go through the records whose keys begin with ``prefix``, from ``cursor`` on, in an order of the engine's.
 
-        ``heads`` cuts values to their first :data:`~streamer.store.record.HEADER_BYTES`. Every record that is
+        ``heads`` cuts values to their first :data:`~streamer.store.record_format.HEADER_BYTES`. Every record that is
         there from the beginning to the end comes at least once, however often the scan was ended and begun again
         with the cursor of a page; what is written or removed meanwhile comes or does not. Where servers have
         taken each other's place, the scan begins anew and says so.
@@ -90,7 +88,7 @@ class StoreAdmin(Protocol):
         ...
 
     def put(self, records: Sequence[Raw], note: Callable[[list[Merged]], bytes] | None = None) -> list[Merged]:
-        """Put records as they are, each where :func:`streamer.store.record.outranks` says so, durably.
+        """Put records as they are, each where :func:`streamer.store.record_format.outranks` says so, durably.
 
         A record that cannot be read gives way to any; records that cannot be read must not be put. What ``note``
         makes of the outcomes takes the place of :meth:`note`, not before the records are durable; it may be
@@ -120,18 +118,3 @@ class StoreAdmin(Protocol):
     def close(self) -> None:
         """Release the store. May be called twice."""
         ...
-
-
-def open_admin(url: str, *, create: bool = False, options: StoreOptions | None = None) -> StoreAdmin:
-    """Open the store that ``url`` names; one that is absent is only created with ``create``.
-
-    Raises :class:`StoreError`, or :class:`StoreUnavailableError` where a later attempt may succeed.
-    """
-    if (path := lmdb_path(url)) is not None:
-        from streamer.store.lmdb_admin import LmdbAdmin  # noqa: PLC0415 - only the engine in use is loaded
-
-        return LmdbAdmin(path, create=create)
-    require_redis(url)
-    from streamer.store.redis_admin import RedisAdmin  # noqa: PLC0415
-
-    return RedisAdmin(url, create=create, options=options)

@@ -1,4 +1,4 @@
-"""The store protocol, which every engine fulfils, and the choice of an engine by its URL."""
+"""The store protocol, which every engine fulfils."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import datetime as dt
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from xxhash import xxh3_64_intdigest
@@ -18,16 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from streamer.settings import Precision
-    from streamer.store.options import StoreOptions
-
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 """From which versions are counted."""
-
-
-UNKNOWN_ENGINE = "{}: is no engine of this release; use lmdb:PATH, redis://HOST:PORT or redis+cluster://HOST:PORT,..."
-"""What is said of a URL that names none; takes the scheme."""
 
 
 class StoreError(Exception):
@@ -185,7 +177,7 @@ class Store(Protocol):
 
         Each is whole as it was at one moment, which in an embedded store is the same for all of them.
         Neither the sequence nor its arrays may be used after the block ends: an engine may look records up when
-        they are asked for. It may also give them joined, as :class:`streamer.scoring.Blocks` says.
+        they are asked for. It may also give them joined, as :class:`streamer.vectors.Blocks` says.
         """
         ...
 
@@ -206,64 +198,6 @@ class Store(Protocol):
         ...
 
 
-def open_store(
-    url: str,
-    *,
-    model_id: str,
-    dim: int,
-    precision: Precision = "float16",
-    read_only: bool = False,
-    options: StoreOptions | None = None,
-) -> Store:
-    """Open the store that ``url`` names for one model's vectors of length ``dim``; created where absent.
-
-    ``read_only`` promises no writes to a store that exists (the engine may still keep reader bookkeeping).
-    ``options`` are for stores beyond this host. Raises :class:`StoreError`, or :class:`StoreUnavailableError` where
-    a later attempt may succeed.
-    """
-    if (path := lmdb_path(url)) is not None:
-        from streamer.store.lmdb import LmdbStore  # noqa: PLC0415 - only the engine in use is loaded
-
-        return LmdbStore(path, model_id=model_id, dim=dim, precision=precision, read_only=read_only)
-    require_redis(url)
-    from streamer.store.redis import RedisStore  # noqa: PLC0415
-
-    return RedisStore(url, model_id=model_id, dim=dim, precision=precision, read_only=read_only, options=options)
-
-
-def open_existing(url: str, *, model_id: str = "", options: StoreOptions | None = None) -> Store:
-    """Open a store that is there already, to look into it: nothing is created, vectors may have any length.
-
-    ``model_id`` is whose records are read; without one :meth:`Store.stats` still tells of all models. Raises
-    :class:`StoreError`, or :class:`StoreUnavailableError` where a later attempt may succeed.
-    """
-    if (path := lmdb_path(url)) is not None:
-        from streamer.store.lmdb import LmdbStore, is_store  # noqa: PLC0415 - only the engine in use is loaded
-
-        if not is_store(path):
-            raise StoreError(f"{path}: there is no store")
-        return LmdbStore(path, model_id=model_id, dim=None, read_only=True)
-    require_redis(url)
-    from streamer.store.redis import RedisStore  # noqa: PLC0415
-
-    return RedisStore(url, model_id=model_id, dim=None, read_only=True, existing=True, options=options)
-
-
 def masked(url: str) -> str:
     """Return a store's URL without its password."""
     return re.sub(r"(?<=://)([^:@]*):.*@", r"\1:***@", url)
-
-
-def require_redis(url: str) -> None:
-    """Raise :class:`StoreError` where a URL is not of the Redis protocol, or its client is not installed."""
-    scheme = url.partition(":")[0]
-    if scheme not in {"redis", "rediss", "redis+cluster", "rediss+cluster"}:
-        raise StoreError(UNKNOWN_ENGINE.format(scheme))
-    if find_spec("redis") is None or find_spec("hiredis") is None:
-        raise StoreError(f"{scheme}: needs the extra redis: pip install 'cliprerank-streamer[redis]'")
-
-
-def lmdb_path(url: str) -> str | None:
-    """Return the path of an LMDB store's URL, None for that of another engine."""
-    scheme, _, path = url.partition(":")
-    return path if scheme == "lmdb" else None

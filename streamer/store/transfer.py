@@ -1,10 +1,10 @@
 """A whole store copied into another one, beside services that go on.
 
 What a copy promises. When it ends, every record and tombstone that was in the source when the copy was first
-begun, and could be read, is in the target as it was then, or as what outranks it (:func:`record.outranks`): newer by
-version, or by its place in the same log. What is written to the source meanwhile may be in the target or not; once
-nobody writes to the source, a copy more brings the rest, and since records that are there already are only compared,
-it may be run as often as one likes. The target may be written meanwhile, too.
+begun, and could be read, is in the target as it was then, or as what outranks it (:func:`record_format.outranks`):
+newer by version, or by its place in the same log. What is written to the source meanwhile may be in the target or not;
+once nobody writes to the source, a copy more brings the rest, and since records that are there already are only
+compared, it may be run as often as one likes. The target may be written meanwhile, too.
 
 How. Two passes over the source, each page put with a note of how far the copy has come, so that a copy that was
 killed goes on where it was. The note is kept in the target and not beside it: with a target that was emptied or
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 import orjson
 import structlog
 
-from streamer.store import record
+from streamer.store import record_format
 from streamer.store.admin import Merged
 from streamer.store.protocol import StoreError, StoreUnavailableError
 from streamer.store.upkeep import Advance, Damage, pairs
@@ -184,11 +184,13 @@ class _Copy:
         report = self._put(behind, after)
         again = [raw for raw, there in pairs(self._target, Damage().sort(behind)) if there.is_behind]
         if again:
-            raise StoreError(f"the target has not kept what was put into it, {record.named(again[0].key)} at first")
+            raise StoreError(
+                f"the target has not kept what was put into it, {record_format.named(again[0].key)} at first"
+            )
         return report
 
     def _put(self, records: list[Raw], after: Callable[[list[Merged]], CopyReport]) -> CopyReport:
-        if not {raw.key[: record.PREFIX_BYTES] for raw in records} <= self._known:
+        if not {raw.key[: record_format.PREFIX_BYTES] for raw in records} <= self._known:
             models = self._source.models()
             self._target.register(models)
             self._known.update(models)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from streamer.store import record
+from streamer.store import record_format
 from streamer.store.protocol import EPOCH
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ class Damage:
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def sort(self, records: Iterable[Raw]) -> Iterator[tuple[Raw, record.Version]]:
+    def sort(self, records: Iterable[Raw]) -> Iterator[tuple[Raw, record_format.Version]]:
         """Give the records that are whole, and note the others."""
         for raw in records:
             try:
-                version = record.checked(raw.key, memoryview(raw.value))
-            except record.CorruptRecordError as error:
+                version = record_format.checked(raw.key, memoryview(raw.value))
+            except record_format.CorruptRecordError as error:
                 self.note(raw.key, str(error))
             else:
                 yield raw, version
@@ -48,7 +48,7 @@ class Damage:
         """Count a damaged record."""
         self.count += 1
         if len(self.examples) < MOST_NAMED:
-            self.examples.append(f"{record.named(key)}: {problem}")
+            self.examples.append(f"{record_format.named(key)}: {problem}")
 
 
 class There(NamedTuple):
@@ -61,11 +61,11 @@ class There(NamedTuple):
     """It is missing, damaged or older: the source's record belongs there."""
 
 
-def pairs(target: StoreAdmin, records: Iterable[tuple[Raw, record.Version]]) -> Iterator[tuple[Raw, There]]:
+def pairs(target: StoreAdmin, records: Iterable[tuple[Raw, record_format.Version]]) -> Iterator[tuple[Raw, There]]:
     """Look at what the target has in the place of each record."""
     asked = list(records)
     for (raw, version), value in zip(asked, target.get([raw.key for raw, _ in asked]), strict=True):
-        there = record.version_at(raw.key, value)
+        there = record_format.version_at(raw.key, value)
         is_same = value == raw.value
         yield (
             raw,
@@ -73,7 +73,7 @@ def pairs(target: StoreAdmin, records: Iterable[tuple[Raw, record.Version]]) -> 
                 is_same=is_same,
                 is_missing=value is None,
                 is_damaged=value is not None and there is None,
-                is_behind=not is_same and record.outranks(version, there),
+                is_behind=not is_same and record_format.outranks(version, there),
             ),
         )
 
@@ -106,7 +106,7 @@ def verify(store: StoreAdmin, advance: Advance = lambda *_: None) -> VerifyRepor
         if page.anew:
             done, report = 0, VerifyReport({model_id: ModelFigures() for model_id in names.values()})
         for raw, version in report.damage.sort(page.records):
-            prefix = raw.key[: record.PREFIX_BYTES]
+            prefix = raw.key[: record_format.PREFIX_BYTES]
             if prefix not in names:
                 names = store.models()
             if prefix not in names:
@@ -116,7 +116,7 @@ def verify(store: StoreAdmin, advance: Advance = lambda *_: None) -> VerifyRepor
             figures.bytes += len(raw.value)
             if version.live:
                 figures.clips += 1
-                figures.kinds[record.kind(raw.value)] += 1
+                figures.kinds[record_format.kind(raw.value)] += 1
             else:
                 figures.tombstones += 1
         done += len(page.records)
@@ -161,7 +161,7 @@ def compare(source: StoreAdmin, target: StoreAdmin, advance: Advance = lambda *_
             report.behind += there.is_behind and not (there.is_missing or there.is_damaged)
             report.ahead += not (there.is_same or there.is_behind)
             if there.is_behind and len(report.examples) < MOST_NAMED:
-                report.examples.append(record.named(raw.key))
+                report.examples.append(record_format.named(raw.key))
         done += len(page.records)
         advance("compare", done, total)
     return report
@@ -186,7 +186,7 @@ def survey(store: StoreAdmin, prefix: bytes, advance: Advance = lambda *_: None)
         if page.anew:
             done, found, newest_us = 0, ModelSurvey(), None
         for raw in page.records:
-            uploaded_us, is_live = record.peek(raw.value)
+            uploaded_us, is_live = record_format.peek(raw.value)
             found.clips += is_live
             found.tombstones += not is_live
             if is_live and uploaded_us is not None:

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from streamer.top.figures import ExpositionError, Scrape
+from streamer.scrape import ExpositionError, Scrape
 
 if TYPE_CHECKING:
     from pathlib import Path

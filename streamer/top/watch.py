@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from streamer.events import InvalidEvent, QueryReranked, decode, now
-from streamer.kafka.records import DLQ_SUFFIX
-from streamer.kafka.tail import Tail
+from streamer.kafka.readers.tail import Tail
 from streamer.metrics import CATALOGUE
-from streamer.top.figures import Scrape, Window, merged, quantile
+from streamer.scrape import Scrape, Window, merged, quantile
 from streamer.top.targets import TargetError
+from streamer.topology import DLQ_SUFFIX
 
 if TYPE_CHECKING:
     import datetime as dt

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from chaos.plan import BROKERS
-from streamer.kafka.broker import LocalKafka
+from streamer.local_kafka.broker import LocalKafka
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from driver import RESULTS, UPLOADED, Record
 
-from streamer.video.write import write_h264
+from streamer.synthetic.write import write_h264
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from driver import STREAMER
 
 from streamer.faults import VARIABLE as FAULT_POINT
-from streamer.top.figures import Scrape
+from streamer.scrape import Scrape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -29,8 +29,8 @@ _PAUSE_S = 0.5
 """Between an end and the next start."""
 _TAIL_LINES = 40
 
-# As in streamer.kafka.jvm: the shell becomes the service after leaving a watcher behind, which ends the process group
-# once this program is gone. Here the watcher must not hold the pipe that the log comes through.
+# As in streamer.local_kafka.jvm: the shell becomes the service after leaving a watcher behind, which ends the process
+# group once this program is gone. Here the watcher must not hold the pipe that the log comes through.
 _DIE_WITH_PARENT = 'exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 >/dev/null 2>&1 & exec 3<&-; exec "$@"'
 
 

@@ -15,14 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from formats.clips import AV1, H264, HEVC, MJPEG, MPEG2, MPEG4, PRORES, VP8, VP9, encode
-from streamer.video import Sampling, sample
-from streamer.video.bitstream import Kind, reader
-from streamer.video.timeline import Survey, choose, plan, select
+from streamer.video import Sampling
+from streamer.video.sampling.bitstream import Kind, reader
+from streamer.video.sampling.sample import sample
+from streamer.video.sampling.timeline import Survey, choose, plan, select
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-sample_module = importlib.import_module("streamer.video.sample")
+sample_module = importlib.import_module("streamer.video.sampling.sample")
 
 CODECS = {
     "h264.mp4": f"{H264} -bf 3 -x264-params b-pyramid=normal:b-adapt=0",

@@ -1,8 +1,8 @@
 """Sampled frames against the ffmpeg program's: times to the millisecond, pixels over 40 dB.
 
-What the program shows is sampled here by the letter of the definition at the head of ``streamer/video/sample.py``,
-without its code. The program is not of the version of FFmpeg that PyAV brings along (9.0 and 8.1 as this is
-written); where that makes a difference, the file's entry says so.
+What the program shows is sampled here by the letter of the definition at the head of
+``streamer/video/sampling/sample.py``, without its code. The program is not of the version of FFmpeg that PyAV brings
+along (9.0 and 8.1 as this is written); where that makes a difference, the file's entry says so.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import pytest
 
 from formats.clips import Clip, Refused, clips, real, refused
 from formats.ffmpeg import Rgb, Shown, psnr, show
-from streamer.video import ClipError, Retry, SampledClip, Sampling, sample
-from streamer.video.container import breaks_off
+from streamer.video import ClipError, Retry, SampledClip, Sampling
+from streamer.video.sampling.container import breaks_off
+from streamer.video.sampling.sample import sample
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-sample_module = importlib.import_module("streamer.video.sample")
+sample_module = importlib.import_module("streamer.video.sampling.sample")
 
 BAR = 40.0
 SAMPLINGS = [Sampling(0.1, 64), Sampling(0.36, 64), Sampling(0.01, 5), Sampling(1.5, 64)]

@@ -28,7 +28,7 @@ from processes import children
 from soak.load import MIB, Memory
 
 from streamer.events import Reason
-from streamer.kafka.broker import LocalKafka
+from streamer.local_kafka.broker import LocalKafka
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

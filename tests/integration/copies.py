@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from store_records import digest, fill, many
 
-from streamer.store.admin import open_admin
+from streamer.store.opening import open_admin
 
 if TYPE_CHECKING:
     from collections.abc import Callable

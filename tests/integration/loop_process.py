@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from streamer import faults
 from streamer.health import Health
-from streamer.kafka import FatalError, Loop, Output, Stop, Work
+from streamer.kafka import FatalError, InFlightRecord, Loop, Output, Stop
 from streamer.metrics import Metrics
 from streamer.settings import load
 
@@ -28,9 +28,9 @@ class Echo:
     def __init__(self, topic: str) -> None:
         self._topic = topic
 
-    def submit(self, works: Sequence[Work]) -> None:
+    def submit(self, works: Sequence[InFlightRecord]) -> None:
         for work in works:
-            work.done([Output(self._topic, work.record.key, work.record.value, ())])
+            work.complete([Output(self._topic, work.record.key, work.record.value, ())])
 
 
 def main() -> int:

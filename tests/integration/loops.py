@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from streamer.health import Health
-from streamer.kafka import FatalError, Loop, Output, Stop, Work
-from streamer.kafka.client import Reader, publish
+from streamer.kafka import FatalError, InFlightRecord, Loop, Output, Stop
+from streamer.kafka.readers.publish import Reader, publish
 from streamer.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ class Threads:
 
     def __init__(self, work: Callable[[Record], Sequence[Output]], *, threads: int = 8) -> None:
         self._work = work
-        self._waiting: list[Work] = []
+        self._waiting: list[InFlightRecord] = []
         self._condition = threading.Condition()
         for _ in range(threads):
             threading.Thread(target=self._run, daemon=True).start()
 
-    def submit(self, works: Sequence[Work]) -> None:
+    def submit(self, works: Sequence[InFlightRecord]) -> None:
         with self._condition:
             self._waiting += works
             self._condition.notify_all()
@@ -42,7 +42,7 @@ class Threads:
             with self._condition:
                 self._condition.wait_for(lambda: self._waiting)
                 work = self._waiting.pop(0)
-            work.done(self._work(work.record))
+            work.complete(self._work(work.record))
 
 
 @contextmanager

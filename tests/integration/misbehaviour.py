@@ -9,7 +9,8 @@ import pytest
 from odd_server import LOOPBACK
 
 from streamer.events import Reason
-from streamer.video import ClipError, Fetcher, Retry
+from streamer.video import ClipError, Retry
+from streamer.video.fetching.fetcher import Fetcher
 
 MAX_BYTES = 200_000
 TOTAL_S, SILENCE_S = 10.0, 5.0

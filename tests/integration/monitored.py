@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
 
 WINDOWS, WAITS, SHORTEST_S = 60, 120, 4
 _SECONDS = {"s": 1, "m": 60, "h": 3600}

@@ -26,14 +26,14 @@ from confluent_kafka.admin import (
 )
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from streamer.kafka.broker import HOST, LocalKafka
+from streamer.local_kafka.broker import HOST, LocalKafka
 from streamer.settings import Settings, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from streamer.kafka.privileges import Privilege
+    from streamer.kafka.client.acls import Privilege
 
 LISTENER, MECHANISM = "CLIENTS", "SCRAM-SHA-512"
 _OPERATIONS = {operation.name.replace("_", "").lower(): operation for operation in AclOperation}

@@ -18,7 +18,7 @@ from driver import RERANKED
 from monitored import System, await_true, sooner
 from picture import draw
 
-from streamer.kafka.broker import LocalKafka
+from streamer.local_kafka.broker import LocalKafka
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

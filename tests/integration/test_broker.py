@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
-from streamer.kafka.broker import HOST, BrokerError, LocalKafka
+from streamer.local_kafka.broker import HOST, BrokerError, LocalKafka
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 OWNER = """
 import time
-from streamer.kafka.broker import LocalKafka
+from streamer.local_kafka.broker import LocalKafka
 kafka = LocalKafka()
 kafka.start()
 print("owner of", kafka.pid(0), kafka.bootstrap_servers, flush=True)

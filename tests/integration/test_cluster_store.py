@@ -20,16 +20,16 @@ from soak.load import Metrics, fill_store, publish, query_event, read_answers, s
 
 from streamer.encoders import load_encoder
 from streamer.events import QueryResults, Status, decode
-from streamer.reranker import rerank_candidates
+from streamer.method import rerank_candidates
 from streamer.settings import DEFAULT_MODEL, load
-from streamer.store import Clip, StoreOptions, open_store, record
-from streamer.store.redis import RedisStore
-from streamer.store.redis_keys import Buckets
+from streamer.store import Clip, StoreOptions, open_store, record_format
+from streamer.store.redis.address import Buckets
+from streamer.store.redis.store import RedisStore
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
     from streamer.store import Store
 
 pytestmark = pytest.mark.timeout(900)
@@ -148,16 +148,16 @@ def copied_to_lmdb(store: RedisStore, url: str, clip_ids: list[str], model_id: s
     lmdb = open_store(url, model_id=model_id, dim=stored_dim())
     space = store._opened()
     assert space is not None
-    keys = [record.key(record.model_prefix(model_id), clip_id) for clip_id in clip_ids]
+    keys = [record_format.key(record_format.model_prefix(model_id), clip_id) for clip_id in clip_ids]
     with store.read(clip_ids) as found:
         for clip_id, value, each in zip(clip_ids, space.get(keys), found, strict=True):
             assert value is not None
             assert each is not None
-            version = record.version(memoryview(value))
+            version = record_format.version(memoryview(value))
             assert version is not None
             vectors = each.matrix.astype(np.float32)
             clip = Clip(clip_id, each.uploaded_at, version.position, each.duration_ms, vectors, each.times_ms)
-            assert record.encode(clip, "float16") == value
+            assert record_format.encode(clip, "float16") == value
             lmdb.put([clip])
     store.close()
     return lmdb

@@ -20,10 +20,10 @@ from processes import children
 
 from streamer.events import Reason
 from streamer.preprocessing import Preprocessing
+from streamer.synthetic.write import write_h264
 from streamer.video.errors import ClipError, Retry
-from streamer.video.pool import SLOW_NICE, DecodePool, PoolClosedError
-from streamer.video.sample import SampledClip, Sampling, sample
-from streamer.video.write import write_h264
+from streamer.video.isolation.pool import SLOW_NICE, DecodePool, PoolClosedError
+from streamer.video.sampling.sample import SampledClip, Sampling, sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -386,8 +386,8 @@ with open(sys.argv[1], "a") as imported:
     print("imported", file=imported)
 
 from prepares import act
-from streamer.video.pool import DecodePool
-from streamer.video.sample import Sampling
+from streamer.video.isolation.pool import DecodePool
+from streamer.video.sampling.sample import Sampling
 
 pool = DecodePool(Sampling(0.1, 8), act, workers=1, timeout=600, memory=1 << 30)
 print(pool._template._process.pid, flush=True)

@@ -17,14 +17,14 @@ import browser
 import pytest
 from terminals import on_a_terminal
 
-from streamer.kafka.topic_files import load_specs
-from streamer.kafka.topics import check
+from streamer.kafka.admin.topic_files import load_specs
+from streamer.kafka.admin.topics import check
 from streamer.settings import load
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
 
 STREAMER = Path(sys.executable).with_name("streamer")
 FIGURES = {

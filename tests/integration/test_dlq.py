@@ -21,18 +21,19 @@ from confluent_kafka.admin import AdminClient
 from streamer.cli import cli
 from streamer.events import Reason, now
 from streamer.kafka import Output, Record, dead_letter
-from streamer.kafka.client import Reader, publish
-from streamer.kafka.dlq import MARKER_HEADER, DeadLetterError, Filter, State, encode_marker
-from streamer.kafka.records import record_of, truncated
-from streamer.kafka.redrive import REDRIVEN_FROM, Report, redrive
-from streamer.kafka.topic_files import load_specs
-from streamer.kafka.topics import apply
+from streamer.kafka.admin.topic_files import load_specs
+from streamer.kafka.admin.topics import apply
+from streamer.kafka.dead_letters import truncated
+from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, Filter, State, encode_marker
+from streamer.kafka.dlq.redrive import REDRIVEN_FROM, Report, redrive
+from streamer.kafka.readers.publish import Reader, publish
+from streamer.kafka.records import record_of
 from streamer.settings import Settings, load
 
 if TYPE_CHECKING:
     from click.testing import Result
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
 
 TOPIC = "query.results"
 DLQ = "query.results.dlq"
@@ -164,8 +165,8 @@ def test_time_filters_redrive_what_failed_between(settings: Settings) -> None:
 
 _REDRIVE = """
 import sys
-from streamer.kafka.dlq import Filter
-from streamer.kafka.redrive import redrive
+from streamer.kafka.dlq.letters import Filter
+from streamer.kafka.dlq.redrive import redrive
 from streamer.settings import load
 settings = load({"bootstrap_servers": sys.argv[1], "topic_prefix": sys.argv[2]})
 redrive(settings, "query.results", Filter(), batch_records=1)

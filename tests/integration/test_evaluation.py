@@ -19,7 +19,7 @@ from streamer.encoders import load_encoder
 from streamer.evaluation.measures import evaluate
 from streamer.evaluation.questions import ReplayError
 from streamer.evaluation.trec import read_qrels, read_run
-from streamer.kafka.ask import AskError
+from streamer.kafka.readers.request import RequestError
 from streamer.settings import DEFAULT_MODEL
 from streamer.store import open_existing, open_store
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from small_avs import SmallBenchmark
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
 
 ALPHA, DEPTH = 0.3, 25
 
@@ -156,7 +156,7 @@ def test_a_replay_from_the_topic_gives_what_one_from_a_file_gives_and_silence_is
     )  # fmt: skip
     read = {name: sorted((tmp_path / name).read_text().splitlines()) for name in ("topic", "file", "run")}
     assert read["topic"] == read["file"] == read["run"]
-    with pytest.raises(AskError, match=r"was not answered in 0.5 s: is a service running on"):
+    with pytest.raises(RequestError, match=r"was not answered in 0.5 s: is a service running on"):
         streamer(own, "replay", "--from-topic", "--out", tmp_path / "none", "--through-kafka", "--timeout", "0.5")
 
 

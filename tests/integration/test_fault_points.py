@@ -26,10 +26,10 @@ from loop_process import GROUP, INPUT, OUTPUT
 
 from streamer.faults import VARIABLE, FaultPoint
 from streamer.kafka import Output
-from streamer.kafka.broker import LocalKafka
-from streamer.kafka.client import publish
-from streamer.kafka.topic_files import load_specs
-from streamer.kafka.topics import apply
+from streamer.kafka.admin.topic_files import load_specs
+from streamer.kafka.admin.topics import apply
+from streamer.kafka.readers.publish import publish
+from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
 from streamer.store import open_existing
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from hypothesis.strategies import SearchStrategy
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
 
 COUNT = 1_000
 BROKERS_LIMIT = 2_097_152

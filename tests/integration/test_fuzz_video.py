@@ -13,7 +13,7 @@ from fuzz.videos import MAX_GROWTH, Tally, fuzz
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
 
 COUNT = 300
 

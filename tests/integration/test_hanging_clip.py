@@ -14,7 +14,7 @@ from streamer.store import open_store
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
 
 GOOD = 50
 

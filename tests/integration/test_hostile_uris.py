@@ -22,13 +22,14 @@ from hostile import (
 from odd_server import CLIP, OddServer, serving
 
 from streamer.events import Reason
-from streamer.video import ClipError, Fetcher, Retry
+from streamer.video import ClipError, Retry
+from streamer.video.fetching.fetcher import Fetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
 
 
 @dataclass(frozen=True, slots=True)

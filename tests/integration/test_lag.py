@@ -12,15 +12,15 @@ from confluent_kafka.admin import AdminClient
 from consumer_groups import describe
 from loops import INPUT, OUTPUT, await_, echo, running, value
 
-from streamer.kafka.topic_files import load_specs
-from streamer.kafka.topics import apply
+from streamer.kafka.admin.topic_files import load_specs
+from streamer.kafka.admin.topics import apply
 from streamer.settings import Settings, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from streamer.kafka import Output, Record
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
     from streamer.metrics import Metrics
 
 GROUP = "streamer-rerank"

@@ -18,12 +18,12 @@ from loops import INPUT, OUTPUT, await_, echo, feed, read, running, slowly, valu
 
 from streamer.events import Reason, now
 from streamer.kafka import FatalError, Output, dead_letter
-from streamer.kafka.broker import LocalKafka
-from streamer.kafka.membership import Membership
+from streamer.kafka.admin.topic_files import load_specs
+from streamer.kafka.admin.topics import apply
+from streamer.kafka.commit.group import GroupMembership
+from streamer.kafka.commit.transactions import RestartError, Transactions
 from streamer.kafka.records import record_of
-from streamer.kafka.topic_files import load_specs
-from streamer.kafka.topics import apply
-from streamer.kafka.transactions import RestartError, Transactions
+from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -368,14 +368,14 @@ class UnansweredConsumer:
 def test_a_member_whose_question_for_offsets_was_lost_joins_anew(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = Membership._make
+    make = GroupMembership._make
     made: list[Consumer] = []
 
-    def first_unanswered(self: Membership) -> Any:
+    def first_unanswered(self: GroupMembership) -> Any:
         made.append(make(self))
         return made[-1] if len(made) > 1 else UnansweredConsumer(made[0])
 
-    monkeypatch.setattr(Membership, "_make", first_unanswered)
+    monkeypatch.setattr(GroupMembership, "_make", first_unanswered)
     feed(settings, 50)
     with running(settings, echo(settings)) as (metrics, health, _, ended):
         await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 50)

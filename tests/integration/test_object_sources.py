@@ -35,11 +35,13 @@ from misbehaviour import (
 from moto.server import ThreadedMotoServer
 from odd_server import CLIP, OddServer, serving
 
-from streamer.video import ClipError, Fetcher
+from streamer.video import ClipError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from streamer.video.fetching.fetcher import Fetcher
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from driver import EMBEDDED, RESULTS, UPLOADED, Bus, Record, Service, apply_topi
 from footage import GREEN, WHITE, scene, write_video
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamer.kafka.topic_files import load_specs
-from streamer.kafka.topics import apply, drop
+from streamer.kafka.admin.topic_files import load_specs
+from streamer.kafka.admin.topics import apply, drop
 from streamer.metrics import CATALOGUE
 from streamer.settings import load
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
 
 AT = "2026-11-24T10:00:00Z"
 

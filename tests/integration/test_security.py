@@ -22,15 +22,15 @@ from secured import SecuredKafka, secured_kafka
 from streamer.evaluation.questions import events_of_topic
 from streamer.events import Candidate, ClipUploaded, QueryReranked, QueryResults, Reason, decode, encode, now
 from streamer.kafka import Output, dead_letter
-from streamer.kafka.ask import Asker, AskError
-from streamer.kafka.client import PublishError, publish
-from streamer.kafka.dlq import DeadLetterError, DeadLetterTopic, Filter
-from streamer.kafka.privileges import ROLES, Operation, Privilege, Resource, kafka_acls
-from streamer.kafka.redrive import redrive
-from streamer.kafka.spans import ReadError
-from streamer.kafka.tail import Tail
-from streamer.kafka.topic_files import load_specs
-from streamer.kafka.topics import Outcome, TopicsError, apply, check
+from streamer.kafka.admin.topic_files import load_specs
+from streamer.kafka.admin.topics import Outcome, TopicsError, apply, check
+from streamer.kafka.client.acls import ROLES, Operation, Privilege, Resource, kafka_acls
+from streamer.kafka.dlq.letters import DeadLetterError, DeadLetterTopic, Filter
+from streamer.kafka.dlq.redrive import redrive
+from streamer.kafka.readers.publish import PublishError, publish
+from streamer.kafka.readers.request import Requester, RequestError
+from streamer.kafka.readers.tail import Tail
+from streamer.kafka.readers.topic_reader import ReadError
 from streamer.settings import as_variables
 
 if TYPE_CHECKING:
@@ -254,13 +254,13 @@ def run(role: str, settings: Settings, privilege: Privilege) -> str:
         elif role == "replay":
             list(events_of_topic(settings))
             question = Output(settings.topic(INPUT), b"q", b"{}", ())
-            with contextlib.closing(Asker(settings, questions=INPUT, answers=OUTPUT)) as asker:
+            with contextlib.closing(Requester(settings, questions=INPUT, answers=OUTPUT)) as asker:
                 asker.ask(question, timeout=30)
         else:
             with contextlib.closing(Tail(settings, [settings.topic(privilege.name)], role=role)) as tail:
                 tail.look()
                 return str(tail.problem)
-    except (TopicsError, DeadLetterError, ReadError, AskError) as error:
+    except (TopicsError, DeadLetterError, ReadError, RequestError) as error:
         return str(error)
     raise AssertionError(f"{role} works without {privilege}")
 

@@ -18,13 +18,13 @@ import pytest
 
 from streamer.events import ClipUploaded, encode, now
 from streamer.kafka import Output
-from streamer.kafka.client import publish
+from streamer.kafka.readers.publish import publish
 from streamer.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
 
 STREAMER = Path(sys.executable).with_name("streamer")
 

@@ -12,10 +12,10 @@ import pytest
 from redis_servers import Cluster, Server, await_true, move_slot
 from store_records import PREFIX, copy_and_die, damaged, digest, everything, fill, many, put_unchecked, upload
 
-from streamer.store import StoreError, record
-from streamer.store.admin import open_admin
-from streamer.store.lmdb_admin import LmdbAdmin
-from streamer.store.redis_admin import RedisAdmin
+from streamer.store import StoreError, record_format
+from streamer.store.lmdb.admin import LmdbAdmin
+from streamer.store.opening import open_admin
+from streamer.store.redis.admin import RedisAdmin
 from streamer.store.transfer import copy
 from streamer.store.upkeep import compare, drop, survey, verify
 
@@ -74,7 +74,7 @@ def test_damage_in_a_server_is_found_and_healed_by_a_copy(lmdb: LmdbAdmin, valke
 
 
 def test_a_model_is_dropped_from_a_cluster_and_the_others_stay(lmdb: LmdbAdmin, valkey_cluster: Cluster) -> None:
-    other = record.model_prefix("model-b")
+    other = record_format.model_prefix("model-b")
     with contextlib.closing(open_admin(f"{valkey_cluster.url}?name=dropped", create=True)) as cluster:
         copy(lmdb, cluster)
         stays = upload(7, clip_id="stays", prefix=other)
@@ -123,7 +123,7 @@ def test_a_copy_lives_through_the_loss_of_a_server_of_its_target_and_of_its_sour
 def test_slots_that_move_while_they_are_scanned_take_no_record_with_them(
     lmdb: LmdbAdmin, own_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamer.store.redis_admin._ROUND_PAUSE_S", 0)
+    monkeypatch.setattr("streamer.store.redis.admin._ROUND_PAUSE_S", 0)
     primaries = own_cluster.nodes[:3]
     with contextlib.closing(RedisAdmin(own_cluster.url, create=True)) as cluster:
         copy(lmdb, cluster)

@@ -24,21 +24,21 @@ from streamer.embedder import Embedder
 from streamer.events import ClipEmbedded, ClipUploaded, decode, encode
 from streamer.health import Health
 from streamer.kafka import Loop, Output, Stop
-from streamer.kafka.client import Reader, publish
-from streamer.kafka.topic_files import load_specs
-from streamer.kafka.topics import apply
-from streamer.kafka.transactions import AbortedError, Transactions
+from streamer.kafka.admin.topic_files import load_specs
+from streamer.kafka.admin.topics import apply
+from streamer.kafka.commit.transactions import AbortedError, Transactions
+from streamer.kafka.readers.publish import Reader, publish
 from streamer.metrics import Metrics
 from streamer.settings import Settings, load
 from streamer.store import Position, PutOutcome, open_store
-from streamer.video import Fetcher
+from streamer.video.fetching.fetcher import Fetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from streamer.kafka import Record, Work
-    from streamer.kafka.broker import LocalKafka
+    from streamer.kafka import InFlightRecord, Record
+    from streamer.local_kafka.broker import LocalKafka
     from streamer.store import Clip, Store
 
 DIM = 3
@@ -139,7 +139,7 @@ class Instance:
         self._store = open_store(settings.store, model_id="colour", dim=DIM, precision="float32")
         self.gate = Gate(self._store)
         self.metrics = Metrics()
-        self.works: list[Work] = []
+        self.works: list[InFlightRecord] = []
         self._output = own.topic(embedder.OUTPUT)
         self._stop = Stop()
         self._freeze_after: int | None = None
@@ -168,7 +168,7 @@ class Instance:
         self._thread = threading.Thread(target=loop.run, args=(self, self._stop), daemon=True)
         self._thread.start()
 
-    def submit(self, works: Sequence[Work]) -> None:
+    def submit(self, works: Sequence[InFlightRecord]) -> None:
         """Pass on what the loop hands over; this is the loop's thread, so it can be frozen here."""
         self.works += works
         self._pipeline.submit(works)
@@ -329,7 +329,7 @@ def test_a_zombie_that_works_on_in_a_queue_of_the_next_owners_clips_changes_noth
 
     # The zombie's loop still sleeps, so nothing has told its pipeline that the partitions are another's.
     late = zombie.works[before:]
-    assert not any(work.stale for work in late)
+    assert not any(work.revoked for work in late)
     zombie.gate.open()
     await_(lambda: zombie.has_finished_its_work)
     assert stage.stored() == what_the_log_says(stage.log)
@@ -358,7 +358,7 @@ def test_a_rebalance_while_a_write_is_on_its_way_leaves_the_rest_to_the_next_own
     second = stage.start("second")
     # Both go on with what is theirs; the first one's only write is still on its way.
     await_(lambda: bool(second.works))
-    foreign_works = [work for work in first.works if work.stale]
+    foreign_works = [work for work in first.works if work.revoked]
     await_(lambda: len(second.works) == len(foreign_works) and second.has_finished_its_work)
     foreign = {Position.of(work.record.log, work.record.offset) for work in foreign_works}
     assert len(first.gate.calls) == 1

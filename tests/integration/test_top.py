@@ -26,7 +26,7 @@ from terminals import on_a_terminal
 
 from streamer.events import Candidate, ClipUploaded, QueryResults, encode, now
 from streamer.kafka import Output
-from streamer.kafka.client import publish
+from streamer.kafka.readers.publish import publish
 from streamer.settings import load
 from streamer.top.targets import Target
 from streamer.top.view import View
@@ -35,7 +35,7 @@ from streamer.top.watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
     from streamer.settings import Settings
     from streamer.top.watch import Frame
 

@@ -24,9 +24,9 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from streamer.kafka.broker import LocalKafka
-from streamer.kafka.topic_files import TopicSpec, load_specs
-from streamer.kafka.topics import Outcome, TopicsError, apply, check
+from streamer.kafka.admin.topic_files import TopicSpec, load_specs
+from streamer.kafka.admin.topics import Outcome, TopicsError, apply, check
+from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, SettingsError
 
 if TYPE_CHECKING:

@@ -19,13 +19,13 @@ from confluent_kafka.admin import (
 )
 
 from streamer.events import now
-from streamer.kafka import Output, Work
-from streamer.kafka.broker import LocalKafka
-from streamer.kafka.client import Reader
+from streamer.kafka import InFlightRecord, Output
+from streamer.kafka.admin.topic_files import load_specs
+from streamer.kafka.admin.topics import apply
+from streamer.kafka.commit.transactions import AbortedError, Batch, FencedError, RestartError, Transactions
+from streamer.kafka.readers.publish import Reader
 from streamer.kafka.records import Record
-from streamer.kafka.topic_files import load_specs
-from streamer.kafka.topics import apply
-from streamer.kafka.transactions import AbortedError, Batch, FencedError, RestartError, Transactions
+from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def member(settings: Settings, protocol: str = "consumer") -> Iterator[Consumer]
 
 
 def batch(settings: Settings, offset: int) -> Batch:
-    work = Work(Record(settings.topic(INPUT), 0, offset, b"k", b"{}", (), now()), lambda: None)
-    work.done([Output(settings.topic(OUTPUT), b"k", str(offset).encode(), ())])
+    work = InFlightRecord(Record(settings.topic(INPUT), 0, offset, b"k", b"{}", (), now()), lambda: None)
+    work.complete([Output(settings.topic(OUTPUT), b"k", str(offset).encode(), ())])
     return Batch([work], [TopicPartition(settings.topic(INPUT), 0, offset + 1)])
 
 

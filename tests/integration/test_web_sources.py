@@ -29,7 +29,8 @@ from misbehaviour import (
 )
 from odd_server import CLIP, OddServer, serving
 
-from streamer.video import ClipError, DecodePool, Sampling
+from streamer.video import ClipError, Sampling
+from streamer.video.isolation.pool import DecodePool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

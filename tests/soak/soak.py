@@ -30,7 +30,7 @@ from soak.load import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from streamer.kafka.broker import LocalKafka
+    from streamer.local_kafka.broker import LocalKafka
 
 pytestmark = pytest.mark.timeout(2_400)
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamer.demo import avs
-from streamer.demo.avs_run import markdown, verdict
-from streamer.demo.clips import DemoClip, DemoScene
-from streamer.demo.measures import average_precision
-from streamer.demo.scenes import describe, draw_scene, satisfies
 from streamer.evaluation.infap import InferredAP
+from streamer.synthetic import avs
+from streamer.synthetic.benchmark import markdown, verdict
+from streamer.synthetic.clips import DemoClip, DemoScene
+from streamer.synthetic.measures import average_precision
+from streamer.synthetic.scenes import describe, draw_scene, satisfies
 
 
 @pytest.fixture(scope="module")

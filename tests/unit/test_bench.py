@@ -24,7 +24,7 @@ from bench.report import document, spread, summary
 from bench.reranking_latency import figures
 from bench.workload import Place, candidates, clips, fill, queries
 from streamer.encoders import load_encoder
-from streamer.kafka.broker import LocalKafka
+from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import DEFAULT_MODEL
 from streamer.store import open_store
 

@@ -11,7 +11,8 @@ from bench import decode
 from bench.clips import encode, real
 from bench.near_duplicates import Sampled, judge, largest_move, saved_share
 from bench.plain_embedder import sampled
-from streamer.video import Sampling, sample
+from streamer.video import Sampling
+from streamer.video.sampling.sample import sample
 
 if TYPE_CHECKING:
     from pathlib import Path

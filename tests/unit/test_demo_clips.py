@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.demo.clips import FPS, DemoClip, DemoScene, judge, make_queries, render_clips
-from streamer.demo.objects import draw_object
-from streamer.demo.render import FRAME_SIZE, SceneRenderer
-from streamer.demo.scenes import (
+from streamer.synthetic.clips import FPS, DemoClip, DemoScene, judge, make_queries, render_clips
+from streamer.synthetic.objects import draw_object
+from streamer.synthetic.render import FRAME_SIZE, SceneRenderer
+from streamer.synthetic.scenes import (
     BACKGROUNDS,
     COLOURS,
     OBJECTS,
@@ -25,9 +25,9 @@ from streamer.demo.scenes import (
     loosen,
     satisfies,
 )
-from streamer.demo.stills import StillSet, draw_stills
-from streamer.video.sample import Sampling, sample
-from streamer.video.write import write_h264
+from streamer.synthetic.stills import StillSet, draw_stills
+from streamer.synthetic.write import write_h264
+from streamer.video.sampling.sample import Sampling, sample
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from streamer import embedder, reranker
-from streamer.kafka.topic_files import load_specs
+from streamer.kafka.admin.topic_files import load_specs
 from streamer.settings import load
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from streamer.cli import cli
 from streamer.events import Reason
 from streamer.kafka import Output, Record, dead_letter
-from streamer.kafka.dlq import (
+from streamer.kafka.dead_letters import truncated
+from streamer.kafka.dlq.letters import (
     MARKER_HEADER,
     DeadLetter,
     DeadLetterError,
@@ -26,8 +27,7 @@ from streamer.kafka.dlq import (
     encode_marker,
     parse_time,
 )
-from streamer.kafka.dlq_report import described_in_full, printable
-from streamer.kafka.records import truncated
+from streamer.kafka.dlq.report import described_in_full, printable
 
 NOW = dt.datetime(2026, 11, 24, 10, tzinfo=dt.UTC)
 TOPIC = "query.results"

@@ -14,7 +14,7 @@ from bench import capacity
 from streamer import settings
 from streamer.events import TOPICS, Reason, decode
 from streamer.metrics import CATALOGUE, LABELS
-from streamer.store import record
+from streamer.store import record_format
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,7 +70,7 @@ def test_what_clips_and_queries_cost_is_measured(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(capacity, "PRECISIONS", ("int8",))
     figures = capacity.stored(count=200, rounds=5)["int8"]
     ((clip,),) = capacity.clips(1, *capacity.SHAPES[0])
-    size = len(record.encode(clip, "int8"))
+    size = len(record_format.encode(clip, "int8"))
     for engine in ("lmdb", "cluster"):
         assert figures[engine]["bytes_a_clip"] > size
         assert figures[engine]["reader_cpu_s_a_query"] > 0

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.video import Sampling, sample
-from streamer.video.duplicates import BLOCK, difference, distinct
-from streamer.video.write import write_h264
+from streamer.synthetic.write import write_h264
+from streamer.video import Sampling
+from streamer.video.sampling.duplicates import BLOCK, difference, distinct
+from streamer.video.sampling.sample import sample
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,12 +18,13 @@ from streamer import embedder, faults
 from streamer.embedder import Embedder
 from streamer.events import ClipEmbedded, ClipUploaded, Reason, decode, encode
 from streamer.health import Health
-from streamer.kafka import Record, Work
+from streamer.kafka import InFlightRecord, Record
 from streamer.metrics import Metrics
 from streamer.settings import load
 from streamer.store import Position, StoreUnavailableError, open_store
-from streamer.video import ClipError, Fetcher, Retry
-from streamer.video.write import write_h264
+from streamer.synthetic.write import write_h264
+from streamer.video import ClipError, Retry
+from streamer.video.fetching.fetcher import Fetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -90,17 +91,17 @@ class Harness:
             health=self.health,
         )
 
-    def work(self, key: str | None, value: bytes | None, at: dt.datetime = T0) -> Work:
+    def work(self, key: str | None, value: bytes | None, at: dt.datetime = T0) -> InFlightRecord:
         self.offset += 1
         encoded = key.encode() if key is not None else None
         record = Record("clips.uploaded", 0, self.offset, encoded, value, (("ce_id", b"9"),), at, log="uploads-0")
-        return Work(record, self.done.release)
+        return InFlightRecord(record, self.done.release)
 
-    def upload(self, clip_id: str, path: Path, *, seconds: float = 0) -> Work:
+    def upload(self, clip_id: str, path: Path, *, seconds: float = 0) -> InFlightRecord:
         at = T0 + dt.timedelta(seconds=seconds)
         return self.work(clip_id, encode(ClipUploaded(clip_id=clip_id, uri=path.as_uri(), uploaded_at=at)))
 
-    def run(self, *works: Work) -> list[Sequence[Output]]:
+    def run(self, *works: InFlightRecord) -> list[Sequence[Output]]:
         self.embedder.submit(works)
         for _ in works:
             assert self.done.acquire(timeout=20)
@@ -376,7 +377,7 @@ def test_what_turns_stale_while_the_store_is_away_is_not_written_and_holds_up_no
     harness.embedder.submit(works)
     wait_until(lambda: "store: disk full" in harness.health.not_ready())
     for work in works:
-        work.stale = True
+        work.revoked = True
     for _ in works:
         assert harness.done.acquire(timeout=20)
     assert [work.outputs for work in works] == [[], [], []]
@@ -431,7 +432,7 @@ def test_a_replay_of_the_log_leaves_the_store_as_it_is_and_announces_each_upload
     harness = Harness(tmp_path, store)
     log = [harness.upload("c1", red), harness.work("c1", None), harness.upload("c1", blue, seconds=1)]
     first = harness.run(*log)
-    again = harness.run(*(Work(work.record, harness.done.release) for work in log))
+    again = harness.run(*(InFlightRecord(work.record, harness.done.release) for work in log))
     assert [len(outputs) for outputs in first] == [len(outputs) for outputs in again] == [1, 0, 1]
     assert dominant(store, "c1") == 2
 
@@ -467,7 +468,7 @@ def test_the_fault_point_is_reached_right_after_each_durable_write(
     tmp_path: Path, store: Store, red: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[faults.FaultPoint, int | None]] = []
-    works: list[Work] = []
+    works: list[InFlightRecord] = []
 
     def reach(point: faults.FaultPoint) -> None:
         if point is faults.FaultPoint.STORED:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.demo.engine import BaseEngine
-from streamer.demo.measures import average_precision
-from streamer.video.write import write_h264
+from streamer.synthetic.engine import BaseEngine
+from streamer.synthetic.measures import average_precision
+from streamer.synthetic.write import write_h264
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,8 @@ import pytest
 from odd_server import CLIP, LOOPBACK, OddServer, serving
 
 from streamer.events import Reason
-from streamer.video import ClipError, Fetcher, Retry
+from streamer.video import ClipError, Retry
+from streamer.video.fetching.fetcher import Fetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from confluent_kafka import Consumer
 
-from streamer.kafka import config
+from streamer.kafka.client import config
 from streamer.settings import load
 
 

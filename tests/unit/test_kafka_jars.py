@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from streamer.kafka import jars
-from streamer.kafka.jars import BrokerError, Jar
+from streamer.local_kafka import jars
+from streamer.local_kafka.jars import BrokerError, Jar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

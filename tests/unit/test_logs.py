@@ -16,7 +16,8 @@ import datetime as dt, logging, sys
 import structlog
 from streamer import logs
 from streamer.events import Reason
-from streamer.kafka.records import Record, dead_letter, log_dead_letter
+from streamer.kafka.dead_letters import dead_letter, log_dead_letter
+from streamer.kafka.records import Record
 from streamer.settings import load
 
 logs.configure(load({"log_format": sys.argv[1]}))

@@ -8,7 +8,7 @@ import pytest
 
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Retry
-from streamer.video.network import Networks
+from streamer.video.fetching.network import Networks
 
 PUBLIC = [
     "8.8.8.8",

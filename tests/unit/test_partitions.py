@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.events import Reason
-from streamer.kafka.partitions import AssignedPartition, Assignment, Work
-from streamer.kafka.progress import WINDOW, Progress
-from streamer.kafka.records import Output, Record, carried, dead_letter, dead_letter_reason, truncated
+from streamer.kafka.dead_letters import dead_letter, dead_letter_reason, truncated
+from streamer.kafka.inflight.offsets import WINDOW, Progress
+from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
+from streamer.kafka.inflight.work import InFlightRecord
+from streamer.kafka.records import Output, Record, carried
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,8 +31,8 @@ def record(offset: int, value: bytes = b"{}") -> Record:
 OFFSETS = st.lists(st.integers(0, 40), unique=True, min_size=1).map(sorted)
 
 
-def in_flight(partition: AssignedPartition, offsets: Iterable[int]) -> list[Work]:
-    works = [Work(record(offset), lambda: None) for offset in offsets]
+def in_flight(partition: AssignedPartition, offsets: Iterable[int]) -> list[InFlightRecord]:
+    works = [InFlightRecord(record(offset), lambda: None) for offset in offsets]
     return [work for work in works if partition.add(work)]
 
 
@@ -49,7 +51,7 @@ def test_records_are_committed_in_any_order_and_each_once_over_any_number_of_own
         assert not {work.record.offset for work in works} & set(outputs)
         for work in draw.sample(works, len(works)):
             for size in draw.choices([1, 5], k=draw.randint(1, 2)):  # an output that a broker refuses is replaced
-                work.done([Output("out", b"k", b"x" * size, ())])
+                work.complete([Output("out", b"k", b"x" * size, ())])
             ready = list(owner.ready())
             batch = sorted(draw.sample(ready, draw.randint(0, len(ready))), key=lambda each: each.record.offset)
             if not batch:
@@ -79,14 +81,14 @@ def test_nothing_is_committed_further_ahead_than_the_metadata_can_say() -> None:
     partition = AssignedPartition("t", 0, "log-0")
     first, *others = in_flight(partition, range(10, 10 + WINDOW + 100))
     for work in others:
-        work.done()
+        work.complete()
     ready = list(partition.ready())
     assert [work.record.offset for work in ready] == list(range(11, 10 + WINDOW))
     progress = partition.progress_with(ready)
     assert Progress.of(as_committed(progress)) == progress
     partition.committed(progress)
     assert len(partition) == 101
-    first.done()
+    first.complete()
     assert partition.progress_with(list(partition.ready())) == Progress(10 + WINDOW + 100)
 
 
@@ -115,7 +117,7 @@ def test_what_is_passed_over_at_the_end_is_committed_with_the_records_before_it_
     (work,) = in_flight(partition, [7])
     partition.reached(9)
     assert not partition.has_passed
-    work.done()
+    work.complete()
     assert partition.progress_with([work]) == Progress(9)
 
 
@@ -130,8 +132,8 @@ def test_passing_over_what_is_gone_keeps_what_is_done_ahead() -> None:
 
 def test_done_wakes_the_loop_after_the_outputs_are_there() -> None:
     seen: list[object] = []
-    work = Work(record(1), lambda: seen.append(work.outputs))
-    work.done([], since=AT)
+    work = InFlightRecord(record(1), lambda: seen.append(work.outputs))
+    work.complete([], since=AT)
     assert seen == [[]]
     assert work.since == AT
 
@@ -191,7 +193,7 @@ def test_a_budget_is_shared_and_a_partition_is_resumed_only_when_half_empty(
         partition = assignment.get(number)
         assert partition is not None
         if not partition.paused:
-            partition.add(Work(record(offsets[number]), lambda: None))
+            partition.add(InFlightRecord(record(offsets[number]), lambda: None))
             offsets[number] += 1
         assignment.changes_of_flow()
         assert assignment.records <= max_records + 1
@@ -210,9 +212,9 @@ def test_work_of_a_revoked_partition_is_marked_stale() -> None:
     assignment.add("t", 3, "log-3")
     partition = assignment.get(3)
     assert partition is not None
-    work = Work(record(1), lambda: None)
+    work = InFlightRecord(record(1), lambda: None)
     partition.add(work)
     assert assignment.remove(3) == 1
-    assert work.stale
+    assert work.revoked
     assert assignment.get(3) is None
     assert assignment.remove(3) == 0

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from xxhash import xxh3_64_intdigest
 
-from streamer.store import Clip, Position, record
-from streamer.store.record import Version
+from streamer.store import Clip, Position, record_format
+from streamer.store.record_format import Version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ IDS = st.one_of(
 )
 MOMENTS = st.datetimes(timezones=st.just(dt.UTC))
 PRECISIONS = st.sampled_from(["float32", "float16", "int8"])
-PREFIX = record.model_prefix("model")
+PREFIX = record_format.model_prefix("model")
 POSITIONS = st.builds(Position, st.integers(0, 2**64 - 1), st.integers(0, 2**63 - 1))
 VERSIONS = st.integers(-(2**62), 2**62)
 HERE = Position.of("clips.uploaded-0", 7)
@@ -69,8 +69,8 @@ def sealed_with(value: bytes, at: int, new: bytes) -> memoryview:
 
 @given(clips(), PRECISIONS)
 def test_a_record_gives_back_its_clip_within_the_error_of_its_precision(clip: Clip, precision: Precision) -> None:
-    value = memoryview(record.encode(clip, precision))
-    embedding = record.decode(value, clip.clip_id, clip.vectors.shape[1])
+    value = memoryview(record_format.encode(clip, precision))
+    embedding = record_format.decode(value, clip.clip_id, clip.vectors.shape[1])
     assert embedding is not None
     assert embedding.uploaded_at == clip.uploaded_at
     assert embedding.duration_ms == clip.duration_ms
@@ -91,8 +91,8 @@ def test_a_record_gives_back_its_clip_within_the_error_of_its_precision(clip: Cl
 
 @given(clips(), PRECISIONS)
 def test_decoding_copies_nothing_and_the_matrix_lies_on_a_multiple_of_8_bytes(clip: Clip, precision: Precision) -> None:
-    value = memoryview(record.encode(clip, precision))
-    embedding = record.decode(value, clip.clip_id, clip.vectors.shape[1])
+    value = memoryview(record_format.encode(clip, precision))
+    embedding = record_format.decode(value, clip.clip_id, clip.vectors.shape[1])
     assert embedding is not None
     whole = np.frombuffer(value, np.uint8)
     for array, alignment in ((embedding.matrix, 8), (embedding.times_ms, 4), (embedding.scales, 4)):
@@ -105,43 +105,43 @@ def test_decoding_copies_nothing_and_the_matrix_lies_on_a_multiple_of_8_bytes(cl
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("clip_id", ["c1", LONG_ID])
 def test_every_flipped_byte_is_detected(precision: Precision, clip_id: str) -> None:
-    value = record.encode(a_clip(clip_id), precision)
+    value = record_format.encode(a_clip(clip_id), precision)
     for position in range(len(value)):
         damaged = bytearray(value)
         damaged[position] ^= 0x41
-        with pytest.raises(record.CorruptRecordError):
-            record.decode(memoryview(damaged), clip_id, 3)
+        with pytest.raises(record_format.CorruptRecordError):
+            record_format.decode(memoryview(damaged), clip_id, 3)
 
 
 def test_every_flipped_byte_of_a_tombstone_is_detected() -> None:
-    value = record.encode_tombstone("c1", Version(17, False, HERE))
+    value = record_format.encode_tombstone("c1", Version(17, False, HERE))
     for position in range(len(value)):
         damaged = bytearray(value)
         damaged[position] ^= 1
-        with pytest.raises(record.CorruptRecordError):
-            record.decode(memoryview(damaged), "c1", 3)
+        with pytest.raises(record_format.CorruptRecordError):
+            record_format.decode(memoryview(damaged), "c1", 3)
 
 
 def test_every_truncation_is_detected() -> None:
-    value = record.encode(a_clip(), "float16")
+    value = record_format.encode(a_clip(), "float16")
     for length in range(len(value)):
-        with pytest.raises(record.CorruptRecordError):
-            record.decode(memoryview(value[:length]), "c1", 3)
+        with pytest.raises(record_format.CorruptRecordError):
+            record_format.decode(memoryview(value[:length]), "c1", 3)
 
 
 @given(st.binary(max_size=300))
 def test_foreign_bytes_are_no_record(value: bytes) -> None:
-    with pytest.raises(record.CorruptRecordError):
-        record.decode(memoryview(value), "c1", 3)
-    with pytest.raises(record.CorruptRecordError):
-        record.decode(memoryview(b"clipvec\x02" + value), "c1", 3)
-    assert record.version(memoryview(value)) is None
+    with pytest.raises(record_format.CorruptRecordError):
+        record_format.decode(memoryview(value), "c1", 3)
+    with pytest.raises(record_format.CorruptRecordError):
+        record_format.decode(memoryview(b"clipvec\x02" + value), "c1", 3)
+    assert record_format.version(memoryview(value)) is None
 
 
 def test_a_record_of_vectors_of_another_length_is_refused() -> None:
-    value = memoryview(record.encode(a_clip(), "float16"))
-    with pytest.raises(record.CorruptRecordError, match="length 3, not 4"):
-        record.decode(value, "c1", 4)
+    value = memoryview(record_format.encode(a_clip(), "float16"))
+    with pytest.raises(record_format.CorruptRecordError, match="length 3, not 4"):
+        record_format.decode(value, "c1", 4)
 
 
 @pytest.mark.parametrize(
@@ -158,15 +158,15 @@ def test_a_record_of_vectors_of_another_length_is_refused() -> None:
 def test_a_header_that_does_not_fit_its_bytes_is_refused_although_its_checksum_fits(
     at: int, new: bytes, complaint: str
 ) -> None:
-    value = sealed_with(record.encode(a_clip(), "float16"), at, new)
-    with pytest.raises(record.CorruptRecordError, match=complaint):
-        record.decode(value, "c1", 3)
+    value = sealed_with(record_format.encode(a_clip(), "float16"), at, new)
+    with pytest.raises(record_format.CorruptRecordError, match=complaint):
+        record_format.decode(value, "c1", 3)
 
 
 def test_a_record_found_under_the_hash_of_another_long_id_is_refused() -> None:
-    value = memoryview(record.encode(a_clip(LONG_ID), "float16"))
-    with pytest.raises(record.CorruptRecordError, match="another clip"):
-        record.decode(value, "e" * 512, 3)
+    value = memoryview(record_format.encode(a_clip(LONG_ID), "float16"))
+    with pytest.raises(record_format.CorruptRecordError, match="another clip"):
+        record_format.decode(value, "e" * 512, 3)
 
 
 @given(IDS, VERSIONS, POSITIONS)
@@ -174,24 +174,24 @@ def test_a_tombstone_keeps_its_version_and_position_and_holds_no_vectors(
     clip_id: str, uploaded_us: int, position: Position
 ) -> None:
     tombstone = Version(uploaded_us, False, position)
-    value = memoryview(record.encode_tombstone(clip_id, tombstone))
-    assert record.decode(value, clip_id, 3) is None
-    assert record.version(value) == tombstone
-    assert not record.is_live(value)
+    value = memoryview(record_format.encode_tombstone(clip_id, tombstone))
+    assert record_format.decode(value, clip_id, 3) is None
+    assert record_format.version(value) == tombstone
+    assert not record_format.is_live(value)
 
 
 @given(clips(), PRECISIONS)
 def test_a_clip_is_told_from_a_tombstone_without_reading_it_all(clip: Clip, precision: Precision) -> None:
-    value = memoryview(record.encode(clip, precision))
-    assert record.is_live(value)
-    assert record.version(value) == (record.microseconds(clip.uploaded_at), True, clip.position)
+    value = memoryview(record_format.encode(clip, precision))
+    assert record_format.is_live(value)
+    assert record_format.version(value) == (record_format.microseconds(clip.uploaded_at), True, clip.position)
 
 
 @given(VERSIONS, POSITIONS)
 def test_where_nothing_readable_is_stored_any_event_applies(uploaded_us: int, position: Position) -> None:
-    assert record.version(None) is None
-    assert record.admits(None, uploaded_us, position)
-    assert record.tombstone(None, uploaded_us, position) == (uploaded_us, False, position)
+    assert record_format.version(None) is None
+    assert record_format.admits(None, uploaded_us, position)
+    assert record_format.tombstone(None, uploaded_us, position) == (uploaded_us, False, position)
 
 
 @pytest.mark.parametrize(
@@ -207,17 +207,17 @@ def test_where_nothing_readable_is_stored_any_event_applies(uploaded_us: int, po
 )
 def test_what_an_upload_takes_the_place_of(uploaded_us: int, live: bool, earlier: bool, not_earlier: bool) -> None:
     there = Version(5, live, HERE)
-    assert record.admits(there, uploaded_us, Position(HERE.log, 6)) == earlier
+    assert record_format.admits(there, uploaded_us, Position(HERE.log, 6)) == earlier
     for position in (HERE, Position(HERE.log, 8), Position.of("clips.uploaded-1", 6)):
-        assert record.admits(there, uploaded_us, position) == not_earlier
+        assert record_format.admits(there, uploaded_us, position) == not_earlier
 
 
 @pytest.mark.parametrize("live", [True, False])
 def test_a_delete_is_ignored_where_it_is_earlier_and_else_keeps_the_version_and_gives_the_position(live: bool) -> None:
     there = Version(5, live, HERE)
-    assert record.tombstone(there, 9, Position(HERE.log, 6)) is None
+    assert record_format.tombstone(there, 9, Position(HERE.log, 6)) is None
     for position in (HERE, Position(HERE.log, 8), Position.of("clips.uploaded-1", 6)):
-        assert record.tombstone(there, 9, position) == (5, False, position)
+        assert record_format.tombstone(there, 9, position) == (5, False, position)
 
 
 EVENTS = st.tuples(st.booleans(), st.integers(0, 3))
@@ -228,8 +228,8 @@ def after(there: Version | None, event: tuple[bool, int], position: Position) ->
     """Apply an event to what is stored, as an engine does."""
     is_upload, moment_us = event
     if is_upload:
-        return Version(moment_us, True, position) if record.admits(there, moment_us, position) else there
-    return record.tombstone(there, moment_us, position) or there
+        return Version(moment_us, True, position) if record_format.admits(there, moment_us, position) else there
+    return record_format.tombstone(there, moment_us, position) or there
 
 
 def in_order(events: Sequence[tuple[bool, int]]) -> tuple[int | None, bool]:
@@ -274,29 +274,32 @@ def test_positions_of_one_log_have_an_order_and_those_of_different_logs_have_non
 
 @given(st.lists(IDS, min_size=2, unique=True))
 def test_different_ids_have_different_keys_of_even_length_that_fit_lmdb(clip_ids: list[str]) -> None:
-    keys = [record.key(PREFIX, clip_id) for clip_id in clip_ids]
+    keys = [record_format.key(PREFIX, clip_id) for clip_id in clip_ids]
     assert len(set(keys)) == len(keys)
     assert all(len(key) % 2 == 0 and len(key) <= 511 and key.startswith(PREFIX) for key in keys)
 
 
 @given(st.lists(IDS))
 def test_many_keys_at_once_are_those_made_one_by_one(clip_ids: list[str]) -> None:
-    assert record.keys(PREFIX, clip_ids) == [record.key(PREFIX, clip_id) for clip_id in clip_ids]
+    assert record_format.keys(PREFIX, clip_ids) == [record_format.key(PREFIX, clip_id) for clip_id in clip_ids]
 
 
 @given(IDS)
 def test_the_id_comes_back_from_key_and_record(clip_id: str) -> None:
-    key = record.key(PREFIX, clip_id)
-    assert record.clip_id(key, memoryview(record.encode(a_clip(clip_id), "float16"))) == clip_id
-    assert record.clip_id(key, memoryview(record.encode_tombstone(clip_id, Version(0, False, HERE)))) == clip_id
+    key = record_format.key(PREFIX, clip_id)
+    assert record_format.clip_id(key, memoryview(record_format.encode(a_clip(clip_id), "float16"))) == clip_id
+    assert (
+        record_format.clip_id(key, memoryview(record_format.encode_tombstone(clip_id, Version(0, False, HERE))))
+        == clip_id
+    )
 
 
 @pytest.mark.parametrize("clip_id", ["", "a" * 513, "é" * 257, "\ud800"])
 def test_what_can_be_no_id_is_refused(clip_id: str) -> None:
     with pytest.raises(ValueError, match=r"1 to 512 bytes|surrogates"):
-        record.key(PREFIX, clip_id)
+        record_format.key(PREFIX, clip_id)
     with pytest.raises(ValueError, match=r"1 to 512 bytes|surrogates"):
-        record.keys(PREFIX, ["c1", clip_id])
+        record_format.keys(PREFIX, ["c1", clip_id])
 
 
 @pytest.mark.parametrize(
@@ -310,4 +313,4 @@ def test_what_can_be_no_id_is_refused(clip_id: str) -> None:
 )
 def test_what_is_no_clip_is_not_written(vectors: np.ndarray, times: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"make no clip|not finite"):
-        record.encode(Clip("c1", dt.datetime.now(dt.UTC), HERE, 0, vectors, times), "float16")
+        record_format.encode(Clip("c1", dt.datetime.now(dt.UTC), HERE, 0, vectors, times), "float16")

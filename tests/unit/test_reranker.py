@@ -13,7 +13,7 @@ import pytest
 from streamer.encoders import QueryVectors
 from streamer.events import Candidate, QueryReranked, QueryResults, decode, encode, now
 from streamer.health import Health
-from streamer.kafka import Record, Work
+from streamer.kafka import InFlightRecord, Record
 from streamer.metrics import Metrics
 from streamer.reranker import Reranker
 from streamer.settings import load
@@ -95,7 +95,7 @@ class Harness:
     def run(self, *values: bytes | QueryResults) -> list[Sequence[Output]]:
         done = threading.Semaphore(0)
         works = [
-            Work(
+            InFlightRecord(
                 Record(
                     "query.results",
                     0,
@@ -202,7 +202,7 @@ def test_a_fault_of_our_own_is_dead_lettered_and_the_next_event_is_answered(
 ) -> None:
     harness = Harness(store)
     with monkeypatch.context() as broken:
-        broken.setattr("streamer.reranker.rerank", lambda *_, **__: 1 / 0)
+        broken.setattr("streamer.method.rerank", lambda *_, **__: 1 / 0)
         ((output,),) = harness.run(event("axis 1", ("c1", 1.0)))
     assert dict(output.headers)["dlq.reason"] == b"internal"
     assert orjson.loads(output.value or b"")["query_id"] == "q"

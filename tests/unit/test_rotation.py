@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.kafka import rotation
-from streamer.kafka.rotation import Rotation
-from streamer.kafka.transactions import AbortedError, Batch, FencedError, RestartError, UndecidedError
+from streamer.kafka.commit import rotation
+from streamer.kafka.commit.rotation import Rotation
+from streamer.kafka.commit.transactions import AbortedError, Batch, FencedError, RestartError, UndecidedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamer.events import Reason
-from streamer.video import ClipError, Retry, SampledClip, Sampling, sample
-from streamer.video.container import breaks_off
-from streamer.video.timeline import BestEffort, select
+from streamer.video import ClipError, Retry, SampledClip, Sampling
+from streamer.video.sampling.container import breaks_off
+from streamer.video.sampling.sample import sample
+from streamer.video.sampling.timeline import BestEffort, select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -12,12 +12,12 @@ import safetensors
 import torch
 from PIL import Image
 
-from streamer.demo.exam import attribute_accuracy, recall, rerank_fresh_clips
-from streamer.demo.stills import Still, StillSet, draw_stills
-from streamer.demo.train import CONFIG, RECIPE
 from streamer.encoders import Encoder, load_encoder
-from streamer.encoders.training import Recipe, export, train
 from streamer.settings import DEFAULT_MODEL
+from streamer.synthetic.stills import Still, StillSet, draw_stills
+from training.exam import attribute_accuracy, recall, rerank_fresh_clips
+from training.loop import Recipe, export, train
+from training.train import CONFIG, RECIPE
 
 FOLDER = Path(DEFAULT_MODEL.removeprefix("local-dir:"))
 UNSEEN_SEED = 4242

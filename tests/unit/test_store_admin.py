@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_records import DIM, FIRST, PREFIX, clip, damaged, delete, everything, put_unchecked, upload
 
-from streamer.store import Position, StoreError, StoreUnavailableError, open_store, record
-from streamer.store.admin import Merged, Page, Raw, StoreAdmin, open_admin
-from streamer.store.lmdb import LmdbStore
-from streamer.store.lmdb_admin import LmdbAdmin
+from streamer.store import Position, StoreError, StoreUnavailableError, open_store, record_format
+from streamer.store.admin import Merged, Page, Raw, StoreAdmin
+from streamer.store.lmdb.admin import LmdbAdmin
+from streamer.store.lmdb.store import LmdbStore
+from streamer.store.opening import open_admin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,7 +89,10 @@ def test_the_newer_record_takes_the_place_of_the_older_and_never_the_other_way(
 @pytest.mark.parametrize(
     ("there", "copied"),
     [
-        (upload(1), Raw(upload(1).key, record.encode(clip("c", vectors=3), "int8"))),  # stored by another attempt
+        (
+            upload(1),
+            Raw(upload(1).key, record_format.encode(clip("c", vectors=3), "int8")),
+        ),  # stored by another attempt
         (delete(9, 5), upload(9, 6)),  # the deleted upload, once more
         (delete(9, 5), delete(8, 5)),
         (delete(1, 9, log="another"), delete(1, 5)),
@@ -100,30 +104,30 @@ def test_of_what_has_no_order_that_stays_which_was_there(admin: StoreAdmin, ther
 
 
 _versions = st.builds(
-    record.Version, st.integers(0, 4), st.booleans(), st.builds(Position, st.integers(0, 1), st.integers(0, 4))
+    record_format.Version, st.integers(0, 4), st.booleans(), st.builds(Position, st.integers(0, 1), st.integers(0, 4))
 )
 
 
 @given(_versions, _versions)
 def test_of_two_records_at_most_one_outranks_the_other_and_none_itself(
-    one: record.Version, other: record.Version
+    one: record_format.Version, other: record_format.Version
 ) -> None:
-    assert not (record.outranks(one, other) and record.outranks(other, one))
-    assert not record.outranks(one, one)
-    assert record.outranks(one, None)
+    assert not (record_format.outranks(one, other) and record_format.outranks(other, one))
+    assert not record_format.outranks(one, one)
+    assert record_format.outranks(one, None)
 
 
 @given(_versions, _versions)
 def test_a_copied_record_takes_no_place_that_its_event_would_not_have_taken(
-    copied: record.Version, there: record.Version
+    copied: record_format.Version, there: record_format.Version
 ) -> None:
     """Between records of one log; of different ones, events go by their arrival."""
-    if not record.outranks(copied, there) or copied.position.log != there.position.log:
+    if not record_format.outranks(copied, there) or copied.position.log != there.position.log:
         return
     if copied.live:
-        assert record.admits(there, copied.uploaded_us, copied.position)
+        assert record_format.admits(there, copied.uploaded_us, copied.position)
     else:
-        assert record.tombstone(there, copied.uploaded_us, copied.position) is not None
+        assert record_format.tombstone(there, copied.uploaded_us, copied.position) is not None
 
 
 def test_a_damaged_record_gives_way_and_is_not_put(admin: StoreAdmin) -> None:
@@ -131,19 +135,19 @@ def test_a_damaged_record_gives_way_and_is_not_put(admin: StoreAdmin) -> None:
     broken = damaged(whole)
     put_unchecked(admin, broken)
     assert admin.put([whole]) == [Merged.WRITTEN]
-    with pytest.raises(record.CorruptRecordError):
+    with pytest.raises(record_format.CorruptRecordError):
         admin.put([broken])
-    with pytest.raises(record.CorruptRecordError, match="another clip"):
-        admin.put([Raw(record.key(PREFIX, "d"), upload(1, clip_id="x" * 505).value)])
+    with pytest.raises(record_format.CorruptRecordError, match="another clip"):
+        admin.put([Raw(record_format.key(PREFIX, "d"), upload(1, clip_id="x" * 505).value)])
     assert admin.put([whole]) == [Merged.PRESENT]
 
 
 def test_a_record_under_another_key_is_told_where_it_carries_its_id() -> None:
     long = upload(1, clip_id="x" * 505)
-    assert record.checked(long.key, memoryview(long.value)).live
-    for key in (record.key(PREFIX, "y" * 505), PREFIX + b"\x01\xff", PREFIX, b"", PREFIX + b"\x01a" * 300):
-        with pytest.raises(record.CorruptRecordError):
-            record.checked(key, memoryview(long.value))
+    assert record_format.checked(long.key, memoryview(long.value)).live
+    for key in (record_format.key(PREFIX, "y" * 505), PREFIX + b"\x01\xff", PREFIX, b"", PREFIX + b"\x01a" * 300):
+        with pytest.raises(record_format.CorruptRecordError):
+            record_format.checked(key, memoryview(long.value))
 
 
 # Scans.
@@ -155,11 +159,11 @@ def test_all_models_are_scanned_and_one_alone_by_its_prefix(url: str, admin: Sto
         store.put([clip(f"{model}-{number}") for number in range(5)])
         store.delete("nothing", FIRST, Position.of("log", 1))
         store.close()
-    assert admin.models() == {record.model_prefix(model): model for model in ("model-a", "model-b")}
+    assert admin.models() == {record_format.model_prefix(model): model for model in ("model-a", "model-b")}
     assert len(everything(admin)) == 12
     heads = dict(itertools.chain.from_iterable(page.records for page in admin.scan(prefix=PREFIX, heads=True)))
     assert len(heads) == 6
-    assert set(map(len, heads.values())) == {record.HEADER_BYTES}
+    assert set(map(len, heads.values())) == {record_format.HEADER_BYTES}
     assert admin.count() >= 12
 
 
@@ -201,7 +205,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LmdbAdmin]:
 
 
 def test_a_page_is_bounded_in_bytes(lmdb_admin: LmdbAdmin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.store.lmdb_admin.PAGE_BYTES", 500)
+    monkeypatch.setattr("streamer.store.lmdb.admin.PAGE_BYTES", 500)
     lmdb_admin.put([upload(1, clip_id=f"c{number}") for number in range(20)])
     size = len(upload(1).value)
     assert {len(page.records) for page in lmdb_admin.scan()} <= {-(-500 // size), 20 % -(-500 // size)}
@@ -249,7 +253,7 @@ def test_a_service_that_writes_for_a_forgotten_model_makes_it_known_again(url: s
         lambda: store.put([clip("c1")]),
         lambda: store.delete("c1", FIRST, Position.of("log", 1)),
     ):
-        admin.remove([record.key(PREFIX, "c1")])
+        admin.remove([record_format.key(PREFIX, "c1")])
         assert admin.forget(PREFIX)
         work()
         assert admin.models() == {PREFIX: "model-a"}

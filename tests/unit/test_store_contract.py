@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from streamer.scoring import score_clips
-from streamer.store import Clip, Position, PutOutcome, Store, StoreError, StoreOptions, open_store, record
-from streamer.store.lmdb import LmdbStore
-from streamer.store.redis import RedisStore
+from streamer.store import Clip, Position, PutOutcome, Store, StoreError, StoreOptions, open_store, record_format
+from streamer.store.lmdb.store import LmdbStore
+from streamer.store.redis.store import RedisStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamer.settings import Precision
-    from streamer.store.lmdb_environment import Transaction
+    from streamer.store.lmdb.environment import Transaction
 
 DIM = 8
 FIRST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -58,7 +58,7 @@ class LmdbEngine:
         return store
 
     def change(self, clip_id: str, how: Callable[[bytes], bytes], model_id: str = "model-a") -> None:
-        key = record.key(record.model_prefix(model_id), clip_id)
+        key = record_format.key(record_format.model_prefix(model_id), clip_id)
         (store,) = self.opened[:1]
         assert isinstance(store, LmdbStore)
 
@@ -84,7 +84,7 @@ class RedisEngine(LmdbEngine):
         self.opened = []
 
     def change(self, clip_id: str, how: Callable[[bytes], bytes], model_id: str = "model-a") -> None:
-        key = record.key(record.model_prefix(model_id), clip_id)
+        key = record_format.key(record_format.model_prefix(model_id), clip_id)
         (store,) = self.opened[:1]
         assert isinstance(store, RedisStore)
         space = store._opened()

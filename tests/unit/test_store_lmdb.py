@@ -15,9 +15,9 @@ import lmdb
 import numpy as np
 import pytest
 
-from streamer.store import Clip, Position, PutOutcome, StoreError, StoreUnavailableError, open_store, record
-from streamer.store.lmdb import LmdbStore
-from streamer.store.lmdb_environment import RESERVED
+from streamer.store import Clip, Position, PutOutcome, StoreError, StoreUnavailableError, open_store, record_format
+from streamer.store.lmdb.environment import RESERVED
+from streamer.store.lmdb.store import LmdbStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -276,7 +276,7 @@ def test_a_reader_that_was_killed_is_cleared_by_the_next_one_to_open_or_write(
     assert str(pid) not in env.readers()
     pid = kill_a_reader()
     assert str(pid) in env.readers()
-    monkeypatch.setattr("streamer.store.lmdb_environment._REAP_EVERY_S", 0.0)
+    monkeypatch.setattr("streamer.store.lmdb.environment._REAP_EVERY_S", 0.0)
     store.put([clip(1)])
     assert str(pid) not in env.readers()
     store.close()
@@ -388,7 +388,7 @@ def make_a_later_format(folder: Path) -> None:
 def make_another_model_of_the_same_hash(folder: Path) -> None:
     open_lmdb(folder).close()
     with lmdb.open(str(folder)) as env, env.begin(write=True) as transaction:
-        transaction.put(RESERVED + record.model_prefix("m"), b"model-x")
+        transaction.put(RESERVED + record_format.model_prefix("m"), b"model-x")
 
 
 @pytest.mark.parametrize("read_only", [False, True])

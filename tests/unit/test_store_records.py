@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
 from streamer.scoring import score_clips
-from streamer.store import Clip, Position, record
-from streamer.store.record import Version
-from streamer.store.records import BLOCK_BYTES, Records
+from streamer.store import Clip, Position, record_format
+from streamer.store.read_batch import BLOCK_BYTES, Records
+from streamer.store.record_format import Version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from streamer.settings import Precision
-    from streamer.store.record import CorruptRecordError
+    from streamer.store.record_format import CorruptRecordError
 
 HERE = Position(1, 7)
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
-PREFIX = record.model_prefix("model")
+PREFIX = record_format.model_prefix("model")
 KINDS = (*PRECISIONS, "absent", "deleted", "damaged", "cut", "foreign")
 WITHOUT_RECORD = {"absent", "deleted", "damaged", "cut", "foreign"}
 CORRUPT = {"damaged", "cut", "foreign"}
@@ -51,12 +51,12 @@ def sealed(value: bytearray) -> bytes:
 def stored(kind: Any, at: Clip) -> bytes | None:
     """Return what is under a clip's key."""
     if kind in PRECISIONS:
-        return record.encode(at, kind)
+        return record_format.encode(at, kind)
     if kind == "absent":
         return None
     if kind == "deleted":
-        return record.encode_tombstone(at.clip_id, Version(0, False, HERE))
-    value = bytearray(record.encode(at, "float16"))
+        return record_format.encode_tombstone(at.clip_id, Version(0, False, HERE))
+    value = bytearray(record_format.encode(at, "float16"))
     if kind == "damaged":
         value[-1] ^= 1
     elif kind == "cut":
@@ -73,7 +73,7 @@ class Snapshot:
 
     def __init__(self, values: Sequence[tuple[str, bytes | None]], dim: int | None) -> None:
         self.clip_ids = [clip_id for clip_id, _ in values]
-        self.keys = record.keys(PREFIX, self.clip_ids)
+        self.keys = record_format.keys(PREFIX, self.clip_ids)
         self.values = {key: value for key, (_, value) in zip(self.keys, values, strict=True) if value is not None}
         self.dim = dim
         self.corrupt: list[int] = []
@@ -118,7 +118,7 @@ def test_scores_of_many_blocks_are_those_of_float64(precision: Precision) -> Non
     dim = 512
     pool = directions(random, 80, dim)
     clips = [clip(f"c{number}", pool[: random.integers(1, 65)]) for number in range(220)]
-    values = [(each.clip_id, record.encode(each, precision)) for each in clips]
+    values = [(each.clip_id, record_format.encode(each, precision)) for each in clips]
     snapshot = Snapshot(values, dim)
     query = directions(random, 1, dim)[0]
     assert len(list(snapshot.records().blocks())) > 1
@@ -136,7 +136,7 @@ def test_a_clip_larger_than_a_block_is_scored_where_it_lies() -> None:
     random = np.random.default_rng(5)
     dim = 1024
     clips = [clip(f"c{number}", directions(random, count, dim)) for number, count in enumerate((3, 600, 5))]
-    values = [(each.clip_id, record.encode(each, "float32")) for each in clips]
+    values = [(each.clip_id, record_format.encode(each, "float32")) for each in clips]
     assert len(values[1][1]) > BLOCK_BYTES
     scores = score_clips(clips[1].vectors[577], Snapshot(values, dim).records())
     assert scores.cosines[1] == pytest.approx(1)
@@ -147,7 +147,7 @@ def test_a_clip_larger_than_a_block_is_scored_where_it_lies() -> None:
 def test_a_store_that_takes_vectors_of_any_length_gives_them_in_blocks_of_one_length() -> None:
     random = np.random.default_rng(5)
     clips = [clip(f"c{number}", directions(random, 4, dim)) for number, dim in enumerate((8, 16, 8, 16))]
-    values = [(each.clip_id, record.encode(each, "float16")) for each in clips]
+    values = [(each.clip_id, record_format.encode(each, "float16")) for each in clips]
     assert [b.matrix.shape[1] for b in Snapshot(values, None).records().blocks()] == [8, 16]
     for dim, others in ((8, [1, 3]), (16, [0, 2])):
         snapshot = Snapshot(values, dim)
@@ -161,7 +161,7 @@ def test_reads_at_the_same_time_and_reads_left_in_the_middle_keep_out_of_each_ot
     snapshots = []
     for store in range(4):
         clips = [clip(f"{store}.{number}", directions(random, 8, dim)) for number in range(60)]
-        snapshots.append(Snapshot([(each.clip_id, record.encode(each, "float16")) for each in clips], dim))
+        snapshots.append(Snapshot([(each.clip_id, record_format.encode(each, "float16")) for each in clips], dim))
     query = directions(random, 1, dim)[0]
     expected = [score_clips(query, list(snapshot.records())).cosines for snapshot in snapshots]
     left = next(snapshots[0].records().blocks())
@@ -178,7 +178,7 @@ def test_reads_at_the_same_time_and_reads_left_in_the_middle_keep_out_of_each_ot
 
 def test_records_are_a_sequence() -> None:
     clips = [clip(f"c{number}", np.ones((number + 1, 4), np.float32)) for number in range(3)]
-    records = Snapshot([(each.clip_id, record.encode(each, "float32")) for each in clips], 4).records()
+    records = Snapshot([(each.clip_id, record_format.encode(each, "float32")) for each in clips], 4).records()
     assert len(records) == 3
     assert [each and len(each.matrix) for each in records] == [1, 2, 3]
     assert records[-1] is records[2]

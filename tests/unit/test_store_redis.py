@@ -26,11 +26,11 @@ from streamer.store import (
     masked,
     open_existing,
     open_store,
-    record,
+    record_format,
 )
-from streamer.store.hot import HotRecords
-from streamer.store.redis import RedisStore
-from streamer.store.redis_keys import Address, Buckets
+from streamer.store.redis.address import Address, Buckets
+from streamer.store.redis.cache import HotRecords
+from streamer.store.redis.store import RedisStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,7 +148,7 @@ def test_a_password_is_not_shown(url: str, shown: str) -> None:
 def test_buckets_lie_evenly_among_the_slots_and_clips_among_the_buckets(count: int) -> None:
     buckets = Buckets("clips", count)
     assert [slot * count // 16_384 for slot in buckets.slots] == list(range(count))
-    keys = record.keys(record.model_prefix("m"), [f"clip {number}" for number in range(20 * count)])
+    keys = record_format.keys(record_format.model_prefix("m"), [f"clip {number}" for number in range(20 * count)])
     found = [buckets.of(key) for key in keys]
     assert min(found.count(number) for number in range(count)) > 0
     assert [buckets.record_key(buckets.full(key)) for key in keys] == keys
@@ -420,7 +420,7 @@ def test_a_tombstone_expires_and_a_live_record_does_not(valkey: Server) -> None:
     assert store.put([clip("c", 1, 1)]) == [PutOutcome.WRITTEN]
     store.delete("c", FIRST, Position.of("log", 2))
     assert store.put([clip("c", 2, 3)]) == [PutOutcome.WRITTEN]
-    key = Buckets("expiring", 64).full(record.key(record.model_prefix("m"), "c"))
+    key = Buckets("expiring", 64).full(record_format.key(record_format.model_prefix("m"), "c"))
     assert valkey.command("PTTL", key) == -1
     for_ever = opened(url, tombstone_s=0)
     for_ever.delete("c", FIRST, Position.of("log", 4))
@@ -446,7 +446,7 @@ def test_a_record_that_heals_under_the_same_checksum_is_seen(valkey: Server) -> 
     url = f"{valkey.url}?name=healing"
     store = opened(url)
     store.put([clip("c")])
-    full = Buckets("healing", 64).full(record.key(record.model_prefix("m"), "c"))
+    full = Buckets("healing", 64).full(record_format.key(record_format.model_prefix("m"), "c"))
     whole = valkey.command("GET", full)
     valkey.command("SET", full, whole[:-1] + b"\1")
     for _ in range(2):

@@ -30,10 +30,10 @@ from store_records import (
 )  # fmt: skip
 
 from streamer.cli import cli
-from streamer.store import Clip, Position, StoreError, StoreUnavailableError, record
+from streamer.store import Clip, Position, StoreError, StoreUnavailableError, record_format
 from streamer.store.admin import Merged
-from streamer.store.lmdb import LmdbStore
-from streamer.store.lmdb_admin import LmdbAdmin
+from streamer.store.lmdb.admin import LmdbAdmin
+from streamer.store.lmdb.store import LmdbStore
 from streamer.store.transfer import copy
 from streamer.store.upkeep import compare, drop, survey, verify
 
@@ -272,8 +272,8 @@ def test_with_writers_on_both_sides_nothing_newer_is_lost_and_a_copy_more_brings
             copy(source, target)
             after = everything(target)
             for key, value in before.items():
-                was, now = (record.checked(key, memoryview(each)) for each in (value, after[key]))
-                assert now == was or record.outranks(now, was)
+                was, now = (record_format.checked(key, memoryview(each)) for each in (value, after[key]))
+                assert now == was or record_format.outranks(now, was)
     finally:
         stop.set()
         for writer in writers:
@@ -291,14 +291,14 @@ def test_with_writers_on_both_sides_nothing_newer_is_lost_and_a_copy_more_brings
 
 def misplaced() -> Raw:
     """Return the record of a clip with a long id under the key of another."""
-    return upload(1, clip_id="x" * 505)._replace(key=record.key(PREFIX, "d"))
+    return upload(1, clip_id="x" * 505)._replace(key=record_format.key(PREFIX, "d"))
 
 
 def test_verify_counts_clips_tombstones_and_kinds_of_each_model_and_what_is_damaged(source: LmdbAdmin) -> None:
     fill(source, many(40))
-    source.register({record.model_prefix("model-b"): "model-b"})
-    source.put([upload(1, prefix=record.model_prefix("model-b"))])
-    put_unchecked(source, upload(1, prefix=record.model_prefix("without a name")))
+    source.register({record_format.model_prefix("model-b"): "model-b"})
+    source.put([upload(1, prefix=record_format.model_prefix("model-b"))])
+    put_unchecked(source, upload(1, prefix=record_format.model_prefix("without a name")))
     put_unchecked(source, damaged(upload(1, clip_id="broken")))
     put_unchecked(source, misplaced())
     report = verify(source)
@@ -337,7 +337,7 @@ def test_compare_tells_what_is_missing_older_damaged_and_newer(source: LmdbAdmin
 
 
 def test_a_dropped_model_is_gone_in_pages_and_the_others_are_untouched(source: LmdbAdmin) -> None:
-    other = record.model_prefix("model-b")
+    other = record_format.model_prefix("model-b")
     fill(source, many(1_200))
     source.register({other: "model-b"})
     source.put([upload(7, clip_id="stays", prefix=other)])
@@ -348,7 +348,7 @@ def test_a_dropped_model_is_gone_in_pages_and_the_others_are_untouched(source: L
     assert drop(source, PREFIX, lambda _, done, __: pages.append(done)) == (1_200, True)
     assert pages == [512, 1_024, 1_200]
     assert source.models() == {other: "model-b"}
-    assert list(everything(source)) == [record.key(other, "stays")]
+    assert list(everything(source)) == [record_format.key(other, "stays")]
 
 
 def test_a_drop_that_is_interrupted_leaves_the_rest_and_the_name(source: LmdbAdmin) -> None:
@@ -448,22 +448,24 @@ def test_a_model_is_dropped_only_when_that_is_meant(urls: tuple[str, str], sourc
     assert (unknown.exit_code, f"but: {MODEL}" in unknown.output) == (1, True)
     alone = run(*at, MODEL, "--yes")
     assert (alone.exit_code, "the only model" in alone.output) == (1, True)
-    source.register({record.model_prefix("model-b"): "model-b"})
+    source.register({record_format.model_prefix("model-b"): "model-b"})
     recent = Clip("recent", dt.datetime.now(dt.UTC), Position.of("log", 1), 1, clip("c").vectors, clip("c").times_ms)
-    source.put([upload(1)._replace(key=record.key(PREFIX, "recent"), value=record.encode(recent, "int8"))])
+    source.put(
+        [upload(1)._replace(key=record_format.key(PREFIX, "recent"), value=record_format.encode(recent, "int8"))]
+    )
     young = run(*at, MODEL, "--yes")
     assert (young.exit_code, "within the last day" in young.output) == (1, True)
     dry = run(*at, MODEL, "--dry-run")
     assert (dry.exit_code, "28 clips and 3 tombstones" in dry.output) == (0, True)
     assert everything(source).items() >= before.items()
-    source.remove([record.key(PREFIX, "recent")])
+    source.remove([record_format.key(PREFIX, "recent")])
 
     for answer in ("", "n\n"):
         assert run(*at, MODEL, stdin=answer).exit_code == 1
     assert everything(source) == before
     assert run(*at, MODEL, stdin="y\n").exit_code == 0
     assert everything(source) == {}
-    assert source.models() == {record.model_prefix("model-b"): "model-b"}
+    assert source.models() == {record_format.model_prefix("model-b"): "model-b"}
 
 
 def test_a_model_in_use_is_dropped_where_that_is_said(urls: tuple[str, str], source: LmdbAdmin) -> None:

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from streamer.events import QueryReranked, RerankedCandidate, now
 from streamer.metrics import Metrics
+from streamer.scrape import ExpositionError, Scrape, Window, merged, quantile
 from streamer.settings import SettingsError, load
-from streamer.top.figures import ExpositionError, Scrape, Window, merged, quantile
 from streamer.top.targets import Target, TargetError
 from streamer.top.view import View, ranges
 from streamer.top.watch import Answer, Frame, Instance, Letter, Load, Move

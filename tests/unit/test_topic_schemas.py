@@ -14,7 +14,8 @@ from jsonschema.exceptions import ValidationError
 
 from streamer import events
 from streamer.events import TOPICS, Reason
-from streamer.kafka.topic_files import DEAD_LETTER_TOPICS, topics_dir, write_schemas
+from streamer.kafka.admin.topic_files import topics_dir, write_schemas
+from streamer.topology import DEAD_LETTER_TOPICS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,7 +124,7 @@ BAD_DOCUMENTS = [
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_schema_files_are_what_the_models_generate(topic: str) -> None:
-    assert schema_file(topic) == events.json_schema(topic), "run: python -m streamer.kafka.topic_files"
+    assert schema_file(topic) == events.json_schema(topic), "run: python -m streamer.kafka.admin.topic_files"
 
 
 def test_writing_the_schemas_changes_only_files_that_differ(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from streamer import events
 from streamer.events import TOPICS
-from streamer.kafka.config import MAX_PRODUCED_BYTES
-from streamer.kafka.topic_files import BROKER_DEFAULT, DEAD_LETTER_TOPICS, TopicSpec, load_specs
-from streamer.kafka.topics import Aspect, Change, Outcome, TopicState, compare
+from streamer.kafka.admin.topic_files import BROKER_DEFAULT, TopicSpec, load_specs
+from streamer.kafka.admin.topics import Aspect, Change, Outcome, TopicState, compare
+from streamer.kafka.client.config import MAX_PRODUCED_BYTES
 from streamer.settings import Settings, SettingsError
+from streamer.topology import DEAD_LETTER_TOPICS
 
 if TYPE_CHECKING:
     from pathlib import Path

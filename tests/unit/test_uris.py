@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from streamer.video.errors import ClipError
-from streamer.video.uris import Prefixes, StoredObject, parse
+from streamer.video.fetching.uris import Prefixes, StoredObject, parse
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,7 @@ def test_the_trees_of_boxes_and_elements_are_read_to_the_last_byte(bases: dict[s
 def test_a_seed_makes_the_same_files_and_every_mutation_damages(bases: dict[str, bytes]) -> None:
     drawn: dict[str, int] = {}
     for number in range(3_000):
-        (kind, ending, content), again = (
-            mutated_video(Random(f"{SEED}-{number}"), bases)  # noqa: S311 - no secret
-            for _ in range(2)
-        )
+        (kind, ending, content), again = (mutated_video(Random(f"{SEED}-{number}"), bases) for _ in range(2))  # noqa: S311
         assert again == (kind, ending, content)
         whole = content in [base for name, base in bases.items() if name.endswith(ending)]
         drawn[kind] = drawn.get(kind, 0) + (whole == (kind == "whole"))

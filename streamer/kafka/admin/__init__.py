@@ -1,0 +1,1 @@
+"""The topics: their specification in ``topics/``, and bringing a cluster to it."""

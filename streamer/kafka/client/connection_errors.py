@@ -1,0 +1,28 @@
+"""Why no connection comes about, which a request that only times out does not say."""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError
+
+_CONNECTION_FAULTS = (KafkaError._AUTHENTICATION, KafkaError._SSL)
+
+
+class ConnectionErrors:
+    """An ``error_cb`` that remembers why no connection comes about, while a request only times out."""
+
+    def __init__(self) -> None:
+        self.last: KafkaError | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        """Take an error that concerns the client as a whole."""
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self.last = error
+
+    @property
+    def is_final(self) -> bool:
+        """Whether waiting will not help: credentials are refused, or one side does not trust the other."""
+        return self.last is not None and self.last.code() in _CONNECTION_FAULTS
+
+    def told(self, otherwise: str) -> str:
+        """Return the reason, or ``otherwise`` where none is known."""
+        return self.last.str() if self.last is not None else otherwise

@@ -1,0 +1,1 @@
+"""Exactly-once commits: transactions, the producers that take turns, the group membership."""

@@ -1,0 +1,88 @@
+"""Dead letters: the record that could not be processed, with the reason in its headers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from streamer.events import Reason, now
+from streamer.kafka.records import Output, Record
+from streamer.topology import DLQ_SUFFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = structlog.get_logger()
+
+
+_MAX_ERROR_CHARS = 1_000
+
+
+_TRUNCATED = "dlq.truncated_from"
+
+
+_TRUNCATED_BYTES = 100_000
+
+
+_TRUNCATED_HEADER_BYTES = 1_000
+
+
+_TRUNCATED_HEADERS = 100
+
+
+def dead_letter(record: Record, reason: Reason, error: str, *, attempts: int = 1) -> Output:
+    """Wrap a record that cannot be processed: its key, value and headers, and the reason."""
+    why: Sequence[tuple[str, str]] = (
+        ("dlq.reason", reason.value),
+        ("dlq.error", error[:_MAX_ERROR_CHARS]),
+        ("dlq.topic", record.topic),
+        ("dlq.partition", str(record.partition)),
+        ("dlq.offset", str(record.offset)),
+        ("dlq.attempts", str(attempts)),
+        ("dlq.at", now().isoformat().replace("+00:00", "Z")),
+    )
+    # A redriven record that fails again carries the newest reason only.
+    kept = tuple((name, value) for name, value in record.headers if not name.startswith("dlq."))
+    headers = kept + tuple((name, text.encode(errors="replace")) for name, text in why)
+    return Output(record.topic + DLQ_SUFFIX, record.key, record.value, headers)
+
+
+def dead_letter_reason(output: Output) -> str | None:
+    """Return the reason of a dead letter, None for any other output."""
+    if not output.topic.endswith(DLQ_SUFFIX):
+        return None
+    return next((value.decode() for name, value in output.headers if name == "dlq.reason" and value), None)
+
+
+def truncated(dead: Output) -> Output:
+    """Return a dead letter that fits anywhere: what is large is cut, and a header says how long the value was.
+
+    A dead letter that was cut already keeps nothing but the reason and its place.
+    """
+    ours = tuple((name, value) for name, value in dead.headers if name.startswith("dlq."))
+    if any(name == _TRUNCATED for name, _ in ours):
+        return Output(dead.topic, None, None, ours)
+    small = tuple(
+        (name, value)
+        for name, value in dead.headers
+        if not name.startswith("dlq.") and len(name) + len(value or b"") <= _TRUNCATED_HEADER_BYTES
+    )
+    value = dead.value or b""
+    headers = (*small[:_TRUNCATED_HEADERS], *ours, (_TRUNCATED, str(len(value)).encode()))
+    return Output(dead.topic, (dead.key or b"")[:_TRUNCATED_BYTES], value[:_TRUNCATED_BYTES], headers)
+
+
+def log_dead_letter(record: Record, headers: Sequence[tuple[str, bytes | None]]) -> None:
+    """Log the one line of a failed record."""
+    told = {name.removeprefix("dlq."): value.decode(errors="replace") for name, value in headers if value}
+    log.warning(
+        "dead letter",
+        reason=told.get("reason"),
+        error=told.get("error"),
+        attempts=told.get("attempts"),
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        key=(record.key or b"").decode(errors="replace")[:100],
+    )

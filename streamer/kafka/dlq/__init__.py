@@ -1,0 +1,1 @@
+"""Dead letters after the fact: reading, reporting and redriving them."""

@@ -1,0 +1,189 @@
+r"""Dead letters in words: tables and text for people, JSON for scripts.
+
+What others wrote is shown with all that a terminal might obey escaped as JSON does it (``\u001b``), so escaped
+JSON is still the same JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from streamer.kafka.dlq.letters import State, Summary
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Collection, Iterable
+
+    from streamer.kafka.dlq.letters import DeadLetter
+    from streamer.kafka.dlq.redrive import Report
+
+
+def printable(text: str) -> str:
+    """Escape what is no visible character, a space or a new line: controls, and marks that change direction."""
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
+
+
+def decoded(raw: bytes | None) -> str | None:
+    r"""Return text in UTF-8; bytes that are not become ``\xNN``."""
+    return None if raw is None else raw.decode(errors="backslashreplace")
+
+
+def described(letter: DeadLetter) -> dict[str, Any]:
+    """Return what there is to say about a dead letter without its headers and value, ready for JSON."""
+    return {
+        "partition": letter.record.partition,
+        "offset": letter.record.offset,
+        "key": decoded(letter.record.key),
+        "reason": letter.reason,
+        "error": letter.error,
+        "attempts": letter.attempts,
+        "at": letter.at,
+        "state": letter.state,
+    }
+
+
+def described_in_full(letter: DeadLetter) -> dict[str, Any]:
+    """Return the whole dead letter, ready for JSON.
+
+    The value is ``value`` where it is JSON (or null), else ``value_text``, else, not being UTF-8, ``value_base64``.
+    """
+    headers = [[name, decoded(value)] for name, value in letter.record.headers]
+    name, value = _value(letter.record.value)
+    return {**described(letter), "headers": headers, name: value}
+
+
+def _value(raw: bytes | None) -> tuple[str, Any]:
+    if raw is None:
+        return "value", None
+    try:
+        return "value", orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return "value_text", raw.decode()
+    except UnicodeDecodeError:
+        return "value_base64", base64.b64encode(raw).decode()
+
+
+def summary(letters: Iterable[DeadLetter], *, title: str, as_json: bool) -> None:
+    """Print counts by reason and state, with the oldest and newest time."""
+    found = Summary(letters)
+    reasons = sorted(found.counts, key=lambda reason: -found.counts[reason].total())
+    if as_json:
+        rows = [
+            {
+                "reason": reason,
+                "count": found.counts[reason].total(),
+                **{state.value: found.counts[reason][state] for state in State},
+                "oldest": found.oldest[reason],
+                "newest": found.newest[reason],
+            }
+            for reason in reasons
+        ]
+        _print_json({"topic": title, "count": sum(counts.total() for counts in found.counts.values()), "reasons": rows})
+        return
+    occurring = [state for state in State if any(found.counts[reason][state] for reason in reasons)]
+    table = _table(title, "reason", "count", *occurring, "oldest", "newest", wrapped=("oldest", "newest"))
+    for reason in reasons:
+        counts = found.counts[reason]
+        states = [f"{counts[state]:,}" for state in occurring]
+        times = [_time(found.oldest[reason]), _time(found.newest[reason])]
+        table.add_row(*_cells(reason, f"{counts.total():,}", *states, *times))
+    Console().print(table)
+
+
+def records(letters: Iterable[DeadLetter], *, title: str, as_json: bool) -> None:
+    """Print the single dead letters, one line of JSON each, or as a table; a place is partition and offset."""
+    if as_json:
+        for letter in letters:
+            _print_json(described(letter))
+        return
+    columns = ("place", "key", "reason", "error", "tries", "at", "state")
+    table = _table(title, *columns, wrapped=("key", "reason", "error", "at"))
+    for letter in letters:
+        record = letter.record
+        place, key = f"{record.partition} {record.offset}", decoded(record.key) or ""
+        cells = (place, key, letter.reason, letter.error, str(letter.attempts), _time(letter.at), letter.state)
+        table.add_row(*_cells(*cells))
+    Console().print(table)
+
+
+def details(letters: Iterable[DeadLetter], *, as_json: bool) -> int:
+    """Print dead letters in full and return how many there were."""
+    count = 0
+    for letter in letters:
+        count += 1
+        if as_json:
+            _print_json(described_in_full(letter))
+            continue
+        record = letter.record
+        click.echo(f"{record.place}  {letter.state}  key {printable(decoded(record.key) or '(none)')}")
+        for name, value in record.headers:
+            click.echo(f"  {printable(name)}: {printable(decoded(value) or '').replace(chr(10), ' ')}")
+        name, value = _value(record.value)
+        text = value if isinstance(value, str) and name != "value" else _json(value, indent=True)
+        click.echo(f"{name} ({len(record.value or b''):,} bytes):\n{printable(text)}\n")
+    return count
+
+
+def redriven(report: Report, *, topic: str, dry_run: bool, as_json: bool) -> None:
+    """Print what a redrive did."""
+    if as_json:
+        counts = {
+            "topic": topic,
+            "dry_run": dry_run,
+            "redriven": report.redriven.total(),
+            "redriven_by_reason": report.redriven,
+            "already_redriven": report.left[State.REDRIVEN],
+            "truncated": report.left[State.TRUNCATED],
+            "foreign": report.left[State.FOREIGN],
+            "too_large": report.refused.total(),
+        }
+        _print_json(counts)
+        return
+    by_reason = ", ".join(f"{count:,} {printable(reason)}" for reason, count in report.redriven.most_common())
+    done = "would be redriven" if dry_run else "redriven"
+    click.echo(f"{report.redriven.total():,} {done} to {topic}{f': {by_reason}' if by_reason else ''}")
+    for count, why in (
+        (report.left[State.REDRIVEN], "redriven before"),
+        (report.left[State.TRUNCATED], "left: truncated, their values are lost"),
+        (report.left[State.FOREIGN], f"left: not dead letters of {topic}"),
+        (report.refused.total(), f"left: larger than the max.message.bytes of {topic}"),
+    ):
+        if count:
+            click.echo(f"{count:,} {why}")
+
+
+def _table(title: str, *columns: str, wrapped: Collection[str]) -> Table:
+    """Make a table in which, on a narrow terminal, only the ``wrapped`` columns give way, down to a least width."""
+    table = Table(title=title)
+    for column in columns:
+        if column in wrapped:
+            table.add_column(column, overflow="fold", min_width=8 if column == "key" else 10)
+        else:
+            table.add_column(column, no_wrap=True)
+    return table
+
+
+def _cells(*texts: str) -> list[Text]:
+    return [Text(printable(text).replace("\n", " ")) for text in texts]
+
+
+def _time(moment: dt.datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _json(value: Any, *, indent: bool = False) -> str:
+    return orjson.dumps(value, option=orjson.OPT_UTC_Z | (orjson.OPT_INDENT_2 if indent else 0)).decode()
+
+
+def _print_json(value: Any) -> None:
+    click.echo(printable(_json(value)))

@@ -1,0 +1,1 @@
+"""Records in flight, by partition, and which offsets may be committed."""

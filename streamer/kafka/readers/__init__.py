@@ -1,0 +1,1 @@
+"""Clients outside the services: publishing, and reading topics without a group."""

@@ -1,0 +1,1 @@
+"""What is measured and watched of Kafka: lag, statistics, topics."""

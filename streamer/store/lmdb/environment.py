@@ -1,0 +1,393 @@
+"""One LMDB environment a process: shared by its stores, opened, grown and closed with nobody inside.
+
+Three facts of LMDB shape this module. Opening the same files twice in a process breaks LMDB's locks, so stores
+of one path share one environment, counted. A map is as large as it was when it was opened: a writer that fills
+it gets MDB_MAP_FULL, and a process that meets data behind its map's end MDB_MAP_RESIZED; both open a larger
+map. And whatever unmaps the file while a view into it lives crashes the process, so transactions pass a gate
+that closes before the map does.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import resource
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
+
+import lmdb
+
+from streamer.store.protocol import StoreError, StoreUnavailableError
+from streamer.store.record_format import PREFIX_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    Transaction = lmdb.Transaction[memoryview]
+
+T = TypeVar("T")
+
+RESERVED = bytes(8)
+"""Prefix of the keys that hold no clip: alone the format's key, with a model's hash behind it that model's.
+
+With anything else behind it, it is of no concern to services.
+"""
+_MODEL_KEY_BYTES = len(RESERVED) + PREFIX_BYTES
+DEFAULT_MAP_BYTES = 1 << 40
+"""Address space, not memory or disk: on 64-bit Linux a large map costs nothing and never has to grow."""
+DATA_FILE, LOCK_FILE = "data.mdb", "lock.mdb"
+_STAT_BLOCK = 512
+_SMALLEST_MAP_BYTES = 1 << 20
+_FORMAT_NAME = b"clip embeddings "
+_FORMAT = _FORMAT_NAME + b"2"
+_MAX_READERS = 1024
+_SCAN_PAGE = 1_000
+_REAP_EVERY_S = 10.0
+_GATE_TIMEOUT_S = 30.0
+
+
+class _Gate:
+    """Lets in any number of transactions, or one caller alone."""
+
+    def __init__(self, name: Path) -> None:
+        self._name = name
+        self._turn = threading.Condition()
+        self._inside: Counter[int] = Counter()
+        self._claimed = False
+
+    def enter(self) -> int:
+        """Begin a transaction; returns what :meth:`leave` takes, since another thread may end it."""
+        me = threading.get_ident()
+        with self._turn:
+            # Who is inside already may nest: waiting here would be waiting for itself.
+            while self._claimed and me not in self._inside:
+                self._turn.wait()
+            self._inside[me] += 1
+        return me
+
+    def leave(self, who: int) -> None:
+        """End a transaction."""
+        with self._turn:
+            self._inside[who] -= 1
+            if not self._inside[who]:
+                del self._inside[who]
+            if not self._inside:
+                self._turn.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until every transaction has ended, and hold up new ones."""
+        with self._turn:
+            if threading.get_ident() in self._inside:
+                raise StoreError(f"{self._name}: the store cannot grow or close inside a read of the same thread")
+            if not self._turn.wait_for(lambda: not self._claimed, _GATE_TIMEOUT_S):
+                raise StoreUnavailableError(f"{self._name}: another thread has been growing the store for too long")
+            self._claimed = True
+            if not self._turn.wait_for(lambda: not self._inside, _GATE_TIMEOUT_S):
+                self._claimed = False
+                self._turn.notify_all()
+                raise StoreUnavailableError(f"{self._name}: a read is open for more than {_GATE_TIMEOUT_S:.0f} s")
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._claimed = False
+                self._turn.notify_all()
+
+
+class Environment:
+    """The environment of one folder. Get it by :func:`acquire`, give it back by :func:`release`.
+
+    LMDB's errors leave its methods as :class:`StoreUnavailableError`.
+    """
+
+    def __init__(self, path: Path, map_bytes: int) -> None:
+        self.path = path
+        self.users = 0
+        self._gate = _Gate(path)
+        self._pid = os.getpid()
+        self._lmdb: lmdb.Environment | None = None
+        self._map_bytes = _affordable(map_bytes)
+        self._open()
+        self.identity = _identity(path)
+        self._reaped_at = time.monotonic()
+
+    def close(self) -> None:
+        """Unmap the file as soon as the last transaction of this process has ended."""
+        with self._gate.alone():
+            self._shut()
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """Hold a read transaction, which is a snapshot; values are views that end with the block."""
+        with self._faults():
+            while True:
+                with self._inside() as env:
+                    seen = self._map_bytes
+                    with suppress(lmdb.MapResizedError):
+                        transaction = env.begin(buffers=True)
+                        try:
+                            yield transaction
+                        finally:
+                            transaction.abort()
+                        return
+                self._grow(seen)
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run ``work`` in one transaction, durable on return; anew from its start where the map has to grow."""
+        with self._faults():
+            while True:
+                with self._inside() as env:
+                    seen = self._map_bytes
+                    self._reap(env)
+                    with (
+                        suppress(lmdb.MapFullError, lmdb.MapResizedError),
+                        env.begin(write=True, buffers=True) as transaction,
+                    ):
+                        return work(transaction)
+                self._grow(seen)
+
+    def scan(self, prefix: bytes, look: Callable[[bytes, memoryview], T]) -> Iterator[T]:
+        """Give ``look(key, value)`` of every key with ``prefix``.
+
+        A transaction lasts a page of them only, so that a slow or abandoned iteration keeps no old pages in use.
+        """
+        start: bytes | None = prefix
+        while start is not None:
+            page: list[T] = []
+            with self.reading() as transaction:
+                cursor = transaction.cursor()
+                found = cursor.set_range(start)
+                start = None
+                for raw, value in cursor.iternext() if found else ():
+                    key = bytes(raw)
+                    if not key.startswith(prefix):
+                        break
+                    if len(page) == _SCAN_PAGE:
+                        start = key
+                        break
+                    page.append(look(key, value))
+            yield from page
+
+    def check(self) -> None:
+        """Raise where nothing can be read, or where the file of this environment is no longer the path's."""
+        with self.reading():
+            self._require_identity()
+
+    def bytes_on_disk(self) -> int:
+        """Return what the data file occupies."""
+        return bytes_on_disk(self.path)
+
+    def copy(self, folder: Path) -> None:
+        """Write what is stored, without unused pages, to ``data.mdb`` in ``folder``, as one snapshot.
+
+        Meanwhile services that write must leave in the file what the snapshot needs, and it grows.
+        """
+        with self._faults(), self._inside() as env:
+            env.copy(str(folder), compact=True)
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except lmdb.PanicError as error:
+            # LMDB refuses all further work on this handle; the next caller opens a new one.
+            self.close()
+            raise StoreUnavailableError(explain(self.path, error)) from error
+        except lmdb.Error as error:
+            raise StoreUnavailableError(explain(self.path, error)) from error
+
+    @contextmanager
+    def _inside(self) -> Iterator[lmdb.Environment]:
+        """Be inside the gate, with the map open."""
+        if os.getpid() != self._pid:
+            raise StoreError(f"{self.path}: opened before a fork; LMDB may be opened in the child alone")
+        while True:
+            token = self._gate.enter()
+            try:
+                if self._lmdb is not None:
+                    yield self._lmdb
+                    return
+            finally:
+                self._gate.leave(token)
+            with self._gate.alone():
+                if self._lmdb is None:
+                    self._reopen(self._map_bytes)
+
+    def _open(self) -> None:
+        """Map the file; with half the size, and so on, where address space is short."""
+        while True:
+            try:
+                self._lmdb = lmdb.open(str(self.path), map_size=self._map_bytes, max_readers=_MAX_READERS)
+            except lmdb.MemoryError:
+                if self._map_bytes < 2 * _SMALLEST_MAP_BYTES:
+                    raise
+                self._map_bytes = _whole_pages(self._map_bytes // 2)
+            else:
+                self._lmdb.reader_check()
+                return
+
+    def _shut(self) -> None:
+        if self._lmdb is not None:
+            self._lmdb.close()
+            self._lmdb = None
+
+    def _reopen(self, map_bytes: int) -> None:
+        self._shut()
+        # LMDB would make a new, empty file.
+        self._require_identity()
+        self._map_bytes = map_bytes
+        self._open()
+
+    def _require_identity(self) -> None:
+        if _identity(self.path) != self.identity:
+            raise StoreUnavailableError(f"{self.path}: was removed or replaced since it was opened")
+
+    def _grow(self, seen: int) -> None:
+        """Open a map larger than ``seen`` bytes, unless another thread has done so."""
+        with self._gate.alone():
+            if self._map_bytes <= seen:
+                self._reopen(2 * seen)
+            if self._map_bytes <= seen:
+                raise StoreUnavailableError(
+                    f"{self.path}: no address space for a map of more than {seen} bytes (ulimit -v)"
+                )
+
+    def _reap(self, env: lmdb.Environment) -> None:
+        """Clear dead readers now and then: the pages of their snapshots are not reused before."""
+        now = time.monotonic()
+        if now - self._reaped_at > _REAP_EVERY_S:
+            self._reaped_at = now
+            env.reader_check()
+
+
+def models(transaction: Transaction) -> dict[bytes, str]:
+    """Return the ids of the models that a store knows, by the prefixes of their records' keys."""
+    found = {}
+    cursor = transaction.cursor()
+    for at, name in cursor.iternext() if cursor.set_range(RESERVED + b"\0") else ():
+        if bytes(at[: len(RESERVED)]) != RESERVED:
+            break
+        if len(at) == _MODEL_KEY_BYTES:
+            found[bytes(at[len(RESERVED) :])] = bytes(name).decode()
+    return found
+
+
+def register(transaction: Transaction, path: Path, prefix: bytes, model_id: str) -> None:
+    """Keep a model's name beside its hash: deletes and statistics go by it, and no two may share one."""
+    at, name = RESERVED + prefix, model_id.encode()
+    known = transaction.get(at)
+    if known is None:
+        transaction.put(at, name)
+    elif known != name:
+        raise StoreError(f"{path}: model {model_id!r} has the hash of {bytes(known).decode()!r}")
+
+
+_environments: dict[tuple[int, int], Environment] = {}
+_registry = threading.Lock()
+
+
+def acquire(path: Path, map_bytes: int) -> Environment:
+    """Return this process's environment of the folder ``path``; it is created where absent.
+
+    ``map_bytes`` counts for the first user of the folder. Raises :class:`StoreError` where the folder cannot be
+    used or holds other data, :class:`StoreUnavailableError` where the disk is full.
+    """
+    with _registry:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            is_new = not (path / DATA_FILE).exists()
+            environment = None if is_new else _environments.get(_identity(path))
+            if environment is None:
+                environment = Environment(path, map_bytes)
+                try:
+                    _claim(environment)
+                except BaseException:
+                    environment.close()
+                    raise
+            if is_new:
+                sync_folders(path)
+        except (lmdb.DiskError, lmdb.ReadersFullError) as error:
+            raise StoreUnavailableError(explain(path, error)) from error
+        except (lmdb.Error, OSError, ValueError) as error:
+            raise StoreError(explain(path, error)) from error
+        _environments[environment.identity] = environment
+        environment.users += 1
+        return environment
+
+
+def release(environment: Environment) -> None:
+    """Give an environment back; the last user closes it."""
+    with _registry:
+        if environment.users == 1:
+            environment.close()
+            del _environments[environment.identity]
+        environment.users -= 1
+
+
+def _claim(environment: Environment) -> None:
+    """Mark a new environment as ours, or see that an old one is."""
+
+    def mark(transaction: Transaction) -> None:
+        if not transaction.stat()["entries"]:
+            transaction.put(RESERVED, _FORMAT)
+
+    with environment.reading() as transaction:
+        known = bytes(transaction.get(RESERVED) or b"")
+        is_empty = not transaction.stat()["entries"]
+    if is_empty:
+        environment.write(mark)
+    elif known.startswith(_FORMAT_NAME) and known != _FORMAT:
+        raise StoreError(
+            f"{environment.path}: a store in the format {known.decode()!r}; this release takes {_FORMAT.decode()!r}. "
+            "Name an empty folder and embed the clips again"
+        )
+    elif known != _FORMAT:
+        raise StoreError(f"{environment.path}: an LMDB file that is no store of this release")
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Return what the data file in the folder ``path`` occupies."""
+    try:
+        return (path / DATA_FILE).stat().st_blocks * _STAT_BLOCK
+    except OSError as error:
+        raise StoreUnavailableError(explain(path, error)) from error
+
+
+def explain(path: Path, error: Exception) -> str:
+    """Say in one line what is wrong with the store in the folder ``path``."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{path}: {' '.join(reason.removeprefix(f'{path}: ').split())}"
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Tell data files apart, whatever links lead to them; zeros where there is none."""
+    try:
+        status = (path / DATA_FILE).stat()
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
+def sync_folders(path: Path) -> None:
+    """Make the new file's names durable, as LMDB makes its content."""
+    for folder in (path, path.resolve().parent):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _affordable(map_bytes: int) -> int:
+    """Leave most of a limited address space (``ulimit -v``) to the rest of the process."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return _whole_pages(map_bytes if limit == resource.RLIM_INFINITY else min(map_bytes, limit // 4))
+
+
+def _whole_pages(size: int) -> int:
+    return max(size // mmap.PAGESIZE, 1) * mmap.PAGESIZE

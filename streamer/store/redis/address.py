@@ -1,0 +1,175 @@
+"""Under which keys a store lies in a Redis keyspace, and what its URL says.
+
+``redis://[USER:PASSWORD@]HOST[:PORT][/DB]``, ``rediss://`` with TLS, ``redis+cluster://HOST[:PORT],HOST...`` and
+``rediss+cluster://`` for a cluster, of which a few nodes are named; each with ``?name=`` and ``?buckets=``.
+
+A record's key is the store's name, its bucket's tag in braces, and the key that it has in every engine
+(:func:`streamer.store.record_format.key`). A cluster places keys by what stands in braces: a bucket is a set of clips
+that lie in one slot, so that one command reads all of them that a query wants. Fewer buckets mean fewer commands; a
+bucket is also the least that can be moved, and there can be no more nodes than buckets. The tags are chosen so that
+buckets lie evenly in the range of slots, and a cluster that divides it evenly holds evenly many of them. All records of
+a clip lie in one bucket, whichever their models.
+
+Beside its records a bucket holds a hash of the models that have written to it, ids by prefixes. It is written before
+the records and on the same node, so whatever replica takes over with a record knows of the model, and a delete finds
+all of a clip's records. The store's name alone is the key of its format, which no other number of buckets can be
+used with.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
+from redis.crc import key_slot
+from xxhash import xxh3_64_intdigest
+
+from streamer.store.protocol import StoreError, masked
+from streamer.store.record_format import PREFIX_BYTES
+
+DEFAULT_BUCKETS: Final = 64
+DEFAULT_PORT: Final = 6379
+_SCHEMES = {
+    "redis": (False, False), "rediss": (False, True), "redis+cluster": (True, False), "rediss+cluster": (True, True),
+}  # fmt: skip
+"""Whether a scheme means a cluster, and whether TLS."""
+SCHEMES: Final = frozenset(_SCHEMES)
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_FORMAT_NAME = "clip embeddings 2 buckets "
+MODELS: Final = bytes(PREFIX_BYTES)
+"""Stands behind a bucket's tag in the key of its models; no model has this prefix."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """What a URL says; ``public`` is the URL without its password."""
+
+    public: str
+    is_cluster: bool
+    tls: bool
+    hosts: tuple[tuple[str, int], ...]
+    user: str | None
+    password: str | None = field(repr=False)
+    db: int
+    name: str
+    buckets: int | None
+    """None where the URL leaves it to the store, or to :data:`DEFAULT_BUCKETS` where there is none yet."""
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Read a URL; :class:`StoreError` says what is wrong with it, and never shows its password."""
+        public = masked(url)
+        try:
+            return cls._parse(url, public)
+        except ValueError as error:
+            raise StoreError(f"{public}: {error}") from None
+
+    @classmethod
+    def _parse(cls, url: str, public: str) -> Address:
+        scheme, _, rest = url.partition("://")
+        if scheme not in _SCHEMES or not rest:
+            raise ValueError("not of the form redis://HOST:PORT")
+        is_cluster, tls = _SCHEMES[scheme]
+        # Of our own scheme, since the standard library takes no list of hosts.
+        parts = urlsplit(f"redis://{rest}")
+        credentials, _, hosts = parts.netloc.rpartition("@")
+        user, _, password = credentials.partition(":")
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        name, buckets = query.pop("name", "clips"), query.pop("buckets", None)
+        if query:
+            raise ValueError(f"?{next(iter(query))}= is unknown; there are ?name= and ?buckets=")
+        if not _NAME.fullmatch(name):
+            raise ValueError("?name= takes 1 to 64 of A-Z, a-z, 0-9 and ._:-")
+        if parts.fragment or (is_cluster and parts.path not in {"", "/"}):
+            raise ValueError("nothing may follow the hosts but ?name= and ?buckets=: a cluster has one database")
+        return cls(
+            public=public,
+            is_cluster=is_cluster,
+            tls=tls,
+            hosts=_hosts(hosts, is_cluster),
+            user=unquote(user) or None,
+            password=unquote(password) or None,
+            db=_number("/DB", parts.path.strip("/") or "0", 0, 1 << 20),
+            name=name,
+            buckets=None if buckets is None else _number("?buckets=", buckets, 1, SLOTS),
+        )
+
+
+class Buckets:
+    """The keys of the store ``name``, in ``count`` buckets."""
+
+    def __init__(self, name: str, count: int) -> None:
+        tags = _tags(count)
+        self.name = name.encode()
+        self.count = count
+        self.slots = [key_slot(tag) for tag in tags]
+        self.heads = [b"%s{%s}" % (self.name, tag) for tag in tags]
+        """What the keys of a bucket begin with."""
+        self.numbers = {head: number for number, head in enumerate(self.heads)}
+
+    def of(self, key: bytes) -> int:
+        """Return the bucket of a record's key; of the id alone, so that all models' records lie together."""
+        return xxh3_64_intdigest(key[PREFIX_BYTES:]) % self.count
+
+    def full(self, key: bytes) -> bytes:
+        """Return the key under which the servers have a record."""
+        return self.heads[self.of(key)] + key
+
+    def record_key(self, full: bytes) -> bytes | None:
+        """Return the record's key for what a server has, None where that is no record of this store."""
+        head, brace, key = full.partition(b"}")
+        return key if head + brace in self.numbers and not key.startswith(MODELS) else None
+
+    def models(self, number: int) -> bytes:
+        """Return the key of a bucket's hash of models."""
+        return self.heads[number] + MODELS
+
+
+def format_of(buckets: int) -> bytes:
+    """Return what stands under a store's name."""
+    return f"{_FORMAT_NAME}{buckets}".encode()
+
+
+def buckets_of(stored: bytes, address: Address) -> int:
+    """Return the number of buckets that a store was made with; :class:`StoreError` where it is not the URL's."""
+    text = stored.decode(errors="replace")
+    if not re.fullmatch(_FORMAT_NAME + r"\d+", text):
+        raise StoreError(f"{address.public}: the key {address.name!r} holds no store of this release")
+    found = int(text.removeprefix(_FORMAT_NAME))
+    if address.buckets not in {None, found}:
+        raise StoreError(f"{address.public}: the store was made with {found} buckets, which cannot be changed")
+    return found
+
+
+def _hosts(text: str, is_cluster: bool) -> tuple[tuple[str, int], ...]:
+    hosts = []
+    for each in text.split(","):
+        parts = urlsplit(f"//{each}")
+        if not parts.hostname:
+            raise ValueError("a host is missing")
+        hosts.append((parts.hostname, DEFAULT_PORT if parts.port is None else parts.port))
+    if len(hosts) > 1 and not is_cluster:
+        raise ValueError("several hosts make a cluster: redis+cluster://")
+    return tuple(hosts)
+
+
+def _number(what: str, text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 8 and least <= int(text) <= most):  # noqa: PLR2004
+        raise ValueError(f"{what} takes a number from {least} to {most}, not {text[:20]!r}")
+    return int(text)
+
+
+@lru_cache(maxsize=8)
+def _tags(count: int) -> tuple[bytes, ...]:
+    """Return the smallest numbers whose slots lie one in each of ``count`` equal ranges of slots."""
+    tags: dict[int, bytes] = {}
+    number = 0
+    while len(tags) < count:
+        tag = b"%d" % number
+        tags.setdefault(key_slot(tag) * count // SLOTS, tag)
+        number += 1
+    return tuple(tags[each] for each in range(count))

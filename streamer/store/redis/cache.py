@@ -1,0 +1,73 @@
+"""Records that were read lately, kept in this process: bounded in bytes, least recently used out first.
+
+Nothing here is ever taken for what is stored: whoever reads asks for the record *unless* its checksum is still that
+of the copy here, and the server decides (:data:`streamer.store.redis.scripts.READ_UNLESS`). So there is nothing to
+invalidate, and nothing that a lost connection, a failover or a slot on the move could leave stale; what a hit saves
+is the transfer, not the question.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_ENTRY_BYTES = 200
+"""About what a record takes here besides its bytes."""
+
+
+class HotRecords:
+    """Records by their keys, at most ``limit`` bytes of them. May be used by several threads."""
+
+    def __init__(self, limit: int) -> None:
+        self.hits = 0
+        self.misses = 0
+        self._limit = limit
+        self._size = 0
+        self._lock = threading.Lock()
+        self._records: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def held(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Return the records of those keys that are here, and take them for used."""
+        if not self._records:
+            return {}
+        with self._lock:
+            records = self._records
+            found = {key: records[key] for key in keys if key in records}
+            for key in found:
+                records.move_to_end(key)
+            return found
+
+    def keep(self, fresh: Mapping[bytes, bytes], hits: int) -> None:
+        """Keep records that have just been transferred, and count them, and those that needed no transfer."""
+        with self._lock:
+            self.hits += hits
+            self.misses += len(fresh)
+            if not self._limit:
+                return
+            for key, value in fresh.items():
+                self._drop(key)
+                self._records[key] = value
+                self._size += _cost(key, value)
+            while self._size > self._limit:
+                self._drop(next(iter(self._records)))
+
+    def drop(self, key: bytes) -> None:
+        """Forget a record: it is damaged, and what heals it may have the same checksum in its head."""
+        with self._lock:
+            self._drop(key)
+
+    def _drop(self, key: bytes) -> None:
+        value = self._records.pop(key, None)
+        if value is not None:
+            self._size -= _cost(key, value)
+
+
+def _cost(key: bytes, value: bytes) -> int:
+    return len(key) + len(value) + _ENTRY_BYTES

@@ -1,0 +1,213 @@
+"""One store's part of a Redis keyspace: records read, replaced, listed; the models that it knows; its durability."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from redis.crc import key_slot
+
+from streamer.store import record_format
+from streamer.store.protocol import StoreError, StoreUnavailableError
+from streamer.store.redis.address import DEFAULT_BUCKETS, MODELS, Buckets, buckets_of, format_of
+from streamer.store.redis.link import Call, Link
+from streamer.store.redis.scripts import REPLACE, REPLACED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from redis import Redis
+
+    from streamer.store.options import StoreOptions
+    from streamer.store.redis.address import Address
+
+_CONTENTION_S = 30.0
+"""For which a write tries to come between those of others."""
+_SCAN_KEYS = 1_000
+_LAST_WRITE = MODELS + b"last write"
+"""Stands behind a bucket's tag in the key that is written to wait for replicas."""
+_WAIT_SHARE = 0.5
+"""Of the time that a server has to answer, what it may spend on waiting for its replicas."""
+
+
+class Edit(NamedTuple):
+    """What is to become of one record.
+
+    ``decide`` is given what is stored under ``key`` and returns what takes its place, or None where that stays. It
+    is asked again where something else has come there meanwhile. ``lives_ms``: 0 is for ever.
+    """
+
+    key: bytes
+    decide: Callable[[bytes | None], bytes | None]
+    lives_ms: int
+
+
+class Space:
+    """The store of an address, over a link. May be used by several threads."""
+
+    def __init__(self, link: Link, buckets: Buckets, options: StoreOptions) -> None:
+        self.link = link
+        self.buckets = buckets
+        self._replicas = options.replicas
+        self._wait_ms = max(1, int(1000 * _WAIT_SHARE * options.timeout_s))
+
+    @classmethod
+    def open(cls, address: Address, options: StoreOptions, *, create: bool) -> Space | None:
+        """Connect; None where there is no store yet and none is made."""
+        link = Link(address, options)
+        try:
+            name = address.name.encode()
+            stored = link.one("GET", name)
+            if stored is None and create:
+                # Whoever comes first says how many buckets there are.
+                link.one("SET", name, format_of(address.buckets or DEFAULT_BUCKETS), "NX")
+                stored = link.one("GET", name)
+            if stored is None:
+                link.close()
+                return None
+            return cls(link, Buckets(address.name, buckets_of(stored, address)), options)
+        except BaseException:
+            link.close()
+            raise
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the records under ``keys``."""
+        return self.link.all([self._call("GET", key) for key in keys])
+
+    def heads(self, keys: Sequence[bytes]) -> list[memoryview]:
+        """Return so much of each record as tells whether it is live and whose it is; empty where it is gone."""
+        calls = [
+            self._call("GET", key)
+            if record_format.hides_id(key)
+            else self._call("GETRANGE", key, 0, record_format.HEADER_BYTES - 1)
+            for key in keys
+        ]
+        return [memoryview(head or b"") for head in self.link.all(calls)]
+
+    def starts(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Return the first ``HEADER_BYTES`` of each record; empty where it is gone."""
+        return self.link.all([self._call("GETRANGE", key, 0, record_format.HEADER_BYTES - 1) for key in keys])
+
+    def apply(self, edits: Sequence[Edit], stored: Sequence[bytes | None]) -> list[tuple[bool, bytes | None]]:
+        """Make edits, each at once and apart from the others; edits of one record in their order.
+
+        ``stored`` is what is thought to be there; nothing goes wrong where it is not. Returns of each edit whether
+        it was made, and what was there before it.
+        """
+        there = list(stored)
+        made = [False] * len(edits)
+        waiting: Sequence[int] = range(len(edits))
+        deadline = time.monotonic() + _CONTENTION_S
+        while waiting:
+            asked, calls = [], []
+            for number in waiting:
+                edit, before = edits[number], there[number]
+                value = edit.decide(before)
+                if value is not None:
+                    asked.append(number)
+                    calls.append(self._replace(edit, (before or b"")[: record_format.HEADER_BYTES], value))
+            if time.monotonic() > deadline:
+                raise StoreUnavailableError(f"{self.link.name}: others have been writing the same clips all the time")
+            waiting = []
+            for number, reply in zip(asked, self.link.all(calls), strict=True):
+                if reply == REPLACED:
+                    made[number] = True
+                else:
+                    there[number] = reply
+                    waiting.append(number)
+        return list(zip(made, there, strict=True))
+
+    def remove(self, keys: Sequence[bytes]) -> None:
+        """Remove records, whatever they are."""
+        self.link.all([self._call("UNLINK", key) for key in keys])
+
+    def register(self, numbers: Iterable[int], models: Mapping[bytes, str]) -> None:
+        """Make models known in some buckets, before anything of theirs is written there.
+
+        The format is written too where it is gone, with a server that kept nothing or had it only from a short
+        while before it failed.
+        """
+        places = [(number, prefix) for number in numbers for prefix in models]
+        slots, keys = self.buckets.slots, self.buckets.models
+        calls = [Call(slots[n], ("HSETNX", keys(n), prefix, models[prefix].encode())) for n, prefix in places]
+        name = self.buckets.name
+        self.link.all([Call(key_slot(name), ("SET", name, format_of(self.buckets.count), "NX")), *calls])
+
+    def check_model(self, prefix: bytes, model_id: str) -> None:
+        """Raise :class:`StoreError` where the prefix belongs to another model."""
+        known = self.link.one("HGET", self.buckets.models(0), prefix)
+        if known not in {None, model_id.encode()}:
+            raise StoreError(f"{self.link.name}: model {model_id!r} has the hash of {known.decode()!r}")
+
+    def forget(self, prefix: bytes) -> None:
+        """Take a model's name out of all buckets."""
+        buckets = self.buckets
+        self.link.all([Call(slot, ("HDEL", buckets.models(n), prefix)) for n, slot in enumerate(buckets.slots)])
+
+    def prefixes(self, number: int) -> set[bytes]:
+        """Return the prefixes of the models that have written to a bucket."""
+        return set(self.link.one("HKEYS", self.buckets.models(number)))
+
+    def models(self) -> dict[bytes, str]:
+        """Return the ids of all models by their prefixes."""
+        slots, key = self.buckets.slots, self.buckets.models
+        calls = [Call(slots[n], (command, key(n))) for n in range(self.buckets.count) for command in ("HKEYS", "HVALS")]
+        replies = self.link.all(calls)
+        return {
+            prefix: name.decode()
+            for prefixes, names in zip(replies[::2], replies[1::2], strict=True)
+            for prefix, name in zip(prefixes, names, strict=False)  # one may be added between the two
+        }
+
+    def scan(self, prefix: bytes = b"") -> Iterator[list[bytes]]:
+        """Go through the keys of records that begin with ``prefix``, some hundred at once; a key may come twice."""
+        for node in self.link.nodes():
+            cursor, keys = self.scan_node(node, 0, prefix)
+            yield keys
+            while cursor:
+                cursor, keys = self.scan_node(node, cursor, prefix)
+                yield keys
+
+    def scan_node(self, node: Redis, cursor: int, prefix: bytes = b"") -> tuple[int, list[bytes]]:
+        """Return some of the keys of one server, and its next cursor, which is 0 at the end."""
+        pattern = b"%s{*}%s*" % (self.buckets.name, re.sub(rb"([\[\]*?\\^-])", rb"\\\1", prefix))
+        with self.link.faults():
+            reply: Any = node.scan(cursor, match=pattern, count=_SCAN_KEYS)
+        after, found = reply
+        return int(after), [key for full in found if (key := self.buckets.record_key(full)) is not None]
+
+    def bytes_used(self) -> int:
+        """Return the memory that the servers with records occupy, whatever else they hold."""
+        with self.link.faults():
+            return sum(int(node.info("memory")["used_memory"]) for node in self.link.nodes())
+
+    def settle(self, numbers: Iterable[int]) -> None:
+        """Wait until what was written to some buckets is where it must be, see :class:`StoreOptions`.
+
+        A server tells for one connection's writes how many replicas have them. Replicas take all writes in one
+        order, so a last write on a connection of ours stands for those before it, whoever made them.
+        """
+        if not self._replicas:
+            return
+        by_node = {self.link.place(self.buckets.slots[number]): number for number in numbers}
+        calls = []
+        for number in by_node.values():
+            slot, key = self.buckets.slots[number], self.buckets.heads[number] + _LAST_WRITE
+            calls += [Call(slot, ("SET", key, time.time_ns())), Call(slot, ("WAIT", self._replicas, self._wait_ms))]
+        replies = self.link.run(calls)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise StoreUnavailableError(f"{self.link.name}: {reply}") from reply
+        fewest = min(replies[1::2], default=self._replicas)
+        if fewest < self._replicas:
+            raise StoreUnavailableError(f"{self.link.name}: {fewest} of {self._replicas} replicas have the last write")
+
+    def _call(self, command: str, key: bytes, *more: int) -> Call:
+        number = self.buckets.of(key)
+        return Call(self.buckets.slots[number], (command, self.buckets.heads[number] + key, *more))
+
+    def _replace(self, edit: Edit, head: bytes, value: bytes) -> Call:
+        number = self.buckets.of(edit.key)
+        full = self.buckets.heads[number] + edit.key
+        return Call(self.buckets.slots[number], ("EVAL", REPLACE, 1, full, head, value, edit.lives_ms))

@@ -1,0 +1,307 @@
+"""The store beyond one host: a server of the Redis protocol, or a cluster of them.
+
+Nothing spans clips here: a clip is written and read whole, but a put of several may be seen in part, and a read takes
+each clip as it is at its turn.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from streamer.store import record_format
+from streamer.store.corrupt import CorruptReads
+from streamer.store.options import StoreOptions
+from streamer.store.protocol import PutOutcome, StoreError, StoreStats, StoreUnavailableError
+from streamer.store.read_batch import Records
+from streamer.store.redis.address import Address
+from streamer.store.redis.cache import HotRecords
+from streamer.store.redis.keyspace import Edit, Space
+from streamer.store.redis.link import Call
+from streamer.store.redis.scripts import READ_UNLESS, UNCHANGED
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Iterator, Sequence
+
+    from streamer.settings import Precision
+    from streamer.store.protocol import Clip, Position
+
+log = structlog.get_logger()
+
+_PUT_BYTES = 4 << 20
+"""What is written at once; a server must take it within the time that it has to answer."""
+_ABSENT = b"-"
+"""A checksum that no record has."""
+
+
+class RedisStore:
+    """:class:`~streamer.store.Store` at a URL of :mod:`streamer.store.redis.address`.
+
+    A store that cannot be reached when it is opened is reached for whenever it is used, unless it must be there
+    already (``existing``). A failed read holds up those after it for as long as it took, without asking anybody:
+    a query must not wait for a store that is not there. :meth:`clip_ids` and :meth:`stats` ask for the head of
+    every record, some ten seconds a million; an id may come twice, what is written meanwhile may come or not.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model_id: str,
+        dim: int | None,
+        precision: Precision = "float16",
+        read_only: bool = False,
+        existing: bool = False,
+        options: StoreOptions | None = None,
+    ) -> None:
+        self._address = Address.parse(url)
+        self._options = options or StoreOptions()
+        self._model_id = model_id
+        self._prefix = record_format.model_prefix(model_id)
+        self._dim = dim
+        self._precision = precision
+        self._read_only = read_only
+        self._lock = threading.Lock()
+        self._space: Space | None = None
+        self._closed = False
+        self._corrupt = CorruptReads(self._address.public)
+        self._hot = HotRecords(self._options.cache_bytes)
+        self._away_until = 0.0
+        self._why_away = ""
+        try:
+            found = self._opened()
+        except StoreUnavailableError as error:
+            if existing:
+                raise
+            log.warning("the store is not there yet", error=str(error))
+        else:
+            if found is None and existing:
+                raise StoreError(f"{self._address.public}: there is no store")
+
+    @property
+    def corrupt_reads(self) -> int:
+        """As :attr:`Store.corrupt_reads <streamer.store.Store.corrupt_reads>`."""
+        return self._corrupt.count
+
+    @property
+    def cache_hits(self) -> int:
+        """As :attr:`Store.cache_hits <streamer.store.Store.cache_hits>`."""
+        return self._hot.hits
+
+    @property
+    def cache_misses(self) -> int:
+        """As :attr:`Store.cache_misses <streamer.store.Store.cache_misses>`."""
+        return self._hot.misses
+
+    def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
+        """Write clips, each on its own; where it raises, some may be written, and it can be done again."""
+        space = self._writable()
+        edits, sizes = [], []
+        for clip in clips:
+            if clip.vectors.shape[-1:] != (self._dim,):
+                raise ValueError(f"vectors {clip.vectors.shape} in a store of length {self._dim}")
+            key = record_format.key(self._prefix, clip.clip_id)
+            value = record_format.encode(clip, self._precision)
+            edits.append(
+                Edit(key, partial(_upload, record_format.microseconds(clip.uploaded_at), clip.position, value), 0)
+            )
+            sizes.append(len(value))
+        outcomes: list[PutOutcome] = []
+        for some in _portions(edits, sizes):
+            numbers = {space.buckets.of(edit.key) for edit in some}
+            space.register(numbers, {self._prefix: self._model_id})
+            # Most clips are new: what a server has is asked for where this turns out to be wrong.
+            made = space.apply(some, [None] * len(some))
+            space.settle(numbers)
+            outcomes += [PutOutcome.WRITTEN if each else PutOutcome.SUPERSEDED for each, _ in made]
+        return outcomes
+
+    def delete(self, clip_id: str, deleted_at: dt.datetime, position: Position) -> bool:
+        """Put a tombstone in the place of every model's record that is not later, and of none in this model's."""
+        space = self._writable()
+        own = record_format.key(self._prefix, clip_id)
+        number = space.buckets.of(own)
+        space.register([number], {self._prefix: self._model_id})
+        keys = [record_format.key(prefix, clip_id) for prefix in space.prefixes(number) | {self._prefix}]
+        lives_ms = int(1000 * self._options.tombstone_s)
+        deleted_us = record_format.microseconds(deleted_at)
+        edits = [Edit(key, partial(_delete, clip_id, deleted_us, position, key == own), lives_ms) for key in keys]
+        made = space.apply(edits, space.get(keys))
+        space.settle([number])
+        buried, before = made[keys.index(own)]
+        version = record_format.version(_view(before))
+        return buried and version is not None and version.live
+
+    @contextmanager
+    def read(self, clip_ids: Sequence[str]) -> Iterator[Records]:
+        """Read records, each whole; None for what is absent, deleted or corrupt."""
+        keys = record_format.keys(self._prefix, clip_ids)
+        found = self._fetch(keys)
+
+        def corrupt(position: int, error: Exception) -> None:
+            self._hot.drop(keys[position])
+            self._corrupt.note(keys[position], clip_ids[position], error)
+
+        records = Records(found.get, keys, clip_ids, self._dim, corrupt)
+        try:
+            yield records
+        finally:
+            records.end()
+
+    def clip_ids(self) -> Iterator[str]:
+        """Go through the ids of this model's live clips."""
+        space = self._opened()
+        if space is None:
+            return
+        for keys in space.scan(self._prefix):
+            for key, head in zip(keys, space.heads(keys), strict=True):
+                if record_format.is_live(head):
+                    try:
+                        found = record_format.clip_id(key, head)
+                    except record_format.CorruptRecordError:
+                        # Only a long id is in the record; what it was is lost, and :meth:`read` reports it.
+                        continue
+                    yield found
+
+    def stats(self) -> StoreStats:
+        """Count what is stored, of all models; ``bytes`` is the memory of the servers, whatever else they hold."""
+        space = self._opened()
+        if space is None:
+            return StoreStats({}, 0, 0)
+        models = space.models()
+        clips = dict.fromkeys(models.values(), 0)
+        tombstones = 0
+        for keys in space.scan():
+            for key, head in zip(keys, space.heads(keys), strict=True):
+                name = models.get(key[: record_format.PREFIX_BYTES])
+                if name is None or not head:
+                    continue
+                if record_format.is_live(head):
+                    clips[name] += 1
+                else:
+                    tombstones += 1
+        return StoreStats(clips, tombstones, space.bytes_used())
+
+    def ping(self) -> None:
+        """Raise :class:`StoreUnavailableError` where a server that holds records does not answer."""
+        space = self._opened()
+        if space is None:
+            return
+        try:
+            space.link.ping()
+        except StoreUnavailableError:
+            # Another may have taken its place, which who neither reads nor writes has not noticed.
+            space.link.ping(fresh=True)
+
+    def close(self) -> None:
+        """Close all connections."""
+        with self._lock:
+            self._closed = True
+            if self._space is not None:
+                self._space.link.close()
+                self._space = None
+
+    def _opened(self) -> Space | None:
+        """Return the connected store; None where there is none yet, which this model's writers will make."""
+        space = self._space
+        if space is not None:
+            return space
+        with self._lock:
+            if self._closed:
+                raise StoreError(f"{self._address.public}: the store is closed")
+            if self._space is None:
+                self._space = self._open()
+            return self._space
+
+    def _open(self) -> Space | None:
+        space = Space.open(self._address, self._options, create=not self._read_only)
+        if space is not None:
+            space.check_model(self._prefix, self._model_id)
+            if not self._read_only:
+                space.register(range(space.buckets.count), {self._prefix: self._model_id})
+        return space
+
+    def _writable(self) -> Space:
+        if self._read_only:
+            raise StoreError(f"{self._address.public}: the store was opened for reading only")
+        space = self._opened()
+        if space is None:
+            raise StoreUnavailableError(f"{self._address.public}: the store was removed")
+        return space
+
+    def _fetch(self, keys: Sequence[bytes]) -> dict[bytes, memoryview]:
+        """Return what is stored, by key; from this process's memory where the servers say that it is the same."""
+        began = time.monotonic()
+        if began < self._away_until:
+            raise StoreUnavailableError(self._why_away)
+        try:
+            space = self._opened()
+            return {} if space is None or not keys else self._read(space, keys)
+        except StoreUnavailableError as error:
+            self._why_away = str(error)
+            failed = time.monotonic()
+            self._away_until = 2 * failed - began
+            raise
+
+    def _read(self, space: Space, keys: Sequence[bytes]) -> dict[bytes, memoryview]:
+        buckets = space.buckets
+        by_bucket: dict[int, list[bytes]] = {}
+        for key in dict.fromkeys(keys):
+            by_bucket.setdefault(buckets.of(key), []).append(key)
+        held = self._hot.held(keys)
+        calls = []
+        for number, wanted in by_bucket.items():
+            full = [buckets.heads[number] + key for key in wanted]
+            if held and any(key in held for key in wanted):
+                known = [held[key][: record_format.CHECKED_FROM] if key in held else _ABSENT for key in wanted]
+                calls.append(Call(buckets.slots[number], ("EVAL_RO", READ_UNLESS, len(full), *full, *known)))
+            else:
+                calls.append(Call(buckets.slots[number], ("MGET", *full)))
+        fresh: dict[bytes, bytes] = {}
+        found: dict[bytes, memoryview] = {}
+        for wanted, reply in zip(by_bucket.values(), space.link.run(calls), strict=True):
+            # One by one where a bucket is on the move, and a command for several keys is refused.
+            values = [space.link.one("GET", buckets.full(k)) for k in wanted] if isinstance(reply, Exception) else reply
+            for key, value in zip(wanted, values, strict=True):
+                if value == UNCHANGED:
+                    found[key] = memoryview(held[key])
+                elif value is not None:
+                    fresh[key] = value
+                    found[key] = memoryview(value)
+        self._hot.keep(fresh, len(found) - len(fresh))
+        return found
+
+
+def _upload(uploaded_us: int, position: Position, value: bytes, stored: bytes | None) -> bytes | None:
+    return value if record_format.admits(record_format.version(_view(stored)), uploaded_us, position) else None
+
+
+def _delete(clip_id: str, deleted_us: int, position: Position, is_own: bool, stored: bytes | None) -> bytes | None:
+    if stored is None and not is_own:
+        return None
+    tombstone = record_format.tombstone(record_format.version(_view(stored)), deleted_us, position)
+    return None if tombstone is None else record_format.encode_tombstone(clip_id, tombstone)
+
+
+def _portions(edits: Sequence[Edit], sizes: Sequence[int]) -> Iterator[list[Edit]]:
+    """Divide uploads so that each portion can be sent at once."""
+    some: list[Edit] = []
+    size = 0
+    for edit, each in zip(edits, sizes, strict=True):
+        some.append(edit)
+        size += each
+        if size >= _PUT_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _view(value: bytes | None) -> memoryview | None:
+    return None if value is None else memoryview(value)

@@ -1,0 +1,1 @@
+"""Synthetic clips, a stand-in for the search engine, and the benchmark made of both."""

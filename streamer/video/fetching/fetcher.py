@@ -1,0 +1,118 @@
+"""From a URI to a file that can be read here, under an allow-list, a byte limit and time limits.
+
+Uploads name their own source, so the URI is hostile until shown otherwise. It is read once (:mod:`.uris`), checked
+against the allowed prefixes, and handed in parts to what opens it:
+
+- ``file:`` is opened where it is (:mod:`.local`); links and ``..`` lead out of no allowed folder.
+- ``http:`` and ``https:`` are downloaded (:mod:`.web`) from public addresses and from allowed networks only
+  (:mod:`.network`); redirects lead only to where the URI itself could have pointed.
+- ``s3:`` and ``gs:`` are downloaded from the stores that the environment names (:mod:`.objects`).
+
+Credentials in the URI, fsspec's chained URLs (``zip://*::http://...``) and every other scheme are refused. fsspec is
+never given a URI to choose a filesystem by.
+
+A download goes to an anonymous temporary file, which has no name and is gone with the last descriptor of it, however
+the process ends. What a caller gets is a path below ``/proc``, good for every process of this user: the decoder, which
+is one of its own, opens exactly the file that was checked or downloaded here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsspec.asyn import get_loop
+from yarl import URL
+
+from streamer.events import Reason
+from streamer.video.errors import ClipError
+from streamer.video.fetching.download import Sink, failed, no_room
+from streamer.video.fetching.local import opened, path_of
+from streamer.video.fetching.network import Networks
+from streamer.video.fetching.object_stores import GcsObjects, S3Objects
+from streamer.video.fetching.uris import Prefixes, parse
+from streamer.video.fetching.web import WebSources
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from streamer.video.fetching.uris import StoredObject
+
+
+class Fetcher:
+    """Makes allowed sources readable as local files. Safe to use from several threads at once.
+
+    ``allowed``: URI prefixes, see :mod:`streamer.video.fetching.uris`. ``allowed_networks``: networks (CIDR) in which
+    http(s) sources may be besides public addresses. ``max_bytes``: largest source. ``timeout``: seconds for downloading
+    one source, from the first connection to the last byte. ``first_byte_timeout``: seconds until a source has answered,
+    and for which it may fall silent afterwards. ValueError names a prefix or a network that cannot be used.
+    """
+
+    def __init__(
+        self,
+        allowed: Sequence[str],
+        *,
+        allowed_networks: Sequence[str] = (),
+        max_bytes: int,
+        timeout: float,
+        first_byte_timeout: float = 15.0,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._timeout = timeout
+        self._prefixes = Prefixes(allowed)
+        self._web = WebSources(self._prefixes, Networks(allowed_networks), patience=first_byte_timeout)
+        self._stores: dict[str, S3Objects | GcsObjects] = {}
+        schemes = {prefix.scheme for prefix in self._prefixes.objects}
+        if "s3" in schemes:
+            self._stores["s3"] = S3Objects(patience=first_byte_timeout)
+        if "gs" in schemes:
+            try:
+                self._stores["gs"] = GcsObjects(patience=first_byte_timeout)
+            except ImportError:
+                raise ValueError("gs: prefixes need the extra 'gs': pip install 'cliprerank-streamer[gs]'") from None
+
+    @contextlib.contextmanager
+    def fetch(self, uri: str) -> Iterator[Path]:
+        """Give the source of ``uri`` as a local file for the length of the block.
+
+        For ``file:`` that is the file itself, which must not be written to. Raises :class:`ClipError`: URI_REFUSED,
+        NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED.
+        """
+        try:
+            source = parse(uri)
+        except ValueError as error:
+            raise ClipError(Reason.URI_REFUSED, str(error)) from None
+        if isinstance(source, Path):
+            with opened(source, self._prefixes.folders, self._max_bytes) as path:
+                yield path
+            return
+        download = self._downloader(source)
+        with contextlib.ExitStack() as place:
+            try:
+                file = place.enter_context(tempfile.TemporaryFile(buffering=0, prefix="streamer-"))
+                sink = Sink(file, self._max_bytes)
+                # fsspec's event loop, which all filesystems share.
+                asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), get_loop()).result()
+                sink.flush()
+            except OSError as error:
+                raise no_room(error) from error
+            yield path_of(file.fileno())
+
+    def _downloader(self, source: URL | StoredObject) -> Callable[[Sink], Awaitable[None]]:
+        """Check a source, before any client has seen it at all, and return what downloads it."""
+        if isinstance(source, URL):
+            self._prefixes.check_url(source)
+            return partial(self._web.download, source)
+        self._prefixes.check_object(source)
+        return partial(self._stores[source.scheme].download, source)
+
+    async def _within_time(self, transfer: Awaitable[None]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await transfer
+        except TimeoutError as error:
+            raise failed(f"not complete after {self._timeout:g} s") from error

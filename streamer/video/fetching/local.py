@@ -1,0 +1,79 @@
+"""Opening ``file:`` sources: what is handed out is the file that was checked, whatever its path leads to later.
+
+1. The real path, with ``..`` and symbolic links resolved, must lie in an allowed folder's own real path. Nothing
+   outside is touched further, so nobody learns what exists there, and no device notices.
+2. The file is opened with O_PATH, which has no effect on the file, even if its name has become a FIFO or a device by
+   now. What is open cannot be exchanged any more. The kernel tells its kind and where it lies, and this is checked
+   again: a link or a folder that was swapped after step 1 is noticed here.
+3. That very file is opened for reading through /proc, and handed out as ``/proc/PID/fd/N``. Opening this path, in
+   another process too, leads to the same file without looking at any name, for as long as it is kept open here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamer.events import Reason
+from streamer.video.errors import ClipError, Retry
+from streamer.video.fetching.download import failed, too_large
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_LASTING = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+_KERNEL = (Path("/proc"), Path("/sys"))
+"""What lies here looks like regular files, and is the state of processes and devices."""
+
+
+@contextlib.contextmanager
+def opened(path: Path, folders: Sequence[Path], max_bytes: int) -> Iterator[Path]:
+    """Give a file that lies in one of ``folders`` by a path that is good for the length of the block.
+
+    Raises :class:`ClipError`: URI_REFUSED, NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED.
+    """
+    with contextlib.ExitStack() as descriptors:
+        try:
+            readable = _open(path, folders, max_bytes, descriptors)
+        except OSError as error:
+            raise _failure(error) from error
+        yield path_of(readable)
+
+
+def path_of(descriptor: int) -> Path:
+    """Return the path by which every process of this user opens what is open here."""
+    return Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+
+
+def _open(path: Path, folders: Sequence[Path], max_bytes: int, descriptors: contextlib.ExitStack) -> int:
+    _check_place(Path(os.path.realpath(path)), folders)
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    descriptors.callback(os.close, found)
+    status = os.fstat(found)
+    _check_place(path_of(found).readlink(), folders)
+    if not stat.S_ISREG(status.st_mode):
+        raise ClipError(Reason.URI_REFUSED, "not a regular file")
+    if status.st_size > max_bytes:
+        raise too_large(max_bytes, status.st_size)
+    readable = os.open(path_of(found), os.O_RDONLY | os.O_CLOEXEC)
+    descriptors.callback(os.close, readable)
+    return readable
+
+
+def _check_place(real: Path, folders: Sequence[Path]) -> None:
+    # An allowed folder may itself be a link that is moved on, so it is resolved each time.
+    if not any(real.is_relative_to(os.path.realpath(folder)) for folder in folders):
+        raise ClipError(Reason.URI_REFUSED, "the file is outside every allowed prefix")
+    if any(real.is_relative_to(folder) for folder in _KERNEL):
+        raise ClipError(Reason.URI_REFUSED, "not a regular file")
+
+
+def _failure(error: OSError) -> ClipError:
+    words = error.strerror or type(error).__name__
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return ClipError(Reason.NOT_FOUND, words)
+    return failed(words, Retry.NEVER if error.errno in _LASTING else Retry.FOR_A_WHILE)

@@ -1,0 +1,308 @@
+"""Decoding in processes apart, so that a crash, a hang or a bomb costs its clip and nothing else."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import signal
+import statistics
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
+import numpy as np
+
+from streamer.events import Reason
+from streamer.video.errors import ClipError, Retry
+from streamer.video.isolation.process import LostError, Process, Template
+from streamer.video.isolation.worker import Refused, Sampled, Task
+from streamer.video.sampling.sample import SampledClip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from streamer.video.sampling.sample import Sampling
+
+    Frame = npt.NDArray[np.uint8]
+
+SLOW_NICE: Final = 14
+"""Priority of a decode that takes long: a sixth of the weight of those that have a place, 1/23 of the service's."""
+_RUN_SECONDS, _REST_SECONDS = 0.1, 0.7
+"""How it takes turns while other clips have a place. Its priority alone would not do: whatever processor is free for a
+moment is its own then, and a decoder of huge frames takes the memory's bandwidth from all."""
+_SLOW: Final = 4
+"""How many times longer than the median of the last ones a decode must take to be slow."""
+_REMEMBERED: Final = 33
+"""Decodes whose times are remembered for that."""
+_MAX_DETAIL_CHARS: Final = 1_000
+
+
+class PoolClosedError(Exception):
+    """The pool was closed before the clip was decoded, which says nothing about the clip."""
+
+
+class DecodePool:
+    """Decodes and samples clips, each in a process of its own. Safe to use from several threads at once.
+
+    ``prepare`` makes what is handed on of each sampled RGB frame: uint8 of one and the same shape. It is pickled, and
+    its module imported by the processes, so both should be small. ``timeout``: seconds for decoding one clip. A clip's
+    clock stands still while others have the processor; by all clocks it gets ten times as many.
+    ``memory``: bytes of address space of one process, see :class:`~streamer.video.isolation.worker.Task`. ``replaced``
+    is told of each process that did not end by itself: ``crashed`` or ``timeout``; ``timed`` of each clip for how many
+    seconds it waited for a place, and then for its frames.
+
+    Places. ``workers`` clips have a place: they are being decoded, or their frames are in somebody's hands. A decode
+    that takes longer than ``slow_after`` seconds, and four times as long as they usually do, leaves its place to the
+    next clip and goes on at a low priority, and for an eighth of the time only while others have a place; at most
+    ``workers`` do so at a time, more keep their places. When it is done it gets the next place, its frames still in its
+    own process. So there are never more than 2 * ``workers`` decoding processes, and the service holds the frames of at
+    most ``workers`` clips. Short clips thus pass long ones, whatever those are long for: a hanging clip takes from
+    others in full no more than four clips would, or a quarter of a second.
+
+    The processes are ended when the pool is closed and when this process dies, however it dies. Linux only.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prepare: Callable[[Frame], Frame],
+        *,
+        workers: int,
+        timeout: float,
+        memory: int,
+        replaced: Callable[[str], None] = lambda _how: None,
+        timed: Callable[[float, float], None] = lambda _waited, _took: None,
+        slow_after: float = 0.25,
+    ) -> None:
+        self._most_frames = sampling.max_frames
+        self._timeout = timeout
+        self._memory = memory
+        self._replaced = replaced
+        self._timed = timed
+        self._slow_after = slow_after
+        self._lately: deque[float] = deque(maxlen=_REMEMBERED)
+        self._places = _Places(workers)
+        self._task = pickle.dumps(Task(sampling, prepare, memory, timeout))
+        self._lock = threading.Lock()
+        self._closed = False
+        self._template = Template(self._task)
+
+    @contextmanager
+    def sampled(self, path: Path) -> Iterator[SampledClip[Frame]]:
+        """Give the clip's sampled frames; it keeps its place for the length of the block.
+
+        Raises :class:`ClipError`: what :func:`~streamer.video.sampling.sample` raises, DECODE_TIMEOUT, or
+        DECODER_CRASHED.
+        """
+        came = time.monotonic()
+        with _Place(self._places) as place:
+            began = time.monotonic()
+            try:
+                sampled = self._decode(path, place)
+            finally:
+                self._timed(began - came, time.monotonic() - began)
+            yield sampled
+
+    def close(self) -> None:
+        """End all processes at once; clips that were being decoded end in :class:`PoolClosedError`."""
+        with self._lock:
+            self._closed = True
+            self._template.end()
+
+    def _decode(self, path: Path, place: _Place) -> SampledClip[Frame]:
+        try:
+            try:
+                return self._decode_once(path, place)
+            except LostError:
+                # The template died, or could not fork: through no fault of the clip, so nobody needs to hear of it.
+                return self._decode_once(path, place)
+        except LostError:
+            detail = "no process to decode it in could be started"
+            raise ClipError(Reason.DECODER_CRASHED, detail, Retry.FOR_A_WHILE) from None
+
+    def _decode_once(self, path: Path, place: _Place) -> SampledClip[Frame]:
+        with self._start(path) as process:
+            try:
+                self._wait(process, place)
+                header = process.receive_header()
+                if isinstance(header, Sampled):
+                    return self._receive_clip(process, header)
+            except TimeoutError:
+                process.kill()
+                self._replaced("timeout")
+                detail = f"not decoded after {self._timeout:g} s"
+                raise ClipError(Reason.DECODE_TIMEOUT, detail, Retry.ONCE) from None
+            except (EOFError, OSError, ValueError, msgspec.MsgspecError) as error:
+                raise self._crash(process, error) from error
+        if isinstance(header, Refused):
+            raise ClipError(header.reason, header.detail[:_MAX_DETAIL_CHARS], header.retry)
+        self._replaced("crashed")
+        raise ClipError(Reason.DECODER_CRASHED, header.detail[:_MAX_DETAIL_CHARS], Retry.ONCE)
+
+    def _start(self, path: Path) -> Process:
+        with self._lock:
+            if self._closed:
+                raise PoolClosedError
+            if self._template.ended:
+                try:
+                    self._template = Template(self._task)
+                except OSError:
+                    raise LostError from None
+            template = self._template
+        try:
+            return template.start(path, self._timeout)
+        except LostError:
+            if self._closed:
+                raise PoolClosedError from None
+            raise
+
+    def _wait(self, process: Process, place: _Place) -> None:
+        """Wait for the process to answer or end; TimeoutError where it does neither in time."""
+        # What is slow for one machine, or for clips of two minutes, is usual for another.
+        slow_after = max(self._slow_after, _SLOW * statistics.median(self._lately.copy() or [0]))
+        look = slow_after
+        while not process.ready(look):
+            if process.left <= 0:
+                raise TimeoutError
+            to_go = slow_after - process.ran
+            if to_go > 0:
+                look = max(0.01, to_go)
+                continue
+            if place.leave():
+                process.lower(SLOW_NICE)
+            look = _RUN_SECONDS
+            if place.is_left and self._places.are_used:
+                process.rest(_REST_SECONDS)
+        self._lately.append(process.ran)
+        if place.return_():
+            # How long it waited for the place is not the clip's fault.
+            process.begin()
+
+    def _receive_clip(self, process: Process, header: Sampled) -> SampledClip[Frame]:
+        count, samples = header.frames, len(header.times_ms)
+        size = count * math.prod(header.shape)
+        if not 1 <= count <= samples <= self._most_frames or size > self._memory:
+            raise ValueError(f"{count} frames of {header.shape} for {samples} samples")
+        if len(header.frame_of) != samples or max(header.frame_of) >= count:
+            raise ValueError(f"frames {header.frame_of} of {count} for {samples} samples")
+        frames = np.empty((count, *header.shape), dtype=np.uint8)
+        process.receive_into(frames.reshape(-1).data)
+        times = np.array(header.times_ms, dtype=np.uint32)
+        frame_of = np.array(header.frame_of, dtype=np.intp)
+        return SampledClip(times, list(frames), frame_of, header.duration_ms, header.decoded, header.partial)
+
+    def _crash(self, process: Process, error: Exception) -> Exception:
+        code = process.end()
+        if self._closed:
+            return PoolClosedError()
+        if code is None:
+            return LostError()
+        if code == -signal.SIGXCPU:
+            self._replaced("timeout")
+            return ClipError(Reason.DECODE_TIMEOUT, f"{self._timeout:g} s of processor time used", Retry.ONCE)
+        self._replaced("crashed")
+        if isinstance(error, EOFError | ConnectionError):
+            how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+        else:
+            how = f"answered what cannot be read: {error}"
+        return ClipError(Reason.DECODER_CRASHED, f"the decoder's process {how}"[:_MAX_DETAIL_CHARS], Retry.ONCE)
+
+
+def _signal_name(number: int) -> str:
+    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
+
+
+class _Places:
+    """Places for clips, and as many again for those that have left theirs. Who waits first is served first."""
+
+    def __init__(self, count: int) -> None:
+        self._lock = threading.Lock()
+        self._count = count
+        self._free = count
+        self._aside = count
+        self._waiting: deque[threading.Event] = deque()
+
+    def take(self, *, at_once: bool = False) -> None:
+        """Wait for a place, before all others or behind them."""
+        turn = threading.Event()
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            if at_once:
+                self._waiting.appendleft(turn)
+            else:
+                self._waiting.append(turn)
+        turn.wait()
+
+    def give(self) -> None:
+        """Give a place back, to whoever waits for it."""
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._free += 1
+
+    def step_aside(self) -> bool:
+        """Count one more clip as aside; False where there are as many as may be."""
+        with self._lock:
+            if not self._aside:
+                return False
+            self._aside -= 1
+            return True
+
+    @property
+    def are_used(self) -> bool:
+        """Whether a clip has a place."""
+        return self._free < self._count
+
+    def come_back(self) -> None:
+        """Count one clip less as aside."""
+        with self._lock:
+            self._aside += 1
+
+
+class _Place:
+    """One clip's place, for the length of a block; a clip can leave it to others for a while."""
+
+    def __init__(self, places: _Places) -> None:
+        self._places = places
+        self._aside = False
+
+    def __enter__(self) -> Self:
+        self._places.take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._aside:
+            self._places.come_back()
+        else:
+            self._places.give()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the clip has left it for now."""
+        return self._aside
+
+    def leave(self) -> bool:
+        """Leave the place to the next clip; False where it is left already, or too many clips have left theirs."""
+        if self._aside or not self._places.step_aside():
+            return False
+        self._aside = True
+        self._places.give()
+        return True
+
+    def return_(self) -> bool:
+        """Wait for a place again; False where it was not left."""
+        if not self._aside:
+            return False
+        self._places.take(at_once=True)
+        self._aside = False
+        self._places.come_back()
+        return True

@@ -1,0 +1,213 @@
+"""When encoded and decoded frames are shown, and which of them are sampled."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from array import array
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, TypeVar
+
+from streamer.events import Reason
+from streamer.video.errors import ClipError
+from streamer.video.sampling import bitstream
+from streamer.video.sampling.bitstream import Kind
+from streamer.video.sampling.container import decode_failed, packets, pick, stores_pts, time_base
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import av
+    from av.container import InputContainer
+
+T = TypeVar("T")
+
+_FOREVER = 1 << 64
+"""In ticks: beyond any of FFmpeg's times."""
+
+
+class Clock:
+    """Gives each packet or frame of a stream its presentation time and its end, in ticks."""
+
+    def __init__(self, stream: av.VideoStream) -> None:
+        # One frame at the stream's average rate.
+        rate = stream.average_rate or stream.guessed_rate
+        self._period = round(1 / (rate * time_base(stream))) if rate else 0
+        self._end = 0
+
+    def place(self, time: int | None, duration: int | None) -> tuple[int, int]:
+        """Return when the next one begins and ends."""
+        time = self._end if time is None else time
+        self._end = time + (duration or self._period)
+        return time, self._end
+
+
+class BestEffort:
+    """FFmpeg's best-effort timestamp (guess_correct_pts in libavcodec/decode.c), which PyAV does not show."""
+
+    def __init__(self) -> None:
+        self._last_pts: float = -math.inf
+        self._last_dts: float = -math.inf
+        self._pts_faults = 0  # by how many they exceed those of the dts
+
+    def time(self, pts: int | None, dts: int | None) -> int | None:
+        """Return the next frame's time, None where it has none."""
+        by_pts = dts if pts is None else pts
+        by_dts = pts if dts is None else dts
+        if by_pts is None or by_dts is None:  # neither is given
+            return None
+        if pts is not None:
+            self._pts_faults += pts <= self._last_pts
+        if dts is not None:
+            self._pts_faults -= dts <= self._last_dts
+        self._last_pts, self._last_dts = by_pts, by_dts
+        return by_pts if self._pts_faults <= 0 else by_dts
+
+
+def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int) -> Iterator[tuple[int, T]]:
+    """Pick from (time, frame) pairs in presentation order those that ``step`` samples, at most ``limit``.
+
+    Times and ``step`` share one unit. Gives (time from the first frame, frame), each as soon as the frame
+    after it is known; one frame is held at a time.
+    """
+    start: int | None = None
+    held: tuple[int, T] | None = None
+    k = 0
+    for time, frame in frames:
+        if start is None:
+            start = time
+        offset = time - start
+        if held is not None:
+            if offset < held[0]:
+                continue
+            # No t_k that is left is before the held frame, so it is the frame of all those before the new one.
+            if k * step < offset:
+                yield held
+                k = math.ceil(offset / step)
+                if k >= limit:
+                    return
+        held = offset, frame
+    if held is not None and k * step <= held[0]:
+        yield held
+
+
+@dataclass(slots=True)
+class Survey:
+    """What a walk over a stream's packets tells without decoding.
+
+    ``duration``: in seconds. ``pts`` and ``kinds``: of each packet that holds something, in decoding order, as
+    far as all of them have pts; ``kinds`` are :class:`Kind`. ``damaged``: a packet is corrupt, or reading ended
+    in an error. ``exact``: every frame's presentation time is known from its packet, and ``kinds`` hold.
+    """
+
+    time_base: Fraction
+    duration: Fraction
+    pts: array[int] = field(default_factory=lambda: array("q"))
+    kinds: bytearray = field(default_factory=bytearray)
+    damaged: bool = False
+    exact: bool = False
+
+
+def survey(container: InputContainer, *, max_pixels: int, max_seconds: float, max_packets: int) -> Survey:
+    """Walk over all packets of the video, within the limits.
+
+    Raises :class:`ClipError`: NO_VIDEO, DECODE_FAILED for a stream without packets, or CLIP_TOO_LARGE.
+    """
+    stream = pick(container, max_pixels)
+    found = Survey(time_base(stream), time_base(stream) * 0)
+    reader = bitstream.reader(stream.codec_context.codec.canonical_name, stream.codec_context.extradata)
+    pts_stored = stores_pts(container)
+    clock = Clock(stream)
+    begin, end = _FOREVER, -_FOREVER
+    longest = Fraction(max_seconds) / found.time_base
+    errors: list[BaseException] = []
+    for number, packet in enumerate(packets(container, stream, errors.append), 1):
+        if number > max_packets:
+            raise ClipError(Reason.CLIP_TOO_LARGE, f"more than {max_packets} encoded frames, which is the limit")
+        found.damaged |= packet.is_corrupt
+        if not packet.is_discard:
+            time = packet.dts if packet.pts is None or not pts_stored else packet.pts
+            shown, over = clock.place(time, packet.duration)
+            begin, end = min(begin, shown), max(end, over)
+            if end - begin > longest:
+                check_length((end - begin) * found.time_base, max_seconds)
+        reader = reader if _is_exact(packet, pts_stored=pts_stored) else None
+        if reader is not None:
+            kind = reader.kind(bytes(packet))
+            found.pts.append(packet.pts or 0)
+            found.kinds.append(kind | Kind.HIDDEN if packet.is_discard else kind)
+    found.damaged |= bool(errors)
+    if begin == _FOREVER:
+        raise decode_failed("the video stream is empty")
+    found.duration = (end - begin) * found.time_base
+    if reader is not None and not found.damaged:
+        found.exact = bool(reader.believed & Kind.START)
+        found.kinds = bytearray(kind & reader.believed for kind in found.kinds)
+    return found
+
+
+def _is_exact(packet: av.Packet[av.VideoStream], *, pts_stored: bool) -> bool:
+    """Whether the packet has its frame's time, and no parameters that would be missed where it is passed over."""
+    if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
+        return False
+    return packet.is_discard or (packet.pts is not None and (pts_stored or packet.pts == packet.dts))
+
+
+def choose(found: Survey, step: Fraction, limit: int) -> tuple[dict[int, int], int | None] | None:
+    """Sample by the packets' times alone, which is possible where ``found`` is exact.
+
+    Returns {pts: time from the first frame, in ticks} of the sampled frames, and the pts of the frame after the
+    last of them where it decides whether that one is taken (the definition has no t_k after the last frame).
+    None where two packets claim the same time.
+    """
+    shown = sorted(pts for pts, kind in zip(found.pts, found.kinds, strict=True) if not kind & Kind.HIDDEN)
+    if any(one == other for one, other in itertools.pairwise(shown)):
+        return None
+    taken = list(select(((pts, n) for n, pts in enumerate(shown)), step / found.time_base, limit))
+    last, number = taken[-1]
+    proved = (last * found.time_base / step).denominator == 1 or number + 1 == len(shown)
+    return {shown[n]: offset for offset, n in taken}, None if proved else shown[number + 1]
+
+
+def plan(found: Survey, needed: Iterable[int]) -> list[list[int]]:
+    """Say which packets must be decoded, in decoding order, for the frames of the pts ``needed``.
+
+    Returns runs of packets, counted from 0: the decoder starts each of them afresh, and is drained behind it.
+    """
+    targets = set(needed)
+    spans: list[tuple[int, int]] = []
+    start = 0  # where decoding may begin for what comes now
+    start_of_leading = 0  # the same for what refers to frames before that
+    followed = False  # by frames after which nothing refers to what was before the start
+    for n, kind in enumerate(found.kinds):
+        if kind & Kind.START:
+            start_of_leading = start if followed else start_of_leading
+            start, followed = n, False
+        elif not kind & Kind.LEADING:
+            followed = True
+        if found.pts[n] in targets and not kind & Kind.HIDDEN:
+            first = start_of_leading if kind & Kind.LEADING else start
+            while spans and spans[-1][1] >= first:
+                first = min(first, spans.pop()[0])
+            spans.append((first, n))
+    return [_without_unneeded(found, first, last, targets) for first, last in spans]
+
+
+def _without_unneeded(found: Survey, first: int, last: int, targets: set[int]) -> list[int]:
+    kept = []
+    orphaned = first > 0  # leading frames come before what they refer to was decoded
+    for n in range(first, last + 1):
+        kind = found.kinds[n]
+        orphaned = orphaned and (n == first or not kind & Kind.START)
+        if kind & Kind.LEADING and orphaned:
+            continue
+        if found.pts[n] in targets or not kind & Kind.DROPPABLE:
+            kept.append(n)
+    return kept
+
+
+def check_length(duration: Fraction, max_seconds: float) -> None:
+    """Raise CLIP_TOO_LARGE for a clip over the limit."""
+    if duration > max_seconds:
+        raise ClipError(Reason.CLIP_TOO_LARGE, f"{float(duration):.0f} s, the limit is {max_seconds:.0f} s")
