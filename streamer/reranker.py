@@ -172,9 +172,9 @@ class Reranker:
         """Pass a valid event on in its initial order: nothing was scored, as if all were below the depth."""
         count = len(event.results)
         self._count(count, 0, 0)
-        unscored = [unscored(candidate, rank) for rank, candidate in enumerate(event.results, start=1)]
+        results = [unscored(candidate, rank) for rank, candidate in enumerate(event.results, start=1)]
         self._metrics.degraded.labels(why).inc()
-        self._answer(work, event, unscored, why)
+        self._answer(work, event, results, why)
 
     def _answer(
         self,
