@@ -69,6 +69,12 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9._-]{0,100}$",
         description="Put before every topic, group and transactional id",
     )
+    group_suffix: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,100}$",
+        description="Put behind the name of the consumer group and the transactional id, so that two sets of services "
+        "can share topics",
+    )
     kafka: dict[str, str] = Field(
         default_factory=dict,
         repr=False,  # it may hold passwords
@@ -270,11 +276,15 @@ class Settings(BaseSettings):
             raise blame(f"{name}_file", error) from None
 
     def topic(self, name: str) -> str:
-        """Return the full name of one of our topics or groups."""
+        """Return the full name of a topic."""
         return self.topic_prefix + name
 
+    def group(self, name: str) -> str:
+        """Return the full name of a consumer group or transactional id."""
+        return self.topic_prefix + name + self.group_suffix
 
-_KAFKA = ("bootstrap_servers", "topic_prefix", "kafka")
+
+_KAFKA = ("bootstrap_servers", "topic_prefix", "group_suffix", "kafka")
 _LOG = ("log_format", "log_level")
 _STORE = (
     "store", "store_user", "store_password", "store_password_file", "store_ca", "store_cert", "store_key",

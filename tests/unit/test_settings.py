@@ -47,6 +47,12 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert Path(settings.model.removeprefix("local-dir:")).is_dir()
 
 
+def test_full_names_have_the_prefix_before_them_and_those_of_groups_the_suffix_behind() -> None:
+    settings = load({"topic_prefix": "eu.", "group_suffix": "-blue"})
+    assert settings.topic("query.results") == "eu.query.results"
+    assert settings.group("streamer-rerank") == "eu.streamer-rerank-blue"
+
+
 def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMER_PRETRAINED", "")
     monkeypatch.setenv("STREAMER_DEADLINE_MS", "")
@@ -82,6 +88,7 @@ def test_librdkafkas_properties_come_from_everywhere_and_merge(tmp_path: Path, m
         ("allowed_networks", '["10.0.0.1/8"]', "has host bits set"),
         ("allowed_uris", '["file:/a", 5]', "valid string"),
         ("topic_prefix", "no spaces", "pattern"),
+        ("group_suffix", "no spaces", "pattern"),
         ("store", "data", "pattern"),
         ("metrics_port", "70000", "less than or equal to 65535"),
     ],
