@@ -326,7 +326,7 @@ class Embedder:
             return
         outcomes = self._store.put(current)
         faults.reach(faults.FaultPoint.STORED)
-        self._health.holds("store")
+        self._health.ready("store")
         searchable_at = now()
         for clip, outcome in zip(current, outcomes, strict=True):
             if outcome is PutOutcome.SUPERSEDED:
@@ -380,7 +380,7 @@ class Embedder:
             return
         self._store.delete(clip_id, work.record.timestamp, _position(work.record))
         faults.reach(faults.FaultPoint.STORED)
-        self._health.holds("store")
+        self._health.ready("store")
         self._metrics.deleted.inc()
 
     def _persist(self, write: Callable[..., None], *arguments: Any) -> None:
@@ -395,7 +395,7 @@ class Embedder:
     def _store_is_away(self, state: tenacity.RetryCallState) -> None:
         self._metrics.retries.labels("store").inc()
         self._health.progress()
-        self._health.wait_for("store", str(state.outcome.exception() if state.outcome else "unavailable"))
+        self._health.not_ready("store", str(state.outcome.exception() if state.outcome else "unavailable"))
 
     # -- ends ----------------------------------------------------------------------------------------------
 

@@ -81,7 +81,7 @@ class Endpoints:
         """Bind; OSError where the address is taken, SettingsError where the certificate cannot be used."""
         access = access or Access()
         exposition = make_wsgi_app(metrics.registry)
-        probes = {"/livez": health.not_live, "/readyz": health.not_ready}
+        probes = {"/livez": health.liveness_problems, "/readyz": health.readiness_problems}
 
         def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             path = environ.get("PATH_INFO", "")

@@ -74,7 +74,7 @@ class Health:
             if was_busy:
                 self._busy_since[name] = time.monotonic()
 
-    def wait_for(self, condition: str, detail: str) -> None:
+    def not_ready(self, condition: str, detail: str) -> None:
         """Be unready until ``condition`` holds. A change is logged once, a repetition is not."""
         with self._lock:
             known = self._waiting_for.get(condition)
@@ -84,7 +84,7 @@ class Health:
         if known != detail:
             log.warning("not ready", condition=condition, detail=detail)
 
-    def holds(self, condition: str) -> None:
+    def ready(self, condition: str) -> None:
         """Note that ``condition`` holds (again)."""
         if condition not in self._waiting_for:  # as mostly: the pipelines say so with each event
             return
@@ -96,7 +96,7 @@ class Health:
         if gone is not None:
             log.info("ready" if ready else "condition holds", condition=condition)
 
-    def not_live(self) -> list[str]:
+    def liveness_problems(self) -> list[str]:
         """Return what is dead or stuck."""
         with self._lock:
             watched = dict(self._watched)
@@ -111,7 +111,7 @@ class Health:
         ]
         return problems
 
-    def not_ready(self) -> list[str]:
+    def readiness_problems(self) -> list[str]:
         """Return the conditions that are waited for."""
         with self._lock:
             return [f"{condition}: {detail}" for condition, detail in self._waiting_for.items()]

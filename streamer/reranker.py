@@ -112,9 +112,9 @@ class Reranker:
                 if work.trace is not None:
                     work.trace.stage("score", began, candidates=len(results))
                 self._answer(work, event, results)
-                self._health.holds("store")
+                self._health.ready("store")
             except StoreUnavailableError as error:
-                self._health.wait_for("store", str(error))
+                self._health.not_ready("store", str(error))
                 self._degrade(work, event, Degraded.STORE_UNAVAILABLE)
             except Exception as error:  # noqa: BLE001 - told with its record; the others of the batch go on
                 self._failed(work, error)

@@ -244,7 +244,7 @@ def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> No
     # thread stands still for 0.3 s.
     gc.collect()
     gc.freeze()
-    service.health.holds("start")
+    service.health.ready("start")
     service.started.set()
     try:
         finished = loop.run(pipeline, service.stop)

@@ -78,14 +78,14 @@ def through_kafka(settings: Settings, questions: Iterable[QueryResults], *, time
     :class:`~streamer.kafka.readers.request.RequestError`, :class:`~streamer.kafka.readers.topic_reader.ReadError`.
     """
     prefix = f"replay-{secrets.token_hex(4)}."
-    with contextlib.closing(Requester(settings, questions=INPUT, answers=OUTPUT)) as asker:
+    with contextlib.closing(Requester(settings, questions=INPUT, answers=OUTPUT)) as requester:
         for question in questions:
             try:
                 asked = msgspec.structs.replace(question, query_id=prefix + question.query_id, issued_at=now())
             except InvalidEvent as error:
                 raise ReplayError(f"{question.query_id}: {error}") from None
             output = Output(settings.topic(INPUT), asked.query_id.encode(), encode(asked), ())
-            found = decode(QueryReranked, asker.ask(output, timeout=timeout).value)
+            found = decode(QueryReranked, requester.request(output, timeout=timeout).value)
             _check(settings, question, found)
             yield msgspec.structs.replace(found, query_id=question.query_id)
 

@@ -6,7 +6,7 @@ All that imports confluent_kafka. Pipelines need only :class:`InFlightRecord`, :
 from __future__ import annotations
 
 from streamer.kafka.dead_letters import dead_letter
-from streamer.kafka.inflight.work import InFlightRecord
+from streamer.kafka.inflight.record import InFlightRecord
 from streamer.kafka.loop import FatalError, Loop, Pipeline, Stop
 from streamer.kafka.records import Output, Record, carried
 from streamer.topology import DLQ_SUFFIX

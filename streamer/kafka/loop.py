@@ -23,7 +23,7 @@ from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.commit.transactions import FencedError, RestartError
 from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.inflight.partitions import Assignment
-from streamer.kafka.inflight.work import InFlightRecord
+from streamer.kafka.inflight.record import InFlightRecord
 from streamer.kafka.records import record_of
 from streamer.kafka.watch.monitor import Monitor
 from streamer.kafka.watch.topics import TopicWatch
@@ -79,7 +79,7 @@ class Stop(threading.Event):
 class Pipeline(Protocol):
     """What turns records into outputs, in threads of its own."""
 
-    def submit(self, works: Sequence[InFlightRecord]) -> None:
+    def submit(self, records: Sequence[InFlightRecord]) -> None:
         """Take records in flight, each partition's in offset order, and call each one's ``done`` later.
 
         Must not block.
@@ -138,7 +138,7 @@ class Loop:
             self._assignment,
             metrics=metrics,
             health=health,
-            topic_refused=self._topics.look_again,
+            topic_refused=self._topics.invalidate,
         )
 
     def _on_client_error(self, error: KafkaError) -> None:
@@ -164,7 +164,7 @@ class Loop:
             while not stop.is_set():
                 self._health.beat()
                 self._poll(pipeline)
-                self._learn(pipeline)
+                self._fetch_committed(pipeline)
                 self._commit()
                 self._monitor.tick()
             return self._drain(stop.at + self._settings.drain_timeout)
@@ -199,13 +199,13 @@ class Loop:
         """Read nothing before it is known which topic it is: positions in a log count within that log alone."""
         while not stop.is_set() and self._topics.topic_id is None:
             self._health.beat()
-            self._topics.look()
+            self._topics.check()
             self._receive_nothing(_IDLE_POLL_S)
             self._committer.serve()
         self._topic_id = self._topics.topic_id
 
     def _look_for_topics(self) -> None:
-        self._topics.look()
+        self._topics.check()
         if self._topics.topic_id != self._topic_id:
             raise FatalError(f"{self._topic} was deleted and made anew; what is in flight belongs to the old one")
 
@@ -239,14 +239,14 @@ class Loop:
             self._hand_over(messages, pipeline)
 
     def _hand_over(self, messages: Sequence[Message], pipeline: Pipeline) -> None:
-        works = [work for message in messages if (work := self._receive(message))]
+        records = [in_flight for message in messages if (in_flight := self._receive(message))]
         self._control_flow()
-        self._submit(works, pipeline)
+        self._submit(records, pipeline)
 
-    def _submit(self, works: Sequence[InFlightRecord], pipeline: Pipeline) -> None:
-        if works:
-            self._metrics.consumed.labels(self._topic).inc(len(works))
-            pipeline.submit(works)
+    def _submit(self, records: Sequence[InFlightRecord], pipeline: Pipeline) -> None:
+        if records:
+            self._metrics.consumed.labels(self._topic).inc(len(records))
+            pipeline.submit(records)
 
     def _receive(self, message: Message) -> InFlightRecord | None:
         error = message.error()
@@ -256,15 +256,15 @@ class Loop:
         partition = self._assignment.get(message.partition())
         if partition is None:  # revoked while it waited in the client's queue
             return None
-        work = InFlightRecord(record_of(message, partition.log), self._wake.set)
-        if not partition.add(work):
+        in_flight = InFlightRecord(record_of(message, partition.log), self._wake.set)
+        if not partition.add(in_flight):
             return None
         if self._tracing is not None:
-            record = work.record
-            work.trace = self._tracing.begin(record.topic, record.partition, record.offset, record.headers)
-        return work if partition.known else None
+            record = in_flight.record
+            in_flight.trace = self._tracing.begin(record.topic, record.partition, record.offset, record.headers)
+        return in_flight if partition.known else None
 
-    def _learn(self, pipeline: Pipeline) -> None:
+    def _fetch_committed(self, pipeline: Pipeline) -> None:
         """Ask what the group has committed of new partitions, and begin with what has come of them meanwhile."""
         new = [each for each in self._assignment if not each.known]
         if not new or time.monotonic() < self._ask_at:
@@ -273,16 +273,16 @@ class Loop:
             committed = self._membership.committed(new)
         except KafkaException as error:
             self._ask_at = time.monotonic() + _IDLE_POLL_S
-            self._health.wait_for("offsets", self._membership.told(error.args[0]))
+            self._health.not_ready("offsets", self._membership.describe(error.args[0]))
             return
-        self._health.holds("offsets")
+        self._health.ready("offsets")
         for each in committed:
             partition = self._assignment.get(each.partition)
             if partition is not None:
-                self._submit(partition.learn(Progress.of(each)), pipeline)
+                self._submit(partition.start_from(Progress.of(each)), pipeline)
 
     def _commit(self) -> None:
-        if self._committer.commit_ready():
+        if self._committer.commit_completed():
             self._control_flow()
 
     def _drain(self, deadline: float) -> bool:
@@ -290,7 +290,7 @@ class Loop:
         self._stopping = True
         self._committer.hurry()
         self._pause_all()
-        self._assignment.drop_unbegun([each.partition for each in self._assignment])
+        self._assignment.drop_unknown([each.partition for each in self._assignment])
         while self._assignment.records and time.monotonic() < deadline:
             self._health.beat()
             self._receive_nothing()
@@ -306,7 +306,7 @@ class Loop:
 
     def _control_flow(self) -> None:
         """Pause partitions whose queues are full, resume those that have room again."""
-        to_pause, to_resume = self._assignment.changes_of_flow()
+        to_pause, to_resume = self._assignment.flow_changes()
         if to_pause:
             self._consumer.pause([TopicPartition(each.topic, each.partition) for each in to_pause])
         if to_resume and not self._stopping:
@@ -328,7 +328,7 @@ class Loop:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("assigned").inc()
         # Taking away partitions and giving others is also how the broker deletes a topic and makes it anew.
-        self._topics.look_again()
+        self._topics.invalidate()
         self._hold_until = time.monotonic() + _LOOK_S
         for each in partitions:
             self._assignment.add(each.topic, each.partition, f"{self._topic_id}-{each.partition}")
@@ -341,8 +341,8 @@ class Loop:
             partitions=sorted(each.partition for each in partitions),
             protocol=self._membership.protocol,
         )
-        self._health.holds("assignment")
-        self._health.holds("broker")
+        self._health.ready("assignment")
+        self._health.ready("broker")
         self._monitor.measure()
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -351,7 +351,7 @@ class Loop:
         wait = 0.0 if self._stopping else self._settings.drain_timeout / 2
         deadline = time.monotonic() + wait
         revoked = [each.partition for each in partitions]
-        self._assignment.drop_unbegun(revoked)
+        self._assignment.drop_unknown(revoked)
         while time.monotonic() < deadline and any(self._assignment.get(partition) for partition in revoked):
             self._commit()
             self._wake.wait(_BUSY_WAIT_S)
@@ -361,7 +361,7 @@ class Loop:
     def _on_lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Drop everything of partitions that another member may own by now; a commit would be refused."""
         self._metrics.rebalances.labels("lost").inc()
-        self._health.wait_for("assignment", "lost the partitions, joining again")
+        self._health.not_ready("assignment", "lost the partitions, joining again")
         self._forget([each.partition for each in partitions], "lost")
 
     def _forget(self, partitions: Sequence[int], why: str) -> None:
@@ -369,7 +369,7 @@ class Loop:
         for partition in partitions:
             dropped += self._assignment.remove(partition)
             self._monitor.forget(partition)
-        self._health.holds("offsets")  # nobody waits for those any more; for others the next question says so again
+        self._health.ready("offsets")  # nobody waits for those any more; for others the next question says so again
         log.info("partitions gone", why=why, topic=self._topic, partitions=sorted(partitions), dropped_records=dropped)
         self._monitor.measure()
 
@@ -377,11 +377,11 @@ class Loop:
         if error.code() == KafkaError._PARTITION_EOF:
             partition = self._assignment.get(message.partition())
             if partition is not None:
-                partition.reached(message.offset() or 0)
+                partition.reached_end(message.offset() or 0)
         elif self._topics.on_error(error):
             return
         elif refused(error):
-            self._health.wait_for("assignment", self._membership.told(error))
+            self._health.not_ready("assignment", self._membership.describe(error))
             if error.code() == KafkaError._FATAL and self._rejoin_at is None:
                 # A member of the newer protocol does not try again by itself, and says so at each poll.
                 self._rejoin_at = time.monotonic() + _REFUSED_WAIT_S

@@ -158,11 +158,11 @@ class StoreWatch:
             return
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, this thread must go on asking
             self._is_away = True
-            self._health.wait_for("store", str(error))
+            self._health.not_ready("store", str(error))
         else:
             if self._is_away:
                 self._is_away = False
-                self._health.holds("store")
+                self._health.ready("store")
 
     def _count(self) -> None:
         began = time.monotonic()

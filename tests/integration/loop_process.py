@@ -28,9 +28,9 @@ class Echo:
     def __init__(self, topic: str) -> None:
         self._topic = topic
 
-    def submit(self, works: Sequence[InFlightRecord]) -> None:
-        for work in works:
-            work.complete([Output(self._topic, work.record.key, work.record.value, ())])
+    def submit(self, records: Sequence[InFlightRecord]) -> None:
+        for in_flight in records:
+            in_flight.complete([Output(self._topic, in_flight.record.key, in_flight.record.value, ())])
 
 
 def main() -> int:

@@ -132,7 +132,7 @@ def test_slow_work_pauses_its_partition_and_costs_no_membership(settings: Settin
         assert value(metrics, "streamer_in_flight_records") <= 24 + 32
         assert value(metrics, "streamer_rebalances_total", kind="assigned") == 1
         assert value(metrics, "streamer_rebalances_total", kind="lost") == 0
-        assert health.not_live() == []
+        assert health.liveness_problems() == []
         free.set()
         await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 200)
         await_(lambda: value(metrics, "streamer_paused_partitions") == 0)
@@ -162,9 +162,9 @@ def test_a_partition_that_went_while_it_was_paused_and_came_back_flows_again(set
 
 def test_a_second_holder_of_the_transactional_id_fences_the_first(settings: Settings) -> None:
     with running(settings, echo(settings)) as (_, health, _, ended):
-        await_(lambda: "assignment: no partitions assigned yet" not in health.not_ready())
+        await_(lambda: "assignment: no partitions assigned yet" not in health.readiness_problems())
         with running(settings, echo(settings)) as (_, second, _, second_ended):
-            await_(lambda: not any("broker" in each for each in second.not_ready()))
+            await_(lambda: not any("broker" in each for each in second.readiness_problems()))
             feed(settings, 400)
             await_(lambda: bool(ended))
             assert isinstance(ended[0], FatalError)
@@ -217,9 +217,9 @@ def test_among_records_that_a_broker_refuses_together_only_the_guilty_are_dead_l
 def test_a_missing_topic_is_told_by_readiness_until_it_is_made(kafka: LocalKafka, topic_prefix: str) -> None:
     settings = load({"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": topic_prefix})
     with running(settings, echo(settings)) as (_, health, _, _):
-        await_(lambda: any("streamer topics apply" in each for each in health.not_ready()))
+        await_(lambda: any("streamer topics apply" in each for each in health.readiness_problems()))
         apply(settings, load_specs())
-        await_(lambda: health.not_ready() == ["start: starting"], 40)
+        await_(lambda: health.readiness_problems() == ["start: starting"], 40)
 
 
 def test_a_topic_that_is_made_anew_ends_the_service_since_positions_count_in_the_old_one(settings: Settings) -> None:
@@ -229,7 +229,7 @@ def test_a_topic_that_is_made_anew_ends_the_service_since_positions_count_in_the
         await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 50)
         for future in admin.delete_topics([settings.topic(INPUT)]).values():
             future.result(10)
-        await_(lambda: any("streamer topics apply" in each for each in health.not_ready()))
+        await_(lambda: any("streamer topics apply" in each for each in health.readiness_problems()))
         apply(settings, load_specs())
         await_(lambda: bool(ended))
         assert isinstance(ended[0], FatalError)
@@ -244,7 +244,7 @@ def test_where_brokers_do_not_offer_the_newer_group_protocol_the_classic_one_ser
         feed(settings, 50)
         with running(settings, echo(settings)) as (metrics, health, _, ended):
             await_(lambda: value(metrics, "streamer_events_produced_total", topic=OUTPUT) == 50)
-            await_(lambda: health.not_ready() == ["start: starting"])
+            await_(lambda: health.readiness_problems() == ["start: starting"])
         assert ended == [True]
 
 
@@ -264,14 +264,14 @@ def test_brokers_that_stop_or_are_killed_one_after_the_other_cost_nothing_but_ti
             def produced() -> float:
                 return value(metrics, "streamer_events_produced_total", topic=OUTPUT)
 
-            await_(lambda: health.not_ready() == ["start: starting"])
+            await_(lambda: health.readiness_problems() == ["start: starting"])
             for turn, (fault, broker) in enumerate(faults):
                 feed(settings, 150, start=150 * turn)
                 # Each fault strikes among transactions of its own turn, when the fault before is overcome.
                 await_(lambda past=150 * turn: produced() > past, 90)
                 fault(broker)
             await_(lambda: produced() >= 900, 90)
-            await_(lambda: health.not_ready() == ["start: starting"])
+            await_(lambda: health.readiness_problems() == ["start: starting"])
         assert ended == [True]
         assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(900))
 
@@ -379,7 +379,7 @@ def test_a_member_whose_question_for_offsets_was_lost_joins_anew(
     feed(settings, 50)
     with running(settings, echo(settings)) as (metrics, health, _, ended):
         await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 50)
-        await_(lambda: health.not_ready() == ["start: starting"])
+        await_(lambda: health.readiness_problems() == ["start: starting"])
     assert ended == [True]
     assert len(made) == 2
     assert len(read(settings, OUTPUT)) == 50

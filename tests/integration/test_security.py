@@ -178,12 +178,12 @@ def test_a_service_without_one_of_them_names_it_and_goes_on_when_it_is_there(
             members.append((settings, privilege, health, ended))
         for settings, privilege, health, _ in members:
             wanted = words(settings, privilege)
-            await_(lambda wanted=wanted, health=health: any(wanted in told for told in health.not_ready()), 60)
-            assert not health.not_live()
+            await_(lambda wanted=wanted, health=health: any(wanted in told for told in health.readiness_problems()), 60)
+            assert not health.liveness_problems()
         for settings, privilege, _, _ in members:
             kafka.grant(settings.kafka["sasl.username"], settings.topic_prefix, [privilege])
         for _, _, health, ended in members:
-            await_(lambda health=health: set(health.not_ready()) == waiting, 60)
+            await_(lambda health=health: set(health.readiness_problems()) == waiting, 60)
             assert ended == []
         for prefix, (_, source, output) in product(prefixes.values(), SERVICES.values()):
             operator = kafka.operator(prefix)
@@ -224,12 +224,12 @@ def test_a_privilege_that_is_taken_away_under_work_costs_no_event(
             feed(operator, 20, start=20)
         for privilege, settings, _, _, health, _ in members:
             wanted = words(settings, privilege)
-            await_(lambda wanted=wanted, health=health: any(wanted in told for told in health.not_ready()), 60)
-            assert not health.not_live()
+            await_(lambda wanted=wanted, health=health: any(wanted in told for told in health.readiness_problems()), 60)
+            assert not health.liveness_problems()
         for privilege, settings, *_ in members:
             kafka.grant(settings.kafka["sasl.username"], settings.topic_prefix, [privilege])
         for _, settings, operator, output, health, ended in members:
-            await_(lambda health=health: health.not_ready() == ["start: starting"], 90)
+            await_(lambda health=health: health.readiness_problems() == ["start: starting"], 90)
             await_(lambda operator=operator, output=output: len(read(operator, output, patience=1)) >= 40, 60)
             keys = sorted(record.key or b"" for record in read(operator, output, patience=1))
             assert keys == sorted(f"q{i}".encode() for i in range(40)), settings.topic_prefix
@@ -254,8 +254,8 @@ def run(role: str, settings: Settings, privilege: Privilege) -> str:
         elif role == "replay":
             list(events_of_topic(settings))
             question = Output(settings.topic(INPUT), b"q", b"{}", ())
-            with contextlib.closing(Requester(settings, questions=INPUT, answers=OUTPUT)) as asker:
-                asker.ask(question, timeout=30)
+            with contextlib.closing(Requester(settings, questions=INPUT, answers=OUTPUT)) as requester:
+                requester.request(question, timeout=30)
         else:
             with contextlib.closing(Tail(settings, [settings.topic(privilege.name)], role=role)) as tail:
                 tail.look()
@@ -313,5 +313,5 @@ def test_wrong_credentials_and_an_untrusted_certificate_are_told(
     ):
         dead_letters.spans()
     with running(settings, echo(settings)) as (_, health, _, ended):
-        await_(lambda: any("authentication: " in line and told in line for line in health.not_ready()), 60)
+        await_(lambda: any("authentication: " in line and told in line for line in health.readiness_problems()), 60)
         assert ended == []

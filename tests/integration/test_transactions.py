@@ -93,9 +93,9 @@ def member(settings: Settings, protocol: str = "consumer") -> Iterator[Consumer]
 
 
 def batch(settings: Settings, offset: int) -> Batch:
-    work = InFlightRecord(Record(settings.topic(INPUT), 0, offset, b"k", b"{}", (), now()), lambda: None)
-    work.complete([Output(settings.topic(OUTPUT), b"k", str(offset).encode(), ())])
-    return Batch([work], [TopicPartition(settings.topic(INPUT), 0, offset + 1)])
+    in_flight = InFlightRecord(Record(settings.topic(INPUT), 0, offset, b"k", b"{}", (), now()), lambda: None)
+    in_flight.complete([Output(settings.topic(OUTPUT), b"k", str(offset).encode(), ())])
+    return Batch([in_flight], [TopicPartition(settings.topic(INPUT), 0, offset + 1)])
 
 
 def read(settings: Settings) -> list[bytes | None]:
@@ -114,7 +114,7 @@ def test_offsets_of_a_member_that_is_gone_abort_the_transaction_and_the_outputs_
         passed: Any = consumer.consumer_group_metadata()
     with pytest.raises(AbortedError) as caught:
         transactions.run(batch(settings, 0), passed)
-    assert not caught.value.unfit
+    assert not caught.value.rejected
     assert read(settings) == []
     with member(settings, protocol) as consumer:
         transactions.run(batch(settings, 0), consumer.consumer_group_metadata())

@@ -358,13 +358,13 @@ def test_a_store_that_is_away_is_waited_for_and_no_upload_is_blamed(tmp_path: Pa
     harness = Harness(tmp_path, away)
     work = harness.upload("c1", red)
     harness.embedder.submit([work])
-    wait_until(lambda: "store: disk full" in harness.health.not_ready())
+    wait_until(lambda: "store: disk full" in harness.health.readiness_problems())
     assert work.outputs is None
     away.writable.set()
     assert harness.done.acquire(timeout=20)
     assert work.outputs is not None
     assert work.outputs[0].topic == "clips.embedded"
-    assert "store: disk full" not in harness.health.not_ready()
+    assert "store: disk full" not in harness.health.readiness_problems()
     assert dominant(store, "c1") == 0
 
 
@@ -375,17 +375,17 @@ def test_what_turns_stale_while_the_store_is_away_is_not_written_and_holds_up_no
     harness = Harness(tmp_path, away)
     works = [harness.upload("c1", red), harness.work("c2", None), harness.upload("c1", blue, seconds=1)]
     harness.embedder.submit(works)
-    wait_until(lambda: "store: disk full" in harness.health.not_ready())
+    wait_until(lambda: "store: disk full" in harness.health.readiness_problems())
     for work in works:
         work.revoked = True
     for _ in works:
         assert harness.done.acquire(timeout=20)
     assert [work.outputs for work in works] == [[], [], []]
     # Nothing was written, so nothing is known of the store.
-    assert "store: disk full" in harness.health.not_ready()
+    assert "store: disk full" in harness.health.readiness_problems()
     away.writable.set()
     harness.run(harness.upload("c3", red))
-    assert harness.health.not_ready() == ["start: starting"]
+    assert harness.health.readiness_problems() == ["start: starting"]
     assert store.stats().models == {"colour": 1}
     assert store.stats().tombstones == 0
 

@@ -78,7 +78,7 @@ def test_with_a_password_metrics_ask_for_it_and_probes_tell_names_only() -> None
         status, text = get(f"{url}/metrics", user="prometheus:secr:et")
         assert status == 200
         assert "streamer_ready 0.0" in text
-        health.wait_for("broker", "no broker of kafka-1:9092 answers")
+        health.not_ready("broker", "no broker of kafka-1:9092 answers")
         assert get(f"{url}/readyz") == (503, "start\nbroker\n")
         assert "kafka-1:9092" in get(f"{url}/readyz", user="prometheus:secr:et")[1]
         assert get(f"{url}/livez") == (200, "ok\n")

@@ -45,14 +45,14 @@ def get(server: Endpoints, path: str) -> tuple[int, str]:
 
 
 def test_ready_only_when_every_condition_holds(server: Endpoints, health: Health) -> None:
-    health.wait_for("broker", "no answer from kafka:9092")
+    health.not_ready("broker", "no answer from kafka:9092")
     assert get(server, "/readyz") == (503, "start: starting\nbroker: no answer from kafka:9092\n")
-    health.holds("start")
+    health.ready("start")
     assert get(server, "/readyz") == (503, "broker: no answer from kafka:9092\n")
-    health.holds("broker")
+    health.ready("broker")
     assert get(server, "/readyz") == (200, "ok\n")
     assert "streamer_ready 1.0" in get(server, "/metrics")[1]
-    health.wait_for("store", "disk full")
+    health.not_ready("store", "disk full")
     assert "streamer_ready 0.0" in get(server, "/metrics")[1]
     assert get(server, "/readyz") == (503, "store: disk full\n")
 
@@ -69,11 +69,11 @@ def test_a_dead_thread_is_not_live(server: Endpoints, health: Health) -> None:
 def test_a_loop_that_no_longer_turns_is_not_live(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health_module, "LOOP_STUCK_AFTER_S", 0.05)
     health.beat()
-    assert health.not_live() == []
+    assert health.liveness_problems() == []
     time.sleep(0.1)
-    assert "has not turned" in health.not_live()[0]
+    assert "has not turned" in health.liveness_problems()[0]
     health.beat()
-    assert health.not_live() == []
+    assert health.liveness_problems() == []
 
 
 def test_a_worker_is_stuck_in_its_work_alone(metrics: Metrics) -> None:
@@ -81,20 +81,20 @@ def test_a_worker_is_stuck_in_its_work_alone(metrics: Metrics) -> None:
     me = threading.current_thread().name
     with health.busy():
         time.sleep(0.15)
-        assert health.not_live()[0].startswith(f"{me} has been at one piece of work")
+        assert health.liveness_problems()[0].startswith(f"{me} has been at one piece of work")
         health.progress()
-        assert health.not_live() == []
+        assert health.liveness_problems() == []
         with health.idle():
             time.sleep(0.15)
-            assert health.not_live() == []
-        assert health.not_live() == []  # it begins anew
+            assert health.liveness_problems() == []
+        assert health.liveness_problems() == []  # it begins anew
     time.sleep(0.15)
-    assert health.not_live() == []
+    assert health.liveness_problems() == []
     health.progress()
     with health.idle():
         pass
     time.sleep(0.15)
-    assert health.not_live() == []
+    assert health.liveness_problems() == []
 
 
 def test_other_paths_are_told_where_to_look(server: Endpoints) -> None:

@@ -15,7 +15,7 @@ from streamer.events import Reason
 from streamer.kafka.dead_letters import dead_letter, dead_letter_reason, truncated
 from streamer.kafka.inflight.offsets import WINDOW, Progress
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-from streamer.kafka.inflight.work import InFlightRecord
+from streamer.kafka.inflight.record import InFlightRecord
 from streamer.kafka.records import Output, Record, carried
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def record(offset: int, value: bytes = b"{}") -> Record:
 OFFSETS = st.lists(st.integers(0, 40), unique=True, min_size=1).map(sorted)
 
 
-def in_flight(partition: AssignedPartition, offsets: Iterable[int]) -> list[InFlightRecord]:
-    works = [InFlightRecord(record(offset), lambda: None) for offset in offsets]
-    return [work for work in works if partition.add(work)]
+def received(partition: AssignedPartition, offsets: Iterable[int]) -> list[InFlightRecord]:
+    records = [InFlightRecord(record(offset), lambda: None) for offset in offsets]
+    return [in_flight for in_flight in records if partition.add(in_flight)]
 
 
 @given(OFFSETS, st.integers(0, 2**32))
@@ -45,25 +45,25 @@ def test_records_are_committed_in_any_order_and_each_once_over_any_number_of_own
     outputs: list[int] = []
     while len(outputs) < len(offsets):
         owner = AssignedPartition("t", 0, "log-0")
-        owner.learn(Progress.of(as_committed(committed)))
+        owner.start_from(Progress.of(as_committed(committed)))
         start = committed.offset if committed is not None else 0
-        works = in_flight(owner, [offset for offset in offsets if offset >= start][: draw.randint(1, len(offsets))])
-        assert not {work.record.offset for work in works} & set(outputs)
-        for work in draw.sample(works, len(works)):
+        records = received(owner, [offset for offset in offsets if offset >= start][: draw.randint(1, len(offsets))])
+        assert not {in_flight.record.offset for in_flight in records} & set(outputs)
+        for in_flight in draw.sample(records, len(records)):
             for size in draw.choices([1, 5], k=draw.randint(1, 2)):  # an output that a broker refuses is replaced
-                work.complete([Output("out", b"k", b"x" * size, ())])
-            ready = list(owner.ready())
+                in_flight.complete([Output("out", b"k", b"x" * size, ())])
+            ready = list(owner.committable())
             batch = sorted(draw.sample(ready, draw.randint(0, len(ready))), key=lambda each: each.record.offset)
             if not batch:
                 continue
-            committed = owner.progress_with(batch)
-            owner.committed(committed)
+            committed = owner.progress_after(batch)
+            owner.mark_committed(committed)
             outputs += [each.record.offset for each in batch]
             assert all(committed.includes(offset) for offset in outputs)
             assert not any(committed.includes(offset) for offset in set(offsets) - set(outputs))
-            left = [each for each in works if each.record.offset not in outputs]
+            left = [each for each in records if each.record.offset not in outputs]
             assert (len(owner), owner.bytes) == (len(left), sum(each.size for each in left))
-            assert owner.done == sum(each.outputs is not None for each in left)
+            assert owner.completed == sum(each.outputs is not None for each in left)
             if not draw.randrange(3):
                 break  # and another owner goes on
     assert sorted(outputs) == offsets
@@ -79,17 +79,17 @@ def as_committed(progress: Progress | None) -> TopicPartition:
 
 def test_nothing_is_committed_further_ahead_than_the_metadata_can_say() -> None:
     partition = AssignedPartition("t", 0, "log-0")
-    first, *others = in_flight(partition, range(10, 10 + WINDOW + 100))
-    for work in others:
-        work.complete()
-    ready = list(partition.ready())
-    assert [work.record.offset for work in ready] == list(range(11, 10 + WINDOW))
-    progress = partition.progress_with(ready)
+    first, *others = received(partition, range(10, 10 + WINDOW + 100))
+    for in_flight in others:
+        in_flight.complete()
+    ready = list(partition.committable())
+    assert [in_flight.record.offset for in_flight in ready] == list(range(11, 10 + WINDOW))
+    progress = partition.progress_after(ready)
     assert Progress.of(as_committed(progress)) == progress
-    partition.committed(progress)
+    partition.mark_committed(progress)
     assert len(partition) == 101
     first.complete()
-    assert partition.progress_with(list(partition.ready())) == Progress(10 + WINDOW + 100)
+    assert partition.progress_after(list(partition.committable())) == Progress(10 + WINDOW + 100)
 
 
 @pytest.mark.parametrize("metadata", ["", "2026-11-25 by hand", "done1:", "done1:~~~~~'", "done2:abc"])
@@ -99,43 +99,43 @@ def test_metadata_of_others_says_nothing(metadata: str) -> None:
 
 def test_records_that_come_before_it_is_known_what_is_done_wait_for_that() -> None:
     partition = AssignedPartition("t", 0, "log-0")
-    in_flight(partition, range(5, 9))
+    received(partition, range(5, 9))
     assert not partition.known
-    left = partition.learn(Progress(5, frozenset({6, 8})))
-    assert [work.record.offset for work in left] == [5, 7]
+    left = partition.start_from(Progress(5, frozenset({6, 8})))
+    assert [in_flight.record.offset for in_flight in left] == [5, 7]
 
 
 def test_what_is_passed_over_at_the_end_is_committed_with_the_records_before_it_or_alone() -> None:
     partition = AssignedPartition("t", 0, "log-0")
-    partition.reached(7)
-    assert not partition.has_passed  # what the group has is not known yet
-    partition.learn(Progress(5))
-    assert partition.has_passed  # a transaction's marker, which no record shows
-    assert partition.progress_with(()) == Progress(7)
-    partition.committed(Progress(7))
-    assert not partition.has_passed
-    (work,) = in_flight(partition, [7])
-    partition.reached(9)
-    assert not partition.has_passed
-    work.complete()
-    assert partition.progress_with([work]) == Progress(9)
+    partition.reached_end(7)
+    assert not partition.has_skipped  # what the group has is not known yet
+    partition.start_from(Progress(5))
+    assert partition.has_skipped  # a transaction's marker, which no record shows
+    assert partition.progress_after(()) == Progress(7)
+    partition.mark_committed(Progress(7))
+    assert not partition.has_skipped
+    (in_flight,) = received(partition, [7])
+    partition.reached_end(9)
+    assert not partition.has_skipped
+    in_flight.complete()
+    assert partition.progress_after([in_flight]) == Progress(9)
 
 
 def test_passing_over_what_is_gone_keeps_what_is_done_ahead() -> None:
     partition = AssignedPartition("t", 0, "log-0")
-    partition.learn(Progress(5, frozenset({7, 9, 10})))
-    assert in_flight(partition, [7]) == []  # retention took 5 and 6
+    partition.start_from(Progress(5, frozenset({7, 9, 10})))
+    assert received(partition, [7]) == []  # retention took 5 and 6
     assert partition.position == 8
-    assert partition.has_passed
-    assert partition.progress_with(()) == Progress(8, frozenset({9, 10}))
+    assert partition.has_skipped
+    assert partition.progress_after(()) == Progress(8, frozenset({9, 10}))
 
 
 def test_done_wakes_the_loop_after_the_outputs_are_there() -> None:
     seen: list[object] = []
-    work = InFlightRecord(record(1), lambda: seen.append(work.outputs))
-    work.complete([], since=AT)
+    in_flight = InFlightRecord(record(1), lambda: seen.append(in_flight.outputs))
+    in_flight.complete([], since=AT)
     assert seen == [[]]
-    assert work.since == AT
+    assert in_flight.since == AT
 
 
 def test_trace_context_and_cloud_events_are_carried_and_nothing_else() -> None:
@@ -195,15 +195,15 @@ def test_a_budget_is_shared_and_a_partition_is_resumed_only_when_half_empty(
         if not partition.paused:
             partition.add(InFlightRecord(record(offsets[number]), lambda: None))
             offsets[number] += 1
-        assignment.changes_of_flow()
+        assignment.flow_changes()
         assert assignment.records <= max_records + 1
         assert all(each.paused for each in assignment) or not assignment.is_full
     for number, offset in offsets.items():
         partition = assignment.get(number)
         assert partition is not None
         if offset:
-            partition.committed(Progress(offset))
-    assignment.changes_of_flow()
+            partition.mark_committed(Progress(offset))
+    assignment.flow_changes()
     assert not any(each.paused for each in assignment)
 
 
@@ -212,9 +212,9 @@ def test_work_of_a_revoked_partition_is_marked_stale() -> None:
     assignment.add("t", 3, "log-3")
     partition = assignment.get(3)
     assert partition is not None
-    work = InFlightRecord(record(1), lambda: None)
-    partition.add(work)
+    in_flight = InFlightRecord(record(1), lambda: None)
+    partition.add(in_flight)
     assert assignment.remove(3) == 1
-    assert work.revoked
+    assert in_flight.revoked
     assert assignment.get(3) is None
     assert assignment.remove(3) == 0

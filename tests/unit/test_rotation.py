@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamer.kafka.commit import rotation
 from streamer.kafka.commit.rotation import Rotation
-from streamer.kafka.commit.transactions import AbortedError, Batch, FencedError, RestartError, UndecidedError
+from streamer.kafka.commit.transactions import AbortedError, Batch, FencedError, OutcomeUnknownError, RestartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ def rotate(producers: int) -> tuple[Rotation, list[Scripted]]:
 
 def outcome_of(kind: type[Exception] | None, producer: Scripted) -> Callable[[], None]:
     def end() -> None:
-        if kind is not UndecidedError:
+        if kind is not OutcomeUnknownError:
             producer.is_open = False
         if kind is not None:
             raise kind("scripted")
@@ -75,7 +75,9 @@ def outcome_of(kind: type[Exception] | None, producer: Scripted) -> Callable[[],
     return end
 
 
-@given(st.integers(1, 4), st.lists(st.sampled_from([None, AbortedError, UndecidedError, RestartError]), max_size=30))
+@given(
+    st.integers(1, 4), st.lists(st.sampled_from([None, AbortedError, OutcomeUnknownError, RestartError]), max_size=30)
+)
 def test_one_transaction_is_open_at_a_time_and_each_end_passes_the_turn_on(
     producers: int, outcomes: list[type[Exception] | None]
 ) -> None:
@@ -91,7 +93,7 @@ def test_one_transaction_is_open_at_a_time_and_each_end_passes_the_turn_on(
                 turns.restart()
                 turns.init()
                 assert made[turns._turn] is current
-            except UndecidedError:
+            except OutcomeUnknownError:
                 assert made[turns._turn] is current
             except AbortedError:
                 assert turns._turn == (current.number + 1) % producers
@@ -103,8 +105,8 @@ def test_one_transaction_is_open_at_a_time_and_each_end_passes_the_turn_on(
 @pytest.mark.usefixtures("scripted")
 def test_an_idle_producer_that_breaks_is_replaced_and_the_open_transaction_goes_on() -> None:
     rotated, (first, second, third) = rotate(3)
-    first.outcome = outcome_of(UndecidedError, first)
-    with pytest.raises(UndecidedError):
+    first.outcome = outcome_of(OutcomeUnknownError, first)
+    with pytest.raises(OutcomeUnknownError):
         rotated.run(BATCH, None)
     third.at_poll = RestartError("broken while it was idle")
     rotated.poll()

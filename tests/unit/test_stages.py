@@ -184,7 +184,7 @@ def test_a_failing_batch_reports_each_item_and_the_thread_lives_on(parts: dict[s
     stage.put("fine")
     assert failures.get(timeout=10) == ("bad", "no good")
     assert good.get(timeout=10) == ["fine"]
-    assert parts["health"].not_live() == []
+    assert parts["health"].liveness_problems() == []
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60), st.integers(1, 3))

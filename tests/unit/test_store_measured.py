@@ -27,7 +27,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> tuple[Metrics, Health]:
     monkeypatch.setattr(measured_module, "_PING_EVERY_S", 3600.0)  # the test asks by itself
     metrics = Metrics()
     health = Health(metrics)
-    health.holds("start")
+    health.ready("start")
     return metrics, health
 
 
@@ -75,21 +75,21 @@ def test_a_store_that_goes_away_while_nobody_uses_it_is_waited_for(
     store.put([clip("c1"), clip("c2")])
     watch = StoreWatch(store, "m", metrics=metrics, health=health, counts=True)
     watch.look()
-    assert health.not_ready() == []
+    assert health.readiness_problems() == []
     assert value(metrics, "streamer_store_clips") == 2
     assert (value(metrics, "streamer_store_bytes") or 0) > 0
     folder = tmp_path / "store"
     folder.rename(tmp_path / "elsewhere")
     watch.look()
-    assert [problem.split(":")[0] for problem in health.not_ready()] == ["store"]
+    assert [problem.split(":")[0] for problem in health.readiness_problems()] == ["store"]
     assert value(metrics, "streamer_unready", condition="store") == 1
     (tmp_path / "elsewhere").rename(folder)
     watch.look()
-    assert health.not_ready() == []
+    assert health.readiness_problems() == []
     assert value(metrics, "streamer_unready", condition="store") == 0
     store.close()
     watch.look()
-    assert health.not_ready() == []
+    assert health.readiness_problems() == []
 
 
 def test_a_fault_that_the_work_has_met_is_not_taken_back_by_a_look_that_meets_none(
@@ -97,6 +97,6 @@ def test_a_fault_that_the_work_has_met_is_not_taken_back_by_a_look_that_meets_no
 ) -> None:
     metrics, health = parts
     watch = StoreWatch(store, "m", metrics=metrics, health=health, counts=False)
-    health.wait_for("store", "disk full")
+    health.not_ready("store", "disk full")
     watch.look()
-    assert health.not_ready() == ["store: disk full"]
+    assert health.readiness_problems() == ["store: disk full"]

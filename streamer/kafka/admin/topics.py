@@ -197,13 +197,13 @@ class _Cluster:
         self.specs = {settings.topic(spec.name): spec for spec in specs}
         self._timeout = timeout
         self._servers = settings.bootstrap_servers
-        self._complaints = ConnectionErrors()
+        self._connection_errors = ConnectionErrors()
         self._refusals = Refusals(settings, role)
         properties = {
             # Connection faults reach error_cb and end in one line, not in a log line every 100 ms.
             "log_level": 0,
             **config.common(settings),
-            "error_cb": self._complaints,
+            "error_cb": self._connection_errors,
         }
         self._admin: AdminClient = config.make_client(AdminClient, properties)
         self._brokers = len(self._result(self._admin.describe_cluster(request_timeout=timeout)).nodes)
@@ -211,7 +211,7 @@ class _Cluster:
     def _result(self, future: Future[T]) -> T:
         """Wait for one request's answer; what the cluster answers about a topic passes as KafkaException."""
         deadline = time.monotonic() + self._timeout + 1
-        while not future.done() and time.monotonic() < deadline and not self._complaints.is_final:
+        while not future.done() and time.monotonic() < deadline and not self._connection_errors.is_final:
             self._admin.poll(0.05)
         try:
             return future.result(timeout=0)
@@ -224,8 +224,8 @@ class _Cluster:
             raise
 
     def _unreachable(self, problem: str) -> str:
-        within = "" if self._complaints.is_final else f" within {self._timeout:g} s"
-        return f"no answer from Kafka at {self._servers}{within}: {self._complaints.told(problem)}"
+        within = "" if self._connection_errors.is_final else f" within {self._timeout:g} s"
+        return f"no answer from Kafka at {self._servers}{within}: {self._connection_errors.describe(problem)}"
 
     def differences(self) -> list[Difference]:
         """Read the topics and compare them, in the order of the specs."""
@@ -272,7 +272,7 @@ class _Cluster:
             cause: KafkaError = error.args[0]
             if cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return None
-            why = self._refusals.told(cause, topic, operation=operation)
+            why = self._refusals.describe(cause, topic, operation=operation)
             raise TopicsError(f"{topic}: cannot be described: {why}") from None
 
     def create(self, topic: str) -> Change:
@@ -286,7 +286,7 @@ class _Cluster:
         except KafkaException as error:
             cause: KafkaError = error.args[0]
             if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                why = self._refusals.told(cause, topic, operation=Operation.CREATE)
+                why = self._refusals.describe(cause, topic, operation=Operation.CREATE)
                 return Change(topic, Outcome.REFUSED, f"cannot be created: {why}")
             return Change(topic, Outcome.UNCHANGED, "created by another process meanwhile")
         detail = f"partitions {spec.partitions}"
@@ -310,7 +310,7 @@ class _Cluster:
                 self._set_config(topic, difference.key, difference.wanted)
         except KafkaException as error:
             operation = Operation.ALTER if partitions else Operation.ALTER_CONFIGS
-            why = self._refusals.told(error.args[0], topic, operation=operation)
+            why = self._refusals.describe(error.args[0], topic, operation=operation)
             return Change(topic, Outcome.REFUSED, f"{wish}: {why}")
         return Change(topic, Outcome.ALTERED, wish)
 
@@ -323,7 +323,7 @@ class _Cluster:
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
                 if cause.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    why = self._refusals.told(cause, topic, operation=Operation.DELETE)
+                    why = self._refusals.describe(cause, topic, operation=Operation.DELETE)
                     raise TopicsError(f"{topic}: cannot be deleted: {why}") from None
 
     def _add_partitions(self, topic: str, total: int) -> None:

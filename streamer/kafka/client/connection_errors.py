@@ -23,6 +23,6 @@ class ConnectionErrors:
         """Whether waiting will not help: credentials are refused, or one side does not trust the other."""
         return self.last is not None and self.last.code() in _CONNECTION_FAULTS
 
-    def told(self, otherwise: str) -> str:
+    def describe(self, otherwise: str) -> str:
         """Return the reason, or ``otherwise`` where none is known."""
         return self.last.str() if self.last is not None else otherwise

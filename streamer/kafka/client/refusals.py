@@ -44,7 +44,7 @@ class Refusals:
         user = settings.kafka.get("sasl.username")
         self._who = f"User:{user}" if user else "this client"
 
-    def told(self, error: KafkaError, *names: str, operation: Operation | None = None) -> str:
+    def describe(self, error: KafkaError, *names: str, operation: Operation | None = None) -> str:
         """Return what ``error`` says, or the privilege that is missing where it is a refusal.
 
         ``names`` are the resources that it may be about, by their full names; none: all of that kind in the table.

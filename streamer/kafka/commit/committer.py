@@ -19,7 +19,7 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from streamer.events import Reason, now
 from streamer.kafka.client.acls import Resource
-from streamer.kafka.commit.transactions import AbortedError, Batch, RestartError, UndecidedError
+from streamer.kafka.commit.transactions import AbortedError, Batch, OutcomeUnknownError, RestartError
 from streamer.kafka.dead_letters import dead_letter, dead_letter_reason, log_dead_letter, truncated
 from streamer.kafka.inflight.offsets import Progress
 from streamer.tracing import since
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from streamer.kafka.commit.group import GroupMembership
     from streamer.kafka.commit.rotation import Rotation
     from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-    from streamer.kafka.inflight.work import InFlightRecord
+    from streamer.kafka.inflight.record import InFlightRecord
     from streamer.metrics import Metrics
 
 log = structlog.get_logger()
 
-_MAX_BATCH_WORKS = 1_000
+_MAX_BATCH_RECORDS = 1_000
 _LINGER_S = 0.05
 """How long what is done may wait for more, while more is under way: transactions have a price of their own."""
 _BACKOFF_S = (0.05, 2.0)
@@ -82,7 +82,7 @@ class Committer:
         self._producer_lost = False
         self._one_by_one = 0
         self._failures = 0
-        self._told = ""
+        self._last_error = ""
         self._not_before = 0.0
         self._hurried = False
         self._done_since: float | None = None
@@ -102,7 +102,7 @@ class Committer:
             return False
         try:
             self._transactions.init()
-        except UndecidedError as error:
+        except OutcomeUnknownError as error:
             self._transactions.poll()  # the producer's error callback knows more than a timeout
             self._backoff("waiting for the transaction coordinator", error)
             return False
@@ -127,7 +127,7 @@ class Committer:
         except RestartError as error:
             self._lose_producer(error)
 
-    def commit_ready(self) -> bool:
+    def commit_completed(self) -> bool:
         """Commit everything that is done, in one transaction; True where works were committed and are forgotten."""
         if time.monotonic() < self._not_before:
             return False
@@ -143,7 +143,7 @@ class Committer:
         self._done_since = None
         try:
             self._transactions.run(batch, self._membership.consumer.consumer_group_metadata())
-        except UndecidedError as error:
+        except OutcomeUnknownError as error:
             self._pending = batch
             self._metrics.transactions.labels("undecided").inc()
             self._backoff("the coordinator does not answer, asking again", error)
@@ -151,7 +151,7 @@ class Committer:
             # The outputs are still here and no offset moved: the next round sends them again.
             self._pending = None
             self._metrics.transactions.labels("aborted").inc()
-            self._handle_unfit(error.unfit)
+            self._handle_rejected(error.rejected)
             self._backoff("transaction aborted", error)
             if error.refused is Resource.TOPIC:
                 self._topic_refused()
@@ -167,7 +167,7 @@ class Committer:
 
     def _is_worth_waiting(self, at: float) -> bool:
         """Tell a backlog, of which most is still to be done, from what comes one by one and must not wait."""
-        done = self._assignment.done
+        done = self._assignment.completed
         if not done or self._hurried:
             return False
         if self._done_since is None:
@@ -175,17 +175,17 @@ class Committer:
         return 2 * done < self._assignment.records and at < self._done_since + _LINGER_S
 
     def _next_batch(self) -> Batch | None:
-        most = 1 if self._one_by_one else _MAX_BATCH_WORKS
-        works: list[InFlightRecord] = []
+        most = 1 if self._one_by_one else _MAX_BATCH_RECORDS
+        records: list[InFlightRecord] = []
         offsets: list[TopicPartition] = []
         for partition in self._assignment:
-            own = list(itertools.islice(partition.ready(), most - len(works)))
+            own = list(itertools.islice(partition.committable(), most - len(records)))
             if own:
-                works += own
+                records += own
                 offsets.append(_offset(partition, own))
-        if works or self._has_rested():
-            offsets += [_offset(partition, ()) for partition in self._assignment if partition.has_passed]
-        return Batch(works, offsets) if offsets else None
+        if records or self._has_rested():
+            offsets += [_offset(partition, ()) for partition in self._assignment if partition.has_skipped]
+        return Batch(records, offsets) if offsets else None
 
     def _has_rested(self) -> bool:
         """Tell whether nothing has been in flight for a while.
@@ -205,25 +205,27 @@ class Committer:
         """Account for a committed batch, whose transaction took so many seconds."""
         self._one_by_one = max(0, self._one_by_one - 1)
         self._metrics.transactions.labels("committed").inc()
-        if batch.works:
-            self._metrics.transaction_size.observe(len(batch.works))
+        if batch.records:
+            self._metrics.transaction_size.observe(len(batch.records))
         self._advance(batch.offsets)
         committed_at = now()
         produced: Counter[str] = Counter()
         latency = self._metrics.latency.labels(batch.offsets[0].topic)
-        for work in batch.works:
-            if work.trace is not None:
-                work.trace.stage("commit", since(took), batch=len(batch.works))
-                work.trace.end(dead_letter=next(filter(None, map(dead_letter_reason, work.outputs or ())), None))
-            for output in work.outputs or ():
+        for in_flight in batch.records:
+            if in_flight.trace is not None:
+                in_flight.trace.stage("commit", since(took), batch=len(batch.records))
+                in_flight.trace.end(
+                    dead_letter=next(filter(None, map(dead_letter_reason, in_flight.outputs or ())), None)
+                )
+            for output in in_flight.outputs or ():
                 reason = dead_letter_reason(output)
                 if reason is None:
                     produced[output.topic] += 1
                 else:
-                    self._metrics.dead_lettered.labels(work.record.topic, reason).inc()
-                    log_dead_letter(work.record, output.headers)
-            if work.since is not None:
-                latency.observe(max(0.0, (committed_at - work.since).total_seconds()))
+                    self._metrics.dead_lettered.labels(in_flight.record.topic, reason).inc()
+                    log_dead_letter(in_flight.record, output.headers)
+            if in_flight.since is not None:
+                latency.observe(max(0.0, (committed_at - in_flight.since).total_seconds()))
         for topic, count in produced.items():
             self._metrics.produced.labels(topic).inc(count)
 
@@ -233,25 +235,25 @@ class Committer:
             assigned = self._assignment.get(offset.partition)
             progress = Progress.of(offset)
             if assigned is not None and assigned.known and progress is not None:
-                assigned.committed(progress)
+                assigned.mark_committed(progress)
 
-    def _handle_unfit(self, unfit: Sequence[tuple[InFlightRecord, str]]) -> None:
+    def _handle_rejected(self, rejected: Sequence[tuple[InFlightRecord, str]]) -> None:
         """Replace the output that a broker refuses; among several suspects, find the guilty ones first."""
-        if len(unfit) > 1:
+        if len(rejected) > 1:
             # A broker refuses the client's whole batch: the next transactions carry one record each.
-            self._one_by_one = len(unfit)
+            self._one_by_one = len(rejected)
             return
-        for work, why in unfit:
-            self._replace_unfit(work, why)
+        for in_flight, why in rejected:
+            self._replace_rejected(in_flight, why)
 
-    def _replace_unfit(self, work: InFlightRecord, why: str) -> None:
+    def _replace_rejected(self, in_flight: InFlightRecord, why: str) -> None:
         """Dead-letter a record whose output the broker will never take; cut a dead letter that is itself too large."""
-        outputs = work.outputs or ()
+        outputs = in_flight.outputs or ()
         if any(dead_letter_reason(output) for output in outputs):
             instead = [truncated(output) for output in outputs]
         else:
-            instead = [dead_letter(work.record, Reason.TOO_LARGE, f"the output was refused: {why}")]
-        work.complete(instead, since=work.since)
+            instead = [dead_letter(in_flight.record, Reason.TOO_LARGE, f"the output was refused: {why}")]
+        in_flight.complete(instead, since=in_flight.since)
 
     def _lose_producer(self, error: RestartError) -> None:
         self._pending = None
@@ -272,11 +274,11 @@ class Committer:
         except RestartError as error:
             self._lose_producer(error)
             return False
-        except UndecidedError as error:
+        except OutcomeUnknownError as error:
             self._backoff("the new producer cannot start yet", error)
             return False
         except KafkaException as error:
-            self._backoff("the new producer cannot start yet", self._membership.told(error.args[0]))
+            self._backoff("the new producer cannot start yet", self._membership.describe(error.args[0]))
             return False
         self._check(committed)
         self._producer_lost = False
@@ -303,19 +305,19 @@ class Committer:
         delay = min(most, first * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1)  # noqa: S311
         self._failures += 1
         self._not_before = time.monotonic() + delay
-        if str(error) != self._told:  # a repetition is no news
-            self._told = str(error)
-            log.warning(what, error=self._told, failures=self._failures, retry_in_s=round(delay, 2))
+        if str(error) != self._last_error:  # a repetition is no news
+            self._last_error = str(error)
+            log.warning(what, error=self._last_error, failures=self._failures, retry_in_s=round(delay, 2))
         if self._failures >= _UNREADY_AFTER_FAILURES:
-            self._health.wait_for("transactions", str(error))
+            self._health.not_ready("transactions", str(error))
 
     def _recovered(self) -> None:
         self._failures = 0
-        self._told = ""
-        self._health.holds("transactions")
+        self._last_error = ""
+        self._health.ready("transactions")
 
 
-def _offset(partition: AssignedPartition, works: Iterable[InFlightRecord]) -> TopicPartition:
+def _offset(partition: AssignedPartition, records: Iterable[InFlightRecord]) -> TopicPartition:
     """Say what to commit of a partition once ``works`` are done too."""
-    progress = partition.progress_with(works)
+    progress = partition.progress_after(records)
     return TopicPartition(partition.topic, partition.partition, progress.offset, metadata=progress.metadata)

@@ -81,10 +81,10 @@ class GroupMembership:
                 raise KafkaException(each.error)
         return found
 
-    def told(self, error: KafkaError) -> str:
+    def describe(self, error: KafkaError) -> str:
         """Put an error of the consumer into words."""
         name = self._topic if refused(error) is Resource.TOPIC else self._settings.topic(self._group)
-        return self._refusals.told(error, name)
+        return self._refusals.describe(error, name)
 
     def close(self) -> None:
         """Leave the group."""

@@ -21,7 +21,7 @@ kills the process (:mod:`streamer.faults`).
 
 Outcomes for the caller: :meth:`Transactions.run` returned: committed. :class:`AbortedError`: nothing happened,
 the same outputs may be tried again in a new transaction, since they are still held in memory and no offset
-moved. :class:`UndecidedError`: the end of the transaction, commit or abort, was not answered in time; call
+moved. :class:`OutcomeUnknownError`: the end of the transaction, commit or abort, was not answered in time; call
 again with the same batch, which only goes on asking. :class:`RestartError`: the producer is unusable and
 whether its last transaction was committed is unknown; make a new one and ask the group for its committed
 offsets, which know. :class:`FencedError`: another process holds our transactional.id; this one must stop.
@@ -46,7 +46,7 @@ from streamer.kafka.commit.bounded import BoundedCalls, HungError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from streamer.kafka.inflight.work import InFlightRecord
+    from streamer.kafka.inflight.record import InFlightRecord
     from streamer.kafka.records import Output
     from streamer.settings import Settings
 
@@ -75,17 +75,17 @@ class TransactionError(Exception):
 class AbortedError(TransactionError):
     """The transaction was aborted; the batch may be tried again.
 
-    ``unfit`` are works of which an output can never be produced, with the reason.
+    ``rejected`` are the records of which an output can never be produced, each with the reason.
     """
 
     def __init__(
-        self, message: str, unfit: Sequence[tuple[InFlightRecord, str]] = (), *, refused: Resource | None = None
+        self, message: str, rejected: Sequence[tuple[InFlightRecord, str]] = (), *, refused: Resource | None = None
     ) -> None:
         super().__init__(message, refused)
-        self.unfit = unfit
+        self.rejected = rejected
 
 
-class UndecidedError(TransactionError):
+class OutcomeUnknownError(TransactionError):
     """The coordinator has not answered in time; call again with the same batch."""
 
 
@@ -99,9 +99,9 @@ class FencedError(TransactionError):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Completed works, each partition's in offset order without a gap, and the offsets that follow from them."""
+    """Completed records, each partition's in offset order without a gap, and the offsets that follow from them."""
 
-    works: Sequence[InFlightRecord]
+    records: Sequence[InFlightRecord]
     offsets: Sequence[TopicPartition]
 
 
@@ -140,7 +140,7 @@ class Transactions:
         return str(self._properties["transactional.id"])
 
     def init(self) -> None:
-        """Step 1, once a producer. Raises :class:`UndecidedError` where no broker answers yet (call again)."""
+        """Step 1, once a producer. Raises :class:`OutcomeUnknownError` where no broker answers yet (call again)."""
         if self._initialised:
             return
         try:
@@ -150,8 +150,8 @@ class Transactions:
             if cause.code() in _FENCED:
                 raise FencedError(cause.str()) from None
             if cause.retriable():
-                raise UndecidedError(cause.str()) from None
-            raise RestartError(self._told(cause), refused(cause)) from None
+                raise OutcomeUnknownError(cause.str()) from None
+            raise RestartError(self._describe(cause), refused(cause)) from None
         self._initialised = True
         reach(FaultPoint.INITIALISED)
 
@@ -187,25 +187,25 @@ class Transactions:
             self._handle(error.args[0])
 
     def _fill(self, batch: Batch, group_metadata: Any) -> None:
-        outputs = (output.topic for work in batch.works for output in work.outputs or ())
+        outputs = (output.topic for in_flight in batch.records for output in in_flight.outputs or ())
         self._touched = frozenset((*outputs, *(offset.topic for offset in batch.offsets)))
         self._producer.begin_transaction()
         reach(FaultPoint.BEGUN)
-        unfit: list[tuple[InFlightRecord, str]] = []
+        rejected: list[tuple[InFlightRecord, str]] = []
         try:
-            for work in batch.works:
-                for output in work.outputs or ():
-                    self._produce(work, output, unfit)
+            for in_flight in batch.records:
+                for output in in_flight.outputs or ():
+                    self._produce(in_flight, output, rejected)
             self._request(self._producer.send_offsets_to_transaction, list(batch.offsets), group_metadata)
             reach(FaultPoint.OFFSETS_SENT)
-            self._await_delivery(unfit)
+            self._await_delivery(rejected)
             reach(FaultPoint.PRODUCED)
         except KafkaException as error:
             cause = error.args[0]
             if _costs_the_producer(cause):
                 raise
             # Whatever else went wrong, and be it an answer that did not come: before the commit nothing is lost.
-            self._abort(AbortedError(self._told(cause), unfit, refused=refused(cause)))
+            self._abort(AbortedError(self._describe(cause), rejected, refused=refused(cause)))
 
     def _request(self, function: Callable[..., object], *arguments: Any) -> None:
         """Make one blocking request, whose last argument is its timeout."""
@@ -215,30 +215,30 @@ class Transactions:
         except HungError as error:
             raise RestartError(f"{function.__name__} hangs: {error}") from None
 
-    def _await_delivery(self, unfit: Sequence[object]) -> None:
+    def _await_delivery(self, rejected: Sequence[object]) -> None:
         """Wait until the brokers have every record; at commit a refused one would show only as an abort."""
         deadline = time.monotonic() + self._delivery_timeout
         while (left := len(self._producer)) and time.monotonic() < deadline:
             # Not flush(): once the producer is fenced it raises SystemError (confluent-kafka 2.16).
             self._producer.poll(0.01)
-        if left or unfit:
-            problem = f"{left} records not acknowledged in time" if left else f"{len(unfit)} records refused"
+        if left or rejected:
+            problem = f"{left} records not acknowledged in time" if left else f"{len(rejected)} records refused"
             raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT, problem, txn_requires_abort=True))
 
-    def _produce(self, work: InFlightRecord, output: Output, unfit: list[tuple[InFlightRecord, str]]) -> None:
+    def _produce(self, in_flight: InFlightRecord, output: Output, rejected: list[tuple[InFlightRecord, str]]) -> None:
         def delivered(error: KafkaError | None, _message: object) -> None:
             if error is not None and error.code() in (
                 KafkaError.MSG_SIZE_TOO_LARGE,
                 KafkaError.INVALID_RECORD,
             ):
-                unfit.append((work, error.str()))
+                rejected.append((in_flight, error.str()))
 
         try:
             enqueue(self._producer, output, delivered)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
                 raise
-            unfit.append((work, error.args[0].str()))
+            rejected.append((in_flight, error.args[0].str()))
 
     def _abort(self, cause: AbortedError) -> NoReturn:
         """Abort the open transaction and raise ``cause``."""
@@ -258,23 +258,23 @@ class Transactions:
     def _handle(self, cause: KafkaError) -> NoReturn:
         if cause.code() in _FENCED:
             raise FencedError(cause.str())
-        lost = RestartError(self._told(cause), refused(cause))
+        lost = RestartError(self._describe(cause), refused(cause))
         if _costs_the_producer(cause):
             raise lost
         if cause.txn_requires_abort():
-            self._abort(AbortedError(self._told(cause), refused=refused(cause)))
+            self._abort(AbortedError(self._describe(cause), refused=refused(cause)))
         if self._state is not _State.NONE and cause.retriable():
-            raise UndecidedError(cause.str())
+            raise OutcomeUnknownError(cause.str())
         raise lost
 
-    def _told(self, cause: KafkaError) -> str:
+    def _describe(self, cause: KafkaError) -> str:
         names = {
             Resource.TOPIC: sorted(self._touched),
             Resource.GROUP: [self._group],
             Resource.TRANSACTIONAL_ID: [self.transactional_id],
         }
         resource = refused(cause)
-        return self._refusals.told(cause, *(names[resource] if resource else ()))
+        return self._refusals.describe(cause, *(names[resource] if resource else ()))
 
 
 def _costs_the_producer(cause: KafkaError) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterable, Iterator
 
-    from streamer.kafka.inflight.work import InFlightRecord
+    from streamer.kafka.inflight.record import InFlightRecord
     from streamer.kafka.records import Record
 
 
@@ -42,58 +42,58 @@ class AssignedPartition:
         """What is committed, None where nothing ever was, or nothing is known yet."""
         self.last_timestamp: dt.datetime | None = None
         """That of the last record that came."""
-        self._works: deque[InFlightRecord] = deque()
+        self._in_flight: deque[InFlightRecord] = deque()
         self._received = 0
         # Counted as they come and go: adding thousands of records up at each turn took a tenth of a backlog's time.
         self._sizes: dict[int, int] = {}
         self._bytes = 0
-        self._done: set[int] = set()
-        self._finished: deque[InFlightRecord] = deque()
+        self._completed_offsets: set[int] = set()
+        self._completed: deque[InFlightRecord] = deque()
 
     def __len__(self) -> int:
-        return len(self._works)
+        return len(self._in_flight)
 
     @property
     def bytes(self) -> int:
         """Bytes of the records in flight and of what they have caused so far."""
-        self._count_finished()
+        self._count_completed()
         return self._bytes
 
     @property
-    def done(self) -> int:
+    def completed(self) -> int:
         """How many of the records in flight are done."""
-        self._count_finished()
-        return len(self._done)
+        self._count_completed()
+        return len(self._completed_offsets)
 
-    def _count_finished(self) -> None:
-        while self._finished:
-            work = self._finished.popleft()
-            offset = work.record.offset
+    def _count_completed(self) -> None:
+        while self._completed:
+            in_flight = self._completed.popleft()
+            offset = in_flight.record.offset
             if offset in self._sizes:
-                self._done.add(offset)
-                self._count(offset, work.size)
+                self._completed_offsets.add(offset)
+                self._count(offset, in_flight.size)
 
     def _count(self, offset: int, size: int) -> None:
         self._bytes += size - self._sizes.get(offset, 0)
         self._sizes[offset] = size
 
-    def _forget(self, work: InFlightRecord) -> None:
-        offset = work.record.offset
+    def _forget(self, in_flight: InFlightRecord) -> None:
+        offset = in_flight.record.offset
         self._bytes -= self._sizes.pop(offset, 0)  # 0: a log that was cut off has given it twice
-        self._done.discard(offset)
+        self._completed_offsets.discard(offset)
 
-    def add(self, work: InFlightRecord) -> bool:
+    def add(self, in_flight: InFlightRecord) -> bool:
         """Take a record in flight; False where it is done and committed already, by an earlier owner perhaps."""
-        self._received = work.record.offset + 1
-        self.last_timestamp = work.record.timestamp
-        if self.progress is not None and self.progress.includes(work.record.offset):
+        self._received = in_flight.record.offset + 1
+        self.last_timestamp = in_flight.record.timestamp
+        if self.progress is not None and self.progress.includes(in_flight.record.offset):
             return False
-        self._works.append(work)
-        self._count(work.record.offset, work.size)
-        work.completed = self._finished
+        self._in_flight.append(in_flight)
+        self._count(in_flight.record.offset, in_flight.size)
+        in_flight.completed = self._completed
         return True
 
-    def reached(self, end: int) -> None:
+    def reached_end(self, end: int) -> None:
         """Take note that everything readable before ``end`` has come: what is left there are markers and aborted."""
         self._received = max(self._received, end)
 
@@ -101,7 +101,7 @@ class AssignedPartition:
     def oldest(self) -> Record | None:
         """The first record in flight, of which none before it is left to be done. May be read from any thread."""
         try:
-            return self._works[0].record
+            return self._in_flight[0].record
         except IndexError:
             return None
 
@@ -117,50 +117,53 @@ class AssignedPartition:
         return progress.offset if progress is not None else None
 
     @property
-    def has_passed(self) -> bool:
+    def has_skipped(self) -> bool:
         """Whether nothing is in flight and yet there is something to commit: markers or lost records, passed over."""
-        return self.known and not self._works and self._received > (self.committed_offset or 0)
+        return self.known and not self._in_flight and self._received > (self.committed_offset or 0)
 
-    def learn(self, progress: Progress | None) -> list[InFlightRecord]:
+    def start_from(self, progress: Progress | None) -> list[InFlightRecord]:
         """Take what the group has committed as known; return the works that are left to be done."""
         self.known = True
         if progress is not None:
-            self.committed(progress)
-        return list(self._works)
+            self.mark_committed(progress)
+        return list(self._in_flight)
 
-    def ready(self) -> Iterator[InFlightRecord]:
+    def committable(self) -> Iterator[InFlightRecord]:
         """Go through the works that are done and may be committed, in offset order."""
-        left = self.done
+        left = self.completed
         end: int | None = None
-        for work in self._works:
-            offset = work.record.offset
+        for in_flight in self._in_flight:
+            offset = in_flight.record.offset
             if not left or (end is not None and offset >= end):
                 return
-            if offset in self._done:
+            if offset in self._completed_offsets:
                 left -= 1
-                yield work
+                yield in_flight
             elif end is None:
                 end = offset + WINDOW
 
-    def progress_with(self, works: Iterable[InFlightRecord]) -> Progress:
+    def progress_after(self, records: Iterable[InFlightRecord]) -> Progress:
         """Say what is to be committed once ``works`` are done too."""
-        done = {work.record.offset for work in works}
-        offset = next((work.record.offset for work in self._works if work.record.offset not in done), self._received)
+        done = {each.record.offset for each in records}
+        offset = next(
+            (in_flight.record.offset for in_flight in self._in_flight if in_flight.record.offset not in done),
+            self._received,
+        )
         ahead = done if self.progress is None else done | self.progress.ahead
         while offset in ahead:  # what an earlier owner has done, and has not come here again yet
             offset += 1
         return Progress(offset, frozenset(each for each in ahead if each > offset))
 
-    def committed(self, progress: Progress) -> None:
+    def mark_committed(self, progress: Progress) -> None:
         """Forget the works that are done as ``progress`` says: their transaction is committed."""
-        works = self._works
-        while works and works[0].record.offset < progress.offset:
-            self._forget(works.popleft())
+        records = self._in_flight
+        while records and records[0].record.offset < progress.offset:
+            self._forget(records.popleft())
         if progress.ahead:
-            for work in works:
-                if work.record.offset in progress.ahead:
-                    self._forget(work)
-            self._works = deque(work for work in works if work.record.offset not in progress.ahead)
+            for in_flight in records:
+                if in_flight.record.offset in progress.ahead:
+                    self._forget(in_flight)
+            self._in_flight = deque(in_flight for in_flight in records if in_flight.record.offset not in progress.ahead)
         self.progress = progress
 
     def abandon(self) -> int:
@@ -168,13 +171,13 @@ class AssignedPartition:
 
         The last ones first: a pipeline that looks meanwhile must not pass over a record and work on a later one.
         """
-        for work in reversed(self._works):
-            work.revoked = True
-        return len(self._works)
+        for in_flight in reversed(self._in_flight):
+            in_flight.revoked = True
+        return len(self._in_flight)
 
     def fullness(self, most_records: int, most_bytes: int) -> float:
         """Return how full the queue is, 1 being full by either measure."""
-        return max(len(self._works) / most_records, self.bytes / most_bytes)
+        return max(len(self._in_flight) / most_records, self.bytes / most_bytes)
 
 
 class Assignment:
@@ -209,7 +212,7 @@ class Assignment:
         removed = self._partitions.pop(partition, None)
         return removed.abandon() if removed is not None else 0
 
-    def drop_unbegun(self, partitions: Iterable[int]) -> None:
+    def drop_unknown(self, partitions: Iterable[int]) -> None:
         """Leave to the next owner what came of those partitions of which it was not known yet what is done."""
         for number in partitions:
             partition = self._partitions.get(number)
@@ -227,9 +230,9 @@ class Assignment:
         return sum(partition.bytes for partition in self)
 
     @property
-    def done(self) -> int:
+    def completed(self) -> int:
         """How many of the records in flight are done."""
-        return sum(partition.done for partition in self)
+        return sum(partition.completed for partition in self)
 
     @property
     def is_full(self) -> bool:
@@ -240,7 +243,7 @@ class Assignment:
     def _fullness(self) -> float:
         return max(self.records / self._max_records, self.bytes / self._max_bytes)
 
-    def changes_of_flow(self) -> tuple[list[AssignedPartition], list[AssignedPartition]]:
+    def flow_changes(self) -> tuple[list[AssignedPartition], list[AssignedPartition]]:
         """Return which partitions to pause and which to resume now, and take that as done."""
         share = max(1, len(self))
         overall = self._fullness

@@ -35,14 +35,14 @@ def publish(settings: Settings, outputs: Iterable[Output]) -> None:
     """Produce records and wait until all are acknowledged. Raises :class:`PublishError`."""
     errors: list[str] = []
     refusals = Refusals(settings, None)
-    complaints = ConnectionErrors()
+    connection_errors = ConnectionErrors()
 
     def delivered(error: KafkaError | None, message: Message) -> None:
         if error is not None:
-            errors.append(refusals.told(error, message.topic() or "", operation=Operation.WRITE))
+            errors.append(refusals.describe(error, message.topic() or "", operation=Operation.WRITE))
 
     producer: Producer = config.make_client(
-        Producer, {**config.common(settings), "enable.idempotence": True, "error_cb": complaints}
+        Producer, {**config.common(settings), "enable.idempotence": True, "error_cb": connection_errors}
     )
     topic = ""
     try:
@@ -55,9 +55,9 @@ def publish(settings: Settings, outputs: Iterable[Output]) -> None:
             producer.poll(0)
         left = producer.flush(_FLUSH_TIMEOUT_S)
     except KafkaException as error:
-        raise PublishError(refusals.told(error.args[0], topic, operation=Operation.WRITE)) from None
+        raise PublishError(refusals.describe(error.args[0], topic, operation=Operation.WRITE)) from None
     if left or errors:
-        why = errors[0] if errors else complaints.told("no answer")
+        why = errors[0] if errors else connection_errors.describe("no answer")
         raise PublishError(f"{left + len(errors)} records not acknowledged: {why}")
 
 
@@ -86,7 +86,9 @@ class Reader:
                 last = time.monotonic()
                 yield record_of(message)
             elif error.code() != KafkaError._PARTITION_EOF and not error.retriable():
-                raise ReadError(self._refusals.told(error, message.topic() or self._group, operation=Operation.READ))
+                raise ReadError(
+                    self._refusals.describe(error, message.topic() or self._group, operation=Operation.READ)
+                )
 
     def close(self) -> None:
         """Leave."""

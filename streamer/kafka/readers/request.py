@@ -54,7 +54,7 @@ class Requester:
             Producer, {**config.common(settings), "enable.idempotence": True, "linger.ms": 0}
         )
 
-    def ask(self, question: Output, *, timeout: float) -> Record:
+    def request(self, question: Output, *, timeout: float) -> Record:
         """Publish ``question`` and return its answer.
 
         Raises :class:`RequestError` where that takes longer than ``timeout`` seconds.
@@ -63,7 +63,7 @@ class Requester:
 
         def delivered(error: KafkaError | None, _message: object) -> None:
             if error is not None:
-                problems.append(self._refusals.told(error, question.topic, operation=Operation.WRITE))
+                problems.append(self._refusals.describe(error, question.topic, operation=Operation.WRITE))
 
         name = (question.key or b"").decode(errors="replace")
         deadline = time.monotonic() + timeout
@@ -75,7 +75,7 @@ class Requester:
             try:
                 self._producer.poll(0)
             except KafkaException as error:  # a fatal one
-                problems.append(self._refusals.told(error.args[0], question.topic, operation=Operation.WRITE))
+                problems.append(self._refusals.describe(error.args[0], question.topic, operation=Operation.WRITE))
             if problems:
                 raise RequestError(f"{name} could not be published to {question.topic}: {problems[0]}")
             record = self._next()
@@ -99,7 +99,7 @@ class Requester:
             return record_of(message)
         # The client looks for the group's coordinator, though nothing here needs the group.
         if not error.retriable() and refused(error) is not Resource.GROUP:
-            why = self._refusals.told(error, message.topic() or "", operation=Operation.READ)
+            why = self._refusals.describe(error, message.topic() or "", operation=Operation.READ)
             raise RequestError(f"Kafka at {self._settings.bootstrap_servers}: {why}")
         return None
 

@@ -39,9 +39,9 @@ class Tail:
         self._topics = topics
         self._servers = settings.bootstrap_servers
         self._refusals = Refusals(settings, role)
-        self._complaints = ConnectionErrors()
+        self._connection_errors = ConnectionErrors()
         # Faults are shown in a line of their own, not logged at each attempt.
-        quiet = {"log_level": 0, "error_cb": self._complaints}
+        quiet = {"log_level": 0, "error_cb": self._connection_errors}
         self._admin: AdminClient = config.make_client(AdminClient, {**config.common(settings), **quiet})
         self._consumer: Consumer = config.make_client(
             Consumer,
@@ -132,7 +132,7 @@ class Tail:
     def _explain(self, error: KafkaError, topic: str | None = None) -> None:
         if refused(error):
             names = [topic] if topic else []
-            self.problem = self._refusals.told(error, *names, operation=Operation.READ)
+            self.problem = self._refusals.describe(error, *names, operation=Operation.READ)
         else:
             self._consumer.poll(0)  # where no connection comes about, that is said here
-            self.problem = f"Kafka at {self._servers}: {self._complaints.told(error.str())}"
+            self.problem = f"Kafka at {self._servers}: {self._connection_errors.describe(error.str())}"

@@ -56,8 +56,8 @@ class TopicReader:
         self.name = name
         self._servers = settings.bootstrap_servers
         self._refusals = Refusals(settings, role)
-        self._complaints = ConnectionErrors()
-        callbacks = {"error_cb": self._complaints}
+        self._connection_errors = ConnectionErrors()
+        callbacks = {"error_cb": self._connection_errors}
         self._admin: AdminClient = config.make_client(AdminClient, {**config.common(settings), **callbacks})
         self._consumer: Consumer = config.make_client(
             Consumer,
@@ -89,7 +89,7 @@ class TopicReader:
                 return self._consumer.list_topics(topic, timeout=_ASK_S).topics[topic]
             except KafkaException as error:
                 self._consumer.poll(0)  # where no connection comes about, that is said here
-                waits = error.args[0].code() in _NO_ANSWER and not self._complaints.is_final
+                waits = error.args[0].code() in _NO_ANSWER and not self._connection_errors.is_final
                 if not waits or time.monotonic() > deadline:
                     raise self.failed(error) from None
 
@@ -147,8 +147,8 @@ class TopicReader:
         """Put what the client says into our words; ``operation`` is what was tried, on the resources ``names``."""
         cause: KafkaError = error.args[0]
         if refused(cause):
-            return self.error(self._refusals.told(cause, *(names or [self.name]), operation=operation))
-        why = self._complaints.told(cause.str()) if cause.code() in _NO_ANSWER else cause.str()
+            return self.error(self._refusals.describe(cause, *(names or [self.name]), operation=operation))
+        why = self._connection_errors.describe(cause.str()) if cause.code() in _NO_ANSWER else cause.str()
         return self.error(f"Kafka at {self._servers}: {why}")
 
     def unwritable(self, *names: str) -> list[str]:

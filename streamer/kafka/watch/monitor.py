@@ -52,15 +52,15 @@ class Monitor:
             metrics.dead_lettered.labels(self._topic, reason)
         for kind in ("assigned", "revoked", "lost"):
             metrics.rebalances.labels(kind)
-        health.wait_for("broker", f"no answer yet from {self._servers}")
-        health.wait_for("assignment", "no partitions assigned yet")
+        health.not_ready("broker", f"no answer yet from {self._servers}")
+        health.not_ready("assignment", "no partitions assigned yet")
 
     def on_error(self, error: KafkaError) -> None:
         """Take an error that concerns a client as a whole (``error_cb``)."""
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self._health.wait_for("broker", f"no broker of {self._servers} answers")
+            self._health.not_ready("broker", f"no broker of {self._servers} answers")
         elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
-            self._health.wait_for("authentication", error.str())
+            self._health.not_ready("authentication", error.str())
         elif time.monotonic() > self._quiet_until.get(error.code(), 0.0):
             # A client that reconnects reports each attempt; once a minute says as much.
             self._quiet_until[error.code()] = time.monotonic() + _QUIET_S
@@ -70,8 +70,8 @@ class Monitor:
         """Take the consumer's statistics (``stats_cb``), which come once a second."""
         statistics = orjson.loads(text)
         if any(broker["state"] == "UP" and broker["nodeid"] >= 0 for broker in statistics["brokers"].values()):
-            self._health.holds("broker")
-            self._health.holds("authentication")
+            self._health.ready("broker")
+            self._health.ready("authentication")
         topic: dict[str, Any] = statistics["topics"].get(self._topic, {"partitions": {}})
         # -1 is librdkafka's own, for records that have no partition yet.
         self._metrics.partitions.labels(self._topic).set(sum(int(number) >= 0 for number in topic["partitions"]))

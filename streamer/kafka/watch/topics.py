@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from streamer.health import Health
     from streamer.settings import Settings
 
-_LOOK_EVERY_S = 1.0
-_LOOK_TIMEOUT_S = 5.0
+_CHECK_EVERY_S = 1.0
+_CHECK_TIMEOUT_S = 5.0
 _UNKNOWN_TOPIC = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,
@@ -43,12 +43,12 @@ class TopicWatch:
         self._refusals = refusals
         self._admin: AdminClient | None = None
         self._answers: dict[str, Future[Any]] = {}
-        self._next_look = 0.0
+        self._next_check = 0.0
         self.found = False
         """Whether all topics were there, and ours to use, at the last look."""
         self.topic_id: str | None = None
         """The input topic's, None until it was found; a topic that is deleted and made anew has another one."""
-        health.wait_for("topic", "not looked for yet")
+        health.not_ready("topic", "not looked for yet")
 
     def on_error(self, error: KafkaError) -> bool:
         """Take an error that the consumer reports; return whether it was one of the input topic."""
@@ -57,17 +57,17 @@ class TopicWatch:
             return True
         if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             self.found = False
-            self._health.wait_for("topic", self._refusals.missing(Resource.TOPIC, self._names[0]))
+            self._health.not_ready("topic", self._refusals.missing(Resource.TOPIC, self._names[0]))
             return True
         return False
 
-    def look_again(self) -> None:
+    def invalidate(self) -> None:
         """Take nothing for granted any more: a topic may have gone, or come again as another one."""
         self.found = False
         self._answers = {}
-        self._next_look = 0.0
+        self._next_check = 0.0
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Ask for the topics now and then until all are there, and take the answers that have come."""
         if self.found:
             return
@@ -75,12 +75,12 @@ class TopicWatch:
             if all(answer.done() for answer in self._answers.values()):
                 self._take(self._answers)
                 self._answers = {}
-        elif time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + _LOOK_EVERY_S
+        elif time.monotonic() >= self._next_check:
+            self._next_check = time.monotonic() + _CHECK_EVERY_S
             if self._admin is None:
                 self._admin = config.make_client(AdminClient, config.common(self._settings))
             self._answers = self._admin.describe_topics(
-                TopicCollection(self._names), include_authorized_operations=True, request_timeout=_LOOK_TIMEOUT_S
+                TopicCollection(self._names), include_authorized_operations=True, request_timeout=_CHECK_TIMEOUT_S
             )
 
     def _take(self, answers: dict[str, Future[Any]]) -> None:
@@ -88,21 +88,21 @@ class TopicWatch:
             try:
                 described = answers[name].result()
             except KafkaException as error:
-                self._health.wait_for("topic", self._problem(name, error.args[0]))
+                self._health.not_ready("topic", self._problem(name, error.args[0]))
                 return
             allowed = described.authorized_operations
             # Some brokers do not tell.
             if allowed and (AclOperation.READ if name == self._names[0] else AclOperation.WRITE) not in allowed:
-                self._health.wait_for("topic", self._refusals.missing(Resource.TOPIC, name))
+                self._health.not_ready("topic", self._refusals.missing(Resource.TOPIC, name))
                 return
             if name == self._names[0]:
                 self.topic_id = str(described.topic_id)
         self.found = True
         self._admin = None  # the next look is far, mostly: no connection is kept for it
-        self._health.holds("topic")
+        self._health.ready("topic")
 
     def _problem(self, name: str, error: KafkaError) -> str:
         if refused(error):
-            return self._refusals.told(error, name)
+            return self._refusals.describe(error, name)
         missing = error.code() in _UNKNOWN_TOPIC
         return f"{name} {'does not exist; streamer topics apply makes it' if missing else error.str()}"
