@@ -12,6 +12,7 @@ import click
 
 from streamer.commands.flags import SettingsCommand
 from streamer.events import Reason, now
+from streamer.topology import INPUT_TOPICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,7 @@ def _dlq_command(name: str, *, limit: int | None = None) -> Callable[[F], F]:
     """Make a command of the group with what all of them take: TOPIC, the filters, --json."""
     parts = (
         dlq.command(name, cls=SettingsCommand, uses="topics"),
-        click.argument("topic", type=click.Choice(["clips.uploaded", "query.results"])),
+        click.argument("topic", type=click.Choice(INPUT_TOPICS)),
         click.option(
             "--reason",
             "reasons",

@@ -8,7 +8,7 @@ import structlog
 
 from streamer.events import Reason, now
 from streamer.kafka.records import Output, Record
-from streamer.topology import DLQ_SUFFIX
+from streamer.topology import DLQ_SUFFIX, dead_letter_topic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ def dead_letter(record: Record, reason: Reason, error: str, *, attempts: int = 1
     # A redriven record that fails again carries the newest reason only.
     kept = tuple((name, value) for name, value in record.headers if not name.startswith("dlq."))
     headers = kept + tuple((name, text.encode(errors="replace")) for name, text in why)
-    return Output(record.topic + DLQ_SUFFIX, record.key, record.value, headers)
+    return Output(dead_letter_topic(record.topic), record.key, record.value, headers)
 
 
 def dead_letter_reason(output: Output) -> str | None:

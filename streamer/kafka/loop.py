@@ -16,7 +16,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streamer.kafka.client.acls import Resource
-from streamer.kafka.client.refusals import Refusals, refused, role_of
+from streamer.kafka.client.refusals import refused
 from streamer.kafka.commit.committer import Committer, LostCommitError
 from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.commit.rotation import Rotation
@@ -27,7 +27,6 @@ from streamer.kafka.inflight.record import InFlightRecord
 from streamer.kafka.records import record_of
 from streamer.kafka.watch.monitor import Monitor
 from streamer.kafka.watch.topics import TopicWatch
-from streamer.topology import DLQ_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from streamer.health import Health
     from streamer.metrics import Metrics
     from streamer.settings import Settings
+    from streamer.topology import Service
     from streamer.tracing import Tracing
 
 log = structlog.get_logger()
@@ -93,22 +93,16 @@ class Loop:
     def __init__(
         self,
         settings: Settings,
+        service: Service,
         *,
-        group: str,
-        topic: str,
-        output: str,
         max_records: int,
         metrics: Metrics,
         health: Health,
-        producers: int = 1,
         tracing: Tracing | None = None,
     ) -> None:
-        """``max_records`` bounds the records in flight over all partitions; ``settings.queue_bytes`` their bytes.
-
-        ``producers`` take turns: several cost connections and bring down the latency of frequent transactions.
-        """
+        """``max_records`` bounds the records in flight over all partitions; ``settings.queue_bytes`` their bytes."""
         self._settings = settings
-        self._topic = settings.topic(topic)
+        self._topic = settings.topic(service.input)
         self._metrics = metrics
         self._health = health
         self._tracing = tracing
@@ -117,21 +111,12 @@ class Loop:
         self._stopping = False
         self._rejoin_at: float | None = None
         self._hold_until = self._ask_at = 0.0
-        self._monitor = Monitor(
-            settings, self._assignment, group=group, topic=topic, output=output, metrics=metrics, health=health
-        )
-        self._topics = TopicWatch(
-            settings,
-            [self._topic, settings.topic(output), self._topic + DLQ_SUFFIX],
-            health,
-            Refusals(settings, role_of(group)),
-        )
+        self._monitor = Monitor(settings, self._assignment, service=service, metrics=metrics, health=health)
+        self._topics = TopicWatch(settings, service, health)
         self._topic_id: str | None = None
         on_error, on_statistics = self._on_client_error, self._monitor.on_statistics
-        self._transactions = Rotation(settings, group, {"error_cb": on_error}, producers=producers)
-        self._membership = GroupMembership(
-            settings, group, self._topic, {"error_cb": on_error, "stats_cb": on_statistics}
-        )
+        self._transactions = Rotation(settings, service, {"error_cb": on_error})
+        self._membership = GroupMembership(settings, service, {"error_cb": on_error, "stats_cb": on_statistics})
         self._committer = Committer(
             self._transactions,
             self._membership,

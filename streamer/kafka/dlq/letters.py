@@ -24,7 +24,7 @@ import msgspec
 
 from streamer.events import Time
 from streamer.kafka.readers.topic_reader import TopicReader
-from streamer.topology import DLQ_SUFFIX
+from streamer.topology import DLQ_SHOW, Tool, dead_letter_topic
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from streamer.kafka.records import Headers, Record
     from streamer.settings import Settings
 
-GROUP = "streamer-dlq"
 MARKER_HEADER = "dlq.marker"
 UNKNOWN_REASON = "unknown"
 """Reason shown for a record that somebody else wrote and that carries none."""
@@ -177,10 +176,10 @@ class DeadLetterTopic(TopicReader):
 
     error = DeadLetterError
 
-    def __init__(self, settings: Settings, topic: str, *, role: str = "dlq-show") -> None:
-        """``topic`` is the input topic's name without prefix, ``role`` that of whoever reads it."""
+    def __init__(self, settings: Settings, topic: str, tool: Tool = DLQ_SHOW) -> None:
+        """``topic`` is the input topic's name without prefix, ``tool`` the command that reads it."""
         self.source = settings.topic(topic)
-        super().__init__(settings, self.source + DLQ_SUFFIX, group=GROUP, role=role)
+        super().__init__(settings, dead_letter_topic(self.source), tool)
 
     def letters(self, spans: Iterable[Span]) -> Iterator[DeadLetter]:
         """Go through the dead letters in order of partition and offset."""

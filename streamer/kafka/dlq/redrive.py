@@ -44,8 +44,9 @@ from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation, Resource
 from streamer.kafka.client.produce import enqueue
 from streamer.kafka.client.refusals import refused
-from streamer.kafka.dlq.letters import GROUP, MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
+from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
 from streamer.kafka.records import Output
+from streamer.topology import DLQ_REDRIVE, redrive_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -94,7 +95,7 @@ def redrive(
     under way. Raises :class:`DeadLetterError`.
     """
     run = _Run(wanted, limit)
-    with contextlib.closing(DeadLetterTopic(settings, topic, role="dlq-redrive")) as dead_letters:
+    with contextlib.closing(DeadLetterTopic(settings, topic, DLQ_REDRIVE)) as dead_letters:
         if dry_run:
             for letter in run.pending(dead_letters.letters(dead_letters.spans())):
                 run.report.redriven[letter.reason] += 1
@@ -187,7 +188,7 @@ class _Copier:
 
     def __init__(self, settings: Settings, topic: str, dead_letters: DeadLetterTopic) -> None:
         # Not an instance's id: the redrives of one topic must fence each other wherever they run.
-        properties = config.producer(settings.model_copy(update={"instance_id": topic}), GROUP, {})
+        properties = config.producer(settings, settings.topic(redrive_id(topic)))
         # A broker refuses whole batches: with one record in each, it is that record which is too large.
         self._producer: Producer = config.make_client(Producer, {**properties, "batch.num.messages": 1})
         self._transactional_id = str(properties["transactional.id"])
