@@ -35,6 +35,8 @@ class Service:
     output: str
     metrics_port: int
     """Where /metrics, /livez and /readyz are served unless a setting says otherwise."""
+    input_is_compacted: bool = False
+    """Whether the input topic keeps only the newest record of a key, so that a record put back may be the only one."""
     producers: int = 1
     """Transactional producers that take turns (:mod:`streamer.kafka.commit.rotation`)."""
 
@@ -49,7 +51,7 @@ class Service:
         return self.input, self.output, self.dead_letters
 
 
-EMBED = Service("embed", "streamer-embed", CLIPS_UPLOADED, CLIPS_EMBEDDED, 9400)
+EMBED = Service("embed", "streamer-embed", CLIPS_UPLOADED, CLIPS_EMBEDDED, 9400, input_is_compacted=True)
 RERANK = Service("rerank", "streamer-rerank", QUERY_RESULTS, QUERY_RERANKED, 9401, producers=3)
 """Three producers: by the time the first one's turn comes again, its last transaction's markers are written."""
 

@@ -21,6 +21,7 @@ from streamer.kafka.commit.committer import Committer, LostCommitError
 from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.commit.transactions import FencedError, RestartError
+from streamer.kafka.dead_letters import redriven_for
 from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.inflight.partitions import Assignment
 from streamer.kafka.inflight.record import InFlightRecord
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
 
     from streamer.health import Health
+    from streamer.kafka.records import Record
     from streamer.metrics import Metrics
     from streamer.settings import Settings
     from streamer.topology import Service
@@ -102,7 +104,9 @@ class Loop:
     ) -> None:
         """``max_records`` bounds the records in flight over all partitions; ``settings.queue_bytes`` their bytes."""
         self._settings = settings
+        self._service = service
         self._topic = settings.topic(service.input)
+        self._group = settings.group(service.group)
         self._metrics = metrics
         self._health = health
         self._tracing = tracing
@@ -229,9 +233,25 @@ class Loop:
         self._submit(records, pipeline)
 
     def _submit(self, records: Sequence[InFlightRecord], pipeline: Pipeline) -> None:
-        if records:
-            self._metrics.consumed.labels(self._topic).inc(len(records))
-            pipeline.submit(records)
+        if not records:
+            return
+        self._metrics.consumed.labels(self._topic).inc(len(records))
+        ours = [each for each in records if self._is_for_us(each.record)]
+        if len(ours) < len(records):
+            for each in records:
+                if not self._is_for_us(each.record):
+                    each.complete()
+        if ours:
+            pipeline.submit(ours)
+
+    def _is_for_us(self, record: Record) -> bool:
+        """Tell whether our group is to process a record: one that was put back for another group is not for us.
+
+        In a compacted topic it may have replaced the original, which a group that starts later has never seen; there
+        every group processes it, which the input's consumers must bear anyway (a store write is idempotent).
+        """
+        group = redriven_for(record)
+        return group is None or group == self._group or self._service.input_is_compacted
 
     def _receive(self, message: Message) -> InFlightRecord | None:
         error = message.error()
@@ -241,7 +261,7 @@ class Loop:
         partition = self._assignment.get(message.partition())
         if partition is None:  # revoked while it waited in the client's queue
             return None
-        in_flight = InFlightRecord(record_of(message, partition.log), self._wake.set)
+        in_flight = InFlightRecord(record_of(message, log=partition.log, group=self._group), self._wake.set)
         if not partition.add(in_flight):
             return None
         if self._tracing is not None:

@@ -32,7 +32,7 @@ from streamer.kafka.readers.request import Requester, RequestError
 from streamer.kafka.readers.tail import Tail
 from streamer.kafka.readers.topic_reader import ReadError
 from streamer.settings import as_variables
-from streamer.topology import SERVICES
+from streamer.topology import SERVICES, TOP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -24,6 +24,12 @@ The steps, and what a crash right after each leaves behind:
    whether we live or not: the next init waits for that, and 3 finds the markers. A crash before the decision is
    as after 4.
 
+Several groups may read the same input topic (``group_suffix``), and what one of them could not process the others
+have, perhaps: each dead letter bears the name of its group, and so does the copy. A service passes over a copy that
+was made for another group, so that nobody answers twice; but not where the topic is compacted, since there the copy
+replaces the original for those who have not read it yet, and processing it again does no harm. Markers list offsets
+of the dead letter topic, so the dead letters that two groups wrote about one record are put back separately.
+
 Two redrives at once: the init of the later one fences the earlier, which stops at its next step 4 or 5 with an
 error; what it had committed by then the later one finds in 3. Any other fault that does not pass ends the
 run; running it again goes on where it stopped.
@@ -44,6 +50,7 @@ from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation, Resource
 from streamer.kafka.client.produce import enqueue
 from streamer.kafka.client.refusals import refused
+from streamer.kafka.dead_letters import REDRIVEN_FOR, REDRIVEN_FROM
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
 from streamer.kafka.records import Output
 from streamer.topology import DLQ_REDRIVE, redrive_id
@@ -53,9 +60,6 @@ if TYPE_CHECKING:
 
     from streamer.kafka.dlq.letters import DeadLetter, Filter
     from streamer.settings import Settings
-
-REDRIVEN_FROM = "dlq.redriven_from"
-"""Header of a copy: ``<dead letter topic>/<partition>/<offset>``."""
 
 _BATCH_RECORDS = 500
 _BATCH_BYTES = 4 << 20
@@ -133,7 +137,7 @@ class _Run:
         taken = len(self._done)
         for letter in letters:
             place = _place(letter)
-            if not self._wanted.takes(letter) or place in self._done:
+            if not self._wanted.matches(letter) or place in self._done:
                 continue
             if letter.state is not State.PENDING:
                 self.report.left[letter.state] += 1
@@ -225,6 +229,8 @@ class _Copier:
             # Where the key's other records are, whichever partitioner put them there.
             partition = letter.partition if letter.partition in self._partitions else _ANY_PARTITION
             headers = (*letter.original_headers, (REDRIVEN_FROM, came_from))
+            if letter.group:
+                headers = (*headers, (REDRIVEN_FOR, letter.group.encode()))
             copy = Output(self._dead_letters.source, record.key, record.value, headers)
             self._produce(copy, partition, letter, refusals)
         for partition, offsets in redriven.items():
