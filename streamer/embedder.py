@@ -47,6 +47,7 @@ from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, ch
 from streamer.kafka import InFlightRecord, Output, dead_letter
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
+from streamer.topology import EMBED
 from streamer.tracing import stages
 from streamer.video import ClipError
 from streamer.video.fetching.retries import retries
@@ -68,9 +69,6 @@ if TYPE_CHECKING:
     from streamer.video.fetching.fetcher import Fetcher
 
 log = structlog.get_logger()
-
-GROUP = "streamer-embed"
-INPUT, OUTPUT = "clips.uploaded", "clips.embedded"
 
 MAX_RECORDS = 256
 """Most uploads in flight; each costs memory only while it is being loaded, encoded or stored."""
@@ -360,7 +358,7 @@ class Embedder:
             partial=embedded.partial,
         )
         return Output(
-            self._settings.topic(OUTPUT),
+            self._settings.topic(EMBED.output),
             event.clip_id.encode(),
             encode(event),
             embedded.work.carried,

@@ -29,6 +29,7 @@ from streamer.kafka import InFlightRecord, Output, dead_letter
 from streamer.method import answer, rerank_candidates, unscored
 from streamer.stages import Stage
 from streamer.store import StoreUnavailableError
+from streamer.topology import RERANK
 from streamer.tracing import stages
 
 if TYPE_CHECKING:
@@ -46,13 +47,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-GROUP = "streamer-rerank"
-INPUT, OUTPUT = "query.results", "query.reranked"
 MAX_RECORDS = 4_096
 """Most queries in flight, some seconds' work; ``queue_bytes`` bounds them too. With a tenth of it a backlog is paused
 and fetched anew so often that the work waits for it."""
-PRODUCERS = 3
-"""By when the first one's turn comes again, the markers of its last transaction are written."""
 
 
 class Reranker:
@@ -184,7 +181,7 @@ class Reranker:
         degraded: Degraded | None = None,
     ) -> None:
         reranked = answer(self._settings, event, results, self._model_id, degraded)
-        output = Output(self._settings.topic(OUTPUT), event.query_id.encode(), encode(reranked), work.carried)
+        output = Output(self._settings.topic(RERANK.output), event.query_id.encode(), encode(reranked), work.carried)
         work.complete([output], since=event.issued_at)
 
     def _failed(self, work: InFlightRecord, error: Exception) -> None:

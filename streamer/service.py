@@ -19,7 +19,7 @@ from streamer.endpoints import Access, Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.metrics import Metrics
-from streamer.settings import DEFAULT_METRICS_PORT, Settings, SettingsError, blame, unknown_variables
+from streamer.settings import Settings, SettingsError, blame, unknown_variables
 from streamer.store import (
     MeasuredStore,
     Store,
@@ -29,6 +29,7 @@ from streamer.store import (
     StoreWatch,
     open_store,
 )
+from streamer.topology import EMBED, RERANK, SERVICES
 from streamer.tracing import Tracing
 from streamer.video import Sampling
 from streamer.video.fetching.fetcher import Fetcher
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-SIDES_OF: dict[str, tuple[Side, ...]] = {"embed": ("images",), "rerank": ("texts",)}
+SIDES_OF: dict[str, tuple[Side, ...]] = {EMBED.role: ("images",), RERANK.role: ("texts",)}
 """What each service wants of its model."""
 _LEAVE_S = 1.5
 """Time for leaving the group and closing the store, after the drain."""
@@ -75,18 +76,16 @@ def run_embedder(settings: Settings) -> NoReturn:
         raise blame("allowed_uris", error) from None
     if settings.stuck_after <= settings.fetch_timeout:
         raise blame("stuck_after", f"must be more than fetch_timeout, which is {settings.fetch_timeout:g}")
-    with _service(settings, "embed") as service:
+    with _service(settings, EMBED.role) as service:
         loop = Loop(
             settings,
-            group=embedder.GROUP,
-            topic=embedder.INPUT,
-            output=embedder.OUTPUT,
+            EMBED,
             max_records=embedder.MAX_RECORDS,
             metrics=service.metrics,
             health=service.health,
             tracing=service.tracing,
         )
-        encoder = _load_encoder(settings, "embed", service.metrics)
+        encoder = _load_encoder(settings, EMBED.role, service.metrics)
         store = _open_store(settings, encoder, service, read_only=False)
         replaced = service.metrics.decoders_replaced
         for cause in ("crashed", "timeout"):
@@ -124,19 +123,16 @@ def run_reranker(settings: Settings) -> NoReturn:
 
     Raises :class:`SettingsError`.
     """
-    with _service(settings, "rerank") as service:
+    with _service(settings, RERANK.role) as service:
         loop = Loop(
             settings,
-            group=reranker.GROUP,
-            topic=reranker.INPUT,
-            output=reranker.OUTPUT,
+            RERANK,
             max_records=reranker.MAX_RECORDS,
             metrics=service.metrics,
             health=service.health,
-            producers=reranker.PRODUCERS,
             tracing=service.tracing,
         )
-        encoder = _load_encoder(settings, "rerank", service.metrics)
+        encoder = _load_encoder(settings, RERANK.role, service.metrics)
         store = _open_store(settings, encoder, service, read_only=True)
         pipeline = reranker.Reranker(
             settings,
@@ -163,7 +159,7 @@ def _service(settings: Settings, command: str) -> Iterator[Service]:
     tracing = Tracing.of(settings, command)
     metrics = Metrics()
     health = Health(metrics, stuck_after=settings.stuck_after)
-    port = settings.metrics_port if settings.metrics_port is not None else DEFAULT_METRICS_PORT[command]
+    port = settings.metrics_port if settings.metrics_port is not None else SERVICES[command].metrics_port
     try:
         server = Endpoints(health, metrics, host=settings.metrics_host, port=port, access=Access.of(settings))
     except OSError as error:

@@ -27,13 +27,13 @@ from pydantic_settings import SettingsError as SourceError
 
 from streamer.events import MAX_RESULTS
 from streamer.scoring import Normalization
+from streamer.topology import SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 ENV_PREFIX = "STREAMER_"
 DEFAULT_MODEL = f"local-dir:{Path(__file__).parent / 'demo' / 'model'}"
-DEFAULT_METRICS_PORT = {"embed": 9400, "rerank": 9401}
 
 Precision = Literal["float32", "float16", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -201,7 +201,7 @@ class Settings(BaseSettings):
         "off", description="otlp sends a trace of each record by OTLP/HTTP to where OTEL_* variables say (extra otel)"
     )
     targets: Annotated[tuple[str, ...], NoDecode] = Field(
-        tuple(f"http://localhost:{port}" for port in DEFAULT_METRICS_PORT.values()),
+        tuple(f"http://localhost:{service.metrics_port}" for service in SERVICES.values()),
         min_length=1,
         repr=False,  # it may hold passwords
         description="URLs of the /metrics of the instances to watch, comma-separated; https://USER:PASSWORD@HOST:PORT "

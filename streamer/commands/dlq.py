@@ -12,6 +12,7 @@ import click
 
 from streamer.commands.flags import SettingsCommand
 from streamer.events import Reason, now
+from streamer.topology import INPUT_TOPICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,7 @@ def _dlq_command(name: str, *, limit: int | None = None) -> Callable[[F], F]:
     """Make a command of the group with what all of them take: TOPIC, the filters, --json."""
     parts = (
         dlq.command(name, cls=SettingsCommand, uses="topics"),
-        click.argument("topic", type=click.Choice(["clips.uploaded", "query.results"])),
+        click.argument("topic", type=click.Choice(INPUT_TOPICS)),
         click.option(
             "--reason",
             "reasons",
@@ -53,6 +54,11 @@ def _dlq_command(name: str, *, limit: int | None = None) -> Callable[[F], F]:
             type=click.Choice([reason.value for reason in Reason]),
             metavar="REASON",
             help="Only those with this dlq.reason; may be given several times.",
+        ),
+        click.option(
+            "--group",
+            metavar="GROUP",
+            help="Only those that the consumer group of this full name wrote (header dlq.group).",
         ),
         click.option("--since", type=_Moment(), help="Only those not before: RFC 3339, or an age such as 2h or 3d."),
         click.option("--until", type=_Moment(), help="Only those before: RFC 3339, or an age."),
@@ -78,13 +84,13 @@ def dlq_list(
     as_json: bool,
     **filters: Any,
 ) -> None:
-    """Count the dead letters of TOPIC by reason."""
+    """Count the dead letters of TOPIC by the group that wrote them and by reason."""
     from streamer.kafka.dlq import report  # noqa: PLC0415
     from streamer.kafka.dlq.letters import DeadLetterTopic, Filter  # noqa: PLC0415
 
     wanted = Filter(**filters)
     with contextlib.closing(DeadLetterTopic(settings, topic)) as dead_letters:
-        letters = itertools.islice(filter(wanted.takes, dead_letters.letters(dead_letters.spans())), limit)
+        letters = itertools.islice(filter(wanted.matches, dead_letters.letters(dead_letters.spans())), limit)
         show = report.records if records else report.summary
         show(letters, title=dead_letters.name, as_json=as_json)
 
@@ -123,7 +129,7 @@ def dlq_show(
         letters = dead_letters.letters(spans)
         if offset is not None:
             letters = (letter for letter in itertools.islice(letters, 1) if letter.record.offset == offset)
-        if not report.details(itertools.islice(filter(wanted.takes, letters), limit), as_json=as_json):
+        if not report.details(itertools.islice(filter(wanted.matches, letters), limit), as_json=as_json):
             raise click.ClickException(f"no such dead letter in {dead_letters.name}")
 
 
@@ -133,6 +139,9 @@ def dlq_redrive(
     settings: Settings, topic: str, limit: int | None, dry_run: bool, as_json: bool, **filters: Any
 ) -> None:
     """Copy dead letters back into TOPIC, each exactly once, however often it is run or killed.
+
+    Where several groups read TOPIC, only the group that wrote a dead letter processes its copy; in clips.uploaded,
+    which is compacted, all of them do, and those that have the clip already write the same record again.
 
     Truncated ones stay, since their value is lost, and so does what was redriven before. One redrive of a topic
     takes over from another that is under way.

@@ -103,8 +103,9 @@ def _answers(
 
 def _read_topic(settings: Settings, name: str, clicked: Clicks) -> None:
     from streamer.kafka.readers.topic_reader import TopicReader  # noqa: PLC0415
+    from streamer.topology import REPLAY  # noqa: PLC0415
 
-    with contextlib.closing(TopicReader(settings, name, group="streamer-pilot", role="replay")) as reader:
+    with contextlib.closing(TopicReader(settings, name, REPLAY)) as reader:
         for span in reader.spans():
             for record in reader.records(span):
                 clicked.add(record.value or b"", record.place)

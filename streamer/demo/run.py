@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from streamer import embedder, reranker
 from streamer.demo.material import DemoError, Material, Query, own_material, rendered_material
 from streamer.demo.report import FramePictures, Judged, write
 from streamer.demo.services import ServiceProcess
@@ -39,7 +38,7 @@ from streamer.events import (
     encode,
     now,
 )
-from streamer.kafka import DLQ_SUFFIX, Output
+from streamer.kafka import Output
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply, drop
 from streamer.kafka.readers.publish import Reader, publish
@@ -50,6 +49,7 @@ from streamer.synthetic.engine import BaseEngine
 from streamer.synthetic.measures import average_precision
 from streamer.top.targets import Target
 from streamer.top.watch import Watch
+from streamer.topology import DEMO_PREFIX, EMBED, RERANK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -162,11 +162,11 @@ class Demo:
             ClipUploaded(clip_id=clip_id, uri=path.resolve().as_uri(), uploaded_at=now())
             for clip_id, path in self._material.clips.items()
         ]
-        topic, dead = self._settings.topic(embedder.OUTPUT), self._settings.topic(embedder.INPUT + DLQ_SUFFIX)
+        topic, dead = self._settings.topic(EMBED.output), self._settings.topic(EMBED.dead_letters)
         reader = Reader(self._settings, [topic, dead])
         embedded: list[ClipEmbedded] = []
         began = time.monotonic()
-        publish(self._settings, (self._output(embedder.INPUT, each.clip_id, encode(each)) for each in uploads))
+        publish(self._settings, (self._output(EMBED.input, each.clip_id, encode(each)) for each in uploads))
         with contextlib.closing(reader), self._stage.progress() as progress:
             bar = progress.add_task("clips embedded", total=len(uploads))
             refused = 0
@@ -227,7 +227,7 @@ class Demo:
 
             publish(self._settings, noted())
 
-        reader = Reader(self._settings, [self._settings.topic(reranker.OUTPUT)])
+        reader = Reader(self._settings, [self._settings.topic(RERANK.output)])
         answers: list[QueryReranked] = []
         thread = threading.Thread(target=ask, name="questions", daemon=True)
         thread.start()
@@ -251,7 +251,7 @@ class Demo:
             issued_at=now(),
             results=[Candidate(clip_id=clip_id, score=score) for clip_id, score in self._answers[query.query_id]],
         )
-        return self._output(reranker.INPUT, query_id, encode(event))
+        return self._output(RERANK.input, query_id, encode(event))
 
     def _output(self, topic: str, key: str, value: bytes) -> Output:
         return Output(self._settings.topic(topic), key.encode(), value, ())
@@ -290,7 +290,9 @@ def _start_kafka(console: Console, cleanup: contextlib.ExitStack) -> str:
 
 def _demo_settings(settings: Settings, brokers: str) -> Settings:
     """Keep the demo to topics and groups of its own, wherever it runs."""
-    return settings.model_copy(update={"bootstrap_servers": brokers, "topic_prefix": f"demo-{secrets.token_hex(3)}."})
+    return settings.model_copy(
+        update={"bootstrap_servers": brokers, "topic_prefix": f"{DEMO_PREFIX}{secrets.token_hex(3)}."}
+    )
 
 
 def _make_topics(console: Console, settings: Settings, cleanup: contextlib.ExitStack) -> None:
@@ -351,7 +353,7 @@ def _text(value: bytes | None) -> str:
 
 def _wait_for_ctrl_c(console: Console, settings: Settings, services: Services) -> None:
     console.print(
-        f"Kept running. Kafka: {settings.bootstrap_servers}, topics {settings.topic('clips.uploaded')} and so on. "
+        f"Kept running. Kafka: {settings.bootstrap_servers}, topics {settings.topic(EMBED.input)} and so on. "
         f"Metrics: {services.embed.url}/metrics and {services.rerank.url}/metrics. Ctrl-C ends it."
     )
     stop = threading.Event()

@@ -19,7 +19,7 @@ from streamer.events import (
     now,
 )
 from streamer.kafka.readers.topic_reader import TopicReader
-from streamer.reranker import INPUT, OUTPUT
+from streamer.topology import QUERY_RERANKED, QUERY_RESULTS, REPLAY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 E = TypeVar("E", QueryResults, QueryReranked)
-
-GROUP = "streamer-replay"
 
 
 class ReplayError(Exception):
@@ -57,12 +55,12 @@ def questions_of(run: Run, topics: Mapping[str, str]) -> Iterator[QueryResults]:
 
 def events_of_file(path: Path) -> Iterator[QueryResults]:
     """Read recorded events, one JSON object a line; raises :class:`ReplayError` with the line's number."""
-    return _of_file(path, QueryResults, INPUT)
+    return _of_file(path, QueryResults, QUERY_RESULTS)
 
 
 def answers_of_file(path: Path) -> Iterator[QueryReranked]:
     """Read recorded answers likewise."""
-    return _of_file(path, QueryReranked, OUTPUT)
+    return _of_file(path, QueryReranked, QUERY_RERANKED)
 
 
 def _of_file(path: Path, model: type[E], name: str) -> Iterator[E]:
@@ -85,16 +83,16 @@ def events_of_topic(settings: Settings) -> Iterator[QueryResults]:
 
     Raises :class:`~streamer.kafka.readers.topic_reader.ReadError`.
     """
-    return _of_topic(settings, QueryResults, INPUT)
+    return _of_topic(settings, QueryResults, QUERY_RESULTS)
 
 
 def answers_of_topic(settings: Settings) -> Iterator[QueryReranked]:
     """Read what the topic ``query.reranked`` holds now, likewise."""
-    return _of_topic(settings, QueryReranked, OUTPUT)
+    return _of_topic(settings, QueryReranked, QUERY_RERANKED)
 
 
 def _of_topic(settings: Settings, model: type[E], name: str) -> Iterator[E]:
-    with contextlib.closing(TopicReader(settings, settings.topic(name), group=GROUP, role="replay")) as reader:
+    with contextlib.closing(TopicReader(settings, settings.topic(name), REPLAY)) as reader:
         for span in reader.spans():
             for record in reader.records(span):
                 try:

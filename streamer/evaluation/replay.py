@@ -24,7 +24,7 @@ from streamer.events import InvalidEvent, QueryReranked, QueryResults, Status, d
 from streamer.kafka import Output
 from streamer.kafka.readers.request import Requester
 from streamer.method import answer, rerank_candidates
-from streamer.reranker import INPUT, OUTPUT
+from streamer.topology import QUERY_RERANKED, QUERY_RESULTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -78,13 +78,13 @@ def through_kafka(settings: Settings, questions: Iterable[QueryResults], *, time
     :class:`~streamer.kafka.readers.request.RequestError`, :class:`~streamer.kafka.readers.topic_reader.ReadError`.
     """
     prefix = f"replay-{secrets.token_hex(4)}."
-    with contextlib.closing(Requester(settings, questions=INPUT, answers=OUTPUT)) as requester:
+    with contextlib.closing(Requester(settings, questions=QUERY_RESULTS, answers=QUERY_RERANKED)) as requester:
         for question in questions:
             try:
                 asked = msgspec.structs.replace(question, query_id=prefix + question.query_id, issued_at=now())
             except InvalidEvent as error:
                 raise ReplayError(f"{question.query_id}: {error}") from None
-            output = Output(settings.topic(INPUT), asked.query_id.encode(), encode(asked), ())
+            output = Output(settings.topic(QUERY_RESULTS), asked.query_id.encode(), encode(asked), ())
             found = decode(QueryReranked, requester.request(output, timeout=timeout).value)
             _check(settings, question, found)
             yield msgspec.structs.replace(found, query_id=question.query_id)

@@ -9,10 +9,8 @@ from streamer.kafka.dead_letters import dead_letter
 from streamer.kafka.inflight.record import InFlightRecord
 from streamer.kafka.loop import FatalError, Loop, Pipeline, Stop
 from streamer.kafka.records import Output, Record, carried
-from streamer.topology import DLQ_SUFFIX
 
 __all__ = [
-    "DLQ_SUFFIX",
     "FatalError",
     "InFlightRecord",
     "Loop",

@@ -8,7 +8,7 @@ import structlog
 
 from streamer.events import Reason, now
 from streamer.kafka.records import Output, Record
-from streamer.topology import DLQ_SUFFIX
+from streamer.topology import DLQ_SUFFIX, dead_letter_topic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,15 +19,16 @@ log = structlog.get_logger()
 _MAX_ERROR_CHARS = 1_000
 
 
+GROUP_HEADER = "dlq.group"
+"""Header of a dead letter: the full name of the consumer group that could not process the record."""
+REDRIVEN_FROM = "dlq.redriven_from"
+"""Header of a record that was put back: ``<dead letter topic>/<partition>/<offset>``."""
+REDRIVEN_FOR = "dlq.redriven_for"
+"""Header of a record that was put back: the group that could not process it; others have processed the original."""
+
 _TRUNCATED = "dlq.truncated_from"
-
-
 _TRUNCATED_BYTES = 100_000
-
-
 _TRUNCATED_HEADER_BYTES = 1_000
-
-
 _TRUNCATED_HEADERS = 100
 
 
@@ -40,12 +41,22 @@ def dead_letter(record: Record, reason: Reason, error: str, *, attempts: int = 1
         ("dlq.partition", str(record.partition)),
         ("dlq.offset", str(record.offset)),
         ("dlq.attempts", str(attempts)),
+        *(((GROUP_HEADER, record.group),) if record.group else ()),
         ("dlq.at", now().isoformat().replace("+00:00", "Z")),
     )
     # A redriven record that fails again carries the newest reason only.
     kept = tuple((name, value) for name, value in record.headers if not name.startswith("dlq."))
     headers = kept + tuple((name, text.encode(errors="replace")) for name, text in why)
-    return Output(record.topic + DLQ_SUFFIX, record.key, record.value, headers)
+    return Output(dead_letter_topic(record.topic), record.key, record.value, headers)
+
+
+def redriven_for(record: Record) -> str | None:
+    """Return the group for which a record was put back into its topic; None for any other record."""
+    if not record.headers:  # as mostly: this is asked of every record
+        return None
+    return next(
+        (value.decode(errors="replace") for name, value in record.headers if name == REDRIVEN_FOR and value), None
+    )
 
 
 def dead_letter_reason(output: Output) -> str | None:
@@ -84,5 +95,6 @@ def log_dead_letter(record: Record, headers: Sequence[tuple[str, bytes | None]])
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
+        group=told.get("group"),
         key=(record.key or b"").decode(errors="replace")[:100],
     )

@@ -16,18 +16,18 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streamer.kafka.client.acls import Resource
-from streamer.kafka.client.refusals import Refusals, refused, role_of
+from streamer.kafka.client.refusals import refused
 from streamer.kafka.commit.committer import Committer, LostCommitError
 from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.commit.transactions import FencedError, RestartError
+from streamer.kafka.dead_letters import redriven_for
 from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.inflight.partitions import Assignment
 from streamer.kafka.inflight.record import InFlightRecord
 from streamer.kafka.records import record_of
 from streamer.kafka.watch.monitor import Monitor
 from streamer.kafka.watch.topics import TopicWatch
-from streamer.topology import DLQ_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
 
     from streamer.health import Health
+    from streamer.kafka.records import Record
     from streamer.metrics import Metrics
     from streamer.settings import Settings
+    from streamer.topology import Service
     from streamer.tracing import Tracing
 
 log = structlog.get_logger()
@@ -93,22 +95,18 @@ class Loop:
     def __init__(
         self,
         settings: Settings,
+        service: Service,
         *,
-        group: str,
-        topic: str,
-        output: str,
         max_records: int,
         metrics: Metrics,
         health: Health,
-        producers: int = 1,
         tracing: Tracing | None = None,
     ) -> None:
-        """``max_records`` bounds the records in flight over all partitions; ``settings.queue_bytes`` their bytes.
-
-        ``producers`` take turns: several cost connections and bring down the latency of frequent transactions.
-        """
+        """``max_records`` bounds the records in flight over all partitions; ``settings.queue_bytes`` their bytes."""
         self._settings = settings
-        self._topic = settings.topic(topic)
+        self._service = service
+        self._topic = settings.topic(service.input)
+        self._group = settings.group(service.group)
         self._metrics = metrics
         self._health = health
         self._tracing = tracing
@@ -117,21 +115,12 @@ class Loop:
         self._stopping = False
         self._rejoin_at: float | None = None
         self._hold_until = self._ask_at = 0.0
-        self._monitor = Monitor(
-            settings, self._assignment, group=group, topic=topic, output=output, metrics=metrics, health=health
-        )
-        self._topics = TopicWatch(
-            settings,
-            [self._topic, settings.topic(output), self._topic + DLQ_SUFFIX],
-            health,
-            Refusals(settings, role_of(group)),
-        )
+        self._monitor = Monitor(settings, self._assignment, service=service, metrics=metrics, health=health)
+        self._topics = TopicWatch(settings, service, health)
         self._topic_id: str | None = None
         on_error, on_statistics = self._on_client_error, self._monitor.on_statistics
-        self._transactions = Rotation(settings, group, {"error_cb": on_error}, producers=producers)
-        self._membership = GroupMembership(
-            settings, group, self._topic, {"error_cb": on_error, "stats_cb": on_statistics}
-        )
+        self._transactions = Rotation(settings, service, {"error_cb": on_error})
+        self._membership = GroupMembership(settings, service, {"error_cb": on_error, "stats_cb": on_statistics})
         self._committer = Committer(
             self._transactions,
             self._membership,
@@ -244,9 +233,25 @@ class Loop:
         self._submit(records, pipeline)
 
     def _submit(self, records: Sequence[InFlightRecord], pipeline: Pipeline) -> None:
-        if records:
-            self._metrics.consumed.labels(self._topic).inc(len(records))
-            pipeline.submit(records)
+        if not records:
+            return
+        self._metrics.consumed.labels(self._topic).inc(len(records))
+        ours = [each for each in records if self._is_for_us(each.record)]
+        if len(ours) < len(records):
+            for each in records:
+                if not self._is_for_us(each.record):
+                    each.complete()
+        if ours:
+            pipeline.submit(ours)
+
+    def _is_for_us(self, record: Record) -> bool:
+        """Tell whether our group is to process a record: one that was put back for another group is not for us.
+
+        In a compacted topic it may have replaced the original, which a group that starts later has never seen; there
+        every group processes it, which the input's consumers must bear anyway (a store write is idempotent).
+        """
+        group = redriven_for(record)
+        return group is None or group == self._group or self._service.input_is_compacted
 
     def _receive(self, message: Message) -> InFlightRecord | None:
         error = message.error()
@@ -256,7 +261,7 @@ class Loop:
         partition = self._assignment.get(message.partition())
         if partition is None:  # revoked while it waited in the client's queue
             return None
-        in_flight = InFlightRecord(record_of(message, partition.log), self._wake.set)
+        in_flight = InFlightRecord(record_of(message, log=partition.log, group=self._group), self._wake.set)
         if not partition.add(in_flight):
             return None
         if self._tracing is not None:

@@ -38,6 +38,8 @@ class Record:
     headers: Headers
     timestamp: dt.datetime
     log: str = ""
+    group: str = ""
+    """Full name of the consumer group as whose member we read it; empty outside a group."""
 
     @property
     def size(self) -> int:
@@ -81,8 +83,8 @@ def _present(value: T | None) -> T:
     return value
 
 
-def record_of(message: Message, log: str = "") -> Record:
-    """Take over what a consumed message says; ``log`` is the name of its partition's log where it matters."""
+def record_of(message: Message, *, log: str = "", group: str = "") -> Record:
+    """Take over what a consumed message says; ``log`` and ``group`` are said by those who read as a group's member."""
     _, milliseconds = message.timestamp()
     # A producer that stamps in microseconds must not date its records into the far future.
     timestamp = dt.datetime.fromtimestamp(min(max(0.0, milliseconds / 1000), time.time()), dt.UTC)
@@ -95,6 +97,7 @@ def record_of(message: Message, log: str = "") -> Record:
         headers=_headers(message),
         timestamp=timestamp,
         log=log,
+        group=group,
     )
 
 

@@ -12,7 +12,7 @@ from streamer.kafka.readers.tail import Tail
 from streamer.metrics import CATALOGUE
 from streamer.scrape import Scrape, Window, merged, quantile
 from streamer.top.targets import TargetError
-from streamer.topology import DLQ_SUFFIX
+from streamer.topology import DEAD_LETTER_TOPICS, DLQ_SUFFIX, QUERY_RERANKED, TOP
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from streamer.settings import Settings
     from streamer.top.targets import Target
 
-ANSWERS = "query.reranked"
-SOURCES = ("clips.uploaded", "query.results")
 _KEPT = 50
 """Recent records that are kept of each kind, more than any terminal shows."""
 _SHOWN_MOVE_S = 30.0
@@ -158,8 +156,8 @@ class Watch:
         self.interval = interval
         self._watched = [_Watched(target) for target in targets]
         self._pool = ThreadPoolExecutor(max(1, len(self._watched)), thread_name_prefix="scrape")
-        topics = [ANSWERS, *(source + DLQ_SUFFIX for source in SOURCES)]
-        self._tail = Tail(settings, [settings.topic(name) for name in topics], role="top")
+        topics = [QUERY_RERANKED, *DEAD_LETTER_TOPICS]
+        self._tail = Tail(settings, [settings.topic(name) for name in topics], TOP)
         self._answers: deque[Answer] = deque(maxlen=_KEPT)
         self._letters: deque[Letter] = deque(maxlen=_KEPT)
 
@@ -190,7 +188,7 @@ class Watch:
         self._tail.close()
 
     def _take(self, record: Record) -> None:
-        if record.topic == self._settings.topic(ANSWERS):
+        if record.topic == self._settings.topic(QUERY_RERANKED):
             try:
                 self._answers.append(Answer(decode(QueryReranked, record.value), record.timestamp))
             except InvalidEvent:

@@ -15,11 +15,12 @@ from streamer.health import Health
 from streamer.kafka import FatalError, InFlightRecord, Loop, Output, Stop
 from streamer.metrics import Metrics
 from streamer.settings import load
+from streamer.topology import RERANK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-GROUP, INPUT, OUTPUT = "streamer-rerank", "query.results", "query.reranked"
+GROUP, INPUT, OUTPUT = RERANK.group, RERANK.input, RERANK.output
 
 
 class Echo:
@@ -39,9 +40,7 @@ def main() -> int:
     metrics = Metrics()
     stop = Stop()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    loop = Loop(
-        settings, group=GROUP, topic=INPUT, output=OUTPUT, max_records=500, metrics=metrics, health=Health(metrics)
-    )
+    loop = Loop(settings, RERANK, max_records=500, metrics=metrics, health=Health(metrics))
     try:
         return 0 if loop.run(Echo(settings.topic(OUTPUT)), stop) else 3
     except FatalError as error:

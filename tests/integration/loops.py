@@ -11,15 +11,16 @@ from streamer.health import Health
 from streamer.kafka import FatalError, InFlightRecord, Loop, Output, Stop
 from streamer.kafka.readers.publish import Reader, publish
 from streamer.metrics import Metrics
+from streamer.topology import RERANK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from streamer.kafka import Record
     from streamer.settings import Settings
+    from streamer.topology import Service
 
-INPUT, OUTPUT = "query.results", "query.reranked"
-RERANK = ("streamer-rerank", INPUT, OUTPUT)
+INPUT, OUTPUT = RERANK.input, RERANK.output
 
 
 class Threads:
@@ -51,22 +52,16 @@ def running(
     work: Callable[[Record], Sequence[Output]],
     *,
     max_records: int = 500,
-    service: tuple[str, str, str] = RERANK,
+    service: Service = RERANK,
 ) -> Iterator[tuple[Metrics, Health, Stop, list[Any]]]:
-    """Run a loop in a thread; on exit stop it and wait for its end. The list receives how it ended.
-
-    ``service`` is its group, its input and its output.
-    """
-    group, source, output = service
+    """Run a loop in a thread; on exit stop it and wait for its end. The list receives how it ended."""
     metrics = Metrics()
     health = Health(metrics)
     stop = Stop()
     ended: list[Any] = []
     loop = Loop(
         settings,
-        group=group,
-        topic=source,
-        output=output,
+        service,
         max_records=max_records,
         metrics=metrics,
         health=health,

@@ -142,7 +142,9 @@ def _password(user: str) -> str:
 
 def _binding(user: str, prefix: str, privilege: Privilege) -> AclBinding:
     pattern = ResourcePatternType.PREFIXED if privilege.prefixed else ResourcePatternType.LITERAL
-    return _allowed(f"User:{user}", privilege.operation, privilege.resource, prefix + privilege.name, pattern)
+    return _allowed(
+        f"User:{user}", privilege.operation, privilege.resource, prefix + privilege.shown.removesuffix("*"), pattern
+    )
 
 
 def _allowed(principal: str, operation: str, resource: str, name: str, pattern: ResourcePatternType) -> AclBinding:

@@ -23,9 +23,9 @@ from streamer.events import Reason, now
 from streamer.kafka import Output, Record, dead_letter
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
-from streamer.kafka.dead_letters import truncated
+from streamer.kafka.dead_letters import REDRIVEN_FROM, truncated
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, Filter, State, encode_marker
-from streamer.kafka.dlq.redrive import REDRIVEN_FROM, Report, redrive
+from streamer.kafka.dlq.redrive import Report, redrive
 from streamer.kafka.readers.publish import Reader, publish
 from streamer.kafka.records import record_of
 from streamer.settings import Settings, load

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from driver import Service, await_true
 from footage import BLUE, RED, WHITE, scene, write_video
-from loops import INPUT, OUTPUT, RERANK, await_, echo, feed, read, running
+from loops import INPUT, OUTPUT, await_, echo, feed, read, running
 from secured import SecuredKafka, secured_kafka
 
 from streamer.evaluation.questions import events_of_topic
@@ -32,6 +32,7 @@ from streamer.kafka.readers.request import Requester, RequestError
 from streamer.kafka.readers.tail import Tail
 from streamer.kafka.readers.topic_reader import ReadError
 from streamer.settings import as_variables
+from streamer.topology import SERVICES, TOP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from streamer.settings import Settings
 
 STREAMER = Path(sys.executable).with_name("streamer")
-EMBED = ("streamer-embed", "clips.uploaded", "clips.embedded")
-SERVICES = {"embed": EMBED, "rerank": RERANK}
 PROTOCOLS = ("consumer", "classic")
 
 
@@ -76,7 +75,7 @@ def without(role: str, privilege: Privilege) -> list[Privilege]:
 def words(settings: Settings, privilege: Privilege) -> str:
     """Return what a message must say of a missing privilege; it may go on, with the instance's id first."""
     user = settings.kafka["sasl.username"]
-    return f"User:{user} lacks {privilege.operation} on the {privilege.resource} {settings.topic(privilege.name)}"
+    return f"User:{user} lacks {privilege.operation} on the {privilege.resource} {privilege.full_name(settings)}"
 
 
 # -- exactly what is listed --------------------------------------------------------------------------------------------
@@ -257,7 +256,7 @@ def run(role: str, settings: Settings, privilege: Privilege) -> str:
             with contextlib.closing(Requester(settings, questions=INPUT, answers=OUTPUT)) as requester:
                 requester.request(question, timeout=30)
         else:
-            with contextlib.closing(Tail(settings, [settings.topic(privilege.name)], role=role)) as tail:
+            with contextlib.closing(Tail(settings, [settings.topic(privilege.name)], TOP)) as tail:
                 tail.look()
                 return str(tail.problem)
     except (TopicsError, DeadLetterError, ReadError, RequestError) as error:

@@ -31,6 +31,7 @@ from streamer.kafka.readers.publish import Reader, publish
 from streamer.metrics import Metrics
 from streamer.settings import Settings, load
 from streamer.store import Position, PutOutcome, open_store
+from streamer.topology import EMBED
 from streamer.video.fetching.fetcher import Fetcher
 
 if TYPE_CHECKING:
@@ -140,16 +141,14 @@ class Instance:
         self.gate = Gate(self._store)
         self.metrics = Metrics()
         self.works: list[InFlightRecord] = []
-        self._output = own.topic(embedder.OUTPUT)
+        self._output = own.topic(EMBED.output)
         self._stop = Stop()
         self._freeze_after: int | None = None
         self._thaw = threading.Event()
         health = Health(self.metrics)
         loop = Loop(
             own,
-            group=embedder.GROUP,
-            topic=embedder.INPUT,
-            output=embedder.OUTPUT,
+            EMBED,
             max_records=embedder.MAX_RECORDS,
             metrics=self.metrics,
             health=health,
@@ -239,7 +238,7 @@ class Stage:
             uploaded_at = FIRST + dt.timedelta(seconds=event.version)
             uri = (self._folder / f"{event.look}.mp4").as_uri()
             value = encode(ClipUploaded(clip_id=event.clip_id, uri=uri, uploaded_at=uploaded_at))
-        return Output(self.settings.topic(embedder.INPUT), event.clip_id.encode(), value, ())
+        return Output(self.settings.topic(EMBED.input), event.clip_id.encode(), value, ())
 
     @property
     def uploads(self) -> int:
@@ -257,7 +256,7 @@ class Stage:
         return found
 
     def embedded(self, *, patience: float = 3) -> list[Record]:
-        reader = Reader(self.settings, [self.settings.topic(embedder.OUTPUT)])
+        reader = Reader(self.settings, [self.settings.topic(EMBED.output)])
         try:
             return list(reader.records(patience=patience))
         finally:

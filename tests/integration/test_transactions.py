@@ -27,12 +27,13 @@ from streamer.kafka.readers.publish import Reader
 from streamer.kafka.records import Record
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
+from streamer.topology import RERANK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-GROUP, INPUT, OUTPUT = "streamer-rerank", "query.results", "query.reranked"
+GROUP, INPUT, OUTPUT = RERANK.group, RERANK.input, RERANK.output
 ID_EXPIRES_MS = 3_000
 
 
@@ -66,7 +67,7 @@ def settings(forgetful_kafka: LocalKafka, topic_prefix: str) -> Settings:
 
 @pytest.fixture
 def transactions(settings: Settings) -> Transactions:
-    made = Transactions(settings, GROUP, {})
+    made = Transactions.of_service(settings, RERANK, {})
     made.init()
     return made
 
@@ -140,7 +141,7 @@ def test_a_second_producer_of_the_same_id_ends_the_first_for_good(
     settings: Settings, transactions: Transactions
 ) -> None:
     with member(settings) as consumer:
-        second = Transactions(settings, GROUP, {})
+        second = Transactions.of_service(settings, RERANK, {})
         second.init()
         with pytest.raises(FencedError):
             transactions.run(batch(settings, 0), consumer.consumer_group_metadata())

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from streamer import embedder, reranker
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.settings import load
+from streamer.topology import SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,7 +174,7 @@ def test_scaling_follows_the_groups_lag_up_to_the_partitions() -> None:
             triggers[trigger["metadata"]["consumerGroup"]] = trigger["metadata"]["topic"]
             assert each["spec"]["maxReplicaCount"] == partitions[trigger["metadata"]["topic"]]
             assert trigger["metadata"]["offsetResetPolicy"] == "earliest"  # as the consumers have it
-    assert triggers == {embedder.GROUP: embedder.INPUT, reranker.GROUP: reranker.INPUT}
+    assert triggers == {each.group: each.input for each in SERVICES.values()}
 
 
 def test_the_example_patches_what_is_there() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from streamer.cli import cli
 from streamer.events import Reason
 from streamer.kafka import Output, Record, dead_letter
-from streamer.kafka.dead_letters import truncated
+from streamer.kafka.dead_letters import REDRIVEN_FOR, redriven_for, truncated
 from streamer.kafka.dlq.letters import (
     MARKER_HEADER,
     DeadLetter,
@@ -39,8 +39,10 @@ def failed(
     value: bytes | None = b"{}",
     reason: Reason = Reason.NOT_JSON,
     headers: tuple[tuple[str, bytes | None], ...] = (),
+    group: str = "",
 ) -> Output:
-    return dead_letter(Record(TOPIC, 3, 7, key, value, headers, NOW), reason, "went wrong", attempts=2)
+    record = Record(TOPIC, 3, 7, key, value, headers, NOW, group=group)
+    return dead_letter(record, reason, "went wrong", attempts=2)
 
 
 def stored(output: Output, *, offset: int = 5) -> Record:
@@ -106,7 +108,7 @@ def test_a_filter_takes_what_fits_each_of_its_parts(
     except OverflowError:
         return
     after, before = bounds
-    takes = Filter(tuple(each.value for each in reasons), after, before, key).takes(it)
+    takes = Filter(tuple(each.value for each in reasons), after, before, key).matches(it)
     assert takes == (
         (reasons == [] or reason in reasons)
         and (after is None or after <= it.at)
@@ -117,8 +119,8 @@ def test_a_filter_takes_what_fits_each_of_its_parts(
 
 def test_since_is_within_and_until_is_not() -> None:
     it = letter()
-    assert Filter(since=it.at).takes(it)
-    assert not Filter(until=it.at).takes(it)
+    assert Filter(since=it.at).matches(it)
+    assert not Filter(until=it.at).matches(it)
 
 
 @given(st.lists(st.integers(0, 2**63 - 1)))
@@ -163,13 +165,37 @@ def test_no_headers_that_anybody_writes_are_an_error(headers: list[tuple[str, by
     described_in_full(it)
 
 
-def test_a_summary_counts_by_reason_and_state_with_oldest_and_newest() -> None:
+def test_a_dead_letter_says_which_group_wrote_it() -> None:
+    by_blue, by_green, by_nobody = (letter(failed(group=group)) for group in ("rerank-blue", "rerank-green", ""))
+    assert (by_blue.group, by_nobody.group) == ("rerank-blue", "")
+    assert "dlq.group" not in dict(by_nobody.record.headers)
+    wanted = Filter(group="rerank-blue")
+    assert [wanted.matches(each) for each in (by_blue, by_green, by_nobody)] == [True, False, False]
+    assert described_in_full(by_green)["group"] == "rerank-green"
+
+
+def test_a_record_that_was_put_back_names_its_group_and_forgets_it_when_it_fails_again() -> None:
+    headers = (("ce_id", b"1"), (REDRIVEN_FOR, b"rerank-blue"))
+    record = Record(TOPIC, 3, 7, b"q1", b"{}", headers, NOW, group="rerank-green")
+    assert redriven_for(record) == "rerank-blue"
+    again = letter(dead_letter(record, Reason.NOT_JSON, "went wrong"))
+    assert again.group == "rerank-green"
+    assert again.original_headers == (("ce_id", b"1"),)
+    assert redriven_for(again.record) is None
+
+
+def test_a_summary_counts_by_group_reason_and_state_with_oldest_and_newest() -> None:
     letters = [letter(failed(reason=reason)) for reason in (Reason.NOT_JSON, Reason.EMPTY, Reason.NOT_JSON)]
     letters.append(letter(truncated(failed())))
+    letters.append(letter(failed(group="rerank-blue")))
     summary = Summary(letters)
-    assert summary.counts == {"not_json": {State.PENDING: 2, State.TRUNCATED: 1}, "empty": {State.PENDING: 1}}
-    assert summary.oldest["not_json"] == letters[0].at
-    assert summary.newest["not_json"] == letters[3].at
+    assert summary.counts == {
+        ("", "not_json"): {State.PENDING: 2, State.TRUNCATED: 1},
+        ("", "empty"): {State.PENDING: 1},
+        ("rerank-blue", "not_json"): {State.PENDING: 1},
+    }
+    assert summary.oldest["", "not_json"] == letters[0].at
+    assert summary.newest["", "not_json"] == letters[3].at
 
 
 @given(st.text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 from streamer.kafka.commit import rotation
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.commit.transactions import AbortedError, Batch, FencedError, OutcomeUnknownError, RestartError
+from streamer.topology import RERANK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamer.settings import Settings
+    from streamer.topology import Service
 
 BATCH = Batch([], [])
 
@@ -23,13 +26,17 @@ BATCH = Batch([], [])
 class Scripted:
     """In the place of a real producer: its calls end as the test says, and it notes when it had a transaction open."""
 
-    def __init__(self, _settings: object, _group: str, _callbacks: object, *, number: int) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
         self.initialised = False
         self.is_open = False
         self.outcome: Callable[[], None] = lambda: None
         self.at_poll: Exception | None = None
         self.restarts = 0
+
+    @classmethod
+    def of_service(cls, _settings: object, _service: Service, _callbacks: object, *, number: int) -> Scripted:
+        return cls(number)
 
     @property
     def transactional_id(self) -> str:
@@ -60,7 +67,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rotate(producers: int) -> tuple[Rotation, list[Scripted]]:
-    made = Rotation(cast("Settings", None), "group", {}, producers=producers)
+    made = Rotation(cast("Settings", None), dataclasses.replace(RERANK, producers=producers), {})
     made.init()
     return made, cast("list[Scripted]", made._producers)
 

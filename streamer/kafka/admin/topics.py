@@ -32,6 +32,7 @@ from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation
 from streamer.kafka.client.connection_errors import ConnectionErrors
 from streamer.kafka.client.refusals import Refusals
+from streamer.topology import DEMO, TOPICS_APPLY, TOPICS_CHECK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -151,7 +152,7 @@ def check(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
     Raises :class:`TopicsError` where the cluster cannot be asked, and SettingsError for a property that
     librdkafka refuses.
     """
-    return _Cluster(settings, specs, timeout, "topics-check").differences()
+    return _Cluster(settings, specs, timeout, TOPICS_CHECK).differences()
 
 
 def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Change]:
@@ -159,7 +160,7 @@ def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
 
     When it returns, what it did is visible to clients. Raises as :func:`check` does.
     """
-    cluster = _Cluster(settings, specs, timeout, "topics-apply")
+    cluster = _Cluster(settings, specs, timeout, TOPICS_APPLY)
     changes = [
         cluster.create(difference.topic)
         for difference in cluster.differences()
@@ -187,7 +188,7 @@ def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
 
 def drop(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> None:
     """Delete the topics of ``specs`` with everything in them: for what had a prefix of its own, such as a demo."""
-    _Cluster(settings, specs, timeout, "demo").drop()
+    _Cluster(settings, specs, timeout, DEMO).drop()
 
 
 class _Cluster:

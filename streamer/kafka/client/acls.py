@@ -1,4 +1,4 @@
-"""The least that each command may do on a cluster with ACLs, and the words for what a broker refuses.
+"""The privileges that each command needs, and no more, on a cluster with ACLs.
 
 :data:`ROLES` is the one table. ``docs/security.md``, ``streamer acls`` and the messages of errors are made from it; the
 tests grant exactly what it says, and take away one privilege after the other. Kafka takes Read, Write, Delete and Alter
@@ -7,18 +7,36 @@ to imply Describe, and AlterConfigs to imply DescribeConfigs: what is implied is
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from streamer.events import TOPICS
-from streamer.topology import DEAD_LETTER_TOPICS, DLQ_SUFFIX
+from streamer.topology import (
+    DEAD_LETTER_TOPICS,
+    DEMO,
+    DEMO_PREFIX,
+    DLQ_REDRIVE,
+    DLQ_SHOW,
+    INPUT_TOPICS,
+    QUERY_RERANKED,
+    QUERY_RESULTS,
+    REPLAY,
+    SERVICES,
+    TOP,
+    TOPICS_APPLY,
+    TOPICS_CHECK,
+    dead_letter_topic,
+    redrive_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from streamer.settings import Settings
+    from streamer.topology import Service
 
 
 class Resource(StrEnum):
@@ -50,21 +68,37 @@ _IMPLIED_BY: Mapping[Operation, Collection[Operation]] = {
 
 @dataclass(frozen=True, slots=True)
 class Privilege:
-    """One line of the table. ``name`` is without the topic prefix; ``prefixed``: all names that begin so are meant."""
+    """One line of the table."""
 
     operation: Operation
     resource: Resource
     name: str
+    """Without the prefix and the suffix of an installation."""
     why: str
     prefixed: bool = False
+    """Whether all names that begin with this one are meant."""
+    suffixed: bool = False
+    """Whether ``name`` is a consumer group's, so that the group suffix follows it."""
+    instance: bool = False
+    """Whether a hyphen and the id of an instance follow."""
 
     def covers(self, operation: Operation) -> bool:
         """Say whether it is the privilege for ``operation``, or implies that one."""
         return self.operation == operation or self.operation in _IMPLIED_BY.get(operation, ())
 
+    def full_name(self, settings: Settings) -> str:
+        """Return the name on the cluster of these settings."""
+        name = settings.group(self.name) if self.suffixed else settings.topic(self.name)
+        return f"{name}-" if self.instance else name
+
+    @property
+    def shown(self) -> str:
+        """The name as the documentation shows it: without prefix and suffix, ``*`` for what follows."""
+        return f"{self.name}{'-' if self.instance else ''}{'*' if self.prefixed else ''}"
+
     def concerns(self, settings: Settings, resource: Resource, name: str) -> bool:
         """Say whether it is about the resource of that full name."""
-        own = settings.topic(self.name)
+        own = self.full_name(settings)
         return self.resource is resource and (name.startswith(own) if self.prefixed else name == own)
 
 
@@ -72,61 +106,67 @@ def _topics(operation: Operation, names: Iterable[str], why: str) -> Iterator[Pr
     return (Privilege(operation, Resource.TOPIC, name, why) for name in names)
 
 
-def _service(group: str, source: str, output: str) -> tuple[Privilege, ...]:
+def _service(service: Service) -> tuple[Privilege, ...]:
     return (
-        *_topics(Operation.READ, [source], "reads its input, and commits how far it has come"),
-        Privilege(Operation.READ, Resource.GROUP, group, "shares the partitions with other instances"),
-        *_topics(Operation.WRITE, [output], "writes its events"),
-        *_topics(Operation.WRITE, [source + DLQ_SUFFIX], "writes dead letters"),
+        *_topics(Operation.READ, [service.input], "reads its input, and commits its offsets"),
+        Privilege(
+            Operation.READ,
+            Resource.GROUP,
+            service.group,
+            "shares the partitions with other instances",
+            suffixed=True,
+        ),
+        *_topics(Operation.WRITE, [service.output], "writes its events"),
+        *_topics(Operation.WRITE, [service.dead_letters], "writes dead letters"),
         Privilege(
             Operation.WRITE,
             Resource.TRANSACTIONAL_ID,
-            f"{group}-",
+            service.group,
             "commits events and offsets together; the instance's id follows in the name",
             prefixed=True,
+            suffixed=True,
+            instance=True,
         ),
     )
 
 
 def _redrive(source: str) -> tuple[Privilege, ...]:
     return (
-        *_topics(Operation.READ, [source + DLQ_SUFFIX], "reads dead letters"),
-        *_topics(Operation.WRITE, [source + DLQ_SUFFIX], "notes what was put back"),
+        *_topics(Operation.READ, [dead_letter_topic(source)], "reads dead letters"),
+        *_topics(Operation.WRITE, [dead_letter_topic(source)], "records what was put back"),
         *_topics(Operation.WRITE, [source], "puts them back"),
-        Privilege(Operation.WRITE, Resource.TRANSACTIONAL_ID, f"streamer-dlq-{source}", "does both together"),
+        Privilege(Operation.WRITE, Resource.TRANSACTIONAL_ID, redrive_id(source), "does both together"),
     )
 
 
 _ALL = (*TOPICS, *DEAD_LETTER_TOPICS)
-_DEMO = "demo-"
 
 ROLES: Mapping[str, tuple[Privilege, ...]] = {
-    "embed": _service("streamer-embed", "clips.uploaded", "clips.embedded"),
-    "rerank": _service("streamer-rerank", "query.results", "query.reranked"),
-    "topics-check": (
+    **{service.role: _service(service) for service in SERVICES.values()},
+    TOPICS_CHECK: (
         *_topics(Operation.DESCRIBE, _ALL, "sees whether it exists"),
         *_topics(Operation.DESCRIBE_CONFIGS, _ALL, "compares its configuration"),
     ),
-    "topics-apply": (
+    TOPICS_APPLY: (
         *_topics(Operation.CREATE, _ALL, "creates it where it is missing"),
         *_topics(Operation.ALTER, _ALL, "adds partitions"),
         *_topics(Operation.ALTER_CONFIGS, _ALL, "compares its configuration and sets what differs"),
     ),
-    "dlq-show": tuple(_topics(Operation.READ, DEAD_LETTER_TOPICS, "reads dead letters, outside any group")),
-    "dlq-redrive": (*_redrive("clips.uploaded"), *_redrive("query.results")),
-    "replay": (
-        *_topics(Operation.READ, ["query.results"], "reads the events to replay, where they come from the topic"),
-        *_topics(Operation.WRITE, ["query.results"], "asks, through a running service"),
-        *_topics(Operation.READ, ["query.reranked"], "reads the answers, outside any group"),
-        *_topics(Operation.READ, ["query.results" + DLQ_SUFFIX], "sees what was refused"),
+    DLQ_SHOW.role: tuple(_topics(Operation.READ, DEAD_LETTER_TOPICS, "reads dead letters, outside any group")),
+    DLQ_REDRIVE.role: tuple(itertools.chain.from_iterable(map(_redrive, INPUT_TOPICS))),
+    REPLAY.role: (
+        *_topics(Operation.READ, [QUERY_RESULTS], "reads the events to replay, where they come from the topic"),
+        *_topics(Operation.WRITE, [QUERY_RESULTS], "publishes queries to a running service"),
+        *_topics(Operation.READ, [QUERY_RERANKED], "reads the reranked results, outside any group"),
+        *_topics(Operation.READ, [dead_letter_topic(QUERY_RESULTS)], "sees what was refused"),
     ),
-    "top": (
-        *_topics(Operation.READ, ["query.reranked"], "shows what was reranked last, outside any group"),
+    TOP.role: (
+        *_topics(Operation.READ, [QUERY_RERANKED], "shows what was reranked last, outside any group"),
         *_topics(Operation.READ, DEAD_LETTER_TOPICS, "shows the last dead letters, outside any group"),
     ),
-    "demo": (
+    DEMO: (
         *(
-            Privilege(operation, Resource.TOPIC, _DEMO, why, prefixed=True)
+            Privilege(operation, Resource.TOPIC, DEMO_PREFIX, why, prefixed=True)
             for operation, why in (
                 (Operation.CREATE, "has topics of its own, on brokers that it is pointed to"),
                 (Operation.DESCRIBE_CONFIGS, "sees that they are as they should be"),
@@ -135,8 +175,8 @@ ROLES: Mapping[str, tuple[Privilege, ...]] = {
                 (Operation.DELETE, "removes them in the end"),
             )
         ),
-        Privilege(Operation.READ, Resource.GROUP, _DEMO, "runs the two services", prefixed=True),
-        Privilege(Operation.WRITE, Resource.TRANSACTIONAL_ID, _DEMO, "runs the two services", prefixed=True),
+        Privilege(Operation.READ, Resource.GROUP, DEMO_PREFIX, "runs the two services", prefixed=True),
+        Privilege(Operation.WRITE, Resource.TRANSACTIONAL_ID, DEMO_PREFIX, "runs the two services", prefixed=True),
     ),
 }
 """What each command needs, by its name with ``-`` for a space; ``dlq-show`` is ``dlq list`` too."""
@@ -147,10 +187,7 @@ def markdown() -> str:
     parts = []
     for role, privileges in ROLES.items():
         parts.append(f"### {role}\n\n| operation | resource | why |\n| --- | --- | --- |\n")
-        parts += [
-            f"| {each.operation} | {each.resource} `{each.name}{'*' if each.prefixed else ''}` | {each.why} |\n"
-            for each in privileges
-        ]
+        parts += [f"| {each.operation} | {each.resource} `{each.shown}` | {each.why} |\n" for each in privileges]
         parts.append("\n")
     return "".join(parts)
 
@@ -160,7 +197,7 @@ def as_objects(settings: Settings, role: str) -> list[dict[str, str]]:
     return [
         {
             "resource": each.resource,
-            "name": settings.topic(each.name),
+            "name": each.full_name(settings),
             "pattern": "prefixed" if each.prefixed else "literal",
             "operation": each.operation,
             "why": each.why,
@@ -173,7 +210,8 @@ def kafka_acls(settings: Settings, role: str, principal: str) -> list[str]:
     """Return the commands that grant ``principal`` what ``role`` needs, one for each resource."""
     operations: dict[tuple[Resource, str, bool], list[Operation]] = {}
     for each in ROLES[role]:
-        operations.setdefault((each.resource, settings.topic(each.name), each.prefixed), []).append(each.operation)
+        name = each.full_name(settings)
+        operations.setdefault((each.resource, name, each.prefixed), []).append(each.operation)
     return [
         shlex.join(
             [

@@ -12,6 +12,8 @@ from streamer.settings import Settings, blame
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamer.topology import Service
+
 LIBRDKAFKA_LOGGER = logging.getLogger("librdkafka")
 _NO_NEWS = (
     # The user's properties go to every client, whichever of them they are meant for.
@@ -33,7 +35,7 @@ _OURS = {
     "enable.auto.offset.store": "offsets are committed in the transactions",
     "enable.idempotence": "transactions need it",
     "transactional.id": "it follows from instance_id",
-    "group.id": "it follows from topic_prefix",
+    "group.id": "it follows from topic_prefix and group_suffix",
     "statistics.interval.ms": "lag and readiness come from the statistics",
     "isolation.level": "aborted input must not be processed",
     "bootstrap.servers": "use bootstrap_servers",
@@ -72,9 +74,10 @@ def group_protocols(settings: Settings) -> list[str]:
 
 
 def consumer(
-    settings: Settings, group: str, protocol: str, callbacks: dict[str, Callable[..., None]]
+    settings: Settings, service: Service, protocol: str, callbacks: dict[str, Callable[..., None]]
 ) -> dict[str, Any]:
-    """Return the properties of the consumer of ``group``."""
+    """Return the properties of the consumer of a service's group."""
+    group = settings.group(service.group)
     defaults: dict[str, Any] = {
         "auto.offset.reset": "earliest",
         "statistics.interval.ms": 1_000,
@@ -86,9 +89,9 @@ def consumer(
     return {
         **defaults,
         **common(settings),
-        "group.id": settings.topic(group),
+        "group.id": group,
         "group.protocol": protocol,
-        "client.id": f"{settings.topic(group)}-{settings.instance_id}",
+        "client.id": f"{group}-{settings.instance_id}",
         "enable.auto.commit": False,
         "enable.partition.eof": True,
         "isolation.level": "read_committed",
@@ -115,12 +118,13 @@ def reader(settings: Settings, group: str) -> dict[str, Any]:
     }
 
 
-def peeker(settings: Settings, group: str) -> dict[str, Any]:
-    """Return the properties of a consumer that looks at single records and never joins ``group``, whose rights it has.
+def peeker(settings: Settings, service: Service) -> dict[str, Any]:
+    """Return the properties of a consumer that reads single records without joining the service's group.
 
-    A broker gives a whole batch at least, however little is asked for.
+    It bears the group's id, and so needs no privileges but the service's own. A broker
+    gives a whole batch at least, however little is asked for.
     """
-    properties = consumer(settings, group, "classic", {})
+    properties = consumer(settings, service, "classic", {})
     return properties | {
         "client.id": f"{properties['client.id']}-peek",
         "statistics.interval.ms": 0,
@@ -135,13 +139,8 @@ def begins_at_the_end(settings: Settings) -> bool:
     return settings.kafka.get("auto.offset.reset", "earliest").lower() in {"latest", "largest", "end"}
 
 
-def producer(
-    settings: Settings, group: str, callbacks: dict[str, Callable[..., None]], number: int = 0
-) -> dict[str, Any]:
-    """Return the properties of the instance's transactional producer of that number, for the consumer of ``group``."""
-    transactional_id = f"{settings.topic(group)}-{settings.instance_id}"
-    if number:
-        transactional_id += f"#{number}"
+def producer(settings: Settings, transactional_id: str) -> dict[str, Any]:
+    """Return the properties of a transactional producer."""
     return {
         "linger.ms": 0,
         "message.max.bytes": MAX_PRODUCED_BYTES,
@@ -150,7 +149,6 @@ def producer(
         "client.id": transactional_id,
         "transactional.id": transactional_id,
         "enable.idempotence": True,
-        **callbacks,
     }
 
 

@@ -29,11 +29,6 @@ def refused(error: KafkaError) -> Resource | None:
     return resource
 
 
-def role_of(group: str) -> str | None:
-    """Return the role of the service whose group that is, without the topic prefix."""
-    return next((role for role, privileges in ROLES.items() if group in {each.name for each in privileges}), None)
-
-
 class Refusals:
     """Puts refusals into words: who lacks which privilege on what."""
 
@@ -62,7 +57,7 @@ class Refusals:
         lines = [
             f"{each.operation} on the {resource} {name}"
             for each in privileges
-            for name in names or [self._settings.topic(each.name)]
+            for name in names or [each.full_name(self._settings)]
             if each.concerns(self._settings, resource, name)
         ] or [f"{operation or 'a privilege'} on the {resource} {name}" for name in names]
         advice = f"; see docs/security.md, or: streamer acls {self._role}" if self._role else ""

@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
-from streamer.kafka.client.refusals import Refusals, refused, role_of
+from streamer.kafka.client.refusals import Refusals, refused
 from streamer.kafka.commit.transactions import CALL_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from streamer.kafka.inflight.partitions import AssignedPartition
     from streamer.settings import Settings
+    from streamer.topology import Service
 
     Rebalanced = Callable[[Consumer, list[TopicPartition]], None]
 
@@ -31,15 +32,14 @@ log = structlog.get_logger()
 class GroupMembership:
     """Holds the consumer, and replaces it where its protocol is refused."""
 
-    def __init__(self, settings: Settings, group: str, topic: str, callbacks: dict[str, Callable[..., None]]) -> None:
-        """``topic`` is a full name."""
+    def __init__(self, settings: Settings, service: Service, callbacks: dict[str, Callable[..., None]]) -> None:
         self._settings = settings
-        self._group = group
-        self._topic = topic
+        self._service = service
+        self._topic = settings.topic(service.input)
         self._callbacks = callbacks
         self._listeners: dict[str, Rebalanced] = {}
         self._protocols = config.group_protocols(settings)
-        self._refusals = Refusals(settings, role_of(group))
+        self._refusals = Refusals(settings, service.role)
         self.consumer = self._make()
 
     @property
@@ -83,7 +83,7 @@ class GroupMembership:
 
     def describe(self, error: KafkaError) -> str:
         """Put an error of the consumer into words."""
-        name = self._topic if refused(error) is Resource.TOPIC else self._settings.topic(self._group)
+        name = self._topic if refused(error) is Resource.TOPIC else self._settings.group(self._service.group)
         return self._refusals.describe(error, name)
 
     def close(self) -> None:
@@ -92,6 +92,6 @@ class GroupMembership:
 
     def _make(self) -> Consumer:
         consumer: Consumer = config.make_client(
-            Consumer, config.consumer(self._settings, self._group, self.protocol, self._callbacks)
+            Consumer, config.consumer(self._settings, self._service, self.protocol, self._callbacks)
         )
         return consumer

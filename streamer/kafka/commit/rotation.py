@@ -33,15 +33,16 @@ if TYPE_CHECKING:
 
     from streamer.kafka.commit.transactions import Batch
     from streamer.settings import Settings
+    from streamer.topology import Service
 
 
 class Rotation:
-    """``producers`` of one instance, used as one :class:`Transactions` and from one thread."""
+    """The transactional producers of one instance, used as one :class:`Transactions` and from one thread."""
 
-    def __init__(
-        self, settings: Settings, group: str, callbacks: dict[str, Callable[..., None]], *, producers: int
-    ) -> None:
-        self._producers = [Transactions(settings, group, callbacks, number=number) for number in range(producers)]
+    def __init__(self, settings: Settings, service: Service, callbacks: dict[str, Callable[..., None]]) -> None:
+        self._producers = [
+            Transactions.of_service(settings, service, callbacks, number=number) for number in range(service.producers)
+        ]
         self._turn = 0
 
     @property

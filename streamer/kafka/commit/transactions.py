@@ -40,15 +40,16 @@ from streamer.faults import FaultPoint, reach
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.produce import enqueue
-from streamer.kafka.client.refusals import Refusals, refused, role_of
+from streamer.kafka.client.refusals import Refusals, refused
 from streamer.kafka.commit.bounded import BoundedCalls, HungError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from streamer.kafka.inflight.record import InFlightRecord
     from streamer.kafka.records import Output
     from streamer.settings import Settings
+    from streamer.topology import Service
 
 CALL_TIMEOUT_S = 2.0
 """Longest single request; what times out is taken up again, and the loop polls its consumer in between."""
@@ -114,17 +115,25 @@ class _State(Enum):
 
 
 class Transactions:
-    """A transactional producer, one transaction at a time, used from one thread.
-
-    ``number`` tells the producers of one instance apart (:mod:`streamer.kafka.commit.rotation`).
-    """
+    """A transactional producer, one transaction at a time, used from one thread."""
 
     def __init__(
-        self, settings: Settings, group: str, callbacks: dict[str, Callable[..., None]], *, number: int = 0
+        self,
+        settings: Settings,
+        transactional_id: str,
+        *,
+        role: str,
+        group: str | None = None,
+        properties: Mapping[str, Any] | None = None,
     ) -> None:
-        self._properties = config.producer(settings, group, callbacks, number)
-        self._group = settings.topic(group)
-        self._refusals = Refusals(settings, role_of(group))
+        """``transactional_id`` and ``group``, whose offsets are committed, are full names.
+
+        ``role`` says whose privileges are missing where the cluster refuses something; ``properties`` (callbacks
+        among them) win over ours.
+        """
+        self._properties = {**config.producer(settings, transactional_id), **(properties or {})}
+        self._group = group
+        self._refusals = Refusals(settings, role)
         self._touched: frozenset[str] = frozenset()
         self._state = _State.NONE
         self._initialised = False
@@ -133,6 +142,15 @@ class Transactions:
         self._delivery_timeout = _DELIVERY_TIMEOUT_S
         self._abort_cause = AbortedError("")
         self._producer: Producer = config.make_client(Producer, self._properties)
+
+    @classmethod
+    def of_service(
+        cls, settings: Settings, service: Service, callbacks: Mapping[str, Callable[..., None]], *, number: int = 0
+    ) -> Transactions:
+        """Make a producer of an instance; ``number`` tells its producers apart, which take turns."""
+        group = settings.group(service.group)
+        transactional_id = f"{group}-{settings.instance_id}" + (f"#{number}" if number else "")
+        return cls(settings, transactional_id, role=service.role, group=group, properties=callbacks)
 
     @property
     def transactional_id(self) -> str:
@@ -270,7 +288,7 @@ class Transactions:
     def _describe(self, cause: KafkaError) -> str:
         names = {
             Resource.TOPIC: sorted(self._touched),
-            Resource.GROUP: [self._group],
+            Resource.GROUP: [self._group] if self._group is not None else [],
             Resource.TRANSACTIONAL_ID: [self.transactional_id],
         }
         resource = refused(cause)

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from streamer.events import Time
+from streamer.kafka.dead_letters import GROUP_HEADER
 from streamer.kafka.readers.topic_reader import TopicReader
-from streamer.topology import DLQ_SUFFIX
+from streamer.topology import DLQ_SHOW, Tool, dead_letter_topic
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from streamer.kafka.records import Headers, Record
     from streamer.settings import Settings
 
-GROUP = "streamer-dlq"
 MARKER_HEADER = "dlq.marker"
 UNKNOWN_REASON = "unknown"
 """Reason shown for a record that somebody else wrote and that carries none."""
@@ -68,6 +68,8 @@ class DeadLetter:
     partition: int
     attempts: int
     at: dt.datetime
+    group: str
+    """Full name of the consumer group that wrote it, empty where it does not say."""
 
     @property
     def original_headers(self) -> Headers:
@@ -83,13 +85,15 @@ class Filter:
     since: dt.datetime | None = None
     until: dt.datetime | None = None
     key: str | None = None
+    group: str | None = None
 
-    def takes(self, letter: DeadLetter) -> bool:
-        """Say whether ``letter`` is meant."""
+    def matches(self, letter: DeadLetter) -> bool:
+        """Say whether ``letter`` is one of those."""
         return (
             (not self.reasons or letter.reason in self.reasons)
             and (self.since is None or letter.at >= self.since)
             and (self.until is None or letter.at < self.until)
+            and (self.group is None or letter.group == self.group)
             and (self.key is None or letter.record.key == self.key.encode(errors="surrogateescape"))
         )
 
@@ -151,6 +155,7 @@ def classify(record: Record, topic: str, redriven: Iterable[int] = ()) -> DeadLe
         partition=_number(told.get("dlq.partition"), -1),
         attempts=_number(told.get("dlq.attempts"), 1),
         at=at,
+        group=told.get(GROUP_HEADER, ""),
     )
 
 
@@ -159,17 +164,18 @@ def _number(text: str | None, default: int) -> int:
 
 
 class Summary:
-    """Dead letters counted by reason and state."""
+    """Dead letters counted by the group that wrote them, by reason and by state."""
 
     def __init__(self, letters: Iterable[DeadLetter]) -> None:
-        self.counts: dict[str, Counter[State]] = {}
-        self.oldest: dict[str, dt.datetime] = {}
-        self.newest: dict[str, dt.datetime] = {}
+        self.counts: dict[tuple[str, str], Counter[State]] = {}
+        """By group and reason, as the times are."""
+        self.oldest: dict[tuple[str, str], dt.datetime] = {}
+        self.newest: dict[tuple[str, str], dt.datetime] = {}
         for letter in letters:
-            reason = letter.reason
-            self.counts.setdefault(reason, Counter())[letter.state] += 1
-            self.oldest[reason] = min(letter.at, self.oldest.get(reason, letter.at))
-            self.newest[reason] = max(letter.at, self.newest.get(reason, letter.at))
+            kind = letter.group, letter.reason
+            self.counts.setdefault(kind, Counter())[letter.state] += 1
+            self.oldest[kind] = min(letter.at, self.oldest.get(kind, letter.at))
+            self.newest[kind] = max(letter.at, self.newest.get(kind, letter.at))
 
 
 class DeadLetterTopic(TopicReader):
@@ -177,10 +183,10 @@ class DeadLetterTopic(TopicReader):
 
     error = DeadLetterError
 
-    def __init__(self, settings: Settings, topic: str, *, role: str = "dlq-show") -> None:
-        """``topic`` is the input topic's name without prefix, ``role`` that of whoever reads it."""
+    def __init__(self, settings: Settings, topic: str, tool: Tool = DLQ_SHOW) -> None:
+        """``topic`` is the input topic's name without prefix, ``tool`` the command that reads it."""
         self.source = settings.topic(topic)
-        super().__init__(settings, self.source + DLQ_SUFFIX, group=GROUP, role=role)
+        super().__init__(settings, dead_letter_topic(self.source), tool)
 
     def letters(self, spans: Iterable[Span]) -> Iterator[DeadLetter]:
         """Go through the dead letters in order of partition and offset."""

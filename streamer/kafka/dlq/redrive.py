@@ -24,6 +24,12 @@ The steps, and what a crash right after each leaves behind:
    whether we live or not: the next init waits for that, and 3 finds the markers. A crash before the decision is
    as after 4.
 
+Several groups may read the same input topic (``group_suffix``), and what one of them could not process the others
+have, perhaps: each dead letter bears the name of its group, and so does the copy. A service passes over a copy that
+was made for another group, so that nobody answers twice; but not where the topic is compacted, since there the copy
+replaces the original for those who have not read it yet, and processing it again does no harm. Markers list offsets
+of the dead letter topic, so the dead letters that two groups wrote about one record are put back separately.
+
 Two redrives at once: the init of the later one fences the earlier, which stops at its next step 4 or 5 with an
 error; what it had committed by then the later one finds in 3. Any other fault that does not pass ends the
 run; running it again goes on where it stopped.
@@ -44,17 +50,16 @@ from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation, Resource
 from streamer.kafka.client.produce import enqueue
 from streamer.kafka.client.refusals import refused
-from streamer.kafka.dlq.letters import GROUP, MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
+from streamer.kafka.dead_letters import REDRIVEN_FOR, REDRIVEN_FROM
+from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
 from streamer.kafka.records import Output
+from streamer.topology import DLQ_REDRIVE, redrive_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from streamer.kafka.dlq.letters import DeadLetter, Filter
     from streamer.settings import Settings
-
-REDRIVEN_FROM = "dlq.redriven_from"
-"""Header of a copy: ``<dead letter topic>/<partition>/<offset>``."""
 
 _BATCH_RECORDS = 500
 _BATCH_BYTES = 4 << 20
@@ -94,7 +99,7 @@ def redrive(
     under way. Raises :class:`DeadLetterError`.
     """
     run = _Run(wanted, limit)
-    with contextlib.closing(DeadLetterTopic(settings, topic, role="dlq-redrive")) as dead_letters:
+    with contextlib.closing(DeadLetterTopic(settings, topic, DLQ_REDRIVE)) as dead_letters:
         if dry_run:
             for letter in run.pending(dead_letters.letters(dead_letters.spans())):
                 run.report.redriven[letter.reason] += 1
@@ -132,7 +137,7 @@ class _Run:
         taken = len(self._done)
         for letter in letters:
             place = _place(letter)
-            if not self._wanted.takes(letter) or place in self._done:
+            if not self._wanted.matches(letter) or place in self._done:
                 continue
             if letter.state is not State.PENDING:
                 self.report.left[letter.state] += 1
@@ -187,7 +192,7 @@ class _Copier:
 
     def __init__(self, settings: Settings, topic: str, dead_letters: DeadLetterTopic) -> None:
         # Not an instance's id: the redrives of one topic must fence each other wherever they run.
-        properties = config.producer(settings.model_copy(update={"instance_id": topic}), GROUP, {})
+        properties = config.producer(settings, settings.topic(redrive_id(topic)))
         # A broker refuses whole batches: with one record in each, it is that record which is too large.
         self._producer: Producer = config.make_client(Producer, {**properties, "batch.num.messages": 1})
         self._transactional_id = str(properties["transactional.id"])
@@ -224,6 +229,8 @@ class _Copier:
             # Where the key's other records are, whichever partitioner put them there.
             partition = letter.partition if letter.partition in self._partitions else _ANY_PARTITION
             headers = (*letter.original_headers, (REDRIVEN_FROM, came_from))
+            if letter.group:
+                headers = (*headers, (REDRIVEN_FOR, letter.group.encode()))
             copy = Output(self._dead_letters.source, record.key, record.value, headers)
             self._produce(copy, partition, letter, refusals)
         for partition, offsets in redriven.items():

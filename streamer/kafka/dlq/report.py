@@ -20,7 +20,7 @@ from streamer.kafka.dlq.letters import State, Summary
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
     from streamer.kafka.dlq.letters import DeadLetter
     from streamer.kafka.dlq.redrive import Report
@@ -42,6 +42,7 @@ def described(letter: DeadLetter) -> dict[str, Any]:
         "partition": letter.record.partition,
         "offset": letter.record.offset,
         "key": decoded(letter.record.key),
+        "group": letter.group,
         "reason": letter.reason,
         "error": letter.error,
         "attempts": letter.attempts,
@@ -76,27 +77,30 @@ def _value(raw: bytes | None) -> tuple[str, Any]:
 def summary(letters: Iterable[DeadLetter], *, title: str, as_json: bool) -> None:
     """Print counts by reason and state, with the oldest and newest time."""
     found = Summary(letters)
-    reasons = sorted(found.counts, key=lambda reason: -found.counts[reason].total())
+    kinds = sorted(found.counts, key=lambda kind: -found.counts[kind].total())
     if as_json:
         rows = [
             {
+                "group": group,
                 "reason": reason,
-                "count": found.counts[reason].total(),
-                **{state.value: found.counts[reason][state] for state in State},
-                "oldest": found.oldest[reason],
-                "newest": found.newest[reason],
+                "count": found.counts[group, reason].total(),
+                **{state.value: found.counts[group, reason][state] for state in State},
+                "oldest": found.oldest[group, reason],
+                "newest": found.newest[group, reason],
             }
-            for reason in reasons
+            for group, reason in kinds
         ]
         _print_json({"topic": title, "count": sum(counts.total() for counts in found.counts.values()), "reasons": rows})
         return
-    occurring = [state for state in State if any(found.counts[reason][state] for reason in reasons)]
-    table = _table(title, "reason", "count", *occurring, "oldest", "newest", wrapped=("oldest", "newest"))
-    for reason in reasons:
-        counts = found.counts[reason]
+    occurring = [state for state in State if any(found.counts[kind][state] for kind in kinds)]
+    several = len({group for group, _ in kinds}) > 1
+    table = _table(title, *_columns("reason", "count", *occurring, "oldest", "newest", group=several))
+    for group, reason in kinds:
+        counts = found.counts[group, reason]
         states = [f"{counts[state]:,}" for state in occurring]
-        times = [_time(found.oldest[reason]), _time(found.newest[reason])]
-        table.add_row(*_cells(reason, f"{counts.total():,}", *states, *times))
+        times = [_time(found.oldest[group, reason]), _time(found.newest[group, reason])]
+        cells = (reason, f"{counts.total():,}", *states, *times)
+        table.add_row(*_cells(*((group, *cells) if several else cells)))
     Console().print(table)
 
 
@@ -106,13 +110,16 @@ def records(letters: Iterable[DeadLetter], *, title: str, as_json: bool) -> None
         for letter in letters:
             _print_json(described(letter))
         return
-    columns = ("place", "key", "reason", "error", "tries", "at", "state")
-    table = _table(title, *columns, wrapped=("key", "reason", "error", "at"))
+    rows = []
     for letter in letters:
         record = letter.record
         place, key = f"{record.partition} {record.offset}", decoded(record.key) or ""
         cells = (place, key, letter.reason, letter.error, str(letter.attempts), _time(letter.at), letter.state)
-        table.add_row(*_cells(*cells))
+        rows.append((letter.group, cells))
+    several = len({group for group, _ in rows}) > 1
+    table = _table(title, *_columns("place", "key", "reason", "error", "tries", "at", "state", group=several))
+    for group, cells in rows:
+        table.add_row(*_cells(*((group, *cells) if several else cells)))
     Console().print(table)
 
 
@@ -162,11 +169,20 @@ def redriven(report: Report, *, topic: str, dry_run: bool, as_json: bool) -> Non
             click.echo(f"{count:,} {why}")
 
 
-def _table(title: str, *columns: str, wrapped: Collection[str]) -> Table:
-    """Make a table in which, on a narrow terminal, only the ``wrapped`` columns give way, down to a least width."""
+_WRAPPED = frozenset({"group", "key", "reason", "error", "at", "oldest", "newest"})
+"""Columns that become narrower on a narrow terminal."""
+
+
+def _columns(*names: str, group: bool) -> tuple[str, ...]:
+    """Return the columns of a table; that of the group is there where it tells rows apart."""
+    return ("group", *names) if group else names
+
+
+def _table(title: str, *columns: str) -> Table:
+    """Make a table in which, on a narrow terminal, only some columns become narrower, down to a least width."""
     table = Table(title=title)
     for column in columns:
-        if column in wrapped:
+        if column in _WRAPPED:
             table.add_column(column, overflow="fold", min_width=8 if column == "key" else 10)
         else:
             table.add_column(column, no_wrap=True)

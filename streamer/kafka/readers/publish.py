@@ -15,6 +15,7 @@ from streamer.kafka.client.produce import enqueue
 from streamer.kafka.client.refusals import Refusals
 from streamer.kafka.readers.topic_reader import ReadError
 from streamer.kafka.records import record_of
+from streamer.topology import READER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -66,7 +67,7 @@ class Reader:
 
     def __init__(self, settings: Settings, topics: list[str]) -> None:
         """``topics`` are full names."""
-        self._group = settings.topic(f"reader-{uuid.uuid4()}")
+        self._group = settings.topic(f"{READER.group}-{uuid.uuid4()}")
         self._consumer: Consumer = config.make_client(Consumer, config.reader(settings, self._group))
         self._consumer.subscribe(topics)
         self._refusals = Refusals(settings, None)

@@ -14,15 +14,12 @@ from streamer.kafka.client.produce import enqueue
 from streamer.kafka.client.refusals import Refusals, refused
 from streamer.kafka.readers.topic_reader import TopicReader
 from streamer.kafka.records import record_of
-from streamer.topology import DLQ_SUFFIX
+from streamer.topology import REPLAY, dead_letter_topic
 
 if TYPE_CHECKING:
     from streamer.kafka.records import Output, Record
     from streamer.settings import Settings
 
-GROUP = "streamer-ask"
-ROLE = "replay"
-"""Whose privileges it needs: the one command that asks."""
 _POLL_S = 0.05
 
 
@@ -41,14 +38,14 @@ class Requester:
 
         Raises :class:`~streamer.kafka.readers.topic_reader.ReadError` where there is no such topic.
         """
-        self._dead = settings.topic(questions + DLQ_SUFFIX)
+        self._dead = settings.topic(dead_letter_topic(questions))
         self._settings = settings
-        self._refusals = Refusals(settings, ROLE)
+        self._refusals = Refusals(settings, REPLAY.role)
         places = []
         for name in (settings.topic(answers), self._dead):
-            with contextlib.closing(TopicReader(settings, name, group=GROUP, role=ROLE)) as reader:
+            with contextlib.closing(TopicReader(settings, name, REPLAY)) as reader:
                 places += [TopicPartition(name, span.partition, span.end) for span in reader.spans()]
-        self._consumer: Consumer = config.make_client(Consumer, config.reader(settings, settings.topic(GROUP)))
+        self._consumer: Consumer = config.make_client(Consumer, config.reader(settings, settings.topic(REPLAY.group)))
         self._consumer.assign(places)
         self._producer: Producer = config.make_client(
             Producer, {**config.common(settings), "enable.idempotence": True, "linger.ms": 0}

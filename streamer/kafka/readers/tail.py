@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from streamer.kafka.records import Record
     from streamer.settings import Settings
+    from streamer.topology import Tool
 
-GROUP = "streamer-top"
 _BACK = 20
 """Offsets before a partition's end that are read at most; transactions' markers count among them."""
 _ASK_S = 1.0
@@ -34,11 +34,11 @@ _POLL_S = 0.05
 class Tail:
     """Reads the ends of topics as read_committed consumers do; used from one thread."""
 
-    def __init__(self, settings: Settings, topics: Sequence[str], *, role: str) -> None:
-        """``topics`` are full names, ``role`` says what the user needs privileges for."""
+    def __init__(self, settings: Settings, topics: Sequence[str], tool: Tool) -> None:
+        """``topics`` are full names, ``tool`` is the command that reads them."""
         self._topics = topics
         self._servers = settings.bootstrap_servers
-        self._refusals = Refusals(settings, role)
+        self._refusals = Refusals(settings, tool.role)
         self._connection_errors = ConnectionErrors()
         # Faults are shown in a line of their own, not logged at each attempt.
         quiet = {"log_level": 0, "error_cb": self._connection_errors}
@@ -46,7 +46,7 @@ class Tail:
         self._consumer: Consumer = config.make_client(
             Consumer,
             {
-                **config.reader(settings, settings.topic(GROUP)),
+                **config.reader(settings, settings.topic(tool.group)),
                 **quiet,
                 "enable.partition.eof": True,
                 "auto.offset.reset": "latest",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from streamer.kafka.records import Record
     from streamer.settings import Settings
+    from streamer.topology import Tool
 
 _NO_ANSWER = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
 TIMEOUT_S = 10.0
@@ -48,21 +49,18 @@ class TopicReader:
     error: type[Exception] = ReadError
     """What is raised where the topic cannot be read."""
 
-    def __init__(self, settings: Settings, name: str, *, group: str, role: str | None = None) -> None:
-        """``name`` is the topic's full name; ``group`` is never joined, but the client wants one.
-
-        ``role`` says what the user needs privileges for.
-        """
+    def __init__(self, settings: Settings, name: str, tool: Tool) -> None:
+        """``name`` is the topic's full name, ``tool`` the command that reads it."""
         self.name = name
         self._servers = settings.bootstrap_servers
-        self._refusals = Refusals(settings, role)
+        self._refusals = Refusals(settings, tool.role)
         self._connection_errors = ConnectionErrors()
         callbacks = {"error_cb": self._connection_errors}
         self._admin: AdminClient = config.make_client(AdminClient, {**config.common(settings), **callbacks})
         self._consumer: Consumer = config.make_client(
             Consumer,
             {
-                **config.reader(settings, settings.topic(group)),
+                **config.reader(settings, settings.topic(tool.group)),
                 **callbacks,
                 "fetch.wait.max.ms": 50,  # a request for one partition's end holds up the next partition's first
                 "enable.partition.eof": True,

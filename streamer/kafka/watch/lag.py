@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
     from streamer.metrics import Metrics
     from streamer.settings import Settings
+    from streamer.topology import Service
 
 _END: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _BEGINNING: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
@@ -51,11 +52,10 @@ _LOOK_RECORDS = 32
 class LagWatch:
     """Keeps the lag gauges of the assigned partitions; used from the loop's thread, and never waits."""
 
-    def __init__(self, settings: Settings, assignment: Assignment, *, group: str, topic: str, metrics: Metrics) -> None:
-        """``topic`` is a full name, ``group`` is not."""
+    def __init__(self, settings: Settings, assignment: Assignment, *, service: Service, metrics: Metrics) -> None:
         self._settings = settings
         self._assignment = assignment
-        self._topic = topic
+        self._topic = settings.topic(service.input)
         self._metrics = metrics
         self._admin: AdminClient | None = None
         self._asked: dict[str, dict[TopicPartition, Future[Any]]] = {}
@@ -64,7 +64,7 @@ class LagWatch:
         self._beginnings: dict[int, int] = {}
         self._caught_up: dict[int, float] = {}
         """When a partition's end was last seen to be reached."""
-        self._peek = _Peek(settings, assignment, group, topic)
+        self._peek = _Peek(settings, assignment, service)
 
     def tick(self) -> None:
         """Take what has been answered, and ask anew when it is time."""
@@ -170,11 +170,11 @@ class _Sight(NamedTuple):
 class _Peek:
     """Looks at what is not fetched, with a consumer of its own that joins no group and is made when it is needed."""
 
-    def __init__(self, settings: Settings, assignment: Assignment, group: str, topic: str) -> None:
+    def __init__(self, settings: Settings, assignment: Assignment, service: Service) -> None:
         self._settings = settings
         self._assignment = assignment
-        self._group = group
-        self._topic = topic
+        self._service = service
+        self._topic = settings.topic(service.input)
         self._consumer: Consumer | None = None
         self._wanted: dict[int, tuple[int, float]] = {}
         self._looking: dict[int, int] = {}
@@ -216,7 +216,7 @@ class _Peek:
         if not any(time.monotonic() - since >= _ON_ITS_WAY_S for _, since in self._wanted.values()):
             return
         if self._consumer is None:
-            self._consumer = config.make_client(Consumer, config.peeker(self._settings, self._group))
+            self._consumer = config.make_client(Consumer, config.peeker(self._settings, self._service))
         self._looking = {number: position for number, (position, _) in self._wanted.items()}
         self._wanted = {}
         self._until = time.monotonic() + _LOOK_TIMEOUT_S

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from streamer.kafka.inflight.partitions import Assignment
     from streamer.metrics import Metrics
     from streamer.settings import Settings
+    from streamer.topology import Service
 
 log = structlog.get_logger()
 
@@ -31,23 +32,20 @@ class Monitor:
         settings: Settings,
         assignment: Assignment,
         *,
-        group: str,
-        topic: str,
-        output: str,
+        service: Service,
         metrics: Metrics,
         health: Health,
     ) -> None:
-        """Begin; the names are without the prefix."""
         self._servers = settings.bootstrap_servers
         self._assignment = assignment
-        self._topic = settings.topic(topic)
+        self._topic = settings.topic(service.input)
         self._metrics = metrics
         self._health = health
-        self._lag = LagWatch(settings, assignment, group=group, topic=self._topic, metrics=metrics)
+        self._lag = LagWatch(settings, assignment, service=service, metrics=metrics)
         self._quiet_until: dict[int, float] = {}
         # What is counted begins with 0, so that the first one is an increase.
         metrics.consumed.labels(self._topic)
-        metrics.produced.labels(settings.topic(output))
+        metrics.produced.labels(settings.topic(service.output))
         for reason in Reason:
             metrics.dead_lettered.labels(self._topic, reason)
         for kind in ("assigned", "revoked", "lost"):

@@ -16,11 +16,11 @@ from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import Refusals, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from streamer.health import Health
     from streamer.settings import Settings
+    from streamer.topology import Service
 
 _CHECK_EVERY_S = 1.0
 _CHECK_TIMEOUT_S = 5.0
@@ -35,12 +35,12 @@ _UNKNOWN_TOPIC = (
 class TopicWatch:
     """Looks for topics until all are there; used from the loop's thread, and never waits."""
 
-    def __init__(self, settings: Settings, names: Sequence[str], health: Health, refusals: Refusals) -> None:
-        """``names`` are full names: the input topic's, which is read, and those of topics that are written."""
+    def __init__(self, settings: Settings, service: Service, health: Health) -> None:
         self._settings = settings
-        self._names = list(names)
+        self._names = [settings.topic(name) for name in service.topics]
+        """Full names: that of the input topic, which is read, and those of the topics that are written."""
         self._health = health
-        self._refusals = refusals
+        self._refusals = Refusals(settings, service.role)
         self._admin: AdminClient | None = None
         self._answers: dict[str, Future[Any]] = {}
         self._next_check = 0.0
