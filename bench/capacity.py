@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from redis_servers import Cluster
 
 from bench.machine import about
 from bench.report import print_figures
@@ -35,6 +34,7 @@ from streamer.synthetic.clips import make_queries, render_clips
 from streamer.synthetic.engine import BaseEngine
 from streamer.synthetic.measures import average_precision
 from streamer.video.sampling.sample import Sampling, sample
+from tests.support.redis_servers import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """From files to stored vectors, against the pipeline that one would write in an afternoon.
 
-    PYTHONPATH=tests:tests/integration python bench/embedding.py
+    python -m bench.embedding
 
 *Plain* is ``bench/plain_embedder.py``: every frame decoded, one clip after the other, open_clip in float32.
 *Ours* is the product's embedder, with its decoders, its encoder as ``STREAMER_DTYPE=auto`` chooses it, and its store;

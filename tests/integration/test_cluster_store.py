@@ -12,11 +12,6 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 import numpy as np
 import pytest
-from driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Bus, Service, apply_topics, await_true, environment
-from footage import tiny_footage
-from redis_servers import Cluster, Server, move_slot
-from redis_servers import await_true as await_servers
-from soak.load import Metrics, fill_store, publish, query_event, read_answers, stored_dim, upload
 
 from streamer.encoders import load_encoder
 from streamer.events import QueryResults, Status, decode
@@ -25,6 +20,21 @@ from streamer.settings import DEFAULT_MODEL, load
 from streamer.store import Clip, StoreOptions, open_store, record_format
 from streamer.store.redis.address import Buckets
 from streamer.store.redis.store import RedisStore
+from tests.support.driver import (
+    EMBEDDED,
+    RERANKED,
+    RESULTS,
+    UPLOADED,
+    Bus,
+    Service,
+    apply_topics,
+    await_true,
+    environment,
+)
+from tests.support.footage import tiny_footage
+from tests.support.load import Metrics, fill_store, publish, query_event, read_answers, stored_dim, upload
+from tests.support.redis_servers import Cluster, Server, move_slot
+from tests.support.redis_servers import await_true as await_servers
 
 if TYPE_CHECKING:
     from pathlib import Path

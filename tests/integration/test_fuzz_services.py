@@ -7,7 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Producer
-from driver import (
+from hypothesis import HealthCheck, Phase, given, settings
+
+from streamer.events import MAX_ID_BYTES, ClipUploaded, InvalidEvent, QueryResults, Reason, decode
+from tests.fuzz.mutations import Mutated, mutated, queries, uploads
+from tests.support.driver import (
     EMBEDDED,
     RERANKED,
     RESULTS,
@@ -19,11 +23,7 @@ from driver import (
     check_caused,
     environment,
 )
-from footage import tiny_footage
-from fuzz.mutations import Mutated, mutated, queries, uploads
-from hypothesis import HealthCheck, Phase, given, settings
-
-from streamer.events import MAX_ID_BYTES, ClipUploaded, InvalidEvent, QueryResults, Reason, decode
+from tests.support.footage import tiny_footage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

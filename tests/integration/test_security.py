@@ -14,10 +14,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from driver import Service, await_true
-from footage import BLUE, RED, WHITE, scene, write_video
-from loops import INPUT, OUTPUT, await_, echo, feed, read, running
-from secured import SecuredKafka, secured_kafka
 
 from streamer.evaluation.questions import events_of_topic
 from streamer.events import Candidate, ClipUploaded, QueryReranked, QueryResults, Reason, decode, encode, now
@@ -33,6 +29,10 @@ from streamer.kafka.readers.tail import Tail
 from streamer.kafka.readers.topic_reader import ReadError
 from streamer.settings import as_variables
 from streamer.topology import SERVICES, TOP
+from tests.support.driver import Service, await_true
+from tests.support.footage import BLUE, RED, WHITE, scene, write_video
+from tests.support.loops import INPUT, OUTPUT, await_, echo, feed, read, running
+from tests.support.secured import SecuredKafka, secured_kafka
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

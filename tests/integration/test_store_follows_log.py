@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from footage import BLUE, GREEN, RED, write_video
-from in_process import InProcessDecoder
 
 from streamer import embedder
 from streamer.embedder import Embedder
@@ -33,6 +31,8 @@ from streamer.settings import Settings, load
 from streamer.store import Position, PutOutcome, open_store
 from streamer.topology import EMBED
 from streamer.video.fetching.fetcher import Fetcher
+from tests.support.footage import BLUE, GREEN, RED, write_video
+from tests.support.in_process import InProcessDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -19,10 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from driver import Bus, Service, apply_topics, environment
-from footage import TINY_PALETTE, scene, write_video
 from rich.console import Console
-from terminals import on_a_terminal
 
 from streamer.events import Candidate, ClipUploaded, QueryResults, encode, now
 from streamer.kafka import Output
@@ -31,6 +28,9 @@ from streamer.settings import load
 from streamer.top.targets import Target
 from streamer.top.view import View
 from streamer.top.watch import Watch
+from tests.support.driver import Bus, Service, apply_topics, environment
+from tests.support.footage import TINY_PALETTE, scene, write_video
+from tests.support.terminals import on_a_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

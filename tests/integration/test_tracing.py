@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from driver import (
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.support.driver import (
     EMBEDDED,
     RERANKED,
     RESULTS,
@@ -24,8 +26,7 @@ from driver import (
     await_true,
     environment,
 )
-from footage import GREEN, WHITE, scene, write_video
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tests.support.footage import GREEN, WHITE, scene, write_video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pytest
-from in_process import InProcessDecoder
 from structlog.testing import capture_logs
 
 from streamer import embedder, faults
@@ -25,6 +24,7 @@ from streamer.store import Position, StoreUnavailableError, open_store
 from streamer.synthetic.write import write_h264
 from streamer.video import ClipError, Retry
 from streamer.video.fetching.fetcher import Fetcher
+from tests.support.in_process import InProcessDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import orjson
 import pytest
-from fuzz.mutations import mutated, queries, uploads
 from hypothesis import HealthCheck, Phase, given, settings
 
 from streamer.events import (
@@ -29,9 +28,10 @@ from streamer.events import (
     decode,
     encode,
 )
+from tests.fuzz.mutations import mutated, queries, uploads
 
 if TYPE_CHECKING:
-    from fuzz.mutations import Mutated
+    from tests.fuzz.mutations import Mutated
 
 ABOUT_THE_EVENT = {
     Reason.EMPTY, Reason.TOO_LARGE, Reason.NOT_JSON, Reason.WRONG_TYPE, Reason.LIMIT_EXCEEDED, Reason.BLANK_QUERY,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import trustme
-from redis_servers import Cluster, Server, await_true, move_slot, node_id
 
 from streamer.settings import SettingsError, load
 from streamer.store import (
@@ -31,6 +30,7 @@ from streamer.store import (
 from streamer.store.redis.address import Address, Buckets
 from streamer.store.redis.cache import HotRecords
 from streamer.store.redis.store import RedisStore
+from tests.support.redis_servers import Cluster, Server, await_true, move_slot, node_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,6 @@ import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner
-from driver import validator
 
 from bench import __main__ as harness
 from bench.bars import BARS, Bar, Figure
@@ -27,6 +26,7 @@ from streamer.encoders import load_encoder
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import DEFAULT_MODEL
 from streamer.store import open_store
+from tests.support.driver import validator
 
 if TYPE_CHECKING:
     from pathlib import Path

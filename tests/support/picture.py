@@ -14,8 +14,8 @@ from matplotlib.ticker import EngFormatter
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dashboards import BoardPanel
-    from monitored import Prometheus
+    from tests.support.dashboards import BoardPanel
+    from tests.support.monitored import Prometheus
 
 MAIN = (
     "Events in", "From issued_at to the answer", "From uploaded_at to searchable",

@@ -9,9 +9,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from store_records import digest, fill, many
-
 from streamer.store.opening import open_admin
+from tests.support.store_records import digest, fill, many
 
 if TYPE_CHECKING:
     from collections.abc import Callable

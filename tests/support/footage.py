@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-from recompute import Video
+
+from tests.support.recompute import Video
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from odd_server import LOOPBACK
 
 from streamer.events import Reason
 from streamer.video import ClipError, Retry
 from streamer.video.fetching.fetcher import Fetcher
+from tests.support.odd_server import LOOPBACK
 
 MAX_BYTES = 200_000
 TOTAL_S, SILENCE_S = 10.0, 5.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
 ALERTS: dict[str, dict[str, Any]] = {
     rule["alert"]: rule

@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from driver import RESULTS, UPLOADED, Record, limit
+from tests.support.driver import RESULTS, UPLOADED, Record, limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

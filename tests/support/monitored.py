@@ -21,13 +21,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from confluent_kafka import Producer
-from dashboards import RULES
-from driver import RESULTS, UPLOADED, Bus, apply_topics, environment, free_port
-from endless import write_endless_clip
-from footage import tiny_footage
-from redis_servers import Server
 
 from streamer.demo.services import ServiceProcess
+from tests.support.dashboards import RULES
+from tests.support.driver import RESULTS, UPLOADED, Bus, apply_topics, environment, free_port
+from tests.support.endless import write_endless_clip
+from tests.support.footage import tiny_footage
+from tests.support.redis_servers import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Self
 import av
 import numpy as np
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Record, await_true, model_dir
-from endless import write_endless_clip
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.store import Clip, Position, StoreOptions, open_store
+from tests.support.driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Record, await_true, model_dir
+from tests.support.endless import write_endless_clip
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from driver import Bus, Service
+    from tests.support.driver import Bus, Service
 
 MIB = 1 << 20
 
