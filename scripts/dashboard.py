@@ -17,7 +17,7 @@ from grafana_foundation_sdk.models.dashboard import (
 
 from streamer.metrics import CATALOGUE
 
-_SELECTED = 'namespace=~"$namespace", job=~"$job", instance=~"$instance"'
+_SELECTED = 'namespace=~"$namespace", job=~"$job", group=~"$group", instance=~"$instance"'
 _WINDOW = "[$__rate_interval]"
 _SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
 _WIDTH, _HEIGHT = 8, 7
@@ -93,8 +93,8 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel("Instances that can work", [_gauge("sum", "ready", "job")], about=("ready",), kind="number"),
         Panel(
-            "What instances wait for",
-            [Query(f"sum by (job, condition) ({_series('unready')})", "{{job}} {{condition}}")],
+            "Why instances are not ready",
+            [Query(f"sum by (job, group, condition) ({_series('unready')})", "{{job}} {{group}} {{condition}}")],
             about=("unready",),
         ),
         Panel(
@@ -109,7 +109,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Queries in the engine's own order", [_per_second("degraded", "reason")], "reqps", ("degraded",)),
         Panel(
             "Dead letters",
-            [_only_above_0(_per_second("dead_lettered", "topic", "reason"))],
+            [_only_above_0(_per_second("dead_lettered", "group", "topic", "reason"))],
             "cps",
             ("dead_lettered",),
         ),
@@ -117,9 +117,9 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Clips in the store", [_gauge("max", "store_clips", "job")], "short", ("store_clips",)),
     ],
     "Does it keep up?": [
-        Panel("Lag in seconds", [_gauge("max", "lag_seconds", "topic")], "s", ("lag_seconds",)),
-        Panel("Lag in records", [_gauge("sum", "lag", "topic")], "short", ("lag",)),
-        Panel("Done behind the committed offset", [_gauge("sum", "done_ahead", "topic")], "short", ("done_ahead",)),
+        Panel("Lag in seconds", [_gauge("max", "lag_seconds", "group", "topic")], "s", ("lag_seconds",)),
+        Panel("Lag in records", [_gauge("sum", "lag", "group", "topic")], "short", ("lag",)),
+        Panel("Committed out of order", [_gauge("sum", "done_ahead", "group", "topic")], "short", ("done_ahead",)),
         Panel("Events in", [_per_second("consumed", "topic")], "cps", ("consumed",)),
         Panel("Events out", [_per_second("produced", "topic")], "cps", ("produced",)),
         Panel("In flight", [_gauge("sum", "in_flight", "job", "instance")], "short", ("in_flight",)),
@@ -127,9 +127,9 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Partitions",
             [
-                _named(_gauge("max", "partitions", "job"), "{{job}} there are"),
-                _named(_gauge("sum", "assigned", "job"), "{{job}} assigned"),
-                _named(_gauge("sum", "paused", "job"), "{{job}} paused"),
+                _named(_gauge("max", "partitions", "job", "group"), "{{job}} {{group}} total"),
+                _named(_gauge("sum", "assigned", "job", "group"), "{{job}} {{group}} assigned"),
+                _named(_gauge("sum", "paused", "job", "group"), "{{job}} {{group}} paused"),
             ],
             "short",
             ("partitions", "assigned", "paused"),
@@ -189,7 +189,12 @@ ROWS: dict[str, list[Panel]] = {
     "Process": [
         Panel(
             "Version and model",
-            [Query(f"count by (job, version, model_id) ({_series('build_info')})", "{{job}} {{version}} {{model_id}}")],
+            [
+                Query(
+                    f"count by (job, group, version, model_id) ({_series('build_info')})",
+                    "{{job}} {{group}} {{version}} {{model_id}}",
+                )
+            ],
             about=("build_info",),
             kind="number",
         ),
@@ -252,6 +257,7 @@ def dashboard_json() -> str:
         .with_variable(dashboard.DatasourceVariable("datasource").type("prometheus"))
         .with_variable(_variable("namespace", "build_info", ".*"))
         .with_variable(_variable("job", "build_info", ".+"))
+        .with_variable(_variable("group", "build_info", ".*"))
         .with_variable(_variable("instance", "build_info", ".+"))
     )
     for title, panels in ROWS.items():

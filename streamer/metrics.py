@@ -7,12 +7,17 @@ are bounded: :data:`LABELS` says by what. ``docs/metrics.md`` is written from he
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import Metric as PrometheusMetric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _LATENCY = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
             1, 1.5, 2, 3, 5, 10, 30, 60, 300, 1800)  # fmt: skip
@@ -38,6 +43,7 @@ class Metric:
 
 
 LABELS = {
+    "group": "on every metric of a service: its consumer group under its full name",
     "topic": "the topics that the command reads or writes, under their full names",
     "partition": "the input topic's partitions that this instance owns",
     "reason": "dead letters: the `dlq.reason` codes; degraded events: the values of `degraded`",
@@ -47,7 +53,7 @@ LABELS = {
     "result": "hit, miss",
     "cause": "crashed, timeout",
     "kind": "assigned, revoked, lost",
-    "outcome": "committed, aborted, undecided, restarted, fenced",
+    "outcome": "committed, aborted, unknown, restarted, fenced",
     "condition": "start, broker, authentication, topic, assignment, offsets, store, transactions",
     "version": "one value a process",
     "command": "embed, rerank",
@@ -103,7 +109,7 @@ CATALOGUE = {
     ),
     "done_ahead": Metric(
         "streamer_consumer_done_ahead_records", "gauge", "records", ("topic", "partition"),
-        "Records behind the committed offset that are done and committed nevertheless; the lag in records counts them.",
+        "Records after the committed offset that are committed out of order; the lag in records counts them.",
         "Does one slow record hold up the offset?",
     ),
     "partitions": Metric(
@@ -209,7 +215,8 @@ CATALOGUE = {
     ),
     "transactions": Metric(
         "streamer_transactions_total", "counter", "count", ("outcome",),
-        "Transactions by outcome; undecided: asked again, restarted: with another producer, fenced: the process ends.",
+        "Transactions by outcome; unknown: the coordinator did not answer and is asked again, restarted: with another "
+        "producer, fenced: the process ends.",
         "Is Kafka healthy?",
     ),
     "transaction": Metric(
@@ -235,8 +242,8 @@ CATALOGUE = {
     ),
     "unready": Metric(
         "streamer_unready", "gauge", "count", ("condition",),
-        "1 while /readyz waits for the condition, 0 when it holds again.",
-        "What does it wait for?",
+        "1 while the condition keeps /readyz from being ready, else 0.",
+        "Why is it not ready?",
     ),
 }  # fmt: skip
 """Every metric of ours under the attribute name that :class:`Metrics` gives it."""
@@ -287,13 +294,33 @@ class Metrics:
     ready: Gauge
     unready: Gauge
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, group: str | None = None) -> None:
+        """``group``: the consumer group of the process, which every metric then carries as a label."""
+        self.registry = registry = CollectorRegistry()
+        if group is not None:
+            registry = CollectorRegistry()
+            self.registry.register(_Labelled(registry, group))
         for attribute, metric in CATALOGUE.items():
-            setattr(self, attribute, _make(metric, self.registry))
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
+            setattr(self, attribute, _make(metric, registry))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+
+class _Labelled(Collector):
+    """All metrics of a registry with the label ``group``: a process is a member of one group as long as it lives."""
+
+    def __init__(self, registry: CollectorRegistry, group: str) -> None:
+        self._registry = registry
+        self._group = group
+
+    def collect(self) -> Iterator[PrometheusMetric]:
+        """Give each sample the label."""
+        for family in self._registry.collect():
+            family.samples = [
+                sample._replace(labels={**sample.labels, "group": self._group}) for sample in family.samples
+            ]
+            yield family
 
 
 def _make(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:

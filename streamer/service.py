@@ -157,7 +157,7 @@ def _service(settings: Settings, command: str) -> Iterator[Service]:
     if fault_point is not None:
         log.warning("a fault point is armed: this process will harm itself", fault_point=fault_point)
     tracing = Tracing.of(settings, command)
-    metrics = Metrics()
+    metrics = Metrics(settings.group(SERVICES[command].group))
     health = Health(metrics, stuck_after=settings.stuck_after)
     port = settings.metrics_port if settings.metrics_port is not None else SERVICES[command].metrics_port
     try:

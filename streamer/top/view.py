@@ -34,7 +34,7 @@ _COLUMNS = (
     _Column("in/s", "consumed", "rate"),
     _Column("out/s", "produced", "rate"),
     _Column("lag", "lag", "count"),
-    _Column("behind", "lag_seconds", "seconds", 70),
+    _Column("lag (s)", "lag_seconds", "seconds", 70),
     _Column("p50", "p50", "seconds", 80),
     _Column("p95", "p95", "seconds"),
     _Column("degraded/s", "degraded", "rate", 100),
@@ -78,7 +78,7 @@ def _headline(frame: Frame) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append("streamer top", style="bold")
     whole = answering == len(frame.instances)
-    text.append(f"  {answering} of {len(frame.instances)} targets answer", style="green" if whole else "bold red")
+    text.append(f"  {answering} of {len(frame.instances)} targets reachable", style="green" if whole else "bold red")
     text.append(f"  {frame.at:%H:%M:%S} UTC, every {frame.interval:g} s")
     return text
 
@@ -95,19 +95,27 @@ def _instances(frame: Frame, width: int) -> Table:
     columns = [column for column in _COLUMNS if width >= column.from_width]
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
+    # A set of services with a group suffix shares the topics of another set, not its work.
+    groups = {instance.group for instance in frame.instances if instance.command}
+    commands = {instance.command for instance in frame.instances if instance.command}
+    several = len(groups) > len(commands)
+
+    def named(command: str, group: str) -> str:
+        return escape(f"{command} ({group})" if several and group else command)
+
     for instance in frame.instances:
         figures = _figures(instance.load, columns) if instance.problem is None else [""] * len(columns)
-        table.add_row(escape(instance.target), instance.command, _state(instance), *figures)
-    for command, load in frame.totals.items():
-        table.add_row("all", command, "", *_figures(load, columns), style="bold")
+        table.add_row(escape(instance.target), named(instance.command, instance.group), _state(instance), *figures)
+    for (command, group), load in frame.totals.items():
+        table.add_row("all", named(command, group), "", *_figures(load, columns), style="bold")
     return table
 
 
 def _state(instance: Instance) -> str:
     if instance.problem is not None:
-        return f"[red]away: {escape(instance.problem)}"
-    if instance.waits_for:
-        return f"[yellow]waits for {escape(', '.join(instance.waits_for))}"
+        return f"[red]unreachable: {escape(instance.problem)}"
+    if instance.not_ready:
+        return f"[yellow]not ready: {escape(', '.join(instance.not_ready))}"
     return "[green]ready"
 
 
@@ -143,7 +151,7 @@ def _move(instance: Instance) -> str:
 
 
 def ranges(numbers: Collection[int]) -> str:
-    """Write whole numbers shortly: ``0-3,7``."""
+    """Abbreviate runs of whole numbers: ``0-3,7``."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and parts[-1][-1] == number - 1:
@@ -165,11 +173,11 @@ def _answers(frame: Frame, answers: Sequence[Answer], width: int) -> Table:
     for answer in answers:
         event = answer.event
         first = event.results[0] if event.results else None
-        told = first.clip_id if first is not None else "no candidates"
+        best = first.clip_id if first is not None else "no candidates"
         row = [
             _seconds(max(0.0, (frame.at - answer.at).total_seconds())),
             escape(event.query),
-            f"[yellow]{event.degraded}" if event.degraded else escape(told),
+            f"[yellow]{event.degraded}" if event.degraded else escape(best),
             "" if first is None else str(first.initial_rank),
         ]
         if wide:
@@ -187,14 +195,18 @@ def _answers(frame: Frame, answers: Sequence[Answer], width: int) -> Table:
 def _letters(frame: Frame, letters: Sequence[Letter], width: int) -> Table:
     table = _table("recent dead letters")
     table.add_column("ago", justify="right", no_wrap=True)
+    several = len({letter.group for letter in frame.letters}) > 1
     table.add_column("topic", no_wrap=True, overflow="ellipsis", ratio=1)
+    if several:
+        table.add_column("group", no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column("reason", no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column("key", no_wrap=True, overflow="ellipsis", ratio=1)
     if wide := width >= _COLUMNS[4].from_width:
         table.add_column("error", no_wrap=True, overflow="ellipsis", ratio=3)
     for letter in letters:
         ago = _seconds(max(0.0, (frame.at - letter.at).total_seconds()))
-        row = [ago, letter.topic, letter.reason, letter.key, *([letter.error] if wide else [])]
+        group = [letter.group] if several else []
+        row = [ago, letter.topic, *group, letter.reason, letter.key, *([letter.error] if wide else [])]
         table.add_row(*(escape(" ".join(each.split())) for each in row))
     if not letters:
         table.add_row("", "[dim]none")

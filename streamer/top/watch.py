@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from streamer.events import InvalidEvent, QueryReranked, decode, now
+from streamer.kafka.dead_letters import GROUP_HEADER
 from streamer.kafka.readers.tail import Tail
 from streamer.metrics import CATALOGUE
 from streamer.scrape import Scrape, Window, merged, quantile
@@ -60,9 +61,12 @@ class Instance:
     target: str
     problem: str | None = None
     command: str = ""
-    waits_for: tuple[str, ...] = ()
+    group: str = ""
+    """Its consumer group, by its full name."""
+    not_ready: tuple[str, ...] = ()
+    """The conditions that keep it from being ready."""
     lags: Mapping[int, float] = field(default_factory=dict)
-    """Records behind, of each partition that it owns."""
+    """Lag in records of each partition that it owns."""
     rebalances: int = 0
     move: Move | None = None
     load: Load | None = None
@@ -82,6 +86,8 @@ class Letter:
     """One dead letter; ``topic`` is the input topic."""
 
     topic: str
+    group: str
+    """The consumer group that wrote it, empty where it does not say."""
     key: str
     reason: str
     error: str
@@ -95,8 +101,8 @@ class Frame:
     at: dt.datetime
     interval: float
     instances: Sequence[Instance]
-    totals: Mapping[str, Load]
-    """By command, of those that have more than one instance."""
+    totals: Mapping[tuple[str, str], Load]
+    """By command and group, of those that have more than one instance."""
     answers: Sequence[Answer]
     letters: Sequence[Letter]
     problem: str | None
@@ -126,7 +132,8 @@ class _Watched:
         instance = Instance(
             self.target.name,
             command=_label(scrape, "build_info", "command"),
-            waits_for=tuple(
+            group=_label(scrape, "build_info", "group"),
+            not_ready=tuple(
                 sorted(dict(key)["condition"] for key, value in scrape.series(_NAMES["unready"]).items() if value)
             ),
             lags=lags,
@@ -171,12 +178,12 @@ class Watch:
             instance, window = look.result()
             instances.append(instance)
             if window is not None:
-                windows[instance.command].append(window)
+                windows[instance.command, instance.group].append(window)
         return Frame(
             at=now(),
             interval=self.interval,
             instances=instances,
-            totals={command: _load(several) for command, several in windows.items() if len(several) > 1},
+            totals={kind: _load(several) for kind, several in windows.items() if len(several) > 1},
             answers=list(reversed(self._answers)),
             letters=list(reversed(self._letters)),
             problem=self._tail.problem,
@@ -194,12 +201,12 @@ class Watch:
             except InvalidEvent:
                 return  # written by somebody else
             return
-        told = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
-        if "dlq.reason" in told:  # else it is a marker of what was put back
+        headers = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
+        if "dlq.reason" in headers:  # otherwise it marks dead letters that were redriven
             source = record.topic.removeprefix(self._settings.topic_prefix).removesuffix(DLQ_SUFFIX)
             key = (record.key or b"").decode(errors="replace")
-            letter = Letter(source, key, told["dlq.reason"], told.get("dlq.error", ""), record.timestamp)
-            self._letters.append(letter)
+            group, error = headers.get(GROUP_HEADER, ""), headers.get("dlq.error", "")
+            self._letters.append(Letter(source, group, key, headers["dlq.reason"], error, record.timestamp))
 
 
 def _label(scrape: Scrape, attribute: str, label: str) -> str:

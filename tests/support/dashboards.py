@@ -30,7 +30,7 @@ class BoardPanel:
 
     def resolved(self, window: str) -> list[str]:
         """Return the queries as Grafana sends them where everything is selected."""
-        values = {"$namespace": ".*", "$job": ".+", "$instance": ".+", "$__rate_interval": window}
+        values = {"$namespace": ".*", "$job": ".+", "$group": ".*", "$instance": ".+", "$__rate_interval": window}
         found = []
         for query in self.queries:
             text = query

@@ -125,6 +125,15 @@ def test_our_own_metrics_are_read() -> None:
     assert scrape.total("process_start_time_seconds") > 0
 
 
+def test_every_metric_of_a_service_carries_its_group() -> None:
+    metrics = Metrics("streamer-rerank-blue")
+    metrics.lag.labels("query.results", "0").set(7)
+    scrape = scraped(metrics.registry)
+    assert scrape.total("streamer_consumer_lag_records", group="streamer-rerank-blue", partition="0") == 7
+    assert all(("group", "streamer-rerank-blue") in key for series in scrape.samples.values() for key in series)
+    assert {key - {("group", "streamer-rerank-blue")} for key in scrape.samples["streamer_ready"]} == {frozenset()}
+
+
 # -- targets -----------------------------------------------------------------------------------------------------------
 
 
@@ -226,12 +235,12 @@ def frame(**changes: object) -> Frame:
         instances=[
             Instance("host:9401", command="rerank", lags={0: 1, 1: 2, 2: 0, 5: 9}, rebalances=4, load=load_,
                      move=Move(3, frozenset({5}), frozenset({3, 4}))),
-            Instance("host:9402", command="rerank", waits_for=("broker", "store"), lags={3: 1, 4: 2}, rebalances=2),
+            Instance("host:9402", command="rerank", not_ready=("broker", "store"), lags={3: 1, 4: 2}, rebalances=2),
             Instance("host:9403", problem="Connection refused"),
         ],
-        totals={"rerank": load_},
+        totals={("rerank", ""): load_},
         answers=[Answer(event, event.issued_at)],
-        letters=[Letter("query.results", "q9", "not_json", "no [JSON]\nat all", at)],
+        letters=[Letter("query.results", "rerank", "q9", "not_json", "no [JSON]\nat all", at)],
         problem=None,
     )  # fmt: skip
     return Frame(**{name: changes.get(name, getattr(made, name)) for name in Frame.__slots__})  # type: ignore[attr-defined]
@@ -246,11 +255,36 @@ def drawn(view: View, width: int) -> str:
 def test_a_wide_frame_shows_it_all() -> None:
     text = drawn(View(frame()), 160)
     for told in (
-        "2 of 3 targets answer", "123", "1,234", "2.5 s", "7 ms", "12 ms", "waits for broker, store",
-        "away: Connection refused", "0-2,5", "+5 -3-4", "rebalance 3 s ago", "a man [b]on a red bicycle",
+        "2 of 3 targets reachable", "123", "1,234", "2.5 s", "7 ms", "12 ms", "not ready: broker, store",
+        "unreachable: Connection refused", "0-2,5", "+5 -3-4", "rebalance 3 s ago", "a man [b]on a red bicycle",
         "clip-7", "3.5 s", "not_json", "no [JSON] at all",
     ):  # fmt: skip
         assert told in text, told
+
+
+def test_two_groups_of_one_command_are_told_apart() -> None:
+    made = frame()
+    blue, green = (f"streamer-rerank-{name}" for name in ("blue", "green"))
+    (total,) = made.totals.values()
+    letters = [Letter("query.results", group, "q9", "not_json", "no JSON", made.at) for group in (blue, green)]
+    text = drawn(
+        View(
+            frame(
+                instances=[
+                    Instance("h:1", command="rerank", group=blue),
+                    Instance("h:2", command="rerank", group=green),
+                ],
+                totals={("rerank", blue): total},
+                letters=letters,
+            )
+        ),
+        200,
+    )
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert any(row.startswith(f"h:2 rerank ({green})") for row in rows)
+    assert any(row.startswith(f"all rerank ({blue})") for row in rows)
+    assert any(f"query.results {green} not_json q9" in row for row in rows)
+    assert f"({blue})" not in drawn(View(frame(instances=[Instance("h:1", command="rerank", group=blue)])), 200)
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 100])

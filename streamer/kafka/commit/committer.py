@@ -43,7 +43,7 @@ _BACKOFF_S = (0.05, 2.0)
 _PASS_AFTER_S = 1.0
 """How long nothing may be in flight before offsets alone are committed, which mostly go along with records."""
 _UNREADY_AFTER_FAILURES = 3
-OUTCOMES = ("committed", "aborted", "undecided", "restarted", "fenced")
+OUTCOMES = ("committed", "aborted", "unknown", "restarted", "fenced")
 """Of transactions, as they are counted; the last one is counted where the process ends of it."""
 
 
@@ -145,7 +145,7 @@ class Committer:
             self._transactions.run(batch, self._membership.consumer.consumer_group_metadata())
         except OutcomeUnknownError as error:
             self._pending = batch
-            self._metrics.transactions.labels("undecided").inc()
+            self._metrics.transactions.labels("unknown").inc()
             self._backoff("the coordinator does not answer, asking again", error)
         except AbortedError as error:
             # The outputs are still here and no offset moved: the next round sends them again.
