@@ -60,6 +60,8 @@ class Output:
     key: bytes | None
     value: bytes | None
     headers: Headers
+    partition: int = -1
+    """Where it goes; -1 leaves that to the key."""
 
     @property
     def size(self) -> int:

@@ -19,6 +19,7 @@ from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply, drop
 from streamer.metrics import CATALOGUE
 from streamer.settings import load
+from streamer.topology import SERVICES
 from tests.support.driver import (
     EMBEDDED,
     RESULTS,
@@ -131,10 +132,13 @@ def test_not_ready_before_the_first_assignment_though_live(probed: dict[str, Pro
 
 @pytest.mark.parametrize(("name", "topic"), [("loop", RESULTS), ("embed", UPLOADED)])
 def test_promtool_finds_no_fault_with_what_a_service_shows(probed: dict[str, Probed], name: str, topic: str) -> None:
+    group = f"probes-{name}.{SERVICES[probed[name].service.command].group}"
     probed[name].await_answer("/readyz", 200, "ok")
-    probed[name].await_answer("/metrics", 200, 'streamer_consumer_lag_seconds{partition="11"')
+    probed[name].await_answer("/metrics", 200, f'streamer_consumer_lag_seconds{{group="{group}",partition="11"')
     # Comes with the next statistics of the client, up to a second after the assignment.
-    probed[name].await_answer("/metrics", 200, f'streamer_topic_partitions{{topic="probes-{name}.{topic}"}} 12.0')
+    probed[name].await_answer(
+        "/metrics", 200, f'streamer_topic_partitions{{group="{group}",topic="probes-{name}.{topic}"}} 12.0'
+    )
     status, text = probed[name].get("/metrics")
     assert status == 200
     checked = subprocess.run(

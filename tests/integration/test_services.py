@@ -113,7 +113,7 @@ def test_a_broker_that_is_away_is_waited_for_and_readyz_says_so(command: str, tm
         await_answer(f"{url}/readyz", "transactions: ")
         assert get(f"{url}/readyz")[0] == 503
         assert get(f"{url}/livez") == (200, "ok\n")
-        assert "streamer_ready 0.0" in get(f"{url}/metrics")[1]
+        assert f'streamer_ready{{group="streamer-{command}"}} 0.0' in get(f"{url}/metrics")[1]
         process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         _, log = process.communicate(timeout=30)

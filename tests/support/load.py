@@ -52,6 +52,10 @@ class Metrics:
         [value] = [sample.labels[label] for sample in self._samples if sample.name == name]
         return value
 
+    def labels(self, name: str, label: str) -> set[str]:
+        """Return the values of a label on the samples of that name."""
+        return {sample.labels.get(label, "") for sample in self._samples if sample.name == name}
+
 
 class Memory:
     """Resident memory of a process, in bytes.

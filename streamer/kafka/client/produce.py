@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from streamer.kafka.records import Output
 
 
-def enqueue(
-    producer: Producer, output: Output, delivered: Callable[[KafkaError | None, Message], None], *, partition: int = -1
-) -> None:
-    """Give one record to a producer, waiting while its queue is full; -1 leaves the partition to the key.
+def enqueue(producer: Producer, output: Output, delivered: Callable[[KafkaError | None, Message], None]) -> None:
+    """Give one record to a producer, waiting while its queue is full.
 
     ``delivered`` is its delivery report. Raises :class:`KafkaException` where the client itself refuses it.
     """
@@ -25,7 +23,7 @@ def enqueue(
                 output.topic,
                 value=output.value,
                 key=output.key,
-                partition=partition,
+                partition=output.partition,
                 headers=list(output.headers),
                 on_delivery=delivered,
             )

@@ -29,6 +29,7 @@ offsets, which know. :class:`FencedError`: another process holds our transaction
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -65,25 +66,20 @@ _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED)
 class TransactionError(Exception):
     """Base of what :meth:`Transactions.run` raises.
 
-    ``refused`` is of what kind the resource is for which a privilege is missing, where that is the cause.
-    """
-
-    def __init__(self, message: str, refused: Resource | None = None) -> None:
-        super().__init__(message)
-        self.refused = refused
-
-
-class AbortedError(TransactionError):
-    """The transaction was aborted; the batch may be tried again.
-
-    ``rejected`` are the records of which an output can never be produced, each with the reason.
+    ``rejected`` are the records of which an output can never be produced, each with the reason; ``refused`` is of what
+    kind the resource is for which a privilege is missing, where that is the cause.
     """
 
     def __init__(
         self, message: str, rejected: Sequence[tuple[InFlightRecord, str]] = (), *, refused: Resource | None = None
     ) -> None:
-        super().__init__(message, refused)
+        super().__init__(message)
         self.rejected = rejected
+        self.refused = refused
+
+
+class AbortedError(TransactionError):
+    """The transaction was aborted; the batch may be tried again."""
 
 
 class OutcomeUnknownError(TransactionError):
@@ -100,10 +96,10 @@ class FencedError(TransactionError):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Completed records, each partition's in offset order without a gap, and the offsets that follow from them."""
+    """Completed records, and the offsets to commit with their outputs: none for a reader outside any group."""
 
     records: Sequence[InFlightRecord]
-    offsets: Sequence[TopicPartition]
+    offsets: Sequence[TopicPartition] = ()
 
 
 class _State(Enum):
@@ -125,15 +121,20 @@ class Transactions:
         role: str,
         group: str | None = None,
         properties: Mapping[str, Any] | None = None,
+        restart_when_rejected: bool = False,
     ) -> None:
         """``transactional_id`` and ``group``, whose offsets are committed, are full names.
 
         ``role`` says whose privileges are missing where the cluster refuses something; ``properties`` (callbacks
-        among them) win over ours.
+        among them) win over ours. With ``restart_when_rejected`` a record that a broker never takes is a
+        :class:`RestartError` at once, and the transaction is left to the next init: aborting it while others are
+        queued after the rejected one blocks librdkafka 2.16 until the call's timeout, and it loses count of its
+        sequence numbers.
         """
         self._properties = {**config.producer(settings, transactional_id), **(properties or {})}
         self._group = group
         self._refusals = Refusals(settings, role)
+        self._restart_when_rejected = restart_when_rejected
         self._touched: frozenset[str] = frozenset()
         self._state = _State.NONE
         self._initialised = False
@@ -169,7 +170,7 @@ class Transactions:
                 raise FencedError(cause.str()) from None
             if cause.retriable():
                 raise OutcomeUnknownError(cause.str()) from None
-            raise RestartError(self._describe(cause), refused(cause)) from None
+            raise RestartError(self._describe(cause), refused=refused(cause)) from None
         self._initialised = True
         reach(FaultPoint.INITIALISED)
 
@@ -190,8 +191,16 @@ class Transactions:
         """Wait less for answers from now on: a stop has its own deadline."""
         self._call_timeout = self._delivery_timeout = _HURRIED_TIMEOUT_S
 
-    def run(self, batch: Batch, group_metadata: Any) -> None:
-        """Take one batch through steps 2 to 5; the module's text says what may be raised."""
+    def close(self) -> None:
+        """Abort what is open, if the coordinator answers now; otherwise the next init or the timeout does."""
+        with contextlib.suppress(KafkaException, TransactionError):
+            self._request(self._producer.abort_transaction)
+
+    def run(self, batch: Batch, group_metadata: Any = None) -> None:
+        """Take one batch through steps 2 to 5; the module's text says what may be raised.
+
+        ``group_metadata`` is that of the consumer whose offsets the batch commits, None where it commits none.
+        """
         try:
             if self._state is _State.ABORTING:
                 self._finish_abort()
@@ -214,7 +223,8 @@ class Transactions:
             for in_flight in batch.records:
                 for output in in_flight.outputs or ():
                     self._produce(in_flight, output, rejected)
-            self._request(self._producer.send_offsets_to_transaction, list(batch.offsets), group_metadata)
+            if batch.offsets:
+                self._request(self._producer.send_offsets_to_transaction, list(batch.offsets), group_metadata)
             reach(FaultPoint.OFFSETS_SENT)
             self._await_delivery(rejected)
             reach(FaultPoint.PRODUCED)
@@ -233,12 +243,15 @@ class Transactions:
         except HungError as error:
             raise RestartError(f"{function.__name__} hangs: {error}") from None
 
-    def _await_delivery(self, rejected: Sequence[object]) -> None:
+    def _await_delivery(self, rejected: Sequence[tuple[InFlightRecord, str]]) -> None:
         """Wait until the brokers have every record; at commit a refused one would show only as an abort."""
         deadline = time.monotonic() + self._delivery_timeout
-        while (left := len(self._producer)) and time.monotonic() < deadline:
+        gives_up = self._restart_when_rejected
+        while (left := len(self._producer)) and time.monotonic() < deadline and not (gives_up and rejected):
             # Not flush(): once the producer is fenced it raises SystemError (confluent-kafka 2.16).
             self._producer.poll(0.01)
+        if gives_up and rejected:
+            raise RestartError(f"{len(rejected)} records refused", rejected)
         if left or rejected:
             problem = f"{left} records not acknowledged in time" if left else f"{len(rejected)} records refused"
             raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT, problem, txn_requires_abort=True))
@@ -276,7 +289,7 @@ class Transactions:
     def _handle(self, cause: KafkaError) -> NoReturn:
         if cause.code() in _FENCED:
             raise FencedError(cause.str())
-        lost = RestartError(self._describe(cause), refused(cause))
+        lost = RestartError(self._describe(cause), refused=refused(cause))
         if _costs_the_producer(cause):
             raise lost
         if cause.txn_requires_abort():

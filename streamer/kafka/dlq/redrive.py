@@ -43,32 +43,29 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Producer
+from confluent_kafka import IsolationLevel
 
 from streamer.events import now
-from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation, Resource
-from streamer.kafka.client.produce import enqueue
-from streamer.kafka.client.refusals import refused
+from streamer.kafka.commit.transactions import Batch, FencedError, RestartError, TransactionError, Transactions
 from streamer.kafka.dead_letters import REDRIVEN_FOR, REDRIVEN_FROM
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
+from streamer.kafka.inflight.record import InFlightRecord
 from streamer.kafka.records import Output
 from streamer.topology import DLQ_REDRIVE, redrive_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from streamer.kafka.dlq.letters import DeadLetter, Filter
+    from streamer.kafka.records import Record
     from streamer.settings import Settings
 
 _BATCH_RECORDS = 500
 _BATCH_BYTES = 4 << 20
-_CALL_TIMEOUT_S = 2.0
 _GIVE_UP_S = 25.0
-"""How long init, delivery and commit are each waited for; the last two fit into transaction.timeout.ms."""
-
-_PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
-_FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED)
+"""How long the start and each transaction may take, all attempts together."""
+_RETRY_AFTER_S = 0.1
 _ANY_PARTITION = -1
 
 
@@ -113,9 +110,9 @@ def redrive(
                     copier.copy(batch)
                     run.settle(batch)
             except _TooLargeError as error:
-                # librdkafka 2.16 loses count of its sequence numbers here, so it takes a new producer; and whoever
-                # inits must read again, since another redrive may have been under way.
-                run.refuse(error.letter)
+                # It takes a new producer (Transactions says why), and whoever inits must read again, since another
+                # redrive may have been under way.
+                run.refuse(error.places)
             else:
                 return run.report
 
@@ -154,13 +151,17 @@ class _Run:
         self._done.update(map(_place, batch))
         self.report.redriven.update(letter.reason for letter in batch)
 
-    def refuse(self, letter: DeadLetter) -> None:
+    def refuse(self, places: Collection[tuple[int, int]]) -> None:
         """Leave out from now on what the topic does not take."""
-        self._too_large.add(_place(letter))
+        self._too_large.update(places)
 
 
 def _place(letter: DeadLetter) -> tuple[int, int]:
-    return letter.record.partition, letter.record.offset
+    return _place_of(letter.record)
+
+
+def _place_of(record: Record) -> tuple[int, int]:
+    return record.partition, record.offset
 
 
 def _batches(letters: Iterator[DeadLetter], most: int) -> Iterator[list[DeadLetter]]:
@@ -177,124 +178,97 @@ def _batches(letters: Iterator[DeadLetter], most: int) -> Iterator[list[DeadLett
 
 
 class _TooLargeError(Exception):
-    """A copy was refused for its size; the transaction is left to the next init.
+    """The topic does not take a copy because of its size; the transaction is left to the next init."""
 
-    Aborting it with a record refused and others waiting blocks librdkafka 2.16 until the call's timeout.
-    """
-
-    def __init__(self, letter: DeadLetter) -> None:
-        super().__init__(letter.record.place)
-        self.letter = letter
+    def __init__(self, places: Collection[tuple[int, int]]) -> None:
+        super().__init__(f"refused: {places}")
+        self.places = places
 
 
 class _Copier:
-    """The transactional producer of a redrive."""
+    """Copies batches of dead letters in transactions."""
 
     def __init__(self, settings: Settings, topic: str, dead_letters: DeadLetterTopic) -> None:
         # Not an instance's id: the redrives of one topic must fence each other wherever they run.
-        properties = config.producer(settings, settings.topic(redrive_id(topic)))
-        # A broker refuses whole batches: with one record in each, it is that record which is too large.
-        self._producer: Producer = config.make_client(Producer, {**properties, "batch.num.messages": 1})
-        self._transactional_id = str(properties["transactional.id"])
+        self._transactions = Transactions(
+            settings,
+            settings.topic(redrive_id(topic)),
+            role=DLQ_REDRIVE.role,
+            # A broker refuses whole batches: with one record in each, it is that record which is too large.
+            properties={"batch.num.messages": 1},
+            restart_when_rejected=True,
+        )
         self._partitions = dead_letters.partitions_of(dead_letters.source)
         self._dead_letters = dead_letters
 
     def init(self) -> None:
         """Step 1."""
-        try:
-            _until_answered(self._producer.init_transactions)
-        except KafkaException as error:
-            raise self._explained(error) from None
+        self._retry(self._transactions.init)
 
     def copy(self, batch: Sequence[DeadLetter]) -> None:
         """Take a batch through steps 4 and 5. Raises :class:`_TooLargeError`."""
-        try:
-            self._producer.begin_transaction()
-            self._fill(batch)
-            _until_answered(self._producer.commit_transaction)
-        except KafkaException as error:
-            self._abort()
-            raise self._explained(error) from None
-        except KeyboardInterrupt:
-            self._abort()
-            raise
+        records = self._with_outputs(batch)
+        self._retry(lambda: self._transactions.run(Batch(records)))
 
-    def _fill(self, batch: Sequence[DeadLetter]) -> None:
-        refusals: list[tuple[DeadLetter | None, KafkaError]] = []
+    def _with_outputs(self, batch: Sequence[DeadLetter]) -> list[InFlightRecord]:
+        """Give each dead letter its copy, and the last one of each partition the marker for all of them."""
         redriven: dict[int, list[int]] = defaultdict(list)
+        last: dict[int, InFlightRecord] = {}
+        records = []
         for letter in batch:
             record = letter.record
             redriven[record.partition].append(record.offset)
-            came_from = f"{record.topic}/{record.partition}/{record.offset}".encode()
-            # Where the key's other records are, whichever partitioner put them there.
-            partition = letter.partition if letter.partition in self._partitions else _ANY_PARTITION
-            headers = (*letter.original_headers, (REDRIVEN_FROM, came_from))
-            if letter.group:
-                headers = (*headers, (REDRIVEN_FOR, letter.group.encode()))
-            copy = Output(self._dead_letters.source, record.key, record.value, headers)
-            self._produce(copy, partition, letter, refusals)
-        for partition, offsets in redriven.items():
-            marker = encode_marker(offsets, now())
-            output = Output(self._dead_letters.name, None, marker, ((MARKER_HEADER, b"redriven"),))
-            self._produce(output, partition, None, refusals)
-        self._await_delivery(refusals)
+            last[record.partition] = in_flight = InFlightRecord(record, lambda: None)
+            in_flight.complete([self._copy_of(letter)])
+            records.append(in_flight)
+        for partition, in_flight in last.items():
+            marker = encode_marker(redriven[partition], now())
+            header = (MARKER_HEADER, b"redriven")
+            output = Output(self._dead_letters.name, None, marker, (header,), partition=partition)
+            in_flight.complete([*(in_flight.outputs or ()), output])
+        return records
 
-    def _produce(
-        self,
-        output: Output,
-        partition: int,
-        letter: DeadLetter | None,
-        refusals: list[tuple[DeadLetter | None, KafkaError]],
-    ) -> None:
-        def delivered(error: KafkaError | None, _message: object) -> None:
-            # What waited behind a refused record is purged, and may be told of first.
-            if error is not None and error.code() not in _PURGED:
-                refusals.append((letter, error))
+    def _copy_of(self, letter: DeadLetter) -> Output:
+        record = letter.record
+        came_from = f"{record.topic}/{record.partition}/{record.offset}".encode()
+        headers = (*letter.original_headers, (REDRIVEN_FROM, came_from))
+        if letter.group:
+            headers = (*headers, (REDRIVEN_FOR, letter.group.encode()))
+        # Where the key's other records are, whichever partitioner put them there.
+        partition = letter.partition if letter.partition in self._partitions else _ANY_PARTITION
+        return Output(self._dead_letters.source, record.key, record.value, headers, partition)
 
-        try:
-            enqueue(self._producer, output, delivered, partition=partition)
-        except KafkaException as error:
-            if letter is not None and error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                raise _TooLargeError(letter) from None
-            raise
-
-    def _await_delivery(self, refusals: Sequence[tuple[DeadLetter | None, KafkaError]]) -> None:
+    def _retry(self, call: Callable[[], None]) -> None:
+        """Call until it succeeds, or until it is clear or has taken so long that it will not."""
         deadline = time.monotonic() + _GIVE_UP_S
-        # What is behind a refused record stays where it is until the abort.
-        while (left := len(self._producer)) and not refusals and time.monotonic() < deadline:
-            self._producer.poll(0.01)
-        for letter, error in refusals:
-            if letter is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                raise _TooLargeError(letter)
-        if refusals:
-            raise KafkaException(refusals[0][1])
-        if left:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records not acknowledged in time"))
-
-    def _abort(self) -> None:
-        # Best effort, so that readers of the topic need not wait for the next init or the coordinator.
-        with contextlib.suppress(KafkaException):
-            self._producer.abort_transaction(_CALL_TIMEOUT_S)
-
-    def _explained(self, error: KafkaException) -> Exception:
-        if error.args[0].code() in _FENCED:
-            return DeadLetterError("another redrive of the same topic took over, and goes on with what is left")
-        if resource := refused(error.args[0]):
-            topics = (self._dead_letters.source, self._dead_letters.name)
-            at_topics = resource is Resource.TOPIC
-            names = self._dead_letters.unwritable(*topics) if at_topics else [self._transactional_id]
-            return self._dead_letters.failed(error, Operation.WRITE, *names)
-        return DeadLetterError(f"{self._dead_letters.failed(error)}; running it again goes on where this one stopped")
-
-
-def _until_answered(call: Callable[[float], object]) -> None:
-    """Call ``init_transactions`` or ``commit_transaction``, which go on from where they were when they timed out."""
-    deadline = time.monotonic() + _GIVE_UP_S
-    while True:
-        try:
-            call(_CALL_TIMEOUT_S)
-        except KafkaException as error:
-            if not error.args[0].retriable() or time.monotonic() > deadline:
+        while True:
+            try:
+                call()
+            except FencedError:
+                raise DeadLetterError(
+                    "another redrive of the same topic took over, and goes on with what is left"
+                ) from None
+            except RestartError as error:
+                if error.rejected:
+                    raise _TooLargeError({_place_of(each.record) for each, _ in error.rejected}) from None
+                raise self._explained(error) from None
+            except TransactionError as error:
+                if error.refused is not None or time.monotonic() > deadline:
+                    self._transactions.close()
+                    raise self._explained(error) from None
+                time.sleep(_RETRY_AFTER_S)
+            except KeyboardInterrupt:
+                self._transactions.close()
                 raise
-        else:
-            return
+            else:
+                return
+
+    def _explained(self, error: TransactionError) -> Exception:
+        if error.refused is Resource.TOPIC:
+            names = self._dead_letters.unwritable(self._dead_letters.source, self._dead_letters.name)
+            return self._dead_letters.lacking(Resource.TOPIC, Operation.WRITE, *names)
+        if error.refused is not None:
+            return DeadLetterError(str(error))
+        return DeadLetterError(
+            f"{self._dead_letters.unreachable(str(error))}; running it again goes on where this one stopped"
+        )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-import uuid
 from typing import TYPE_CHECKING
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Producer, TopicPartition
 
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation
 from streamer.kafka.client.connection_errors import ConnectionErrors
 from streamer.kafka.client.produce import enqueue
 from streamer.kafka.client.refusals import Refusals
-from streamer.kafka.readers.topic_reader import ReadError
-from streamer.kafka.records import record_of
+from streamer.kafka.readers.record_reader import ConsumeError, End, RecordReader
+from streamer.kafka.readers.topic_reader import ReadError, TopicReader
 from streamer.topology import READER
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from streamer.settings import Settings
 
 _FLUSH_TIMEOUT_S = 30.0
+_POLL_S = 0.1
 
 
 class PublishError(Exception):
@@ -63,14 +64,17 @@ def publish(settings: Settings, outputs: Iterable[Output]) -> None:
 
 
 class Reader:
-    """Reads topics from their beginning as read_committed consumers do, outside any of our groups."""
+    """Reads topics from their beginning and goes on with what comes, as read_committed consumers do."""
 
     def __init__(self, settings: Settings, topics: list[str]) -> None:
-        """``topics`` are full names."""
-        self._group = settings.topic(f"{READER.group}-{uuid.uuid4()}")
-        self._consumer: Consumer = config.make_client(Consumer, config.reader(settings, self._group))
-        self._consumer.subscribe(topics)
-        self._refusals = Refusals(settings, None)
+        """``topics`` are full names. Raises :class:`~streamer.kafka.readers.topic_reader.ReadError`."""
+        self._refusals = Refusals(settings, READER.role)
+        places = []
+        for topic in topics:
+            with contextlib.closing(TopicReader(settings, topic, READER)) as reader:
+                places += [TopicPartition(topic, number, OFFSET_BEGINNING) for number in reader.partitions_of(topic)]
+        self._reader = RecordReader(config.reader(settings, settings.topic(READER.group)))
+        self._reader.assign(places)
 
     def records(self, *, patience: float) -> Iterator[Record]:
         """Go through the records as they come; end when none has come for ``patience`` seconds.
@@ -79,18 +83,14 @@ class Reader:
         """
         last = time.monotonic()
         while time.monotonic() - last < patience:
-            message = self._consumer.poll(0.1)
-            if message is None:
-                continue
-            error = message.error()
-            if error is None:
+            try:
+                record = self._reader.next(_POLL_S)
+            except ConsumeError as error:
+                raise ReadError(self._refusals.describe(error.error, error.topic, operation=Operation.READ)) from None
+            if record is not None and not isinstance(record, End):
                 last = time.monotonic()
-                yield record_of(message)
-            elif error.code() != KafkaError._PARTITION_EOF and not error.retriable():
-                raise ReadError(
-                    self._refusals.describe(error, message.topic() or self._group, operation=Operation.READ)
-                )
+                yield record
 
     def close(self) -> None:
-        """Leave."""
-        self._consumer.close()
+        """Close the connections."""
+        self._reader.close()

@@ -6,14 +6,14 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from streamer.kafka.client import config
-from streamer.kafka.client.acls import Operation, Resource
+from streamer.kafka.client.acls import Operation
 from streamer.kafka.client.produce import enqueue
-from streamer.kafka.client.refusals import Refusals, refused
+from streamer.kafka.client.refusals import Refusals
+from streamer.kafka.readers.record_reader import ConsumeError, End, RecordReader
 from streamer.kafka.readers.topic_reader import TopicReader
-from streamer.kafka.records import record_of
 from streamer.topology import REPLAY, dead_letter_topic
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class Requester:
         for name in (settings.topic(answers), self._dead):
             with contextlib.closing(TopicReader(settings, name, REPLAY)) as reader:
                 places += [TopicPartition(name, span.partition, span.end) for span in reader.spans()]
-        self._consumer: Consumer = config.make_client(Consumer, config.reader(settings, settings.topic(REPLAY.group)))
-        self._consumer.assign(places)
+        self._reader = RecordReader(config.reader(settings, settings.topic(REPLAY.group)))
+        self._reader.assign(places)
         self._producer: Producer = config.make_client(
             Producer, {**config.common(settings), "enable.idempotence": True, "linger.ms": 0}
         )
@@ -88,19 +88,14 @@ class Requester:
         )
 
     def _next(self) -> Record | None:
-        message = self._consumer.poll(_POLL_S)
-        if message is None:
-            return None
-        error = message.error()
-        if error is None:
-            return record_of(message)
-        # The client looks for the group's coordinator, though nothing here needs the group.
-        if not error.retriable() and refused(error) is not Resource.GROUP:
-            why = self._refusals.describe(error, message.topic() or "", operation=Operation.READ)
-            raise RequestError(f"Kafka at {self._settings.bootstrap_servers}: {why}")
-        return None
+        try:
+            record = self._reader.next(_POLL_S)
+        except ConsumeError as error:
+            why = self._refusals.describe(error.error, error.topic, operation=Operation.READ)
+            raise RequestError(f"Kafka at {self._settings.bootstrap_servers}: {why}") from None
+        return None if isinstance(record, End) else record
 
     def close(self) -> None:
         """Leave. A question that is still under way is given up."""
-        self._consumer.close()
+        self._reader.close()
         self._producer.purge()

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation, Resource
 from streamer.kafka.client.connection_errors import ConnectionErrors
 from streamer.kafka.client.refusals import Refusals, refused
-from streamer.kafka.records import record_of
+from streamer.kafka.readers.record_reader import ConsumeError, End, RecordReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,16 +43,14 @@ class Tail:
         # Faults are shown in a line of their own, not logged at each attempt.
         quiet = {"log_level": 0, "error_cb": self._connection_errors}
         self._admin: AdminClient = config.make_client(AdminClient, {**config.common(settings), **quiet})
-        self._consumer: Consumer = config.make_client(
-            Consumer,
+        self._reader = RecordReader(
             {
                 **config.reader(settings, settings.topic(tool.group)),
                 **quiet,
-                "enable.partition.eof": True,
                 "auto.offset.reset": "latest",
                 "fetch.wait.max.ms": 50,
                 "queued.min.messages": 1,
-            },
+            }
         )
         self._ends: dict[tuple[str, int], int] = {}
         self.problem: str | None = None
@@ -73,11 +71,11 @@ class Tail:
 
     def close(self) -> None:
         """Leave."""
-        self._consumer.close()
+        self._reader.close()
 
     def _partitions(self) -> list[TopicPartition]:
         found = []
-        metadata = self._consumer.list_topics(timeout=_ASK_S).topics
+        metadata = self._reader.metadata().topics
         for name in self._topics:
             topic = metadata.get(name)
             if topic is None or topic.error is not None:
@@ -102,29 +100,29 @@ class Tail:
         return ends
 
     def _read(self, begins: dict[tuple[str, int], int], ends: dict[tuple[str, int], int]) -> list[Record]:
-        self._consumer.assign([TopicPartition(*place, begin) for place, begin in begins.items()])
+        self._reader.assign([TopicPartition(*place, begin) for place, begin in begins.items()])
         left = dict(ends)
         came = dict(begins)
         records = []
         deadline = time.monotonic() + _ASK_S
         while left and time.monotonic() < deadline:
-            message: Any = self._consumer.poll(_POLL_S)
-            if message is None:
+            try:
+                record = self._reader.next(_POLL_S)
+            except ConsumeError as error:
+                self._explain(error.error, error.topic)
+                left = {place: end for place, end in left.items() if place[0] != error.topic}
                 continue
-            error = message.error()
-            place = message.topic(), message.partition()
-            if error is None:
-                records.append(record_of(message))
-                came[place] = message.offset() + 1
-                if message.offset() + 1 >= left.get(place, 0):
-                    left.pop(place, None)
-            elif error.code() == KafkaError._PARTITION_EOF:
+            if record is None:
+                continue
+            place = record.topic, record.partition
+            if isinstance(record, End):
                 left.pop(place, None)
-            # The client looks for the group's coordinator, though nothing here needs the group.
-            elif refused(error) is not Resource.GROUP:
-                self._explain(error, place[0])
+                continue
+            records.append(record)
+            came[place] = record.offset + 1
+            if record.offset + 1 >= left.get(place, 0):
                 left.pop(place, None)
-        self._consumer.unassign()
+        self._reader.unassign()
         for place in left:
             self._ends[place] = came[place]  # there was no time for the rest, which the next look takes
         return sorted(records, key=lambda record: record.timestamp)
@@ -134,5 +132,5 @@ class Tail:
             names = [topic] if topic else []
             self.problem = self._refusals.describe(error, *names, operation=Operation.READ)
         else:
-            self._consumer.poll(0)  # where no connection comes about, that is said here
+            self._reader.serve()  # the reason why no connection comes about is reported here
             self.problem = f"Kafka at {self._servers}: {self._connection_errors.describe(error.str())}"

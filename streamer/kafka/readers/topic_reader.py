@@ -6,14 +6,14 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AclOperation, AdminClient, OffsetSpec
 
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation, Resource
 from streamer.kafka.client.connection_errors import ConnectionErrors
 from streamer.kafka.client.refusals import Refusals, refused
-from streamer.kafka.records import record_of
+from streamer.kafka.readers.record_reader import ConsumeError, End, RecordReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +28,6 @@ TIMEOUT_S = 10.0
 PATIENCE_S = 90.0
 """Longest wait for the next record; a crashed service's open transaction ends by itself within 70 s."""
 _POLL_S = 0.2
-_ASK_S = 1.0
 
 
 class ReadError(Exception):
@@ -57,19 +56,17 @@ class TopicReader:
         self._connection_errors = ConnectionErrors()
         callbacks = {"error_cb": self._connection_errors}
         self._admin: AdminClient = config.make_client(AdminClient, {**config.common(settings), **callbacks})
-        self._consumer: Consumer = config.make_client(
-            Consumer,
+        self._reader = RecordReader(
             {
                 **config.reader(settings, settings.topic(tool.group)),
                 **callbacks,
                 "fetch.wait.max.ms": 50,  # a request for one partition's end holds up the next partition's first
-                "enable.partition.eof": True,
-            },
+            }
         )
 
     def close(self) -> None:
-        """Close the consumer."""
-        self._consumer.close()
+        """Close the connections."""
+        self._reader.close()
 
     def partitions_of(self, topic: str) -> list[int]:
         """Return the partitions of a topic, given by its full name."""
@@ -84,9 +81,9 @@ class TopicReader:
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             try:
-                return self._consumer.list_topics(topic, timeout=_ASK_S).topics[topic]
+                return self._reader.metadata(topic).topics[topic]
             except KafkaException as error:
-                self._consumer.poll(0)  # where no connection comes about, that is said here
+                self._reader.serve()  # the reason why no connection comes about is reported here
                 waits = error.args[0].code() in _NO_ANSWER and not self._connection_errors.is_final
                 if not waits or time.monotonic() > deadline:
                     raise self.failed(error) from None
@@ -116,29 +113,27 @@ class TopicReader:
         """Go through the records of a span; those that retention has taken are gone and no error."""
         if span.begin >= span.end:
             return
-        self._consumer.assign([TopicPartition(self.name, span.partition, span.begin)])
+        self._reader.assign([TopicPartition(self.name, span.partition, span.begin)])
         reached = span.begin
         heard = time.monotonic()
         while reached < span.end:
-            message = self._consumer.poll(_POLL_S)
-            error = message.error() if message is not None else None
-            if message is not None and error is None:
-                record = record_of(message)
-                if record.offset >= span.end:
+            try:
+                came = self._reader.next(_POLL_S)
+            except ConsumeError as error:
+                raise self.failed(KafkaException(error.error)) from None
+            if isinstance(came, End):
+                # Short of the end while a transaction is open; reported again when it has been decided.
+                reached = max(reached, came.offset)
+            elif came is not None:
+                if came.offset >= span.end:
                     return
-                yield record
-                reached = record.offset + 1
+                yield came
+                reached = came.offset + 1
                 heard = time.monotonic()
-            elif message is not None and error is not None and error.code() == KafkaError._PARTITION_EOF:
-                # Short of the end while a transaction is open; told again when it has been decided.
-                reached = max(reached, message.offset() or 0)
-            # The client looks for the group's coordinator, though nothing here needs the group.
-            elif error is not None and not error.retriable() and refused(error) is not Resource.GROUP:
-                raise self.failed(KafkaException(error))
             if reached < span.end and time.monotonic() - heard > PATIENCE_S:
                 raise self.error(
-                    f"{self.name}[{span.partition}]: nothing came behind offset {reached} of {span.end} "
-                    f"in {PATIENCE_S:g} s: a broker is away, or a transaction stays open"
+                    f"{self.name}[{span.partition}]: no record after offset {reached} of {span.end} "
+                    f"within {PATIENCE_S:g} s: a broker is unreachable, or a transaction stays open"
                 )
 
     def failed(self, error: KafkaException, operation: Operation = Operation.READ, *names: str) -> Exception:
@@ -146,8 +141,17 @@ class TopicReader:
         cause: KafkaError = error.args[0]
         if refused(cause):
             return self.error(self._refusals.describe(cause, *(names or [self.name]), operation=operation))
-        why = self._connection_errors.describe(cause.str()) if cause.code() in _NO_ANSWER else cause.str()
-        return self.error(f"Kafka at {self._servers}: {why}")
+        if cause.code() in _NO_ANSWER:
+            return self.unreachable(cause.str())
+        return self.error(f"Kafka at {self._servers}: {cause.str()}")
+
+    def unreachable(self, problem: str) -> Exception:
+        """Return the error for a cluster that does not answer, with the reason where the connection has one."""
+        return self.error(f"Kafka at {self._servers}: {self._connection_errors.describe(problem)}")
+
+    def lacking(self, resource: Resource, operation: Operation, *names: str) -> Exception:
+        """Return the error for a privilege that is missing on the resources of these full names."""
+        return self.error(self._refusals.missing(resource, *names, operation=operation))
 
     def unwritable(self, *names: str) -> list[str]:
         """Return which of these topics may not be written to."""

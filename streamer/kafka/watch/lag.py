@@ -24,11 +24,11 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, TopicPartition
+from confluent_kafka import IsolationLevel, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from streamer.kafka.client import config
-from streamer.kafka.records import record_of
+from streamer.kafka.readers.record_reader import ConsumeError, End, RecordReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -175,7 +175,7 @@ class _Peek:
         self._assignment = assignment
         self._service = service
         self._topic = settings.topic(service.input)
-        self._consumer: Consumer | None = None
+        self._reader: RecordReader | None = None
         self._wanted: dict[int, tuple[int, float]] = {}
         self._looking: dict[int, int] = {}
         self._until = 0.0
@@ -204,9 +204,9 @@ class _Peek:
 
     def close(self) -> None:
         """End the consumer, if there is one."""
-        if self._consumer is not None:
-            self._consumer.close()
-            self._consumer = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def _begin(self) -> None:
         for number, (position, _) in list(self._wanted.items()):
@@ -215,30 +215,31 @@ class _Peek:
                 del self._wanted[number]
         if not any(time.monotonic() - since >= _ON_ITS_WAY_S for _, since in self._wanted.values()):
             return
-        if self._consumer is None:
-            self._consumer = config.make_client(Consumer, config.peeker(self._settings, self._service))
+        if self._reader is None:
+            self._reader = RecordReader(config.peeker(self._settings, self._service))
         self._looking = {number: position for number, (position, _) in self._wanted.items()}
         self._wanted = {}
         self._until = time.monotonic() + _LOOK_TIMEOUT_S
-        self._consumer.assign([TopicPartition(self._topic, *each) for each in self._looking.items()])
+        self._reader.assign([TopicPartition(self._topic, *each) for each in self._looking.items()])
 
     def _take(self) -> None:
-        if self._consumer is None:
+        if self._reader is None:
             return
-        for message in self._consumer.consume(_LOOK_RECORDS, 0):
-            number, error = message.partition(), message.error()
-            partition = self._assignment.get(number)
-            if partition is None or number not in self._looking:
+        try:
+            found = self._reader.ready(_LOOK_RECORDS)
+        except ConsumeError:
+            return  # until the time is up; the service's own consumer reports what is wrong
+        for record in found:
+            partition = self._assignment.get(record.partition)
+            if partition is None or record.partition not in self._looking:
                 continue
-            if error is None:
-                record = record_of(message)
-                if partition.progress is None or not partition.progress.includes(record.offset):
-                    self._saw(number, record.timestamp.timestamp())
-            elif error.code() == KafkaError._PARTITION_EOF:
-                self._saw(number, None)
+            if isinstance(record, End):
+                self._saw(record.partition, None)
+            elif partition.progress is None or not partition.progress.includes(record.offset):
+                self._saw(record.partition, record.timestamp.timestamp())
         if not self._looking or time.monotonic() > self._until:
             self._looking = {}
-            self._consumer.unassign()
+            self._reader.unassign()
 
     def _saw(self, number: int, timestamp: float | None) -> None:
         self.sights[number] = _Sight(self._looking.pop(number), timestamp)

@@ -1,0 +1,70 @@
+"""Names of topics, groups and roles stand in one table, and everything that goes by them agrees with it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import streamer
+from streamer import topology
+from streamer.events import TOPICS
+from streamer.kafka.client.acls import ROLES, Resource, as_objects
+from streamer.settings import load
+from streamer.topology import DLQ_REDRIVE, DLQ_SHOW, EMBED, READER, REPLAY, RERANK, SERVICES, TOP
+
+PACKAGE = Path(streamer.__file__).parent
+SPELLED_ELSEWHERE = {PACKAGE / "topology.py", PACKAGE / "events.py"}
+"""The table itself, and the models by topic, from which the schemas in topics/ are written."""
+NAMES = {
+    *(topic for service in SERVICES.values() for topic in service.topics),
+    *(user.group for user in (*SERVICES.values(), DLQ_SHOW, DLQ_REDRIVE, REPLAY, TOP, READER)),
+}
+
+
+def spelled(source: str) -> list[str]:
+    """Return the string constants that are, or hold, one of the names; texts for people have spaces and are none."""
+    constants = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    texts = [value for value in constants if isinstance(value, str) and not any(map(str.isspace, value))]
+    return [text for text in texts if any(name in text for name in NAMES)]
+
+
+def test_the_search_finds_a_name_in_any_form() -> None:
+    source = 'A = "query.results"\nB = f"streamer-rerank-{A}"\nC = "clips.uploaded.dlq"\nD = "Reads query.results."\n'
+    assert spelled(source) == ["query.results", "clips.uploaded.dlq", "streamer-rerank-"]
+
+
+def test_no_other_module_spells_a_topic_or_a_group() -> None:
+    found = {
+        str(path.relative_to(PACKAGE)): names
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path not in SPELLED_ELSEWHERE and (names := spelled(path.read_text(encoding="utf-8")))
+    }
+    assert found == {}
+
+
+def test_every_topic_of_a_service_has_an_event_or_is_for_dead_letters() -> None:
+    written = {topic for service in SERVICES.values() for topic in (service.input, service.output)}
+    assert written == set(TOPICS)
+    assert [service.dead_letters for service in SERVICES.values()] == list(topology.DEAD_LETTER_TOPICS)
+
+
+def test_every_service_and_tool_has_its_privileges() -> None:
+    assert {*SERVICES, DLQ_SHOW.role, DLQ_REDRIVE.role, REPLAY.role, TOP.role} <= set(ROLES)
+
+
+@pytest.mark.parametrize("service", [EMBED, RERANK])
+def test_a_group_suffix_is_behind_the_group_and_before_the_instance_in_what_acls_grant(
+    service: topology.Service,
+) -> None:
+    settings = load({"topic_prefix": "eu.", "group_suffix": "-blue"})
+    names = {(each["resource"], each["name"]) for each in as_objects(settings, service.role)}
+    assert (Resource.GROUP, f"eu.{service.group}-blue") in names
+    assert (Resource.TRANSACTIONAL_ID, f"eu.{service.group}-blue-") in names
+    assert {name for resource, name in names if resource is Resource.TOPIC} == {f"eu.{name}" for name in service.topics}
+
+
+def test_redrives_of_a_topic_share_one_transactional_id_whatever_the_group_suffix() -> None:
+    one, other = (as_objects(load({"group_suffix": suffix}), DLQ_REDRIVE.role) for suffix in ("-blue", ""))
+    assert one == other
