@@ -1,13 +1,11 @@
-"""Write the tables of the pages from the code and from the benchmarks' results; with --check only compare."""
+"""Write the sections of the documentation that come from code and measured results; with --check only compare."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+<<<<<<< HEAD
 from bench.capacity_tables import tables as capacity_tables
 from bench.report import summary
 from streamer.kafka.client.acls import markdown as privileges_tables
@@ -46,6 +44,10 @@ def rewritten(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
         after = rest.split(END, 1)[1]
         text = f"{before}{start}\n{table()}{END}{after}"
     return text
+=======
+from reference.pages import PAGES, ROOT
+from reference.sections import rewritten
+>>>>>>> cc4044f (docs: a site of pages by task, and reference pages generated from the code)
 
 
 def main() -> None:
@@ -53,10 +55,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit 1 where a page is not up to date")
     check = parser.parse_args().check
-    for page, tables in TABLES.items():
+    for page, sections in PAGES.items():
         text = page.read_text(encoding="utf-8")
-        wanted = rewritten(text, tables)
-        if check and text != wanted:
+        wanted = rewritten(text, sections)
+        if text == wanted:
+            continue
+        if check:
             sys.exit(f"{page.relative_to(ROOT)} is not up to date: make docs")
         page.write_text(wanted, encoding="utf-8")
 
