@@ -57,6 +57,9 @@ def _options(command: click.Command) -> tuple[list[click.Option], list[click.Opt
 def _row(option: click.Option, context: click.Context) -> tuple[str, str, str]:
     value = "" if option.is_flag else f" {option.make_metavar(context)}"
     name = ", ".join(f"`{each}`" for each in option.opts) + (f" `{value.strip()}`" if value else "")
+    return name, "required" if option.required else _default(option, context), option.help or ""
+
+
+def _default(option: click.Option, context: click.Context) -> str:
     default = option.get_default(context)
-    shown = "required" if option.required else "" if option.is_flag or not option.show_default else f"`{default}`"
-    return name, shown, option.help or ""
+    return "" if option.is_flag or not option.show_default or default in (None, ()) else f"`{default}`"
