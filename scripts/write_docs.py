@@ -5,49 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-<<<<<<< HEAD
-from bench.capacity_tables import tables as capacity_tables
-from bench.report import summary
-from streamer.kafka.client.acls import markdown as privileges_tables
-from streamer.metrics import markdown as metrics_table
-from streamer.settings import markdown as settings_table
-from streamer.synthetic.benchmark import markdown as benchmark_table
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-ROOT = Path(__file__).parent.parent
-BENCHMARK = ROOT / "docs" / "avs" / "results.json"
-"""What `make avs` wrote."""
-RESULTS = ROOT / "docs" / "bench" / "results.json"
-"""What `make bench` wrote on the machine that the README speaks of."""
-TABLES = {
-    ROOT / "README.md": {
-        "settings": settings_table,
-        "performance": lambda: summary(json.loads(RESULTS.read_bytes())),
-        "benchmark": lambda: benchmark_table(json.loads(BENCHMARK.read_bytes())),
-    },
-    ROOT / "docs" / "metrics.md": {"metrics": metrics_table},
-    ROOT / "docs" / "security.md": {"privileges": privileges_tables},
-    ROOT / "docs" / "evaluation.md": {"benchmark": lambda: benchmark_table(json.loads(BENCHMARK.read_bytes()))},
-    ROOT / "docs" / "capacity.md": capacity_tables(ROOT / "docs" / "bench" / "capacity.json"),
-}
-"""The tables of each page, by the names that stand there."""
-END = "<!-- end -->"
-
-
-def rewritten(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """Return the page with its tables as code and results have them now."""
-    for name, table in tables.items():
-        start = f"<!-- {name}: written by scripts/write_docs.py -->"
-        before, rest = text.split(start)
-        after = rest.split(END, 1)[1]
-        text = f"{before}{start}\n{table()}{END}{after}"
-    return text
-=======
 from reference.pages import PAGES, ROOT
 from reference.sections import rewritten
->>>>>>> cc4044f (docs: a site of pages by task, and reference pages generated from the code)
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from bench.capacity_tables import tables as capacity_tables
 from bench.report import summary
 from reference import alerts, commands, dead_letters, event_fields
-from streamer.demo.avs_run import markdown as benchmark_table
-from streamer.kafka.privileges import markdown as privileges_tables
+from streamer.kafka.client.acls import markdown as privileges_tables
 from streamer.metrics import markdown as metrics_tables
 from streamer.settings import markdown as settings_table
+from streamer.synthetic.benchmark import markdown as benchmark_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
