@@ -10,6 +10,8 @@ import mmdr
 
 _NAME = re.compile(r"\bmerman\b")
 """What the renderer calls every drawing."""
+_LABEL_BACKGROUND = "hsl(-120, 0%, 80%)"
+"""The renderer's grey behind the text on an arrow, which hides the ends of a longer text in another font."""
 
 
 def fence(source: str, _language: str, _css_class: str, _options: Any, _page: Any, **_more: Any) -> str:
@@ -19,4 +21,5 @@ def fence(source: str, _language: str, _css_class: str, _options: Any, _page: An
     an error where the source is no Mermaid diagram, which ends the build.
     """
     name = f"diagram-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-    return f'<div class="diagram">{_NAME.sub(name, mmdr.render(source).svg())}</div>'
+    drawing = mmdr.render(source).svg().replace(_LABEL_BACKGROUND, "#fff")
+    return f'<div class="diagram">{_NAME.sub(name, drawing)}</div>'
