@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import mmdr
+from pymdownx.superfences import SuperFencesException
 
 _NAME = re.compile(r"\bmerman\b")
 """What the renderer calls every drawing."""
@@ -18,8 +19,11 @@ def fence(source: str, _language: str, _css_class: str, _options: Any, _page: An
     """Return the SVG of one fenced block: a formatter as pymdownx's superfences want it.
 
     Each drawing gets a name of its own, made from its source, since the drawings of one page share a document. Raises
-    an error where the source is no Mermaid diagram, which ends the build.
+    :class:`SuperFencesException`, which alone ends the build, where the source is no Mermaid diagram.
     """
     name = f"diagram-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-    drawing = mmdr.render(source).svg().replace(_LABEL_BACKGROUND, "#fff")
+    try:
+        drawing = mmdr.render(source).svg().replace(_LABEL_BACKGROUND, "#fff")
+    except ValueError as error:
+        raise SuperFencesException(f"{error}: {source}") from error
     return f'<div class="diagram">{_NAME.sub(name, drawing)}</div>'
