@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import mmdr
-from pymdownx.superfences import SuperFencesException
+from pymdownx.superfences import SuperFencesException  # type: ignore[import-untyped]  # it has no types
 
 _NAME = re.compile(r"\bmerman\b")
 """What the renderer calls every drawing."""
