@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := streamer training tests scripts bench
+SOURCES := streamer training tests scripts bench conftest.py
 # Where it is set, each start of a service compiles torch anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -46,11 +46,11 @@ tools: ## Install the programs that tests run against, where they are missing (a
 
 # make chaos [SEED=n]
 chaos: $(STAMP) ## Kill, freeze and starve services and brokers under work, and count afterwards (about 10 minutes)
-	PYTHONPATH=tests:tests/integration $(BIN)/python -m chaos --seed $(or $(SEED),1)
+	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1)
 
 # make fuzz-video [SEED=n] [COUNT=n]
 fuzz-video: $(STAMP) ## 5,000 damaged, lying and bomb-like files through the embedder, each accounted for (about 5 minutes)
-	PYTHONPATH=tests:tests/integration $(BIN)/python -m fuzz.videos --count $(or $(COUNT),5000) --seed $(or $(SEED),1)
+	$(BIN)/python -m tests.fuzz.videos --count $(or $(COUNT),5000) --seed $(or $(SEED),1)
 
 # make bench [NAMES="core text"]. The table in docs/performance.md: cp bench-report/results.json docs/bench/ && make docs
 bench: peers ## Measure speed against what it could be and what others are, and write bench-report/ (15 minutes)
@@ -70,7 +70,7 @@ avs: $(STAMP) ## A synthetic video search benchmark: what reranking gains at sev
 	$(BIN)/streamer benchmark --out avs-report --dtype float32
 
 capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write the tables of docs/capacity.md (about 5 minutes)
-	PYTHONPATH=tests $(BIN)/python -m bench.capacity
+	$(BIN)/python -m bench.capacity
 	$(BIN)/python scripts/write_docs.py
 
 alerts: $(STAMP) tools ## Let each alert fire for its cause in a real Prometheus beside running services (5 minutes)
