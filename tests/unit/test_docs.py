@@ -98,3 +98,10 @@ def test_the_catalogue_keeps_prometheus_rules_and_every_label_is_bounded() -> No
 def test_the_page_of_dead_letters_names_every_reason() -> None:
     page = (ROOT / "docs" / "reference" / "dead-letters.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [reason.value for reason in Reason]
+
+
+def test_the_page_of_events_names_every_header_of_a_dead_letter() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "streamer" / "kafka").rglob("*.py"))
+    headers = set(re.findall(r'"(dlq\.[a-z_]+)"', sources))
+    assert len(headers) > 8
+    assert headers == set(re.findall(r"`(dlq\.[a-z_]+)`", EVENTS))
