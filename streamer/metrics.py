@@ -1,7 +1,7 @@
 """The one catalogue of metrics: names, types, labels, units and help texts.
 
 :class:`Metrics` makes them in a registry of its own, so that several can live in one test process. Labels
-are bounded: :data:`LABELS` says by what. ``docs/metrics.md`` is written from here.
+are bounded: :data:`LABELS` says by what. ``docs/reference/metrics.md`` is written from here.
 """
 
 from __future__ import annotations

@@ -46,16 +46,16 @@ def test_a_figure_is_a_median_with_its_spread() -> None:
 @pytest.mark.parametrize(("value", "met"), [(2.9, True), (3.0, True), (3.1, False)])
 def test_a_bar_compares_the_median(value: float, met: bool) -> None:
     found = results("core", {"float16": {"ratio": spread([0.0, value, 99.0])}})
-    bar = Bar(1, "what", "core", ("float16", "ratio"), at_most=3)
+    bar = Bar("what", "core", ("float16", "ratio"), at_most=3)
     assert bar.is_met(found) is met
-    assert Bar(1, "what", "core", ("float16", "ratio"), at_least=3).is_met(found) is (value >= 3)
-    assert Bar(1, "what", "core", ("float16", "ratio")).is_met(found) is None
+    assert Bar("what", "core", ("float16", "ratio"), at_least=3).is_met(found) is (value >= 3)
+    assert Bar("what", "core", ("float16", "ratio")).is_met(found) is None
 
 
 def test_a_figure_that_is_not_there_meets_nothing() -> None:
     found = results("core", {"float16": 1.0})
     for path in (("int8",), ("float16", "ratio")):
-        bar = Bar(1, "what", "core", path, at_most=3)
+        bar = Bar("what", "core", path, at_most=3)
         assert bar.figure(found) is None
         assert bar.is_met(found) is None
 

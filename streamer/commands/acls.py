@@ -32,7 +32,7 @@ def acls(settings: Settings, role: str, principal: str | None, as_json: bool) ->
     """List the least privileges that COMMAND needs: embed, rerank, topics-apply, topics-check, dlq-show (and list),
     dlq-redrive, replay, top or demo.
 
-    Changes nothing, and asks no broker. docs/security.md shows all of them.
+    Changes nothing, and asks no broker. docs/reference/privileges.md lists all of them.
     """  # noqa: D205 - click joins the lines of a paragraph
     from streamer.kafka.client import acls  # noqa: PLC0415
 

@@ -1,8 +1,8 @@
 """The privileges that each command needs, and no more, on a cluster with ACLs.
 
-:data:`ROLES` is the one table. ``docs/security.md``, ``streamer acls`` and the messages of errors are made from it; the
-tests grant exactly what it says, and take away one privilege after the other. Kafka takes Read, Write, Delete and Alter
-to imply Describe, and AlterConfigs to imply DescribeConfigs: what is implied is not listed.
+:data:`ROLES` is the one table. ``docs/reference/privileges.md``, ``streamer acls`` and the messages of errors are made
+from it; the tests grant exactly what it says, and take away one privilege after the other. Kafka takes Read, Write,
+Delete and Alter to imply Describe, and AlterConfigs to imply DescribeConfigs: what is implied is not listed.
 """
 
 from __future__ import annotations
