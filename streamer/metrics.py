@@ -159,6 +159,11 @@ CATALOGUE = {
         "Time of one call of the store, failed ones too: to read an event's candidates, to write a batch, to delete.",
         "Is the store slow?", _STORE,
     ),
+    "scoring": Metric(
+        "streamer_scoring_seconds", "histogram", "seconds", (),
+        "Time that scoring, blending and ranking one event's candidates took; reading their records is not in it.",
+        "Is scoring slow?", _STORE,
+    ),
     "store_errors": Metric(
         "streamer_store_errors_total", "counter", "count", ("operation",),
         "Calls of the store that found it unavailable.",
@@ -268,6 +273,7 @@ class Metrics:
     frames_encoded: Counter
     frames_duplicate: Counter
     store: Histogram
+    scoring: Histogram
     store_errors: Counter
     store_cache: Counter
     store_clips: Gauge

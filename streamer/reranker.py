@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 
     from streamer.encoders import QueryVectors
     from streamer.health import Health
+    from streamer.method import Policy
     from streamer.metrics import Metrics
     from streamer.settings import Settings
-    from streamer.store import Store
+    from streamer.vectors import VectorReader
 
 log = structlog.get_logger()
 
@@ -61,14 +62,16 @@ class Reranker:
     def __init__(
         self,
         settings: Settings,
+        policy: Policy,
         *,
         queries: QueryVectors,
         model_id: str,
-        store: Store,
+        store: VectorReader,
         metrics: Metrics,
         health: Health,
     ) -> None:
         self._settings = settings
+        self._policy = policy
         self._queries = queries
         self._model_id = model_id
         self._store = store
@@ -78,7 +81,6 @@ class Reranker:
         for why in Degraded:
             metrics.degraded.labels(why)
         self._text = metrics.stage.labels("text")
-        self._cache_hit, self._cache_miss = (metrics.store_cache.labels(result) for result in ("hit", "miss"))
         self._stage: Stage[InFlightRecord] = Stage(
             "rerank",
             self._process,
@@ -154,12 +156,9 @@ class Reranker:
             self._metrics.query_cache.labels("miss").inc(self._queries.misses - misses)
 
     def _rerank(self, event: QueryResults, vector: npt.NDArray[np.float32]) -> list[RerankedCandidate]:
-        store = self._store
-        corrupt, hits, misses = store.corrupt_reads, store.cache_hits, store.cache_misses
-        results, within_depth, scored = rerank_candidates(self._settings, event.results, vector, store)
-        _add(self._metrics.corrupt_records, store.corrupt_reads - corrupt)
-        _add(self._cache_hit, store.cache_hits - hits)
-        _add(self._cache_miss, store.cache_misses - misses)
+        method = self._policy.method_for(event)
+        results, within_depth, scored, scoring_s = rerank_candidates(method, event.results, vector, self._store)
+        self._metrics.scoring.observe(scoring_s)
         self._count(len(results), within_depth, scored)
         return results
 
@@ -183,7 +182,7 @@ class Reranker:
         results: list[RerankedCandidate],
         degraded: Degraded | None = None,
     ) -> None:
-        reranked = answer(self._settings, event, results, self._model_id, degraded)
+        reranked = answer(self._policy.method_for(event), event, results, self._model_id, degraded)
         output = Output(self._settings.topic(OUTPUT), event.query_id.encode(), encode(reranked), work.carried)
         work.complete([output], since=event.issued_at)
 

@@ -18,6 +18,7 @@ from streamer.encoders import Encoder, EncoderError, QueryVectors, Side, load_en
 from streamer.endpoints import Access, Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
+from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
 from streamer.settings import DEFAULT_METRICS_PORT, Settings, SettingsError, blame, unknown_variables
 from streamer.store import (
@@ -140,6 +141,7 @@ def run_reranker(settings: Settings) -> NoReturn:
         store = _open_store(settings, encoder, service, read_only=True)
         pipeline = reranker.Reranker(
             settings,
+            FixedPolicy(settings.method),
             queries=QueryVectors(encoder, settings.query_cache),
             model_id=encoder.model_id,
             store=store,

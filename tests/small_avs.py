@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,8 @@ def make(folder: Path) -> SmallBenchmark:
         cosines = np.array(wholes) @ encoder.encode_texts([topic.text])[0]
         answers[topic.query_id] = [(clip.clip_id, float(cosine)) for clip, cosine in zip(clips, cosines, strict=True)]
     size = benchmark.Size(CLIPS, TOPICS, SEED)
-    results = benchmark.measure(load({}), topics, answers, encoder, store, size, folder)
+    method = replace(load({}).method, depth=benchmark.DEPTH)
+    results = benchmark.measure(method, topics, answers, encoder, store, size, folder)
     store.close()
     return SmallBenchmark(folder, url, encoder.model_id, results)
 

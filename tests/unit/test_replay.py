@@ -18,6 +18,7 @@ from streamer.evaluation.questions import ReplayError, events_of_file, questions
 from streamer.evaluation.replay import Replay, offline, ranking_of
 from streamer.evaluation.trec import Ranking, Run, read_run, write_run
 from streamer.events import Candidate, QueryReranked, QueryResults, RerankedCandidate, Status, encode
+from streamer.method import Method
 from streamer.settings import load
 from streamer.store import Clip, Position, open_store
 
@@ -120,8 +121,7 @@ def test_scores_that_differ_are_the_answers_own_and_what_is_below_the_depth_foll
 def test_offline_gives_the_rerankers_answers_and_a_run_that_is_read_back_the_same(store: Store, tmp_path: Path) -> None:
     results = [Candidate(clip_id=clip_id, score=score) for clip_id, score in (("c0", 3.0), ("new", 2.0), ("c2", 1.0))]
     question = QueryResults(query_id="501", query="axis 2", engine="e", issued_at=AT, results=results)
-    settings = load({"depth": 3})
-    (answer,) = offline(settings, [question], Axes(), store)
+    (answer,) = offline(Method(alpha=0.4, depth=3, normalization="minmax"), [question], Axes(), store)
     assert [(each.clip_id, each.score) for each in answer.results] == [("c2", 0.6), ("new", 0.5), ("c0", 0.4)]
     replay = Replay([answer])
     assert replay.summary().startswith("1 topics (alpha 0.4, depth 3, minmax, model axes): 2 reranked, 1 not embedded")
@@ -135,7 +135,7 @@ def test_offline_gives_the_rerankers_answers_and_a_run_that_is_read_back_the_sam
 def test_a_query_that_cannot_be_encoded_is_named(store: Store) -> None:
     question = QueryResults(query_id="q", query="poison", engine="e", issued_at=AT, results=[])
     with pytest.raises(ReplayError, match="'poison' cannot be encoded: not finite"):
-        list(offline(load({}), [question], Axes(), store))
+        list(offline(load({}).method, [question], Axes(), store))
 
 
 @pytest.mark.parametrize(
