@@ -25,6 +25,7 @@ from bench.report import print_figures, spread
 from bench.reranking_latency import RATE, Requester
 from bench.workload import RERANKED, free_port, place, queries, texts
 from streamer import method, reranker, scoring
+from streamer.codec import JSON, JsonCodec
 from streamer.encoders import QueryVectors
 from streamer.events import now
 from streamer.health import Health
@@ -44,10 +45,10 @@ if TYPE_CHECKING:
 NAME = "hot_path"
 BATCH = 64
 _CALLS = {
-    "decode": (reranker, "decode"),
+    "decode": (JsonCodec, "decode"),
     "score": (scoring.FrameScorer, "add"),
     "blend": (method, "rerank"),
-    "encode": (reranker, "encode"),
+    "encode": (JsonCodec, "encode"),
 }
 """Steps, and the functions where the pipeline finds them."""
 
@@ -138,6 +139,7 @@ class Pipeline:
         self._reranker = reranker.Reranker(
             load({"query_batch": BATCH}),
             FixedPolicy(load({}).method),
+            codec=JSON,
             queries=vectors,
             model_id=where.encoder.model_id,
             store=cast("Store", TimedStore(self._store, self.clock)),

@@ -43,7 +43,7 @@ import structlog
 import tenacity
 
 from streamer import faults
-from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, decode, encode, now
+from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, now
 from streamer.kafka import InFlightRecord, Output, dead_letter
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.health import Health
     from streamer.kafka import Record
@@ -138,6 +139,7 @@ class Embedder:
         self,
         settings: Settings,
         *,
+        codec: Codec,
         encoder: Encoder,
         store: Store,
         fetcher: Fetcher,
@@ -146,6 +148,7 @@ class Embedder:
         health: Health,
     ) -> None:
         self._settings = settings
+        self._codec = codec
         self._encoder = encoder
         self._store = store
         self._fetcher = fetcher
@@ -213,7 +216,7 @@ class Embedder:
     def _read(self, work: InFlightRecord) -> Upload | None:
         """Return an upload whose source may be asked now; None where it must wait for that, or cannot be read."""
         try:
-            event = decode(ClipUploaded, work.record.value, work.record.key)
+            event = self._codec.decode(ClipUploaded, work.record.value, work.record.key)
         except InvalidEvent as invalid:
             self._done(work, [dead_letter(work.record, invalid.reason, invalid.detail)])
             return None
@@ -362,7 +365,7 @@ class Embedder:
         return Output(
             self._settings.topic(OUTPUT),
             event.clip_id.encode(),
-            encode(event),
+            self._codec.encode(event),
             embedded.work.carried,
         )
 

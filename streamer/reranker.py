@@ -14,17 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streamer import faults
-from streamer.events import (
-    Degraded,
-    InvalidEvent,
-    QueryResults,
-    Reason,
-    RerankedCandidate,
-    Status,
-    decode,
-    encode,
-    now,
-)
+from streamer.events import Degraded, InvalidEvent, QueryResults, Reason, RerankedCandidate, Status, now
 from streamer.kafka import InFlightRecord, Output, dead_letter
 from streamer.method import answer, rerank_candidates, unscored
 from streamer.stages import Stage
@@ -38,6 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from prometheus_client import Counter
 
+    from streamer.codec import Codec
     from streamer.encoders import QueryVectors
     from streamer.health import Health
     from streamer.method import Policy
@@ -64,6 +55,7 @@ class Reranker:
         settings: Settings,
         policy: Policy,
         *,
+        codec: Codec,
         queries: QueryVectors,
         model_id: str,
         store: VectorReader,
@@ -71,6 +63,7 @@ class Reranker:
         health: Health,
     ) -> None:
         self._settings = settings
+        self._codec = codec
         self._policy = policy
         self._queries = queries
         self._model_id = model_id
@@ -123,7 +116,7 @@ class Reranker:
 
     def _decode(self, work: InFlightRecord) -> QueryResults | None:
         try:
-            return decode(QueryResults, work.record.value, work.record.key)
+            return self._codec.decode(QueryResults, work.record.value, work.record.key)
         except InvalidEvent as invalid:
             work.complete([dead_letter(work.record, invalid.reason, invalid.detail)])
             return None
@@ -183,7 +176,9 @@ class Reranker:
         degraded: Degraded | None = None,
     ) -> None:
         reranked = answer(self._policy.method_for(event), event, results, self._model_id, degraded)
-        output = Output(self._settings.topic(OUTPUT), event.query_id.encode(), encode(reranked), work.carried)
+        output = Output(
+            self._settings.topic(OUTPUT), event.query_id.encode(), self._codec.encode(reranked), work.carried
+        )
         work.complete([output], since=event.issued_at)
 
     def _failed(self, work: InFlightRecord, error: Exception) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import structlog
 
 from streamer import __version__, embedder, faults, reranker
+from streamer.codec import JSON
 from streamer.encoders import Encoder, EncoderError, QueryVectors, Side, load_encoder
 from streamer.endpoints import Access, Endpoints
 from streamer.health import Health
@@ -110,6 +111,7 @@ def run_embedder(settings: Settings) -> NoReturn:
         )
         pipeline = embedder.Embedder(
             settings,
+            codec=JSON,
             encoder=encoder,
             store=store,
             fetcher=fetcher,
@@ -142,6 +144,7 @@ def run_reranker(settings: Settings) -> NoReturn:
         pipeline = reranker.Reranker(
             settings,
             FixedPolicy(settings.method),
+            codec=JSON,
             queries=QueryVectors(encoder, settings.query_cache),
             model_id=encoder.model_id,
             store=store,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamer.codec import JSON
 from streamer.encoders import load_encoder
 from streamer.evaluation.questions import questions_of
 from streamer.evaluation.trec import read_run, read_topics
-from streamer.events import encode
 from streamer.settings import DEFAULT_MODEL, load
 from streamer.store import Clip, Position, open_store
 from streamer.synthetic import avs, benchmark
@@ -83,4 +83,4 @@ def _clip(number: int, encoder: Encoder, store: Store) -> tuple[DemoClip, Any]:
 def events(benchmark: SmallBenchmark, engine: str) -> list[bytes]:
     """Return an engine's run as the events of ``query.results``."""
     run, topics = read_run(benchmark.folder / f"base-{engine}.run"), read_topics(benchmark.folder / "topics.tsv")
-    return [encode(event) for event in questions_of(run, topics)]
+    return [JSON.encode(event) for event in questions_of(run, topics)]

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from streamer.codec import JSON
 from streamer.encoders import EncoderError
 from streamer.evaluation.questions import ReplayError
 from streamer.evaluation.trec import Ranking
-from streamer.events import InvalidEvent, QueryReranked, QueryResults, Status, decode, encode, now
+from streamer.events import InvalidEvent, QueryReranked, QueryResults, Status, now
 from streamer.kafka import Output
 from streamer.kafka.readers.request import Requester
 from streamer.method import answer, rerank_candidates
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.method import Method
     from streamer.settings import Settings
@@ -71,7 +73,12 @@ def offline(
 
 
 def through_kafka(
-    settings: Settings, questions: Iterable[QueryResults], *, required: Mapping[str, object], timeout: float
+    settings: Settings,
+    questions: Iterable[QueryResults],
+    *,
+    required: Mapping[str, object],
+    timeout: float,
+    codec: Codec = JSON,
 ) -> Iterator[QueryReranked]:
     """Let the running reranker answer questions, one at a time, each within ``timeout`` seconds.
 
@@ -88,8 +95,8 @@ def through_kafka(
                 asked = msgspec.structs.replace(question, query_id=prefix + question.query_id, issued_at=now())
             except InvalidEvent as error:
                 raise ReplayError(f"{question.query_id}: {error}") from None
-            output = Output(settings.topic(INPUT), asked.query_id.encode(), encode(asked), ())
-            found = decode(QueryReranked, asker.ask(output, timeout=timeout).value)
+            output = Output(settings.topic(INPUT), asked.query_id.encode(), codec.encode(asked), ())
+            found = codec.decode(QueryReranked, asker.ask(output, timeout=timeout).value)
             _check(required, question, found)
             yield msgspec.structs.replace(found, query_id=question.query_id)
 

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from streamer.events import InvalidEvent, QueryReranked, decode, now
+from streamer.codec import JSON
+from streamer.events import InvalidEvent, QueryReranked, now
 from streamer.kafka.readers.tail import Tail
 from streamer.metrics import CATALOGUE
 from streamer.scrape import Scrape, Window, merged, quantile
@@ -192,7 +193,7 @@ class Watch:
     def _take(self, record: Record) -> None:
         if record.topic == self._settings.topic(ANSWERS):
             try:
-                self._answers.append(Answer(decode(QueryReranked, record.value), record.timestamp))
+                self._answers.append(Answer(JSON.decode(QueryReranked, record.value), record.timestamp))
             except InvalidEvent:
                 return  # written by somebody else
             return

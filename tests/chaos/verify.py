@@ -11,7 +11,8 @@ from driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, check_dead_letter
 
 from chaos.inputs import CE_ID, Query, Refused, Upload
 from chaos.oracle import living
-from streamer.events import ClipEmbedded, InvalidEvent, QueryReranked, decode
+from streamer.codec import JSON
+from streamer.events import ClipEmbedded, InvalidEvent, QueryReranked
 from streamer.store import open_existing
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ class Verdict:
             if cause is None or not isinstance(cause.meaning, meaning):
                 continue
             try:
-                yield cause.meaning, decode(model, record.value, record.key)
+                yield cause.meaning, JSON.decode(model, record.value, record.key)
             except InvalidEvent as error:
                 yield cause.meaning, error
 

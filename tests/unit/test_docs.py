@@ -12,7 +12,8 @@ import pytest
 
 from bench import capacity
 from streamer import settings
-from streamer.events import TOPICS, Reason, decode
+from streamer.codec import JSON
+from streamer.events import TOPICS, Reason
 from streamer.metrics import CATALOGUE, LABELS
 from streamer.store import record_format
 
@@ -30,7 +31,7 @@ def test_the_readmes_example_of_each_event_decodes(topic: str) -> None:
     event = json.loads(text)
     if topic == "query.reranked":
         assert {result["status"] for result in event["results"]} == {"reranked"}
-    decode(TOPICS[topic], json.dumps(event).encode())
+    JSON.decode(TOPICS[topic], json.dumps(event).encode())
 
 
 def test_the_readme_names_every_reason() -> None:

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.cli import cli
+from streamer.codec import JSON
 from streamer.encoders import EncoderError
 from streamer.evaluation.questions import ReplayError, events_of_file, questions_of
 from streamer.evaluation.replay import Replay, offline, ranking_of
 from streamer.evaluation.trec import Ranking, Run, read_run, write_run
-from streamer.events import Candidate, QueryReranked, QueryResults, RerankedCandidate, Status, encode
+from streamer.events import Candidate, QueryReranked, QueryResults, RerankedCandidate, Status
 from streamer.method import Method
 from streamer.settings import load
 from streamer.store import Clip, Position, open_store
@@ -90,7 +91,7 @@ def test_a_topic_without_a_text_is_named() -> None:
 def test_recorded_events_are_read_and_a_line_that_is_none_is_named(tmp_path: Path) -> None:
     event = QueryResults(query_id="q", query="axis 0", engine="e", issued_at=AT, results=[])
     path = tmp_path / "events.jsonl"
-    path.write_bytes(encode(event) + b"\r\n\n" + b'{"query_id": 1}\n')
+    path.write_bytes(JSON.encode(event) + b"\r\n\n" + b'{"query_id": 1}\n')
     events = events_of_file(path)
     assert next(events) == event
     with pytest.raises(ReplayError, match=r"events.jsonl:3: expected a query.results event, found .*query"):

@@ -11,8 +11,9 @@ import numpy as np
 import orjson
 import pytest
 
+from streamer.codec import JSON
 from streamer.encoders import QueryVectors
-from streamer.events import Candidate, QueryReranked, QueryResults, decode, encode, now
+from streamer.events import Candidate, QueryReranked, QueryResults, now
 from streamer.health import Health
 from streamer.kafka import InFlightRecord, Record
 from streamer.method import FixedPolicy, Method
@@ -87,6 +88,7 @@ class Harness:
         self._reranker = Reranker(
             given := load(settings),
             policy or FixedPolicy(given.method),
+            codec=JSON,
             queries=QueryVectors(self.encoder, 100),
             model_id="axes",
             store=store,
@@ -103,7 +105,7 @@ class Harness:
                     0,
                     offset,
                     None,
-                    value if isinstance(value, bytes) else encode(value),
+                    value if isinstance(value, bytes) else JSON.encode(value),
                     (("traceparent", b"00-1"),),
                     AT,
                 ),
@@ -120,7 +122,7 @@ class Harness:
         ((output,),) = self.run(event)
         assert (output.topic, output.key) == ("query.reranked", event.query_id.encode())
         assert output.headers == (("traceparent", b"00-1"),)
-        return decode(QueryReranked, output.value, output.key)
+        return JSON.decode(QueryReranked, output.value, output.key)
 
 
 def event(
@@ -171,7 +173,7 @@ def test_a_store_that_is_away_degrades_and_keeps_the_initial_order() -> None:
 def test_a_text_that_breaks_the_encoder_costs_the_others_of_its_batch_nothing(store: Store) -> None:
     harness = Harness(store)
     outputs = harness.run(event("axis 1", ("c1", 1.0)), event("poison", ("c1", 1.0)), event("axis 0", ("c0", 1.0)))
-    answers = [decode(QueryReranked, output.value) for (output,) in outputs]
+    answers = [JSON.decode(QueryReranked, output.value) for (output,) in outputs]
     assert [answer.degraded for answer in answers] == [None, "encoder_failed", None]
 
 
