@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterable, Mapping, Sequence
 
+    from streamer.codec import Codec
     from streamer.kafka.records import Record
     from streamer.settings import Settings
     from streamer.top.targets import Target
@@ -154,8 +155,9 @@ class _Watched:
 class Watch:
     """Looks again each time it is asked; used from one thread."""
 
-    def __init__(self, settings: Settings, targets: Iterable[Target], *, interval: float) -> None:
+    def __init__(self, settings: Settings, targets: Iterable[Target], *, interval: float, codec: Codec = JSON) -> None:
         self._settings = settings
+        self._codec = codec
         self.interval = interval
         self._watched = [_Watched(target) for target in targets]
         self._pool = ThreadPoolExecutor(max(1, len(self._watched)), thread_name_prefix="scrape")
@@ -193,7 +195,7 @@ class Watch:
     def _take(self, record: Record) -> None:
         if record.topic == self._settings.topic(ANSWERS):
             try:
-                self._answers.append(Answer(JSON.decode(QueryReranked, record.value), record.timestamp))
+                self._answers.append(Answer(self._codec.decode(QueryReranked, record.value), record.timestamp))
             except InvalidEvent:
                 return  # written by somebody else
             return

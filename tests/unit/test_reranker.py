@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from streamer.codec import Codec, E
+    from streamer.events import Event
     from streamer.kafka import Output
     from streamer.method import Policy
     from streamer.store import Store
@@ -82,13 +85,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
 class Harness:
     """Runs events through a reranker and gives what each caused."""
 
-    def __init__(self, store: Any, policy: Policy | None = None, **settings: Any) -> None:
+    def __init__(self, store: Any, policy: Policy | None = None, codec: Codec | None = None, **settings: Any) -> None:
         self.encoder = Axes()
         self.metrics = Metrics()
         self._reranker = Reranker(
             given := load(settings),
             policy or FixedPolicy(given.method),
-            codec=JSON,
+            codec=codec or JSON,
             queries=QueryVectors(self.encoder, 100),
             model_id="axes",
             store=store,
@@ -245,3 +248,20 @@ def test_scoring_has_a_time_of_its_own_for_each_event_that_is_scored(store: Stor
     scoring = value("streamer_scoring_seconds_sum") or 0
     reading = metrics.registry.get_sample_value("streamer_store_seconds_sum", {"operation": "read"}) or 0
     assert 0 < scoring < scoring + reading < took
+
+
+class MsgPack:
+    """Events in another format."""
+
+    def decode(self, model: type[E], value: bytes | None, _key: bytes | None = None) -> E:
+        return msgspec.msgpack.decode(value or b"", type=model)
+
+    def encode(self, event: Event) -> bytes:
+        return msgspec.msgpack.encode(event)
+
+
+def test_events_are_read_and_written_by_the_codec_that_is_handed_over(store: Store) -> None:
+    codec = MsgPack()
+    ((output,),) = Harness(store, codec=codec).run(codec.encode(event("axis 2", ("c0", 2.0), ("c2", 1.0))))
+    answer = codec.decode(QueryReranked, output.value)
+    assert [result.clip_id for result in answer.results] == ["c2", "c0"]
