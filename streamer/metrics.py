@@ -42,7 +42,7 @@ LABELS = {
     "partition": "the input topic's partitions that this instance owns",
     "reason": "dead letters: the `dlq.reason` codes; degraded events: the values of `degraded`",
     "status": "the values of a candidate's `status`",
-    "stage": "embed: load, fetch, decode, encode, store; rerank: rerank, text",
+    "stage": "embed: read, load, fetch, decode, encode, store; rerank: rerank, text",
     "operation": "read, put, delete",
     "result": "hit, miss",
     "cause": "crashed, timeout",

@@ -554,3 +554,21 @@ def test_vectors_that_wait_for_the_store_hold_back_the_encoder_and_no_frames(
     for _ in range(len(works) + len(deletes)):
         assert harness.done.acquire(timeout=20)
     assert list(store.clip_ids()) == []
+
+
+def test_a_record_passes_each_stage_once_also_where_it_waits_for_its_source(store: Store, tmp_path: Path) -> None:
+    harness = Harness(tmp_path, store, decode_workers=1)
+    red = clip(tmp_path / "red.mp4", (200, 10, 10))
+    works = [harness.upload(f"c{number}", red) for number in range(30)]  # 9 of one source are loaded at the same time
+    outputs = harness.run(*works, harness.work("c0", None), harness.work("c1", b"{"), harness.work("\x00" * 600, None))
+    assert [output.topic for each in outputs for output in each] == [
+        *["clips.embedded"] * 30,
+        *["clips.uploaded.dlq"] * 2,
+    ]
+    passed = {
+        stage: harness.metrics.registry.get_sample_value("streamer_batch_size_sum", {"stage": stage})
+        for stage in ("read", "load", "store")
+    }
+    assert passed == {"read": 33, "load": 30, "store": 31}
+    with store.read(["c0", "c1"]) as found:
+        assert [each is None for each in found] == [True, False]
