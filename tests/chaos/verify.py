@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from streamer.events import ClipEmbedded, InvalidEvent, QueryReranked, decode
+from streamer.codec import JSON
+from streamer.events import ClipEmbedded, InvalidEvent, QueryReranked
 from streamer.store import open_existing
 from tests.chaos.inputs import CE_ID, Query, Refused, Upload
 from tests.chaos.oracle import living
@@ -236,7 +237,7 @@ class Verdict:
             if cause is None or not isinstance(cause.meaning, meaning):
                 continue
             try:
-                yield cause.meaning, decode(model, record.value, record.key)
+                yield cause.meaning, JSON.decode(model, record.value, record.key)
             except InvalidEvent as error:
                 yield cause.meaning, error
 

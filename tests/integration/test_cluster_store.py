@@ -13,8 +13,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from streamer.codec import JSON
 from streamer.encoders import load_encoder
-from streamer.events import QueryResults, Status, decode
+from streamer.events import QueryResults, Status
 from streamer.method import rerank_candidates
 from streamer.settings import DEFAULT_MODEL, load
 from streamer.store import Clip, StoreOptions, open_store, record_format
@@ -130,7 +131,7 @@ def test_three_rerankers_and_two_embedders_on_a_cluster_score_as_lmdb_does_to_th
     encoder = load_encoder(DEFAULT_MODEL, dtype="float32", threads=1, sides=["texts"])
     settings = load()
     for key, value in questions:
-        event = decode(QueryResults, value, key)
+        event = JSON.decode(QueryResults, value, key)
         [vector] = encoder.encode_texts([event.query])
         expected = rerank_candidates(settings, event.results, vector, lmdb).results
         assert answers[event.query_id]["results"] == msgspec.to_builtins(expected)

@@ -136,7 +136,7 @@ def test_a_records_trace_goes_through_every_stage_and_on_to_what_it_causes(
     answer = next(each for each in bus.read(RERANKED) if each.key == b"q0")
     check_trace(spans, answer, f"{topic_prefix}{RESULTS}", "streamer-rerank", {"rerank", "text", "score", "commit"})
     [embedded] = bus.read(EMBEDDED)
-    stages = {"load", "fetch", "decode", "encode", "store", "commit"}
+    stages = {"read", "load", "fetch", "decode", "encode", "store", "commit"}
     check_trace(spans, embedded, f"{topic_prefix}{UPLOADED}", "streamer-embed", stages)
     assert answer.header("ce_id") == "7"
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamer.codec import JSON
 from streamer.encoders import load_encoder
 from streamer.evaluation.questions import questions_of
 from streamer.evaluation.trec import read_run, read_topics
-from streamer.events import encode
 from streamer.settings import DEFAULT_MODEL, load
 from streamer.store import Clip, Position, open_store
 from streamer.synthetic import avs, benchmark
@@ -55,7 +55,8 @@ def make(folder: Path) -> SmallBenchmark:
         cosines = np.array(wholes) @ encoder.encode_texts([topic.text])[0]
         answers[topic.query_id] = [(clip.clip_id, float(cosine)) for clip, cosine in zip(clips, cosines, strict=True)]
     size = benchmark.Size(CLIPS, TOPICS, SEED)
-    results = benchmark.measure(load({}), topics, answers, encoder, store, size, folder)
+    method = replace(load({}).method, depth=benchmark.DEPTH)
+    results = benchmark.measure(method, topics, answers, encoder, store, size, folder)
     store.close()
     return SmallBenchmark(folder, url, encoder.model_id, results)
 
@@ -82,4 +83,4 @@ def _clip(number: int, encoder: Encoder, store: Store) -> tuple[DemoClip, Any]:
 def events(benchmark: SmallBenchmark, engine: str) -> list[bytes]:
     """Return an engine's run as the events of ``query.results``."""
     run, topics = read_run(benchmark.folder / f"base-{engine}.run"), read_topics(benchmark.folder / "topics.tsv")
-    return [encode(event) for event in questions_of(run, topics)]
+    return [JSON.encode(event) for event in questions_of(run, topics)]

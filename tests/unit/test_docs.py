@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from streamer import settings
-from streamer.events import TOPICS, Reason, decode
+from streamer.codec import JSON
+from streamer.events import TOPICS, Reason
 from streamer.metrics import CATALOGUE, LABELS
 
 ROOT = Path(__file__).parents[2]
@@ -34,13 +35,13 @@ def test_the_readmes_example_of_each_event_decodes(topic: str) -> None:
     event = json.loads(text)
     if topic == "query.reranked":
         assert {result["status"] for result in event["results"]} == {"reranked"}
-    decode(TOPICS[topic], json.dumps(event).encode())  # type: ignore[type-var]  # any of them
+    JSON.decode(TOPICS[topic], json.dumps(event).encode())  # type: ignore[type-var]  # any of them
 
 
 def test_the_page_of_events_has_an_example_of_each_that_decodes() -> None:
     examples = re.findall(r"(?:^    .*\n)+", EVENTS, re.MULTILINE)
     for model, example in zip(TOPICS.values(), examples, strict=True):
-        decode(model, json.dumps(json.loads(example)).encode())  # type: ignore[type-var]  # any of them
+        JSON.decode(model, json.dumps(json.loads(example)).encode())  # type: ignore[type-var]  # any of them
 
 
 def test_the_reranked_example_follows_from_the_results_before_it() -> None:
