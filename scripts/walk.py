@@ -144,7 +144,7 @@ def serve(what: str, folder: Path) -> None:
     from streamer.cli import main as command  # noqa: PLC0415 - profiled from here on
     from streamer.video.isolation import process  # noqa: PLC0415
 
-    process._TEMPLATE = f"import walk; walk.profile_decoder({str(decoder)!r}); {process._TEMPLATE}"  # type: ignore[misc]
+    process._TEMPLATE = f"import walk; walk.profile_decoder({str(decoder)!r}); {process._TEMPLATE}"
     sys.argv = ["streamer", COMMANDS[what]]
     command()
 
