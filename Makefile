@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := streamer training tests scripts bench
+SOURCES := streamer training tests scripts bench conftest.py
 # Where it is set, each start of a service compiles torch anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak store-copy lint format kafka topics docs top-picture model lock clean
+.PHONY: help install demo test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak store-copy lint format kafka topics docs site top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -46,13 +46,13 @@ tools: ## Install the programs that tests run against, where they are missing (a
 
 # make chaos [SEED=n]
 chaos: $(STAMP) ## Kill, freeze and starve services and brokers under work, and count afterwards (about 10 minutes)
-	PYTHONPATH=tests:tests/integration $(BIN)/python -m chaos --seed $(or $(SEED),1)
+	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1)
 
 # make fuzz-video [SEED=n] [COUNT=n]
 fuzz-video: $(STAMP) ## 5,000 damaged, lying and bomb-like files through the embedder, each accounted for (about 5 minutes)
-	PYTHONPATH=tests:tests/integration $(BIN)/python -m fuzz.videos --count $(or $(COUNT),5000) --seed $(or $(SEED),1)
+	$(BIN)/python -m tests.fuzz.videos --count $(or $(COUNT),5000) --seed $(or $(SEED),1)
 
-# make bench [NAMES="core text"]. The README's table: cp bench-report/results.json docs/bench/ && make docs
+# make bench [NAMES="core text"]. The table in docs/performance.md: cp bench-report/results.json docs/bench/ && make docs
 bench: peers ## Measure speed against what it could be and what others are, and write bench-report/ (15 minutes)
 	$(BIN)/python -m bench $(NAMES)
 
@@ -64,13 +64,13 @@ $(PEERS)/.installed: requirements/peers.txt $(STAMP)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(PEERS) --require-hashes -r requirements/peers.txt
 	@touch $@
 
-# The table in the pages: cp avs-report/results.json docs/avs/ && make docs
+# The table in docs/evaluation.md: cp avs-report/results.json docs/avs/ && make docs
 avs: $(STAMP) ## A synthetic video search benchmark: what reranking gains at several strengths of the engine (2 minutes)
 	rm -rf avs-report
 	$(BIN)/streamer benchmark --out avs-report --dtype float32
 
-capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write docs/capacity.md anew (about 5 minutes)
-	PYTHONPATH=tests $(BIN)/python -m bench.capacity
+capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write the tables of docs/capacity.md (about 5 minutes)
+	$(BIN)/python -m bench.capacity
 	$(BIN)/python scripts/write_docs.py
 
 alerts: $(STAMP) tools ## Let each alert fire for its cause in a real Prometheus beside running services (5 minutes)
@@ -101,9 +101,12 @@ kafka: $(STAMP) ## Run a real local Kafka on port 9092 until Ctrl-C
 topics: $(STAMP) ## Write the JSON Schemas in topics/ anew from the event models
 	$(BIN)/python -m streamer.kafka.admin.topic_files
 
-docs: $(STAMP) ## Write the tables of the README and of docs/ anew from the code
+docs: $(STAMP) ## Write the generated parts of docs/ and deploy/ from code and measured results
 	$(BIN)/python scripts/write_docs.py
 	$(BIN)/python scripts/write_deploy.py
+
+site: $(STAMP) ## Build docs/ into site/; a dead link or anchor fails
+	PYTHONPATH=scripts $(BIN)/zensical build --strict --clean
 
 top-picture: $(STAMP) ## Draw docs/top.svg, the README's picture of streamer top, from a running system
 	STREAMER_TOP_SVG=docs/top.svg $(BIN)/python -m pytest -q tests/integration/test_top.py -k rebalance
@@ -120,5 +123,5 @@ lock: ## Pin the newest versions that pyproject.toml allows, with hashes
 	$(COMPILE) bench/peers/requirements.in -o requirements/peers.txt
 
 clean: ## Remove what the tasks made, but for downloads in the user's cache
-	rm -rf $(VENV) demo-report bench-report avs-report data dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo-report bench-report avs-report data dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

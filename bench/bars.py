@@ -40,7 +40,6 @@ def _short(value: float) -> str:
 class Bar:
     """One line of the table: at most or at least ``limit``; without one it is only reported."""
 
-    number: int
     what: str
     benchmark: str
     path: tuple[str, ...]
@@ -72,11 +71,12 @@ class Bar:
         return None if self.at_least is None else figure.median >= self.at_least
 
 
+_PEERS = {"quixstreams": "Quix Streams", "faststream": "FastStream"}
+
 BARS = (
     *(
         Bar(
-            1,
-            f"Frames of {count} candidates read and scored, {precision}: times the time of reading the same bytes",
+            f"Read and score the frames of {count} candidates, {precision}: time relative to reading the same bytes",
             "core",
             (precision, "candidates", count, "core_to_read"),
             at_most=3,
@@ -85,81 +85,80 @@ BARS = (
         for count in ("100", "1000")
     ),
     Bar(
-        1,
-        "A candidate's time among 1,000 to that among 100, float16",
+        "Time per candidate with 1,000 candidates relative to 100, float16",
         "core",
         ("float16", "candidate_of_most_to_of_fewest"),
         at_most=1.2,
     ),
     Bar(
-        1,
-        "A candidate's time with 1,000,000 clips in the store to that with 20,000",
+        "Time per candidate with 1,000,000 clips in the store relative to 20,000",
         "core",
         ("growth", "core_large_to_small"),
         at_most=1.2,
     ),
     *(
-        Bar(2, f"One query's text of {words} words: times the speed of plain open_clip at full context", "text",
+        Bar(f"Encode one query of {words} words: speed relative to open_clip at full context length", "text",
             (f"one_query_of_{words}_words", "ratio_ours"), at_least=4)
         for words in (4, 12)
     ),
-    Bar(2, "The least cosine of a text's vector to plain open_clip's, random weights", "text",
+    Bar("Smallest cosine between a text vector and open_clip's, random weights", "text",
         ("one_query_of_12_words", "least_cosine_ours"), at_least=0.9998),
-    Bar(2, "The least cosine of a text's vector to plain open_clip's, the trained small model", "text",
+    Bar("Smallest cosine between a text vector and open_clip's, small demo model", "text",
         ("trained_small_model", "one_query_of_12_words", "least_cosine_ours"), at_least=0.9998),
-    Bar(3, "One reranker on a backlog: share of the ideal 1 / (t_loop + t_core)", "reranking_throughput",
+    Bar("One reranker with a backlog: share of the ideal throughput 1 / (t_loop + t_core)", "reranking_throughput",
         ("share_of_ideal",), at_least=0.7),
-    Bar(3, "One reranker on a backlog, events/s", "reranking_throughput", ("events_per_s",)),
-    Bar(4, "Latency at 100 events/s, cached texts: p50 to the hand-written loop's", "reranking_latency",
+    Bar("One reranker with a backlog: events/s", "reranking_throughput", ("events_per_s",)),
+    Bar("Latency at 100 events/s, cached queries: p50 relative to the hand-written loop", "reranking_latency",
         ("p50_ratio",), at_most=1.5),
-    Bar(4, "Latency at 100 events/s, cached texts: p99 to the hand-written loop's", "reranking_latency",
+    Bar("Latency at 100 events/s, cached queries: p99 relative to the hand-written loop", "reranking_latency",
         ("p99_ratio",), at_most=1.5),
-    Bar(4, "Latency at 100 events/s, cached texts: p50 in ms", "reranking_latency", ("service_p50_ms",)),
-    Bar(4, "Latency at 100 events/s, cached texts: p99 in ms", "reranking_latency", ("service_p99_ms",)),
-    Bar(4, "Latency of texts that are new: p50 to 1.5 times the loop's p50 and 1.5 encodings", "reranking_latency",
+    Bar("Latency at 100 events/s, cached queries: p50 in ms", "reranking_latency", ("service_p50_ms",)),
+    Bar("Latency at 100 events/s, cached queries: p99 in ms", "reranking_latency", ("service_p99_ms",)),
+    Bar("Latency of uncached queries: p50 relative to 1.5 x (the loop's p50 + one encoding)", "reranking_latency",
         ("uncached_p50_to_allowed_ratio",), at_most=1),
     *(
-        Bar(5, f"Events/s to the reranker written with {peer}, {asked}", "reranking_peers", path, at_least=4)
-        for peer in ("quixstreams", "faststream")
-        for asked, path in (
-            ("one text in ten is new", ("new", peer, "times")),
-            ("known texts, its settings for a backlog", ("known", peer, "times")),
-            ("known texts, its settings for latency", ("committed_each", peer, "times")),
+        Bar(f"Throughput relative to a {name} implementation, {queries}", "reranking_peers", path, at_least=4)
+        for peer, name in _PEERS.items()
+        for queries, path in (
+            ("10 % uncached queries", ("new", peer, "times")),
+            ("cached queries, tuned for throughput", ("known", peer, "times")),
+            ("cached queries, tuned for latency", ("committed_each", peer, "times")),
         )
     ),
     *(
-        Bar(5, f"p99 to that of {peer}, {asked}", "reranking_peers", (key, peer, "p99_ratio"), at_most=1)
-        for peer in ("quixstreams", "faststream")
-        for asked, key in (("one text in ten is new", "new"), ("known texts", "known"))
+        Bar(f"p99 latency relative to a {name} implementation, {queries}", "reranking_peers",
+            (key, peer, "p99_ratio"), at_most=1)
+        for peer, name in _PEERS.items()
+        for queries, key in (("10 % uncached queries", "new"), ("cached queries", "known"))
     ),
-    Bar(6, "From files to stored vectors, generated 720p clips: times the plain pipeline's clips/s", "embedding",
+    Bar("Files to stored vectors, generated 720p clips: clips/s relative to a plain pipeline", "embedding",
         ("ratio_clips_per_s_generated",), at_least=3),
-    Bar(6, "From files to stored vectors, real files: times the plain pipeline's clips/s", "embedding",
+    Bar("Files to stored vectors, real files: clips/s relative to a plain pipeline", "embedding",
         ("ratio_clips_per_s_real",), at_least=3),
-    Bar(6, "The least cosine of a frame's vector to the plain pipeline's", "embedding", ("least_cosine_to_plain",),
+    Bar("Smallest cosine between a frame vector and the plain pipeline's", "embedding", ("least_cosine_to_plain",),
         at_least=0.9998),
-    Bar(7, "Near-duplicate frames of slow and static clips: share of the encodes saved", "near_duplicates",
+    Bar("Near-duplicate frames of slow and static clips: share of encodings saved", "near_duplicates",
         ("small_model_saved_share_slow_and_static",), at_least=0.5),
-    Bar(7, "Near-duplicate frames: the largest move of any clip's score", "near_duplicates",
+    Bar("Near-duplicate frames: largest change of a clip's score", "near_duplicates",
         ("small_model_largest_move",), at_most=0.01),
-    Bar(8, "Two rerankers: events per CPU-second of theirs to one's", "scaling", ("cpu_efficiency_of_2",),
+    Bar("Two rerankers: events per CPU-second relative to one reranker", "scaling", ("cpu_efficiency_of_2",),
         at_least=0.85),
-    *(Bar(8, f"Events/s, processes: {count}", "scaling", (f"events_per_s_of_{count}",)) for count in (1, 2, 4)),
+    *(Bar(f"Events/s, number of rerankers: {count}", "scaling", (f"events_per_s_of_{count}",)) for count in (1, 2, 4)),
     *(
-        Bar(8, f"Cores that the broker keeps busy, processes: {count}", "scaling", (f"broker_cores_busy_of_{count}",))
+        Bar(f"Cores used by the broker, number of rerankers: {count}", "scaling", (f"broker_cores_busy_of_{count}",))
         for count in (1, 2, 4)
     ),
-    Bar(10, "From uploaded_at to clips.embedded, idle: to 1.3 times fetch, decode and encode, and 50 ms", "freshness",
-        ("idle_latency_to_allowed_ratio",), at_most=1),
-    Bar(10, "Under a backlog: a clip's mean wait to what the throughput explains", "freshness",
+    Bar("From uploaded_at to clips.embedded when idle: relative to 1.3 x (fetch + decode + encode) + 50 ms",
+        "freshness", ("idle_latency_to_allowed_ratio",), at_most=1),
+    Bar("With a backlog: mean wait of a clip relative to what the throughput explains", "freshness",
         ("backlog_mean_to_explained_ratio",)),
-    Bar(11, "A sweep of 198 points over 1,000 topics of 1,000 candidates: times one replay of them", "sweep",
+    Bar("A sweep of 198 points over 1,000 topics with 1,000 candidates: time relative to one replay", "sweep",
         ("sweep_to_replay",), at_most=1.5),
-    Bar(12, "Records of 100 candidates from a cluster of 3 nodes: p50 to LMDB's", "store_cluster",
+    Bar("Read 100 candidates from a cluster of 3 nodes: p50 relative to LMDB", "store_cluster",
         ("p50_to_lmdb", "buckets_64"), at_most=6),
-    Bar(12, "Records of 100 candidates from a cluster of 3 nodes: p50 to one pipelined GET a clip's", "store_cluster",
+    Bar("Read 100 candidates from a cluster of 3 nodes: p50 relative to one pipelined GET per clip", "store_cluster",
         ("p50_to_gets", "buckets_64"), at_most=0.5),
-    Bar(12, "The same of records that the reader has in memory: p50 to LMDB's", "store_cluster",
+    Bar("The same with all records in the reader's cache: p50 relative to LMDB", "store_cluster",
         ("p50_to_lmdb", "cached")),
 )  # fmt: skip
 """In the order of the table."""

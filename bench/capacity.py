@@ -23,18 +23,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from redis_servers import Cluster
 
 from bench.machine import about
 from bench.report import print_figures
 from streamer.encoders import load_encoder
-from streamer.scoring import rerank, score_clips
+from streamer.method import score_clips
+from streamer.scoring import rerank
 from streamer.settings import DEFAULT_MODEL, Precision
 from streamer.store import Clip, Position, Store, StoreOptions, open_store, record_format
 from streamer.synthetic.clips import make_queries, render_clips
 from streamer.synthetic.engine import BaseEngine
 from streamer.synthetic.measures import average_precision
+from streamer.vectors import ClipList
 from streamer.video.sampling.sample import Sampling, sample
+from tests.support.redis_servers import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,9 +157,9 @@ def losses(clip_count: int, query_count: int, seed: int = 11) -> dict[str, Any]:
         found["initial"].append(average_precision(ids, query.relevant))
         exact: tuple[npt.NDArray[np.float64], str] | None = None
         for precision in PRECISIONS:  # float32 comes first: what the others are compared with
-            records = [
+            records = ClipList(
                 record_format.decode(memoryview(values[precision][each]), each, encoder.dim) for each in ids[:_DEPTH]
-            ]
+            )
             scores, _ = score_clips(text, records)
             ranking = rerank(
                 np.array([score for _, score in ranked]), scores, alpha=_ALPHA, depth=_DEPTH, normalization="minmax"

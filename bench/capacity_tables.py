@@ -136,8 +136,8 @@ def _precision(results: Mapping[str, Any]) -> str:
 def _is_int8_enough(int8: Mapping[str, float]) -> str:
     worst = max(0.0, int8["loss_high"])
     if worst <= NEGLIGIBLE:
-        return f"Here int8 is enough: at the worse end of its interval it loses {worst:.5f}."
-    return f"Here int8 may lose {worst:.4f}: where that counts, it is not enough."
+        return f"In this measurement int8 is enough: at the worse end of its interval it loses {worst:.5f}."
+    return f"In this measurement int8 may lose up to {worst:.4f}. Use float16 where that matters."
 
 
 def in_words(size: float) -> str:

@@ -17,18 +17,17 @@ from typing import TYPE_CHECKING, Self
 import psutil
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
-from driver import RERANKED, RESULTS, STREAMER, await_true
 
 from bench.workload import publish, queries
+from tests.support.driver import RERANKED, RESULTS, STREAMER, await_true
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from driver import Bus, Record
-
     from bench.workload import Place
+    from tests.support.driver import Bus, Record
 
 GROUP = "streamer-rerank"
 PILOT = 1_000

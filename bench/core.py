@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from bench.report import spread
-from streamer.scoring import score_clips
+from streamer.method import score_clips
 from streamer.store import Clip, Position, record_format
 from streamer.store.lmdb.store import LmdbStore
 

@@ -1,6 +1,6 @@
 """From files to stored vectors, against the pipeline that one would write in an afternoon.
 
-    PYTHONPATH=tests:tests/integration python bench/embedding.py
+    python -m bench.embedding
 
 *Plain* is ``bench/plain_embedder.py``: every frame decoded, one clip after the other, open_clip in float32.
 *Ours* is the product's embedder, with its decoders, its encoder as ``STREAMER_DTYPE=auto`` chooses it, and its store;
@@ -37,9 +37,10 @@ import numpy as np
 
 from bench.clips import generate, real
 from bench.report import print_figures, spread
+from streamer.codec import JSON
 from streamer.embedder import Embedder
 from streamer.encoders import load_encoder
-from streamer.events import ClipUploaded, encode
+from streamer.events import ClipUploaded
 from streamer.health import Health
 from streamer.kafka import InFlightRecord, Record
 from streamer.metrics import Metrics
@@ -132,6 +133,7 @@ class Ours:
         self._offsets = count()
         self._embedder = Embedder(
             made,
+            codec=JSON,
             encoder=model.encoder,
             store=store,
             fetcher=Fetcher(made.allowed_uris, max_bytes=made.max_clip_bytes, timeout=made.fetch_timeout),
@@ -158,7 +160,7 @@ class Ours:
         event = ClipUploaded(clip_id=path.stem, uri=path.as_uri(), uploaded_at=AT)
         key = path.stem.encode()
         return InFlightRecord(
-            Record("clips.uploaded", 0, next(self._offsets), key, encode(event), (), AT, log="0"), done.release
+            Record("clips.uploaded", 0, next(self._offsets), key, JSON.encode(event), (), AT, log="0"), done.release
         )
 
     def busy(self, stage: str) -> float:

@@ -1,6 +1,6 @@
 """How soon an upload is searchable: from its uploaded_at to its clips.embedded, as a read_committed consumer sees it.
 
-    PYTHONPATH=tests:tests/integration python bench/freshness.py
+    python -m bench.freshness
 
 A real Kafka and a real ``streamer embed`` with ViT-B-32 (random weights: speed does not depend on them) embed a clip of
 10 s, 720p. *Idle*: one clip at a time, each when the one before is through. Its own time is what the service's metrics
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
-from driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, environment
-from soak.load import Metrics, upload
 
 from bench.clips import encode, real
 from bench.report import print_figures, spread
 from bench.workload import make_model
 from streamer.local_kafka.broker import LocalKafka
+from tests.support.driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, environment
+from tests.support.load import Metrics, upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

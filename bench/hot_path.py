@@ -24,12 +24,14 @@ from bench.contestants import Contestant
 from bench.report import print_figures, spread
 from bench.reranking_latency import RATE, Requester
 from bench.workload import RERANKED, free_port, place, queries, texts
-from streamer import method, reranker
+from streamer import method, reranker, scoring
+from streamer.codec import JSON, JsonCodec
 from streamer.encoders import QueryVectors
 from streamer.events import now
 from streamer.health import Health
 from streamer.kafka import InFlightRecord, Output, Record
 from streamer.kafka.client.produce import enqueue
+from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
 from streamer.scrape import Scrape
 from streamer.settings import load
@@ -43,12 +45,12 @@ if TYPE_CHECKING:
 NAME = "hot_path"
 BATCH = 64
 _CALLS = {
-    "decode": (reranker, "decode"),
-    "score": (method, "score_clips"),
+    "decode": (JsonCodec, "decode"),
+    "score": (scoring.FrameScorer, "add"),
     "blend": (method, "rerank"),
-    "encode": (reranker, "encode"),
+    "encode": (JsonCodec, "encode"),
 }
-"""Steps, and the functions by the names under which the pipeline calls them."""
+"""Steps, and the functions where the pipeline finds them."""
 
 
 class Clock:
@@ -109,10 +111,10 @@ class TimedRecords:
         return len(self._records)
 
     def blocks(self) -> Iterator[Any]:
-        """Give the blocks; inside of *score*, which is why :func:`steps` takes *fetch* off it."""
+        """Give the blocks."""
         blocks = iter(self._records.blocks())
         while True:
-            with self._clock.step("blocks"):
+            with self._clock.step("fetch"):
                 block = next(blocks, None)
             if block is None:
                 return
@@ -136,6 +138,8 @@ class Pipeline:
             patch.start()
         self._reranker = reranker.Reranker(
             load({"query_batch": BATCH}),
+            FixedPolicy(load({}).method),
+            codec=JSON,
             queries=vectors,
             model_id=where.encoder.model_id,
             store=cast("Store", TimedStore(self._store, self.clock)),
@@ -172,9 +176,6 @@ def steps(pipeline: Pipeline, records: Sequence[Record]) -> dict[str, float]:
     assert all(work.outputs and work.outputs[0].topic == RERANKED for work in works)
     total = pipeline.seconds() - before
     seconds = pipeline.clock.seconds
-    blocks = seconds.pop("blocks")
-    seconds["fetch"] += blocks
-    seconds["score"] -= blocks
     seconds["answer"] = total - sum(seconds.values())
     return {name: 1e6 * each / len(records) for name, each in seconds.items()}
 

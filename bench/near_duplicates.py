@@ -1,6 +1,6 @@
 """What it saves to encode near-duplicate frames once, and how far it moves scores, by threshold.
 
-    PYTHONPATH=tests:tests/integration python bench/near_duplicates.py
+    python -m bench.near_duplicates
 
 Clips of 10 s are sampled every half second: *static* ones (a still and a street, both with the noise of a camera, the
 street with one small thing that moves now and then; slides; a card), *slow* ones (films slowed down 32 times, a slow

@@ -48,7 +48,7 @@ def _bars(results: Mapping[str, Any]) -> Canvas | None:
         if figure is None or limit is None:
             continue
         values = [limit / each if bar.at_most is not None else each / limit for each in figure if each]
-        rows.append((f"{bar.number}  {bar.what}", values[0], min(values), max(values)))
+        rows.append((bar.what, values[0], min(values), max(values)))
     if not rows:
         return None
     canvas, axes = _canvas(0.6 + 0.27 * len(rows))

@@ -1,4 +1,4 @@
-"""Results as text: figures with their spread, the table of bars, and what they were measured on."""
+"""Results as text: figures with their spread, the table of targets, and what they were measured on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _flat(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """Return, in Markdown, what was run on what, and the table of bars."""
+    """Return, in Markdown, what was run on what, and the table of targets."""
     machine, versions = results["machine"], results["versions"]
     with_flags = f" ({', '.join(machine['flags'])})" if machine["flags"] else ""
     accelerator = f", {machine['accelerator']}" if machine["accelerator"] else ""
@@ -43,15 +43,15 @@ def summary(results: Mapping[str, Any]) -> str:
         f"Measured on {results['date'][:10]} at commit {results['commit']}: {machine['cores']} cores of "
         f"{machine['processor']}{with_flags}{accelerator}, {machine['memory_gib']:g} GiB, {machine['kernel']}; "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}. The broker shares the cores. "
-        "Figures are medians, with the smallest and largest of the run's repetitions."
+        "Each result is the median of the repetitions, with the smallest and the largest in brackets."
     )
     if results.get("quick"):
         measured = f"**Tiny sizes: the figures mean nothing.** {measured}"
     lines = [
         measured,
         "",
-        "| bar | | figure | target | met |",
-        "| --- | --- | --- | --- | --- |",
+        "| measurement | result | target | met |",
+        "| --- | --- | --- | --- |",
     ]
     for bar in BARS:
         if bar.benchmark not in results["benchmarks"]:
@@ -59,7 +59,7 @@ def summary(results: Mapping[str, Any]) -> str:
         figure = bar.figure(results)
         met = {True: "yes", False: "**no**", None: ""}[bar.is_met(results)]
         shown = "not measured" if figure is None else figure.text()
-        lines.append(f"| {bar.number} | {bar.what} | {shown} | {bar.target()} | {met} |")
+        lines.append(f"| {bar.what} | {shown} | {bar.target()} | {met} |")
     return "\n".join([*lines, *_hot_path(results)]) + "\n"
 
 
@@ -69,8 +69,8 @@ def _hot_path(results: Mapping[str, Any]) -> list[str]:
     if not steps:
         return []
     told = (
-        "Where the time of one query of a backlog goes, 100 candidates; the pipeline's thread runs down to *encode*, "
-        "the loop's does *produce* and *commit* beside it (`bench/hot_path.py`):"
+        "How long each step of one query with 100 candidates takes in a backlog. The pipeline's thread does the steps "
+        "down to *encode*; the loop's thread does *produce* and *commit* at the same time:"
     )
     lines = [
         "",

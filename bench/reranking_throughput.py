@@ -19,7 +19,7 @@ import numpy as np
 from bench.contestants import Contestant, Drain, check_answers
 from bench.report import print_figures, spread
 from bench.workload import TEXTS, Place, candidates, place
-from streamer.scoring import score_clips
+from streamer.method import score_clips
 
 NAME = "reranking_throughput"
 LOOP = str(Path(__file__).with_name("baseline.py"))

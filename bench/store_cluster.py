@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from redis.cluster import RedisCluster
-from redis_servers import Cluster
 
 from bench.report import print_figures, spread
 from streamer.store import Clip, Position, StoreOptions, open_store, record_format
 from streamer.store.read_batch import Records
 from streamer.store.redis.address import DEFAULT_BUCKETS, Buckets
+from tests.support.redis_servers import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

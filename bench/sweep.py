@@ -30,7 +30,7 @@ from streamer.evaluation.questions import questions_of
 from streamer.evaluation.replay import Replay, offline
 from streamer.evaluation.sweep import Grid
 from streamer.evaluation.variants import Variant
-from streamer.settings import load
+from streamer.method import Method
 from streamer.store import Clip, Position, Store, open_store
 
 if TYPE_CHECKING:
@@ -121,10 +121,10 @@ def measure(quick: bool) -> dict[str, Any]:
 
 def replay(folder: Path, store: Store, scale: Scale) -> float:
     """Rerank the run at the depth of its candidates; return the processor's seconds."""
-    settings = load({"depth": scale.candidates})
+    method = Method(alpha=0.4, depth=scale.candidates, normalization="minmax")
     began = time.process_time()
     run, topics = trec.read_run(folder / "run"), trec.read_topics(folder / "topics")
-    made = Replay(offline(settings, questions_of(run, topics), Texts(scale.dim), store))
+    made = Replay(offline(method, questions_of(run, topics), Texts(scale.dim), store))
     trec.write_run(folder / "reranked", trec.Run(made.topics, "bench"))
     return time.process_time() - began
 

@@ -13,13 +13,13 @@ import numpy as np
 import open_clip
 import orjson
 import torch
-from driver import RERANKED, RESULTS, Bus, Record, apply_topics, environment, free_port
 from safetensors.torch import save_model
 
 from streamer.encoders import load_encoder
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import DEFAULT_MODEL
 from streamer.store import Clip, Position, open_store
+from tests.support.driver import RERANKED, RESULTS, Bus, Record, apply_topics, environment, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -141,6 +141,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("A batch's time, mean", [_mean("stage", "job", "stage")], "s", ("stage",)),
         Panel("Wait before a stage", [_quantile(0.95, "queue_wait", "job", "stage")], "s", ("queue_wait",)),
         Panel("Items in a batch, mean", [_mean("batch", "job", "stage")], "short", ("batch",)),
+        Panel("Scoring time of a query", [_quantile(q, "scoring", "job") for q in (0.5, 0.99)], "s", ("scoring",)),
         Panel("Query texts looked up", [_per_second("query_cache", "result")], "cps", ("query_cache",)),
         Panel("Retries", [_per_second("retries", "job", "stage")], "cps", ("retries",)),
     ],

@@ -1,17 +1,14 @@
 """Upload -> store, told as the story of one clip.
 
     submit    one upload or delete; those of one clip take turns, in the order of the log
+    read      check what the record asks for: an upload goes to load, a delete to store     (one thread)
     load      fetch the file; decode it, sample and prepare its frames in a process of its own
                                                                             (several clips at the same time)
     encode    the frames of all clips that wait, in batches across clips    (one thread: the model is the bottleneck)
     store     one durable write for all clips that wait, one for each delete (one thread)
 
 Near-duplicates. Where ``duplicate_threshold`` is set, frames that a cheap difference shows to be the same as one before
-them are encoded once (:mod:`streamer.video.sampling.duplicates`). The record is as it would be without: a row for each
-sampled frame, with its own time; those of a run have one vector. One row with the run's first time would score the same
-and be smaller, but what a record holds could then no longer be told from the clip and the sampling alone, and the
-moments at which something is still in view would be lost; what is to be saved is the encoder's time, some 20 ms of a
-processor for a frame, against less than a microsecond that a row costs a query.
+them are encoded once; the record is as it would be without (:mod:`streamer.video.sampling.duplicates` says why).
 
 Each stage runs while the others do. A clip that fails for good is dead-lettered with the reason; a transient
 fault of its source is retried with backoff for ``retry_for`` seconds, a fault of the store for as long as it
@@ -43,8 +40,8 @@ import structlog
 import tenacity
 
 from streamer import faults
-from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, decode, encode, now
-from streamer.kafka import InFlightRecord, Output, dead_letter
+from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, now
+from streamer.kafka import Output, dead_letter
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
 from streamer.topology import EMBED
@@ -59,9 +56,10 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.health import Health
-    from streamer.kafka import Record
+    from streamer.kafka import InFlightRecord, Record
     from streamer.metrics import Metrics
     from streamer.settings import Settings
     from streamer.store import Store
@@ -106,8 +104,8 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
-    """A clip on its way from the encoder to the store; its frames are gone.
+class Upsert:
+    """What the store is to write: a clip that comes from the encoder; its frames are gone.
 
     ``times_ms`` (n,): each frame's time. ``vectors`` (n * vectors_per_frame, dim) float32. ``partial``: they are
     of what could be decoded of a damaged file.
@@ -119,6 +117,17 @@ class Embedded:
     duration_ms: int
     partial: bool
     vectors: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """What the store is to remove: a valid delete."""
+
+    work: InFlightRecord
+    clip_id: str
+
+
+StoreJob = Upsert | Delete
 
 
 class Decoder(Protocol):
@@ -136,6 +145,7 @@ class Embedder:
         self,
         settings: Settings,
         *,
+        codec: Codec,
         encoder: Encoder,
         store: Store,
         fetcher: Fetcher,
@@ -144,6 +154,7 @@ class Embedder:
         health: Health,
     ) -> None:
         self._settings = settings
+        self._codec = codec
         self._encoder = encoder
         self._store = store
         self._fetcher = fetcher
@@ -157,9 +168,10 @@ class Embedder:
         self._turns: Turns[InFlightRecord] = Turns(1)
         self._sources: Turns[Upload] = Turns(settings.decode_workers + _WAITING_OF_ONE_SOURCE)
         shared: dict[str, Any] = {"failed": self._failed, "metrics": metrics, "health": health}
-        if settings.tracing != "off":
-            shared["trace_of"] = lambda item: _work_of(item).trace
-        self._storing: Stage[Embedded | InFlightRecord] = Stage(
+        traced = settings.tracing != "off"
+        if traced:
+            shared["trace_of"] = lambda item: item.work.trace
+        self._storing: Stage[StoreJob] = Stage(
             "store",
             self._store_batch,
             capacity=settings.queue_bytes,
@@ -176,47 +188,55 @@ class Embedder:
             weigh=lambda loaded: len(loaded.sampled.frames),
             **shared,
         )
-        self._loading: Stage[InFlightRecord | Upload] = Stage(
+        self._loading: Stage[Upload] = Stage(
             "load", self._load_batch, threads=settings.decode_workers + _WAITING, **shared
+        )
+        self._reading: Stage[InFlightRecord] = Stage(
+            "read",
+            self._read_batch,
+            failed=self._failed_record,
+            metrics=metrics,
+            health=health,
+            trace_of=(lambda work: work.trace) if traced else None,
         )
 
     def submit(self, works: Sequence[InFlightRecord]) -> None:
         """Take records in flight; each one's ``done`` is called from one of the stages' threads."""
         for work in works:
             if self._turns.take(work.record.key, work):
-                self._start(work)
+                self._reading.put_at_once(work)
 
-    def _start(self, work: InFlightRecord) -> None:
-        """Begin an event whose turn it is, from the loop's thread or any stage's."""
-        is_delete = work.record.value is None and work.record.key is not None
-        if is_delete:
-            self._storing.put_at_once(work)
-        else:
-            self._loading.put_at_once(work)
+    # -- read ----------------------------------------------------------------------------------------------
+
+    def _read_batch(self, works: list[InFlightRecord]) -> None:
+        for work in works:
+            try:
+                job = self._read(work)
+            except InvalidEvent as invalid:
+                self._done(work, [dead_letter(work.record, invalid.reason, invalid.detail)])
+                continue
+            if isinstance(job, Delete):
+                self._storing.put_at_once(job)
+            elif self._sources.take(job.source, job):
+                self._loading.put_at_once(job)
+
+    def _read(self, work: InFlightRecord) -> Upload | Delete:
+        """Return what a record asks for. Raises :class:`InvalidEvent`."""
+        record = work.record
+        if record.value is None and record.key is not None:
+            return Delete(work, _clip_id_of_delete(record.key))
+        return Upload(work, self._codec.decode(ClipUploaded, record.value, record.key))
 
     # -- load ----------------------------------------------------------------------------------------------
 
-    def _load_batch(self, items: list[InFlightRecord | Upload]) -> None:
-        for item in items:
-            upload = self._read(item) if isinstance(item, InFlightRecord) else item
-            if upload is None:
-                continue
+    def _load_batch(self, uploads: list[Upload]) -> None:
+        for upload in uploads:
             try:
                 self._load_upload(upload)
             finally:
                 following = self._sources.end(upload.source)
                 if following is not None:
                     self._loading.put_at_once(following)
-
-    def _read(self, work: InFlightRecord) -> Upload | None:
-        """Return an upload whose source may be asked now; None where it must wait for that, or cannot be read."""
-        try:
-            event = decode(ClipUploaded, work.record.value, work.record.key)
-        except InvalidEvent as invalid:
-            self._done(work, [dead_letter(work.record, invalid.reason, invalid.detail)])
-            return None
-        upload = Upload(work, event)
-        return upload if self._sources.take(upload.source, upload) else None
 
     def _load_upload(self, upload: Upload) -> None:
         work = upload.work
@@ -276,7 +296,7 @@ class Embedder:
             sampled = loaded.sampled
             own = vectors[first : first + count][sampled.frame_of].reshape(-1, self._encoder.dim)
             self._storing.put(
-                Embedded(loaded.work, loaded.event, sampled.times_ms, sampled.duration_ms, sampled.partial, own)
+                Upsert(loaded.work, loaded.event, sampled.times_ms, sampled.duration_ms, sampled.partial, own)
             )
             first += count
 
@@ -293,7 +313,7 @@ class Embedder:
 
     # -- store ---------------------------------------------------------------------------------------------
 
-    def _store_batch(self, batch: list[Embedded | InFlightRecord]) -> None:
+    def _store_batch(self, batch: list[StoreJob]) -> None:
         try:
             self._store_all(batch)
         except Exception:
@@ -302,23 +322,24 @@ class Embedder:
             log.exception("storing failed, trying what is left one by one", records=len(batch))
             self._metrics.retries.labels("store").inc()
             for item in batch:
-                if _work_of(item).outputs is not None:
+                if item.work.outputs is not None:
                     continue
                 try:
                     self._store_all([item])
                 except Exception as error:  # noqa: BLE001 - told with the record that it belongs to
                     self._failed(item, error)
 
-    def _store_all(self, batch: Sequence[Embedded | InFlightRecord]) -> None:
-        uploads = [item for item in batch if isinstance(item, Embedded)]
+    def _store_all(self, batch: Sequence[StoreJob]) -> None:
+        uploads = [item for item in batch if isinstance(item, Upsert)]
         if uploads:
             self._persist(self._put, uploads)
         for each in uploads:
             self._done(each.work, [] if each.work.revoked else [self._announcement(each)], uploaded=each.event)
-        for work in (item for item in batch if isinstance(item, InFlightRecord)):
-            self._delete(work)
+        for delete in (item for item in batch if isinstance(item, Delete)):
+            self._persist(self._remove, delete)
+            self._done(delete.work, [])
 
-    def _put(self, uploads: Sequence[Embedded]) -> None:
+    def _put(self, uploads: Sequence[Upsert]) -> None:
         current = [self._clip(each) for each in uploads if not each.work.revoked]
         if not current:
             return
@@ -332,51 +353,39 @@ class Embedder:
             else:
                 self._metrics.freshness.observe(max(0.0, (searchable_at - clip.uploaded_at).total_seconds()))
 
-    def _clip(self, embedded: Embedded) -> Clip:
+    def _clip(self, upsert: Upsert) -> Clip:
         return Clip(
-            clip_id=embedded.event.clip_id,
-            uploaded_at=embedded.event.uploaded_at,
-            position=_position(embedded.work.record),
-            duration_ms=embedded.duration_ms,
-            vectors=embedded.vectors,
-            times_ms=np.repeat(embedded.times_ms, self._encoder.vectors_per_frame),
+            clip_id=upsert.event.clip_id,
+            uploaded_at=upsert.event.uploaded_at,
+            position=_position(upsert.work.record),
+            duration_ms=upsert.duration_ms,
+            vectors=upsert.vectors,
+            times_ms=np.repeat(upsert.times_ms, self._encoder.vectors_per_frame),
         )
 
-    def _announcement(self, embedded: Embedded) -> Output:
+    def _announcement(self, upsert: Upsert) -> Output:
         """Make the clips.embedded event.
 
         A superseded upload is announced like any other, with its own ``uploaded_at``: whether the store already
         holds a newer one depends on where a crash fell, and what goes out must depend on the log alone.
         """
         event = ClipEmbedded(
-            clip_id=embedded.event.clip_id,
+            clip_id=upsert.event.clip_id,
             model_id=self._encoder.model_id,
-            frames=len(embedded.times_ms),
-            duration_ms=embedded.duration_ms,
-            uploaded_at=embedded.event.uploaded_at,
+            frames=len(upsert.times_ms),
+            duration_ms=upsert.duration_ms,
+            uploaded_at=upsert.event.uploaded_at,
             embedded_at=now(),
-            partial=embedded.partial,
+            partial=upsert.partial,
         )
-        return Output(
-            self._settings.topic(EMBED.output),
-            event.clip_id.encode(),
-            encode(event),
-            embedded.work.carried,
-        )
+        value = self._codec.encode(event)
+        return Output(self._settings.topic(EMBED.output), event.clip_id.encode(), value, upsert.work.carried)
 
-    def _delete(self, work: InFlightRecord) -> None:
-        try:
-            clip_id = _clip_id_of_delete(work)
-        except InvalidEvent as invalid:
-            self._done(work, [dead_letter(work.record, invalid.reason, invalid.detail)])
-            return
-        self._persist(self._remove, work, clip_id)
-        self._done(work, [])
-
-    def _remove(self, work: InFlightRecord, clip_id: str) -> None:
+    def _remove(self, delete: Delete) -> None:
+        work = delete.work
         if work.revoked:
             return
-        self._store.delete(clip_id, work.record.timestamp, _position(work.record))
+        self._store.delete(delete.clip_id, work.record.timestamp, _position(work.record))
         faults.reach(faults.FaultPoint.STORED)
         self._health.ready("store")
         self._metrics.deleted.inc()
@@ -401,20 +410,18 @@ class Embedder:
         work.complete(outputs, since=uploaded.uploaded_at if uploaded else None)
         following = self._turns.end(work.record.key)
         if following is not None:
-            self._start(following)
+            self._reading.put_at_once(following)
 
-    def _failed(self, item: Upload | Loaded | Embedded | InFlightRecord, error: Exception) -> None:
+    def _failed(self, item: Upload | Loaded | StoreJob, error: Exception) -> None:
+        reason = Reason.ENCODE_FAILED if isinstance(item, Loaded) else Reason.INTERNAL
+        self._failed_record(item.work, error, reason)
+
+    def _failed_record(self, work: InFlightRecord, error: Exception, reason: Reason = Reason.INTERNAL) -> None:
         """Dead-letter a record on which our own code or the model failed; its partition goes on."""
-        work = _work_of(item)
         if work.outputs is not None:
             return
-        reason = Reason.ENCODE_FAILED if isinstance(item, Loaded) else Reason.INTERNAL
         log.error("embedding failed", place=work.record.place, exc_info=error)
         self._done(work, [dead_letter(work.record, reason, f"{type(error).__name__}: {error}")])
-
-
-def _work_of(item: Upload | Loaded | Embedded | InFlightRecord) -> InFlightRecord:
-    return item if isinstance(item, InFlightRecord) else item.work
 
 
 def _bytes_of_frames(loaded: Loaded) -> int:
@@ -422,17 +429,17 @@ def _bytes_of_frames(loaded: Loaded) -> int:
     return sum(frame.nbytes for frame in loaded.sampled.frames)
 
 
-def _bytes_to_store(item: Embedded | InFlightRecord) -> int:
-    return item.vectors.nbytes if isinstance(item, Embedded) else item.record.size
+def _bytes_to_store(job: StoreJob) -> int:
+    return job.vectors.nbytes if isinstance(job, Upsert) else job.work.record.size
 
 
 def _position(record: Record) -> Position:
     return Position.of(record.log, record.offset)
 
 
-def _clip_id_of_delete(work: InFlightRecord) -> str:
+def _clip_id_of_delete(key: bytes) -> str:
     try:
-        clip_id = (work.record.key or b"").decode()
+        clip_id = key.decode()
     except UnicodeDecodeError as error:
         raise InvalidEvent(Reason.WRONG_TYPE, f"the key of a delete is not UTF-8: {error}") from None
     check_id("key", clip_id)

@@ -1,7 +1,5 @@
-"""The events of the four topics: typed models, their JSON codec and their limits.
+"""The events of the four topics: typed models and their limits; :mod:`streamer.codec` reads and writes them.
 
-Decoding goes through orjson, so that exactly what is JSON passes, and then through msgspec, which
-checks types and limits; msgspec also writes, in a third of the time that its structs take through orjson.
 The models are the one source of the JSON Schemas in ``topics/`` (:func:`json_schema`); unknown fields are
 ignored. What a schema cannot say (unique clip ids, a query that is not blank, an offset in every time) is
 checked in ``__post_init__`` and ends in the same :class:`InvalidEvent`.
@@ -10,15 +8,12 @@ checked in ``__post_init__`` and ends in the same :class:`InvalidEvent`.
 from __future__ import annotations
 
 import datetime as dt
-import json
-import math
 from collections import Counter
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 import msgspec.structs
-import orjson
 
 MAX_EVENT_BYTES = 1_048_576
 """Largest record value that is parsed at all; Kafka's own default for a topic is 1,048,588."""
@@ -203,11 +198,7 @@ class QueryReranked(msgspec.Struct, frozen=True, kw_only=True):
     results: Annotated[list[RerankedCandidate], msgspec.Meta(max_length=MAX_RESULTS)]
 
 
-_ENCODER = msgspec.json.Encoder()
-
 Event = ClipUploaded | ClipEmbedded | QueryResults | QueryReranked
-
-E = TypeVar("E", ClipUploaded, ClipEmbedded, QueryResults, QueryReranked)
 
 TOPICS: dict[str, type[Event]] = {
     "clips.uploaded": ClipUploaded,
@@ -216,70 +207,6 @@ TOPICS: dict[str, type[Event]] = {
     "query.reranked": QueryReranked,
 }
 """Each topic's event, under the topic's name without a prefix."""
-
-
-def _load(value: bytes | None) -> Any:
-    if not value:
-        raise InvalidEvent(Reason.EMPTY, "the record has no value")
-    if len(value) > MAX_EVENT_BYTES:
-        raise InvalidEvent(Reason.TOO_LARGE, f"{len(value)} bytes, the limit is {MAX_EVENT_BYTES}")
-    try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError as error:
-        reason = Reason.NON_FINITE_SCORE if _has_non_finite(value) else Reason.NOT_JSON
-        raise InvalidEvent(reason, str(error)) from None
-
-
-def _has_non_finite(value: bytes) -> bool:
-    """Tell whether a document that orjson refused is JSON but for NaN, Infinity or a number such as 1e999."""
-    found = False
-
-    def number(text: str) -> float:
-        nonlocal found
-        parsed = float(text)
-        found = found or not math.isfinite(parsed)
-        return parsed
-
-    try:
-        # Decoded here, since json would guess at encodings other than UTF-8.
-        json.loads(value.decode(), parse_float=number, parse_constant=number)
-    except (ValueError, RecursionError):
-        return False
-    return found
-
-
-_LIMIT_WORDS = ("length <=", "length >=")
-
-
-def _classify(error: msgspec.ValidationError) -> Reason:
-    """Tell a broken limit from a wrong type by msgspec's wording, which its tests pin."""
-    text = str(error)
-    if text.endswith("`$.query`") and ("matching regex" in text or "length >= 1" in text):
-        return Reason.BLANK_QUERY
-    return Reason.LIMIT_EXCEEDED if any(word in text for word in _LIMIT_WORDS) else Reason.WRONG_TYPE
-
-
-def decode(model: type[E], value: bytes | None, key: bytes | None = None) -> E:
-    """Read one record's value as ``model``.
-
-    ``key`` is the record's key: where there is one it must be the event's id, since ordering,
-    compaction and deletes go by the key. Raises :class:`InvalidEvent` and nothing else.
-    """
-    document = _load(value)
-    try:
-        event = msgspec.convert(document, model)
-    except msgspec.ValidationError as error:
-        # msgspec wraps what __post_init__ raises only for ValueError and TypeError, so InvalidEvent passes.
-        raise InvalidEvent(_classify(error), str(error)) from None
-    identifier = event.clip_id if isinstance(event, ClipUploaded | ClipEmbedded) else event.query_id
-    if key is not None and key != identifier.encode():
-        raise InvalidEvent(Reason.KEY_MISMATCH, f"the key {key[:80]!r} is not the event's id {identifier[:80]!r}")
-    return event
-
-
-def encode(event: Event) -> bytes:
-    """Write an event as UTF-8 JSON; times end in ``Z``, fields keep the model's order."""
-    return _ENCODER.encode(event)
 
 
 def now() -> dt.datetime:

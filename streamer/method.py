@@ -1,13 +1,20 @@
-"""The method for one query: score the candidates within the depth, blend, rank, and make the event that answers it."""
+"""The method for one query: read and score the candidates within the depth, blend, rank, and make the answer.
+
+:class:`Method` holds the method's parameters, and a :class:`Policy` says which method answers an event. This module
+drives both sides of a query: it takes finished blocks of vectors from the store and gives them to the scorer, so that
+neither of the two calls the other.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from streamer.events import Degraded, QueryReranked, QueryResults, RerankedCandidate, Status, now
-from streamer.scoring import rerank, score_clips
+from streamer.scoring import FrameScorer, rerank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,38 +22,91 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamer.events import Candidate
-    from streamer.scoring import FrameScores, Ranking
-    from streamer.settings import Settings
-    from streamer.store import Store
+    from streamer.scoring import FrameScores, Normalization, Ranking
+    from streamer.vectors import Blocks, VectorReader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """The parameters by which a result list is reranked; an answer repeats them.
+
+    ``alpha`` (0 to 1) is the weight of the engine's own score, ``depth`` (1 or more) how many of the first candidates
+    are reranked, ``normalization`` how both scores are brought to one scale before they are blended.
+    """
+
+    alpha: float
+    depth: int
+    normalization: Normalization
+
+
+class Policy(Protocol):
+    """Says which method answers an event."""
+
+    def method_for(self, event: QueryResults) -> Method:
+        """Return the method; it depends on the event alone, so that a redelivery gets the same answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPolicy:
+    """One method for every event."""
+
+    method: Method
+
+    def method_for(self, _event: QueryResults) -> Method:
+        """Return the one method."""
+        return self.method
 
 
 class Reranked(NamedTuple):
-    """A reranked result list, and how many of its candidates are within the depth, and have a record of these."""
+    """A reranked result list.
+
+    ``within_depth`` of its candidates are within the depth, and ``scored`` of these have a record. ``scoring_s``:
+    the seconds that max-pooling, normalization, blending and ranking took; reading the records is not in it.
+    """
 
     results: list[RerankedCandidate]
     within_depth: int
     scored: int
+    scoring_s: float
 
 
 def rerank_candidates(
-    settings: Settings, candidates: Sequence[Candidate], vector: npt.NDArray[np.float32], store: Store
+    method: Method, candidates: Sequence[Candidate], vector: npt.NDArray[np.float32], store: VectorReader
 ) -> Reranked:
-    """Score the candidates within the depth, blend and rank: the method itself, for a query's vector (d,).
+    """Score the candidates within the depth against a query's vector (d,), blend and rank.
 
-    Raises :class:`StoreUnavailableError`.
+    Raises :class:`~streamer.store.StoreUnavailableError`.
     """
-    with store.read([candidate.clip_id for candidate in candidates[: settings.depth]]) as embeddings:
-        frame = score_clips(vector, embeddings)
+    with store.read([candidate.clip_id for candidate in candidates[: method.depth]]) as clips:
+        scorer = _pooled(vector, clips)
+    frame = scorer.scores
+    began = time.perf_counter()
     initial = np.array([candidate.score for candidate in candidates], dtype=np.float64)
-    ranking = rerank(
-        initial, frame.cosines, alpha=settings.alpha, depth=settings.depth, normalization=settings.normalization
-    )
+    ranking = rerank(initial, frame.cosines, alpha=method.alpha, depth=method.depth, normalization=method.normalization)
     scored = ~np.isnan(frame.cosines)
-    return Reranked(_ranked(candidates, ranking, frame, scored), len(scored), int(np.count_nonzero(scored)))
+    results = _ranked(candidates, ranking, frame, scored)
+    scoring_s = scorer.seconds + time.perf_counter() - began
+    return Reranked(results, len(scored), int(np.count_nonzero(scored)), scoring_s)
+
+
+def score_clips(query: npt.NDArray[np.float32], clips: Blocks) -> FrameScores:
+    """Max-pool clips against an L2-normalised query (d,); :class:`~streamer.scoring.FrameScorer` says how.
+
+    Raises ValueError where the query is not finite.
+    """
+    return _pooled(query, clips).scores
+
+
+def _pooled(query: npt.NDArray[np.float32], clips: Blocks) -> FrameScorer:
+    scorer = FrameScorer(query, len(clips))
+    for block in clips.blocks():
+        scorer.add(block)
+    return scorer
 
 
 def answer(
-    settings: Settings,
+    method: Method,
     event: QueryResults,
     results: list[RerankedCandidate],
     model_id: str,
@@ -60,9 +120,9 @@ def answer(
         issued_at=event.issued_at,
         reranked_at=now(),
         model_id=model_id,
-        alpha=settings.alpha,
-        depth=settings.depth,
-        normalization=settings.normalization,
+        alpha=method.alpha,
+        depth=method.depth,
+        normalization=method.normalization,
         degraded=degraded,
         results=results,
     )

@@ -1,7 +1,7 @@
 """The one catalogue of metrics: names, types, labels, units and help texts.
 
 :class:`Metrics` makes them in a registry of its own, so that several can live in one test process. Labels
-are bounded: :data:`LABELS` says by what. ``docs/metrics.md`` is written from here.
+are bounded: :data:`LABELS` says by what. ``docs/reference/metrics.md`` is written from here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LABELS = {
     "partition": "the input topic's partitions that this instance owns",
     "reason": "dead letters: the `dlq.reason` codes; degraded events: the values of `degraded`",
     "status": "the values of a candidate's `status`",
-    "stage": "embed: load, fetch, decode, encode, store; rerank: rerank, text",
+    "stage": "embed: read, load, fetch, decode, encode, store; rerank: rerank, text",
     "operation": "read, put, delete",
     "result": "hit, miss",
     "cause": "crashed, timeout",
@@ -165,6 +165,11 @@ CATALOGUE = {
         "Time of one call of the store, failed ones too: to read an event's candidates, to write a batch, to delete.",
         "Is the store slow?", _STORE,
     ),
+    "scoring": Metric(
+        "streamer_scoring_seconds", "histogram", "seconds", (),
+        "Time that scoring, blending and ranking one event's candidates took; reading their records is not in it.",
+        "Is scoring slow?", _STORE,
+    ),
     "store_errors": Metric(
         "streamer_store_errors_total", "counter", "count", ("operation",),
         "Calls of the store that found it unavailable.",
@@ -275,6 +280,7 @@ class Metrics:
     frames_encoded: Counter
     frames_duplicate: Counter
     store: Histogram
+    scoring: Histogram
     store_errors: Counter
     store_cache: Counter
     store_clips: Gauge

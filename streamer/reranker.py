@@ -14,17 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streamer import faults
-from streamer.events import (
-    Degraded,
-    InvalidEvent,
-    QueryResults,
-    Reason,
-    RerankedCandidate,
-    Status,
-    decode,
-    encode,
-    now,
-)
+from streamer.events import Degraded, InvalidEvent, QueryResults, Reason, RerankedCandidate, Status, now
 from streamer.kafka import InFlightRecord, Output, dead_letter
 from streamer.method import answer, rerank_candidates, unscored
 from streamer.stages import Stage
@@ -39,11 +29,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from prometheus_client import Counter
 
+    from streamer.codec import Codec
     from streamer.encoders import QueryVectors
     from streamer.health import Health
+    from streamer.method import Policy
     from streamer.metrics import Metrics
     from streamer.settings import Settings
-    from streamer.store import Store
+    from streamer.vectors import VectorReader
 
 log = structlog.get_logger()
 
@@ -58,14 +50,18 @@ class Reranker:
     def __init__(
         self,
         settings: Settings,
+        policy: Policy,
         *,
+        codec: Codec,
         queries: QueryVectors,
         model_id: str,
-        store: Store,
+        store: VectorReader,
         metrics: Metrics,
         health: Health,
     ) -> None:
         self._settings = settings
+        self._codec = codec
+        self._policy = policy
         self._queries = queries
         self._model_id = model_id
         self._store = store
@@ -75,7 +71,6 @@ class Reranker:
         for why in Degraded:
             metrics.degraded.labels(why)
         self._text = metrics.stage.labels("text")
-        self._cache_hit, self._cache_miss = (metrics.store_cache.labels(result) for result in ("hit", "miss"))
         self._stage: Stage[InFlightRecord] = Stage(
             "rerank",
             self._process,
@@ -118,7 +113,7 @@ class Reranker:
 
     def _decode(self, work: InFlightRecord) -> QueryResults | None:
         try:
-            return decode(QueryResults, work.record.value, work.record.key)
+            return self._codec.decode(QueryResults, work.record.value, work.record.key)
         except InvalidEvent as invalid:
             work.complete([dead_letter(work.record, invalid.reason, invalid.detail)])
             return None
@@ -151,12 +146,9 @@ class Reranker:
             self._metrics.query_cache.labels("miss").inc(self._queries.misses - misses)
 
     def _rerank(self, event: QueryResults, vector: npt.NDArray[np.float32]) -> list[RerankedCandidate]:
-        store = self._store
-        corrupt, hits, misses = store.corrupt_reads, store.cache_hits, store.cache_misses
-        results, within_depth, scored = rerank_candidates(self._settings, event.results, vector, store)
-        _add(self._metrics.corrupt_records, store.corrupt_reads - corrupt)
-        _add(self._cache_hit, store.cache_hits - hits)
-        _add(self._cache_miss, store.cache_misses - misses)
+        method = self._policy.method_for(event)
+        results, within_depth, scored, scoring_s = rerank_candidates(method, event.results, vector, self._store)
+        self._metrics.scoring.observe(scoring_s)
         self._count(len(results), within_depth, scored)
         return results
 
@@ -180,8 +172,10 @@ class Reranker:
         results: list[RerankedCandidate],
         degraded: Degraded | None = None,
     ) -> None:
-        reranked = answer(self._settings, event, results, self._model_id, degraded)
-        output = Output(self._settings.topic(RERANK.output), event.query_id.encode(), encode(reranked), work.carried)
+        reranked = answer(self._policy.method_for(event), event, results, self._model_id, degraded)
+        output = Output(
+            self._settings.topic(RERANK.output), event.query_id.encode(), self._codec.encode(reranked), work.carried
+        )
         work.complete([output], since=event.issued_at)
 
     def _failed(self, work: InFlightRecord, error: Exception) -> None:

@@ -9,18 +9,15 @@ score. The paper adds the raw scores; normalising both first makes one alpha fit
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numkong
 import numpy as np
 import numpy.typing as npt
 
-from streamer.vectors import Block
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from streamer.vectors import ClipVectors
+    from streamer.vectors import Block
 
 Normalization = Literal["minmax", "zscore", "none"]
 FloatArray = npt.NDArray[np.float64]
@@ -38,19 +35,26 @@ class FrameScores(NamedTuple):
     moments_ms: npt.NDArray[np.int64]
 
 
-def score_clips(query: npt.NDArray[np.float32], clips: Sequence[ClipVectors | None]) -> FrameScores:
-    """Max-pool clips against an L2-normalised query (d,); of vectors that tie, the first gives the moment.
+class FrameScorer:
+    """Max-pools clips against an L2-normalised query (d,), block by block; ``count`` is the number of clips.
 
-    Clips that are :class:`Blocks` too are taken as such, whatever mixture of precisions they are. Raises ValueError
-    where the query is not finite.
+    Of vectors that tie, the first gives the moment. Precisions may be mixed, one in each block. ``scores`` holds what
+    has been added so far, ``seconds`` is the time that :meth:`add` has taken.
 
     A cosine is that of :func:`on_grid` of both vectors in float64 (an int8 row's: of its integers, times its scale).
     No product or sum of theirs is rounded, so anyone who works it out, in whatever order and on whatever processor,
     gets the same number to the last bit. A fast product tells which vectors can be the best ones.
     """
-    scores = FrameScores(np.full(len(clips), np.nan), np.zeros(len(clips), np.int64))
-    dots = _Dots(query)
-    for block in _blocks(clips):
+
+    def __init__(self, query: npt.NDArray[np.float32], count: int) -> None:
+        self.scores = FrameScores(np.full(count, np.nan), np.zeros(count, np.int64))
+        self.seconds = 0.0
+        self._dots = _Dots(query)
+
+    def add(self, block: Block) -> None:
+        """Score the clips of a block. Raises ValueError where the query is not finite."""
+        began = time.perf_counter()
+        dots = self._dots
         lengths = block.lengths
         ends = lengths.cumsum()
         starts = ends - lengths
@@ -80,16 +84,9 @@ def score_clips(query: npt.NDArray[np.float32], clips: Sequence[ClipVectors | No
             near = near.take(is_best.take(is_best.searchsorted(first_near)))
         else:
             best = cosines
-        scores.cosines[block.positions] = best
-        scores.moments_ms[block.positions] = block.times_ms.take(block.first_times + near - starts)
-    return scores
-
-
-def _blocks(clips: Sequence[ClipVectors | None]) -> Iterator[Block]:
-    blocks: Callable[[], Iterator[Block]] | None = getattr(clips, "blocks", None)
-    if blocks is not None:
-        return blocks()
-    return (Block.of(position, clip) for position, clip in enumerate(clips) if clip is not None)
+        self.scores.cosines[block.positions] = best
+        self.scores.moments_ms[block.positions] = block.times_ms.take(block.first_times + near - starts)
+        self.seconds += time.perf_counter() - began
 
 
 def on_grid(vectors: npt.NDArray[Any]) -> FloatArray:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, NoReturn
 import structlog
 
 from streamer import __version__, embedder, faults, reranker
+from streamer.codec import JSON
 from streamer.encoders import Encoder, EncoderError, QueryVectors, Side, load_encoder
 from streamer.endpoints import Access, Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
+from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
 from streamer.settings import Settings, SettingsError, blame, unknown_variables
 from streamer.store import (
@@ -108,6 +110,7 @@ def run_embedder(settings: Settings) -> NoReturn:
         )
         pipeline = embedder.Embedder(
             settings,
+            codec=JSON,
             encoder=encoder,
             store=store,
             fetcher=fetcher,
@@ -136,6 +139,8 @@ def run_reranker(settings: Settings) -> NoReturn:
         store = _open_store(settings, encoder, service, read_only=True)
         pipeline = reranker.Reranker(
             settings,
+            FixedPolicy(settings.method),
+            codec=JSON,
             queries=QueryVectors(encoder, settings.query_cache),
             model_id=encoder.model_id,
             store=store,

@@ -26,6 +26,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from streamer.events import MAX_RESULTS
+from streamer.method import Method
 from streamer.scoring import Normalization
 from streamer.topology import SERVICES
 
@@ -274,6 +275,11 @@ class Settings(BaseSettings):
             return path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise blame(f"{name}_file", error) from None
+
+    @property
+    def method(self) -> Method:
+        """The method that the settings describe."""
+        return Method(alpha=self.alpha, depth=self.depth, normalization=self.normalization)
 
     def topic(self, name: str) -> str:
         """Return the full name of a topic."""

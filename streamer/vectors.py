@@ -1,4 +1,4 @@
-"""Vectors of clips: what a store gives and what is scored."""
+"""Vectors of clips: the types that stores give and scoring takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
 
 class ClipVectors(Protocol):
@@ -52,8 +53,31 @@ class Block(NamedTuple):
 
 
 class Blocks(Protocol):
-    """A sequence of clips that can also give them joined, which is faster than one by one."""
+    """Some clips, numbered from 0, whose vectors are given in blocks; a clip that is absent is in none of them."""
+
+    def __len__(self) -> int:
+        """Return the number of clips, absent ones included."""
+        ...
 
     def blocks(self) -> Iterator[Block]:
-        """Give every clip that is there in some block, which is valid until the next one is asked for."""
+        """Give each clip that is present in one block; a block is valid until the next one is asked for.
+
+        A block is complete when it is given: what uses it calls nothing of the one who gave it.
+        """
         ...
+
+
+class VectorReader(Protocol):
+    """What reads clips by their ids: each :class:`streamer.store.Store` does."""
+
+    def read(self, clip_ids: Sequence[str]) -> AbstractContextManager[Blocks]:
+        """Read clips, in the order of their ids; they may be used until the context ends."""
+        ...
+
+
+class ClipList(list["ClipVectors | None"]):
+    """Clips that lie in memory one by one, as :class:`Blocks`; None for an absent one."""
+
+    def blocks(self) -> Iterator[Block]:
+        """Give each clip as a block of its own, without copying."""
+        return (Block.of(position, clip) for position, clip in enumerate(self) if clip is not None)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from streamer.scoring import rerank, score_clips
+from streamer.method import score_clips
+from streamer.scoring import rerank
 from streamer.store import Embedding
 from streamer.synthetic.clips import make_queries, render_clips
 from streamer.synthetic.engine import BaseEngine
 from streamer.synthetic.measures import average_precision
 from streamer.synthetic.scenes import BACKGROUNDS, COLOURS, OBJECTS, Scene, describe
+from streamer.vectors import ClipList
 from streamer.video.sampling.sample import Sampling, sample
 
 if TYPE_CHECKING:
@@ -130,7 +132,7 @@ def rerank_fresh_clips(encoder: Encoder, folder: Path, *, clips: int, queries: i
     for query, vector in zip(asked, _texts(encoder, [query.text for query in asked]), strict=True):
         initial = engine.rank(query.text, top=len(paths))
         candidates = [clip_id for clip_id, _ in initial]
-        frame_scores, _ = score_clips(vector, [vectors[clip_id] for clip_id in candidates[:_DEPTH]])
+        frame_scores, _ = score_clips(vector, ClipList(vectors[clip_id] for clip_id in candidates[:_DEPTH]))
         ranking = rerank(
             np.array([score for _, score in initial]), frame_scores, alpha=_ALPHA, depth=_DEPTH, normalization="minmax"
         )

@@ -32,7 +32,7 @@ def acls(settings: Settings, role: str, principal: str | None, as_json: bool) ->
     """Print the minimal ACLs for COMMAND: embed, rerank, topics-apply, topics-check, dlq-show (and list),
     dlq-redrive, replay, top or demo.
 
-    No broker is contacted and nothing is changed. docs/security.md lists the ACLs of all commands.
+    No broker is contacted and nothing is changed. docs/reference/privileges.md lists the ACLs of all commands.
     """  # noqa: D205 - click joins the lines of a paragraph
     from streamer.kafka.client import acls  # noqa: PLC0415
 

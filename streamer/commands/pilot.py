@@ -98,7 +98,7 @@ def _answers(
     else:
         encoder = material.load_texts(settings)
         with contextlib.closing(material.open_vectors(settings, encoder.model_id)) as store:
-            yield from offline(settings, recorded(settings, events, from_topic), encoder, store)
+            yield from offline(settings.method, recorded(settings, events, from_topic), encoder, store)
 
 
 def _read_topic(settings: Settings, name: str, clicked: Clicks) -> None:

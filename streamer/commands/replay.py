@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -87,13 +88,18 @@ def replay(
             asked = recorded(settings, events, from_topic)
         asked = itertools.islice(asked, limit)
         if through_kafka:
-            answers = replays.through_kafka(settings, asked, timeout=timeout)
+            answers = replays.through_kafka(settings, asked, required=_given(settings), timeout=timeout)
         else:
             from streamer.evaluation import material  # noqa: PLC0415
 
             encoder = material.load_texts(settings)
             store = cleanup.enter_context(contextlib.closing(material.open_vectors(settings, encoder.model_id)))
-            answers = replays.offline(settings, asked, encoder, store)
+            answers = replays.offline(settings.method, asked, encoder, store)
         run = replays.Replay(answers)
         trec.write_run(out, trec.Run(run.topics, tag))
     click.echo(run.summary() + f"; written to {out}")
+
+
+def _given(settings: Settings) -> dict[str, object]:
+    """Return the method's parameters that were given, not those that are left at their defaults."""
+    return {name: value for name, value in asdict(settings.method).items() if name in settings.model_fields_set}

@@ -23,21 +23,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from streamer.codec import JSON
 from streamer.demo.material import DemoError, Material, Query, own_material, rendered_material
 from streamer.demo.report import FramePictures, Judged, write
 from streamer.demo.services import ServiceProcess
 from streamer.demo.show import Stage, before_and_after, figures, mean, most_telling
 from streamer.encoders import load_encoder
-from streamer.events import (
-    Candidate,
-    ClipEmbedded,
-    ClipUploaded,
-    QueryReranked,
-    QueryResults,
-    decode,
-    encode,
-    now,
-)
+from streamer.events import Candidate, ClipEmbedded, ClipUploaded, QueryReranked, QueryResults, now
 from streamer.kafka import Output
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply, drop
@@ -166,7 +158,7 @@ class Demo:
         reader = Reader(self._settings, [topic, dead])
         embedded: list[ClipEmbedded] = []
         began = time.monotonic()
-        publish(self._settings, (self._output(EMBED.input, each.clip_id, encode(each)) for each in uploads))
+        publish(self._settings, (self._output(EMBED.input, each.clip_id, JSON.encode(each)) for each in uploads))
         with contextlib.closing(reader), self._stage.progress() as progress:
             bar = progress.add_task("clips embedded", total=len(uploads))
             refused = 0
@@ -176,7 +168,7 @@ class Demo:
                     why = dict(record.headers).get("dlq.error") or b""
                     self._console.print(f"[yellow]refused {escape(f'{_text(record.key)}: {_text(why)}')}")
                 else:
-                    embedded.append(decode(ClipEmbedded, record.value))
+                    embedded.append(JSON.decode(ClipEmbedded, record.value))
                 progress.update(bar, completed=len(embedded))
                 if len(embedded) + refused == len(uploads):
                     break
@@ -234,7 +226,7 @@ class Demo:
         with contextlib.closing(reader), self._stage.progress() as progress:
             bar = progress.add_task(title, total=count)
             for record in reader.records(patience=_PATIENCE_S):
-                answer = decode(QueryReranked, record.value)
+                answer = JSON.decode(QueryReranked, record.value)
                 if answer.query_id in wanted:
                     answers.append(answer)
                     progress.update(bar, completed=len(answers))
@@ -251,7 +243,7 @@ class Demo:
             issued_at=now(),
             results=[Candidate(clip_id=clip_id, score=score) for clip_id, score in self._answers[query.query_id]],
         )
-        return self._output(RERANK.input, query_id, encode(event))
+        return self._output(RERANK.input, query_id, JSON.encode(event))
 
     def _output(self, topic: str, key: str, value: bytes) -> Output:
         return Output(self._settings.topic(topic), key.encode(), value, ())

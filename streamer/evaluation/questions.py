@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from streamer.codec import JSON
 from streamer.events import (
     MAX_ENGINE_CHARS,
     MAX_EVENT_BYTES,
@@ -15,7 +16,6 @@ from streamer.events import (
     InvalidEvent,
     QueryReranked,
     QueryResults,
-    decode,
     now,
 )
 from streamer.kafka.readers.topic_reader import TopicReader
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from streamer.codec import Codec
     from streamer.evaluation.trec import Run
     from streamer.settings import Settings
 
@@ -53,17 +54,17 @@ def questions_of(run: Run, topics: Mapping[str, str]) -> Iterator[QueryResults]:
         )
 
 
-def events_of_file(path: Path) -> Iterator[QueryResults]:
+def events_of_file(path: Path, codec: Codec = JSON) -> Iterator[QueryResults]:
     """Read recorded events, one JSON object a line; raises :class:`ReplayError` with the line's number."""
-    return _of_file(path, QueryResults, QUERY_RESULTS)
+    return _of_file(path, QueryResults, QUERY_RESULTS, codec)
 
 
-def answers_of_file(path: Path) -> Iterator[QueryReranked]:
+def answers_of_file(path: Path, codec: Codec = JSON) -> Iterator[QueryReranked]:
     """Read recorded answers likewise."""
-    return _of_file(path, QueryReranked, QUERY_RERANKED)
+    return _of_file(path, QueryReranked, QUERY_RERANKED, codec)
 
 
-def _of_file(path: Path, model: type[E], name: str) -> Iterator[E]:
+def _of_file(path: Path, model: type[E], name: str, codec: Codec) -> Iterator[E]:
     try:
         with path.open("rb") as file:
             number = 0
@@ -71,31 +72,31 @@ def _of_file(path: Path, model: type[E], name: str) -> Iterator[E]:
                 number += 1
                 if line.strip():
                     try:
-                        yield decode(model, line.rstrip(b"\r\n"))
+                        yield codec.decode(model, line.rstrip(b"\r\n"))
                     except InvalidEvent as error:
                         raise ReplayError(f"{path}:{number}: expected a {name} event, found {error}") from None
     except OSError as error:
         raise ReplayError(f"{path}: {error.strerror or error}") from error
 
 
-def events_of_topic(settings: Settings) -> Iterator[QueryResults]:
+def events_of_topic(settings: Settings, codec: Codec = JSON) -> Iterator[QueryResults]:
     """Read what the topic ``query.results`` holds now; what the service would refuse is left out, with a warning.
 
     Raises :class:`~streamer.kafka.readers.topic_reader.ReadError`.
     """
-    return _of_topic(settings, QueryResults, QUERY_RESULTS)
+    return _of_topic(settings, QueryResults, QUERY_RESULTS, codec)
 
 
-def answers_of_topic(settings: Settings) -> Iterator[QueryReranked]:
+def answers_of_topic(settings: Settings, codec: Codec = JSON) -> Iterator[QueryReranked]:
     """Read what the topic ``query.reranked`` holds now, likewise."""
-    return _of_topic(settings, QueryReranked, QUERY_RERANKED)
+    return _of_topic(settings, QueryReranked, QUERY_RERANKED, codec)
 
 
-def _of_topic(settings: Settings, model: type[E], name: str) -> Iterator[E]:
+def _of_topic(settings: Settings, model: type[E], name: str, codec: Codec) -> Iterator[E]:
     with contextlib.closing(TopicReader(settings, settings.topic(name), REPLAY)) as reader:
         for span in reader.spans():
             for record in reader.records(span):
                 try:
-                    yield decode(model, record.value, record.key)
+                    yield codec.decode(model, record.value, record.key)
                 except InvalidEvent as error:
                     log.warning("not an event of its topic", place=record.place, error=str(error))

@@ -2,7 +2,7 @@
 
 Both ways share the code that reads, scores, blends and ranks, and both answer with the event ``query.reranked``, whose
 numbers are JSON's and so are carried to the last bit. A frame's cosine depends on the two vectors alone
-(:func:`streamer.scoring.score_clips`). A text's vector depends, in its last bits, on the texts that it shares a batch
+(:class:`streamer.scoring.FrameScorer`). A text's vector depends, in its last bits, on the texts that it shares a batch
 with; so each is encoded alone here, and through Kafka one question at a time is asked, which the service then finds
 alone in its queue.
 """
@@ -17,23 +17,26 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from streamer.codec import JSON
 from streamer.encoders import EncoderError
 from streamer.evaluation.questions import ReplayError
 from streamer.evaluation.trec import Ranking
-from streamer.events import InvalidEvent, QueryReranked, QueryResults, Status, decode, encode, now
+from streamer.events import InvalidEvent, QueryReranked, QueryResults, Status, now
 from streamer.kafka import Output
 from streamer.kafka.readers.request import Requester
 from streamer.method import answer, rerank_candidates
 from streamer.topology import QUERY_RERANKED, QUERY_RESULTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     import numpy.typing as npt
 
+    from streamer.codec import Codec
     from streamer.encoders import Encoder
+    from streamer.method import Method
     from streamer.settings import Settings
-    from streamer.store import Store
+    from streamer.vectors import VectorReader
 
 _LARGEST = 1e38
 """Scores of a run beyond it are cut off: the next float32 must exist."""
@@ -57,25 +60,33 @@ class TextVectors:
 
 
 def offline(
-    settings: Settings, questions: Iterable[QueryResults], encoder: Encoder, store: Store
+    method: Method, questions: Iterable[QueryResults], encoder: Encoder, store: VectorReader
 ) -> Iterator[QueryReranked]:
-    """Answer questions as the reranker would, with the settings' alpha, depth and normalisation.
+    """Answer questions as the reranker would by this method.
 
     Raises :class:`~streamer.store.StoreUnavailableError` and :class:`ReplayError`.
     """
     texts = TextVectors(encoder)
     for question in questions:
-        reranked = rerank_candidates(settings, question.results, texts.of(question.query), store)
-        yield answer(settings, question, reranked.results, encoder.model_id)
+        reranked = rerank_candidates(method, question.results, texts.of(question.query), store)
+        yield answer(method, question, reranked.results, encoder.model_id)
 
 
-def through_kafka(settings: Settings, questions: Iterable[QueryResults], *, timeout: float) -> Iterator[QueryReranked]:
+def through_kafka(
+    settings: Settings,
+    questions: Iterable[QueryResults],
+    *,
+    required: Mapping[str, object],
+    timeout: float,
+    codec: Codec = JSON,
+) -> Iterator[QueryReranked]:
     """Let the running reranker answer questions, one at a time, each within ``timeout`` seconds.
 
     They go out under query ids of their own, ``replay-<token>.<query id>``, by which a platform can tell them from
-    its users'; answers have the question's id again. The service's alpha, depth and normalisation count; those of
-    ``settings`` that were given must be the same. Raises :class:`ReplayError`,
-    :class:`~streamer.kafka.readers.request.RequestError`, :class:`~streamer.kafka.readers.topic_reader.ReadError`.
+    its users'; answers have the question's id again. They are made by the service's own method, in which the
+    parameters in ``required`` (some of :class:`~streamer.method.Method`'s, by name) must have the values given there.
+    Raises :class:`ReplayError`, :class:`~streamer.kafka.readers.request.RequestError`,
+    :class:`~streamer.kafka.readers.topic_reader.ReadError`.
     """
     prefix = f"replay-{secrets.token_hex(4)}."
     with contextlib.closing(Requester(settings, requests=QUERY_RESULTS, replies=QUERY_RERANKED)) as requester:
@@ -84,19 +95,19 @@ def through_kafka(settings: Settings, questions: Iterable[QueryResults], *, time
                 asked = msgspec.structs.replace(question, query_id=prefix + question.query_id, issued_at=now())
             except InvalidEvent as error:
                 raise ReplayError(f"{question.query_id}: {error}") from None
-            output = Output(settings.topic(QUERY_RESULTS), asked.query_id.encode(), encode(asked), ())
-            found = decode(QueryReranked, requester.request(output, timeout=timeout).value)
-            _check(settings, question, found)
+            output = Output(settings.topic(QUERY_RESULTS), asked.query_id.encode(), codec.encode(asked), ())
+            found = codec.decode(QueryReranked, requester.request(output, timeout=timeout).value)
+            _check(required, question, found)
             yield msgspec.structs.replace(found, query_id=question.query_id)
 
 
-def _check(settings: Settings, question: QueryResults, found: QueryReranked) -> None:
+def _check(required: Mapping[str, object], question: QueryResults, found: QueryReranked) -> None:
     if found.degraded is not None:
         raise ReplayError(f"{question.query_id} was passed on in its initial order: {found.degraded}")
-    for name in ("alpha", "depth", "normalization"):
-        asked, used = getattr(settings, name), getattr(found, name)
-        if name in settings.model_fields_set and asked != used:
-            raise ReplayError(f"the running reranker has {name} {used}, not {asked}")
+    used = {"alpha": found.alpha, "depth": found.depth, "normalization": found.normalization}
+    for name, asked in required.items():
+        if asked != used[name]:
+            raise ReplayError(f"the running reranker has {name} {used[name]}, not {asked}")
 
 
 def ranking_of(reranked: QueryReranked) -> Ranking:

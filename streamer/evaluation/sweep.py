@@ -11,12 +11,13 @@ run which a replay with these settings writes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from streamer.evaluation.infap import NOT_JUDGED, RELEVANT
+from streamer.method import Method
 from streamer.scoring import blend
 
 if TYPE_CHECKING:
@@ -27,14 +28,6 @@ if TYPE_CHECKING:
 
 _KINDS = 3
 """What is counted of each stratum: pooled, judged and relevant shots."""
-
-
-class Point(NamedTuple):
-    """One setting of the method's knobs."""
-
-    depth: int
-    normalization: Normalization
-    alpha: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +41,12 @@ class Grid:
     def __len__(self) -> int:
         return len(self.alphas) * len(self.depths) * len(self.normalizations)
 
-    def points(self) -> Iterator[Point]:
-        """Go through the points in their order."""
+    def points(self) -> Iterator[Method]:
+        """Go through the points in their order, each as the method that it stands for."""
         for depth in self.depths:
             for normalization in self.normalizations:
                 for alpha in self.alphas:
-                    yield Point(depth, normalization, alpha)
+                    yield Method(alpha=alpha, depth=depth, normalization=normalization)
 
 
 class TopicSweep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def _setting(column: Column) -> Data:
         "model": column.model,
         "frame_interval": _STORED if interval is None else interval / 1000,
         "precision": precision or _STORED,
-        **column.point._asdict(),
+        **asdict(column.method),
     }
 
 
@@ -93,7 +94,7 @@ def _trade_off(points: Sequence[Data], columns: Sequence[Column], gains: FloatAr
         max(numbers, key=lambda number: (means[number], -number))
         for _, numbers in itertools.groupby(
             range(len(columns)),
-            lambda number: (columns[number].model, columns[number].variant, columns[number].point.depth),
+            lambda number: (columns[number].model, columns[number].variant, columns[number].method.depth),
         )
     ]
     on = {

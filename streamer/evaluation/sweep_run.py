@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from streamer.encoders import Encoder
-    from streamer.evaluation.sweep import Grid, Point
+    from streamer.evaluation.sweep import Grid
     from streamer.evaluation.trec import Qrels, Run
+    from streamer.method import Method
     from streamer.scoring import FloatArray
     from streamer.store import Store
 
@@ -45,7 +46,7 @@ class Column(NamedTuple):
 
     model: str
     variant: Variant
-    point: Point
+    method: Method
     ms: float
     bytes_a_clip: float
     frames_a_clip: float
@@ -135,6 +136,6 @@ def _columns(
             seconds = cost.seconds + reading * cost.bytes / stored.bytes
         of_bytes, of_frames = cost.bytes / max(1, cost.clips), cost.frames / max(1, cost.clips)
         candidate_ms = 1000 * seconds / max(1, costs.candidates)
-        for point in grid.points():
-            ms = text_ms + candidate_ms * float(np.minimum(sizes, point.depth).mean())
-            yield Column(name, variant, point, ms, of_bytes, of_frames)
+        for method in grid.points():
+            ms = text_ms + candidate_ms * float(np.minimum(sizes, method.depth).mean())
+            yield Column(name, variant, method, ms, of_bytes, of_frames)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streamer.scoring import FloatArray, score_clips
+from streamer.method import score_clips
 from streamer.store.record_format import quantize
-from streamer.vectors import Block
+from streamer.vectors import Block, ClipList
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from streamer.scoring import FloatArray
     from streamer.settings import Precision
     from streamer.store import Embedding, Store
     from streamer.vectors import ClipVectors
@@ -98,8 +99,8 @@ def cosines_of(
     return found
 
 
-class _Joined(list["ClipVectors | None"]):
-    """Clips that lie joined in memory, as a store gives them: :class:`streamer.vectors.Blocks`."""
+class _Joined(ClipList):
+    """Clips that lie joined in memory, as a store gives them."""
 
     def __init__(self, clips: Iterable[ClipVectors | None]) -> None:
         super().__init__(clips)

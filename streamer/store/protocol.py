@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from xxhash import xxh3_64_intdigest
 
+from streamer.vectors import Blocks
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
@@ -106,6 +108,37 @@ class StoreStats:
     bytes: int
 
 
+class StoredClips(Blocks, Protocol):
+    """The records of one read, in the order of the ids that were given: as blocks, or one by one.
+
+    A record that is absent, deleted or corrupt is in no block, and None one by one. An engine may look records up
+    when they are asked for. The three counts are of what has been looked up so far.
+    """
+
+    def __getitem__(self, index: int) -> Embedding | None:
+        """Return one record."""
+        ...
+
+    def __iter__(self) -> Iterator[Embedding | None]:
+        """Go through the records."""
+        ...
+
+    @property
+    def corrupt(self) -> int:
+        """How often a corrupt record was met; each is logged once in the life of its store."""
+        ...
+
+    @property
+    def cache_hits(self) -> int:
+        """How many records were read whose bytes this process had already."""
+        ...
+
+    @property
+    def cache_misses(self) -> int:
+        """How many records were read whose bytes had to be transferred; an embedded store transfers none."""
+        ...
+
+
 class Store(Protocol):
     """Embeddings of one model's clips. Methods may be called from several threads.
 
@@ -143,21 +176,6 @@ class Store(Protocol):
     A delete reaches the records of all models, each by its own stored position.
     """
 
-    @property
-    def corrupt_reads(self) -> int:
-        """How often this object has met a corrupt record, reported as absent; each clip is logged once."""
-        ...
-
-    @property
-    def cache_hits(self) -> int:
-        """How many records were read whose bytes this process had already."""
-        ...
-
-    @property
-    def cache_misses(self) -> int:
-        """How many records were read whose bytes had to be transferred; an embedded store transfers none."""
-        ...
-
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
         """Write clips, in their order and durably; each whole, and in an embedded store all of them or none.
 
@@ -172,12 +190,10 @@ class Store(Protocol):
         """
         ...
 
-    def read(self, clip_ids: Sequence[str]) -> AbstractContextManager[Sequence[Embedding | None]]:
-        """Read records; None for what is absent, deleted or corrupt.
+    def read(self, clip_ids: Sequence[str]) -> AbstractContextManager[StoredClips]:
+        """Read records, for the length of a context, after which neither they nor their arrays may be used.
 
         Each is whole as it was at one moment, which in an embedded store is the same for all of them.
-        Neither the sequence nor its arrays may be used after the block ends: an engine may look records up when
-        they are asked for. It may also give them joined, as :class:`streamer.vectors.Blocks` says.
         """
         ...
 

@@ -124,9 +124,9 @@ def _refuse(_: bytes) -> NoReturn:
 class Records(Sequence["Embedding | None"]):
     """The records of some clips in one snapshot, looked up when they are asked for; None for what is not there.
 
-    ``get`` gives the value under a key; ``corrupt`` is told the position of each corrupt record that is met, and
-    what is wrong with it. The snapshot's owner calls :meth:`end`, after which nothing that came out of this may
-    be used, and this says so itself.
+    A :class:`~streamer.store.StoredClips`. ``get`` gives the value under a key; ``on_corrupt`` is called with the
+    position of each corrupt record that is met, and what is wrong with it. The snapshot's owner calls :meth:`end`,
+    after which nothing that came out of this may be used, and this says so itself.
     """
 
     def __init__(
@@ -135,13 +135,19 @@ class Records(Sequence["Embedding | None"]):
         keys: Sequence[bytes],
         clip_ids: Sequence[str],
         dim: int | None,
-        corrupt: Callable[[int, record_format.CorruptRecordError], None],
+        on_corrupt: Callable[[int, record_format.CorruptRecordError], None],
+        *,
+        cache_hits: int = 0,
+        cache_misses: int = 0,
     ) -> None:
+        self.corrupt = 0
+        self.cache_hits = cache_hits
+        self.cache_misses = cache_misses
         self._get = get
         self._keys = keys
         self._clip_ids = clip_ids
         self._dim = dim
-        self._corrupt = corrupt
+        self._on_corrupt = on_corrupt
         self._embeddings: list[Embedding | None] | None = None
 
     def __len__(self) -> int:
@@ -236,5 +242,6 @@ class Records(Sequence["Embedding | None"]):
         try:
             return None if value is None else record_format.decode(value, self._clip_ids[position], self._dim)
         except record_format.CorruptRecordError as error:
-            self._corrupt(position, error)
+            self.corrupt += 1
+            self._on_corrupt(position, error)
             return None

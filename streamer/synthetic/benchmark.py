@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from streamer.encoders import Encoder
     from streamer.evaluation.comparison import Comparison
     from streamer.evaluation.trec import Run
+    from streamer.method import Method
     from streamer.settings import Settings
     from streamer.store import Store
     from streamer.synthetic.clips import DemoClip, DemoQuery
@@ -78,7 +79,8 @@ def run(settings: Settings, console: Console, size: Size, folder: Path) -> dict[
             engine = BaseEngine(encoder, {clip.clip_id: clip.path for clip in clips})
             answers = {topic.query_id: engine.rank(topic.text, top=len(clips)) for topic in topics}
         with console.status("Reranking"):
-            results = measure(settings, topics, answers, encoder, store, size, folder)
+            method = settings.method if "depth" in settings.model_fields_set else replace(settings.method, depth=DEPTH)
+            results = measure(method, topics, answers, encoder, store, size, folder)
     (folder / "results.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2) + b"\n")
     return results
 
@@ -94,7 +96,7 @@ def embed(clips: Sequence[DemoClip], encoder: Encoder, store: Store, sampling: S
 
 
 def measure(
-    settings: Settings,
+    method: Method,
     topics: Sequence[DemoQuery],
     answers: Mapping[str, Sequence[tuple[str, float]]],
     encoder: Encoder,
@@ -103,12 +105,10 @@ def measure(
     folder: Path,
 ) -> dict[str, Any]:
     """Make the engines' runs of ``answers``, rerank each, pool and judge them all, write the files and compare."""
-    if "depth" not in settings.model_fields_set:
-        settings = settings.model_copy(update={"depth": DEPTH})
     texts = {topic.query_id: topic.text for topic in topics}
     bases = avs.base_runs(answers, topics, seed=size.seed)
     reranked = {
-        name: trec.Run(Replay(offline(settings, questions_of(base, texts), encoder, store)).topics, f"reranked-{name}")
+        name: trec.Run(Replay(offline(method, questions_of(base, texts), encoder, store)).topics, f"reranked-{name}")
         for name, base in bases.items()
     }
     qrels = avs.sample_judgments([*bases.values(), *reranked.values()], topics, seed=size.seed)
@@ -126,7 +126,7 @@ def measure(
                 **asdict(strength),
                 "infAP": _figures(compared),
                 "AP": dict(zip(_SIDES, truth, strict=True)),
-                "reached": _reached(before, topics, settings.depth),
+                "reached": _reached(before, topics, method.depth),
             }
         )
     judgments = qrels.topics.values()
@@ -139,9 +139,7 @@ def measure(
         "judged": sum(int((each.rels >= 0).sum()) for each in judgments),
         "strata": [asdict(stratum) for stratum in avs.STRATA],
         "model_id": encoder.model_id,
-        "alpha": settings.alpha,
-        "depth": settings.depth,
-        "normalization": settings.normalization,
+        **asdict(method),
         "engines": engines,
         "verdict": verdict(engines),
     }

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from streamer.events import InvalidEvent, QueryReranked, decode, now
+from streamer.codec import JSON
+from streamer.events import InvalidEvent, QueryReranked, now
 from streamer.kafka.dead_letters import GROUP_HEADER
 from streamer.kafka.readers.tail import Tail
 from streamer.metrics import CATALOGUE
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterable, Mapping, Sequence
 
+    from streamer.codec import Codec
     from streamer.kafka.records import Record
     from streamer.settings import Settings
     from streamer.top.targets import Target
@@ -158,8 +160,9 @@ class _Watched:
 class Watch:
     """Makes a new frame at each call; used from one thread."""
 
-    def __init__(self, settings: Settings, targets: Iterable[Target], *, interval: float) -> None:
+    def __init__(self, settings: Settings, targets: Iterable[Target], *, interval: float, codec: Codec = JSON) -> None:
         self._settings = settings
+        self._codec = codec
         self.interval = interval
         self._watched = [_Watched(target) for target in targets]
         self._pool = ThreadPoolExecutor(max(1, len(self._watched)), thread_name_prefix="scrape")
@@ -197,7 +200,7 @@ class Watch:
     def _take(self, record: Record) -> None:
         if record.topic == self._settings.topic(QUERY_RERANKED):
             try:
-                self._answers.append(Answer(decode(QueryReranked, record.value), record.timestamp))
+                self._answers.append(Answer(self._codec.decode(QueryReranked, record.value), record.timestamp))
             except InvalidEvent:
                 return  # written by another client
             return

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from chaos.plan import FULL, SMALL
-from chaos.run import Run
+from tests.chaos.plan import FULL, SMALL
+from tests.chaos.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from chaos.plan import BROKERS
 from streamer.local_kafka.broker import LocalKafka
+from tests.chaos.plan import BROKERS
 
 if TYPE_CHECKING:
     from pathlib import Path

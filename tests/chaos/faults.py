@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chaos.plan import BROKERS, Fault
-from chaos.services import Cause, await_true, limit_file_size
+from tests.chaos.plan import BROKERS, Fault
+from tests.chaos.services import Cause, await_true, limit_file_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from chaos.brokers import Brokers
-    from chaos.clock import Clock
-    from chaos.plan import Plan, Step
-    from chaos.services import Instance
+    from tests.chaos.brokers import Brokers
+    from tests.chaos.clock import Clock
+    from tests.chaos.plan import Plan, Step
+    from tests.chaos.services import Instance
 
 _START_S = 90.0
 _MOVE_S = 20.0

@@ -6,10 +6,11 @@ import time
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaException
-from driver import left
+
+from tests.support.driver import left
 
 if TYPE_CHECKING:
-    from driver import Bus
+    from tests.support.driver import Bus
 
 _POLL_S = 0.5
 

@@ -15,15 +15,15 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from driver import RESULTS, UPLOADED, Record
 
 from streamer.synthetic.write import write_h264
+from tests.support.driver import RESULTS, UPLOADED, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from chaos.plan import Scale
+    from tests.chaos.plan import Scale
 
 CE_ID = "ce_id"
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)

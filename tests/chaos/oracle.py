@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chaos.inputs import Delete, Upload
+from tests.chaos.inputs import Delete, Upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from chaos.inputs import Input
+    from tests.chaos.inputs import Input
 
 
 def living(inputs: Iterable[Input]) -> dict[str, Upload]:

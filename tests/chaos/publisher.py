@@ -11,8 +11,8 @@ from confluent_kafka import KafkaError, Message, Producer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chaos.clock import Clock
-    from chaos.inputs import Input
+    from tests.chaos.clock import Clock
+    from tests.chaos.inputs import Input
 
 _SERVE_S = 0.05
 _FLUSH_S = 60.0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from chaos.plan import Fault
-from chaos.services import Cause
+from tests.chaos.plan import Fault
+from tests.chaos.services import Cause
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from chaos.faults import Strike
-    from chaos.plan import Plan
-    from chaos.services import Exit
-    from chaos.verify import Finding
+    from tests.chaos.faults import Strike
+    from tests.chaos.plan import Plan
+    from tests.chaos.services import Exit
+    from tests.chaos.verify import Finding
 
 POINT = "death at a fault point"
 _EXAMPLES = 5

@@ -8,26 +8,25 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from driver import RESULTS, UPLOADED, Bus, Record, Service, apply_topics, environment
-
-from chaos.brokers import SESSION_S, Brokers
-from chaos.clock import Clock
-from chaos.faults import Saboteur
-from chaos.groups import await_committed
-from chaos.inputs import EPOCH, Delete, Query, Refused, Upload, make_footage, make_inputs
-from chaos.plan import EMBED, RERANK, make_plan
-from chaos.publisher import Publisher
-from chaos.report import Report
-from chaos.services import Cause, Instance, await_at_work
-from chaos.uncommitted import count_all
-from chaos.verify import OUTPUTS, TOLERANCE, Finding, StoredClip, Verdict, read_store
+from tests.chaos.brokers import SESSION_S, Brokers
+from tests.chaos.clock import Clock
+from tests.chaos.faults import Saboteur
+from tests.chaos.groups import await_committed
+from tests.chaos.inputs import EPOCH, Delete, Query, Refused, Upload, make_footage, make_inputs
+from tests.chaos.plan import EMBED, RERANK, make_plan
+from tests.chaos.publisher import Publisher
+from tests.chaos.report import Report
+from tests.chaos.services import Cause, Instance, await_at_work
+from tests.chaos.uncommitted import count_all
+from tests.chaos.verify import OUTPUTS, TOLERANCE, Finding, StoredClip, Verdict, read_store
+from tests.support.driver import RESULTS, UPLOADED, Bus, Record, Service, apply_topics, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from chaos.inputs import Input
-    from chaos.plan import Scale
+    from tests.chaos.inputs import Input
+    from tests.chaos.plan import Scale
 
 PREFIX, CLEAN_PREFIX = "chaos.", "clean."
 GROUPS = {EMBED: ("streamer-embed", UPLOADED), RERANK: ("streamer-rerank", RESULTS)}

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from driver import STREAMER
-
 from streamer.faults import VARIABLE as FAULT_POINT
 from streamer.scrape import Scrape
+from tests.support.driver import STREAMER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

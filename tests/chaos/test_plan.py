@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from chaos.plan import BROKERS, EMBED, FULL, LANES, RERANK, SMALL, Fault, Plan, Scale, make_plan, points_of
 from streamer.faults import FaultPoint
+from tests.chaos.plan import BROKERS, EMBED, FULL, LANES, RERANK, SMALL, Fault, Plan, Scale, make_plan, points_of
 
 SEEDS = range(50)
 

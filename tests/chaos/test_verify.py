@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Record
 
-from chaos.inputs import CE_ID, EPOCH, Delete, Input, Query, Refused, Upload, make_inputs
-from chaos.oracle import living
-from chaos.plan import SMALL
-from chaos.verify import OUTPUTS, TOLERANCE, StoredClip, Verdict
+from tests.chaos.inputs import CE_ID, EPOCH, Delete, Input, Query, Refused, Upload, make_inputs
+from tests.chaos.oracle import living
+from tests.chaos.plan import SMALL
+from tests.chaos.verify import OUTPUTS, TOLERANCE, StoredClip, Verdict
+from tests.support.driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable

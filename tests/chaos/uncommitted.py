@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 if TYPE_CHECKING:
-    from driver import Bus
+    from tests.support.driver import Bus
 
 _TIMEOUT_S = 60.0
 

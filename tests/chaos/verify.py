@@ -7,20 +7,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, check_dead_letter
 
-from chaos.inputs import CE_ID, Query, Refused, Upload
-from chaos.oracle import living
-from streamer.events import ClipEmbedded, InvalidEvent, QueryReranked, decode
+from streamer.codec import JSON
+from streamer.events import ClipEmbedded, InvalidEvent, QueryReranked
 from streamer.store import open_existing
+from tests.chaos.inputs import CE_ID, Query, Refused, Upload
+from tests.chaos.oracle import living
+from tests.support.driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, check_dead_letter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
-    from driver import Record
 
-    from chaos.inputs import Input
+    from tests.chaos.inputs import Input
+    from tests.support.driver import Record
 
 M = TypeVar("M")
 E = TypeVar("E", ClipEmbedded, QueryReranked)
@@ -236,7 +237,7 @@ class Verdict:
             if cause is None or not isinstance(cause.meaning, meaning):
                 continue
             try:
-                yield cause.meaning, decode(model, record.value, record.key)
+                yield cause.meaning, JSON.decode(model, record.value, record.key)
             except InvalidEvent as error:
                 yield cause.meaning, error
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from formats.ffmpeg import make, run
 from streamer.events import Reason
+from tests.formats.ffmpeg import make, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from formats.clips import AV1, H264, HEVC, MJPEG, MPEG2, MPEG4, PRORES, VP8, VP9, encode
 from streamer.video import Sampling
 from streamer.video.sampling.bitstream import Kind, reader
 from streamer.video.sampling.sample import sample
 from streamer.video.sampling.timeline import Survey, choose, plan, select
+from tests.formats.clips import AV1, H264, HEVC, MJPEG, MPEG2, MPEG4, PRORES, VP8, VP9, encode
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from formats.clips import Clip, Refused, clips, real, refused
-from formats.ffmpeg import Rgb, Shown, psnr, show
 from streamer.video import ClipError, Retry, SampledClip, Sampling
 from streamer.video.sampling.container import breaks_off
 from streamer.video.sampling.sample import sample
+from tests.formats.clips import Clip, Refused, clips, real, refused
+from tests.formats.ffmpeg import Rgb, Shown, psnr, show
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-from footage import BLUE, RED, WHITE, YELLOW, scenes
+
+from tests.support.footage import BLUE, RED, WHITE, YELLOW, scenes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

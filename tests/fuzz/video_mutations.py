@@ -6,8 +6,8 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
-from fuzz.video_boxes import BOX_MUTATIONS
-from fuzz.video_elements import ELEMENT_MUTATIONS
+from tests.fuzz.video_boxes import BOX_MUTATIONS
+from tests.fuzz.video_elements import ELEMENT_MUTATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -21,14 +21,14 @@ from random import Random
 from typing import TYPE_CHECKING, Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
-from driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, environment
-from fuzz.video_bases import write_bases
-from fuzz.video_mutations import mutated_video
-from processes import children
-from soak.load import MIB, Memory
 
 from streamer.events import Reason
 from streamer.local_kafka.broker import LocalKafka
+from tests.fuzz.video_bases import write_bases
+from tests.fuzz.video_mutations import mutated_video
+from tests.support.driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, environment
+from tests.support.load import MIB, Memory
+from tests.support.processes import children
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
-from dashboards import ALERTS, PANELS, RULES
-from driver import RERANKED
-from monitored import System, await_true, sooner
-from picture import draw
 
 from streamer.local_kafka.broker import LocalKafka
+from tests.support.dashboards import ALERTS, PANELS, RULES
+from tests.support.driver import RERANKED
+from tests.support.monitored import System, await_true, sooner
+from tests.support.picture import draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,19 +12,30 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 import numpy as np
 import pytest
-from driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Bus, Service, apply_topics, await_true, environment
-from footage import tiny_footage
-from redis_servers import Cluster, Server, move_slot
-from redis_servers import await_true as await_servers
-from soak.load import Metrics, fill_store, publish, query_event, read_answers, stored_dim, upload
 
+from streamer.codec import JSON
 from streamer.encoders import load_encoder
-from streamer.events import QueryResults, Status, decode
+from streamer.events import QueryResults, Status
 from streamer.method import rerank_candidates
 from streamer.settings import DEFAULT_MODEL, load
 from streamer.store import Clip, StoreOptions, open_store, record_format
 from streamer.store.redis.address import Buckets
 from streamer.store.redis.store import RedisStore
+from tests.support.driver import (
+    EMBEDDED,
+    RERANKED,
+    RESULTS,
+    UPLOADED,
+    Bus,
+    Service,
+    apply_topics,
+    await_true,
+    environment,
+)
+from tests.support.footage import tiny_footage
+from tests.support.load import Metrics, fill_store, publish, query_event, read_answers, stored_dim, upload
+from tests.support.redis_servers import Cluster, Server, move_slot
+from tests.support.redis_servers import await_true as await_servers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,7 +131,7 @@ def test_three_rerankers_and_two_embedders_on_a_cluster_score_as_lmdb_does_to_th
     encoder = load_encoder(DEFAULT_MODEL, dtype="float32", threads=1, sides=["texts"])
     settings = load()
     for key, value in questions:
-        event = decode(QueryResults, value, key)
+        event = JSON.decode(QueryResults, value, key)
         [vector] = encoder.encode_texts([event.query])
         expected = rerank_candidates(settings, event.results, vector, lmdb).results
         assert answers[event.query_id]["results"] == msgspec.to_builtins(expected)

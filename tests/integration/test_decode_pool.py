@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from prepares import Act, act, report, report_slowly, shrink
-from processes import children
 
 from streamer.events import Reason
 from streamer.preprocessing import Preprocessing
@@ -24,6 +22,8 @@ from streamer.synthetic.write import write_h264
 from streamer.video.errors import ClipError, Retry
 from streamer.video.isolation.pool import SLOW_NICE, DecodePool, PoolClosedError
 from streamer.video.sampling.sample import SampledClip, Sampling, sample
+from tests.support.prepares import Act, act, report, report_slowly, shrink
+from tests.support.processes import children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -385,7 +385,7 @@ from pathlib import Path
 with open(sys.argv[1], "a") as imported:
     print("imported", file=imported)
 
-from prepares import act
+from tests.support.prepares import act
 from streamer.video.isolation.pool import DecodePool
 from streamer.video.sampling.sample import Sampling
 

@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import browser
 import pytest
-from terminals import on_a_terminal
 
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import check
 from streamer.settings import load
+from tests.support import browser
+from tests.support.terminals import on_a_terminal
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -6,13 +6,9 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-import browser
 import numpy as np
 import pytest
-import small_avs
 from click.testing import CliRunner
-from driver import RESULTS, Bus, Service, apply_topics
-from driver import Record as DriverRecord
 
 from streamer.cli import cli
 from streamer.encoders import load_encoder
@@ -22,15 +18,18 @@ from streamer.evaluation.trec import read_qrels, read_run
 from streamer.kafka.readers.request import RequestError
 from streamer.settings import DEFAULT_MODEL
 from streamer.store import open_existing, open_store
+from tests.support import browser, small_avs
+from tests.support.driver import RESULTS, Bus, Service, apply_topics
+from tests.support.driver import Record as DriverRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from playwright.sync_api import Browser
-    from small_avs import SmallBenchmark
 
     from streamer.local_kafka.broker import LocalKafka
+    from tests.support.small_avs import SmallBenchmark
 
 ALPHA, DEPTH = 0.3, 25
 

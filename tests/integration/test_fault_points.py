@@ -20,9 +20,6 @@ from typing import TYPE_CHECKING
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
-from driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, environment
-from footage import tiny_footage
-from loop_process import GROUP, INPUT, OUTPUT
 
 from streamer.faults import VARIABLE, FaultPoint
 from streamer.kafka import Output
@@ -32,11 +29,15 @@ from streamer.kafka.readers.publish import publish
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
 from streamer.store import open_existing
+from tests.support import loop_process
+from tests.support.driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, environment
+from tests.support.footage import tiny_footage
+from tests.support.loop_process import GROUP, INPUT, OUTPUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SCRIPT = Path(__file__).with_name("loop_process.py")
+SCRIPT = Path(loop_process.__file__)
 CLASSIC = {"session.timeout.ms": "3000", "heartbeat.interval.ms": "500"}
 TRANSACTION_TIMEOUT_MS = 8_000
 PARTITION = 0

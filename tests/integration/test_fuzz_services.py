@@ -7,7 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Producer
-from driver import (
+from hypothesis import HealthCheck, Phase, given, settings
+
+from streamer.codec import JSON
+from streamer.events import MAX_ID_BYTES, ClipUploaded, InvalidEvent, QueryResults, Reason
+from tests.fuzz.mutations import Mutated, mutated, queries, uploads
+from tests.support.driver import (
     EMBEDDED,
     RERANKED,
     RESULTS,
@@ -19,11 +24,7 @@ from driver import (
     check_caused,
     environment,
 )
-from footage import tiny_footage
-from fuzz.mutations import Mutated, mutated, queries, uploads
-from hypothesis import HealthCheck, Phase, given, settings
-
-from streamer.events import MAX_ID_BYTES, ClipUploaded, InvalidEvent, QueryResults, Reason, decode
+from tests.support.footage import tiny_footage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,7 +73,7 @@ def number_of(record: Record) -> int:
 
 def refusal(model: type[ClipUploaded | QueryResults], record: Record) -> Reason | None:
     try:
-        decode(model, record.value, record.key)
+        JSON.decode(model, record.value, record.key)
     except InvalidEvent as invalid:
         return invalid.reason
     return None
@@ -115,7 +116,7 @@ def check_answers(outputs: list[Record], sent: dict[int, Record], expected: set[
     assert sorted(map(number_of, outputs)) == sorted(expected)
     for output in outputs:
         cause = sent[number_of(output)]
-        event = decode(ClipUploaded if topic == EMBEDDED else QueryResults, cause.value, cause.key)
+        event = JSON.decode(ClipUploaded if topic == EMBEDDED else QueryResults, cause.value, cause.key)
         identifier = event.clip_id if isinstance(event, ClipUploaded) else event.query_id
         check_caused(output, replace(cause, key=identifier.encode()), topic)
         if isinstance(event, QueryResults):
@@ -183,7 +184,7 @@ def check_uploads(bus: Bus, sent: list[Record], uris: list[str]) -> None:
     whole = {
         number
         for number in by_number.keys() - deleted - refused.keys()
-        if decode(ClipUploaded, by_number[number].value).uri in uris
+        if JSON.decode(ClipUploaded, by_number[number].value).uri in uris
     }
     assert whole <= embedded
     assert min(len(deleted), len(refused), len(of_their_clip), len(whole)) >= 5, "a kind was not tried"

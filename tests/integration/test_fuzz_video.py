@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from driver import Bus
-from fuzz.videos import MAX_GROWTH, Tally, fuzz
+
+from tests.fuzz.videos import MAX_GROWTH, Tally, fuzz
+from tests.support.driver import Bus
 
 if TYPE_CHECKING:
     from pathlib import Path

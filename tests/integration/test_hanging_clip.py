@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, await_true, environment
-from endless import write_endless_clip
-from footage import tiny_footage
-from soak.load import Metrics, upload
-
 from streamer.store import open_store
+from tests.support.driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, await_true, environment
+from tests.support.endless import write_endless_clip
+from tests.support.footage import tiny_footage
+from tests.support.load import Metrics, upload
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,19 +11,19 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, check_dead_letter, environment
-from footage import tiny_footage
-from hostile import (
+
+from streamer.events import Reason
+from streamer.video import ClipError, Retry
+from streamer.video.fetching.fetcher import Fetcher
+from tests.support.driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, check_dead_letter, environment
+from tests.support.footage import tiny_footage
+from tests.support.hostile import (
     HOSTILE,
     NOT_PUBLIC,
     NOT_REGULAR,
     REDIRECTS,
 )
-from odd_server import CLIP, OddServer, serving
-
-from streamer.events import Reason
-from streamer.video import ClipError, Retry
-from streamer.video.fetching.fetcher import Fetcher
+from tests.support.odd_server import CLIP, OddServer, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

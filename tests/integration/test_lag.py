@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from consumer_groups import describe
-from loops import INPUT, OUTPUT, await_, echo, running, value
 
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
 from streamer.settings import Settings, load
+from tests.support.consumer_groups import describe
+from tests.support.loops import INPUT, OUTPUT, await_, echo, running, value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
-from loops import INPUT, OUTPUT, await_, echo, feed, read, running, slowly, value
 
 from streamer.events import Reason, now
 from streamer.kafka import FatalError, Output, dead_letter
@@ -25,6 +24,7 @@ from streamer.kafka.commit.transactions import RestartError, Transactions
 from streamer.kafka.records import record_of
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
+from tests.support.loops import INPUT, OUTPUT, await_, echo, feed, read, running, slowly, value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,10 @@ from urllib.parse import unquote
 
 import boto3
 import pytest
-from misbehaviour import (
+from moto.server import ThreadedMotoServer
+
+from streamer.video import ClipError
+from tests.support.misbehaviour import (
     FAILED,
     FAILED_FOR_NOW,
     MAX_BYTES,
@@ -32,10 +35,7 @@ from misbehaviour import (
     fetcher,
     verdict,
 )
-from moto.server import ThreadedMotoServer
-from odd_server import CLIP, OddServer, serving
-
-from streamer.video import ClipError
+from tests.support.odd_server import CLIP, OddServer, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
-from driver import (
+
+from tests.support.driver import (
     EMBEDDED,
     RERANKED,
     RESULTS,
@@ -27,16 +28,16 @@ from driver import (
     model_dir,
     validator,
 )
-from footage import real_footage, tiny_footage, varied_footage
-from malformed import check_reasons, malformed, query_faults, upload_faults
-from recompute import Method, Oracle, Ranking
+from tests.support.footage import real_footage, tiny_footage, varied_footage
+from tests.support.malformed import check_reasons, malformed, query_faults, upload_faults
+from tests.support.recompute import Method, Oracle, Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from malformed import Fault
-    from recompute import Video
+    from tests.support.malformed import Fault
+    from tests.support.recompute import Video
 
     Results = list[dict[str, Any]]
 

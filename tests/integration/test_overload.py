@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from driver import RERANKED, RESULTS, Bus, Service, apply_topics, environment
-from footage import tiny_footage
-from soak.load import (
+
+from tests.support.driver import RERANKED, RESULTS, Bus, Service, apply_topics, environment
+from tests.support.footage import tiny_footage
+from tests.support.load import (
     MIB,
     Memory,
     Metrics,

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from driver import EMBEDDED, RESULTS, UPLOADED, Bus, Record, Service, apply_topics, await_true, environment
-from footage import GREEN, WHITE, scene, write_video
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.kafka.admin.topic_files import load_specs
@@ -22,6 +20,18 @@ from streamer.kafka.admin.topics import apply, drop
 from streamer.metrics import CATALOGUE
 from streamer.settings import load
 from streamer.topology import SERVICES
+from tests.support.driver import (
+    EMBEDDED,
+    RESULTS,
+    UPLOADED,
+    Bus,
+    Record,
+    Service,
+    apply_topics,
+    await_true,
+    environment,
+)
+from tests.support.footage import GREEN, WHITE, scene, write_video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

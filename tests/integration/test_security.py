@@ -14,13 +14,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from driver import Service, await_true
-from footage import BLUE, RED, WHITE, scene, write_video
-from loops import INPUT, OUTPUT, await_, echo, feed, read, running
-from secured import SecuredKafka, secured_kafka
 
+from streamer.codec import JSON
 from streamer.evaluation.questions import events_of_topic
-from streamer.events import Candidate, ClipUploaded, QueryReranked, QueryResults, Reason, decode, encode, now
+from streamer.events import Candidate, ClipUploaded, QueryReranked, QueryResults, Reason, now
 from streamer.kafka import Output, dead_letter
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import Outcome, TopicsError, apply, check
@@ -33,6 +30,10 @@ from streamer.kafka.readers.tail import Tail
 from streamer.kafka.readers.topic_reader import ReadError
 from streamer.settings import as_variables
 from streamer.topology import SERVICES, TOP
+from tests.support.driver import Service, await_true
+from tests.support.footage import BLUE, RED, WHITE, scene, write_video
+from tests.support.loops import INPUT, OUTPUT, await_, echo, feed, read, running
+from tests.support.secured import SecuredKafka, secured_kafka
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -113,20 +114,20 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
         both = [embed.await_ready(), rerank.await_ready()]
         for clip_id, path in (("c1", clip), ("c2", other)):
             upload = ClipUploaded(clip_id=clip_id, uri=path.as_uri(), uploaded_at=now())
-            publish(operator, [Output(operator.topic("clips.uploaded"), clip_id.encode(), encode(upload), ())])
+            publish(operator, [Output(operator.topic("clips.uploaded"), clip_id.encode(), JSON.encode(upload), ())])
         await_true(lambda: len(read(operator, "clips.embedded", patience=1)) == 2, "two clips", seconds=60, alive=both)
         results = [Candidate(clip_id=clip_id, score=score) for clip_id, score in (("c1", 2.0), ("c2", 1.0))]
         query = QueryResults(query_id="q1", query="a red disc", engine="e", issued_at=now(), results=results)
         publish(
             operator,
             [
-                Output(operator.topic(INPUT), b"q1", encode(query), ()),
+                Output(operator.topic(INPUT), b"q1", JSON.encode(query), ()),
                 Output(operator.topic(INPUT), b"q2", b"no event", ()),
             ],
         )
         await_true(lambda: len(read(operator, OUTPUT, patience=1)) == 1, "the answer", seconds=60, alive=both)
         [answer] = read(operator, OUTPUT, patience=1)
-        assert {result.status for result in decode(QueryReranked, answer.value).results} == {"reranked"}
+        assert {result.status for result in JSON.decode(QueryReranked, answer.value).results} == {"reranked"}
         letters = lambda: len(read(operator, f"{INPUT}.dlq", patience=1))  # noqa: E731
         await_true(lambda: letters() == 1, "a dead letter", seconds=60, alive=both)
         assert "not_json" in streamer("dlq-show", "dlq", "list", INPUT, "--json")

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from streamer.events import ClipUploaded, encode, now
+from streamer.codec import JSON
+from streamer.events import ClipUploaded, now
 from streamer.kafka import Output
 from streamer.kafka.readers.publish import publish
 from streamer.settings import load
@@ -175,7 +176,7 @@ def hung_embedder(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Itera
         subprocess.run([STREAMER, "topics", "apply"], env=environment(**settings), capture_output=True, check=True)
         upload = ClipUploaded(clip_id="c1", uri=origin + "c1.mp4", uploaded_at=now())
         loaded = load({"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": topic_prefix})
-        publish(loaded, [Output(loaded.topic("clips.uploaded"), b"c1", encode(upload), ())])
+        publish(loaded, [Output(loaded.topic("clips.uploaded"), b"c1", JSON.encode(upload), ())])
         with running("embed", **settings) as (process, url):
             await_answer(f"{url}/metrics", f'consumed_total{{topic="{topic_prefix}clips.uploaded"}} 1.0')
             yield process

@@ -9,8 +9,6 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from redis_servers import Cluster, Server, await_true, move_slot
-from store_records import PREFIX, copy_and_die, damaged, digest, everything, fill, many, put_unchecked, upload
 
 from streamer.store import StoreError, record_format
 from streamer.store.lmdb.admin import LmdbAdmin
@@ -18,6 +16,18 @@ from streamer.store.opening import open_admin
 from streamer.store.redis.admin import RedisAdmin
 from streamer.store.transfer import copy
 from streamer.store.upkeep import compare, drop, survey, verify
+from tests.support.redis_servers import Cluster, Server, await_true, move_slot
+from tests.support.store_records import (
+    PREFIX,
+    copy_and_die,
+    damaged,
+    digest,
+    everything,
+    fill,
+    many,
+    put_unchecked,
+    upload,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

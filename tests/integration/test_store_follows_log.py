@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from footage import BLUE, GREEN, RED, write_video
-from in_process import InProcessDecoder
 
 from streamer import embedder
+from streamer.codec import JSON
 from streamer.embedder import Embedder
-from streamer.events import ClipEmbedded, ClipUploaded, decode, encode
+from streamer.events import ClipEmbedded, ClipUploaded
 from streamer.health import Health
 from streamer.kafka import Loop, Output, Stop
 from streamer.kafka.admin.topic_files import load_specs
@@ -33,6 +32,8 @@ from streamer.settings import Settings, load
 from streamer.store import Position, PutOutcome, open_store
 from streamer.topology import EMBED
 from streamer.video.fetching.fetcher import Fetcher
+from tests.support.footage import BLUE, GREEN, RED, write_video
+from tests.support.in_process import InProcessDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -237,7 +238,7 @@ class Stage:
         if isinstance(event, Upload):
             uploaded_at = FIRST + dt.timedelta(seconds=event.version)
             uri = (self._folder / f"{event.look}.mp4").as_uri()
-            value = encode(ClipUploaded(clip_id=event.clip_id, uri=uri, uploaded_at=uploaded_at))
+            value = JSON.encode(ClipUploaded(clip_id=event.clip_id, uri=uri, uploaded_at=uploaded_at))
         return Output(self.settings.topic(EMBED.input), event.clip_id.encode(), value, ())
 
     @property
@@ -267,7 +268,7 @@ class Stage:
         await_(lambda: len(self.embedded(patience=1.5)) >= self.uploads, 90)
         announced: Counter[tuple[str, int]] = Counter()
         for record in self.embedded():
-            event = decode(ClipEmbedded, record.value, record.key)
+            event = JSON.decode(ClipEmbedded, record.value, record.key)
             announced[event.clip_id, (event.uploaded_at - FIRST) // dt.timedelta(seconds=1)] += 1
         assert announced == Counter((e.clip_id, e.version) for e in self.log if isinstance(e, Upload))
         assert self.stored() == what_the_log_says(self.log)

@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from driver import Bus, Service, apply_topics, environment
-from footage import TINY_PALETTE, scene, write_video
 from rich.console import Console
-from terminals import on_a_terminal
 
-from streamer.events import Candidate, ClipUploaded, QueryResults, encode, now
+from streamer.codec import JSON
+from streamer.events import Candidate, ClipUploaded, QueryResults, now
 from streamer.kafka import Output
 from streamer.kafka.readers.publish import publish
 from streamer.settings import load
 from streamer.top.targets import Target
 from streamer.top.view import View
 from streamer.top.watch import Watch
+from tests.support.driver import Bus, Service, apply_topics, environment
+from tests.support.footage import TINY_PALETTE, scene, write_video
+from tests.support.terminals import on_a_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ def uploads(settings: Settings, folder: Path) -> list[str]:
         clip_id = f"clip-{number:04}"
         path = write_video(folder / f"{clip_id}.mp4", scene(20, shape=shape, ground=ground, disc=number % 2 == 0), 5)
         event = ClipUploaded(clip_id=clip_id, uri=path.as_uri(), uploaded_at=now())
-        publish(settings, [Output(settings.topic("clips.uploaded"), clip_id.encode(), encode(event), ())])
+        publish(settings, [Output(settings.topic("clips.uploaded"), clip_id.encode(), JSON.encode(event), ())])
         clips.append(clip_id)
     return clips
 
@@ -75,7 +76,7 @@ def asking(settings: Settings, clips: list[str]) -> Iterator[None]:
             event = QueryResults(
                 query_id=query_id, query=chance.choice(QUERIES), engine="e", issued_at=now(), results=candidates
             )
-            value = b"no event" if number % 40 == 0 else encode(event)
+            value = b"no event" if number % 40 == 0 else JSON.encode(event)
             yield Output(settings.topic("query.results"), query_id.encode(), value, ())
 
     thread = threading.Thread(target=publish, args=(settings, questions()), daemon=True)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from driver import (
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.support.driver import (
     EMBEDDED,
     RERANKED,
     RESULTS,
@@ -24,8 +26,7 @@ from driver import (
     await_true,
     environment,
 )
-from footage import GREEN, WHITE, scene, write_video
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tests.support.footage import GREEN, WHITE, scene, write_video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,7 +136,7 @@ def test_a_records_trace_goes_through_every_stage_and_on_to_what_it_causes(
     answer = next(each for each in bus.read(RERANKED) if each.key == b"q0")
     check_trace(spans, answer, f"{topic_prefix}{RESULTS}", "streamer-rerank", {"rerank", "text", "score", "commit"})
     [embedded] = bus.read(EMBEDDED)
-    stages = {"load", "fetch", "decode", "encode", "store", "commit"}
+    stages = {"read", "load", "fetch", "decode", "encode", "store", "commit"}
     check_trace(spans, embedded, f"{topic_prefix}{UPLOADED}", "streamer-embed", stages)
     assert answer.header("ce_id") == "7"
 

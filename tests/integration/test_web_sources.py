@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from footage import tiny_footage
-from misbehaviour import (
+
+from streamer.video import ClipError, Sampling
+from streamer.video.isolation.pool import DecodePool
+from tests.support.footage import tiny_footage
+from tests.support.misbehaviour import (
     DROPPED,
     FAILED_FOR_NOW,
     NEVER_DONE,
@@ -27,10 +30,7 @@ from misbehaviour import (
     fetcher,
     verdict,
 )
-from odd_server import CLIP, OddServer, serving
-
-from streamer.video import ClipError, Sampling
-from streamer.video.isolation.pool import DecodePool
+from tests.support.odd_server import CLIP, OddServer, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from driver import RERANKED, Bus, Service, apply_topics, environment
-from footage import tiny_footage
-from soak.load import (
+
+from tests.support.driver import RERANKED, Bus, Service, apply_topics, environment
+from tests.support.footage import tiny_footage
+from tests.support.load import (
     MIB,
     Memory,
     Metrics,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from copies import there_and_back
+from tests.support.copies import there_and_back
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from redis_servers import Cluster
+    from tests.support.redis_servers import Cluster
 
 RECORDS = 100_000
 DIM = 128

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import browser
 import pytest
 
 from streamer.demo import report
 from streamer.demo.report import FramePictures, Judged
 from streamer.events import QueryReranked, RerankedCandidate, Status, now
+from tests.support import browser
 
 if TYPE_CHECKING:
     from pathlib import Path

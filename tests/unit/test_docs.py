@@ -10,18 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from bench import capacity
 from streamer import settings
-from streamer.events import TOPICS, Reason, decode
+from streamer.codec import JSON
+from streamer.events import TOPICS, Reason
 from streamer.metrics import CATALOGUE, LABELS
-from streamer.store import record_format
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EVENTS = (ROOT / "docs" / "events.md").read_text(encoding="utf-8")
 
 
-def test_the_tables_in_the_readme_are_those_of_the_code() -> None:
+def test_generated_sections_are_up_to_date() -> None:
     subprocess.run([sys.executable, ROOT / "scripts/write_docs.py", "--check"], check=True)
+
+
+def test_the_readme_is_short() -> None:
+    words = " ".join(line for line in README.splitlines() if not line.startswith("|")).split()
+    assert len(words) <= 1_300
 
 
 @pytest.mark.parametrize("topic", sorted(TOPICS))
@@ -30,11 +35,42 @@ def test_the_readmes_example_of_each_event_decodes(topic: str) -> None:
     event = json.loads(text)
     if topic == "query.reranked":
         assert {result["status"] for result in event["results"]} == {"reranked"}
-    decode(TOPICS[topic], json.dumps(event).encode())
+    JSON.decode(TOPICS[topic], json.dumps(event).encode())  # type: ignore[type-var]  # any of them
 
 
-def test_the_readme_names_every_reason() -> None:
-    assert {reason.value for reason in Reason} <= set(re.findall(r"`([a-z_]+)`", README))
+def test_the_page_of_events_has_an_example_of_each_that_decodes() -> None:
+    examples = re.findall(r"(?:^    .*\n)+", EVENTS, re.MULTILINE)
+    for model, example in zip(TOPICS.values(), examples, strict=True):
+        JSON.decode(model, json.dumps(json.loads(example)).encode())  # type: ignore[type-var]  # any of them
+
+
+def test_the_reranked_example_follows_from_the_results_before_it() -> None:
+    given, reranked = (json.loads(block) for block in re.findall(r"(?:^    .*\n)+", EVENTS, re.MULTILINE)[2:])
+    before = {each["clip_id"]: (rank, each["score"]) for rank, each in enumerate(given["results"], start=1)}
+    after = {each["clip_id"]: (each["initial_rank"], each["initial_score"]) for each in reranked["results"]}
+    assert after == before
+    depth, alpha = reranked["depth"], reranked["alpha"]
+    scored = [each for each in reranked["results"] if each["status"] == "reranked"]
+    assert {each["initial_rank"] for each in scored} == set(range(1, depth + 1))
+
+    def scaled(name: str) -> dict[str, float]:
+        values = {each["clip_id"]: each[name] for each in scored}
+        low, high = min(values.values()), max(values.values())
+        return {clip_id: (value - low) / (high - low) for clip_id, value in values.items()}
+
+    engine, frames = scaled("initial_score"), scaled("frame_score")
+    for each in scored:
+        blended = alpha * engine[each["clip_id"]] + (1 - alpha) * frames[each["clip_id"]]
+        assert each["score"] == pytest.approx(blended)
+
+
+def test_the_model_cards_text_is_that_of_its_template() -> None:
+    template = (ROOT / "training" / "templates" / "model-card.md.j2").read_text(encoding="utf-8")
+    card = " ".join((ROOT / "streamer" / "demo" / "model" / "README.md").read_text(encoding="utf-8").split())
+    fixed = re.sub(r"\{%.*?%\}|\{\{.*?\}\}", "\0", template)
+    phrases = [" ".join(phrase.split()) for phrase in re.split(r"\0|\|", fixed)]
+    for phrase in phrases:
+        assert phrase in card
 
 
 def test_the_example_settings_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,19 +96,13 @@ def test_the_catalogue_keeps_prometheus_rules_and_every_label_is_bounded() -> No
     assert used | {"group"} == set(LABELS)  # which Metrics adds to all of them
 
 
-def test_the_capacity_page_speaks_of_records_as_they_are_now() -> None:
-    figures = json.loads((ROOT / "docs/bench/capacity.json").read_bytes())["figures"]
-    assert figures["record_bytes"] == capacity.record_bytes()
-    assert list(figures["stored"]) == list(capacity.PRECISIONS)
+def test_the_page_of_dead_letters_names_every_reason() -> None:
+    page = (ROOT / "docs" / "reference" / "dead-letters.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [reason.value for reason in Reason]
 
 
-def test_what_clips_and_queries_cost_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "PRECISIONS", ("int8",))
-    figures = capacity.stored(count=200, rounds=5)["int8"]
-    ((clip,),) = capacity.clips(1, *capacity.SHAPES[0])
-    size = len(record_format.encode(clip, "int8"))
-    for engine in ("lmdb", "cluster"):
-        assert figures[engine]["bytes_a_clip"] > size
-        assert figures[engine]["reader_cpu_s_a_query"] > 0
-    assert figures["cluster"]["bytes_out_a_query"] > capacity.CANDIDATES * size
-    assert 0 < figures["cluster"]["bytes_in_a_query"] < capacity.CANDIDATES * 200
+def test_the_page_of_events_names_every_header_of_a_dead_letter() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "streamer" / "kafka").rglob("*.py"))
+    headers = set(re.findall(r'"(dlq\.[a-z_]+)"', sources))
+    assert len(headers) > 8
+    assert headers == set(re.findall(r"`(dlq\.[a-z_]+)`", EVENTS))

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pytest
-from in_process import InProcessDecoder
 from structlog.testing import capture_logs
 
 from streamer import embedder, faults
+from streamer.codec import JSON
 from streamer.embedder import Embedder
-from streamer.events import ClipEmbedded, ClipUploaded, Reason, decode, encode
+from streamer.events import ClipEmbedded, ClipUploaded, Reason
 from streamer.health import Health
 from streamer.kafka import InFlightRecord, Record
 from streamer.metrics import Metrics
@@ -25,6 +25,7 @@ from streamer.store import Position, StoreUnavailableError, open_store
 from streamer.synthetic.write import write_h264
 from streamer.video import ClipError, Retry
 from streamer.video.fetching.fetcher import Fetcher
+from tests.support.in_process import InProcessDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +84,7 @@ class Harness:
         self.offset = 0
         self.embedder = Embedder(
             made,
+            codec=JSON,
             encoder=self.encoder,
             store=store,
             fetcher=Fetcher([folder.as_uri()], max_bytes=1 << 24, timeout=5),
@@ -99,7 +101,7 @@ class Harness:
 
     def upload(self, clip_id: str, path: Path, *, seconds: float = 0) -> InFlightRecord:
         at = T0 + dt.timedelta(seconds=seconds)
-        return self.work(clip_id, encode(ClipUploaded(clip_id=clip_id, uri=path.as_uri(), uploaded_at=at)))
+        return self.work(clip_id, JSON.encode(ClipUploaded(clip_id=clip_id, uri=path.as_uri(), uploaded_at=at)))
 
     def run(self, *works: InFlightRecord) -> list[Sequence[Output]]:
         self.embedder.submit(works)
@@ -147,7 +149,7 @@ def dominant(store: Store, clip_id: str) -> int | None:
 def test_an_upload_is_stored_with_each_vectors_time_and_announced(tmp_path: Path, store: Store, red: Path) -> None:
     harness = Harness(tmp_path, store)
     ((output,),) = harness.run(harness.upload("c1", red))
-    event = decode(ClipEmbedded, output.value, output.key)
+    event = JSON.decode(ClipEmbedded, output.value, output.key)
     assert (event.clip_id, event.model_id, event.frames, event.duration_ms) == ("c1", "colour", 4, 2000)
     assert event.uploaded_at == T0
     assert output.headers == (("ce_id", b"9"),)
@@ -161,7 +163,7 @@ def test_duplicates_are_encoded_once_and_stored_with_all_their_times(tmp_path: P
     harness = Harness(tmp_path, store)
     harness.embedder._decoder = InProcessDecoder(harness.encoder.prepare_square, duplicate_threshold=2)
     ((output,),) = harness.run(harness.upload("c1", red))
-    assert decode(ClipEmbedded, output.value, output.key).frames == 4
+    assert JSON.decode(ClipEmbedded, output.value, output.key).frames == 4
     assert harness.encoder.batches == [1]
     value = harness.metrics.registry.get_sample_value
     assert (value("streamer_frames_encoded_total"), value("streamer_frames_duplicate_total")) == (1, 3)
@@ -214,7 +216,7 @@ def test_what_cannot_be_embedded_is_dead_lettered_with_its_reason(tmp_path: Path
     harness = Harness(tmp_path, store)
     garbage = tmp_path / "garbage.mp4"
     garbage.write_bytes(b"no video " * 100)
-    outside = encode(ClipUploaded(clip_id="o", uri="file:///etc/hostname", uploaded_at=T0))
+    outside = JSON.encode(ClipUploaded(clip_id="o", uri="file:///etc/hostname", uploaded_at=T0))
     outputs = harness.run(
         harness.work("c1", b"{"),
         harness.work(None, None),
@@ -222,7 +224,7 @@ def test_what_cannot_be_embedded_is_dead_lettered_with_its_reason(tmp_path: Path
         harness.upload("c2", tmp_path / "none.mp4"),
         harness.upload("c3", garbage),
         harness.work("o", outside),
-        harness.work("other", encode(ClipUploaded(clip_id="c4", uri=red.as_uri(), uploaded_at=T0))),
+        harness.work("other", JSON.encode(ClipUploaded(clip_id="c4", uri=red.as_uri(), uploaded_at=T0))),
         harness.upload("good", red),
     )
     assert [reason(each) for each in outputs[:-1]] == [
@@ -305,7 +307,7 @@ def test_a_clip_that_decodes_in_part_says_so_and_is_counted(tmp_path: Path, stor
     cut.write_bytes(damaged)
     harness = Harness(tmp_path, store)
     outputs = harness.run(harness.upload("whole", whole), harness.upload("cut", cut))
-    events = [decode(ClipEmbedded, each[0].value, each[0].key) for each in outputs]
+    events = [JSON.decode(ClipEmbedded, each[0].value, each[0].key) for each in outputs]
     assert [event.partial for event in events] == [False, True]
     assert harness.metrics.registry.get_sample_value("streamer_clips_partial_total") == 1
 
@@ -324,7 +326,7 @@ def test_a_source_that_answers_none_of_its_clips_holds_up_no_other_source(
 
     harness.embedder._fetcher = Slow([tmp_path.as_uri()], max_bytes=1 << 24, timeout=5)
     event = ClipUploaded(clip_id="s", uri="https://slow.example/clip.mp4", uploaded_at=T0)
-    slow = [harness.work(f"s{n}", encode(msgspec.structs.replace(event, clip_id=f"s{n}"))) for n in range(60)]
+    slow = [harness.work(f"s{n}", JSON.encode(msgspec.structs.replace(event, clip_id=f"s{n}"))) for n in range(60)]
     harness.embedder.submit(slow)
     (outputs,) = harness.run(harness.upload("c1", red))
     assert outputs[0].topic == "clips.embedded"
@@ -552,3 +554,21 @@ def test_vectors_that_wait_for_the_store_hold_back_the_encoder_and_no_frames(
     for _ in range(len(works) + len(deletes)):
         assert harness.done.acquire(timeout=20)
     assert list(store.clip_ids()) == []
+
+
+def test_a_record_passes_each_stage_once_also_where_it_waits_for_its_source(store: Store, tmp_path: Path) -> None:
+    harness = Harness(tmp_path, store, decode_workers=1)
+    red = clip(tmp_path / "red.mp4", (200, 10, 10))
+    works = [harness.upload(f"c{number}", red) for number in range(30)]  # 9 of one source are loaded at the same time
+    outputs = harness.run(*works, harness.work("c0", None), harness.work("c1", b"{"), harness.work("\x00" * 600, None))
+    assert [output.topic for each in outputs for output in each] == [
+        *["clips.embedded"] * 30,
+        *["clips.uploaded.dlq"] * 2,
+    ]
+    passed = {
+        stage: harness.metrics.registry.get_sample_value("streamer_batch_size_sum", {"stage": stage})
+        for stage in ("read", "load", "store")
+    }
+    assert passed == {"read": 33, "load": 30, "store": 31}
+    with store.read(["c0", "c1"]) as found:
+        assert [each is None for each in found] == [True, False]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import browser
 import numpy as np
 import pytest
-from brute_infap import brute_infap
 from click.testing import CliRunner, Result
 
 from streamer import cli
 from streamer.evaluation.trec import Judgments, Qrels, Ranking, Run, write_qrels, write_run
+from tests.support import browser
+from tests.support.brute_infap import brute_infap
 
 if TYPE_CHECKING:
     from pathlib import Path

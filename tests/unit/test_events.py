@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamer.codec import JSON
 from streamer.events import (
     MAX_EVENT_BYTES,
     MAX_QUERY_CHARS,
@@ -21,8 +22,6 @@ from streamer.events import (
     InvalidEvent,
     QueryResults,
     Reason,
-    decode,
-    encode,
     now,
 )
 
@@ -38,7 +37,7 @@ UPLOAD: dict[str, Any] = {"clip_id": "c1", "uri": "file:///c1.mp4", "uploaded_at
 
 def reason_of(model: type, value: bytes | None, key: bytes | None = None) -> Reason:
     with pytest.raises(InvalidEvent) as refused:
-        decode(model, value, key)
+        JSON.decode(model, value, key)
     return refused.value.reason
 
 
@@ -47,14 +46,14 @@ def query(**changes: Any) -> bytes:
 
 
 def test_a_query_result_decodes_with_its_types() -> None:
-    event = decode(QueryResults, query(user_key="u", surplus={"ignored": 1}), b"q1")
+    event = JSON.decode(QueryResults, query(user_key="u", surplus={"ignored": 1}), b"q1")
     assert event.results[1] == Candidate(clip_id="c2", score=7.0)
     assert event.issued_at == dt.datetime(2026, 11, 24, 10, tzinfo=dt.UTC)
     assert event.user_key == "u"
 
 
 def test_an_upload_keeps_its_instant_whatever_its_offset() -> None:
-    event = decode(ClipUploaded, orjson.dumps(UPLOAD), b"c1")
+    event = JSON.decode(ClipUploaded, orjson.dumps(UPLOAD), b"c1")
     assert event.uploaded_at == dt.datetime(2026, 11, 24, 1, tzinfo=dt.UTC)
     assert event.attributes == {}
 
@@ -107,12 +106,12 @@ def test_every_field_but_user_key_is_needed(missing: str) -> None:
 def test_a_key_must_be_the_events_id_where_there_is_one() -> None:
     assert reason_of(QueryResults, query(), b"q2") is Reason.KEY_MISMATCH
     assert reason_of(ClipUploaded, orjson.dumps(UPLOAD), b"") is Reason.KEY_MISMATCH
-    assert decode(QueryResults, query(), None).query_id == "q1"
+    assert JSON.decode(QueryResults, query(), None).query_id == "q1"
 
 
 def test_the_most_that_is_allowed_passes() -> None:
     results = [{"clip_id": f"{i:05}", "score": -i} for i in range(MAX_RESULTS)]
-    event = decode(QueryResults, query(query="x" * MAX_QUERY_CHARS, query_id="é" * 256, results=results))
+    event = JSON.decode(QueryResults, query(query="x" * MAX_QUERY_CHARS, query_id="é" * 256, results=results))
     assert len(event.results) == MAX_RESULTS
 
 
@@ -120,7 +119,7 @@ def test_the_most_that_is_allowed_passes() -> None:
 def test_any_bytes_decode_or_are_refused_and_nothing_else_happens(value: bytes) -> None:
     for model in (ClipUploaded, QueryResults):
         with contextlib.suppress(InvalidEvent):
-            assert isinstance(decode(model, value), model)
+            assert isinstance(JSON.decode(model, value), model)
 
 
 json_values = st.recursive(
@@ -133,7 +132,7 @@ json_values = st.recursive(
 @given(st.sampled_from(sorted(QUERY)), json_values)
 def test_any_json_in_any_field_decodes_or_is_refused(field: str, value: object) -> None:
     try:
-        event = decode(QueryResults, query(**{field: value}))
+        event = JSON.decode(QueryResults, query(**{field: value}))
     except InvalidEvent:
         return
     assert event.query.strip()
@@ -150,12 +149,15 @@ candidates = st.lists(
 @given(ids, st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=50).filter(str.strip), candidates)
 def test_what_is_written_reads_back_the_same(query_id: str, text: str, results: list[Candidate]) -> None:
     event = QueryResults(query_id=query_id, query="q " + text, engine="", issued_at=now(), results=results)
-    assert decode(QueryResults, encode(event), query_id.encode()) == event
+    assert JSON.decode(QueryResults, JSON.encode(event), query_id.encode()) == event
 
 
 def test_times_are_written_in_utc() -> None:
-    assert json.loads(encode(decode(ClipUploaded, orjson.dumps(UPLOAD))))["uploaded_at"] == "2026-11-24T01:00:00Z"
-    assert json.loads(encode(ClipUploaded(clip_id="c", uri="u", uploaded_at=now())))["uploaded_at"].endswith("Z")
+    assert (
+        json.loads(JSON.encode(JSON.decode(ClipUploaded, orjson.dumps(UPLOAD))))["uploaded_at"]
+        == "2026-11-24T01:00:00Z"
+    )
+    assert json.loads(JSON.encode(ClipUploaded(clip_id="c", uri="u", uploaded_at=now())))["uploaded_at"].endswith("Z")
 
 
 def test_a_long_list_with_one_duplicate_at_its_end_is_refused_as_fast_as_it_is_read() -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from odd_server import CLIP, LOOPBACK, OddServer, serving
 
 from streamer.events import Reason
 from streamer.video import ClipError, Retry
 from streamer.video.fetching.fetcher import Fetcher
+from tests.support.odd_server import CLIP, LOOPBACK, OddServer, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

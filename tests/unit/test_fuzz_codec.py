@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import orjson
 import pytest
-from fuzz.mutations import mutated, queries, uploads
 from hypothesis import HealthCheck, Phase, given, settings
 
+from streamer.codec import JSON
 from streamer.events import (
     MAX_ATTRIBUTES,
     MAX_ENGINE_CHARS,
@@ -26,12 +26,11 @@ from streamer.events import (
     InvalidEvent,
     QueryResults,
     Reason,
-    decode,
-    encode,
 )
+from tests.fuzz.mutations import mutated, queries, uploads
 
 if TYPE_CHECKING:
-    from fuzz.mutations import Mutated
+    from tests.fuzz.mutations import Mutated
 
 ABOUT_THE_EVENT = {
     Reason.EMPTY, Reason.TOO_LARGE, Reason.NOT_JSON, Reason.WRONG_TYPE, Reason.LIMIT_EXCEEDED, Reason.BLANK_QUERY,
@@ -81,7 +80,7 @@ def check_upload(event: ClipUploaded) -> None:
 def outcome(model: type[ClipUploaded | QueryResults], record: Mutated) -> Reason | None:
     """Decode a record, check what comes of it, and return why it was refused, None where it was not."""
     try:
-        event = decode(model, record.value, record.key)
+        event = JSON.decode(model, record.value, record.key)
     except InvalidEvent as error:
         refused = error
     else:
@@ -106,7 +105,7 @@ def check_decoded(
         assert event.attributes == orjson.loads(record.value or b"").get("attributes", {})
         # Attributes may be nested deeper than orjson writes; no event that goes out has any.
         event = msgspec.structs.replace(event, attributes={})
-    assert decode(model, encode(event), record.key) == event
+    assert JSON.decode(model, JSON.encode(event), record.key) == event
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from brute_infap import brute_infap
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.evaluation.infap import InferredAP
 from streamer.evaluation.measures import evaluate
 from streamer.evaluation.trec import Judgments, Qrels, Ranking, Run, TrecError, read_qrels, read_run
+from tests.support.brute_infap import brute_infap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dashboards import ALERTS, PANELS
 from prometheus_client import generate_latest
 
 from streamer.metrics import CATALOGUE, Metrics
+from tests.support.dashboards import ALERTS, PANELS
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"

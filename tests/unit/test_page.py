@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import browser
 import pytest
 
 from streamer.evaluation.page import Headline, Page, Section, Table, Text, render, show
+from tests.support import browser
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.cli import cli
+from streamer.codec import JSON
 from streamer.evaluation.pilot import Clicks, Pilot, rank_biased_overlap
 from streamer.evaluation.pilot_report import COLLECT, GO, STOP, Limits, decide
 from streamer.evaluation.questions import ReplayError
-from streamer.events import Degraded, QueryReranked, RerankedCandidate, Status, encode
+from streamer.events import Degraded, QueryReranked, RerankedCandidate, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,7 +143,7 @@ def test_what_is_looked_at_must_be_said_once(arguments: list[str]) -> None:
 def test_answers_of_a_file_are_reported_with_their_latency(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_bytes(
-        b"\n".join(encode(answer([2, 1], query_id=f"q{number}", ms=10 * number)) for number in range(1, 6))
+        b"\n".join(JSON.encode(answer([2, 1], query_id=f"q{number}", ms=10 * number)) for number in range(1, 6))
     )
     done = CliRunner().invoke(cli, ["pilot", "--answers", str(path), "--limit", "4", "--json", "-"])
     assert done.exit_code == 0, done.output

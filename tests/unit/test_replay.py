@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.cli import cli
+from streamer.codec import JSON
 from streamer.encoders import EncoderError
 from streamer.evaluation.questions import ReplayError, events_of_file, questions_of
 from streamer.evaluation.replay import Replay, offline, ranking_of
 from streamer.evaluation.trec import Ranking, Run, read_run, write_run
-from streamer.events import Candidate, QueryReranked, QueryResults, RerankedCandidate, Status, encode
+from streamer.events import Candidate, QueryReranked, QueryResults, RerankedCandidate, Status
+from streamer.method import Method
 from streamer.settings import load
 from streamer.store import Clip, Position, open_store
 
@@ -89,7 +91,7 @@ def test_a_topic_without_a_text_is_named() -> None:
 def test_recorded_events_are_read_and_a_line_that_is_none_is_named(tmp_path: Path) -> None:
     event = QueryResults(query_id="q", query="axis 0", engine="e", issued_at=AT, results=[])
     path = tmp_path / "events.jsonl"
-    path.write_bytes(encode(event) + b"\r\n\n" + b'{"query_id": 1}\n')
+    path.write_bytes(JSON.encode(event) + b"\r\n\n" + b'{"query_id": 1}\n')
     events = events_of_file(path)
     assert next(events) == event
     with pytest.raises(ReplayError, match=r"events.jsonl:3: expected a query.results event, found .*query"):
@@ -120,8 +122,7 @@ def test_scores_that_differ_are_the_answers_own_and_what_is_below_the_depth_foll
 def test_offline_gives_the_rerankers_answers_and_a_run_that_is_read_back_the_same(store: Store, tmp_path: Path) -> None:
     results = [Candidate(clip_id=clip_id, score=score) for clip_id, score in (("c0", 3.0), ("new", 2.0), ("c2", 1.0))]
     question = QueryResults(query_id="501", query="axis 2", engine="e", issued_at=AT, results=results)
-    settings = load({"depth": 3})
-    (answer,) = offline(settings, [question], Axes(), store)
+    (answer,) = offline(Method(alpha=0.4, depth=3, normalization="minmax"), [question], Axes(), store)
     assert [(each.clip_id, each.score) for each in answer.results] == [("c2", 0.6), ("new", 0.5), ("c0", 0.4)]
     replay = Replay([answer])
     assert replay.summary().startswith("1 topics (alpha 0.4, depth 3, minmax, model axes): 2 reranked, 1 not embedded")
@@ -135,7 +136,7 @@ def test_offline_gives_the_rerankers_answers_and_a_run_that_is_read_back_the_sam
 def test_a_query_that_cannot_be_encoded_is_named(store: Store) -> None:
     question = QueryResults(query_id="q", query="poison", engine="e", issued_at=AT, results=[])
     with pytest.raises(ReplayError, match="'poison' cannot be encoded: not finite"):
-        list(offline(load({}), [question], Axes(), store))
+        list(offline(load({}).method, [question], Axes(), store))
 
 
 @pytest.mark.parametrize(

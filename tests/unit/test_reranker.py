@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
 
+from streamer.codec import JSON
 from streamer.encoders import QueryVectors
-from streamer.events import Candidate, QueryReranked, QueryResults, decode, encode, now
+from streamer.events import Candidate, QueryReranked, QueryResults, now
 from streamer.health import Health
 from streamer.kafka import InFlightRecord, Record
+from streamer.method import FixedPolicy, Method
 from streamer.metrics import Metrics
 from streamer.reranker import Reranker
 from streamer.settings import load
-from streamer.store import Clip, Embedding, Position, StoreUnavailableError, open_store
+from streamer.store import Clip, Embedding, MeasuredStore, Position, StoreUnavailableError, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from streamer.codec import Codec, E
+    from streamer.events import Event
     from streamer.kafka import Output
+    from streamer.method import Policy
     from streamer.store import Store
 
 DIM = 4
@@ -58,8 +65,6 @@ class Axes:
 class Absent:
     """A store that cannot be reached."""
 
-    corrupt_reads = cache_hits = cache_misses = 0
-
     def read(self, _clip_ids: Sequence[str]) -> AbstractContextManager[list[Embedding | None]]:
         raise StoreUnavailableError("away")
 
@@ -80,11 +85,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
 class Harness:
     """Runs events through a reranker and gives what each caused."""
 
-    def __init__(self, store: Any, **settings: Any) -> None:
+    def __init__(self, store: Any, policy: Policy | None = None, codec: Codec | None = None, **settings: Any) -> None:
         self.encoder = Axes()
         self.metrics = Metrics()
         self._reranker = Reranker(
-            load(settings),
+            given := load(settings),
+            policy or FixedPolicy(given.method),
+            codec=codec or JSON,
             queries=QueryVectors(self.encoder, 100),
             model_id="axes",
             store=store,
@@ -101,7 +108,7 @@ class Harness:
                     0,
                     offset,
                     None,
-                    value if isinstance(value, bytes) else encode(value),
+                    value if isinstance(value, bytes) else JSON.encode(value),
                     (("traceparent", b"00-1"),),
                     AT,
                 ),
@@ -118,7 +125,7 @@ class Harness:
         ((output,),) = self.run(event)
         assert (output.topic, output.key) == ("query.reranked", event.query_id.encode())
         assert output.headers == (("traceparent", b"00-1"),)
-        return decode(QueryReranked, output.value, output.key)
+        return JSON.decode(QueryReranked, output.value, output.key)
 
 
 def event(
@@ -169,7 +176,7 @@ def test_a_store_that_is_away_degrades_and_keeps_the_initial_order() -> None:
 def test_a_text_that_breaks_the_encoder_costs_the_others_of_its_batch_nothing(store: Store) -> None:
     harness = Harness(store)
     outputs = harness.run(event("axis 1", ("c1", 1.0)), event("poison", ("c1", 1.0)), event("axis 0", ("c0", 1.0)))
-    answers = [decode(QueryReranked, output.value) for (output,) in outputs]
+    answers = [JSON.decode(QueryReranked, output.value) for (output,) in outputs]
     assert [answer.degraded for answer in answers] == [None, "encoder_failed", None]
 
 
@@ -207,3 +214,54 @@ def test_a_fault_of_our_own_is_dead_lettered_and_the_next_event_is_answered(
     assert dict(output.headers)["dlq.reason"] == b"internal"
     assert orjson.loads(output.value or b"")["query_id"] == "q"
     assert harness.answer(event("axis 1", ("c1", 1.0))).degraded is None
+
+
+class ByQuery:
+    """A policy of two methods, told apart by the query's text."""
+
+    engine_only = Method(alpha=1, depth=2, normalization="minmax")
+    frames_only = Method(alpha=0, depth=3, normalization="zscore")
+
+    def method_for(self, event: QueryResults) -> Method:
+        return self.engine_only if event.query == "axis 1" else self.frames_only
+
+
+def test_each_event_is_answered_by_the_method_that_the_policy_gives_it(store: Store) -> None:
+    harness = Harness(store, policy=ByQuery())
+    clips = (("c0", 3.0), ("c1", 2.0), ("c2", 1.0))
+    answers = [harness.answer(event(query, *clips)) for query in ("axis 1", "axis 2")]
+    assert [(each.alpha, each.depth, each.normalization) for each in answers] == [(1, 2, "minmax"), (0, 3, "zscore")]
+    assert [[result.clip_id for result in each.results] for each in answers] == [
+        ["c0", "c1", "c2"],  # the engine's order
+        ["c1", "c2", "c0"],  # both show axis 2, c1 in its first frame; ties keep the engine's order
+    ]
+
+
+def test_scoring_has_a_time_of_its_own_for_each_event_that_is_scored(store: Store) -> None:
+    harness = Harness(MeasuredStore(store, metrics := Metrics()), deadline_ms=1000)
+    began = time.perf_counter()
+    harness.answer(event("axis 2", ("c0", 1.0), ("c2", 0.5)))
+    took = time.perf_counter() - began
+    harness.answer(event("axis 2", ("c0", 1.0), issued_at=now() - dt.timedelta(seconds=2)))
+    value = harness.metrics.registry.get_sample_value
+    assert value("streamer_scoring_seconds_count") == 1
+    scoring = value("streamer_scoring_seconds_sum") or 0
+    reading = metrics.registry.get_sample_value("streamer_store_seconds_sum", {"operation": "read"}) or 0
+    assert 0 < scoring < scoring + reading < took
+
+
+class MsgPack:
+    """Events in another format."""
+
+    def decode(self, model: type[E], value: bytes | None, _key: bytes | None = None) -> E:
+        return msgspec.msgpack.decode(value or b"", type=model)
+
+    def encode(self, event: Event) -> bytes:
+        return msgspec.msgpack.encode(event)
+
+
+def test_events_are_read_and_written_by_the_codec_that_is_handed_over(store: Store) -> None:
+    codec = MsgPack()
+    ((output,),) = Harness(store, codec=codec).run(codec.encode(event("axis 2", ("c0", 2.0), ("c2", 1.0))))
+    answer = codec.decode(QueryReranked, output.value)
+    assert [result.clip_id for result in answer.results] == ["c2", "c0"]

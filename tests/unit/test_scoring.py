@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from streamer import events, scoring
-from streamer.scoring import normalize, on_grid, rerank, score_clips
+from streamer.method import score_clips
+from streamer.scoring import normalize, on_grid, rerank
+from streamer.vectors import ClipList
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,7 +193,7 @@ def test_the_best_vector_counts_and_the_first_where_several_are(dtype: str) -> N
         # Few distinct values, so that ties are common.
         clips = [Vectors.of(rng.integers(-2, 3, (n, 4)).astype(dtype), scales(rng, n)) if n else None for n in lengths]
         query = rng.integers(-2, 3, 4).astype(np.float32)
-        cosines, moments = score_clips(query, clips)
+        cosines, moments = score_clips(query, ClipList(clips))
         assert cosines.shape == moments.shape == (len(clips),)
         for clip, cosine, moment in zip(clips, cosines, moments, strict=True):
             if clip is None:
@@ -222,10 +224,10 @@ def test_scores_are_those_of_float64_and_equal_vectors_tie_wherever_they_stand(d
     matrix = np.rint(vectors[:64] * 127).astype(dtype) if dtype == "int8" else vectors[:64].astype(dtype)
     exact = (matrix.astype(np.float64) @ query) * (1 if scales is None else scales.astype(np.float64))
     clips = [Vectors.of(matrix[n : n + 1], None if scales is None else scales[:1]) for n in range(64)]
-    np.testing.assert_allclose(score_clips(query, clips).cosines, exact, atol=1e-7, rtol=0)
+    np.testing.assert_allclose(score_clips(query, ClipList(clips)).cosines, exact, atol=1e-7, rtol=0)
     alike = [np.repeat(matrix[:1], count, axis=0) for count in (1, 2, 3, 7, 15, 16, 17, 64, 200)]
     clips = [Vectors.of(each, None if scales is None else np.repeat(scales[:1], len(each))) for each in alike]
-    assert set(score_clips(query, clips).moments_ms) == {5}
+    assert set(score_clips(query, ClipList(clips)).moments_ms) == {5}
 
 
 def units(rng: np.random.Generator, count: int, dim: int) -> Any:
@@ -252,7 +254,7 @@ def test_anyone_with_numpy_gets_the_same_scores_to_the_last_bit(dtype: str, dim:
         # One product after the other, in an order of its own, is as good as any.
         backwards = [sum((row * exact_query).tolist()[::-1]) for row in rows]
         cosines = np.array(backwards) * (1.0 if scales is None else scales.astype(np.float64))
-        (cosine,), (moment,) = score_clips(query, [Vectors.of(matrix, scales)])
+        (cosine,), (moment,) = score_clips(query, ClipList([Vectors.of(matrix, scales)]))
         assert cosine == cosines.max()
         assert moment == Vectors.of(matrix).times_ms[cosines.argmax()]
 
@@ -262,27 +264,27 @@ def test_precisions_mix() -> None:
     int8 = np.array([[100, 0], [0, 100]], np.int8)
     scales = np.array([0.01, 0.001], np.float32)
     floats = np.array([[0.0, 1.0]], np.float16)
-    cosines, moments = score_clips(query, [Vectors.of(int8, scales), None, Vectors.of(floats)])
+    cosines, moments = score_clips(query, ClipList([Vectors.of(int8, scales), None, Vectors.of(floats)]))
     np.testing.assert_allclose(cosines, [0.6, np.nan, 0.8], atol=2e-5)
     assert list(moments) == [5, 0, 5]
 
 
 def test_no_clips_have_no_scores() -> None:
-    cosines, moments = score_clips(np.ones(4, np.float32), [])
+    cosines, moments = score_clips(np.ones(4, np.float32), ClipList())
     assert cosines.shape == moments.shape == (0,)
-    assert np.isnan(score_clips(np.ones(4, np.float32), [None, None]).cosines).all()
+    assert np.isnan(score_clips(np.ones(4, np.float32), ClipList([None, None])).cosines).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_a_query_that_is_not_finite_is_refused(dtype: str) -> None:
     scales = np.ones(2, np.float32) if dtype == "int8" else None
     with pytest.raises(ValueError, match="not finite"):
-        score_clips(np.array([np.nan, 0.5], np.float32), [Vectors.of(np.ones((2, 2), dtype), scales)])
+        score_clips(np.array([np.nan, 0.5], np.float32), ClipList([Vectors.of(np.ones((2, 2), dtype), scales)]))
 
 
 def test_a_query_of_zeros_scores_nothing_but_zero() -> None:
     for matrix, scales in ((np.ones((2, 4), np.int8), np.ones(2, np.float32)), (np.ones((2, 4), np.float16), None)):
-        assert list(score_clips(np.zeros(4, np.float32), [Vectors.of(matrix, scales)]).cosines) == [0.0]
+        assert list(score_clips(np.zeros(4, np.float32), ClipList([Vectors.of(matrix, scales)])).cosines) == [0.0]
 
 
 def test_every_half_is_widened_exactly() -> None:

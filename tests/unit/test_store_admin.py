@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_records import DIM, FIRST, PREFIX, clip, damaged, delete, everything, put_unchecked, upload
 
 from streamer.store import Position, StoreError, StoreUnavailableError, open_store, record_format
 from streamer.store.admin import Merged, Page, Raw, StoreAdmin
 from streamer.store.lmdb.admin import LmdbAdmin
 from streamer.store.lmdb.store import LmdbStore
 from streamer.store.opening import open_admin
+from tests.support.store_records import DIM, FIRST, PREFIX, clip, damaged, delete, everything, put_unchecked, upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

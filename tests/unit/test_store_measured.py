@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import lmdb
@@ -13,8 +15,10 @@ from streamer.health import Health
 from streamer.metrics import Metrics
 from streamer.store import Clip, MeasuredStore, Position, StoreUnavailableError, StoreWatch, open_store
 from streamer.store import measured as measured_module
+from streamer.vectors import Block, ClipList
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from streamer.store import Store
@@ -53,7 +57,6 @@ def test_each_call_is_timed_and_a_store_that_is_away_is_counted(parts: tuple[Met
         assert [each is not None for each in found] == [True, False]
     assert timed.delete("c1", AT, Position.of("log", 2))
     assert sorted(timed.clip_ids()) == ["c2"]
-    assert timed.corrupt_reads == 0
 
     def away(*_: object) -> Any:
         raise StoreUnavailableError("disk full")
@@ -66,6 +69,51 @@ def test_each_call_is_timed_and_a_store_that_is_away_is_counted(parts: tuple[Met
     for operation, calls, faults in (("read", 2, 1), ("put", 2, 1), ("delete", 1, 0)):
         assert value(metrics, "streamer_store_seconds_count", operation=operation) == calls
         assert value(metrics, "streamer_store_errors_total", operation=operation) == faults
+
+
+def test_a_reads_time_is_the_stores_alone_and_ends_before_a_block_is_used(
+    parts: tuple[Metrics, Health], store: Store
+) -> None:
+    metrics, _ = parts
+    store.put([clip("c1"), clip("c2")])
+    with MeasuredStore(store, metrics).read(["c1", "c2", "c3"]) as found:
+        assert len(found) == 3
+        for block in found.blocks():
+            time.sleep(0.3)
+            assert block.positions.tolist() == [0, 1]
+    assert value(metrics, "streamer_store_seconds_count", operation="read") == 1
+    assert 0 < (value(metrics, "streamer_store_seconds_sum", operation="read") or 0) < 0.25
+
+
+@pytest.mark.parametrize("by", ["blocks", "records"])
+def test_corrupt_records_and_the_cache_are_counted_where_the_read_ends(parts: tuple[Metrics, Health], by: str) -> None:
+    metrics, _ = parts
+
+    class Counted(ClipList):
+        corrupt = cache_hits = cache_misses = 0
+
+        def look(self) -> None:
+            self.corrupt, self.cache_hits, self.cache_misses = 2, 5, 7
+
+        def blocks(self) -> Iterator[Block]:
+            self.look()
+            return iter(())
+
+        def __getitem__(self, index: Any) -> Any:
+            self.look()
+
+    class Counting:
+        @contextmanager
+        def read(self, _clip_ids: Any) -> Iterator[Counted]:
+            yield Counted([None])
+
+    timed = MeasuredStore(Counting(), metrics)  # type: ignore[arg-type]
+    for times in (1, 2):
+        with timed.read(["c1"]) as found:
+            assert list(found.blocks() if by == "blocks" else found) == ([] if by == "blocks" else [None])
+        assert value(metrics, "streamer_corrupt_records_total") == 2 * times
+        assert value(metrics, "streamer_store_cache_total", result="hit") == 5 * times
+        assert value(metrics, "streamer_store_cache_total", result="miss") == 7 * times
 
 
 def test_a_store_that_goes_away_while_nobody_uses_it_is_waited_for(

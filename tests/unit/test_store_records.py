@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from streamer.scoring import score_clips
+from streamer.method import score_clips
 from streamer.store import Clip, Position, record_format
 from streamer.store.read_batch import BLOCK_BYTES, Records
 from streamer.store.record_format import Version
+from streamer.vectors import ClipList
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +106,7 @@ def test_joined_and_one_by_one_clips_score_the_same(rows: list[tuple[str, int, b
     query = directions(random, 1, dim)[0]
     joined = score_clips(query, snapshot.records())
     assert sorted(snapshot.corrupt) == [number for number, (kind, *_) in enumerate(rows) if kind in CORRUPT]
-    one_by_one = score_clips(query, list(snapshot.records()))
+    one_by_one = score_clips(query, ClipList(snapshot.records()))
     np.testing.assert_array_equal(joined.cosines, one_by_one.cosines)
     np.testing.assert_array_equal(joined.moments_ms, one_by_one.moments_ms)
     missing = [kind in WITHOUT_RECORD for kind, *_ in rows]
@@ -163,7 +164,7 @@ def test_reads_at_the_same_time_and_reads_left_in_the_middle_keep_out_of_each_ot
         clips = [clip(f"{store}.{number}", directions(random, 8, dim)) for number in range(60)]
         snapshots.append(Snapshot([(each.clip_id, record_format.encode(each, "float16")) for each in clips], dim))
     query = directions(random, 1, dim)[0]
-    expected = [score_clips(query, list(snapshot.records())).cosines for snapshot in snapshots]
+    expected = [score_clips(query, ClipList(snapshot.records())).cosines for snapshot in snapshots]
     left = next(snapshots[0].records().blocks())
     before = left.matrix.copy()
 

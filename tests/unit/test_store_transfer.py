@@ -14,7 +14,15 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_records import (
+
+from streamer.cli import cli
+from streamer.store import Clip, Position, StoreError, StoreUnavailableError, record_format
+from streamer.store.admin import Merged
+from streamer.store.lmdb.admin import LmdbAdmin
+from streamer.store.lmdb.store import LmdbStore
+from streamer.store.transfer import copy
+from streamer.store.upkeep import compare, drop, survey, verify
+from tests.support.store_records import (
     FIRST,
     MODEL,
     PREFIX,
@@ -28,14 +36,6 @@ from store_records import (
     put_unchecked,
     upload,
 )  # fmt: skip
-
-from streamer.cli import cli
-from streamer.store import Clip, Position, StoreError, StoreUnavailableError, record_format
-from streamer.store.admin import Merged
-from streamer.store.lmdb.admin import LmdbAdmin
-from streamer.store.lmdb.store import LmdbStore
-from streamer.store.transfer import copy
-from streamer.store.upkeep import compare, drop, survey, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from streamer.evaluation.infap import InferredAP
 from streamer.evaluation.sweep import Grid, TopicSweep
 from streamer.evaluation.trec import Judgments
 from streamer.evaluation.variants import Costs, Variant, cosines_of, derive
-from streamer.scoring import rerank, score_clips
+from streamer.method import score_clips
+from streamer.scoring import rerank
 from streamer.store import Clip, Embedding, Position, open_store
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def test_each_value_is_that_of_the_replayed_run_to_the_last_bit(seed: int, count
     values = TopicSweep(measure, codes, initial).values(cosines, GRID)
     assert values.shape == (len(GRID),)
     for value, point in zip(values.tolist(), GRID.points(), strict=True):
-        order = rerank(initial, cosines[: point.depth], **point._asdict()).order
+        order = rerank(initial, cosines[: point.depth], **asdict(point)).order
         assert value == measure.of_codes(codes[order]), point
 
 
@@ -63,7 +65,7 @@ def test_of_long_lists_what_is_beyond_rank_1000_adds_nothing() -> None:
     codes = measure.codes(shots)
     values = TopicSweep(measure, codes, initial).values(cosines, GRID)
     for value, point in zip(values.tolist(), GRID.points(), strict=True):
-        order = rerank(initial, cosines[: point.depth], **point._asdict()).order
+        order = rerank(initial, cosines[: point.depth], **asdict(point)).order
         np.testing.assert_allclose(value, measure.of_codes(codes[order]), rtol=1e-13)
 
 

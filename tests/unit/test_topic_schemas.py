@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
 
 from streamer import events
+from streamer.codec import JSON
 from streamer.events import TOPICS, Reason
 from streamer.kafka.admin.topic_files import topics_dir, write_schemas
 from streamer.topology import DEAD_LETTER_TOPICS
@@ -140,10 +141,10 @@ def test_writing_the_schemas_changes_only_files_that_differ(tmp_path: Path) -> N
 def test_examples_are_valid_and_survive_our_codec(topic: str, payload: dict[str, Any]) -> None:
     validator(topic).validate(payload)
     model: Any = TOPICS[topic]
-    event = events.decode(model, msgspec.json.encode(payload))
-    written = events.encode(event)
+    event = JSON.decode(model, msgspec.json.encode(payload))
+    written = JSON.encode(event)
     validator(topic).validate(json.loads(written))
-    assert events.decode(model, written) == event
+    assert JSON.decode(model, written) == event
 
 
 @pytest.mark.parametrize(("topic", "document", "reason"), BAD_DOCUMENTS)
@@ -152,7 +153,7 @@ def test_schema_and_codec_refuse_the_same(topic: str, document: dict[str, Any], 
         validator(topic).validate(document)
     model: Any = TOPICS[topic]
     with pytest.raises(events.InvalidEvent) as refused:
-        events.decode(model, msgspec.json.encode(document))
+        JSON.decode(model, msgspec.json.encode(document))
     assert refused.value.reason is reason
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer import events
+from streamer.codec import JSON
 from streamer.events import TOPICS
 from streamer.kafka.admin.topic_files import BROKER_DEFAULT, TopicSpec, load_specs
 from streamer.kafka.admin.topics import Aspect, Change, Outcome, TopicState, compare
@@ -64,7 +65,7 @@ def test_largest_accepted_result_list_fits_the_output_topic_after_reranking() ->
         }
     )
     assert events.MAX_EVENT_BYTES - 10_000 < len(value) <= events.MAX_EVENT_BYTES
-    query = events.decode(events.QueryResults, value)
+    query = JSON.decode(events.QueryResults, value)
     longest = -0.12345678901234567e-300
     reranked = events.QueryReranked(
         query_id=query.query_id,
@@ -93,7 +94,7 @@ def test_largest_accepted_result_list_fits_the_output_topic_after_reranking() ->
     )
     # 64 KiB for the key, the headers and the batch around them.
     limit = int(shipped()["query.reranked"].config["max.message.bytes"]) - 64 * 1024
-    assert len(events.encode(reranked)) <= limit
+    assert len(JSON.encode(reranked)) <= limit
 
 
 def test_uploads_are_compacted_and_dead_letters_are_not() -> None:

@@ -3,9 +3,10 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from fuzz import video_boxes, video_elements
-from fuzz.video_bases import BASES, write_bases
-from fuzz.video_mutations import ANYWHERE, FROM_NOTHING, mutated_video
+
+from tests.fuzz import video_boxes, video_elements
+from tests.fuzz.video_bases import BASES, write_bases
+from tests.fuzz.video_mutations import ANYWHERE, FROM_NOTHING, mutated_video
 
 SEED = 7
 STRUCTURED = (*video_boxes.BOX_MUTATIONS, *video_elements.ELEMENT_MUTATIONS)

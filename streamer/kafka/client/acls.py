@@ -1,7 +1,7 @@
 """The minimal privileges of each command on a cluster with ACLs.
 
-``docs/security.md``, ``streamer acls`` and error messages are made from the table :data:`ROLES`; the tests grant
-exactly these privileges, and revoke them one by one. In Kafka Read, Write, Delete and Alter imply Describe, and
+``docs/reference/privileges.md``, ``streamer acls`` and error messages are made from the table :data:`ROLES`; the tests
+grant exactly these privileges, and revoke them one by one. In Kafka Read, Write, Delete and Alter imply Describe, and
 AlterConfigs implies DescribeConfigs: implied privileges are not listed.
 """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamer.store import record_format
-from streamer.store.corrupt import CorruptReads
+from streamer.store.corrupt import CorruptRecordLog
 from streamer.store.lmdb.environment import (
     DATA_FILE,
     DEFAULT_MAP_BYTES,
@@ -63,28 +63,13 @@ class LmdbStore:
         self._precision = precision
         self._read_only = read_only
         self._closing = threading.Lock()
-        self._corrupt = CorruptReads(str(path))
+        self._corrupt = CorruptRecordLog(str(path))
         self._environment: Environment | None = acquire(self._path, map_bytes)
         try:
             self._register()
         except BaseException:
             self.close()
             raise
-
-    @property
-    def corrupt_reads(self) -> int:
-        """As :attr:`Store.corrupt_reads <streamer.store.Store.corrupt_reads>`."""
-        return self._corrupt.count
-
-    @property
-    def cache_hits(self) -> int:
-        """No record is read from anywhere but the store."""
-        return 0
-
-    @property
-    def cache_misses(self) -> int:
-        """No record is transferred."""
-        return 0
 
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
         """Write clips in one durable transaction; ValueError where one is not as :class:`Clip` says."""

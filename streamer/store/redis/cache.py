@@ -23,8 +23,6 @@ class HotRecords:
     """Records by their keys, at most ``limit`` bytes of them. May be used by several threads."""
 
     def __init__(self, limit: int) -> None:
-        self.hits = 0
-        self.misses = 0
         self._limit = limit
         self._size = 0
         self._lock = threading.Lock()
@@ -44,13 +42,11 @@ class HotRecords:
                 records.move_to_end(key)
             return found
 
-    def keep(self, fresh: Mapping[bytes, bytes], hits: int) -> None:
-        """Keep records that have just been transferred, and count them, and those that needed no transfer."""
+    def keep(self, fresh: Mapping[bytes, bytes]) -> None:
+        """Keep records that have just been transferred."""
+        if not self._limit:
+            return
         with self._lock:
-            self.hits += hits
-            self.misses += len(fresh)
-            if not self._limit:
-                return
             for key, value in fresh.items():
                 self._drop(key)
                 self._records[key] = value

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streamer.store import record_format
-from streamer.store.corrupt import CorruptReads
+from streamer.store.corrupt import CorruptRecordLog
 from streamer.store.options import StoreOptions
 from streamer.store.protocol import PutOutcome, StoreError, StoreStats, StoreUnavailableError
 from streamer.store.read_batch import Records
@@ -70,7 +70,7 @@ class RedisStore:
         self._lock = threading.Lock()
         self._space: Space | None = None
         self._closed = False
-        self._corrupt = CorruptReads(self._address.public)
+        self._corrupt = CorruptRecordLog(self._address.public)
         self._hot = HotRecords(self._options.cache_bytes)
         self._away_until = 0.0
         self._why_away = ""
@@ -83,21 +83,6 @@ class RedisStore:
         else:
             if found is None and existing:
                 raise StoreError(f"{self._address.public}: there is no store")
-
-    @property
-    def corrupt_reads(self) -> int:
-        """As :attr:`Store.corrupt_reads <streamer.store.Store.corrupt_reads>`."""
-        return self._corrupt.count
-
-    @property
-    def cache_hits(self) -> int:
-        """As :attr:`Store.cache_hits <streamer.store.Store.cache_hits>`."""
-        return self._hot.hits
-
-    @property
-    def cache_misses(self) -> int:
-        """As :attr:`Store.cache_misses <streamer.store.Store.cache_misses>`."""
-        return self._hot.misses
 
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
         """Write clips, each on its own; where it raises, some may be written, and it can be done again."""
@@ -142,13 +127,14 @@ class RedisStore:
     def read(self, clip_ids: Sequence[str]) -> Iterator[Records]:
         """Read records, each whole; None for what is absent, deleted or corrupt."""
         keys = record_format.keys(self._prefix, clip_ids)
-        found = self._fetch(keys)
+        found, transferred = self._fetch(keys)
 
         def corrupt(position: int, error: Exception) -> None:
             self._hot.drop(keys[position])
             self._corrupt.note(keys[position], clip_ids[position], error)
 
-        records = Records(found.get, keys, clip_ids, self._dim, corrupt)
+        hits = len(found) - transferred
+        records = Records(found.get, keys, clip_ids, self._dim, corrupt, cache_hits=hits, cache_misses=transferred)
         try:
             yield records
         finally:
@@ -235,21 +221,24 @@ class RedisStore:
             raise StoreUnavailableError(f"{self._address.public}: the store was removed")
         return space
 
-    def _fetch(self, keys: Sequence[bytes]) -> dict[bytes, memoryview]:
-        """Return what is stored, by key; from this process's memory where the servers say that it is the same."""
+    def _fetch(self, keys: Sequence[bytes]) -> tuple[dict[bytes, memoryview], int]:
+        """Return what is stored, by key, and how many records of it were transferred.
+
+        The others are from this process's memory, since the servers say that they are the same.
+        """
         began = time.monotonic()
         if began < self._away_until:
             raise StoreUnavailableError(self._why_away)
         try:
             space = self._opened()
-            return {} if space is None or not keys else self._read(space, keys)
+            return ({}, 0) if space is None or not keys else self._read(space, keys)
         except StoreUnavailableError as error:
             self._why_away = str(error)
             failed = time.monotonic()
             self._away_until = 2 * failed - began
             raise
 
-    def _read(self, space: Space, keys: Sequence[bytes]) -> dict[bytes, memoryview]:
+    def _read(self, space: Space, keys: Sequence[bytes]) -> tuple[dict[bytes, memoryview], int]:
         buckets = space.buckets
         by_bucket: dict[int, list[bytes]] = {}
         for key in dict.fromkeys(keys):
@@ -274,8 +263,8 @@ class RedisStore:
                 elif value is not None:
                     fresh[key] = value
                     found[key] = memoryview(value)
-        self._hot.keep(fresh, len(found) - len(fresh))
-        return found
+        self._hot.keep(fresh)
+        return found, len(fresh)
 
 
 def _upload(uploaded_us: int, position: Position, value: bytes, stored: bytes | None) -> bytes | None:

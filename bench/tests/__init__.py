@@ -1,0 +1,1 @@
+"""Tests of the benchmarks themselves: their arithmetic, and that what they compare is the same."""

@@ -1,0 +1,33 @@
+"""What docs/capacity.md says of the cost of clips and queries agrees with the code, and is measured as it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import capacity
+from streamer.store import record_format
+
+if TYPE_CHECKING:
+    import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_capacity_page_speaks_of_records_as_they_are_now() -> None:
+    figures = json.loads((ROOT / "docs/bench/capacity.json").read_bytes())["figures"]
+    assert figures["record_bytes"] == capacity.record_bytes()
+    assert list(figures["stored"]) == list(capacity.PRECISIONS)
+
+
+def test_what_clips_and_queries_cost_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "PRECISIONS", ("int8",))
+    figures = capacity.stored(count=200, rounds=5)["int8"]
+    ((clip,),) = capacity.clips(1, *capacity.SHAPES[0])
+    size = len(record_format.encode(clip, "int8"))
+    for engine in ("lmdb", "cluster"):
+        assert figures[engine]["bytes_a_clip"] > size
+        assert figures[engine]["reader_cpu_s_a_query"] > 0
+    assert figures["cluster"]["bytes_out_a_query"] > capacity.CANDIDATES * size
+    assert 0 < figures["cluster"]["bytes_in_a_query"] < capacity.CANDIDATES * 200

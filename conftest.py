@@ -1,0 +1,82 @@
+"""Fixtures of all tests: a real Kafka and real servers of the Redis protocol for the session, shared by names.
+
+What a fixture needs is imported when the fixture is used: a test of one function waits for no browser and no client.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser
+
+    from streamer.local_kafka.broker import LocalKafka
+    from tests.support.redis_servers import Cluster, Server
+
+# A busy machine is no failure: no example has a deadline, and making them may be slow. The same commit has the same
+# examples each time, so that CI says the same of it; `make explore` draws others.
+hypothesis.settings.register_profile(
+    "steady",
+    deadline=None,
+    derandomize="EXPLORE" not in os.environ,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[LocalKafka]:
+    """Start one broker; where it cannot start, each test that needs it fails with the broker's own words."""
+    from streamer.local_kafka.broker import LocalKafka  # noqa: PLC0415 - only who uses the fixture pays for it
+
+    with LocalKafka() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Start a browser for a module's tests; :mod:`tests.support.browser` says what to look at with it."""
+    from tests.support import browser  # noqa: PLC0415 - only who uses the fixture pays for it
+
+    with browser.running() as running:
+        yield running
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """Return what is put before every topic and group name of a test, so that tests share the broker only."""
+    return f"t{secrets.token_hex(3)}."
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start one Valkey server; tests take a ``?name=`` of their own."""
+    from tests.support.redis_servers import Server  # noqa: PLC0415 - only who uses the fixture pays for it
+
+    with Server(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start one Redis server, of the version that the system has."""
+    from tests.support.redis_servers import Server  # noqa: PLC0415 - only who uses the fixture pays for it
+
+    with Server(tmp_path_factory.mktemp("redis"), "redis") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Start three primaries and three replicas of Valkey. Tests that break it make one of their own."""
+    from tests.support.redis_servers import Cluster  # noqa: PLC0415 - only who uses the fixture pays for it
+
+    with Cluster(tmp_path_factory.mktemp("valkey-cluster")) as cluster:
+        yield cluster

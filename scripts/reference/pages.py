@@ -1,0 +1,48 @@
+"""Which page holds which written sections; what has a meaning of its own is on exactly one page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.capacity_tables import tables as capacity_tables
+from bench.report import summary
+from reference import alerts, commands, dead_letters, event_fields
+from streamer.kafka.client.acls import markdown as privileges_tables
+from streamer.metrics import markdown as metrics_tables
+from streamer.settings import markdown as settings_table
+from streamer.synthetic.benchmark import markdown as benchmark_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+BENCHMARK = DOCS / "avs" / "results.json"
+"""What `make avs` wrote."""
+RESULTS = DOCS / "bench" / "results.json"
+"""What `make bench` wrote on the machine that the performance page describes."""
+
+
+def _benchmark() -> str:
+    return benchmark_table(json.loads(BENCHMARK.read_bytes()))
+
+
+def _performance() -> str:
+    return summary(json.loads(RESULTS.read_bytes()))
+
+
+PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
+    DOCS / "reference" / "settings.md": {"settings": settings_table},
+    DOCS / "reference" / "commands.md": {"commands": commands.markdown},
+    DOCS / "reference" / "events.md": {"fields": event_fields.markdown},
+    DOCS / "reference" / "dead-letters.md": {"reasons": dead_letters.markdown},
+    DOCS / "reference" / "metrics.md": {"metrics": metrics_tables},
+    DOCS / "reference" / "alerts.md": {"alerts": alerts.markdown},
+    DOCS / "reference" / "privileges.md": {"privileges": privileges_tables},
+    DOCS / "performance.md": {"performance": _performance},
+    DOCS / "evaluation.md": {"benchmark": _benchmark},
+    DOCS / "capacity.md": capacity_tables(DOCS / "bench" / "capacity.json"),
+}
+"""The sections of each page, by the names in their comments."""

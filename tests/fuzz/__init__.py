@@ -1,0 +1,1 @@
+"""Damaged, lying and bomb-like files and events, and what the service does with them."""

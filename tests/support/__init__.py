@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: a driver that stands outside the service, servers, footage, oracles."""

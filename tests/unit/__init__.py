@@ -1,0 +1,1 @@
+"""Tests of one module or a few, most of them on fakes."""
