@@ -1,8 +1,8 @@
-"""Whether this process lives and is ready: what stands behind the two probes (:mod:`streamer.endpoints`).
+"""Liveness and readiness of this process, as the two probes report them (:mod:`streamer.endpoints`).
 
-Live: every watched thread lives, and none has been at one piece of work for longer than any takes; a failing probe asks
-for a restart.
-Ready: every named condition holds; a failing probe says which do not, and asks for patience.
+Live: every watched thread is alive, and none has been busy with one call for too long; a failing probe asks for a
+restart.
+Ready: no condition is reported as not ready; a failing probe lists those that are, and asks for patience.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 LOOP_STUCK_AFTER_S = 60.0
-"""A consume loop that has not turned for so long is stuck at the latest; its blocking calls are bounded far below."""
+"""A consume loop that has not iterated for so long is stuck; its blocking calls have far shorter timeouts."""
 
 
 class Health:
-    """What the probes report; every method may be called from any thread."""
+    """The state that the probes report; every method may be called from any thread."""
 
     def __init__(self, metrics: Metrics, *, stuck_after: float = 300.0) -> None:
-        """``stuck_after``: seconds that a worker thread may take for one piece of work."""
+        """``stuck_after``: seconds that a worker thread may be busy with one call."""
         self._metrics = metrics
         self._stuck_after = stuck_after
         self._lock = threading.Lock()
-        self._waiting_for: dict[str, str] = {"start": "starting"}
+        self._not_ready: dict[str, str] = {"start": "starting"}
         self._watched: dict[str, Callable[[], bool]] = {}
         self._beat: float | None = None
         self._busy_since: dict[str, float] = {}
 
     def beat(self) -> None:
-        """Note that the consume loop has turned."""
+        """Note that the consume loop has begun another iteration."""
         self._beat = time.monotonic()
 
     def watch(self, name: str, alive: Callable[[], bool]) -> None:
-        """Let liveness depend on ``alive``, such as a thread's ``is_alive``."""
+        """Make liveness depend on ``alive``, such as a thread's ``is_alive``."""
         with self._lock:
             self._watched[name] = alive
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Let liveness depend on the end of this block, or on a :meth:`progress` in it: it is a worker's work."""
+        """Make liveness depend on this block: it must end, or report :meth:`progress`, in time."""
         name = threading.current_thread().name
         self._busy_since[name] = time.monotonic()
         try:
@@ -58,14 +58,14 @@ class Health:
             self._busy_since.pop(name, None)
 
     def progress(self) -> None:
-        """Note that the calling worker has got on with its work, and be it by a failed attempt."""
+        """Note that the calling worker is not stuck; a failed attempt counts as progress too."""
         name = threading.current_thread().name
         if name in self._busy_since:
             self._busy_since[name] = time.monotonic()
 
     @contextmanager
     def idle(self) -> Iterator[None]:
-        """Take the calling worker for idle meanwhile: it waits for others, or for what has a time limit of its own."""
+        """Count the calling worker as idle in this block: it waits for others, or has a timeout of its own."""
         name = threading.current_thread().name
         was_busy = self._busy_since.pop(name, None) is not None
         try:
@@ -75,43 +75,43 @@ class Health:
                 self._busy_since[name] = time.monotonic()
 
     def not_ready(self, condition: str, detail: str) -> None:
-        """Be unready until ``condition`` holds. A change is logged once, a repetition is not."""
+        """Report a condition as not ready, with the reason. A change is logged; a repetition is not."""
         with self._lock:
-            known = self._waiting_for.get(condition)
-            self._waiting_for[condition] = detail
+            known = self._not_ready.get(condition)
+            self._not_ready[condition] = detail
             self._metrics.ready.set(0)
             self._metrics.unready.labels(condition).set(1)
         if known != detail:
-            log.warning("not ready", condition=condition, detail=detail)
+            log.warning("condition not ready", condition=condition, detail=detail)
 
     def ready(self, condition: str) -> None:
-        """Note that ``condition`` holds (again)."""
-        if condition not in self._waiting_for:  # as mostly: the pipelines say so with each event
+        """Report a condition as ready (again)."""
+        if condition not in self._not_ready:  # the usual case: pipelines report it with each event
             return
         with self._lock:
-            gone = self._waiting_for.pop(condition, None)
-            ready = not self._waiting_for
+            gone = self._not_ready.pop(condition, None)
+            ready = not self._not_ready
             self._metrics.ready.set(ready)
             self._metrics.unready.labels(condition).set(0)
         if gone is not None:
-            log.info("ready" if ready else "condition holds", condition=condition)
+            log.info("condition ready", condition=condition, service_ready=ready)
 
     def liveness_problems(self) -> list[str]:
-        """Return what is dead or stuck."""
+        """Return the threads that are dead or stuck, one line each."""
         with self._lock:
             watched = dict(self._watched)
         problems = [f"{name} is dead" for name, alive in watched.items() if not alive()]
         now = time.monotonic()
         if self._beat is not None and now - self._beat > min(self._stuck_after, LOOP_STUCK_AFTER_S):
-            problems.append(f"the consume loop has not turned for {now - self._beat:.0f} s")
+            problems.append(f"the consume loop has not iterated for {now - self._beat:.0f} s")
         problems += [
-            f"{name} has been at one piece of work for {now - since:.0f} s"
+            f"{name} has been busy with one call for {now - since:.0f} s"
             for name, since in self._busy_since.copy().items()
             if now - since > self._stuck_after
         ]
         return problems
 
     def readiness_problems(self) -> list[str]:
-        """Return the conditions that are waited for."""
+        """Return the conditions that are not ready, each with its reason."""
         with self._lock:
-            return [f"{condition}: {detail}" for condition, detail in self._waiting_for.items()]
+            return [f"{condition}: {detail}" for condition, detail in self._not_ready.items()]

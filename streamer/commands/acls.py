@@ -1,4 +1,4 @@
-"""``streamer acls``: what a command needs on a cluster with ACLs, to read or to run."""
+"""``streamer acls``: the minimal ACLs of a command, as text, as commands or as JSON."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class _Role(click.ParamType[str]):
         from streamer.kafka.client.acls import ROLES  # noqa: PLC0415 - completion starts without the Kafka client
 
         if value not in ROLES:
-            self.fail(f"{value!r} is none of {', '.join(ROLES)}", param, ctx)
+            self.fail(f"{value!r} is not one of {', '.join(ROLES)}", param, ctx)
         return value
 
 
 @click.command(cls=SettingsCommand, uses="topics")
 @click.argument("role", type=_Role(), metavar="COMMAND")
-@click.option("--principal", help="Print the kafka-acls commands that grant it to this principal, e.g. User:rerank.")
-@click.option("--json", "as_json", is_flag=True, help="JSON, for tools that keep ACLs.")
+@click.option("--principal", help="Print kafka-acls commands that grant them to this principal, e.g. User:rerank.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for tools that manage ACLs.")
 def acls(settings: Settings, role: str, principal: str | None, as_json: bool) -> None:
-    """List the least privileges that COMMAND needs: embed, rerank, topics-apply, topics-check, dlq-show (and list),
+    """Print the minimal ACLs for COMMAND: embed, rerank, topics-apply, topics-check, dlq-show (and list),
     dlq-redrive, replay, top or demo.
 
-    Changes nothing, and asks no broker. docs/reference/privileges.md lists all of them.
+    No broker is contacted and nothing is changed. docs/reference/privileges.md lists the ACLs of all commands.
     """  # noqa: D205 - click joins the lines of a paragraph
     from streamer.kafka.client import acls  # noqa: PLC0415
 

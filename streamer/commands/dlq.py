@@ -1,4 +1,4 @@
-"""``streamer dlq``: dead letters counted, shown and put back."""
+"""``streamer dlq``: list, show and redrive dead letters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 @click.group()
 def dlq() -> None:
-    """Look at dead letters, and put them back once what was wrong is put right.
+    """List and show dead letters, and redrive them once the cause is fixed.
 
     TOPIC is the input topic, clips.uploaded or query.results, without its prefix.
     """
@@ -43,7 +43,7 @@ class _Moment(click.ParamType[dt.datetime]):
 
 
 def _dlq_command(name: str, *, limit: int | None = None) -> Callable[[F], F]:
-    """Make a command of the group with what all of them take: TOPIC, the filters, --json."""
+    """Make a command of the group with the parameters that all of them have: TOPIC, the filters, --json."""
     parts = (
         dlq.command(name, cls=SettingsCommand, uses="topics"),
         click.argument("topic", type=click.Choice(INPUT_TOPICS)),
@@ -53,29 +53,31 @@ def _dlq_command(name: str, *, limit: int | None = None) -> Callable[[F], F]:
             multiple=True,
             type=click.Choice([reason.value for reason in Reason]),
             metavar="REASON",
-            help="Only those with this dlq.reason; may be given several times.",
+            help="Only dead letters with this dlq.reason; may be repeated.",
         ),
         click.option(
             "--group",
             metavar="GROUP",
-            help="Only those that the consumer group of this full name wrote (header dlq.group).",
+            help="Only dead letters that this consumer group wrote, by its full name (header dlq.group).",
         ),
-        click.option("--since", type=_Moment(), help="Only those not before: RFC 3339, or an age such as 2h or 3d."),
-        click.option("--until", type=_Moment(), help="Only those before: RFC 3339, or an age."),
+        click.option(
+            "--since", type=_Moment(), help="Only dead letters from this time on: RFC 3339, or an age such as 2h or 3d."
+        ),
+        click.option("--until", type=_Moment(), help="Only dead letters before this time: RFC 3339, or an age."),
         click.option(
             "--limit",
             type=click.IntRange(min=1),
             default=limit,
             show_default=True,
-            help="At most so many, in the topic's order.",
+            help="Maximum number of dead letters, in the topic's order.",
         ),
-        click.option("--json", "as_json", is_flag=True, help="JSON for scripts."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts."),
     )
     return lambda function: functools.reduce(lambda wrapped, part: part(wrapped), reversed(parts), function)
 
 
 @_dlq_command("list")
-@click.option("--records", is_flag=True, help="Show the single dead letters; with --json one line each.")
+@click.option("--records", is_flag=True, help="List single dead letters; with --json one per line.")
 def dlq_list(
     settings: Settings,
     topic: str,
@@ -98,7 +100,7 @@ def dlq_list(
 @_dlq_command("show", limit=10)
 @click.argument("partition", type=click.IntRange(min=0), required=False)
 @click.argument("offset", type=click.IntRange(min=0), required=False)
-@click.option("--key", help="Those with this key: a clip's or a query's id.")
+@click.option("--key", help="Only dead letters with this key: a clip id or a query id.")
 def dlq_show(
     settings: Settings,
     topic: str,
@@ -108,9 +110,9 @@ def dlq_show(
     as_json: bool,
     **filters: Any,
 ) -> None:
-    """Show the dead letter of TOPIC at PARTITION and OFFSET, or those that the filters take, with headers and value.
+    """Show the dead letter of TOPIC at PARTITION and OFFSET, or all that match the filters, with headers and value.
 
-    Exit 1 where there is none.
+    The exit code is 1 if there is none.
     """
     from streamer.kafka.dlq import report  # noqa: PLC0415
     from streamer.kafka.dlq.letters import DeadLetterTopic, Filter  # noqa: PLC0415
@@ -122,7 +124,7 @@ def dlq_show(
     with contextlib.closing(DeadLetterTopic(settings, topic)) as dead_letters:
         spans = dead_letters.spans()
         if partition is not None and offset is not None:
-            # What was redriven is said behind a dead letter, so the rest of the partition is read as well.
+            # The marker of a redriven dead letter comes after it, so the rest of the partition is read as well.
             spans = [
                 Span(partition, max(offset, each.begin), each.end) for each in spans if each.partition == partition
             ]
@@ -134,17 +136,17 @@ def dlq_show(
 
 
 @_dlq_command("redrive")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 def dlq_redrive(
     settings: Settings, topic: str, limit: int | None, dry_run: bool, as_json: bool, **filters: Any
 ) -> None:
-    """Copy dead letters back into TOPIC, each exactly once, however often it is run or killed.
+    """Copy dead letters back into TOPIC, each exactly once, however often this is run or killed.
 
-    Where several groups read TOPIC, only the group that wrote a dead letter processes its copy; in clips.uploaded,
-    which is compacted, all of them do, and those that have the clip already write the same record again.
+    If several groups read TOPIC, only the group that wrote a dead letter processes its copy. In clips.uploaded, which
+    is compacted, all groups process it, and those that have the clip already store the same record again.
 
-    Truncated ones stay, since their value is lost, and so does what was redriven before. One redrive of a topic
-    takes over from another that is under way.
+    Truncated dead letters are skipped, since their value is lost, and so are those redriven before. A new redrive of a
+    topic takes over from one that is running.
     """
     from streamer.kafka.dlq import redrive, report  # noqa: PLC0415 - completion starts without the Kafka client
     from streamer.kafka.dlq.letters import Filter  # noqa: PLC0415

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @click.command(cls=SettingsCommand, uses="top")
 @click.option(
-    "--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds between two looks."
+    "--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Refresh interval in seconds."
 )
-@click.option("--once", is_flag=True, help="Print one frame and end; exit 1 where no target answers.")
+@click.option("--once", is_flag=True, help="Print one frame and exit; exit code 1 if no target is reachable.")
 def top(settings: Settings, interval: float, once: bool) -> None:
     """Show throughput, lag, latency, dead letters and the last reranked queries of a running system.
 
-    From the /metrics of its instances, and from the topics, outside any group. Ctrl-C ends it.
+    Reads the /metrics of its instances, and the topics outside any consumer group. Ctrl-C ends it.
     """
     from rich.console import Console  # noqa: PLC0415 - completion starts without all this
     from rich.live import Live  # noqa: PLC0415
@@ -39,11 +39,11 @@ def top(settings: Settings, interval: float, once: bool) -> None:
     with contextlib.closing(Watch(settings, _targets(settings), interval=interval)) as watch:
         frame = watch.frame()
         if once:
-            time.sleep(interval)  # rates take two looks
+            time.sleep(interval)  # rates need two scrapes
             frame = watch.frame()
             console.print(View(frame))
             sys.exit(0 if any(instance.problem is None for instance in frame.instances) else 1)
-        # An exception instead could come up inside a client's callback, where it is lost.
+        # An exception could be raised inside a client's callback, where it would be lost.
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())

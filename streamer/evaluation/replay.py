@@ -89,7 +89,7 @@ def through_kafka(
     :class:`~streamer.kafka.readers.topic_reader.ReadError`.
     """
     prefix = f"replay-{secrets.token_hex(4)}."
-    with contextlib.closing(Requester(settings, questions=QUERY_RESULTS, answers=QUERY_RERANKED)) as requester:
+    with contextlib.closing(Requester(settings, requests=QUERY_RESULTS, replies=QUERY_RERANKED)) as requester:
         for question in questions:
             try:
                 asked = msgspec.structs.replace(question, query_id=prefix + question.query_id, issued_at=now())

@@ -1,6 +1,7 @@
-"""Kafka: the consume loop, transactions, dead letters, topic administration and the local broker.
+"""Kafka: the consume loop, transactions, dead letters, readers and topic administration.
 
-All that imports confluent_kafka. Pipelines need only :class:`InFlightRecord`, :class:`Output` and :func:`dead_letter`.
+Only this package and the local broker import confluent_kafka. Pipelines need only :class:`InFlightRecord`,
+:class:`Output` and :func:`dead_letter`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Dead letters: the record that could not be processed, with the reason in its headers."""
+"""Dead letters: records that could not be processed, with the reason in their headers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _MAX_ERROR_CHARS = 1_000
 GROUP_HEADER = "dlq.group"
 """Header of a dead letter: the full name of the consumer group that could not process the record."""
 REDRIVEN_FROM = "dlq.redriven_from"
-"""Header of a record that was put back: ``<dead letter topic>/<partition>/<offset>``."""
+"""Header of a redriven record: ``<dead letter topic>/<partition>/<offset>``."""
 REDRIVEN_FOR = "dlq.redriven_for"
-"""Header of a record that was put back: the group that could not process it; others have processed the original."""
+"""Header of a redriven record: the group that could not process the original; other groups skip the copy."""
 
 _TRUNCATED = "dlq.truncated_from"
 _TRUNCATED_BYTES = 100_000
@@ -51,8 +51,8 @@ def dead_letter(record: Record, reason: Reason, error: str, *, attempts: int = 1
 
 
 def redriven_for(record: Record) -> str | None:
-    """Return the group for which a record was put back into its topic; None for any other record."""
-    if not record.headers:  # as mostly: this is asked of every record
+    """Return the group for which a record was redriven; None for any other record."""
+    if not record.headers:  # the usual case; this is called for every record
         return None
     return next(
         (value.decode(errors="replace") for name, value in record.headers if name == REDRIVEN_FOR and value), None
@@ -67,9 +67,9 @@ def dead_letter_reason(output: Output) -> str | None:
 
 
 def truncated(dead: Output) -> Output:
-    """Return a dead letter that fits anywhere: what is large is cut, and a header says how long the value was.
+    """Return a dead letter within any size limit: large parts are truncated, and a header gives the value's length.
 
-    A dead letter that was cut already keeps nothing but the reason and its place.
+    One that was truncated before keeps only its own ``dlq.`` headers.
     """
     ours = tuple((name, value) for name, value in dead.headers if name.startswith("dlq."))
     if any(name == _TRUNCATED for name, _ in ours):
@@ -85,16 +85,16 @@ def truncated(dead: Output) -> Output:
 
 
 def log_dead_letter(record: Record, headers: Sequence[tuple[str, bytes | None]]) -> None:
-    """Log the one line of a failed record."""
-    told = {name.removeprefix("dlq."): value.decode(errors="replace") for name, value in headers if value}
+    """Log one line for a record that was dead-lettered."""
+    fields = {name.removeprefix("dlq."): value.decode(errors="replace") for name, value in headers if value}
     log.warning(
         "dead letter",
-        reason=told.get("reason"),
-        error=told.get("error"),
-        attempts=told.get("attempts"),
+        reason=fields.get("reason"),
+        error=fields.get("error"),
+        attempts=fields.get("attempts"),
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
-        group=told.get("group"),
+        group=fields.get("group"),
         key=(record.key or b"").decode(errors="replace")[:100],
     )

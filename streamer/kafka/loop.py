@@ -1,8 +1,8 @@
-"""The consume loop: poll, hand over, commit what is done; one thread owns both Kafka clients.
+"""The consume loop: poll records, hand them to the pipeline, commit completed ones; one thread owns both Kafka clients.
 
-Work happens in the pipeline's threads (:class:`Pipeline`). This thread only moves records: it never waits for
-slow work, so polling, heartbeats and rebalances go on while a clip takes a minute; a partition whose queue
-is full is paused. What is done is committed in transactions (:mod:`streamer.kafka.commit.transactions`), in any order
+Records are processed in the pipeline's threads (:class:`Pipeline`). The loop's thread never waits for slow processing,
+so polling, heartbeats and rebalances go on while a clip takes a minute; a partition whose queue is full is paused.
+Completed records are committed in transactions (:mod:`streamer.kafka.commit.transactions`), also out of order
 (:mod:`streamer.kafka.inflight.offsets`).
 """
 
@@ -47,20 +47,20 @@ _IDLE_POLL_S = 0.1
 _BUSY_WAIT_S = 0.005
 _LINGER_WAIT_S = 0.002
 _FETCH_RECORDS = 32
-"""Records taken from the client's queue at a time: by how many a budget may be overrun before the pause."""
-_LOST_QUESTION = (
+"""Records taken from the client's queue at a time: the budget may be exceeded by so many before the pause."""
+_DROPPED_REQUEST = (
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
 )
-"""The answers to its question for committed offsets that the client neither repeats nor acts upon (librdkafka 2.16,
-its issue 5586): the partitions that it has just been assigned would never be read."""
-_LOOK_S = 2.0
-"""How long new partitions may wait for the topic's id to be looked up again."""
-
+"""Errors of an OffsetFetch request after which the client neither retries nor reads the partitions that it was just
+assigned (librdkafka 2.16, its issue 5586)."""
+_TOPIC_CHECK_S = 2.0
+"""How long reading newly assigned partitions may be delayed until the topic's id was checked again."""
 
 _REFUSED_WAIT_S = 2.0
-"""How long a member that was refused waits before it joins anew: until an ACL is added it is refused each time."""
+"""How long a member without the privilege for its group waits before it rejoins: until an ACL is added, each attempt
+is refused."""
 
 
 class FatalError(Exception):
@@ -68,21 +68,21 @@ class FatalError(Exception):
 
 
 class Stop(threading.Event):
-    """The wish to stop, and when it was uttered: ``at`` on the monotonic clock, 0.0 before."""
+    """The request to stop, and when it was made: ``at`` on the monotonic clock, 0.0 before."""
 
     at = 0.0
 
     def set(self) -> None:
-        """Utter the wish; only the first time counts."""
+        """Request the stop; only the first request sets the time."""
         self.at = self.at or time.monotonic()
         super().set()
 
 
 class Pipeline(Protocol):
-    """What turns records into outputs, in threads of its own."""
+    """Turns records into outputs, in threads of its own."""
 
     def submit(self, records: Sequence[InFlightRecord]) -> None:
-        """Take records in flight, each partition's in offset order, and call each one's ``done`` later.
+        """Take records in flight, each partition's in offset order, and call ``complete`` of each one later.
 
         Must not block.
         """
@@ -90,7 +90,7 @@ class Pipeline(Protocol):
 
 
 class Loop:
-    """Exactly once from one input topic to the outputs of its records."""
+    """Processes one input topic exactly once: outputs and offsets are committed together."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Loop:
         self._assignment = Assignment(max_records=max_records, max_bytes=settings.queue_bytes)
         self._stopping = False
         self._rejoin_at: float | None = None
-        self._hold_until = self._ask_at = 0.0
+        self._hold_until = self._next_fetch = 0.0
         self._monitor = Monitor(settings, self._assignment, service=service, metrics=metrics, health=health)
         self._topics = TopicWatch(settings, service, health)
         self._topic_id: str | None = None
@@ -132,8 +132,8 @@ class Loop:
 
     def _on_client_error(self, error: KafkaError) -> None:
         if refused(error) is Resource.TOPIC:
-            # Where the client learns of it from metadata, it lets go of the partitions and says so here alone. Only a
-            # flag, since a producer may call from another thread.
+            # When the client learns this from metadata, it drops the partitions and reports it only here. Only a flag
+            # is set, since a producer may call from another thread.
             self._topics.found = False
         self._monitor.on_error(error)
 
@@ -141,10 +141,10 @@ class Loop:
     def _consumer(self) -> Consumer:
         return self._membership.consumer
 
-    # -- the story -----------------------------------------------------------------------------------------
+    # -- from start to stop --------------------------------------------------------------------------------
 
     def run(self, pipeline: Pipeline, stop: Stop) -> bool:
-        """Serve until ``stop``; return whether all work in flight was finished. Raises :class:`FatalError`."""
+        """Run until ``stop``; return whether all records in flight were completed. Raises :class:`FatalError`."""
         try:
             self._init_transactions(stop)
             self._await_topics(stop)
@@ -161,22 +161,22 @@ class Loop:
             self._metrics.transactions.labels("fenced").inc()
             raise FatalError(
                 f"the transactional id {self._transactions.transactional_id} is fenced: {error}. Either another "
-                "process uses it (give each instance its own --instance-id), or this one stood still in the middle "
-                "of a transaction for longer than transaction.timeout.ms"
+                "process uses it (give each instance its own --instance-id), or this process was suspended during a "
+                "transaction for longer than transaction.timeout.ms"
             ) from None
         except LostCommitError as error:
             raise FatalError(
-                f"the cluster has lost what it had acknowledged ({error}). The restart processes it again; are the "
-                "topics, Kafka's own included, replicated?"
+                f"the cluster has lost a commit that it had acknowledged ({error}). After the restart those records "
+                "are processed again; are the topics, including Kafka's internal ones, replicated?"
             ) from None
         finally:
-            # Leaving the group revokes what is left; nothing more can be committed of it.
+            # Leaving the group revokes all partitions; nothing more can be committed.
             self._stopping = True
             self._membership.close()
             self._monitor.close()
 
     def _init_transactions(self, stop: Stop) -> None:
-        """Take over our transactional id before any offset is fetched, so that nothing of a predecessor is open."""
+        """Fence the previous process of this instance and end its transaction before any offset is fetched."""
         try:
             while not stop.is_set() and not self._committer.start():
                 self._health.beat()
@@ -185,7 +185,7 @@ class Loop:
             raise FatalError(f"transactions cannot start: {error}") from None
 
     def _await_topics(self, stop: Stop) -> None:
-        """Read nothing before it is known which topic it is: positions in a log count within that log alone."""
+        """Read nothing before the topic's id is known: offsets of a deleted topic mean nothing in its successor."""
         while not stop.is_set() and self._topics.topic_id is None:
             self._health.beat()
             self._topics.check()
@@ -193,27 +193,29 @@ class Loop:
             self._committer.serve()
         self._topic_id = self._topics.topic_id
 
-    def _look_for_topics(self) -> None:
+    def _check_topics(self) -> None:
         self._topics.check()
         if self._topics.topic_id != self._topic_id:
-            raise FatalError(f"{self._topic} was deleted and made anew; what is in flight belongs to the old one")
+            raise FatalError(
+                f"{self._topic} was deleted and created again; the records in flight belong to the old topic"
+            )
 
     def _poll(self, pipeline: Pipeline) -> None:
-        """Hand over newly arrived records; wait a little for the first, less while work is in flight."""
-        self._look_for_topics()
+        """Hand newly received records to the pipeline; wait for the first one only while nothing is in flight."""
+        self._check_topics()
         if self._rejoin_at is not None and time.monotonic() >= self._rejoin_at:
             self._rejoin_at = None
             self._membership.rejoin()
             if self._assignment:
-                # A client that is broken says nothing of them when it is closed. A commit of what belongs to nobody
-                # any more would be accepted while the group is empty, and others may have done the same work by then.
+                # A broken client does not revoke them when it is closed. A commit for partitions that no member owns
+                # would be accepted while the group is empty, and others may have processed the same records by then.
                 self._on_lost(self._consumer, [TopicPartition(each.topic, each.partition) for each in self._assignment])
         if not self._topics.found and time.monotonic() < self._hold_until:
             self._wake.wait(_BUSY_WAIT_S)
             return
         busy = self._assignment.records > 0
         if self._committer.lingers:
-            # Not woken by each record that is done: this thread would only take the processor from the others.
+            # Do not wake up for each completed record: this thread would only compete with the others for the CPU.
             time.sleep(_LINGER_WAIT_S)
         elif busy:
             self._wake.wait(_BUSY_WAIT_S)
@@ -223,7 +225,7 @@ class Loop:
         if first is None:
             return
         self._hand_over([first], pipeline)
-        # consume() waits for all of n or its whole timeout, so it only collects what is there already.
+        # consume() waits for n records or its whole timeout, so with a timeout of 0 it takes what is already there.
         while not self._assignment.is_full and (messages := self._consumer.consume(_FETCH_RECORDS, 0)):
             self._hand_over(messages, pipeline)
 
@@ -245,10 +247,10 @@ class Loop:
             pipeline.submit(ours)
 
     def _is_for_us(self, record: Record) -> bool:
-        """Tell whether our group is to process a record: one that was put back for another group is not for us.
+        """Tell whether our group processes a record: one that was redriven for another group is skipped.
 
-        In a compacted topic it may have replaced the original, which a group that starts later has never seen; there
-        every group processes it, which the input's consumers must bear anyway (a store write is idempotent).
+        In a compacted topic the redriven record may have replaced the original, which a group that starts later has
+        never read. There every group processes it; the embedder's store write is idempotent.
         """
         group = redriven_for(record)
         return group is None or group == self._group or self._service.input_is_compacted
@@ -270,14 +272,14 @@ class Loop:
         return in_flight if partition.known else None
 
     def _fetch_committed(self, pipeline: Pipeline) -> None:
-        """Ask what the group has committed of new partitions, and begin with what has come of them meanwhile."""
+        """Fetch the committed offsets of new partitions, and process the records that were received meanwhile."""
         new = [each for each in self._assignment if not each.known]
-        if not new or time.monotonic() < self._ask_at:
+        if not new or time.monotonic() < self._next_fetch:
             return
         try:
             committed = self._membership.committed(new)
         except KafkaException as error:
-            self._ask_at = time.monotonic() + _IDLE_POLL_S
+            self._next_fetch = time.monotonic() + _IDLE_POLL_S
             self._health.not_ready("offsets", self._membership.describe(error.args[0]))
             return
         self._health.ready("offsets")
@@ -291,7 +293,7 @@ class Loop:
             self._control_flow()
 
     def _drain(self, deadline: float) -> bool:
-        """Let work in flight finish and commit it, until ``deadline``; nothing new is fetched."""
+        """Wait for the records in flight and commit them, until ``deadline``; nothing new is fetched."""
         self._stopping = True
         self._committer.hurry()
         self._pause_all()
@@ -304,13 +306,13 @@ class Loop:
             self._wake.clear()
         left = self._assignment.records
         if left:
-            log.warning("work in flight is abandoned; it will be processed again", records=left)
+            log.warning("records in flight abandoned; they will be processed again", records=left)
         return not left
 
     # -- flow control --------------------------------------------------------------------------------------
 
     def _control_flow(self) -> None:
-        """Pause partitions whose queues are full, resume those that have room again."""
+        """Pause partitions whose queues are full, and resume those that have room again."""
         to_pause, to_resume = self._assignment.flow_changes()
         if to_pause:
             self._consumer.pause([TopicPartition(each.topic, each.partition) for each in to_pause])
@@ -322,7 +324,7 @@ class Loop:
             self._consumer.pause([TopicPartition(each.topic, each.partition) for each in self._assignment])
 
     def _receive_nothing(self, timeout: float = 0.0) -> None:
-        """Serve the consumer before it has joined, and while draining; what still comes is left to the next owner."""
+        """Serve the consumer before it has joined and while draining; records that still arrive are dropped."""
         message = self._consumer.poll(timeout)
         error = message.error() if message is not None else None
         if message is not None and error is not None:
@@ -332,13 +334,13 @@ class Loop:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("assigned").inc()
-        # Taking away partitions and giving others is also how the broker deletes a topic and makes it anew.
+        # A reassignment may also mean that the topic was deleted and created again.
         self._topics.invalidate()
-        self._hold_until = time.monotonic() + _LOOK_S
+        self._hold_until = time.monotonic() + _TOPIC_CHECK_S
         for each in partitions:
             self._assignment.add(each.topic, each.partition, f"{self._topic_id}-{each.partition}")
         if not self._stopping:
-            # The client remembers across rebalances what was paused when it last owned a partition.
+            # The client keeps the paused state of a partition across rebalances.
             consumer.resume(partitions)
         log.info(
             "partitions assigned",
@@ -351,7 +353,7 @@ class Loop:
         self._monitor.measure()
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Commit what is done of the revoked partitions; wait for the rest a moment, no longer."""
+        """Commit the completed records of the revoked partitions; wait for the others for a limited time."""
         self._metrics.rebalances.labels("revoked").inc()
         wait = 0.0 if self._stopping else self._settings.drain_timeout / 2
         deadline = time.monotonic() + wait
@@ -364,9 +366,9 @@ class Loop:
         self._forget(revoked, "revoked")
 
     def _on_lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Drop everything of partitions that another member may own by now; a commit would be refused."""
+        """Drop all records of partitions that another member may own by now; a commit would be refused."""
         self._metrics.rebalances.labels("lost").inc()
-        self._health.not_ready("assignment", "lost the partitions, joining again")
+        self._health.not_ready("assignment", "the partitions were lost; rejoining the group")
         self._forget([each.partition for each in partitions], "lost")
 
     def _forget(self, partitions: Sequence[int], why: str) -> None:
@@ -374,8 +376,10 @@ class Loop:
         for partition in partitions:
             dropped += self._assignment.remove(partition)
             self._monitor.forget(partition)
-        self._health.ready("offsets")  # nobody waits for those any more; for others the next question says so again
-        log.info("partitions gone", why=why, topic=self._topic, partitions=sorted(partitions), dropped_records=dropped)
+        self._health.ready("offsets")  # the next fetch reports it again for partitions that remain
+        log.info(
+            "partitions released", why=why, topic=self._topic, partitions=sorted(partitions), dropped_records=dropped
+        )
         self._monitor.measure()
 
     def _on_message_error(self, message: Message, error: KafkaError) -> None:
@@ -388,13 +392,13 @@ class Loop:
         elif refused(error):
             self._health.not_ready("assignment", self._membership.describe(error))
             if error.code() == KafkaError._FATAL and self._rejoin_at is None:
-                # A member of the newer protocol does not try again by itself, and says so at each poll.
+                # A member of the newer protocol does not retry by itself, and reports the error at each poll.
                 self._rejoin_at = time.monotonic() + _REFUSED_WAIT_S
-        elif error.fatal() or error.code() == KafkaError._FATAL:  # the latter does not say that it is
+        elif error.fatal() or error.code() == KafkaError._FATAL:  # the flag is not set on a consumer's _FATAL
             if self._assignment or not self._membership.fall_back(error):
                 raise FatalError(f"consumer: {error.str()}")
         else:
-            rejoining = error.code() in _LOST_QUESTION
+            rejoining = error.code() in _DROPPED_REQUEST
             if rejoining:
                 self._rejoin_at = time.monotonic()
             log.warning("consumer error", error=error.str(), code=error.name(), rejoining=rejoining)

@@ -1,4 +1,4 @@
-"""What passes between the consume loop and the pipelines: records in, outputs out, dead letters."""
+"""Records as the consume loop and the pipelines exchange them: consumed records in, outputs out."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ T = TypeVar("T")
 class Record:
     """One consumed record. ``topic`` is its full name; ``timestamp`` the record's own, by producer or broker.
 
-    ``log`` names the log in which ``offset`` counts: the topic's id, which a topic made anew does not share, and
-    the partition. Offsets of different logs say nothing about each other.
+    ``log`` identifies the partition to which ``offset`` belongs: the topic's id and the partition's number. A topic
+    that was deleted and created again has another id, and offsets of the two cannot be compared.
     """
 
     topic: str
@@ -43,7 +43,7 @@ class Record:
 
     @property
     def size(self) -> int:
-        """Bytes that the record holds in memory, near enough for a budget."""
+        """Approximate size in memory, in bytes, for the in-flight budget."""
         return _size(self.key, self.value, self.headers)
 
     @property
@@ -65,7 +65,7 @@ class Output:
 
     @property
     def size(self) -> int:
-        """Bytes that the record holds in memory, near enough for a budget."""
+        """Approximate size in memory, in bytes, for the in-flight budget."""
         return _size(self.key, self.value, self.headers)
 
 
@@ -74,19 +74,19 @@ def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
 
 
 def carried(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
-    """Return the headers that go on to whatever a record causes: W3C trace context and CloudEvents."""
+    """Return the headers that are copied to a record's outputs: W3C trace context and CloudEvents."""
     return tuple((name, value) for name, value in headers if name == "traceparent" or name.startswith("ce_"))
 
 
 def _present(value: T | None) -> T:
-    """Narrow what librdkafka's types leave open but every consumed record has."""
+    """Narrow a field that is optional in the client's types but set on every consumed record."""
     if value is None:
-        raise TypeError("a consumed record lacks its place")
+        raise TypeError("a consumed record has no topic, partition or offset")
     return value
 
 
 def record_of(message: Message, *, log: str = "", group: str = "") -> Record:
-    """Take over what a consumed message says; ``log`` and ``group`` are said by those who read as a group's member."""
+    """Convert a consumed message; ``log`` and ``group`` are given by members of a group."""
     _, milliseconds = message.timestamp()
     # A producer that stamps in microseconds must not date its records into the far future.
     timestamp = dt.datetime.fromtimestamp(min(max(0.0, milliseconds / 1000), time.time()), dt.UTC)
@@ -107,7 +107,7 @@ def _headers(message: Message) -> Headers:
     try:
         return tuple(cast("list[tuple[str, bytes | None]]", message.headers() or []))
     except UnicodeDecodeError as error:
-        # confluent_kafka gives no other access to them; the record itself is as good as any.
+        # confluent_kafka offers no other access to the headers; the record itself is valid.
         place = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset()}
         log.warning("headers dropped, a name is not UTF-8", **place, error=str(error))
         return ()

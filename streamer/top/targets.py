@@ -19,16 +19,16 @@ _MAX_BYTES = 8 << 20
 
 
 class TargetError(Exception):
-    """A target does not answer as it should; the message is short and holds no password."""
+    """A target cannot be scraped; the message is short and contains no password."""
 
 
 class Target:
-    """Where one instance's metrics are."""
+    """The metrics endpoint of one instance."""
 
     def __init__(self, url: str, *, ca: Path | None = None) -> None:
-        """``ca``: a PEM file of the authorities that an https target is checked against, else the system's.
+        """``ca``: a PEM file of the certificate authorities for https targets, None for the system's.
 
-        Raises ValueError for what is no URL of http or https, and OSError for an unusable file.
+        Raises ValueError where ``url`` is not an http or https URL, and OSError for an unusable file.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -42,11 +42,11 @@ class Target:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             self._headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
         self.name = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
-        """How it is shown."""
+        """The name that is displayed."""
 
     def scrape(self) -> Scrape:
-        """Fetch and read its metrics. Raises :class:`TargetError`."""
-        # Redirects are not followed: they would carry the password elsewhere.
+        """Fetch and parse its metrics. Raises :class:`TargetError`."""
+        # Redirects are not followed, since they would send the password to another host.
         if self._context is None:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_S)
         else:
@@ -60,7 +60,7 @@ class Target:
         except OSError as error:
             raise TargetError(error.strerror or str(error) or type(error).__name__) from None
         except http.client.HTTPException as error:
-            raise TargetError(f"no HTTP: {type(error).__name__}") from None
+            raise TargetError(f"not HTTP: {type(error).__name__}") from None
         finally:
             connection.close()
         if response.status != http.client.OK:

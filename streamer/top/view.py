@@ -1,4 +1,4 @@
-"""A frame as tables for a terminal of any width; nothing here knows where the figures come from."""
+"""Renders a frame as tables for a terminal of any width."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LEAST_ROWS = 3
 
 
 class _Column(NamedTuple):
-    """A column of figures; it is left out where the terminal is narrower than ``from_width``."""
+    """A column of figures; omitted where the terminal is narrower than ``from_width``."""
 
     title: str
     attribute: str
@@ -43,15 +43,15 @@ _COLUMNS = (
 
 
 class View:
-    """Draws one frame. Give it to :class:`rich.live.Live`, or print it."""
+    """Renders one frame, by :class:`rich.live.Live` or by printing it."""
 
     def __init__(self, frame: Frame, *, height: int | None = None) -> None:
-        """``height``: lines that it may take, None as many as it likes."""
+        """``height``: the number of lines available, None for no limit."""
         self._frame = frame
         self._height = height
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw it as wide as there is room."""
+        """Render it at the console's width."""
         width = options.max_width
         frame = self._frame
         parts: list[RenderableType] = [_headline(frame)]
@@ -95,7 +95,7 @@ def _instances(frame: Frame, width: int) -> Table:
     columns = [column for column in _COLUMNS if width >= column.from_width]
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
-    # A set of services with a group suffix shares the topics of another set, not its work.
+    # Services with another group suffix share the topics, but each group processes all of them.
     groups = {instance.group for instance in frame.instances if instance.command}
     commands = {instance.command for instance in frame.instances if instance.command}
     several = len(groups) > len(commands)
@@ -126,7 +126,7 @@ def _figures(load: Load | None, columns: Sequence[_Column]) -> list[str]:
 
 
 def _partitions(instances: Sequence[Instance]) -> Table | None:
-    """Show who owns which partitions, and what a rebalance moves."""
+    """Show which instance owns which partitions, and what the last rebalance moved."""
     known = [instance for instance in instances if instance.problem is None and (instance.lags or instance.rebalances)]
     if not known:
         return None

@@ -1,4 +1,4 @@
-"""Gathers what the view shows: every target's metrics, side by side, and the ends of the topics."""
+"""Collects what the view shows: the metrics of every target, and the last records of the topics."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from streamer.top.targets import Target
 
 _KEPT = 50
-"""Recent records that are kept of each kind, more than any terminal shows."""
+"""Recent records kept of each kind, more than any terminal shows."""
 _SHOWN_MOVE_S = 30.0
-"""How long a move of partitions stays in view."""
+"""How long a rebalance stays in view."""
 
 _NAMES = {attribute: metric.name for attribute, metric in CATALOGUE.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one or more instances of a command do: rates a second, latencies in seconds (NaN: nothing came)."""
+    """The load of one or more instances: rates per second, latencies in seconds (NaN where there were no events)."""
 
     consumed: float
     produced: float
@@ -49,7 +49,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """The last rebalance that was seen: how long ago in seconds, and what came and went."""
+    """The last rebalance: how long ago in seconds, and the partitions gained and lost."""
 
     ago: float
     came: frozenset[int]
@@ -58,7 +58,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One target as it is now; ``problem`` says why nothing is known of it."""
+    """The current state of one target; ``problem`` says why it is not known."""
 
     target: str
     problem: str | None = None
@@ -72,7 +72,7 @@ class Instance:
     rebalances: int = 0
     move: Move | None = None
     load: Load | None = None
-    """None until two scrapes are there to compare."""
+    """None until there are two scrapes to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """All that one picture shows."""
+    """Everything that one screen shows."""
 
     at: dt.datetime
     interval: float
@@ -112,7 +112,7 @@ class Frame:
 
 
 class _Watched:
-    """What is remembered of one target from one look to the next."""
+    """One target and its previous scrape."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -121,7 +121,7 @@ class _Watched:
         self._moved: tuple[float, frozenset[int], frozenset[int]] | None = None
 
     def look(self) -> tuple[Instance, Window | None]:
-        """Scrape; what two scrapes say is there from the second time on."""
+        """Scrape the target; the window between two scrapes is there from the second time on."""
         try:
             scrape = self.target.scrape()
         except TargetError as error:
@@ -158,7 +158,7 @@ class _Watched:
 
 
 class Watch:
-    """Looks again each time it is asked; used from one thread."""
+    """Makes a new frame at each call; used from one thread."""
 
     def __init__(self, settings: Settings, targets: Iterable[Target], *, interval: float, codec: Codec = JSON) -> None:
         self._settings = settings
@@ -172,9 +172,9 @@ class Watch:
         self._letters: deque[Letter] = deque(maxlen=_KEPT)
 
     def frame(self) -> Frame:
-        """Look at everything; a target or broker that does not answer costs a few seconds at most."""
+        """Scrape all targets and read the topics; an unreachable target or broker takes a few seconds at most."""
         looks = [self._pool.submit(watched.look) for watched in self._watched]
-        for record in self._tail.look():
+        for record in self._tail.poll():
             self._take(record)
         instances, windows = [], defaultdict(list)
         for look in looks:
@@ -193,7 +193,7 @@ class Watch:
         )
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._tail.close()
 
@@ -202,7 +202,7 @@ class Watch:
             try:
                 self._answers.append(Answer(self._codec.decode(QueryReranked, record.value), record.timestamp))
             except InvalidEvent:
-                return  # written by somebody else
+                return  # written by another client
             return
         headers = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
         if "dlq.reason" in headers:  # otherwise it marks dead letters that were redriven
@@ -217,9 +217,9 @@ def _label(scrape: Scrape, attribute: str, label: str) -> str:
 
 
 def _load(windows: Sequence[Window]) -> Load:
-    """Put together what several instances do; the lag in seconds is that of the one that is furthest behind."""
+    """Combine the load of several instances; the lag in seconds is the highest of any of them."""
     latency = merged(window.buckets(_NAMES["latency"]) for window in windows)
-    behind = [value for window in windows for value in window.after.series(_NAMES["lag_seconds"]).values()]
+    lags = [value for window in windows for value in window.after.series(_NAMES["lag_seconds"]).values()]
 
     def rate(attribute: str) -> float:
         return sum(window.rate(_NAMES[attribute]) for window in windows)
@@ -230,7 +230,7 @@ def _load(windows: Sequence[Window]) -> Load:
         degraded=rate("degraded"),
         dead=rate("dead_lettered"),
         lag=sum(window.after.total(_NAMES["lag"]) for window in windows),
-        lag_seconds=max(behind, default=0.0),
+        lag_seconds=max(lags, default=0.0),
         p50=quantile(0.5, latency),
         p95=quantile(0.95, latency),
     )

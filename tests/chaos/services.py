@@ -229,7 +229,7 @@ class Instance:
             self._port = int(line["metrics_port"])
         elif event == "partitions assigned":
             self.said[event] += 1
-        elif event == "partitions gone":
+        elif event == "partitions released":
             self.said[f"partitions {line['why']}"] += 1
         elif line.get("level") in {"warning", "error", "critical"} and event != "dead letter":
             # librdkafka's lines begin with a word for the kind of event, and go on with addresses.

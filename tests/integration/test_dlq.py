@@ -217,7 +217,7 @@ def test_a_later_redrive_fences_an_earlier_and_each_is_put_back_once(settings: S
     thread.join(60)
     (told,) = ended
     assert isinstance(told, str)
-    assert "another redrive of the same topic took over" in told or "goes on where this one stopped" in told
+    assert "another redrive of the same topic has taken over" in told or "continues where this one stopped" in told
     assert report.left[State.REDRIVEN] > 0
     assert report.redriven.total() + report.left[State.REDRIVEN] == count
     assert copies(settings) == {f"q{i}": 1 for i in range(count)}
@@ -289,7 +289,7 @@ def test_truncated_and_foreign_ones_stay_and_are_counted(settings: Settings) -> 
     assert copies(settings) == {"whole": 1}
     text = streamer(settings, "redrive", TOPIC).output
     assert f"0 redriven to {settings.topic(TOPIC)}\n" in text
-    assert "1 redriven before\n1 left: truncated" in text
+    assert "1 redriven before\n1 not redriven: truncated" in text
 
 
 def test_one_that_the_topic_will_not_take_does_not_hold_up_the_others(settings: Settings) -> None:
@@ -371,7 +371,7 @@ def test_show_finds_one_by_place_and_by_key_and_escapes_what_a_terminal_obeys(se
 
 def test_topics_that_do_not_exist_and_brokers_that_are_away_are_one_line(kafka: LocalKafka, topic_prefix: str) -> None:
     for servers, told in (
-        (kafka.bootstrap_servers, f"{topic_prefix}{DLQ} does not exist; streamer topics apply makes it"),
+        (kafka.bootstrap_servers, f"{topic_prefix}{DLQ} does not exist; streamer topics apply creates it"),
         ("127.0.0.1:1", "Kafka at 127.0.0.1:1: "),
     ):
         done = subprocess.run(

@@ -155,7 +155,7 @@ def test_a_replay_from_the_topic_gives_what_one_from_a_file_gives_and_silence_is
     )  # fmt: skip
     read = {name: sorted((tmp_path / name).read_text().splitlines()) for name in ("topic", "file", "run")}
     assert read["topic"] == read["file"] == read["run"]
-    with pytest.raises(RequestError, match=r"was not answered in 0.5 s: is a service running on"):
+    with pytest.raises(RequestError, match=r"got no reply within 0.5 s: is a service running on"):
         streamer(own, "replay", "--from-topic", "--out", tmp_path / "none", "--through-kafka", "--timeout", "0.5")
 
 

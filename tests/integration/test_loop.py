@@ -233,7 +233,7 @@ def test_a_topic_that_is_made_anew_ends_the_service_since_positions_count_in_the
         apply(settings, load_specs())
         await_(lambda: bool(ended))
         assert isinstance(ended[0], FatalError)
-        assert "made anew" in str(ended[0])
+        assert "deleted and created again" in str(ended[0])
 
 
 def test_where_brokers_do_not_offer_the_newer_group_protocol_the_classic_one_serves(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_not_ready_while_the_model_is_loaded(probed: dict[str, Probed], name: st
 def test_not_ready_before_the_first_assignment_though_live(probed: dict[str, Probed]) -> None:
     for name in ("loop", "worker"):
         probed[name].await_answer("/readyz", 503, "assignment: no partitions assigned yet")
-        probed[name].await_answer("/readyz", 503, "does not exist; streamer topics apply makes it")
+        probed[name].await_answer("/readyz", 503, "does not exist; streamer topics apply creates it")
         assert probed[name].get("/livez") == (200, "ok\n")
     for name in ("loop", "worker"):
         apply_topics(probed[name].variables, probed[name].folder)
@@ -157,11 +157,11 @@ def test_promtool_finds_no_fault_with_what_a_service_shows(probed: dict[str, Pro
 def test_a_consume_loop_that_stands_still_is_not_live(probed: dict[str, Probed]) -> None:
     for name in ("loop", "worker"):  # the next test's too, so that both wait at the same time
         query(probed[name])
-    probed["loop"].await_answer("/livez", 503, "the consume loop has not turned for")
+    probed["loop"].await_answer("/livez", 503, "the consume loop has not iterated for")
 
 
 def test_a_worker_that_does_not_end_its_batch_is_not_live(probed: dict[str, Probed]) -> None:
-    probed["worker"].await_answer("/livez", 503, "rerank-0 has been at one piece of work for")
+    probed["worker"].await_answer("/livez", 503, "rerank-0 has been busy with one call for")
     assert "consume loop" not in probed["worker"].get("/livez")[1]
 
 

@@ -254,11 +254,11 @@ def run(role: str, settings: Settings, privilege: Privilege) -> str:
         elif role == "replay":
             list(events_of_topic(settings))
             question = Output(settings.topic(INPUT), b"q", b"{}", ())
-            with contextlib.closing(Requester(settings, questions=INPUT, answers=OUTPUT)) as requester:
+            with contextlib.closing(Requester(settings, requests=INPUT, replies=OUTPUT)) as requester:
                 requester.request(question, timeout=30)
         else:
             with contextlib.closing(Tail(settings, [settings.topic(privilege.name)], TOP)) as tail:
-                tail.look()
+                tail.poll()
                 return str(tail.problem)
     except (TopicsError, DeadLetterError, ReadError, RequestError) as error:
         return str(error)

@@ -157,7 +157,7 @@ def test_an_unreachable_broker_is_one_line_for_topics() -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("streamer: no answer from Kafka at 127.0.0.1:1")
+    assert done.stderr.startswith("streamer: no response from Kafka at 127.0.0.1:1")
     assert len(done.stderr.splitlines()) == 1
 
 

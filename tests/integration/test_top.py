@@ -143,7 +143,7 @@ def test_a_rebalance_is_seen_as_it_happens(system: tuple[Settings, dict[str, str
         # It joins: partitions move, and both instances and their sum are there.
         text = recorder.until(
             lambda frame: owned(frame, 1) + owned(frame, 2) == PARTITIONS and owned(frame, 2) > 0,
-            r"3 of 3 targets answer",
+            r"3 of 3 targets reachable",
             r"rerank +ready",
             r"all +rerank",
             r"rebalance \d+ s ago: -[\d,-]+",
@@ -159,12 +159,12 @@ def test_a_rebalance_is_seen_as_it_happens(system: tuple[Settings, dict[str, str
             drawing = re.sub(r"@font-face\s*{[^}]*}\s*", "", recorder.console.export_svg(title="streamer top"))
             Path(picture).write_text(drawing, encoding="utf-8")
 
-        # It leaves: the first one takes all, and nobody answers at its address.
+        # It leaves: the first one takes all, and its address is unreachable.
         second.stop()
         recorder.until(
             lambda frame: owned(frame, 1) == PARTITIONS and frame.instances[2].problem is not None,
-            r"2 of 3 targets answer",
-            r"away: Connection",
+            r"2 of 3 targets reachable",
+            r"unreachable: Connection",
             r"0-11 +\d+ +rebalance \d+ s ago: \+[\d,-]+",
         )
         process.send_signal(signal.SIGINT)
@@ -181,7 +181,7 @@ def test_a_rebalance_is_seen_as_it_happens(system: tuple[Settings, dict[str, str
             check=False,
         )
         assert once.returncode == 0, once.stderr
-        assert "1 of 2 targets answer" in once.stdout
+        assert "1 of 2 targets reachable" in once.stdout
         assert max(map(len, once.stdout.splitlines())) <= 60
         assert "\x1b" not in once.stdout
 
@@ -200,5 +200,5 @@ def test_once_without_any_target_is_exit_1_and_names_them(kafka: LocalKafka, top
         check=False,
     )
     assert done.returncode == 1
-    assert "0 of 1 targets answer" in done.stdout
+    assert "0 of 1 targets reachable" in done.stdout
     assert "does not exist" in done.stdout

@@ -69,7 +69,7 @@ def test_apply_creates_the_shipped_topics_on_a_single_broker_and_check_agrees(
 
     created = apply(settings, specs)
     assert [(change.topic, change.outcome) for change in created] == [(n, Outcome.CREATED) for n in names]
-    assert str(created[0]) == (f"{names[0]}: created: partitions 12, replication 1 and not 3, for want of brokers")
+    assert str(created[0]) == (f"{names[0]}: created: 12 partitions, replication 1 (only 1 broker available, 3 wanted)")
     described = admin.describe_topics(TopicCollection(names))
     assert {n: len(described[n].result().partitions) for n in names} == {
         settings.topic(spec.name): spec.partitions for spec in specs
@@ -81,7 +81,7 @@ def test_apply_creates_the_shipped_topics_on_a_single_broker_and_check_agrees(
     assert uploads["min.insync.replicas"] == "1"
 
     assert check(settings, specs) == []
-    assert lines(apply(settings, specs)) == [f"{name}: unchanged: as it should be" for name in names]
+    assert lines(apply(settings, specs)) == [f"{name}: unchanged: up to date" for name in names]
 
 
 def test_apply_alters_what_differs_and_leaves_what_the_file_does_not_name(
@@ -108,11 +108,11 @@ def test_apply_refuses_what_kafka_cannot_do_and_still_does_the_rest(settings: Se
 
     assert lines(check(settings, [wanted])) == [
         f"{topic}: partitions is 5, not 3",
-        f"{topic}: no.such.config is not known to the cluster, not 1",
+        f"{topic}: no.such.config is unknown to the cluster, not 1",
         f"{topic}: retention.ms is 604800000, not 2000",
     ]
     fewer, unknown, retention = apply(settings, [wanted])
-    assert str(fewer) == f"{topic}: refused: partitions 5 -> 3: Kafka cannot take partitions away"
+    assert str(fewer) == f"{topic}: refused: partitions 5 -> 3: Kafka cannot remove partitions"
     assert unknown.outcome is Outcome.REFUSED
     assert "no.such.config" in unknown.detail
     assert retention.outcome is Outcome.ALTERED
@@ -145,7 +145,7 @@ def test_a_broker_that_is_not_there_is_one_line_within_the_time_allowed() -> Non
         taken.bind(("127.0.0.1", 0))
         servers = f"127.0.0.1:{taken.getsockname()[1]}"
         started = time.monotonic()
-        with pytest.raises(TopicsError, match=f"no answer from Kafka at {servers} within 1 s: .*refused") as error:
+        with pytest.raises(TopicsError, match=f"no response from Kafka at {servers} within 1 s: .*refused") as error:
             check(Settings(bootstrap_servers=servers), [OUTPUT], timeout=1)
     assert time.monotonic() - started < 3
     assert "\n" not in str(error.value)

@@ -20,7 +20,7 @@ def test_results_and_errors_pass() -> None:
 def test_a_hung_call_is_left_behind_and_its_late_result_is_nobodys() -> None:
     bounded = BoundedCalls("test")
     go = threading.Event()
-    with pytest.raises(HungError, match="no end"):
+    with pytest.raises(HungError, match="no return"):
         bounded(go.wait, 30, limit=0.1)
     go.set()
     assert bounded(int, "7", limit=10) == 7

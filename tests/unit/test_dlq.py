@@ -68,7 +68,7 @@ def test_an_age_counts_back_from_now(number: int, unit: tuple[str, int]) -> None
     try:
         expected = NOW - dt.timedelta(seconds=number * seconds)
     except OverflowError:
-        with pytest.raises(ValueError, match="before or after all time"):
+        with pytest.raises(ValueError, match="out of range"):
             parse_time(f"{number}{letter}", NOW)
     else:
         assert parse_time(f"{number}{letter}", NOW) == expected
@@ -88,7 +88,7 @@ def test_any_text_is_a_time_or_a_clear_error(text: str) -> None:
     "text", ["", "yesterday", "2026-11-24", "2026-11-24T10:00:00", "-2h", "2 h", "2H", "1.5h", "٣h", "999999999w"]
 )
 def test_a_time_without_offset_and_an_age_without_unit_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"RFC 3339|all time"):
+    with pytest.raises(ValueError, match=r"RFC 3339|out of range"):
         parse_time(text, NOW)
 
 
@@ -131,7 +131,7 @@ def test_a_marker_lists_the_offsets_that_it_was_made_of(offsets: list[int]) -> N
 
 @given(st.none() | st.binary(max_size=60))
 def test_a_marker_that_cannot_be_read_is_an_error_and_not_skipped(value: bytes | None) -> None:
-    with pytest.raises(DeadLetterError, match=r"t\[0\]@5 is marked as ours"):
+    with pytest.raises(DeadLetterError, match=r"t\[0\]@5 is a redrive marker"):
         decode_marker(stored(Output("t", None, value, ())))
 
 

@@ -71,7 +71,7 @@ def test_a_loop_that_no_longer_turns_is_not_live(health: Health, monkeypatch: py
     health.beat()
     assert health.liveness_problems() == []
     time.sleep(0.1)
-    assert "has not turned" in health.liveness_problems()[0]
+    assert "has not iterated" in health.liveness_problems()[0]
     health.beat()
     assert health.liveness_problems() == []
 
@@ -81,7 +81,7 @@ def test_a_worker_is_stuck_in_its_work_alone(metrics: Metrics) -> None:
     me = threading.current_thread().name
     with health.busy():
         time.sleep(0.15)
-        assert health.liveness_problems()[0].startswith(f"{me} has been at one piece of work")
+        assert health.liveness_problems()[0].startswith(f"{me} has been busy with one call")
         health.progress()
         assert health.liveness_problems() == []
         with health.idle():

@@ -5,6 +5,7 @@ from confluent_kafka import Consumer
 
 from streamer.kafka.client import config
 from streamer.settings import load
+from streamer.topology import EMBED, TOP
 
 
 @pytest.mark.parametrize(
@@ -19,5 +20,5 @@ from streamer.settings import load
 )
 def test_whoever_joins_no_group_can_be_made_of_any_services_settings(given: dict[str, str]) -> None:
     settings = load({"kafka": given})
-    for properties in (config.peeker(settings, "streamer-embed"), config.reader(settings, "streamer-top")):
+    for properties in (config.peeker(settings, EMBED), config.reader(settings, TOP.group)):
         config.make_client(Consumer, properties).close()

@@ -146,7 +146,7 @@ def test_a_topic_overrides_the_defaults_of_its_file(tmp_path: Path) -> None:
         ("[topics", "not TOML"),
         ("", "missing required field `topics`"),
         ("topics = {}", "length >= 1"),
-        ('[topics."query.result"]\npartitions = 1', "'query.result' is no topic of the reranker"),
+        ('[topics."query.result"]\npartitions = 1', "'query.result' is not a topic of this service"),
         ('[topics."query.results"]', "missing required field `partitions`"),
         ('[topics."query.results"]\npartitions = 0', ">= 1"),
         ('[topics."query.results"]\npartitions = 1\nretention = 5', "unknown field `retention`"),
@@ -210,7 +210,7 @@ def test_every_difference_is_a_line_with_both_values() -> None:
         "x.query.results: replication is 2, not 3",
         "x.query.results: cleanup.policy is delete, not compact,delete",
         "x.query.results: min.insync.replicas is 1, not 2",
-        "x.query.results: retention.ms is not known to the cluster, not 1000",
+        "x.query.results: retention.ms is unknown to the cluster, not 1000",
     ]
 
 

@@ -1,7 +1,7 @@
-"""The files in ``topics/``: where they lie, ``topics.toml`` as typed specs, schemas written from the models.
+"""The files in ``topics/``: their location, ``topics.toml`` as typed specs, and the schemas, made from the models.
 
-After a change of ``streamer/events.py``, ``python -m streamer.kafka.admin.topic_files`` writes the JSON Schemas
-anew. The AsyncAPI document beside them is written by hand and refers to them.
+After a change of ``streamer/events.py``, ``python -m streamer.kafka.admin.topic_files`` rewrites the JSON
+Schemas. The AsyncAPI document beside them is written by hand and refers to them.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from streamer.settings import SettingsError
 from streamer.topology import DEAD_LETTER_TOPICS
 
 BROKER_DEFAULT = -1
-"""As replication: what the broker's ``default.replication.factor`` says."""
+"""The replication that means the broker's ``default.replication.factor``."""
 MIN_INSYNC = "min.insync.replicas"
 
 
 def topics_dir() -> Path:
-    """Return the folder ``topics/``: in the installed package, else beside it in a checkout."""
+    """Return the folder ``topics/``: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[2]
     installed = package / "topics"
     return installed if installed.is_dir() else package.parent / "topics"
 
 
 class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One topic as ``topics.toml`` wants it.
+    """One topic as ``topics.toml`` specifies it.
 
     ``name`` is without a prefix. ``replication`` is the number of replicas on a cluster that has as many
     brokers, or :data:`BROKER_DEFAULT`. ``config`` holds Kafka's topic configs, values as Kafka writes them.
@@ -46,7 +46,7 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.replication if self.replication == BROKER_DEFAULT else min(self.replication, brokers)
 
     def config_for(self, replicas: int) -> dict[str, str]:
-        """Return the config for a topic of ``replicas``; no more than those can be asked to be in sync."""
+        """Return the config for a topic of ``replicas``; min.insync.replicas cannot exceed them."""
         if replicas == BROKER_DEFAULT or int(self.config.get(MIN_INSYNC, "1")) <= replicas:
             return self.config
         return self.config | {MIN_INSYNC: str(replicas)}
@@ -89,7 +89,7 @@ def load_specs(path: Path | None = None) -> list[TopicSpec]:
     known = {*TOPICS, *DEAD_LETTER_TOPICS}
     if unknown := sorted(file.topics.keys() - known):
         ours = ", ".join(sorted(known))
-        raise SettingsError(f"topics file {path}: {unknown[0]!r} is no topic of the reranker; those are {ours}")
+        raise SettingsError(f"topics file {path}: {unknown[0]!r} is not a topic of this service; those are {ours}")
     return [_merge(path, name, topic, file.defaults) for name, topic in file.topics.items()]
 
 

@@ -1,10 +1,9 @@
 """Reconcile a cluster's topics with ``topics.toml``.
 
-:func:`check` compares and :func:`apply` repairs: it creates what is missing, alters configs that differ and
-adds partitions where there are fewer. What Kafka cannot do in place (fewer partitions, other replicas) it
-refuses with a line that says so, and it never deletes a topic, nor a config that the file does not name. Both
-are safe to repeat and to run at the same time on several machines: a topic that someone else has just made
-is compared like any other.
+:func:`check` compares and :func:`apply` repairs: it creates missing topics, alters configs that differ and adds
+partitions. What Kafka cannot do in place (fewer partitions, other replicas) is refused with a line that says so. It
+never deletes a topic, nor a config that the file does not name. Both are idempotent and may run at the same time on
+several machines: a topic that another process has just created is compared like any other.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ if TYPE_CHECKING:
     from streamer.settings import Settings
 
 TIMEOUT_S = 30.0
-"""How long one request to the cluster may take, and how long a change may take to become visible. Ten seconds were not
-enough for brokers that had just started on a busy machine."""
+"""Timeout of one request to the cluster, and of waiting until a change is visible. Ten seconds were not enough for
+brokers that had just started on a busy machine."""
 _SETTLE_POLL_S = 0.1
 _UNREACHABLE = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._AUTHENTICATION})
 
@@ -49,11 +48,11 @@ T = TypeVar("T")
 
 
 class TopicsError(Exception):
-    """The cluster cannot be reached or does not let us look; the message is one line."""
+    """The cluster is unreachable or denies access; the message is one line."""
 
 
 class Aspect(StrEnum):
-    """What of a topic differs."""
+    """The property in which a topic differs."""
 
     EXISTENCE = "existence"
     PARTITIONS = "partitions"
@@ -63,7 +62,7 @@ class Aspect(StrEnum):
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing in which a topic is not as the file wants it. ``topic`` is the full name."""
+    """One difference between a topic and the file. ``topic`` is the full name."""
 
     topic: str
     aspect: Aspect
@@ -80,16 +79,16 @@ class Difference:
 
     @property
     def why_not(self) -> str | None:
-        """Say why :func:`apply` leaves it as it is, or None where it can repair it."""
+        """Why :func:`apply` cannot repair it; None where it can."""
         if self.aspect is Aspect.REPLICATION:
-            return "replicas are moved with kafka-reassign-partitions"
+            return "use kafka-reassign-partitions to change replicas"
         if self.aspect is Aspect.PARTITIONS and int(self.actual) > int(self.wanted):
-            return "Kafka cannot take partitions away"
+            return "Kafka cannot remove partitions"
         return None
 
 
 class Outcome(StrEnum):
-    """What became of one topic, or of one of its differences."""
+    """The outcome for one topic, or for one of its differences."""
 
     UNCHANGED = "unchanged"
     CREATED = "created"
@@ -99,7 +98,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that :func:`apply` did, found to be right, or could not do. ``topic`` is the full name."""
+    """One thing that :func:`apply` did, found unchanged, or could not do. ``topic`` is the full name."""
 
     topic: str
     outcome: Outcome
@@ -112,7 +111,7 @@ class Change:
 
 @dataclass(frozen=True)
 class TopicState:
-    """One topic as the cluster has it; ``replicas`` is that of the partition that has fewest."""
+    """One topic on the cluster; ``replicas`` is the lowest number of any partition."""
 
     partitions: int
     replicas: int
@@ -122,8 +121,8 @@ class TopicState:
 def compare(topic: str, spec: TopicSpec, state: TopicState | None, brokers: int) -> list[Difference]:
     """Compare one topic with its spec; ``state`` is None where the cluster does not have it.
 
-    As many replicas as there are brokers are enough, and so are as many as the spec says: a broker that is
-    away for a while makes no difference.
+    The number of brokers is enough replicas, and so is the number in the spec: a broker that is temporarily down makes
+    no difference.
     """
     if state is None:
         return [Difference(topic, Aspect.EXISTENCE, "present", "missing")]
@@ -136,7 +135,7 @@ def compare(topic: str, spec: TopicSpec, state: TopicState | None, brokers: int)
     found += [
         Difference(topic, Aspect.CONFIG, wanted, actual, key)
         for key, wanted in sorted(spec.config_for(state.replicas).items())
-        if not _same(wanted, actual := state.config.get(key, "not known to the cluster"))
+        if not _same(wanted, actual := state.config.get(key, "unknown to the cluster"))
     ]
     return found
 
@@ -147,18 +146,18 @@ def _same(wanted: str, actual: str) -> bool:
 
 
 def check(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Difference]:
-    """Return in what the cluster's topics differ from ``specs``; an empty list means in nothing.
+    """Return the differences between the cluster's topics and ``specs``; an empty list means none.
 
-    Raises :class:`TopicsError` where the cluster cannot be asked, and SettingsError for a property that
+    Raises :class:`TopicsError` where the cluster is unreachable or denies access, and SettingsError for a property that
     librdkafka refuses.
     """
     return _Cluster(settings, specs, timeout, TOPICS_CHECK).differences()
 
 
 def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Change]:
-    """Make the cluster's topics what ``specs`` says, and return one or more lines for each topic.
+    """Reconcile the cluster's topics with ``specs``, and return one or more lines for each topic.
 
-    When it returns, what it did is visible to clients. Raises as :func:`check` does.
+    When it returns, its changes are visible to clients. Raises as :func:`check` does.
     """
     cluster = _Cluster(settings, specs, timeout, TOPICS_APPLY)
     changes = [
@@ -167,7 +166,7 @@ def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
         if difference.aspect is Aspect.EXISTENCE
     ]
     absent = {change.topic for change in changes if change.outcome is Outcome.REFUSED}
-    # Compared again: whoever made a topic meanwhile may have made it otherwise.
+    # Compare again: another process may have created a topic meanwhile, with another configuration.
     left = cluster.settle(
         lambda left: {d.topic for d in left if d.aspect is Aspect.EXISTENCE} <= absent,
     )
@@ -181,18 +180,18 @@ def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
     if repaired:
         cluster.settle(repaired.isdisjoint)
     touched = {change.topic for change in changes}
-    changes += [Change(topic, Outcome.UNCHANGED, "as it should be") for topic in cluster.specs if topic not in touched]
+    changes += [Change(topic, Outcome.UNCHANGED, "up to date") for topic in cluster.specs if topic not in touched]
     order = list(cluster.specs)
     return sorted(changes, key=lambda change: order.index(change.topic))
 
 
 def drop(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> None:
-    """Delete the topics of ``specs`` with everything in them: for what had a prefix of its own, such as a demo."""
+    """Delete the topics of ``specs`` and their records: for a prefix that is no longer needed, such as a demo's."""
     _Cluster(settings, specs, timeout, DEMO).drop()
 
 
 class _Cluster:
-    """The cluster that the settings name, seen through the topics of the specs."""
+    """The topics of the specs on the cluster that the settings name."""
 
     def __init__(self, settings: Settings, specs: Sequence[TopicSpec], timeout: float, role: str) -> None:
         self.specs = {settings.topic(spec.name): spec for spec in specs}
@@ -201,7 +200,7 @@ class _Cluster:
         self._connection_errors = ConnectionErrors()
         self._refusals = Refusals(settings, role)
         properties = {
-            # Connection faults reach error_cb and end in one line, not in a log line every 100 ms.
+            # Connection errors are reported once by error_cb, not in a log line every 100 ms.
             "log_level": 0,
             **config.common(settings),
             "error_cb": self._connection_errors,
@@ -210,14 +209,14 @@ class _Cluster:
         self._brokers = len(self._result(self._admin.describe_cluster(request_timeout=timeout)).nodes)
 
     def _result(self, future: Future[T]) -> T:
-        """Wait for one request's answer; what the cluster answers about a topic passes as KafkaException."""
+        """Wait for the response to one request; errors of single topics are raised as KafkaException."""
         deadline = time.monotonic() + self._timeout + 1
         while not future.done() and time.monotonic() < deadline and not self._connection_errors.is_final:
             self._admin.poll(0.05)
         try:
             return future.result(timeout=0)
         except FutureTimeout:
-            raise TopicsError(self._unreachable("no answer")) from None
+            raise TopicsError(self._unreachable("no response")) from None
         except KafkaException as error:
             cause: KafkaError = error.args[0]
             if cause.code() in _UNREACHABLE:
@@ -226,7 +225,7 @@ class _Cluster:
 
     def _unreachable(self, problem: str) -> str:
         within = "" if self._connection_errors.is_final else f" within {self._timeout:g} s"
-        return f"no answer from Kafka at {self._servers}{within}: {self._connection_errors.describe(problem)}"
+        return f"no response from Kafka at {self._servers}{within}: {self._connection_errors.describe(problem)}"
 
     def differences(self) -> list[Difference]:
         """Read the topics and compare them, in the order of the specs."""
@@ -238,7 +237,7 @@ class _Cluster:
         ]
 
     def settle(self, done: Callable[[list[Difference]], bool]) -> list[Difference]:
-        """Wait until changes are visible, of which brokers learn one by one; return what still differs."""
+        """Wait until changes are visible on the brokers; return what still differs."""
         deadline = time.monotonic() + self._timeout
         while not done(left := self.differences()):
             if time.monotonic() > deadline:
@@ -277,7 +276,7 @@ class _Cluster:
             raise TopicsError(f"{topic}: cannot be described: {why}") from None
 
     def create(self, topic: str) -> Change:
-        """Create one topic; that someone else was faster is as good."""
+        """Create one topic; one that another process has just created is fine too."""
         spec = self.specs[topic]
         replicas = spec.replicas(self._brokers)
         new = NewTopic(topic, spec.partitions, replicas, config=dict(spec.config_for(replicas)))
@@ -290,15 +289,16 @@ class _Cluster:
                 why = self._refusals.describe(cause, topic, operation=Operation.CREATE)
                 return Change(topic, Outcome.REFUSED, f"cannot be created: {why}")
             return Change(topic, Outcome.UNCHANGED, "created by another process meanwhile")
-        detail = f"partitions {spec.partitions}"
+        detail = f"{spec.partitions} partitions"
         if replicas != BROKER_DEFAULT:
             detail += f", replication {replicas}"
         if replicas < spec.replication:
-            detail += f" and not {spec.replication}, for want of brokers"
+            brokers = f"{self._brokers} broker{'s' if self._brokers != 1 else ''}"
+            detail += f" (only {brokers} available, {spec.replication} wanted)"
         return Change(topic, Outcome.CREATED, detail)
 
     def repair(self, difference: Difference) -> Change:
-        """Do away with one difference of an existing topic, or say why not."""
+        """Repair one difference of an existing topic, or say why not."""
         topic = difference.topic
         wish = f"{difference.key or difference.aspect} {difference.actual} -> {difference.wanted}"
         if difference.why_not:
@@ -316,7 +316,7 @@ class _Cluster:
         return Change(topic, Outcome.ALTERED, wish)
 
     def drop(self) -> None:
-        """Delete the topics; that one is gone already is as good."""
+        """Delete the topics; one that does not exist is fine too."""
         deletions = self._admin.delete_topics(list(self.specs), request_timeout=self._timeout)
         for topic, future in deletions.items():
             try:

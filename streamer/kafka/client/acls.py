@@ -1,8 +1,8 @@
-"""The privileges that each command needs, and no more, on a cluster with ACLs.
+"""The minimal privileges of each command on a cluster with ACLs.
 
-:data:`ROLES` is the one table. ``docs/reference/privileges.md``, ``streamer acls`` and the messages of errors are made
-from it; the tests grant exactly what it says, and take away one privilege after the other. Kafka takes Read, Write,
-Delete and Alter to imply Describe, and AlterConfigs to imply DescribeConfigs: what is implied is not listed.
+``docs/reference/privileges.md``, ``streamer acls`` and error messages are made from the table :data:`ROLES`; the tests
+grant exactly these privileges, and revoke them one by one. In Kafka Read, Write, Delete and Alter imply Describe, and
+AlterConfigs implies DescribeConfigs: implied privileges are not listed.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def _service(service: Service) -> tuple[Privilege, ...]:
 def _redrive(source: str) -> tuple[Privilege, ...]:
     return (
         *_topics(Operation.READ, [dead_letter_topic(source)], "reads dead letters"),
-        *_topics(Operation.WRITE, [dead_letter_topic(source)], "records what was put back"),
-        *_topics(Operation.WRITE, [source], "puts them back"),
+        *_topics(Operation.WRITE, [dead_letter_topic(source)], "records what was redriven"),
+        *_topics(Operation.WRITE, [source], "redrives them"),
         Privilege(Operation.WRITE, Resource.TRANSACTIONAL_ID, redrive_id(source), "does both together"),
     )
 
@@ -144,7 +144,7 @@ _ALL = (*TOPICS, *DEAD_LETTER_TOPICS)
 ROLES: Mapping[str, tuple[Privilege, ...]] = {
     **{service.role: _service(service) for service in SERVICES.values()},
     TOPICS_CHECK: (
-        *_topics(Operation.DESCRIBE, _ALL, "sees whether it exists"),
+        *_topics(Operation.DESCRIBE, _ALL, "checks whether it exists"),
         *_topics(Operation.DESCRIBE_CONFIGS, _ALL, "compares its configuration"),
     ),
     TOPICS_APPLY: (
@@ -168,18 +168,18 @@ ROLES: Mapping[str, tuple[Privilege, ...]] = {
         *(
             Privilege(operation, Resource.TOPIC, DEMO_PREFIX, why, prefixed=True)
             for operation, why in (
-                (Operation.CREATE, "has topics of its own, on brokers that it is pointed to"),
-                (Operation.DESCRIBE_CONFIGS, "sees that they are as they should be"),
+                (Operation.CREATE, "creates topics of its own on the given brokers"),
+                (Operation.DESCRIBE_CONFIGS, "checks their configuration"),
                 (Operation.WRITE, "publishes uploads and results; its services write"),
-                (Operation.READ, "reads what came out; its services read"),
-                (Operation.DELETE, "removes them in the end"),
+                (Operation.READ, "reads the results; its services read"),
+                (Operation.DELETE, "deletes them at the end"),
             )
         ),
         Privilege(Operation.READ, Resource.GROUP, DEMO_PREFIX, "runs the two services", prefixed=True),
         Privilege(Operation.WRITE, Resource.TRANSACTIONAL_ID, DEMO_PREFIX, "runs the two services", prefixed=True),
     ),
 }
-"""What each command needs, by its name with ``-`` for a space; ``dlq-show`` is ``dlq list`` too."""
+"""The privileges of each command, by its name with ``-`` for a space; ``dlq-show`` covers ``dlq list``."""
 
 
 def markdown() -> str:
@@ -193,7 +193,7 @@ def markdown() -> str:
 
 
 def as_objects(settings: Settings, role: str) -> list[dict[str, str]]:
-    """Return what ``role`` needs, with full names, in the words of Kafka's own tools."""
+    """Return the privileges of ``role`` with full names, in the terms of Kafka's own tools."""
     return [
         {
             "resource": each.resource,
@@ -207,7 +207,7 @@ def as_objects(settings: Settings, role: str) -> list[dict[str, str]]:
 
 
 def kafka_acls(settings: Settings, role: str, principal: str) -> list[str]:
-    """Return the commands that grant ``principal`` what ``role`` needs, one for each resource."""
+    """Return the commands that grant ``principal`` the privileges of ``role``, one for each resource."""
     operations: dict[tuple[Resource, str, bool], list[Operation]] = {}
     for each in ROLES[role]:
         name = each.full_name(settings)

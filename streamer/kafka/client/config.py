@@ -1,4 +1,4 @@
-"""librdkafka's configuration from our settings, and its errors in our words."""
+"""librdkafka's configuration, from the settings."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from streamer.topology import Service
 
 LIBRDKAFKA_LOGGER = logging.getLogger("librdkafka")
-_NO_NEWS = (
-    # The user's properties go to every client, whichever of them they are meant for.
+_NOT_LOGGED = (
+    # The user's properties are passed to every client, whichever of them they are for.
     "and will be ignored by this",
-    # Each failed attempt to connect; the error callbacks tell of them, and not of each.
+    # Each failed attempt to connect; the error callbacks log connection errors, and not every attempt.
     "FAIL [",
-    # A broker that has just started; it is asked again.
+    # A broker that has just started; the client retries.
     "Coordinator load in progress: retrying",
 )
-LIBRDKAFKA_LOGGER.addFilter(lambda record: not any(words in record.getMessage() for words in _NO_NEWS))
+LIBRDKAFKA_LOGGER.addFilter(lambda record: not any(words in record.getMessage() for words in _NOT_LOGGED))
 
 MAX_PRODUCED_BYTES = 8 << 20
 """Largest record that we produce; ``topics.toml`` lets outputs and dead letters be that large."""
@@ -37,7 +37,7 @@ _OURS = {
     "transactional.id": "it follows from instance_id",
     "group.id": "it follows from topic_prefix and group_suffix",
     "statistics.interval.ms": "lag and readiness come from the statistics",
-    "isolation.level": "aborted input must not be processed",
+    "isolation.level": "records of aborted transactions must not be processed",
     "bootstrap.servers": "use bootstrap_servers",
 }
 
@@ -48,13 +48,13 @@ _CLASSIC_ONLY = frozenset(
 
 
 def common(settings: Settings) -> dict[str, Any]:
-    """Return the properties that every client has; the user's own win, but for those that guarantees rest on."""
+    """Return the properties that every client has; the user's own win, except those that the guarantees depend on."""
     for name, why in _OURS.items():
         if name in settings.kafka:
             raise blame("kafka", f"{name} cannot be set: {why}")
     return {
         "bootstrap.servers": settings.bootstrap_servers,
-        # Found again soon when a broker comes back, or when the topics are made after the service started.
+        # Reconnect soon when a broker is back, or when the topics are created after the service started.
         "reconnect.backoff.max.ms": 2_000,
         "topic.metadata.refresh.interval.ms": 10_000,
         **settings.kafka,
@@ -62,10 +62,10 @@ def common(settings: Settings) -> dict[str, Any]:
 
 
 def group_protocols(settings: Settings) -> list[str]:
-    """Return the group protocols to try, the newest first; the user's own choice alone where there is one.
+    """Return the group protocols to try, the newest first; only the user's own choice where there is one.
 
-    Session timeout, heartbeat interval and assignor are the broker's under the newer protocol: who sets one of
-    them for the client asks for the classic one.
+    With the newer protocol the broker sets session timeout, heartbeat interval and assignor: a user who sets one of
+    them for the client wants the classic one.
     """
     chosen = settings.kafka.get("group.protocol")
     if chosen is not None:
@@ -81,7 +81,7 @@ def consumer(
     defaults: dict[str, Any] = {
         "auto.offset.reset": "earliest",
         "statistics.interval.ms": 1_000,
-        # Prefetched records count too when memory is bounded.
+        # Prefetched records use memory too.
         "queued.max.messages.kbytes": min(max(1_024, settings.queue_bytes // 1_024), _MAX_QUEUED_KB),
     }
     if protocol == "classic":
@@ -105,8 +105,8 @@ _LONGEST_POLL_MS = 86_400_000
 def reader(settings: Settings, group: str) -> dict[str, Any]:
     """Return the properties of a consumer that commits nothing; ``group`` is a full name.
 
-    A service's ``max.poll.interval.ms`` is not for it: one below the session timeout that the client assumes is
-    refused, except of a member by the newer protocol.
+    A service's ``max.poll.interval.ms`` does not apply: the client rejects one below its default session timeout,
+    except with the newer group protocol.
     """
     return {
         **common(settings),
@@ -122,7 +122,7 @@ def peeker(settings: Settings, service: Service) -> dict[str, Any]:
     """Return the properties of a consumer that reads single records without joining the service's group.
 
     It bears the group's id, and so needs no privileges but the service's own. A broker
-    gives a whole batch at least, however little is asked for.
+    returns at least one whole batch, however small the fetch size is.
     """
     properties = consumer(settings, service, "classic", {})
     return properties | {
@@ -135,7 +135,7 @@ def peeker(settings: Settings, service: Service) -> dict[str, Any]:
 
 
 def begins_at_the_end(settings: Settings) -> bool:
-    """Whether a group that has committed nothing reads only what comes from now on."""
+    """Whether a group without committed offsets reads only new records."""
     return settings.kafka.get("auto.offset.reset", "earliest").lower() in {"latest", "largest", "end"}
 
 
@@ -153,7 +153,7 @@ def producer(settings: Settings, transactional_id: str) -> dict[str, Any]:
 
 
 def make_client(kind: Callable[..., Any], properties: dict[str, Any]) -> Any:
-    """Make a librdkafka client; a property that it refuses becomes a :class:`SettingsError`."""
+    """Make a librdkafka client; a property that it rejects becomes a :class:`SettingsError`."""
     try:
         return kind(properties, logger=LIBRDKAFKA_LOGGER)
     except KafkaException as error:

@@ -1,4 +1,4 @@
-"""Why no connection comes about, which a request that only times out does not say."""
+"""Why no connection can be made: a request only reports a timeout."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ _CONNECTION_FAULTS = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 
 class ConnectionErrors:
-    """An ``error_cb`` that remembers why no connection comes about, while a request only times out."""
+    """An ``error_cb`` that remembers the last connection error, while requests only time out."""
 
     def __init__(self) -> None:
         self.last: KafkaError | None = None
 
     def __call__(self, error: KafkaError) -> None:
-        """Take an error that concerns the client as a whole."""
+        """Handle an error that concerns the client as a whole."""
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
             self.last = error
 
     @property
     def is_final(self) -> bool:
-        """Whether waiting will not help: credentials are refused, or one side does not trust the other."""
+        """Whether retrying is useless: the credentials are wrong, or a certificate is not trusted."""
         return self.last is not None and self.last.code() in _CONNECTION_FAULTS
 
     def describe(self, otherwise: str) -> str:

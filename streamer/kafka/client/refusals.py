@@ -1,4 +1,4 @@
-"""What a broker refuses, in words: who lacks which privilege on what."""
+"""Authorization errors in words: who lacks which privilege on which resource."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 _REFUSED = {
-    # A producer that may write to no topic at all is told that it lacks a right on the cluster.
+    # A producer that may write to no topic at all gets an authorization error of the cluster.
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: Resource.TOPIC,
     KafkaError.TOPIC_AUTHORIZATION_FAILED: Resource.TOPIC,
     KafkaError.GROUP_AUTHORIZATION_FAILED: Resource.GROUP,
@@ -22,15 +22,15 @@ _REFUSED = {
 
 
 def refused(error: KafkaError) -> Resource | None:
-    """Return of what kind the resource is that a broker refuses for want of a privilege; None for other errors."""
+    """Return the kind of resource on which a privilege is missing; None for other errors."""
     resource = _REFUSED.get(error.code())
-    if resource is None and error.code() == KafkaError._FATAL:  # a consumer's, which hides its cause
+    if resource is None and error.code() == KafkaError._FATAL:  # a consumer's fatal error, which hides its cause
         resource = next((kind for code, kind in _REFUSED.items() if KafkaError(code).str() in error.str()), None)
     return resource
 
 
 class Refusals:
-    """Puts refusals into words: who lacks which privilege on what."""
+    """Describes authorization errors: who lacks which privilege on which resource."""
 
     def __init__(self, settings: Settings, role: str | None) -> None:
         """``role`` is a key of :data:`ROLES`, or None for a client that is none of those."""
@@ -40,7 +40,7 @@ class Refusals:
         self._who = f"User:{user}" if user else "this client"
 
     def describe(self, error: KafkaError, *names: str, operation: Operation | None = None) -> str:
-        """Return what ``error`` says, or the privilege that is missing where it is a refusal.
+        """Return the error's own text, or which privilege is missing where it is an authorization error.
 
         ``names`` are the resources that it may be about, by their full names; none: all of that kind in the table.
         """

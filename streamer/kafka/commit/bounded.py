@@ -1,4 +1,4 @@
-"""Blocking calls with a time limit of ours, for a library whose own limit does not always hold."""
+"""Blocking calls with a timeout of our own, for a library whose timeouts do not always hold."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class HungError(Exception):
-    """The call did not end in time; it may still be under way in its abandoned thread."""
+    """The call did not return in time; it may still be running in its abandoned thread."""
 
 
 class BoundedCalls:
-    """Runs calls one at a time in a thread of its own, and leaves a hung one behind with its thread."""
+    """Runs calls one at a time in a thread; a call that hangs is abandoned together with the thread."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -30,14 +30,14 @@ class BoundedCalls:
             result, error = self._outcomes.get(timeout=limit)
         except queue.Empty:
             self._start()
-            raise HungError(f"no end after {limit:g} s") from None
+            raise HungError(f"no return after {limit:g} s") from None
         if error is not None:
             raise error
         value: T = result
         return value
 
     def _start(self) -> None:
-        # New queues too: what the abandoned thread brings home is nobody's answer any more.
+        # New queues too: a late result of the abandoned thread must not be taken for that of the next call.
         self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         arguments = (self._calls, self._outcomes)

@@ -1,9 +1,9 @@
-"""Commits what is done: batches of completed works in transactions, and what to do where Kafka cannot just now.
+"""Commits completed records in batches, one transaction each, and retries while Kafka cannot commit.
 
-The steps of one transaction, and what each fault of it means, are :mod:`streamer.kafka.commit.transactions`; this is
-the policy around them. No fault loses a work: its outputs stay in memory until the group's offsets are known to be
-behind it. A cluster that loses a commit after it has acknowledged it (a lone broker can) is beyond that: the works are
-forgotten, and only their records, read again, can make up for it (:class:`LostCommitError`).
+The steps of one transaction, and the meaning of each fault, are in :mod:`streamer.kafka.commit.transactions`; this is
+the retry policy around them. No fault loses a record: its outputs stay in memory until the group's committed offsets
+are known to include it. The exception is a cluster that loses a commit after acknowledging it, as a single broker can:
+the records are forgotten by then and must be read again (:class:`LostCommitError`).
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ log = structlog.get_logger()
 
 _MAX_BATCH_RECORDS = 1_000
 _LINGER_S = 0.05
-"""How long what is done may wait for more, while more is under way: transactions have a price of their own."""
+"""How long completed records may wait for others that are being processed: each transaction has a fixed cost."""
 _BACKOFF_S = (0.05, 2.0)
-_PASS_AFTER_S = 1.0
-"""How long nothing may be in flight before offsets alone are committed, which mostly go along with records."""
+_IDLE_BEFORE_COMMIT_S = 1.0
+"""How long nothing must be in flight before offsets are committed without records; usually they go with records."""
 _UNREADY_AFTER_FAILURES = 3
 OUTCOMES = ("committed", "aborted", "unknown", "restarted", "fenced")
-"""Of transactions, as they are counted; the last one is counted where the process ends of it."""
+"""Outcomes of transactions as they are counted; the last one is counted by the loop, which it ends."""
 
 
 class LostCommitError(Exception):
-    """The group's offsets are not, or no longer, where an acknowledged commit had put them.
+    """The group's committed offsets are lower than those of an acknowledged commit.
 
-    Whoever starts at the group's offsets processes again what was lost with them.
+    After a restart from the group's offsets the lost records are processed again.
     """
 
 
 class Committer:
-    """Takes completed works of the assignment through transactions; used from the loop's thread.
+    """Commits the completed records of the assignment in transactions; used from the loop's thread.
 
     Every method may raise :class:`~streamer.kafka.commit.transactions.FencedError`, and :meth:`commit_ready`
     :class:`LostCommitError`.
@@ -71,7 +71,7 @@ class Committer:
         health: Health,
         topic_refused: Callable[[], None],
     ) -> None:
-        """``topic_refused`` is called where a transaction fails for want of a privilege on one of its topics."""
+        """``topic_refused`` is called when a transaction fails because a privilege on one of its topics is missing."""
         self._topic_refused = topic_refused
         self._transactions = transactions
         self._membership = membership
@@ -90,33 +90,33 @@ class Committer:
         for outcome in OUTCOMES:
             metrics.transactions.labels(outcome)
         self.lingers = False
-        """Whether what is done waits for more to be done."""
+        """Whether completed records wait for others to complete."""
 
     def start(self) -> bool:
-        """Take over our transactional id; False where no coordinator answers yet (call again).
+        """Initialise the transactional producers; False where no coordinator answers yet (call again).
 
-        Raises :class:`~streamer.kafka.commit.transactions.RestartError` where it cannot be had. That a privilege is
-        missing is waited out: /readyz says which.
+        Raises :class:`~streamer.kafka.commit.transactions.RestartError` where that is impossible. A missing privilege
+        is retried, and /readyz names it.
         """
         if time.monotonic() < self._not_before:
             return False
         try:
             self._transactions.init()
         except OutcomeUnknownError as error:
-            self._transactions.poll()  # the producer's error callback knows more than a timeout
-            self._backoff("waiting for the transaction coordinator", error)
+            self._transactions.poll()  # the error callback gives the reason, which a timeout does not
+            self._backoff("transaction coordinator not reachable, retrying", error)
             return False
         except RestartError as error:
             if error.refused is None:
                 raise
             self._transactions.restart()
-            self._backoff("waiting for a privilege", error)
+            self._backoff("privilege for transactions missing, retrying", error)
             return False
         self._recovered()
         return True
 
     def hurry(self) -> None:
-        """Wait less for answers from now on: a stop has its own deadline."""
+        """Use short timeouts from now on: a stop has its own deadline."""
         self._hurried = True
         self._transactions.hurry()
 
@@ -128,7 +128,7 @@ class Committer:
             self._lose_producer(error)
 
     def commit_completed(self) -> bool:
-        """Commit everything that is done, in one transaction; True where works were committed and are forgotten."""
+        """Commit all completed records in one transaction; True where a batch was committed."""
         if time.monotonic() < self._not_before:
             return False
         if self._producer_lost:
@@ -146,9 +146,9 @@ class Committer:
         except OutcomeUnknownError as error:
             self._pending = batch
             self._metrics.transactions.labels("unknown").inc()
-            self._backoff("the coordinator does not answer, asking again", error)
+            self._backoff("commit outcome unknown, retrying", error)
         except AbortedError as error:
-            # The outputs are still here and no offset moved: the next round sends them again.
+            # The outputs are still in memory and no offset was committed: the next iteration sends them again.
             self._pending = None
             self._metrics.transactions.labels("aborted").inc()
             self._handle_rejected(error.rejected)
@@ -166,7 +166,7 @@ class Committer:
         return False
 
     def _is_worth_waiting(self, at: float) -> bool:
-        """Tell a backlog, of which most is still to be done, from what comes one by one and must not wait."""
+        """Distinguish a backlog, most of which is still being processed, from single records, which must not wait."""
         done = self._assignment.completed
         if not done or self._hurried:
             return False
@@ -183,26 +183,26 @@ class Committer:
             if own:
                 records += own
                 offsets.append(_offset(partition, own))
-        if records or self._has_rested():
+        if records or self._is_idle():
             offsets += [_offset(partition, ()) for partition in self._assignment if partition.has_skipped]
         return Batch(records, offsets) if offsets else None
 
-    def _has_rested(self) -> bool:
+    def _is_idle(self) -> bool:
         """Tell whether nothing has been in flight for a while.
 
-        What lies at the end of a log without being a record for us (the markers of a transactional producer, what it
-        aborted, what retention has deleted unread) is passed over then: until that is committed, the group would seem
-        to be behind to everything that compares its offsets with the log's end, an autoscaler among them.
+        Then the committed offset may advance over what is not a record at the end of a partition: transaction markers,
+        aborted records, records that retention deleted unread. Otherwise the group would seem to lag to everything
+        that compares its offsets with the end offset, such as an autoscaler.
         """
         if self._assignment.records:
             self._idle_since = None
             return False
         now_s = time.monotonic()
         self._idle_since = self._idle_since or now_s
-        return now_s - self._idle_since >= _PASS_AFTER_S
+        return now_s - self._idle_since >= _IDLE_BEFORE_COMMIT_S
 
     def _settle(self, batch: Batch, took: float) -> None:
-        """Account for a committed batch, whose transaction took so many seconds."""
+        """Update metrics, traces and offsets for a committed batch; ``took`` is the transaction's time in seconds."""
         self._one_by_one = max(0, self._one_by_one - 1)
         self._metrics.transactions.labels("committed").inc()
         if batch.records:
@@ -230,7 +230,7 @@ class Committer:
             self._metrics.produced.labels(topic).inc(count)
 
     def _advance(self, offsets: Iterable[TopicPartition]) -> None:
-        """Forget what is committed."""
+        """Forget the records that these commits cover."""
         for offset in offsets:
             assigned = self._assignment.get(offset.partition)
             progress = Progress.of(offset)
@@ -238,47 +238,47 @@ class Committer:
                 assigned.mark_committed(progress)
 
     def _handle_rejected(self, rejected: Sequence[tuple[InFlightRecord, str]]) -> None:
-        """Replace the output that a broker refuses; among several suspects, find the guilty ones first."""
+        """Replace an output that the broker rejects; where several were, first find out which one causes it."""
         if len(rejected) > 1:
-            # A broker refuses the client's whole batch: the next transactions carry one record each.
+            # A broker rejects the client's whole batch: the next transactions have one record each.
             self._one_by_one = len(rejected)
             return
         for in_flight, why in rejected:
             self._replace_rejected(in_flight, why)
 
     def _replace_rejected(self, in_flight: InFlightRecord, why: str) -> None:
-        """Dead-letter a record whose output the broker will never take; cut a dead letter that is itself too large."""
+        """Dead-letter a record whose output the broker rejects; truncate a dead letter that is itself too large."""
         outputs = in_flight.outputs or ()
         if any(dead_letter_reason(output) for output in outputs):
             instead = [truncated(output) for output in outputs]
         else:
-            instead = [dead_letter(in_flight.record, Reason.TOO_LARGE, f"the output was refused: {why}")]
+            instead = [dead_letter(in_flight.record, Reason.TOO_LARGE, f"the output was rejected: {why}")]
         in_flight.complete(instead, since=in_flight.since)
 
     def _lose_producer(self, error: RestartError) -> None:
         self._pending = None
         self._producer_lost = True
         self._metrics.transactions.labels("restarted").inc()
-        self._backoff("producer is unusable and is replaced", error)
+        self._backoff("producer is unusable, replacing it", error)
         self._transactions.restart()
 
     def _recover(self) -> bool:
-        """Put the new producer to work, and learn from the group what came of the old one's last transaction.
+        """Initialise the new producer, and learn from the committed offsets how the last transaction ended.
 
-        True where it works. Raises :class:`LostCommitError` where the group does not even know of earlier ones.
+        True on success. Raises :class:`LostCommitError` where even earlier commits are missing.
         """
         try:
             self._transactions.init()
-            # Its init decided the open transaction, and a read_committed fetch waits for that decision.
+            # Its init ended the open transaction, and the fetch of the offsets waits for that.
             committed = self._membership.committed(self._assignment)
         except RestartError as error:
             self._lose_producer(error)
             return False
         except OutcomeUnknownError as error:
-            self._backoff("the new producer cannot start yet", error)
+            self._backoff("new producer not initialised, retrying", error)
             return False
         except KafkaException as error:
-            self._backoff("the new producer cannot start yet", self._membership.describe(error.args[0]))
+            self._backoff("new producer not initialised, retrying", self._membership.describe(error.args[0]))
             return False
         self._check(committed)
         self._producer_lost = False
@@ -286,7 +286,7 @@ class Committer:
         return True
 
     def _check(self, committed: Iterable[TopicPartition]) -> None:
-        """Compare what the group has, which may be nothing, with what this process knows to be committed."""
+        """Compare the group's committed offsets, if any, with those that this process knows to be committed."""
         lost = [
             f"{each.topic}-{each.partition}: {assigned.progress.last} was committed, "
             f"the group has {each.offset if each.offset >= 0 else 'nothing'}"
@@ -300,12 +300,12 @@ class Committer:
 
     def _backoff(self, what: str, error: object) -> None:
         first, most = _BACKOFF_S
-        # By hand, since nothing waits here: the loop goes on polling. Half of it is chance, so that the instances
-        # that one broker has failed do not all come back to it at once.
+        # Nothing sleeps here, since the loop must go on polling. The jitter keeps the instances from all returning at
+        # once to a broker that failed.
         delay = min(most, first * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1)  # noqa: S311
         self._failures += 1
         self._not_before = time.monotonic() + delay
-        if str(error) != self._last_error:  # a repetition is no news
+        if str(error) != self._last_error:  # a repetition is not logged
             self._last_error = str(error)
             log.warning(what, error=self._last_error, failures=self._failures, retry_in_s=round(delay, 2))
         if self._failures >= _UNREADY_AFTER_FAILURES:
@@ -318,6 +318,6 @@ class Committer:
 
 
 def _offset(partition: AssignedPartition, records: Iterable[InFlightRecord]) -> TopicPartition:
-    """Say what to commit of a partition once ``works`` are done too."""
+    """Return what to commit for a partition once ``records`` are committed too."""
     progress = partition.progress_after(records)
     return TopicPartition(partition.topic, partition.partition, progress.offset, metadata=progress.metadata)

@@ -1,8 +1,8 @@
 """The consumer as a member of its group, under the newest protocol that the brokers offer.
 
-Under KIP-848's protocol ("consumer", Kafka 4.0 and later) the broker makes the assignment, and a rebalance touches
-only the partitions that move. Brokers that do not offer it answer with a fatal error; the member then joins by
-the classic protocol, with cooperative assignment. A group may hold members of both while it changes over.
+Under KIP-848's protocol ("consumer", Kafka 4.0 and later) the broker makes the assignment, and a rebalance affects
+only the partitions that move. Brokers that do not support it return a fatal error; the member then joins with the
+classic protocol and cooperative assignment. During a migration a group may have members of both protocols.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 
 class GroupMembership:
-    """Holds the consumer, and replaces it where its protocol is refused."""
+    """Owns the consumer, and replaces it where the brokers do not support its protocol."""
 
     def __init__(self, settings: Settings, service: Service, callbacks: dict[str, Callable[..., None]]) -> None:
         self._settings = settings
@@ -53,36 +53,41 @@ class GroupMembership:
         self.consumer.subscribe([self._topic], **self._listeners)
 
     def fall_back(self, error: KafkaError) -> bool:
-        """Join anew by the next not_offered protocol after a fatal ``error``; False where there is none left to try.
+        """Rejoin with the next protocol after a fatal ``error``; False where there is none left to try.
 
-        Only for a member that owns nothing: what it has in flight would be orphaned.
+        Only for a member that owns no partitions: its records in flight would be orphaned.
         """
         if len(self._protocols) == 1 or refused(error):
             return False
-        not_offered = self._protocols.pop(0)
-        log.info("group protocol not offered", refused=not_offered, using=self.protocol, error=error.str())
+        unsupported = self._protocols.pop(0)
+        log.info(
+            "group protocol not supported by the brokers",
+            unsupported=unsupported,
+            using=self.protocol,
+            error=error.str(),
+        )
         self.rejoin()
         return True
 
     def rejoin(self) -> None:
-        """Leave the group, which revokes what is owned, and join it with a new client; not inside a callback."""
+        """Leave the group, which revokes its partitions, and join it with a new client; not inside a callback."""
         self.consumer.close()
         self.consumer = self._make()
         self.join(**self._listeners)
 
     def committed(self, partitions: Iterable[AssignedPartition]) -> list[TopicPartition]:
-        """Ask the group for its commits; not inside a callback. Raises KafkaException where one is not to be had."""
-        asked = [TopicPartition(each.topic, each.partition) for each in partitions]
-        if not asked:
+        """Fetch the group's committed offsets; not inside a callback. Raises KafkaException where that fails."""
+        places = [TopicPartition(each.topic, each.partition) for each in partitions]
+        if not places:
             return []
-        found = self.consumer.committed(asked, timeout=CALL_TIMEOUT_S)
+        found = self.consumer.committed(places, timeout=CALL_TIMEOUT_S)
         for each in found:
             if each.error is not None:
                 raise KafkaException(each.error)
         return found
 
     def describe(self, error: KafkaError) -> str:
-        """Put an error of the consumer into words."""
+        """Describe an error of the consumer: a missing privilege is named with its resource."""
         name = self._topic if refused(error) is Resource.TOPIC else self._settings.group(self._service.group)
         return self._refusals.describe(error, name)
 

@@ -1,22 +1,22 @@
-"""Transactional producers that take turns, so that a transaction need not wait for the end of the one before it.
+"""Transactional producers that take turns, so that a transaction need not wait for the markers of the one before it.
 
-A commit is answered as soon as the coordinator has logged its decision; the markers that make it visible are written
-after that. Until then the coordinator refuses the same producer's next transaction (CONCURRENT_TRANSACTIONS), and the
-client tries again after a while: with one producer that is the 99th percentile of the latency. Another producer has
-nothing to wait for.
+The coordinator acknowledges a commit as soon as it has logged the decision; the markers that make the records visible
+are written after that. Until then it refuses the same producer's next transaction (CONCURRENT_TRANSACTIONS), and the
+client retries after a while: with one producer that determines the 99th percentile of the latency. Another producer
+does not have to wait.
 
 Why that keeps every guarantee:
 
-- One transaction is open at a time: the next producer begins when the last one's commit or abort was answered.
-- The group's offsets end where the last transaction put them, though its marker may be written before that of the
-  one before: the group coordinator keeps of two commits the one that was appended later, whichever is decided first
+- One transaction is open at a time: the next producer begins when the last commit or abort was acknowledged.
+- The group's committed offsets are those of the last transaction, even where its marker is written before that of the
+  previous one: of two commits the group coordinator keeps the one that was appended later, whichever is decided first
   (Kafka's OffsetMetadataManager.replayEndTransactionMarker). So does compaction.
-- Whoever fetches the group's offsets, a successor or this process after a lost producer, is kept waiting while any
-  transaction has pending offsets for them, whichever producer it is of.
-- A successor of the same instance takes over all transactional ids before it joins the group: what any of them has
-  open is decided, and each producer of a zombie is fenced at its next request. Where a release uses fewer
-  producers than the one before, what the others left open is aborted by the coordinator after
-  transaction.timeout.ms, and the group's offsets wait for that.
+- A fetch of the group's offsets, by a successor or by this process after a lost producer, waits while a transaction of
+  any producer has pending offsets for them.
+- A successor of the same instance takes over all transactional ids before it joins the group: an open transaction of
+  any of them is ended, and each producer of a zombie is fenced at its next request. Where a release uses fewer
+  producers than the previous one, the coordinator aborts what the others left open after transaction.timeout.ms, and
+  fetches of the group's offsets wait for that.
 - A zombie of another instance is refused by the group's generation, as with one producer.
 
 ``make chaos`` kills rerankers with several producers at any moment and between any two steps.
@@ -55,12 +55,12 @@ class Rotation:
         return self._producers[self._turn]
 
     def init(self) -> None:
-        """Take over every transactional id that is not ours yet. Raises as :meth:`Transactions.init` does."""
+        """Initialise every producer that is not initialised yet. Raises as :meth:`Transactions.init` does."""
         for turn, producer in enumerate(self._producers):
             try:
                 producer.init()
             except RestartError:
-                self._turn = turn  # nothing of another one is open while any of them is not initialised
+                self._turn = turn  # no other producer has an open transaction while one of them is not initialised
                 raise
 
     def restart(self) -> None:
@@ -75,17 +75,17 @@ class Rotation:
             except RestartError:
                 if producer is self._current:
                     raise
-                # It has nothing open; the transaction of the one whose turn it is goes on.
+                # It has no open transaction; that of the current producer goes on.
                 producer.restart()
 
     def hurry(self) -> None:
-        """Wait less for answers from now on."""
+        """Use short timeouts from now on."""
         for producer in self._producers:
             producer.hurry()
 
     def run(self, batch: Batch, group_metadata: Any) -> None:
-        """Take one batch through a transaction of the producer whose turn it is, and pass the turn on at its end."""
-        self._current.init()  # unless it was replaced by :meth:`poll`, that is done
+        """Commit one batch in a transaction of the current producer; at its end the next producer takes its turn."""
+        self._current.init()  # a no-op unless :meth:`poll` has replaced it
         try:
             self._current.run(batch, group_metadata)
         except AbortedError:

@@ -2,29 +2,29 @@
 
 The steps, and what a crash right after each leaves behind:
 
-1. *init* (once a start, and after a fatal error). The coordinator raises the epoch of our transactional.id,
-   which fences any earlier holder of it, and aborts or completes what that one left open. A crash here
-   leaves nothing open.
+1. *init* (once per start, and after a fatal error). The coordinator raises the epoch of our transactional.id,
+   which fences any earlier producer with that id, and aborts or completes the transaction that it left open. A crash
+   here leaves nothing open.
 2. *begin*. Local to the client. A crash leaves nothing.
 3. *send offsets*, with the consumer's group metadata, while the outputs are on their way: the group coordinator
-   refuses them from a member whose generation has passed, so a zombie that lost its partitions cannot commit. A
-   crash leaves an open transaction: the next init of this id aborts it, else the coordinator does after
-   transaction.timeout.ms; whoever fetches the group's offsets waits until then. The records are processed again.
-4. *produce*. Outputs and dead letters are in the log, each acknowledged, but read_committed consumers do not see
-   them. A crash is as after 3.
-5. *commit*. When the coordinator has written its decision, all of it will become visible, offsets and outputs
-   alike, whether we live or not. A crash before the decision is as after 3; a crash after it loses nothing:
-   the next owner starts behind the committed offsets.
+   refuses them from a member of an earlier generation, so a zombie that lost its partitions cannot commit. A
+   crash leaves an open transaction: the next init of this id aborts it, otherwise the coordinator does after
+   transaction.timeout.ms; a fetch of the group's offsets waits until then. The records are processed again.
+4. *produce*. Outputs and dead letters are in their partitions, each acknowledged, but read_committed consumers do
+   not see them. A crash has the same effect as after 3.
+5. *commit*. Once the coordinator has written its decision, offsets and outputs become visible together, even if
+   this process dies. A crash before the decision has the same effect as after 3; a crash after it loses nothing:
+   the next owner starts at the committed offsets.
 
-Right after each step, and after the embedder's store write before them, stands a fault point at which a test
-kills the process (:mod:`streamer.faults`).
+After each step, and after the embedder's store write before them, there is a fault point at which a test kills the
+process (:mod:`streamer.faults`). A redrive, which belongs to no group, skips step 3.
 
-Outcomes for the caller: :meth:`Transactions.run` returned: committed. :class:`AbortedError`: nothing happened,
-the same outputs may be tried again in a new transaction, since they are still held in memory and no offset
-moved. :class:`OutcomeUnknownError`: the end of the transaction, commit or abort, was not answered in time; call
-again with the same batch, which only goes on asking. :class:`RestartError`: the producer is unusable and
-whether its last transaction was committed is unknown; make a new one and ask the group for its committed
-offsets, which know. :class:`FencedError`: another process holds our transactional.id; this one must stop.
+Outcomes for the caller: :meth:`Transactions.run` returned: committed. :class:`AbortedError`: the transaction was
+aborted; the same outputs can be sent again in a new transaction, since they are still in memory and no offset was
+committed. :class:`OutcomeUnknownError`: the commit or abort was not acknowledged in time; call
+again with the same batch, which only repeats that request. :class:`RestartError`: the producer is unusable and
+whether its last transaction was committed is unknown; make a new one and fetch the group's committed
+offsets, which show it. :class:`FencedError`: another process uses our transactional.id; this one must stop.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ if TYPE_CHECKING:
     from streamer.topology import Service
 
 CALL_TIMEOUT_S = 2.0
-"""Longest single request; what times out is taken up again, and the loop polls its consumer in between."""
+"""Timeout of a single request; after it the request is repeated, and the loop polls its consumer in between."""
 _DELIVERY_TIMEOUT_S = 5.0
 _HURRIED_TIMEOUT_S = 0.8
 _HUNG_AFTER_S = 3.0
-"""How long a request may outlast its own timeout. send_offsets_to_transaction was seen not to end at all when its
-broker went away (librdkafka 2.16): the producer is given up then, and a new one fences it."""
+"""How long a request may exceed its own timeout. send_offsets_to_transaction was seen to hang forever when its broker
+went down (librdkafka 2.16): the producer is abandoned then, and a new one fences it."""
 
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED)
 
@@ -83,11 +83,11 @@ class AbortedError(TransactionError):
 
 
 class OutcomeUnknownError(TransactionError):
-    """The coordinator has not answered in time; call again with the same batch."""
+    """The coordinator has not acknowledged the commit or abort in time; call again with the same batch."""
 
 
 class RestartError(TransactionError):
-    """The producer is unusable; the group's committed offsets tell what came of its last transaction."""
+    """The producer is unusable; the group's committed offsets show whether its last transaction was committed."""
 
 
 class FencedError(TransactionError):
@@ -103,7 +103,7 @@ class Batch:
 
 
 class _State(Enum):
-    """Where the current transaction is; a call that times out is taken up again from here."""
+    """The state of the current transaction, from which a call that timed out is resumed."""
 
     NONE = auto()
     COMMITTING = auto()
@@ -155,7 +155,7 @@ class Transactions:
 
     @property
     def transactional_id(self) -> str:
-        """The id under which a restart takes over what this process leaves open."""
+        """The id by which a restarted process ends the transaction that this one leaves open."""
         return str(self._properties["transactional.id"])
 
     def init(self) -> None:
@@ -188,7 +188,7 @@ class Transactions:
             self._handle(error.args[0])
 
     def hurry(self) -> None:
-        """Wait less for answers from now on: a stop has its own deadline."""
+        """Use short timeouts from now on: a stop has its own deadline."""
         self._call_timeout = self._delivery_timeout = _HURRIED_TIMEOUT_S
 
     def close(self) -> None:
@@ -230,9 +230,9 @@ class Transactions:
             reach(FaultPoint.PRODUCED)
         except KafkaException as error:
             cause = error.args[0]
-            if _costs_the_producer(cause):
+            if _is_fatal_to_producer(cause):
                 raise
-            # Whatever else went wrong, and be it an answer that did not come: before the commit nothing is lost.
+            # Any other fault, a timeout included, loses nothing before the commit.
             self._abort(AbortedError(self._describe(cause), rejected, refused=refused(cause)))
 
     def _request(self, function: Callable[..., object], *arguments: Any) -> None:
@@ -241,16 +241,16 @@ class Transactions:
         try:
             self._bounded(function, *arguments, self._call_timeout, limit=limit)
         except HungError as error:
-            raise RestartError(f"{function.__name__} hangs: {error}") from None
+            raise RestartError(f"{function.__name__} did not return: {error}") from None
 
     def _await_delivery(self, rejected: Sequence[tuple[InFlightRecord, str]]) -> None:
-        """Wait until the brokers have every record; at commit a refused one would show only as an abort."""
+        """Wait until every record is acknowledged; at the commit a rejected one would only show as an abort."""
         deadline = time.monotonic() + self._delivery_timeout
-        gives_up = self._restart_when_rejected
-        while (left := len(self._producer)) and time.monotonic() < deadline and not (gives_up and rejected):
+        stops_early = self._restart_when_rejected
+        while (left := len(self._producer)) and time.monotonic() < deadline and not (stops_early and rejected):
             # Not flush(): once the producer is fenced it raises SystemError (confluent-kafka 2.16).
             self._producer.poll(0.01)
-        if gives_up and rejected:
+        if stops_early and rejected:
             raise RestartError(f"{len(rejected)} records refused", rejected)
         if left or rejected:
             problem = f"{left} records not acknowledged in time" if left else f"{len(rejected)} records refused"
@@ -290,7 +290,7 @@ class Transactions:
         if cause.code() in _FENCED:
             raise FencedError(cause.str())
         lost = RestartError(self._describe(cause), refused=refused(cause))
-        if _costs_the_producer(cause):
+        if _is_fatal_to_producer(cause):
             raise lost
         if cause.txn_requires_abort():
             self._abort(AbortedError(self._describe(cause), refused=refused(cause)))
@@ -308,7 +308,7 @@ class Transactions:
         return self._refusals.describe(cause, *(names[resource] if resource else ()))
 
 
-def _costs_the_producer(cause: KafkaError) -> bool:
-    # A coordinator forgets ids that are idle for days. librdkafka (2.16) would have the transaction aborted and, where
-    # it was the offsets that were refused, use the forgotten producer id again.
+def _is_fatal_to_producer(cause: KafkaError) -> bool:
+    # A coordinator forgets ids that are idle for days. librdkafka (2.16) asks for an abort and, where the offsets were
+    # refused, uses the forgotten producer id again.
     return cause.fatal() or cause.code() == KafkaError.INVALID_PRODUCER_ID_MAPPING

@@ -1,14 +1,13 @@
-"""The dead letter topics as an operator sees them: what is there, why, since when, and what was redriven.
+"""The dead letter topics for operators: which dead letters there are, why, since when, and which were redriven.
 
-A dead letter topic holds two kinds of records. Dead letters are what :func:`~streamer.kafka.dead_letters.dead_letter`
-made. *Markers* are written by :mod:`streamer.kafka.dlq.redrive` and list the offsets, of their own partition, of
-dead letters that were put back. A marker stands behind all that it lists, and retention takes a partition's
-oldest records first, so a marker is there as long as a dead letter that it speaks of. Other readers of these
-topics tell a dead letter by its ``dlq.reason``; a marker has none.
+A dead letter topic holds two kinds of records. Dead letters are made by
+:func:`~streamer.kafka.dead_letters.dead_letter`. *Markers* are written by :mod:`streamer.kafka.dlq.redrive` and list
+the offsets, within their own partition, of dead letters that were redriven. A marker comes after everything that it
+lists, and retention deletes the oldest records of a partition first, so a marker exists as long as the dead letters
+that it lists. Other readers of these topics recognise a dead letter by its ``dlq.reason``; a marker has none.
 
-Reading goes twice through each partition, for the markers and then for the dead letters, so that memory holds
-the redriven offsets and one record, however long the topic is. Dead letters that retention has taken are gone
-and no error.
+Each partition is read twice, for the markers and then for the dead letters, so that memory holds the redriven offsets
+and one record, however long the topic is. Dead letters that retention has deleted are skipped.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ if TYPE_CHECKING:
 
 MARKER_HEADER = "dlq.marker"
 UNKNOWN_REASON = "unknown"
-"""Reason shown for a record that somebody else wrote and that carries none."""
+"""Reason shown for a record without one, which another client wrote."""
 
 _RELATIVE = re.compile(r"([0-9]{1,9})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class DeadLetterError(Exception):
-    """Dead letters cannot be read or put back; the message is one line."""
+    """Dead letters cannot be read or redriven; the message is one line."""
 
 
 class State(StrEnum):
@@ -52,14 +51,14 @@ class State(StrEnum):
     PENDING = "pending"
     REDRIVEN = "redriven"
     TRUNCATED = "truncated"
-    """Its value was cut when it was written, so the original is lost here and it is never redriven."""
+    """Its value was truncated when it was written, so the original is lost and it is never redriven."""
     FOREIGN = "foreign"
     """Not of this input topic, or not written by us; never redriven."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One dead letter. ``record`` is it itself; ``partition`` is where the original stood in its topic."""
+    """One dead letter. ``record`` is the dead letter itself; ``partition`` is that of the original in its topic."""
 
     record: Record
     state: State
@@ -73,13 +72,13 @@ class DeadLetter:
 
     @property
     def original_headers(self) -> Headers:
-        """The headers that the original came with."""
+        """The headers of the original."""
         return tuple((name, value) for name, value in self.record.headers if not name.startswith("dlq."))
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which dead letters are meant: all that fit each given part; ``since <= dlq.at < until``."""
+    """Selects dead letters that match each given condition; ``since <= dlq.at < until``."""
 
     reasons: Collection[str] = ()
     since: dt.datetime | None = None
@@ -88,7 +87,7 @@ class Filter:
     group: str | None = None
 
     def matches(self, letter: DeadLetter) -> bool:
-        """Say whether ``letter`` is one of those."""
+        """Tell whether ``letter`` is selected."""
         return (
             (not self.reasons or letter.reason in self.reasons)
             and (self.since is None or letter.at >= self.since)
@@ -105,7 +104,7 @@ def parse_time(text: str, now: dt.datetime) -> dt.datetime:
             return now - dt.timedelta(**{_UNITS[relative[2]]: int(relative[1])})
         return msgspec.convert(text, Time).astimezone(dt.UTC)
     except OverflowError:
-        raise ValueError(f"{text!r} is before or after all time") from None
+        raise ValueError(f"{text!r} is out of range") from None
     except msgspec.ValidationError:
         raise ValueError(
             f"{text!r} is neither RFC 3339 with an offset (2026-11-24T10:00:00Z) nor an age (90s, 15m, 2h, 3d, 1w)"
@@ -123,39 +122,39 @@ def encode_marker(offsets: Sequence[int], at: dt.datetime) -> bytes:
 
 
 def decode_marker(record: Record) -> list[int]:
-    """Return the offsets that a marker lists. One that cannot be read is an error: skipping it would double."""
+    """Return the offsets that a marker lists. An unreadable one is an error: skipping it would redrive twice."""
     try:
         return msgspec.json.decode(record.value or b"", type=_Marker).redriven
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DeadLetterError(f"{record.place} is marked as ours and cannot be read: {error}") from None
+        raise DeadLetterError(f"{record.place} is a redrive marker that cannot be read: {error}") from None
 
 
 def classify(record: Record, topic: str, redriven: Iterable[int] = ()) -> DeadLetter:
     """Read a record of the dead letter topic of ``topic`` (full name); ``redriven`` are the partition's offsets."""
-    told = {
+    fields = {
         name: value.decode(errors="replace")
         for name, value in record.headers
         if name.startswith("dlq.") and value is not None
     }
-    if told.get("dlq.topic") != topic or "dlq.reason" not in told:
+    if fields.get("dlq.topic") != topic or "dlq.reason" not in fields:
         state = State.FOREIGN
-    elif "dlq.truncated_from" in told:
+    elif "dlq.truncated_from" in fields:
         state = State.TRUNCATED
     else:
         state = State.REDRIVEN if record.offset in redriven else State.PENDING
     try:
-        at = msgspec.convert(told.get("dlq.at"), Time).astimezone(dt.UTC)
+        at = msgspec.convert(fields.get("dlq.at"), Time).astimezone(dt.UTC)
     except (msgspec.ValidationError, OverflowError):
         at = record.timestamp
     return DeadLetter(
         record=record,
         state=state,
-        reason=told.get("dlq.reason", UNKNOWN_REASON),
-        error=told.get("dlq.error", ""),
-        partition=_number(told.get("dlq.partition"), -1),
-        attempts=_number(told.get("dlq.attempts"), 1),
+        reason=fields.get("dlq.reason", UNKNOWN_REASON),
+        error=fields.get("dlq.error", ""),
+        partition=_number(fields.get("dlq.partition"), -1),
+        attempts=_number(fields.get("dlq.attempts"), 1),
         at=at,
-        group=told.get(GROUP_HEADER, ""),
+        group=fields.get(GROUP_HEADER, ""),
     )
 
 

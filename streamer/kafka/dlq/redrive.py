@@ -1,38 +1,40 @@
-"""Put dead letters back into the topic that they came from, each exactly once, whatever ends the attempt.
+"""Copy dead letters back into the topic that they came from, each exactly once, however often a run is interrupted.
 
-What was put back is remembered where the dead letters are: a marker (:mod:`streamer.kafka.dlq.letters`) in the same
-transaction as the copies. A consumer group's offsets would not do. Filters leave gaps, so one position says
-too little; a commit's metadata, which could list the rest, is bounded (4,096 bytes by default); and a broker
-forgets the offsets of a group without members after 7 days, half as long as dead letters are kept by default:
-what was put back in the first week would be put back again in the second. A marker is never gone before what
-it lists, and the set of markers has no bound but the topic's own.
+What was redriven is recorded in the dead letter topic: a marker (:mod:`streamer.kafka.dlq.letters`) in the same
+transaction as the copies. A consumer group's committed offsets cannot record it. Filters leave gaps, so one offset is
+not enough; a commit's metadata, which could list the rest, is bounded (4,096 bytes by default); and a broker deletes
+the offsets of a group without members after 7 days, half of the default retention of dead letters: those redriven in
+the first week would be redriven again in the second. A marker is never deleted before what it lists, and the number of
+markers is bounded only by the topic itself.
 
-The steps, and what a crash right after each leaves behind:
+The steps, and what a crash right after each leaves behind (the producer's own are those of
+:mod:`streamer.kafka.commit.transactions`):
 
 1. *init*. There is one transactional.id for each prefix and input topic, whichever host runs the redrive. The
-   coordinator fences an earlier holder, and aborts or completes the transaction that it left open: from here on
-   every marker that will ever count, but for our own, is in the log. A crash leaves nothing open.
-2. *ends*. The ends of the dead letter partitions are asked for after 1, the undecided part included, and not
-   the last stable offset: a service's open transaction holds that back, and a marker behind it would be missed.
-   A crash leaves nothing.
-3. *read*. Markers first, then dead letters, as read_committed up to those ends, waiting where a transaction is
-   open. All dead letters that the filter takes and no marker lists go on in batches. A crash leaves nothing.
+   coordinator fences an earlier redrive, and aborts or completes the transaction that it left open: from here on
+   every marker that will ever count, except our own, is in the topic. A crash leaves nothing open.
+2. *end offsets*. They are requested after 1 and are the high watermarks, not the last stable offsets: an open
+   transaction of a service holds back the last stable offset, and a marker after it would be missed. A crash leaves
+   nothing.
+3. *read*. Markers first, then dead letters, as read_committed up to those offsets, waiting where a transaction is
+   open. All dead letters that the filter selects and no marker lists go on in batches. A crash leaves nothing.
 4. *begin* and *produce*: the copies, to their original partition, and one marker for each dead letter
-   partition of the batch, to that partition. A crash leaves an open transaction: the next init aborts it, else
-   the coordinator does after transaction.timeout.ms; neither copies nor markers are ever seen.
-5. *commit*. When the coordinator has written its decision, copies and markers become visible, all of them,
-   whether we live or not: the next init waits for that, and 3 finds the markers. A crash before the decision is
+   partition of the batch, to that partition. A crash leaves an open transaction: the next init aborts it, otherwise
+   the coordinator does after transaction.timeout.ms; neither copies nor markers become visible.
+5. *commit*. Once the coordinator has written its decision, copies and markers become visible together, even if this
+   process dies: the next init waits for that, and 3 finds the markers. A crash before the decision has the same effect
    as after 4.
 
-Several groups may read the same input topic (``group_suffix``), and what one of them could not process the others
-have, perhaps: each dead letter bears the name of its group, and so does the copy. A service passes over a copy that
-was made for another group, so that nobody answers twice; but not where the topic is compacted, since there the copy
-replaces the original for those who have not read it yet, and processing it again does no harm. Markers list offsets
-of the dead letter topic, so the dead letters that two groups wrote about one record are put back separately.
+Several groups may read the same input topic (``group_suffix``), and a record that one of them could not process may
+have been processed by the others. Each dead letter names its group, and so does the copy. A service skips a copy that
+is for another group, so that no query is reranked twice. In a compacted topic it does not skip it: there the copy
+replaces the original for groups that have not read it yet, and storing the same upload again changes nothing. Markers
+list offsets of the dead letter topic, so the dead letters that two groups wrote about one record are redriven
+separately.
 
-Two redrives at once: the init of the later one fences the earlier, which stops at its next step 4 or 5 with an
-error; what it had committed by then the later one finds in 3. Any other fault that does not pass ends the
-run; running it again goes on where it stopped.
+Two redrives at the same time: the init of the later one fences the earlier one, which stops at its next step 4 or 5
+with an error; what it had committed by then is found by the later one in 3. Any other permanent fault ends the run;
+running it again continues where it stopped.
 """
 
 from __future__ import annotations
@@ -71,14 +73,14 @@ _ANY_PARTITION = -1
 
 @dataclass(slots=True)
 class Report:
-    """What a redrive did, or would do, with the dead letters that its filter takes."""
+    """What a redrive did, or would do, with the dead letters that its filter selects."""
 
     redriven: Counter[str] = field(default_factory=Counter)
     """By reason."""
     left: Counter[State] = field(default_factory=Counter)
-    """Those that it left alone."""
+    """Those that are not redriven, by their state."""
     refused: Counter[str] = field(default_factory=Counter)
-    """By reason: the topic would not take them, too large for its max.message.bytes."""
+    """By reason: those that are larger than the topic's max.message.bytes."""
 
 
 def redrive(
@@ -90,10 +92,10 @@ def redrive(
     dry_run: bool = False,
     batch_records: int = _BATCH_RECORDS,
 ) -> Report:
-    """Put back what is pending of ``wanted``, at most ``limit`` dead letters, and say what was done.
+    """Redrive the pending dead letters that ``wanted`` selects, at most ``limit``, and report what was done.
 
-    ``topic`` is the input topic's name without prefix. ``dry_run`` only reads, and disturbs no redrive that is
-    under way. Raises :class:`DeadLetterError`.
+    ``topic`` is the input topic's name without prefix. ``dry_run`` only reads, and does not interrupt a
+    running redrive. Raises :class:`DeadLetterError`.
     """
     run = _Run(wanted, limit)
     with contextlib.closing(DeadLetterTopic(settings, topic, DLQ_REDRIVE)) as dead_letters:
@@ -118,7 +120,7 @@ def redrive(
 
 
 class _Run:
-    """What one redrive has done so far, over all its attempts."""
+    """The progress of one redrive, over all its attempts."""
 
     def __init__(self, wanted: Filter, limit: int | None) -> None:
         self.report = Report()
@@ -128,7 +130,7 @@ class _Run:
         self._too_large: set[tuple[int, int]] = set()
 
     def pending(self, letters: Iterator[DeadLetter]) -> Iterator[DeadLetter]:
-        """Go through what is to be put back, up to the limit, and count what is not."""
+        """Go through the dead letters to redrive, up to the limit, and count the others."""
         self.report.left.clear()
         self.report.refused.clear()
         taken = len(self._done)
@@ -147,12 +149,12 @@ class _Run:
                 yield letter
 
     def settle(self, batch: Sequence[DeadLetter]) -> None:
-        """Account for what is committed."""
+        """Count a batch that is committed."""
         self._done.update(map(_place, batch))
         self.report.redriven.update(letter.reason for letter in batch)
 
     def refuse(self, places: Collection[tuple[int, int]]) -> None:
-        """Leave out from now on what the topic does not take."""
+        """Skip these from now on: the topic rejects them."""
         self._too_large.update(places)
 
 
@@ -178,7 +180,7 @@ def _batches(letters: Iterator[DeadLetter], most: int) -> Iterator[list[DeadLett
 
 
 class _TooLargeError(Exception):
-    """The topic does not take a copy because of its size; the transaction is left to the next init."""
+    """The topic rejects a copy because of its size; the transaction is left to the next init."""
 
     def __init__(self, places: Collection[tuple[int, int]]) -> None:
         super().__init__(f"refused: {places}")
@@ -239,14 +241,14 @@ class _Copier:
         return Output(self._dead_letters.source, record.key, record.value, headers, partition)
 
     def _retry(self, call: Callable[[], None]) -> None:
-        """Call until it succeeds, or until it is clear or has taken so long that it will not."""
+        """Call until it succeeds, fails permanently, or has been retried for too long."""
         deadline = time.monotonic() + _GIVE_UP_S
         while True:
             try:
                 call()
             except FencedError:
                 raise DeadLetterError(
-                    "another redrive of the same topic took over, and goes on with what is left"
+                    "another redrive of the same topic has taken over and continues with the rest"
                 ) from None
             except RestartError as error:
                 if error.rejected:
@@ -270,5 +272,5 @@ class _Copier:
         if error.refused is not None:
             return DeadLetterError(str(error))
         return DeadLetterError(
-            f"{self._dead_letters.unreachable(str(error))}; running it again goes on where this one stopped"
+            f"{self._dead_letters.unreachable(str(error))}; running it again continues where this one stopped"
         )

@@ -1,7 +1,7 @@
-r"""Dead letters in words: tables and text for people, JSON for scripts.
+r"""Dead letters as output: tables and text for people, JSON for scripts.
 
-What others wrote is shown with all that a terminal might obey escaped as JSON does it (``\u001b``), so escaped
-JSON is still the same JSON.
+Control characters in keys, headers and values are escaped as in JSON (``\u001b``), so that they cannot control the
+terminal, and escaped JSON is still the same JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def printable(text: str) -> str:
-    """Escape what is no visible character, a space or a new line: controls, and marks that change direction."""
+    """Escape everything but visible characters, spaces and new lines: control and bidirectional characters."""
     return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
 
@@ -37,7 +37,7 @@ def decoded(raw: bytes | None) -> str | None:
 
 
 def described(letter: DeadLetter) -> dict[str, Any]:
-    """Return what there is to say about a dead letter without its headers and value, ready for JSON."""
+    """Return a dead letter without its headers and value, ready for JSON."""
     return {
         "partition": letter.record.partition,
         "offset": letter.record.offset,
@@ -161,9 +161,9 @@ def redriven(report: Report, *, topic: str, dry_run: bool, as_json: bool) -> Non
     click.echo(f"{report.redriven.total():,} {done} to {topic}{f': {by_reason}' if by_reason else ''}")
     for count, why in (
         (report.left[State.REDRIVEN], "redriven before"),
-        (report.left[State.TRUNCATED], "left: truncated, their values are lost"),
-        (report.left[State.FOREIGN], f"left: not dead letters of {topic}"),
-        (report.refused.total(), f"left: larger than the max.message.bytes of {topic}"),
+        (report.left[State.TRUNCATED], "not redriven: truncated, their values are lost"),
+        (report.left[State.FOREIGN], f"not redriven: not dead letters of {topic}"),
+        (report.refused.total(), f"not redriven: larger than the max.message.bytes of {topic}"),
     ):
         if count:
             click.echo(f"{count:,} {why}")

@@ -1,12 +1,12 @@
-"""How far a partition is done, in the words of a group's commit: an offset and the metadata beside it.
+"""The progress of a partition as a group commits it: an offset, and metadata that lists later completed records.
 
-Records are done in any order. The offset that is committed is that of the first record that is not done; the
-commit's metadata lists those behind it that are. So a record that takes its time (a clip that hangs its decoder)
-holds up neither the outputs of the others in its partition nor, after a restart, has them processed again.
-confluentinc/parallel-consumer commits so, too.
+Records complete out of order. The committed offset is that of the first record that is not completed; the commit's
+metadata lists the completed records after it. So a slow record (a clip that hangs its decoder) neither delays the
+outputs of the others in its partition nor causes them to be processed again after a restart.
+confluentinc/parallel-consumer encodes its out-of-order commits in the same way.
 
-Offset and metadata are one commit, so they are exactly once together. What knows nothing of the metadata, an older
-release or a reset of the group's offsets, begins at the offset and processes again what was done behind it.
+Offset and metadata are written in one commit, so exactly once covers both. A reader that ignores the metadata (another
+tool, a reset of the group's offsets) begins at the offset and processes the completed records after it again.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from confluent_kafka import TopicPartition
 
 WINDOW = 8_192
-"""How far behind the first record that is not done others may be committed. As a bitmap this takes 1.4 kB; brokers
-take 4 kB of metadata (offset.metadata.max.bytes)."""
+"""How many offsets after the first incomplete record others may be committed. The bitmap takes 1.4 kB; brokers accept
+4 kB of metadata (offset.metadata.max.bytes)."""
 
 _MARK = "done1:"
-"""Begins our metadata; the number is that of its format."""
+"""Prefix of our metadata; the number is the version of its format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Every record before ``offset`` is done, and of those from there on the ones in ``ahead``."""
+    """All records before ``offset`` are completed, and of the later ones those in ``ahead``."""
 
     offset: int
     ahead: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, committed: TopicPartition) -> Progress | None:
-        """Read what a group has committed; None where that is nothing."""
+        """Read a group's commit; None where it has committed nothing."""
         if committed.offset < 0:
             return None
         return cls(committed.offset, _read(committed.metadata or "", committed.offset))
 
     @property
     def metadata(self) -> str:
-        """The commit's metadata: empty where nothing is ahead, else a bitmap of the offsets from ``offset`` on."""
+        """The commit's metadata: a bitmap of the offsets from ``offset`` on; empty where ``ahead`` is."""
         if not self.ahead:
             return ""
         bits = 0
@@ -53,20 +53,20 @@ class Progress:
 
     @property
     def last(self) -> int:
-        """The offset behind the last record that is done."""
+        """The offset after the last completed record."""
         return max(self.ahead, default=self.offset - 1) + 1
 
     def covers(self, other: Progress) -> bool:
-        """Whether everything is done that is done in ``other``."""
+        """Whether all records that are completed in ``other`` are completed here too."""
         return self.offset >= other.offset and all(self.includes(offset) for offset in other.ahead)
 
     def includes(self, offset: int) -> bool:
-        """Whether the record at ``offset`` is done."""
+        """Whether the record at ``offset`` is completed."""
         return offset < self.offset or offset in self.ahead
 
 
 def _read(metadata: str, first: int) -> frozenset[int]:
-    # Somebody else's metadata, which is allowed, says nothing to us.
+    # Any client may write its own metadata into a commit; that is ignored.
     if not metadata.startswith(_MARK) or len(metadata) > WINDOW:
         return frozenset()
     try:

@@ -1,9 +1,8 @@
-"""Which records are in flight, and how far each partition may be committed.
+"""The records in flight of each assigned partition, and which offsets may be committed.
 
-Records complete in any order, and are committed in any order (:mod:`streamer.kafka.inflight.offsets`). An
-:class:`AssignedPartition` lives from assignment to revocation, so whatever work finishes for one that was
-taken away reports to an object that nobody reads any more: stale work is harmless without any check, and
-what is marked so is skipped only to save the work.
+Records complete and are committed out of order (:mod:`streamer.kafka.inflight.offsets`). An :class:`AssignedPartition`
+lives from assignment to revocation. A record that completes after its partition was revoked reports to an object that
+nobody reads any more, so it is harmless without any check; it is marked as revoked only to save the processing.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ if TYPE_CHECKING:
 
 
 _RESUME_AT = 0.5
-"""Half empty, so that the flow does not flicker."""
+"""A partition is resumed at half its budget, so that it is not paused and resumed all the time."""
 
 
 class AssignedPartition:
     """The records in flight of one assigned partition, in offset order. Used by the loop's thread only.
 
-    Until it is known what the group has committed, no record of it may be worked on: it may be done already.
+    Until the group's committed offset is known, none of its records may be processed: they may be completed already.
     """
 
     def __init__(self, topic: str, partition: int, log: str) -> None:
@@ -37,14 +36,14 @@ class AssignedPartition:
         self.log = log
         self.paused = False
         self.known = False
-        """Whether what the group has committed is known."""
+        """Whether the group's committed offset has been fetched."""
         self.progress: Progress | None = None
-        """What is committed, None where nothing ever was, or nothing is known yet."""
+        """What is committed; None where nothing is, or where it has not been fetched yet."""
         self.last_timestamp: dt.datetime | None = None
-        """That of the last record that came."""
+        """The timestamp of the last record received."""
         self._in_flight: deque[InFlightRecord] = deque()
         self._received = 0
-        # Counted as they come and go: adding thousands of records up at each turn took a tenth of a backlog's time.
+        # Updated incrementally: summing thousands of records in each iteration took a tenth of the time of a backlog.
         self._sizes: dict[int, int] = {}
         self._bytes = 0
         self._completed_offsets: set[int] = set()
@@ -55,13 +54,13 @@ class AssignedPartition:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the records in flight and of what they have caused so far."""
+        """Bytes of the records in flight and of their outputs so far."""
         self._count_completed()
         return self._bytes
 
     @property
     def completed(self) -> int:
-        """How many of the records in flight are done."""
+        """How many of the records in flight are completed."""
         self._count_completed()
         return len(self._completed_offsets)
 
@@ -79,11 +78,11 @@ class AssignedPartition:
 
     def _forget(self, in_flight: InFlightRecord) -> None:
         offset = in_flight.record.offset
-        self._bytes -= self._sizes.pop(offset, 0)  # 0: a log that was cut off has given it twice
+        self._bytes -= self._sizes.pop(offset, 0)  # 0: a partition that was truncated has delivered it twice
         self._completed_offsets.discard(offset)
 
     def add(self, in_flight: InFlightRecord) -> bool:
-        """Take a record in flight; False where it is done and committed already, by an earlier owner perhaps."""
+        """Add a received record; False where it is committed already, perhaps by an earlier owner of the partition."""
         self._received = in_flight.record.offset + 1
         self.last_timestamp = in_flight.record.timestamp
         if self.progress is not None and self.progress.includes(in_flight.record.offset):
@@ -94,12 +93,12 @@ class AssignedPartition:
         return True
 
     def reached_end(self, end: int) -> None:
-        """Take note that everything readable before ``end`` has come: what is left there are markers and aborted."""
+        """Note that all readable records before ``end`` were received: the rest are markers and aborted records."""
         self._received = max(self._received, end)
 
     @property
     def oldest(self) -> Record | None:
-        """The first record in flight, of which none before it is left to be done. May be read from any thread."""
+        """The first record in flight: all records before it are committed. May be read from any thread."""
         try:
             return self._in_flight[0].record
         except IndexError:
@@ -107,29 +106,29 @@ class AssignedPartition:
 
     @property
     def position(self) -> int:
-        """The offset from which on nothing has come yet. May be read from any thread."""
+        """The offset of the next record to be received. May be read from any thread."""
         return max(self._received, self.committed_offset or 0)
 
     @property
     def committed_offset(self) -> int | None:
-        """What the group has committed; None where nothing, or nothing is known. May be read from any thread."""
+        """The group's committed offset; None where there is none or it is not known. May be read from any thread."""
         progress = self.progress
         return progress.offset if progress is not None else None
 
     @property
     def has_skipped(self) -> bool:
-        """Whether nothing is in flight and yet there is something to commit: markers or lost records, passed over."""
+        """Whether nothing is in flight and the committed offset can still advance, over markers or deleted records."""
         return self.known and not self._in_flight and self._received > (self.committed_offset or 0)
 
     def start_from(self, progress: Progress | None) -> list[InFlightRecord]:
-        """Take what the group has committed as known; return the works that are left to be done."""
+        """Set what the group has committed; return the records in flight that are still to be processed."""
         self.known = True
         if progress is not None:
             self.mark_committed(progress)
         return list(self._in_flight)
 
     def committable(self) -> Iterator[InFlightRecord]:
-        """Go through the works that are done and may be committed, in offset order."""
+        """Go through the completed records that may be committed, in offset order."""
         left = self.completed
         end: int | None = None
         for in_flight in self._in_flight:
@@ -143,19 +142,19 @@ class AssignedPartition:
                 end = offset + WINDOW
 
     def progress_after(self, records: Iterable[InFlightRecord]) -> Progress:
-        """Say what is to be committed once ``works`` are done too."""
+        """Return what to commit once ``records`` are committed too."""
         done = {each.record.offset for each in records}
         offset = next(
             (in_flight.record.offset for in_flight in self._in_flight if in_flight.record.offset not in done),
             self._received,
         )
         ahead = done if self.progress is None else done | self.progress.ahead
-        while offset in ahead:  # what an earlier owner has done, and has not come here again yet
+        while offset in ahead:  # completed by an earlier owner of the partition, and not received here yet
             offset += 1
         return Progress(offset, frozenset(each for each in ahead if each > offset))
 
     def mark_committed(self, progress: Progress) -> None:
-        """Forget the works that are done as ``progress`` says: their transaction is committed."""
+        """Set what is committed, and forget the records that it covers."""
         records = self._in_flight
         while records and records[0].record.offset < progress.offset:
             self._forget(records.popleft())
@@ -167,25 +166,25 @@ class AssignedPartition:
         self.progress = progress
 
     def abandon(self) -> int:
-        """Mark what is in flight as stale and return how many records that are.
+        """Mark the records in flight as revoked and return how many there are.
 
-        The last ones first: a pipeline that looks meanwhile must not pass over a record and work on a later one.
+        The last ones come first: a pipeline that checks meanwhile must not skip a record and process a later one.
         """
         for in_flight in reversed(self._in_flight):
             in_flight.revoked = True
         return len(self._in_flight)
 
     def fullness(self, most_records: int, most_bytes: int) -> float:
-        """Return how full the queue is, 1 being full by either measure."""
+        """Return how full the queue is by the fuller of both measures; 1 is full."""
         return max(len(self._in_flight) / most_records, self.bytes / most_bytes)
 
 
 class Assignment:
-    """The partitions of this instance and the budget that they share.
+    """The partitions of this instance and the budget of records in flight that they share.
 
-    A partition is full when it holds its share of the budget, or when all together hold all of it: one
-    whose front is a slow clip cannot take the room of the others. ``max_records`` and ``max_bytes`` may be
-    overrun by what the client hands over at once, no further.
+    A partition is full when it uses its share of the budget, or when all partitions together use all of it; one that
+    is held up by a slow clip cannot take the share of the others. ``max_records`` and ``max_bytes`` may be exceeded by
+    the records that the client delivers at once.
     """
 
     def __init__(self, *, max_records: int, max_bytes: int) -> None:
@@ -200,20 +199,20 @@ class Assignment:
         return iter(self._partitions.values())
 
     def get(self, partition: int | None) -> AssignedPartition | None:
-        """Return an assigned partition, None for one that is not (any more)."""
+        """Return an assigned partition; None for one that is not assigned (any more)."""
         return self._partitions.get(partition) if partition is not None else None
 
     def add(self, topic: str, partition: int, log: str) -> None:
-        """Start afresh with a newly assigned partition; ``log`` is the name that its records bear."""
+        """Add a newly assigned partition; ``log`` identifies it in its records (:class:`Record`)."""
         self._partitions[partition] = AssignedPartition(topic, partition, log)
 
     def remove(self, partition: int) -> int:
-        """Forget a partition and return how many records in flight are left to its next owner."""
+        """Remove a partition and return how many records in flight are left to its next owner."""
         removed = self._partitions.pop(partition, None)
         return removed.abandon() if removed is not None else 0
 
     def drop_unknown(self, partitions: Iterable[int]) -> None:
-        """Leave to the next owner what came of those partitions of which it was not known yet what is done."""
+        """Drop the records of those partitions whose committed offset was never fetched; the next owner reads them."""
         for number in partitions:
             partition = self._partitions.get(number)
             if partition is not None and not partition.known:
@@ -226,17 +225,17 @@ class Assignment:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the records in flight and of what they have caused so far."""
+        """Bytes of the records in flight and of their outputs so far."""
         return sum(partition.bytes for partition in self)
 
     @property
     def completed(self) -> int:
-        """How many of the records in flight are done."""
+        """How many of the records in flight are completed."""
         return sum(partition.completed for partition in self)
 
     @property
     def is_full(self) -> bool:
-        """Whether the whole budget is used up."""
+        """Whether the whole budget is used."""
         return self._fullness >= 1
 
     @property
@@ -244,7 +243,7 @@ class Assignment:
         return max(self.records / self._max_records, self.bytes / self._max_bytes)
 
     def flow_changes(self) -> tuple[list[AssignedPartition], list[AssignedPartition]]:
-        """Return which partitions to pause and which to resume now, and take that as done."""
+        """Return which partitions to pause and which to resume, and mark them so."""
         share = max(1, len(self))
         overall = self._fullness
         to_pause, to_resume = [], []

@@ -1,4 +1,4 @@
-"""One record in flight, and what it causes."""
+"""One record in flight, and the outputs that it causes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class InFlightRecord:
-    """One record in flight.
+    """One record that was received and is not committed yet.
 
-    A pipeline calls :meth:`complete` exactly once, from any thread; the committer again where it replaces an output.
+    A pipeline calls :meth:`complete` exactly once, from any thread; the committer calls it again to replace an output.
     """
 
     __slots__ = ("_wake", "completed", "outputs", "record", "revoked", "since", "size", "trace")
@@ -29,25 +29,25 @@ class InFlightRecord:
         self.outputs: Sequence[Output] | None = None
         self.since: dt.datetime | None = None
         self.size = record.size
-        """Bytes that are held until the record is committed: its own, and those of its outputs."""
+        """Bytes held until the record is committed: its own and those of its outputs."""
         self.completed: deque[InFlightRecord] | None = None
-        """Where the work reports to when it is done: to its partition."""
+        """The partition's queue of completed records, to which :meth:`complete` appends this one."""
         self.revoked = False
-        """True once its partition was taken away: whatever it causes is dropped, so it need not be worked on."""
+        """True once its partition was revoked or lost: its outputs are dropped, so it need not be processed."""
         self.trace: Trace | None = None
-        """Of the record, where records are traced."""
+        """The record's trace, None where tracing is off."""
         self._wake = wake
 
     @property
     def carried(self) -> Headers:
-        """The headers that go on to whatever the record causes; where it is traced, its own span is their parent."""
+        """The headers that its outputs inherit; where it is traced, their ``traceparent`` is the record's own span."""
         headers = carried(self.record.headers)
         if self.trace is None:
             return headers
         return (TRACEPARENT, self.trace.traceparent), *(each for each in headers if each[0] != TRACEPARENT)
 
     def complete(self, outputs: Sequence[Output] = (), *, since: dt.datetime | None = None) -> None:
-        """Hand over what the record causes; ``since`` is the time from which its latency counts."""
+        """Set the outputs and mark the record as completed; its latency is measured from ``since``."""
         self.since = since
         self.size = self.record.size + sum(output.size for output in outputs)
         self.outputs = outputs

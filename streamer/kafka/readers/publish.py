@@ -1,4 +1,4 @@
-"""Plain clients for what stands beside the services: publish events, read what is committed."""
+"""Clients for tools beside the services: publish events, and read committed records."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def publish(settings: Settings, outputs: Iterable[Output]) -> None:
     try:
         for number, output in enumerate(outputs):
             if number == 1:
-                # The first record waits for the connection; those that carry a time must not.
+                # Wait for the connection with the first record, so that the timestamps of the others are not delayed.
                 producer.flush(_FLUSH_TIMEOUT_S)
             topic = output.topic
             enqueue(producer, output, delivered)
@@ -59,7 +59,7 @@ def publish(settings: Settings, outputs: Iterable[Output]) -> None:
     except KafkaException as error:
         raise PublishError(refusals.describe(error.args[0], topic, operation=Operation.WRITE)) from None
     if left or errors:
-        why = errors[0] if errors else connection_errors.describe("no answer")
+        why = errors[0] if errors else connection_errors.describe("no response")
         raise PublishError(f"{left + len(errors)} records not acknowledged: {why}")
 
 

@@ -1,4 +1,4 @@
-"""A question to a running service: a record published, and the record awaited that it causes."""
+"""Request and reply through a running service: publish a record, and wait for the record that it causes."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _POLL_S = 0.05
 
 
 class RequestError(Exception):
-    """A question was not answered; the message is one line."""
+    """A request got no reply; the message is one line."""
 
 
 class Requester:
-    """Asks one question at a time; an answer is the committed record that carries the question's key.
+    """Sends one request at a time; the reply is the committed record with the request's key.
 
-    So keys must be those of no other record. Only what comes after this was made is read.
+    So each key must be unique. Only records written after this object was made are read.
     """
 
-    def __init__(self, settings: Settings, *, questions: str, answers: str) -> None:
-        """``questions`` and ``answers`` are topics' names without prefix.
+    def __init__(self, settings: Settings, *, requests: str, replies: str) -> None:
+        """Connect; ``requests`` and ``replies`` are topics' names without prefix.
 
         Raises :class:`~streamer.kafka.readers.topic_reader.ReadError` where there is no such topic.
         """
-        self._dead = settings.topic(dead_letter_topic(questions))
+        self._dead = settings.topic(dead_letter_topic(requests))
         self._settings = settings
         self._refusals = Refusals(settings, REPLAY.role)
         places = []
-        for name in (settings.topic(answers), self._dead):
+        for name in (settings.topic(replies), self._dead):
             with contextlib.closing(TopicReader(settings, name, REPLAY)) as reader:
                 places += [TopicPartition(name, span.partition, span.end) for span in reader.spans()]
         self._reader = RecordReader(config.reader(settings, settings.topic(REPLAY.group)))
@@ -51,8 +51,8 @@ class Requester:
             Producer, {**config.common(settings), "enable.idempotence": True, "linger.ms": 0}
         )
 
-    def request(self, question: Output, *, timeout: float) -> Record:
-        """Publish ``question`` and return its answer.
+    def request(self, output: Output, *, timeout: float) -> Record:
+        """Publish ``output`` and return the reply.
 
         Raises :class:`RequestError` where that takes longer than ``timeout`` seconds.
         """
@@ -60,31 +60,31 @@ class Requester:
 
         def delivered(error: KafkaError | None, _message: object) -> None:
             if error is not None:
-                problems.append(self._refusals.describe(error, question.topic, operation=Operation.WRITE))
+                problems.append(self._refusals.describe(error, output.topic, operation=Operation.WRITE))
 
-        name = (question.key or b"").decode(errors="replace")
+        name = (output.key or b"").decode(errors="replace")
         deadline = time.monotonic() + timeout
         try:
-            enqueue(self._producer, question, delivered)
+            enqueue(self._producer, output, delivered)
         except KafkaException as error:
             raise RequestError(f"{name}: {error.args[0].str()}") from None
         while time.monotonic() < deadline:
             try:
                 self._producer.poll(0)
             except KafkaException as error:  # a fatal one
-                problems.append(self._refusals.describe(error.args[0], question.topic, operation=Operation.WRITE))
+                problems.append(self._refusals.describe(error.args[0], output.topic, operation=Operation.WRITE))
             if problems:
-                raise RequestError(f"{name} could not be published to {question.topic}: {problems[0]}")
+                raise RequestError(f"{name} could not be published to {output.topic}: {problems[0]}")
             record = self._next()
-            if record is None or record.key != question.key:
+            if record is None or record.key != output.key:
                 continue
             if record.topic == self._dead:
                 why = dict(record.headers).get("dlq.error") or b""
-                raise RequestError(f"{name} was refused: {why.decode(errors='replace')}")
+                raise RequestError(f"{name} was dead-lettered: {why.decode(errors='replace')}")
             return record
         raise RequestError(
-            f"{name} was not answered in {timeout:g} s: is a service running on {question.topic} at "
-            f"{self._settings.bootstrap_servers}, and what does its /readyz say?"
+            f"{name} got no reply within {timeout:g} s: is a service running on {output.topic} at "
+            f"{self._settings.bootstrap_servers}, and is it ready (/readyz)?"
         )
 
     def _next(self) -> Record | None:
@@ -96,6 +96,6 @@ class Requester:
         return None if isinstance(record, End) else record
 
     def close(self) -> None:
-        """Leave. A question that is still under way is given up."""
+        """Close the connections. A request that has no reply yet is abandoned."""
         self._reader.close()
         self._producer.purge()

@@ -1,6 +1,6 @@
-"""The last records of topics, looked at now and then, outside any group: what a person watches.
+"""The last records of topics, read periodically and outside any group, for display.
 
-Each look reads a few offsets before the end of those partitions that have grown, however much came in between.
+Each poll reads a few offsets before the end of the partitions that have grown, however many records came in between.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from streamer.topology import Tool
 
 _BACK = 20
-"""Offsets before a partition's end that are read at most; transactions' markers count among them."""
-_ASK_S = 1.0
+"""At most so many offsets before the end of a partition are read, transaction markers included."""
+_REQUEST_TIMEOUT_S = 1.0
 _POLL_S = 0.05
 
 
@@ -40,7 +40,7 @@ class Tail:
         self._servers = settings.bootstrap_servers
         self._refusals = Refusals(settings, tool.role)
         self._connection_errors = ConnectionErrors()
-        # Faults are shown in a line of their own, not logged at each attempt.
+        # Errors are displayed, not logged at each attempt.
         quiet = {"log_level": 0, "error_cb": self._connection_errors}
         self._admin: AdminClient = config.make_client(AdminClient, {**config.common(settings), **quiet})
         self._reader = RecordReader(
@@ -54,13 +54,13 @@ class Tail:
         )
         self._ends: dict[tuple[str, int], int] = {}
         self.problem: str | None = None
-        """Why the last look saw nothing, or not all."""
+        """Why the last poll read nothing, or not everything; None where it did."""
 
-    def look(self) -> list[Record]:
-        """Return the last records of partitions that have grown since the last look, at most a second's worth of it."""
+    def poll(self) -> list[Record]:
+        """Return the last records of partitions that have grown since the last poll; takes at most about a second."""
         self.problem = None
         try:
-            ends = self._ask(self._partitions())
+            ends = self._end_offsets(self._partitions())
         except KafkaException as error:
             self._explain(error.args[0])
             return []
@@ -70,7 +70,7 @@ class Tail:
         return self._read(begins, grown) if grown else []
 
     def close(self) -> None:
-        """Leave."""
+        """Close the connections."""
         self._reader.close()
 
     def _partitions(self) -> list[TopicPartition]:
@@ -79,32 +79,32 @@ class Tail:
         for name in self._topics:
             topic = metadata.get(name)
             if topic is None or topic.error is not None:
-                # A list of all topics leaves out what may not be seen.
+                # The list of all topics omits those without the privilege to describe them.
                 self.problem = f"{name} does not exist, or {self._refusals.missing(Resource.TOPIC, name)}"
             else:
                 found += [TopicPartition(name, partition) for partition in topic.partitions]
         return found
 
-    def _ask(self, partitions: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
+    def _end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
         if not partitions:
             return {}
-        answers = self._admin.list_offsets(
+        responses = self._admin.list_offsets(
             {each: OffsetSpec.latest() for each in partitions},  # type: ignore[no-untyped-call]
             isolation_level=IsolationLevel.READ_COMMITTED,
-            request_timeout=_ASK_S,
+            request_timeout=_REQUEST_TIMEOUT_S,
         )
         ends = {}
-        for each, answer in answers.items():
+        for each, response in responses.items():
             with contextlib.suppress(TimeoutError):
-                ends[each.topic, each.partition] = answer.result(_ASK_S + 1).offset
+                ends[each.topic, each.partition] = response.result(_REQUEST_TIMEOUT_S + 1).offset
         return ends
 
     def _read(self, begins: dict[tuple[str, int], int], ends: dict[tuple[str, int], int]) -> list[Record]:
         self._reader.assign([TopicPartition(*place, begin) for place, begin in begins.items()])
         left = dict(ends)
-        came = dict(begins)
+        reached = dict(begins)
         records = []
-        deadline = time.monotonic() + _ASK_S
+        deadline = time.monotonic() + _REQUEST_TIMEOUT_S
         while left and time.monotonic() < deadline:
             try:
                 record = self._reader.next(_POLL_S)
@@ -119,12 +119,12 @@ class Tail:
                 left.pop(place, None)
                 continue
             records.append(record)
-            came[place] = record.offset + 1
+            reached[place] = record.offset + 1
             if record.offset + 1 >= left.get(place, 0):
                 left.pop(place, None)
         self._reader.unassign()
         for place in left:
-            self._ends[place] = came[place]  # there was no time for the rest, which the next look takes
+            self._ends[place] = reached[place]  # the next poll reads the rest, for which there was no time
         return sorted(records, key=lambda record: record.timestamp)
 
     def _explain(self, error: KafkaError, topic: str | None = None) -> None:

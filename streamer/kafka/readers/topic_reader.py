@@ -1,4 +1,4 @@
-"""A topic read from where it begins to where it ends now, outside any group."""
+"""Reading a topic from its beginning to its current end, outside any group."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from streamer.settings import Settings
     from streamer.topology import Tool
 
-_NO_ANSWER = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
+_UNREACHABLE = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
 TIMEOUT_S = 10.0
-"""Longest wait for one answer from the cluster."""
+"""Timeout of one request to the cluster."""
 PATIENCE_S = 90.0
-"""Longest wait for the next record; a crashed service's open transaction ends by itself within 70 s."""
+"""Longest wait for the next record; the coordinator ends a crashed service's transaction within 70 s."""
 _POLL_S = 0.2
 
 
@@ -46,7 +46,7 @@ class TopicReader:
     """Reads one topic as read_committed consumers do, one partition after the other."""
 
     error: type[Exception] = ReadError
-    """What is raised where the topic cannot be read."""
+    """The error raised where the topic cannot be read."""
 
     def __init__(self, settings: Settings, name: str, tool: Tool) -> None:
         """``name`` is the topic's full name, ``tool`` the command that reads it."""
@@ -73,7 +73,7 @@ class TopicReader:
         metadata = self._metadata(topic)
         if metadata.error is not None:
             if metadata.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
-                raise self.error(f"{topic} does not exist; streamer topics apply makes it")
+                raise self.error(f"{topic} does not exist; streamer topics apply creates it")
             raise self.failed(KafkaException(metadata.error), Operation.DESCRIBE, topic)
         return sorted(metadata.partitions)
 
@@ -84,14 +84,14 @@ class TopicReader:
                 return self._reader.metadata(topic).topics[topic]
             except KafkaException as error:
                 self._reader.serve()  # the reason why no connection comes about is reported here
-                waits = error.args[0].code() in _NO_ANSWER and not self._connection_errors.is_final
+                waits = error.args[0].code() in _UNREACHABLE and not self._connection_errors.is_final
                 if not waits or time.monotonic() > deadline:
                     raise self.failed(error) from None
 
     def spans(self, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED) -> list[Span]:
-        """Return what there is to read: all that is decided, or with READ_UNCOMMITTED what is yet undecided too.
+        """Return what there is to read: up to the last stable offset, with READ_UNCOMMITTED to the high watermark.
 
-        Reading the latter waits until each transaction that was open now has been decided.
+        Reading up to the latter waits for the end of every transaction that is open now.
         """
         partitions = self.partitions_of(self.name)
         begins = self._offsets(partitions, OffsetSpec.earliest(), isolation)  # type: ignore[no-untyped-call]
@@ -101,16 +101,16 @@ class TopicReader:
     def _offsets(self, partitions: Sequence[int], spec: OffsetSpec, isolation: IsolationLevel) -> list[int]:
         requests = {TopicPartition(self.name, partition): spec for partition in partitions}
         try:
-            answers = self._admin.list_offsets(requests, isolation_level=isolation, request_timeout=TIMEOUT_S)
-            found = {each.partition: future.result(TIMEOUT_S + 1).offset for each, future in answers.items()}
+            responses = self._admin.list_offsets(requests, isolation_level=isolation, request_timeout=TIMEOUT_S)
+            found = {each.partition: future.result(TIMEOUT_S + 1).offset for each, future in responses.items()}
         except KafkaException as error:
             raise self.failed(error) from None
         except TimeoutError:
-            raise self.error(f"Kafka at {self._servers}: no answer within {TIMEOUT_S:g} s") from None
+            raise self.error(f"Kafka at {self._servers}: no response within {TIMEOUT_S:g} s") from None
         return [found[partition] for partition in partitions]
 
     def records(self, span: Span) -> Iterator[Record]:
-        """Go through the records of a span; those that retention has taken are gone and no error."""
+        """Go through the records of a span; those that retention has deleted are skipped."""
         if span.begin >= span.end:
             return
         self._reader.assign([TopicPartition(self.name, span.partition, span.begin)])
@@ -137,11 +137,11 @@ class TopicReader:
                 )
 
     def failed(self, error: KafkaException, operation: Operation = Operation.READ, *names: str) -> Exception:
-        """Put what the client says into our words; ``operation`` is what was tried, on the resources ``names``."""
+        """Return the error to raise; ``operation`` is what was tried on the resources ``names``, by default to read."""
         cause: KafkaError = error.args[0]
         if refused(cause):
             return self.error(self._refusals.describe(cause, *(names or [self.name]), operation=operation))
-        if cause.code() in _NO_ANSWER:
+        if cause.code() in _UNREACHABLE:
             return self.unreachable(cause.str())
         return self.error(f"Kafka at {self._servers}: {cause.str()}")
 
@@ -156,11 +156,11 @@ class TopicReader:
     def unwritable(self, *names: str) -> list[str]:
         """Return which of these topics may not be written to."""
         topics = TopicCollection(list(names))
-        answers = self._admin.describe_topics(topics, include_authorized_operations=True, request_timeout=TIMEOUT_S)
+        responses = self._admin.describe_topics(topics, include_authorized_operations=True, request_timeout=TIMEOUT_S)
         found = []
-        for name, answer in answers.items():
+        for name, response in responses.items():
             with contextlib.suppress(KafkaException, TimeoutError):
-                if AclOperation.WRITE in (answer.result(TIMEOUT_S + 1).authorized_operations or ()):
+                if AclOperation.WRITE in (response.result(TIMEOUT_S + 1).authorized_operations or ()):
                     continue
             found.append(name)
         return found

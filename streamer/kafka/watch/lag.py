@@ -1,20 +1,20 @@
-"""How far the group is behind: the broker's own count of records, and the age of the oldest that is not processed.
+"""The group's lag: in records as the broker counts them, and in seconds, the age of the oldest unprocessed record.
 
-Records. The log's end less the committed offset, both as kafka-consumer-groups takes them: the end is the high
-watermark, records of open and aborted transactions included. It is asked for, since what a client knows of it by
-itself comes with the records that it fetches, and a paused partition is not fetched.
+Records. The end offset minus the committed offset, both as kafka-consumer-groups takes them: the end offset is the high
+watermark, which includes records of open and aborted transactions. It is requested from the broker, since the client
+learns it only from the partitions that it fetches, and a paused partition is not fetched.
 
-Seconds. Most of what is not processed is in flight, and its first record says how old it is. Where nothing is in flight
-and the log goes on, a record is on its way, for milliseconds, or it is not fetched at all: its partition is paused,
-since others fill the budget. Then a second consumer, which joins no group, looks at the first record there
-(:class:`_Peek`). Nothing else tells its age: the time at which an offset was seen first is forgotten by a restart, and
-between the last record and the next may lie hours. Where nothing readable is left (markers of transactions, aborted
-records, what retention has deleted unread), the age is 0.
+Seconds. Usually the oldest unprocessed record is in flight, and its timestamp gives the age. Where nothing is in flight
+and the end offset is higher than the position, either a record arrives within milliseconds, or the partition is paused
+because others fill the budget. Then a second consumer, outside any group, reads the first record there
+(:class:`_Peek`). Its age is not known otherwise: the time at which an offset was first seen is lost by a restart, and
+there may be hours between two records. Where no readable record is left (transaction markers, aborted records, records
+that retention deleted unread), the age is 0.
 
-Until it has been looked, which takes a third of a second, the age is given that the record has at most: it came after
-the last one that was received, and after the moment at which the log's end was last seen to be reached.
+Until that record has been read, which takes a third of a second, its maximum age is reported: it was written after the
+last record that was received, and after the time at which the partition's end was last reached.
 
-Ages are computed when they are read, so that they grow while the consume loop stands still.
+Ages are computed when they are scraped, so that they grow while the consume loop does not iterate.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 
 _END: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _BEGINNING: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
-_ASK_EVERY_S = 1.0
-_ASK_TIMEOUT_S = 5.0
-_ON_ITS_WAY_S = 0.2
-"""How long a record that is there may take to arrive before it is looked at."""
-_LOOK_TIMEOUT_S = 5.0
-_LOOK_RECORDS = 32
+_REQUEST_EVERY_S = 1.0
+_REQUEST_TIMEOUT_S = 5.0
+_ARRIVAL_S = 0.2
+"""How long an existing record may take to be fetched before it is peeked at."""
+_PEEK_TIMEOUT_S = 5.0
+_PEEK_RECORDS = 32
 
 
 class LagWatch:
-    """Keeps the lag gauges of the assigned partitions; used from the loop's thread, and never waits."""
+    """Maintains the lag gauges of the assigned partitions; used from the loop's thread, and never waits."""
 
     def __init__(self, settings: Settings, assignment: Assignment, *, service: Service, metrics: Metrics) -> None:
         self._settings = settings
@@ -58,29 +58,29 @@ class LagWatch:
         self._topic = settings.topic(service.input)
         self._metrics = metrics
         self._admin: AdminClient | None = None
-        self._asked: dict[str, dict[TopicPartition, Future[Any]]] = {}
-        self._next_ask = 0.0
+        self._requests: dict[str, dict[TopicPartition, Future[Any]]] = {}
+        self._next_request = 0.0
         self._ends: dict[int, int] = {}
         self._beginnings: dict[int, int] = {}
         self._caught_up: dict[int, float] = {}
-        """When a partition's end was last seen to be reached."""
+        """When the end of a partition was last reached, in seconds since the epoch."""
         self._peek = _Peek(settings, assignment, service)
 
     def tick(self) -> None:
-        """Take what has been answered, and ask anew when it is time."""
-        self._take_answers()
+        """Take the responses that have arrived, and send the next requests when it is time."""
+        self._take_responses()
         self._peek.serve()
-        if not self._assignment or self._asked or time.monotonic() < self._next_ask:
+        if not self._assignment or self._requests or time.monotonic() < self._next_request:
             return
-        self._next_ask = time.monotonic() + _ASK_EVERY_S
+        self._next_request = time.monotonic() + _REQUEST_EVERY_S
         if self._admin is None:
             self._admin = config.make_client(AdminClient, config.common(self._settings))
-        self._ask("ends", self._assignment, _END)
+        self._request("ends", self._assignment, _END)
         uncommitted = [each for each in self._assignment if each.committed_offset is None]
-        self._ask("beginnings", uncommitted, _BEGINNING)
+        self._request("beginnings", uncommitted, _BEGINNING)
 
     def forget(self, partition: int) -> None:
-        """Stop reporting a partition that is no longer ours."""
+        """Stop reporting a partition that is no longer assigned."""
         for known in (self._ends, self._beginnings, self._caught_up):
             known.pop(partition, None)
         self._peek.forget(partition)
@@ -88,27 +88,29 @@ class LagWatch:
             gauge.remove(self._topic, str(partition))
 
     def close(self) -> None:
-        """Let the clients go."""
+        """Close the clients."""
         self._admin = None
         self._peek.close()
 
-    def _ask(self, what: str, partitions: Iterable[AssignedPartition], spec: OffsetSpec) -> None:
-        asked = {TopicPartition(each.topic, each.partition): spec for each in partitions}
-        if asked and self._admin is not None:
-            self._asked[what] = self._admin.list_offsets(
-                asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=_ASK_TIMEOUT_S
+    def _request(self, what: str, partitions: Iterable[AssignedPartition], spec: OffsetSpec) -> None:
+        requests = {TopicPartition(each.topic, each.partition): spec for each in partitions}
+        if requests and self._admin is not None:
+            self._requests[what] = self._admin.list_offsets(
+                requests, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=_REQUEST_TIMEOUT_S
             )
 
-    def _take_answers(self) -> None:
-        if not self._asked or not all(answer.done() for each in self._asked.values() for answer in each.values()):
+    def _take_responses(self) -> None:
+        if not self._requests or not all(
+            response.done() for each in self._requests.values() for response in each.values()
+        ):
             return
-        for what, answers in self._asked.items():
+        for what, responses in self._requests.items():
             known = self._ends if what == "ends" else self._beginnings
-            for place, answer in answers.items():
-                # Where the broker does not answer, /readyz says so, and the last figures stand until it does.
-                if self._assignment.get(place.partition) is not None and answer.exception() is None:
-                    known[place.partition] = answer.result().offset
-        self._asked = {}
+            for place, response in responses.items():
+                # Where the broker does not respond, /readyz says so, and the last values remain until it does.
+                if self._assignment.get(place.partition) is not None and response.exception() is None:
+                    known[place.partition] = response.result().offset
+        self._requests = {}
         for partition in self._assignment:
             if partition.known and partition.partition in self._ends:
                 self._report(partition)
@@ -140,7 +142,7 @@ class LagWatch:
         position = self._position(partition)
         if self._ends.get(partition.partition, 0) <= position:
             return 0.0
-        sight = self._peek.sights.get(partition.partition)
+        sight = self._peek.first.get(partition.partition)
         if sight is not None and sight.position == position:
             return 0.0 if sight.timestamp is None else max(0.0, now - sight.timestamp)
         last = partition.last_timestamp
@@ -155,20 +157,20 @@ class LagWatch:
         return max(partition.position, self._beginning(partition) if partition.committed_offset is None else 0)
 
     def _beginning(self, partition: AssignedPartition) -> int:
-        """Return where a group without a committed offset begins."""
+        """Return the offset at which a group without a committed offset begins."""
         known = self._ends if config.begins_at_the_end(self._settings) else self._beginnings
         return known.get(partition.partition, 0)
 
 
-class _Sight(NamedTuple):
-    """The timestamp of the first readable record at or behind a position, None where there is none."""
+class _FirstRecord(NamedTuple):
+    """The timestamp of the first readable record at or after a position, None where there is none."""
 
     position: int
     timestamp: float | None
 
 
 class _Peek:
-    """Looks at what is not fetched, with a consumer of its own that joins no group and is made when it is needed."""
+    """Reads the first record of partitions that are not fetched, with a consumer that is made when it is needed."""
 
     def __init__(self, settings: Settings, assignment: Assignment, service: Service) -> None:
         self._settings = settings
@@ -177,13 +179,13 @@ class _Peek:
         self._topic = settings.topic(service.input)
         self._reader: RecordReader | None = None
         self._wanted: dict[int, tuple[int, float]] = {}
-        self._looking: dict[int, int] = {}
+        self._reading: dict[int, int] = {}
         self._until = 0.0
-        self.sights: dict[int, _Sight] = {}
+        self.first: dict[int, _FirstRecord] = {}
 
     def want(self, partition: int, position: int) -> None:
-        """Have it looked at what is at ``position``, unless a record is known to be there."""
-        sight = self.sights.get(partition)
+        """Request the first record at ``position``, unless it is known already."""
+        sight = self.first.get(partition)
         if sight is not None and sight.position == position and sight.timestamp is not None:
             return
         wanted = self._wanted.get(partition)
@@ -191,19 +193,19 @@ class _Peek:
             self._wanted[partition] = position, time.monotonic()
 
     def forget(self, partition: int) -> None:
-        """Drop what is known of a partition."""
-        for known in (self._wanted, self._looking, self.sights):
+        """Forget a partition."""
+        for known in (self._wanted, self._reading, self.first):
             known.pop(partition, None)
 
     def serve(self) -> None:
-        """Begin to look where it is time, and take what is seen."""
-        if self._looking:
+        """Begin to read where it is time, and take the records that have arrived."""
+        if self._reading:
             self._take()
         elif self._wanted:
             self._begin()
 
     def close(self) -> None:
-        """End the consumer, if there is one."""
+        """Close the consumer, if there is one."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -213,33 +215,33 @@ class _Peek:
             partition = self._assignment.get(number)
             if partition is None or partition.oldest is not None or partition.position > position:
                 del self._wanted[number]
-        if not any(time.monotonic() - since >= _ON_ITS_WAY_S for _, since in self._wanted.values()):
+        if not any(time.monotonic() - since >= _ARRIVAL_S for _, since in self._wanted.values()):
             return
         if self._reader is None:
             self._reader = RecordReader(config.peeker(self._settings, self._service))
-        self._looking = {number: position for number, (position, _) in self._wanted.items()}
+        self._reading = {number: position for number, (position, _) in self._wanted.items()}
         self._wanted = {}
-        self._until = time.monotonic() + _LOOK_TIMEOUT_S
-        self._reader.assign([TopicPartition(self._topic, *each) for each in self._looking.items()])
+        self._until = time.monotonic() + _PEEK_TIMEOUT_S
+        self._reader.assign([TopicPartition(self._topic, *each) for each in self._reading.items()])
 
     def _take(self) -> None:
         if self._reader is None:
             return
         try:
-            found = self._reader.ready(_LOOK_RECORDS)
+            found = self._reader.ready(_PEEK_RECORDS)
         except ConsumeError:
             return  # until the time is up; the service's own consumer reports what is wrong
         for record in found:
             partition = self._assignment.get(record.partition)
-            if partition is None or record.partition not in self._looking:
+            if partition is None or record.partition not in self._reading:
                 continue
             if isinstance(record, End):
-                self._saw(record.partition, None)
+                self._found(record.partition, None)
             elif partition.progress is None or not partition.progress.includes(record.offset):
-                self._saw(record.partition, record.timestamp.timestamp())
-        if not self._looking or time.monotonic() > self._until:
-            self._looking = {}
+                self._found(record.partition, record.timestamp.timestamp())
+        if not self._reading or time.monotonic() > self._until:
+            self._reading = {}
             self._reader.unassign()
 
-    def _saw(self, number: int, timestamp: float | None) -> None:
-        self.sights[number] = _Sight(self._looking.pop(number), timestamp)
+    def _found(self, number: int, timestamp: float | None) -> None:
+        self.first[number] = _FirstRecord(self._reading.pop(number), timestamp)

@@ -1,4 +1,4 @@
-"""What the Kafka clients tell of themselves: readiness, lag, and faults that come without a call."""
+"""The Kafka clients' callbacks as readiness conditions, gauges and log lines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _QUIET_S = 60.0
 
 
 class Monitor:
-    """Turns librdkafka's callbacks into conditions of readiness and into gauges; used from the loop's thread."""
+    """Turns librdkafka's callbacks into readiness conditions and gauges; used from the loop's thread."""
 
     def __init__(
         self,
@@ -43,52 +43,52 @@ class Monitor:
         self._health = health
         self._lag = LagWatch(settings, assignment, service=service, metrics=metrics)
         self._quiet_until: dict[int, float] = {}
-        # What is counted begins with 0, so that the first one is an increase.
+        # Counters are exposed at 0 from the start, so that their first increment is seen as an increase.
         metrics.consumed.labels(self._topic)
         metrics.produced.labels(settings.topic(service.output))
         for reason in Reason:
             metrics.dead_lettered.labels(self._topic, reason)
         for kind in ("assigned", "revoked", "lost"):
             metrics.rebalances.labels(kind)
-        health.not_ready("broker", f"no answer yet from {self._servers}")
+        health.not_ready("broker", f"no response yet from {self._servers}")
         health.not_ready("assignment", "no partitions assigned yet")
 
     def on_error(self, error: KafkaError) -> None:
-        """Take an error that concerns a client as a whole (``error_cb``)."""
+        """Handle an error that concerns a client as a whole (``error_cb``)."""
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self._health.not_ready("broker", f"no broker of {self._servers} answers")
+            self._health.not_ready("broker", f"no broker of {self._servers} is reachable")
         elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
             self._health.not_ready("authentication", error.str())
         elif time.monotonic() > self._quiet_until.get(error.code(), 0.0):
-            # A client that reconnects reports each attempt; once a minute says as much.
+            # A client that reconnects reports each attempt; one line a minute is enough.
             self._quiet_until[error.code()] = time.monotonic() + _QUIET_S
-            log.warning("kafka client", error=error.str(), code=error.name())
+            log.warning("kafka client error", error=error.str(), code=error.name())
 
     def on_statistics(self, text: str) -> None:
-        """Take the consumer's statistics (``stats_cb``), which come once a second."""
+        """Handle the consumer's statistics (``stats_cb``), which come once a second."""
         statistics = orjson.loads(text)
         if any(broker["state"] == "UP" and broker["nodeid"] >= 0 for broker in statistics["brokers"].values()):
             self._health.ready("broker")
             self._health.ready("authentication")
         topic: dict[str, Any] = statistics["topics"].get(self._topic, {"partitions": {}})
-        # -1 is librdkafka's own, for records that have no partition yet.
+        # -1 is librdkafka's internal partition for records without a partition.
         self._metrics.partitions.labels(self._topic).set(sum(int(number) >= 0 for number in topic["partitions"]))
         self.measure()
 
     def tick(self) -> None:
-        """Take a turn; never waits."""
+        """Do periodic work; never waits."""
         self._lag.tick()
 
     def close(self) -> None:
-        """Let the clients go."""
+        """Close the clients."""
         self._lag.close()
 
     def forget(self, partition: int) -> None:
-        """Stop reporting a partition that is no longer ours."""
+        """Stop reporting a partition that is no longer assigned."""
         self._lag.forget(partition)
 
     def measure(self) -> None:
-        """Set the gauges to what is the case now."""
+        """Update the gauges of the assignment."""
         metrics, assignment = self._metrics, self._assignment
         metrics.assigned.set(len(assignment))
         metrics.paused.set(sum(partition.paused for partition in assignment))

@@ -1,6 +1,7 @@
-"""Whether the topics that a service needs are there, may be used, and which topic bears the input's name.
+"""Checks that a service's topics exist and that it may use them, and watches the input topic's id.
 
-What may be done with a topic is part of its description, so a missing privilege is told before anything fails for it.
+A topic's description lists the operations that the client is allowed, so a missing privilege is reported before a
+request fails because of it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _UNKNOWN_TOPIC = (
 
 
 class TopicWatch:
-    """Looks for topics until all are there; used from the loop's thread, and never waits."""
+    """Checks the topics until all exist; used from the loop's thread, and never waits."""
 
     def __init__(self, settings: Settings, service: Service, health: Health) -> None:
         self._settings = settings
@@ -42,16 +43,16 @@ class TopicWatch:
         self._health = health
         self._refusals = Refusals(settings, service.role)
         self._admin: AdminClient | None = None
-        self._answers: dict[str, Future[Any]] = {}
+        self._responses: dict[str, Future[Any]] = {}
         self._next_check = 0.0
         self.found = False
-        """Whether all topics were there, and ours to use, at the last look."""
+        """Whether all topics existed and could be used at the last check."""
         self.topic_id: str | None = None
-        """The input topic's, None until it was found; a topic that is deleted and made anew has another one."""
-        health.not_ready("topic", "not looked for yet")
+        """The input topic's id, None until it was found; a topic that is deleted and created again has another one."""
+        health.not_ready("topic", "not checked yet")
 
     def on_error(self, error: KafkaError) -> bool:
-        """Take an error that the consumer reports; return whether it was one of the input topic."""
+        """Handle an error that the consumer reports; return whether it concerns the input topic."""
         if error.code() in _UNKNOWN_TOPIC:
             self.found = False
             return True
@@ -62,47 +63,47 @@ class TopicWatch:
         return False
 
     def invalidate(self) -> None:
-        """Take nothing for granted any more: a topic may have gone, or come again as another one."""
+        """Check again: a topic may have been deleted, or deleted and created again."""
         self.found = False
-        self._answers = {}
+        self._responses = {}
         self._next_check = 0.0
 
     def check(self) -> None:
-        """Ask for the topics now and then until all are there, and take the answers that have come."""
+        """Request the topics' descriptions periodically until all exist, and take the responses that have arrived."""
         if self.found:
             return
-        if self._answers:
-            if all(answer.done() for answer in self._answers.values()):
-                self._take(self._answers)
-                self._answers = {}
+        if self._responses:
+            if all(response.done() for response in self._responses.values()):
+                self._take(self._responses)
+                self._responses = {}
         elif time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + _CHECK_EVERY_S
             if self._admin is None:
                 self._admin = config.make_client(AdminClient, config.common(self._settings))
-            self._answers = self._admin.describe_topics(
+            self._responses = self._admin.describe_topics(
                 TopicCollection(self._names), include_authorized_operations=True, request_timeout=_CHECK_TIMEOUT_S
             )
 
-    def _take(self, answers: dict[str, Future[Any]]) -> None:
+    def _take(self, responses: dict[str, Future[Any]]) -> None:
         for name in self._names:
             try:
-                described = answers[name].result()
+                described = responses[name].result()
             except KafkaException as error:
                 self._health.not_ready("topic", self._problem(name, error.args[0]))
                 return
             allowed = described.authorized_operations
-            # Some brokers do not tell.
+            # Some brokers do not report the allowed operations.
             if allowed and (AclOperation.READ if name == self._names[0] else AclOperation.WRITE) not in allowed:
                 self._health.not_ready("topic", self._refusals.missing(Resource.TOPIC, name))
                 return
             if name == self._names[0]:
                 self.topic_id = str(described.topic_id)
         self.found = True
-        self._admin = None  # the next look is far, mostly: no connection is kept for it
+        self._admin = None  # the next check is usually far away: no connection is kept open for it
         self._health.ready("topic")
 
     def _problem(self, name: str, error: KafkaError) -> str:
         if refused(error):
             return self._refusals.describe(error, name)
         missing = error.code() in _UNKNOWN_TOPIC
-        return f"{name} {'does not exist; streamer topics apply makes it' if missing else error.str()}"
+        return f"{name} {'does not exist; streamer topics apply creates it' if missing else error.str()}"
