@@ -106,3 +106,17 @@ def test_the_page_of_events_names_every_header_of_a_dead_letter() -> None:
     headers = set(re.findall(r'"(dlq\.[a-z_]+)"', sources))
     assert len(headers) > 8
     assert headers == set(re.findall(r"`(dlq\.[a-z_]+)`", EVENTS))
+
+
+def test_the_glossary_is_sorted_and_explains_each_term_once() -> None:
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE)[2:]
+    assert terms == sorted(set(terms), key=str.lower)
+
+
+def test_the_code_that_the_design_page_names_exists() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/.]+(?:/|\.(?:py|yml|toml)))`", page))
+    assert len(named) > 30
+    missing = {path for path in named if not ((ROOT / path).exists() or (ROOT / "streamer" / path).exists())}
+    assert missing == set()
