@@ -120,3 +120,21 @@ def test_the_code_that_the_design_page_names_exists() -> None:
     assert len(named) > 30
     missing = {path for path in named if not ((ROOT / path).exists() or (ROOT / "streamer" / path).exists())}
     assert missing == set()
+
+
+def test_every_file_that_a_page_names_exists() -> None:
+    folders = "streamer|scripts|bench|deploy|tests|topics|training|requirements"
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for path in re.findall(rf"`((?:{folders})/[\w/.-]+)`", page.read_text(encoding="utf-8")):
+            assert (ROOT / path).exists(), f"{page.relative_to(ROOT)}: {path}"
+
+
+def test_the_changelog_has_the_form_that_it_claims() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "https://keepachangelog.com/" in text
+    versions = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert versions[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", version) for version in versions[1:])
+    kinds = re.findall(r"^### (.*)$", text, re.MULTILINE)
+    assert kinds
+    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
