@@ -138,3 +138,16 @@ def test_the_changelog_has_the_form_that_it_claims() -> None:
     kinds = re.findall(r"^### (.*)$", text, re.MULTILINE)
     assert kinds
     assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_every_setting_that_a_page_names_exists() -> None:
+    known = {f"STREAMER_{name.upper()}" for name in settings.Settings.model_fields}
+    others = {"STREAMER_CONFIG", "STREAMER_FAULT_POINT"}
+    for page in [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "streamer" / "demo" / "model" / "README.md",
+    ]:
+        named = re.findall(r"STREAMER_[A-Z_]+(?!\w|\.\.\.|<)", page.read_text(encoding="utf-8"))
+        unknown = {name for name in named if not name.startswith("STREAMER_KAFKA__")} - known - others
+        assert unknown == set(), page.relative_to(ROOT)
