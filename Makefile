@@ -108,7 +108,7 @@ docs: $(STAMP) ## Write the generated parts of docs/ and deploy/ from code and m
 site: $(STAMP) ## Build docs/ into site/; a dead link or anchor fails
 	PYTHONPATH=scripts $(BIN)/zensical build --strict --clean
 
-top-picture: $(STAMP) ## Draw docs/top.svg, the README's picture of streamer top, from a running system
+top-picture: $(STAMP) ## Draw docs/top.svg, a picture of streamer top, from a running system
 	STREAMER_TOP_SVG=docs/top.svg $(BIN)/python -m pytest -q tests/integration/test_top.py -k rebalance
 
 model: $(STAMP) ## Train the small demo model anew (about 15 minutes on 2 cores)

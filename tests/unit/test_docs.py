@@ -106,3 +106,48 @@ def test_the_page_of_events_names_every_header_of_a_dead_letter() -> None:
     headers = set(re.findall(r'"(dlq\.[a-z_]+)"', sources))
     assert len(headers) > 8
     assert headers == set(re.findall(r"`(dlq\.[a-z_]+)`", EVENTS))
+
+
+def test_the_glossary_is_sorted_and_explains_each_term_once() -> None:
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE)[2:]
+    assert terms == sorted(set(terms), key=str.lower)
+
+
+def test_the_code_that_the_design_page_names_exists() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/.]+(?:/|\.(?:py|yml|toml)))`", page))
+    assert len(named) > 30
+    missing = {path for path in named if not ((ROOT / path).exists() or (ROOT / "streamer" / path).exists())}
+    assert missing == set()
+
+
+def test_every_file_that_a_page_names_exists() -> None:
+    folders = "streamer|scripts|bench|deploy|tests|topics|training|requirements"
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for path in re.findall(rf"`((?:{folders})/[\w/.-]+)`", page.read_text(encoding="utf-8")):
+            assert (ROOT / path).exists(), f"{page.relative_to(ROOT)}: {path}"
+
+
+def test_the_changelog_has_the_form_that_it_claims() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "https://keepachangelog.com/" in text
+    versions = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert versions[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", version) for version in versions[1:])
+    kinds = re.findall(r"^### (.*)$", text, re.MULTILINE)
+    assert kinds
+    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_every_setting_that_a_page_names_exists() -> None:
+    known = {f"STREAMER_{name.upper()}" for name in settings.Settings.model_fields}
+    others = {"STREAMER_CONFIG", "STREAMER_FAULT_POINT"}
+    for page in [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "streamer" / "demo" / "model" / "README.md",
+    ]:
+        named = re.findall(r"STREAMER_[A-Z_]+(?!\w|\.\.\.|<)", page.read_text(encoding="utf-8"))
+        unknown = {name for name in named if not name.startswith("STREAMER_KAFKA__")} - known - others
+        assert unknown == set(), page.relative_to(ROOT)
