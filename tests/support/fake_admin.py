@@ -61,7 +61,4 @@ class FakeAdmin(Client):
             is_committed = isolation_level is IsolationLevel.READ_COMMITTED
             return SimpleNamespace(offset=log.stable_end if is_committed else log.end)
 
-        return {
-            place: self._future("list_offsets", partial(offset, place, spec))
-            for place, spec in wanted.items()
-        }
+        return {place: self._future("list_offsets", partial(offset, place, spec)) for place, spec in wanted.items()}

@@ -150,8 +150,12 @@ class Client:
         if fault is None:
             return self._answer(action, timeout)
         if callable(fault.effect):
-            fault.effect()
-            return self._answer(action, timeout)
+            if not fault.applied:
+                fault.effect()
+            answer = self._answer(action, timeout)
+            if fault.applied:
+                fault.effect()
+            return answer
         if fault.applied:
             action()
         if isinstance(fault.effect, CrashError):

@@ -218,11 +218,8 @@ class Group:
         if self.wanted is not None:
             return {place for place, name in self.wanted.items() if name == member.name}
         names = sorted(self.members)
-        return {
-            place
-            for number, place in enumerate(sorted(places))
-            if place[0] in member.topics and names[number % len(names)] == member.name
-        }
+        mine = sorted(place for place in places if place[0] in member.topics)
+        return {place for number, place in enumerate(mine) if names[number % len(names)] == member.name}
 
 
 class Cluster:
@@ -237,6 +234,8 @@ class Cluster:
         self.denied: set[tuple[str, str]] = set()
         """Kind (topic, group, transactional-id) and name of what may not be used; for topics: not written to."""
         self.down = False
+        self.protocols = {"consumer", "classic"}
+        """The group protocols that the brokers offer."""
         self._ids = itertools.count(1)
         self._sequence = itertools.count(1)
 

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
-from tests.support.fake_client import Client, FakeMessage
+from tests.support.fake_client import Client, FakeMessage, error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from tests.support.fake_cluster import Member, Place
     from tests.support.fake_kafka import FakeKafka
+
+_JOIN_AGAIN_S = 0.5
+"""How long a member that was refused, or expelled, waits before it asks again."""
 
 
 class FakeConsumer(Client):
@@ -37,6 +40,7 @@ class FakeConsumer(Client):
         """Whether it says nothing of its partitions when it is closed, as one that is broken."""
         self._topics: list[str] = []
         self._listeners: dict[str, Callable[[Any, list[TopicPartition]], None]] = {}
+        self._join_at = 0.0
         self._unstarted: set[Place] = set()
         self._at_end: dict[Place, int] = {}
 
@@ -76,10 +80,10 @@ class FakeConsumer(Client):
             if self.member is not None:
                 self.member.owned.discard(place)
 
-    def _keep_membership(self) -> None:
+    def _keep_membership(self) -> bool:
         """Take one step: be expelled, join, let go of partitions, or take over what is free."""
         if not self._topics or self.cluster.down:
-            return
+            return False
         if self.member is not None and self.member.name not in self.cluster.group(self.group).members:
             lost = list(self.owned)
             self._tell("on_lost", lost)
@@ -87,24 +91,31 @@ class FakeConsumer(Client):
             self.member = None
         if self.member is None:
             self._join()
-            return
+            return self.member is not None
         let_go, take = self.cluster.rebalance(self.group, self.member)
         let_go |= {place for place, topic_id in self.owned.items() if self._topic_id(place) != topic_id}
         if let_go:
             self._tell("on_revoke", let_go)
             self._drop(let_go)
-            return
+            return True
         self.member.owned |= take
         self.owned.update({place: self._topic_id(place) for place in take})
         self._unstarted |= take
         if take:
             self._tell("on_assign", take)
+        return bool(take)
 
     def _topic_id(self, place: Place) -> str:
         topic = self.cluster.topics.get(place[0])
         return topic.topic_id if topic is not None else ""
 
     def _join(self) -> None:
+        if self.cluster.clock.monotonic() < self._join_at:
+            return
+        self._join_at = self.cluster.clock.monotonic() + _JOIN_AGAIN_S
+        if self.properties.get("group.protocol", "classic") not in self.cluster.protocols:
+            self.incoming.append(FakeMessage("", -1, fault=error(KafkaError._FATAL)))
+            return
         try:
             self.member = self._request("join", lambda: self.cluster.join(self.group, self._topics), 0)
         except KafkaException as raised:
@@ -114,27 +125,28 @@ class FakeConsumer(Client):
 
     def poll(self, timeout: float) -> FakeMessage | None:
         self._use()
-        self._serve()
-        message = self._next()
+        message = None if self._serve() else self._next()
         if message is None:
             self.cluster.clock.sleep(timeout)
         return message
 
     def consume(self, count: int, timeout: float) -> list[FakeMessage]:
         self._use()
-        self._serve()
         messages: list[FakeMessage] = []
+        if self._serve():
+            return messages
         while len(messages) < count and (message := self._next()) is not None:
             messages.append(message)
         if not messages:
             self.cluster.clock.sleep(timeout)
         return messages
 
-    def _serve(self) -> None:
+    def _serve(self) -> bool:
+        """Serve what comes without being asked for; whether partitions came or went, records of which come later."""
         self._serve_errors()
         while self.statistics:
             self.properties["stats_cb"](orjson.dumps(self.statistics.popleft()).decode())
-        self._keep_membership()
+        return self._keep_membership()
 
     def _next(self) -> FakeMessage | None:
         if self.incoming:

@@ -211,6 +211,12 @@ def until(condition: Callable[[], bool]) -> Iterator[None]:
         yield
 
 
+def nothing_happens(fake: FakeKafka, seconds: float) -> Iterator[None]:
+    """Go on turning for so long by the cluster's clock."""
+    end = fake.clock.now + seconds
+    yield from until(lambda: fake.clock.now >= end)
+
+
 class Work:
     """A pipeline that completes each record at once, or keeps it until the test does (``hold``)."""
 
@@ -250,7 +256,7 @@ class Instance:
 
     def __init__(
         self,
-        kafka: FakeKafka,
+        fake: FakeKafka,
         name: str = "one",
         *,
         work: Callable[[Record], Sequence[Output]] = echo,
@@ -258,7 +264,7 @@ class Instance:
         producers: int = 1,
         **settings: Any,
     ) -> None:
-        self.kafka = kafka
+        self.fake = fake
         self._arguments: dict[str, Any] = {
             "work": work,
             "max_records": max_records,
@@ -271,7 +277,7 @@ class Instance:
         self.work = Work(work)
         self.metrics = Metrics()
         self.health = Health(self.metrics)
-        self.health.holds("start")
+        self.health.ready("start")
         with self._running():
             self.loop = Loop(
                 self.settings,
@@ -285,37 +291,37 @@ class Instance:
             )
 
     def again(self) -> Instance:
-        return Instance(self.kafka, self.name, **self._arguments)
+        return Instance(self.fake, self.name, **self._arguments)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
         """Let what is made and reached be this process's; instances may run inside one another's stories."""
-        outer, self.kafka.process = self.kafka.process, self.process
+        outer, self.fake.process = self.fake.process, self.process
         try:
             yield
         finally:
-            self.kafka.process = outer
+            self.fake.process = outer
 
     def run(self, story: Iterator[None] | Callable[[], bool]) -> bool:
         """Run until the story is told, or the condition holds; return what the loop does."""
         told = until(story) if callable(story) else story
         with self._running():
-            return self.loop.run(self.work, Story(self.kafka.clock, told))
+            return self.loop.run(self.work, Story(self.fake.clock, told))
 
     def crash_during(self, story: Iterator[None] | Callable[[], bool]) -> None:
         """Run until the process is killed, and let the group notice it."""
         with pytest.raises(CrashError):
             self.run(story)
         self.process.crash()
-        self.kafka.bury(self.process)
+        self.fake.bury(self.process)
 
     def run_until_caught_up(self) -> None:
         """Run until everything readable of the input is committed, and stop."""
         assert self.run(self.is_caught_up)
 
     def is_caught_up(self) -> bool:
-        for number, log in enumerate(self.kafka.cluster.topics[INPUT].logs):
-            progress = self.kafka.progress(number)
+        for number, log in enumerate(self.fake.cluster.topics[INPUT].logs):
+            progress = self.fake.progress(number)
             if any(progress is None or not progress.includes(entry.offset) for entry in log.readable()):
                 return False
         return True
@@ -327,7 +333,7 @@ class Instance:
     @property
     def not_ready(self) -> dict[str, str]:
         """What /readyz waits for, by condition."""
-        return dict(cast("tuple[str, str]", each.split(": ", 1)) for each in self.health.not_ready())
+        return dict(cast("tuple[str, str]", each.split(": ", 1)) for each in self.health.readiness_problems())
 
     def value(self, name: str, **labels: str) -> float:
         """Return a metric's value; 0 where it has none."""

@@ -145,7 +145,6 @@ class FakeProducer(Client):
         self, offsets: list[TopicPartition], metadata: SimpleNamespace, timeout: float
     ) -> None:
         self._expect("open")
-        self._transmit()
         if self._abortable is not None:
             raise KafkaException(self._abortable)
         sent = {(each.topic, each.partition): Committed(each.offset, each.metadata or "") for each in offsets}

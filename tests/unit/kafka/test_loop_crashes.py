@@ -142,7 +142,7 @@ def test_what_was_done_out_of_order_is_read_back_and_not_done_again(fake: FakeKa
     first.crash_during(story())
     progress = fake.progress()
     assert progress is not None
-    assert (progress.offset, progress.ahead) == (0, {3, 4, 7, 9})
+    assert (progress.offset, progress.ahead) == (0, frozenset({3, 4, 7, 9}))
     second = first.again()
     second.run_until_caught_up()
     assert second.work.offsets == [0, 1, 2, 5, 6, 8]
