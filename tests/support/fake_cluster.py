@@ -18,6 +18,7 @@ Nothing happens by itself: time passes where somebody waits, and a member acts w
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, TypeAlias
@@ -134,15 +135,13 @@ class Log:
         self.start = 0
         self.end = 0
         """The high watermark."""
+        self._first: dict[Transaction, int] = {}
+        """Where each transaction begins that was open when it was looked last."""
 
     @property
     def stable_end(self) -> int:
         """The last stable offset: that of the first record of an open transaction, else the end."""
-        undecided = (
-            each.offset
-            for each in self.entries
-            if each.transaction is not None and each.transaction.outcome is Outcome.OPEN
-        )
+        undecided = (offset for each, offset in self._first.items() if each.outcome is Outcome.OPEN)
         return min(undecided, default=self.end)
 
     def append(
@@ -156,14 +155,19 @@ class Log:
         is_marker: bool = False,
     ) -> int:
         entry = Entry(self.end, key, value, headers, at, transaction, is_marker)
+        if is_marker and transaction is not None:
+            self._first.pop(transaction, None)
+        elif transaction is not None:
+            self._first.setdefault(transaction, entry.offset)
         self.entries.append(entry)
         self.end += 1
         return entry.offset
 
-    def readable(self) -> Iterator[Entry]:
-        """Go through what a read_committed consumer is shown."""
+    def readable(self, start: int = 0) -> Iterator[Entry]:
+        """Go through what a read_committed consumer is shown from an offset on."""
         end = self.stable_end
-        for each in self.entries:
+        for number in range(bisect_left(self.entries, start, key=lambda each: each.offset), len(self.entries)):
+            each = self.entries[number]
             if each.offset >= end:
                 return
             if not each.is_marker and (each.transaction is None or each.transaction.outcome is Outcome.COMMITTED):
@@ -182,7 +186,7 @@ class Log:
     def truncate(self, end: int) -> None:
         """Lose the end, as by an election of a replica that was behind."""
         self.entries = [each for each in self.entries if each.offset < end]
-        self.end = end
+        self.end = min(self.end, end)
 
 
 class Topic:

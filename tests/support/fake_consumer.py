@@ -191,7 +191,7 @@ class FakeConsumer(Client):
         if not log.start <= self.positions[place] <= log.end:
             self.positions[place] = self._reset(place)
         position = self.positions[place]
-        entry = next((each for each in log.readable() if each.offset >= position), None)
+        entry = next(log.readable(position), None)
         if entry is not None:
             self.positions[place] = entry.offset + 1
             return FakeMessage(*place, entry=entry)

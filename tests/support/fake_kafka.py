@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from streamer.faults import FaultPoint
     from streamer.kafka import InFlightRecord, Record
     from streamer.settings import Settings
-    from tests.support.fake_client import Client
+    from tests.support.fake_client import Client, FakeMessage
 
 INPUT, OUTPUT, DEAD = "query.results", "query.reranked", "query.results.dlq"
 GROUP = "streamer-rerank"
@@ -329,6 +329,11 @@ class Instance:
     @property
     def consumer(self) -> FakeConsumer:
         return cast("FakeConsumer", self.loop._consumer)
+
+    def report(self, message: FakeMessage) -> Iterator[None]:
+        """Have the consumer hand over a message, or an error, once it has partitions."""
+        yield from until(lambda: self.value("streamer_assigned_partitions") > 0)
+        self.consumer.incoming.append(message)
 
     @property
     def not_ready(self) -> dict[str, str]:

@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     from tests.support.fake_kafka import FakeKafka
 
 
-def failing_once(instance: Instance, message: FakeMessage) -> Iterator[None]:
-    """Have the consumer report an error when it has its partitions."""
-    yield from until(lambda: instance.value("streamer_assigned_partitions") > 0)
-    instance.consumer.incoming.append(message)
-
-
 # -- where it begins -------------------------------------------------------------------------------------------
 
 
@@ -134,7 +128,7 @@ def test_an_unknown_topic_id_has_the_topic_looked_up_again(fake: FakeKafka) -> N
     one = Instance(fake)
 
     def story() -> Iterator[None]:
-        yield from failing_once(one, FakeMessage(INPUT, 0, fault=error(KafkaError.UNKNOWN_TOPIC_ID)))
+        yield from one.report(FakeMessage(INPUT, 0, fault=error(KafkaError.UNKNOWN_TOPIC_ID)))
         asked = fake.count("describe_topics")
         yield from until(lambda: fake.count("describe_topics") > asked)
         fake.cluster.publish(INPUT, b"a")

@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from tests.support.fake_kafka import FakeKafka
 
 
-def failing_once(instance: Instance, message: FakeMessage) -> Iterator[None]:
-    """Have the consumer report an error when it has its partitions."""
-    yield from until(lambda: instance.value("streamer_assigned_partitions") > 0)
-    instance.consumer.incoming.append(message)
-
-
 # -- partitions come and go ------------------------------------------------------------------------------------
 
 
@@ -150,6 +144,38 @@ def test_a_rebalance_while_a_commit_is_under_way_has_it_committed_once(fake_pair
     assert two.work.submitted == []
 
 
+def test_a_late_answer_to_a_commit_does_not_undo_what_another_member_has_committed_since(fake: FakeKafka) -> None:
+    fake.cluster.publish(INPUT, *(b"%d" % number for number in range(10)))
+    one, two = Instance(fake), Instance(fake, "two")
+    one.work.hold = two.work.hold = True
+
+    def of_two() -> Iterator[None]:
+        yield from until(lambda: len(two.work.waiting) == 9)
+        two.work.complete(1, 2, 3, 7)
+        yield from until(lambda: len(fake.outputs()) == 5)
+
+    def story() -> Iterator[None]:
+        yield from until(lambda: len(one.work.waiting) == 10)
+        unanswered = fake.fail("commit_transaction", TIMED_OUT, applied=True, times=1_000_000, client="one")
+        one.work.complete(0)
+        yield from until(lambda: unanswered.fired > 0)
+        one.consumer.expel()
+        two.run(of_two())
+        one.work.waiting = []
+        yield from until(lambda: [each.record.offset for each in one.work.waiting] == [4, 5, 6, 8, 9])
+        unanswered.times = unanswered.fired
+        yield from until(lambda: one.value("streamer_transactions_total", outcome="committed") == 1)
+        one.work.complete(4)
+        yield from until(lambda: len(fake.outputs()) == 6)
+
+    one.run(story())
+    progress = fake.progress()
+    assert progress is not None
+    assert (progress.offset, progress.ahead) == (5, frozenset({7}))
+    one.again().run_until_caught_up()
+    fake.assert_exactly_once()
+
+
 def test_lost_partitions_are_waited_for_until_they_are_assigned_again(fake: FakeKafka) -> None:
     one = Instance(fake)
     seen: list[str] = []
@@ -188,7 +214,7 @@ def test_a_message_of_a_partition_that_is_not_ours_any_more_is_dropped(fake: Fak
 
     def story() -> Iterator[None]:
         entry = fake.cluster.log(INPUT).entries[offset]
-        yield from failing_once(one, FakeMessage(INPUT, 7, entry=entry))
+        yield from one.report(FakeMessage(INPUT, 7, entry=entry))
         yield from until(one.is_caught_up)
 
     assert one.run(story())
@@ -243,7 +269,7 @@ def test_any_other_error_of_the_consumer_is_logged_and_it_goes_on(fake: FakeKafk
     first = one.consumer
 
     def story() -> Iterator[None]:
-        yield from failing_once(one, FakeMessage(INPUT, 0, fault=error(KafkaError._TRANSPORT, retriable=True)))
+        yield from one.report(FakeMessage(INPUT, 0, fault=error(KafkaError._TRANSPORT, retriable=True)))
         yield from until(one.is_caught_up)
 
     assert one.run(story())
@@ -255,7 +281,7 @@ def test_a_fatal_error_of_a_consumer_with_partitions_ends_the_process(fake: Fake
     one = Instance(fake)
 
     def story() -> Iterator[None]:
-        yield from failing_once(one, FakeMessage("", -1, fault=fault))
+        yield from one.report(FakeMessage("", -1, fault=fault))
         while True:
             yield
 
