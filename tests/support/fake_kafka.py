@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
+from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -211,6 +212,11 @@ def until(condition: Callable[[], bool]) -> Iterator[None]:
         yield
 
 
+def _forever() -> Iterator[None]:
+    while True:
+        yield
+
+
 def nothing_happens(fake: FakeKafka, seconds: float) -> Iterator[None]:
     """Go on turning for so long by the cluster's clock."""
     end = fake.clock.now + seconds
@@ -221,7 +227,7 @@ class Work:
     """A pipeline that completes each record at once, or keeps it until the test does (``hold``)."""
 
     def __init__(self, work: Callable[[Record], Sequence[Output]]) -> None:
-        self._work = work
+        self.work = work
         self.hold = False
         self.submitted: list[InFlightRecord] = []
         """Everything that was handed over."""
@@ -239,12 +245,18 @@ class Work:
         assert offsets == () or len(done) == len(offsets)
         self.waiting = [each for each in self.waiting if each not in done]
         for each in done:
-            each.complete(self._work(each.record))
+            each.complete(self.work(each.record))
 
     @property
     def offsets(self) -> list[int]:
         """The offsets of all that was handed over."""
         return [each.record.offset for each in self.submitted]
+
+
+@cache
+def _defaults() -> Settings:
+    """Return the settings of a service that was told nothing: to read them takes longer than most histories."""
+    return load({})
 
 
 def echo(record: Record) -> list[Output]:
@@ -272,7 +284,7 @@ class Instance:
             **settings,
         }
         self.name = name
-        self.settings: Settings = load({"instance_id": name, **settings})
+        self.settings: Settings = _defaults().model_copy(update={"instance_id": name, **settings})
         self.process = Process(name)
         self.work = Work(work)
         self.metrics = Metrics()
@@ -307,6 +319,25 @@ class Instance:
         told = until(story) if callable(story) else story
         with self._running():
             return self.loop.run(self.work, Story(self.fake.clock, told))
+
+    # -- turn by turn, so that several go on side by side --------------------------------------------------
+
+    def start(self) -> None:
+        """Start the loop, which joins the group; brokers and topics must be there."""
+        with self._running():
+            self.loop._start(Story(self.fake.clock, _forever()))
+
+    def turn(self, count: int = 1) -> None:
+        """Let the loop turn; raises what it would end with, as it is raised within."""
+        with self._running():
+            for _ in range(count):
+                self.loop._turn(self.work)
+
+    def stop(self) -> None:
+        """Drain and leave, after :meth:`start`."""
+        with self._running():
+            self.loop._drain(self.fake.clock.monotonic() + self.settings.drain_timeout)
+            self.loop._membership.close()
 
     def crash_during(self, story: Iterator[None] | Callable[[], bool]) -> None:
         """Run until the process is killed, and let the group notice it."""
