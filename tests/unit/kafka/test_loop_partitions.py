@@ -325,12 +325,17 @@ def test_a_member_of_the_newer_protocol_that_was_refused_joins_anew_after_two_se
     one = Instance(fake)
     first = one.consumer
     reason = KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED).str()
-    first.incoming += [FakeMessage("", -1, fault=KafkaError(KafkaError._FATAL, reason)) for _ in range(3)]
+
+    def is_replaced() -> bool:
+        """Say so at each poll, as the client does."""
+        first.incoming.append(FakeMessage("", -1, fault=KafkaError(KafkaError._FATAL, reason)))
+        return one.consumer is not first
 
     def story() -> Iterator[None]:
+        first.incoming.append(FakeMessage("", -1, fault=KafkaError(KafkaError._FATAL, reason)))
         yield from until(lambda: not first.incoming)
         began = fake.clock.now
-        yield from until(lambda: one.consumer is not first)
+        yield from until(is_replaced)
         assert 1.5 <= fake.clock.now - began <= 2.2
         yield from until(one.is_caught_up)
 
