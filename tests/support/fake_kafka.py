@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -28,6 +29,7 @@ from streamer.kafka.records import Output
 from streamer.kafka.watch import lag, monitor, topics
 from streamer.metrics import Metrics
 from streamer.settings import load
+from streamer.topology import RERANK
 from tests.support.fake_admin import FakeAdmin
 from tests.support.fake_client import CrashError, Fault, HangError, Process
 from tests.support.fake_cluster import Clock, Cluster, Event
@@ -44,8 +46,8 @@ if TYPE_CHECKING:
     from streamer.settings import Settings
     from tests.support.fake_client import Client, FakeMessage
 
-INPUT, OUTPUT, DEAD = "query.results", "query.reranked", "query.results.dlq"
-GROUP = "streamer-rerank"
+INPUT, OUTPUT, DEAD = RERANK.topics
+GROUP = RERANK.group
 _MOST_TURNS = 20_000
 
 
@@ -293,13 +295,10 @@ class Instance:
         with self._running():
             self.loop = Loop(
                 self.settings,
-                group=GROUP,
-                topic=INPUT,
-                output=OUTPUT,
+                replace(RERANK, producers=producers),
                 max_records=max_records,
                 metrics=self.metrics,
                 health=self.health,
-                producers=producers,
             )
 
     def again(self) -> Instance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +21,7 @@ from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
 from streamer.metrics import Metrics
 from streamer.settings import load
+from streamer.topology import RERANK
 from tests.support.fake_client import TIMED_OUT, HangError, error
 from tests.support.fake_kafka import DEAD, GROUP, INPUT, OUTPUT
 
@@ -43,10 +45,10 @@ class Case:
         self.metrics = Metrics()
         self.health = Health(self.metrics)
         self.assignment = Assignment(max_records=10_000, max_bytes=1 << 30)
-        self.membership = GroupMembership(settings, GROUP, INPUT, {})
+        self.membership = GroupMembership(settings, RERANK, {})
         self.topics_looked_up = 0
         self.committer = Committer(
-            Rotation(settings, GROUP, {}, producers=producers),
+            Rotation(settings, replace(RERANK, producers=producers), {}),
             self.membership,
             self.assignment,
             metrics=self.metrics,
@@ -85,7 +87,7 @@ class Case:
 
     def turns(self, condition: Callable[[], bool], *, step: float = 0.005) -> None:
         """Let the committer turn until something holds."""
-        for _ in range(20_000):
+        for _ in range(5_000):
             if condition():
                 return
             self.committer.commit_completed()
@@ -212,7 +214,7 @@ def test_a_batch_whose_outcome_is_unknown_is_kept_as_it_is(case: Case, is_decide
     assert case.fake.progress() == Progress(2)
     case.turns(case.committed)
     assert case.fake.outputs() == [b"k0", b"k1", b"k2"]
-    assert case.count("undecided") == 1
+    assert case.count("unknown") == 1
 
 
 def test_an_aborted_batch_is_sent_again(case: Case) -> None:
@@ -377,9 +379,9 @@ def test_failures_are_followed_by_pauses_that_double_up_to_two_seconds(case: Cas
 def test_it_is_unready_after_the_third_failure_in_a_row_and_ready_after_a_commit(case: Case) -> None:
     case.complete(*case.receive(0))
     case.fake.fail("commit_transaction", TIMED_OUT, times=4)
-    case.turns(lambda: case.count("undecided") == 2)
+    case.turns(lambda: case.count("unknown") == 2)
     assert case.not_ready() == []
-    case.turns(lambda: case.count("undecided") == 3)
+    case.turns(lambda: case.count("unknown") == 3)
     assert case.not_ready() == ["transactions: Local: Timed out"]
     case.turns(case.committed)
     assert case.not_ready() == []

@@ -16,6 +16,7 @@ from streamer.kafka.records import Record
 from streamer.kafka.watch.lag import LagWatch
 from streamer.metrics import Metrics
 from streamer.settings import load
+from streamer.topology import RERANK
 from tests.support.fake_client import TIMED_OUT, error
 from tests.support.fake_kafka import GROUP, INPUT
 
@@ -33,8 +34,7 @@ class Case:
         self.watch = LagWatch(
             load({"instance_id": "one", "kafka": kafka}),
             self.assignment,
-            group=GROUP,
-            topic=INPUT,
+            service=RERANK,
             metrics=self.metrics,
         )
         self.assignment.add(INPUT, 0, "log-0")

@@ -11,6 +11,7 @@ from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.inflight.partitions import AssignedPartition
 from streamer.settings import load
+from streamer.topology import RERANK
 from tests.support.fake_client import TIMED_OUT, error
 from tests.support.fake_kafka import GROUP, INPUT, OUTPUT
 
@@ -26,7 +27,7 @@ class Case:
 
     def __init__(self, fake: FakeKafka, **kafka: str) -> None:
         self.fake = fake
-        self.membership = GroupMembership(load({"instance_id": "one", "kafka": kafka}), GROUP, INPUT, {})
+        self.membership = GroupMembership(load({"instance_id": "one", "kafka": kafka}), RERANK, {})
         self.told: list[tuple[str, list[int]]] = []
 
     @property

@@ -17,8 +17,9 @@ from streamer.kafka.inflight.partitions import Assignment
 from streamer.kafka.watch.monitor import Monitor
 from streamer.metrics import Metrics
 from streamer.settings import load
+from streamer.topology import RERANK
 from tests.support.fake_client import error
-from tests.support.fake_kafka import GROUP, INPUT, OUTPUT
+from tests.support.fake_kafka import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     from tests.support.fake_kafka import FakeKafka
@@ -37,9 +38,7 @@ class Case:
         self.monitor = Monitor(
             load({}),
             self.assignment,
-            group=GROUP,
-            topic=INPUT,
-            output=OUTPUT,
+            service=RERANK,
             metrics=self.metrics,
             health=self.health,
         )

@@ -8,10 +8,10 @@ import pytest
 from confluent_kafka import KafkaError
 
 from streamer.health import Health
-from streamer.kafka.client.refusals import Refusals
 from streamer.kafka.watch.topics import TopicWatch
 from streamer.metrics import Metrics
 from streamer.settings import load
+from streamer.topology import RERANK
 from tests.support.fake_client import TIMED_OUT, error
 from tests.support.fake_kafka import DEAD, INPUT, OUTPUT
 
@@ -23,10 +23,9 @@ class Case:
     """A watch of the reranker's three topics."""
 
     def __init__(self, fake: FakeKafka) -> None:
-        settings = load({})
         self.fake = fake
         self.health = Health(Metrics())
-        self.watch = TopicWatch(settings, [INPUT, OUTPUT, DEAD], self.health, Refusals(settings, "rerank"))
+        self.watch = TopicWatch(load({}), RERANK, self.health)
 
     def look(self, seconds: float = 0.0) -> None:
         """Let time pass, then ask and take the answers."""

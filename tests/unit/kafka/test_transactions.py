@@ -20,6 +20,7 @@ from streamer.kafka.commit.transactions import (
     Transactions,
 )
 from streamer.settings import load
+from streamer.topology import RERANK
 from tests.support.fake_client import TIMED_OUT, HangError, error
 from tests.support.fake_cluster import Outcome
 from tests.support.fake_kafka import DEAD, GROUP, INPUT, OUTPUT
@@ -38,7 +39,7 @@ class Case:
 
     def __init__(self, fake: FakeKafka) -> None:
         self.fake = fake
-        self.transactions = Transactions(load({"instance_id": "one"}), GROUP, {})
+        self.transactions = Transactions.of_service(load({"instance_id": "one"}), RERANK, {})
         self.member: FakeConsumer = fake.member()
         self.member.poll(0)
         self.member.poll(0)
