@@ -146,16 +146,9 @@ class Loop:
     def run(self, pipeline: Pipeline, stop: Stop) -> bool:
         """Run until ``stop``; return whether all records in flight were completed. Raises :class:`FatalError`."""
         try:
-            self._init_transactions(stop)
-            self._await_topics(stop)
-            if not stop.is_set():
-                self._membership.join(on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+            self._start(stop)
             while not stop.is_set():
-                self._health.beat()
-                self._poll(pipeline)
-                self._fetch_committed(pipeline)
-                self._commit()
-                self._monitor.tick()
+                self._turn(pipeline)
             return self._drain(stop.at + self._settings.drain_timeout)
         except FencedError as error:
             self._metrics.transactions.labels("fenced").inc()
@@ -174,6 +167,19 @@ class Loop:
             self._stopping = True
             self._membership.close()
             self._monitor.close()
+
+    def _start(self, stop: Stop) -> None:
+        self._init_transactions(stop)
+        self._await_topics(stop)
+        if not stop.is_set():
+            self._membership.join(on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+
+    def _turn(self, pipeline: Pipeline) -> None:
+        self._health.beat()
+        self._poll(pipeline)
+        self._fetch_committed(pipeline)
+        self._commit()
+        self._monitor.tick()
 
     def _init_transactions(self, stop: Stop) -> None:
         """Fence the previous process of this instance and end its transaction before any offset is fetched."""

@@ -234,7 +234,11 @@ class Committer:
         for offset in offsets:
             assigned = self._assignment.get(offset.partition)
             progress = Progress.of(offset)
-            if assigned is not None and assigned.known and progress is not None:
+            if assigned is None or not assigned.known or progress is None:
+                continue
+            # A commit whose outcome was unknown may be answered when the partition has been to another member and
+            # back: the group has more by now, which this process has read.
+            if assigned.progress is None or progress.covers(assigned.progress):
                 assigned.mark_committed(progress)
 
     def _handle_rejected(self, rejected: Sequence[tuple[InFlightRecord, str]]) -> None:

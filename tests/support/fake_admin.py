@@ -1,0 +1,64 @@
+"""confluent_kafka's AdminClient over :mod:`tests.support.fake_cluster`."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AclOperation, OffsetSpec
+
+from tests.support.fake_client import Client
+from tests.support.fake_cluster import RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from confluent_kafka import TopicCollection
+
+_LATEST: int = OffsetSpec.latest()._value  # type: ignore[no-untyped-call]
+
+
+class FakeAdmin(Client):
+    """An admin client; its answers are there at once, but for what a test holds back (``FakeKafka.held``)."""
+
+    def _future(self, call: str, action: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def answer() -> None:
+            try:
+                future.set_result(self._request(call, action, 0))
+            except KafkaException as raised:
+                future.set_exception(raised)
+
+        if self.kafka.held is None:
+            answer()
+        else:
+            self.kafka.held.append(answer)
+        return future
+
+    def describe_topics(self, topics: TopicCollection, **_options: object) -> dict[str, Future[Any]]:
+        def describe(name: str) -> SimpleNamespace:
+            topic = self.cluster.topics.get(name)
+            if topic is None:
+                raise RefusedError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+            writes = [] if ("topic", name) in self.cluster.denied else [AclOperation.WRITE]
+            reads = [] if ("topic-read", name) in self.cluster.denied else [AclOperation.READ]
+            return SimpleNamespace(topic_id=topic.topic_id, authorized_operations=[*writes, *reads])
+
+        names: list[str] = topics.topic_names
+        return {name: self._future("describe_topics", partial(describe, name)) for name in names}
+
+    def list_offsets(
+        self, wanted: dict[TopicPartition, OffsetSpec], *, isolation_level: IsolationLevel, **_options: object
+    ) -> dict[TopicPartition, Future[Any]]:
+        def offset(place: TopicPartition, spec: OffsetSpec) -> SimpleNamespace:
+            log = self.cluster.log(place.topic, place.partition)
+            if spec._value != _LATEST:
+                return SimpleNamespace(offset=log.start)
+            is_committed = isolation_level is IsolationLevel.READ_COMMITTED
+            return SimpleNamespace(offset=log.stable_end if is_committed else log.end)
+
+        return {place: self._future("list_offsets", partial(offset, place, spec)) for place, spec in wanted.items()}

@@ -1,0 +1,189 @@
+"""The topics that a service needs: whether they are there, may be used, and are still the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from confluent_kafka import KafkaError
+
+from streamer.health import Health
+from streamer.kafka.watch.topics import TopicWatch
+from streamer.metrics import Metrics
+from streamer.settings import load
+from streamer.topology import RERANK
+from tests.support.fake_client import TIMED_OUT, error
+from tests.support.fake_kafka import DEAD, INPUT, OUTPUT
+
+if TYPE_CHECKING:
+    from tests.support.fake_kafka import FakeKafka
+
+
+class Case:
+    """A watch of the reranker's three topics."""
+
+    def __init__(self, fake: FakeKafka) -> None:
+        self.fake = fake
+        self.health = Health(Metrics())
+        self.watch = TopicWatch(load({}), RERANK, self.health)
+
+    def look(self, seconds: float = 0.0) -> None:
+        """Let time pass, then ask and take the answers."""
+        self.fake.clock.sleep(seconds)
+        self.watch.check()
+        self.watch.check()
+
+    @property
+    def waits_for(self) -> str | None:
+        return next((each for each in self.health.readiness_problems() if each.startswith("topic: ")), None)
+
+
+@pytest.fixture
+def case(fake: FakeKafka) -> Case:
+    return Case(fake)
+
+
+def test_it_is_unready_before_anything_was_asked(case: Case) -> None:
+    assert (case.watch.found, case.watch.topic_id) == (False, None)
+    assert case.waits_for is not None
+
+
+def test_topics_that_are_there_are_found_and_the_input_has_an_id(case: Case) -> None:
+    case.look()
+    assert case.watch.found
+    assert case.watch.topic_id == case.fake.cluster.topics[INPUT].topic_id
+    assert case.waits_for is None
+
+
+@pytest.mark.parametrize("missing", [INPUT, OUTPUT, DEAD])
+def test_a_topic_that_is_missing_is_named_with_the_command_that_makes_it(case: Case, missing: str) -> None:
+    del case.fake.cluster.topics[missing]
+    case.look()
+    assert not case.watch.found
+    assert case.waits_for == f"topic: {missing} does not exist; streamer topics apply makes it"
+    case.fake.cluster.create_topic(missing)
+    case.look(1)
+    assert case.watch.found
+    assert case.waits_for is None
+
+
+def test_what_is_missing_is_asked_for_once_a_second(case: Case) -> None:
+    del case.fake.cluster.topics[DEAD]
+    for _ in range(40):
+        case.look(0.1)
+    assert 4 * 3 <= case.fake.count("describe_topics") <= 5 * 3
+
+
+def test_what_was_found_is_not_asked_for_again(case: Case) -> None:
+    for _ in range(5):
+        case.look(10)
+    assert case.fake.count("describe_topics") == 3
+
+
+def test_answers_that_have_not_come_are_not_waited_for(case: Case) -> None:
+    case.fake.held = []
+    case.look()
+    case.look(10)
+    assert not case.watch.found
+    first, *others = case.fake.held
+    first()
+    case.look()
+    assert not case.watch.found
+    for answer in others:
+        answer()
+    case.look()
+    assert case.watch.found
+    assert case.fake.count("describe_topics") == 3
+
+
+def test_no_answer_is_an_answer_and_is_asked_for_again(case: Case) -> None:
+    case.fake.fail("describe_topics", TIMED_OUT)
+    case.look()
+    assert case.waits_for is not None
+    assert "Timed out" in case.waits_for
+    case.look(1)
+    assert case.watch.found
+
+
+@pytest.mark.parametrize(
+    ("denied", "words"),
+    [
+        (("topic-read", INPUT), f"lacks Read on the topic {INPUT}"),
+        (("topic", OUTPUT), f"lacks Write on the topic {OUTPUT}"),
+        (("topic", DEAD), f"lacks Write on the topic {DEAD}"),
+    ],
+)
+def test_a_privilege_that_is_missing_is_named_before_anything_fails_for_it(
+    case: Case, denied: tuple[str, str], words: str
+) -> None:
+    case.fake.cluster.denied.add(denied)
+    case.look()
+    assert case.waits_for is not None
+    assert words in case.waits_for
+    assert not case.watch.found
+
+
+def test_the_input_need_not_be_writable_nor_the_outputs_readable(case: Case) -> None:
+    case.fake.cluster.denied |= {("topic", INPUT), ("topic-read", OUTPUT), ("topic-read", DEAD)}
+    case.look()
+    assert case.watch.found
+
+
+def test_a_broker_that_does_not_tell_privileges_is_taken_at_its_word(case: Case) -> None:
+    case.fake.cluster.denied |= {("topic", OUTPUT), ("topic-read", OUTPUT)}
+    case.look()
+    assert case.watch.found
+
+
+def test_a_topic_that_may_not_be_described_is_named(case: Case) -> None:
+    case.fake.fail("describe_topics", error(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+    case.look()
+    assert case.waits_for is not None
+    assert f"the topic {INPUT}" in case.waits_for
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError.UNKNOWN_TOPIC_ID,
+        KafkaError.INCONSISTENT_TOPIC_ID,
+    ],
+)
+def test_an_error_of_the_input_topic_has_it_looked_up_again(case: Case, code: int) -> None:
+    case.look()
+    before = case.watch.topic_id
+    assert case.watch.on_error(error(code))
+    case.fake.cluster.recreate_topic(INPUT)
+    case.look(1)
+    assert case.watch.topic_id not in (None, before)
+
+
+def test_a_refusal_of_the_input_topic_is_named_at_once(case: Case) -> None:
+    case.look()
+    assert case.watch.on_error(error(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+    assert case.waits_for is not None
+    assert f"lacks Read on the topic {INPUT}" in case.waits_for
+    case.look(1)
+    assert case.waits_for is None
+
+
+def test_other_errors_of_the_consumer_are_none_of_its_business(case: Case) -> None:
+    case.look()
+    assert not case.watch.on_error(error(KafkaError._TRANSPORT))
+    assert case.watch.found
+
+
+def test_what_was_asked_before_it_was_invalidated_is_no_answer(case: Case) -> None:
+    case.fake.held = []
+    case.look()
+    stale, case.fake.held = case.fake.held, None
+    old = case.fake.cluster.topics[INPUT].topic_id
+    case.watch.invalidate()
+    for answer in stale:
+        answer()
+    case.fake.cluster.recreate_topic(INPUT)
+    case.look()
+    assert case.watch.found
+    assert case.watch.topic_id not in (None, old)
