@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from streamer.events import Candidate
     from streamer.scoring import FrameScores, Ranking
-    from streamer.settings import Settings
+    from streamer.settings import MethodSettings
     from streamer.store import Store
 
 
@@ -29,7 +29,7 @@ class Reranked(NamedTuple):
 
 
 def rerank_candidates(
-    settings: Settings, candidates: Sequence[Candidate], vector: npt.NDArray[np.float32], store: Store
+    settings: MethodSettings, candidates: Sequence[Candidate], vector: npt.NDArray[np.float32], store: Store
 ) -> Reranked:
     """Score the candidates within the depth, blend and rank: the method itself, for a query's vector (d,).
 
@@ -46,7 +46,7 @@ def rerank_candidates(
 
 
 def answer(
-    settings: Settings,
+    settings: MethodSettings,
     event: QueryResults,
     results: list[RerankedCandidate],
     model_id: str,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from streamer.encoders import QueryVectors
     from streamer.health import Health
     from streamer.metrics import Metrics
-    from streamer.settings import Settings
+    from streamer.settings import RerankSettings
     from streamer.store import Store
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class Reranker:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: RerankSettings,
         *,
         queries: QueryVectors,
         model_id: str,

@@ -16,7 +16,7 @@ from streamer.events import Reason, now
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamer.settings import Settings
+    from streamer.settings import TopicsSettings
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -71,7 +71,7 @@ def _dlq_command(name: str, *, limit: int | None = None) -> Callable[[F], F]:
 @_dlq_command("list")
 @click.option("--records", is_flag=True, help="Show the single dead letters; with --json one line each.")
 def dlq_list(
-    settings: Settings,
+    settings: TopicsSettings,
     topic: str,
     records: bool,
     limit: int | None,
@@ -94,7 +94,7 @@ def dlq_list(
 @click.argument("offset", type=click.IntRange(min=0), required=False)
 @click.option("--key", help="Those with this key: a clip's or a query's id.")
 def dlq_show(
-    settings: Settings,
+    settings: TopicsSettings,
     topic: str,
     partition: int | None,
     offset: int | None,
@@ -130,7 +130,7 @@ def dlq_show(
 @_dlq_command("redrive")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 def dlq_redrive(
-    settings: Settings, topic: str, limit: int | None, dry_run: bool, as_json: bool, **filters: Any
+    settings: TopicsSettings, topic: str, limit: int | None, dry_run: bool, as_json: bool, **filters: Any
 ) -> None:
     """Copy dead letters back into TOPIC, each exactly once, however often it is run or killed.
 

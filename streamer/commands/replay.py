@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from streamer.events import QueryResults
-    from streamer.settings import Settings
+    from streamer.settings import Connection, ReplaySettings
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -33,7 +33,7 @@ def recorded_options(command: F) -> F:
     return command
 
 
-def recorded(settings: Settings, events: Path | None, from_topic: bool) -> Iterator[QueryResults]:
+def recorded(settings: Connection, events: Path | None, from_topic: bool) -> Iterator[QueryResults]:
     """Read the events that :func:`recorded_options` name, of which there must be one."""
     from streamer.evaluation import questions  # noqa: PLC0415
 
@@ -55,7 +55,7 @@ def recorded(settings: Settings, events: Path | None, from_topic: bool) -> Itera
     help="Seconds for each answer of the running reranker.",
 )
 def replay(
-    settings: Settings,
+    settings: ReplaySettings,
     run_file: Path | None,
     topics_file: Path | None,
     events: Path | None,
@@ -76,6 +76,8 @@ def replay(
         raise click.UsageError("one of --run, --events and --from-topic says what is to be reranked")
     if (run_file is None) != (topics_file is None):
         raise click.UsageError("--run and --topics belong together")
+    if not through_kafka:
+        settings.named_model()
     from streamer.evaluation import questions, trec  # noqa: PLC0415
     from streamer.evaluation import replay as replays  # noqa: PLC0415
 
@@ -89,9 +91,10 @@ def replay(
         if through_kafka:
             answers = replays.through_kafka(settings, asked, timeout=timeout)
         else:
+            from streamer.encoders import load_model  # noqa: PLC0415
             from streamer.evaluation import material  # noqa: PLC0415
 
-            encoder = material.load_texts(settings)
+            encoder = load_model(settings, sides=["texts"])
             store = cleanup.enter_context(contextlib.closing(material.open_vectors(settings, encoder.model_id)))
             answers = replays.offline(settings, asked, encoder, store)
         run = replays.Replay(answers)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamer.evaluation.trec import Run
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 log = structlog.get_logger()
 E = TypeVar("E", QueryResults, QueryReranked)
@@ -80,7 +80,7 @@ def _of_file(path: Path, model: type[E], name: str) -> Iterator[E]:
         raise ReplayError(f"{path}: {error.strerror or error}") from error
 
 
-def events_of_topic(settings: Settings) -> Iterator[QueryResults]:
+def events_of_topic(settings: Connection) -> Iterator[QueryResults]:
     """Read what the topic ``query.results`` holds now; what the service would refuse is left out, with a warning.
 
     Raises :class:`~streamer.kafka.readers.topic_reader.ReadError`.
@@ -88,12 +88,12 @@ def events_of_topic(settings: Settings) -> Iterator[QueryResults]:
     return _of_topic(settings, QueryResults, INPUT)
 
 
-def answers_of_topic(settings: Settings) -> Iterator[QueryReranked]:
+def answers_of_topic(settings: Connection) -> Iterator[QueryReranked]:
     """Read what the topic ``query.reranked`` holds now, likewise."""
     return _of_topic(settings, QueryReranked, OUTPUT)
 
 
-def _of_topic(settings: Settings, model: type[E], name: str) -> Iterator[E]:
+def _of_topic(settings: Connection, model: type[E], name: str) -> Iterator[E]:
     with contextlib.closing(TopicReader(settings, settings.topic(name), group=GROUP, role="replay")) as reader:
         for span in reader.spans():
             for record in reader.records(span):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamer.encoders import Encoder
-    from streamer.settings import Settings
+    from streamer.settings import MethodSettings, ReplaySettings
     from streamer.store import Store
 
 _LARGEST = 1e38
@@ -57,7 +57,7 @@ class TextVectors:
 
 
 def offline(
-    settings: Settings, questions: Iterable[QueryResults], encoder: Encoder, store: Store
+    settings: MethodSettings, questions: Iterable[QueryResults], encoder: Encoder, store: Store
 ) -> Iterator[QueryReranked]:
     """Answer questions as the reranker would, with the settings' alpha, depth and normalisation.
 
@@ -69,7 +69,9 @@ def offline(
         yield answer(settings, question, reranked.results, encoder.model_id)
 
 
-def through_kafka(settings: Settings, questions: Iterable[QueryResults], *, timeout: float) -> Iterator[QueryReranked]:
+def through_kafka(
+    settings: ReplaySettings, questions: Iterable[QueryResults], *, timeout: float
+) -> Iterator[QueryReranked]:
     """Let the running reranker answer questions, one at a time, each within ``timeout`` seconds.
 
     They go out under query ids of their own, ``replay-<token>.<query id>``, by which a platform can tell them from
@@ -90,7 +92,7 @@ def through_kafka(settings: Settings, questions: Iterable[QueryResults], *, time
             yield msgspec.structs.replace(found, query_id=question.query_id)
 
 
-def _check(settings: Settings, question: QueryResults, found: QueryReranked) -> None:
+def _check(settings: MethodSettings, question: QueryResults, found: QueryReranked) -> None:
     if found.degraded is not None:
         raise ReplayError(f"{question.query_id} was passed on in its initial order: {found.degraded}")
     for name in ("alpha", "depth", "normalization"):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from streamer.health import Health
     from streamer.metrics import Metrics
-    from streamer.settings import Settings
+    from streamer.settings import ServiceSettings
     from streamer.tracing import Tracing
 
 log = structlog.get_logger()
@@ -92,7 +92,7 @@ class Loop:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ServiceSettings,
         *,
         group: str,
         topic: str,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from streamer.kafka.records import Record
-    from streamer.settings import Settings
+    from streamer.settings import Connection
     from streamer.top.targets import Target
 
 ANSWERS = "query.reranked"
@@ -153,7 +153,7 @@ class _Watched:
 class Watch:
     """Looks again each time it is asked; used from one thread."""
 
-    def __init__(self, settings: Settings, targets: Iterable[Target], *, interval: float) -> None:
+    def __init__(self, settings: Connection, targets: Iterable[Target], *, interval: float) -> None:
         self._settings = settings
         self.interval = interval
         self._watched = [_Watched(target) for target in targets]

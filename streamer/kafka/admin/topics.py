@@ -36,7 +36,7 @@ from streamer.kafka.client.refusals import Refusals
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 TIMEOUT_S = 30.0
 """How long one request to the cluster may take, and how long a change may take to become visible. Ten seconds were not
@@ -145,7 +145,7 @@ def _same(wanted: str, actual: str) -> bool:
     return sorted(wanted.replace(" ", "").split(",")) == sorted(actual.replace(" ", "").split(","))
 
 
-def check(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Difference]:
+def check(settings: Connection, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Difference]:
     """Return in what the cluster's topics differ from ``specs``; an empty list means in nothing.
 
     Raises :class:`TopicsError` where the cluster cannot be asked, and SettingsError for a property that
@@ -154,7 +154,7 @@ def check(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
     return _Cluster(settings, specs, timeout, "topics-check").differences()
 
 
-def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Change]:
+def apply(settings: Connection, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Change]:
     """Make the cluster's topics what ``specs`` says, and return one or more lines for each topic.
 
     When it returns, what it did is visible to clients. Raises as :func:`check` does.
@@ -185,7 +185,7 @@ def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
     return sorted(changes, key=lambda change: order.index(change.topic))
 
 
-def drop(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> None:
+def drop(settings: Connection, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> None:
     """Delete the topics of ``specs`` with everything in them: for what had a prefix of its own, such as a demo."""
     _Cluster(settings, specs, timeout, "demo").drop()
 
@@ -193,7 +193,7 @@ def drop(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIM
 class _Cluster:
     """The cluster that the settings name, seen through the topics of the specs."""
 
-    def __init__(self, settings: Settings, specs: Sequence[TopicSpec], timeout: float, role: str) -> None:
+    def __init__(self, settings: Connection, specs: Sequence[TopicSpec], timeout: float, role: str) -> None:
         self.specs = {settings.topic(spec.name): spec for spec in specs}
         self._timeout = timeout
         self._servers = settings.bootstrap_servers

@@ -18,7 +18,7 @@ from streamer.topology import DEAD_LETTER_TOPICS, DLQ_SUFFIX
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 
 class Resource(StrEnum):
@@ -62,7 +62,7 @@ class Privilege:
         """Say whether it is the privilege for ``operation``, or implies that one."""
         return self.operation == operation or self.operation in _IMPLIED_BY.get(operation, ())
 
-    def concerns(self, settings: Settings, resource: Resource, name: str) -> bool:
+    def concerns(self, settings: Connection, resource: Resource, name: str) -> bool:
         """Say whether it is about the resource of that full name."""
         own = settings.topic(self.name)
         return self.resource is resource and (name.startswith(own) if self.prefixed else name == own)
@@ -155,7 +155,7 @@ def markdown() -> str:
     return "".join(parts)
 
 
-def as_objects(settings: Settings, role: str) -> list[dict[str, str]]:
+def as_objects(settings: Connection, role: str) -> list[dict[str, str]]:
     """Return what ``role`` needs, with full names, in the words of Kafka's own tools."""
     return [
         {
@@ -169,7 +169,7 @@ def as_objects(settings: Settings, role: str) -> list[dict[str, str]]:
     ]
 
 
-def kafka_acls(settings: Settings, role: str, principal: str) -> list[str]:
+def kafka_acls(settings: Connection, role: str, principal: str) -> list[str]:
     """Return the commands that grant ``principal`` what ``role`` needs, one for each resource."""
     operations: dict[tuple[Resource, str, bool], list[Operation]] = {}
     for each in ROLES[role]:

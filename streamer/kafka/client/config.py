@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException
 
-from streamer.settings import Settings, blame
+from streamer.settings import blame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from streamer.settings import Connection, ServiceSettings
 
 LIBRDKAFKA_LOGGER = logging.getLogger("librdkafka")
 _NO_NEWS = (
@@ -45,7 +47,7 @@ _CLASSIC_ONLY = frozenset(
 )
 
 
-def common(settings: Settings) -> dict[str, Any]:
+def common(settings: Connection) -> dict[str, Any]:
     """Return the properties that every client has; the user's own win, but for those that guarantees rest on."""
     for name, why in _OURS.items():
         if name in settings.kafka:
@@ -59,7 +61,7 @@ def common(settings: Settings) -> dict[str, Any]:
     }
 
 
-def group_protocols(settings: Settings) -> list[str]:
+def group_protocols(settings: Connection) -> list[str]:
     """Return the group protocols to try, the newest first; the user's own choice alone where there is one.
 
     Session timeout, heartbeat interval and assignor are the broker's under the newer protocol: who sets one of
@@ -72,7 +74,7 @@ def group_protocols(settings: Settings) -> list[str]:
 
 
 def consumer(
-    settings: Settings, group: str, protocol: str, callbacks: dict[str, Callable[..., None]]
+    settings: ServiceSettings, group: str, protocol: str, callbacks: dict[str, Callable[..., None]]
 ) -> dict[str, Any]:
     """Return the properties of the consumer of ``group``."""
     defaults: dict[str, Any] = {
@@ -99,7 +101,7 @@ def consumer(
 _LONGEST_POLL_MS = 86_400_000
 
 
-def reader(settings: Settings, group: str) -> dict[str, Any]:
+def reader(settings: Connection, group: str) -> dict[str, Any]:
     """Return the properties of a consumer that commits nothing; ``group`` is a full name.
 
     A service's ``max.poll.interval.ms`` is not for it: one below the session timeout that the client assumes is
@@ -115,7 +117,7 @@ def reader(settings: Settings, group: str) -> dict[str, Any]:
     }
 
 
-def peeker(settings: Settings, group: str) -> dict[str, Any]:
+def peeker(settings: ServiceSettings, group: str) -> dict[str, Any]:
     """Return the properties of a consumer that looks at single records and never joins ``group``, whose rights it has.
 
     A broker gives a whole batch at least, however little is asked for.
@@ -130,18 +132,19 @@ def peeker(settings: Settings, group: str) -> dict[str, Any]:
     }
 
 
-def begins_at_the_end(settings: Settings) -> bool:
+def begins_at_the_end(settings: Connection) -> bool:
     """Whether a group that has committed nothing reads only what comes from now on."""
     return settings.kafka.get("auto.offset.reset", "earliest").lower() in {"latest", "largest", "end"}
 
 
-def producer(
-    settings: Settings, group: str, callbacks: dict[str, Callable[..., None]], number: int = 0
-) -> dict[str, Any]:
-    """Return the properties of the instance's transactional producer of that number, for the consumer of ``group``."""
-    transactional_id = f"{settings.topic(group)}-{settings.instance_id}"
-    if number:
-        transactional_id += f"#{number}"
+def transactional_id(settings: ServiceSettings, group: str, number: int = 0) -> str:
+    """Return the full transactional id of the instance's producer of that number, for the consumer of ``group``."""
+    name = f"{settings.topic(group)}-{settings.instance_id}"
+    return f"{name}#{number}" if number else name
+
+
+def producer(settings: Connection, transactional_id: str, callbacks: dict[str, Callable[..., None]]) -> dict[str, Any]:
+    """Return the properties of a transactional producer; ``transactional_id`` is a full name."""
     return {
         "linger.ms": 0,
         "message.max.bytes": MAX_PRODUCED_BYTES,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from streamer.kafka.inflight.partitions import AssignedPartition
-    from streamer.settings import Settings
+    from streamer.settings import ServiceSettings
 
     Rebalanced = Callable[[Consumer, list[TopicPartition]], None]
 
@@ -31,7 +31,9 @@ log = structlog.get_logger()
 class GroupMembership:
     """Holds the consumer, and replaces it where its protocol is refused."""
 
-    def __init__(self, settings: Settings, group: str, topic: str, callbacks: dict[str, Callable[..., None]]) -> None:
+    def __init__(
+        self, settings: ServiceSettings, group: str, topic: str, callbacks: dict[str, Callable[..., None]]
+    ) -> None:
         """``topic`` is a full name."""
         self._settings = settings
         self._group = group

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamer.kafka.commit.transactions import Batch
-    from streamer.settings import Settings
+    from streamer.settings import ServiceSettings
 
 
 class Rotation:
     """``producers`` of one instance, used as one :class:`Transactions` and from one thread."""
 
     def __init__(
-        self, settings: Settings, group: str, callbacks: dict[str, Callable[..., None]], *, producers: int
+        self, settings: ServiceSettings, group: str, callbacks: dict[str, Callable[..., None]], *, producers: int
     ) -> None:
         self._producers = [Transactions(settings, group, callbacks, number=number) for number in range(producers)]
         self._turn = 0

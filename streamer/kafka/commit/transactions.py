@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from streamer.kafka.inflight.work import InFlightRecord
     from streamer.kafka.records import Output
-    from streamer.settings import Settings
+    from streamer.settings import ServiceSettings
 
 CALL_TIMEOUT_S = 2.0
 """Longest single request; what times out is taken up again, and the loop polls its consumer in between."""
@@ -120,9 +120,9 @@ class Transactions:
     """
 
     def __init__(
-        self, settings: Settings, group: str, callbacks: dict[str, Callable[..., None]], *, number: int = 0
+        self, settings: ServiceSettings, group: str, callbacks: dict[str, Callable[..., None]], *, number: int = 0
     ) -> None:
-        self._properties = config.producer(settings, group, callbacks, number)
+        self._properties = config.producer(settings, config.transactional_id(settings, group, number), callbacks)
         self._group = settings.topic(group)
         self._refusals = Refusals(settings, role_of(group))
         self._touched: frozenset[str] = frozenset()

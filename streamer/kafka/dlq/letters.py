@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from streamer.kafka.readers.topic_reader import Span
     from streamer.kafka.records import Headers, Record
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 GROUP = "streamer-dlq"
 MARKER_HEADER = "dlq.marker"
@@ -177,7 +177,7 @@ class DeadLetterTopic(TopicReader):
 
     error = DeadLetterError
 
-    def __init__(self, settings: Settings, topic: str, *, role: str = "dlq-show") -> None:
+    def __init__(self, settings: Connection, topic: str, *, role: str = "dlq-show") -> None:
         """``topic`` is the input topic's name without prefix, ``role`` that of whoever reads it."""
         self.source = settings.topic(topic)
         super().__init__(settings, self.source + DLQ_SUFFIX, group=GROUP, role=role)

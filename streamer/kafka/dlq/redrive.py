@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from streamer.kafka.dlq.letters import DeadLetter, Filter
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 REDRIVEN_FROM = "dlq.redriven_from"
 """Header of a copy: ``<dead letter topic>/<partition>/<offset>``."""
@@ -80,7 +80,7 @@ class Report:
 
 
 def redrive(
-    settings: Settings,
+    settings: Connection,
     topic: str,
     wanted: Filter,
     *,
@@ -185,9 +185,9 @@ class _TooLargeError(Exception):
 class _Copier:
     """The transactional producer of a redrive."""
 
-    def __init__(self, settings: Settings, topic: str, dead_letters: DeadLetterTopic) -> None:
-        # Not an instance's id: the redrives of one topic must fence each other wherever they run.
-        properties = config.producer(settings.model_copy(update={"instance_id": topic}), GROUP, {})
+    def __init__(self, settings: Connection, topic: str, dead_letters: DeadLetterTopic) -> None:
+        # One id for a topic: the redrives of it must fence each other wherever they run.
+        properties = config.producer(settings, settings.topic(f"{GROUP}-{topic}"), {})
         # A broker refuses whole batches: with one record in each, it is that record which is too large.
         self._producer: Producer = config.make_client(Producer, {**properties, "batch.num.messages": 1})
         self._transactional_id = str(properties["transactional.id"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from streamer.kafka.records import Output, Record
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 _FLUSH_TIMEOUT_S = 30.0
 
@@ -31,7 +31,7 @@ class PublishError(Exception):
     """Records were not acknowledged; the message says how many and why."""
 
 
-def publish(settings: Settings, outputs: Iterable[Output]) -> None:
+def publish(settings: Connection, outputs: Iterable[Output]) -> None:
     """Produce records and wait until all are acknowledged. Raises :class:`PublishError`."""
     errors: list[str] = []
     refusals = Refusals(settings, None)
@@ -64,7 +64,7 @@ def publish(settings: Settings, outputs: Iterable[Output]) -> None:
 class Reader:
     """Reads topics from their beginning as read_committed consumers do, outside any of our groups."""
 
-    def __init__(self, settings: Settings, topics: list[str]) -> None:
+    def __init__(self, settings: Connection, topics: list[str]) -> None:
         """``topics`` are full names."""
         self._group = settings.topic(f"reader-{uuid.uuid4()}")
         self._consumer: Consumer = config.make_client(Consumer, config.reader(settings, self._group))

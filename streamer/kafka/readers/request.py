@@ -18,7 +18,7 @@ from streamer.topology import DLQ_SUFFIX
 
 if TYPE_CHECKING:
     from streamer.kafka.records import Output, Record
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 GROUP = "streamer-ask"
 ROLE = "replay"
@@ -36,7 +36,7 @@ class Requester:
     So keys must be those of no other record. Only what comes after this was made is read.
     """
 
-    def __init__(self, settings: Settings, *, questions: str, answers: str) -> None:
+    def __init__(self, settings: Connection, *, questions: str, answers: str) -> None:
         """``questions`` and ``answers`` are topics' names without prefix.
 
         Raises :class:`~streamer.kafka.readers.topic_reader.ReadError` where there is no such topic.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from streamer.kafka.records import Record
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 _NO_ANSWER = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
 TIMEOUT_S = 10.0
@@ -48,7 +48,7 @@ class TopicReader:
     error: type[Exception] = ReadError
     """What is raised where the topic cannot be read."""
 
-    def __init__(self, settings: Settings, name: str, *, group: str, role: str | None = None) -> None:
+    def __init__(self, settings: Connection, name: str, *, group: str, role: str | None = None) -> None:
         """``name`` is the topic's full name; ``group`` is never joined, but the client wants one.
 
         ``role`` says what the user needs privileges for.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
     from streamer.metrics import Metrics
-    from streamer.settings import Settings
+    from streamer.settings import ServiceSettings
 
 _END: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _BEGINNING: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
@@ -51,7 +51,9 @@ _LOOK_RECORDS = 32
 class LagWatch:
     """Keeps the lag gauges of the assigned partitions; used from the loop's thread, and never waits."""
 
-    def __init__(self, settings: Settings, assignment: Assignment, *, group: str, topic: str, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: ServiceSettings, assignment: Assignment, *, group: str, topic: str, metrics: Metrics
+    ) -> None:
         """``topic`` is a full name, ``group`` is not."""
         self._settings = settings
         self._assignment = assignment
@@ -170,7 +172,7 @@ class _Sight(NamedTuple):
 class _Peek:
     """Looks at what is not fetched, with a consumer of its own that joins no group and is made when it is needed."""
 
-    def __init__(self, settings: Settings, assignment: Assignment, group: str, topic: str) -> None:
+    def __init__(self, settings: ServiceSettings, assignment: Assignment, group: str, topic: str) -> None:
         self._settings = settings
         self._assignment = assignment
         self._group = group

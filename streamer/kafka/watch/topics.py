@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from streamer.health import Health
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 _LOOK_EVERY_S = 1.0
 _LOOK_TIMEOUT_S = 5.0
@@ -35,7 +35,7 @@ _UNKNOWN_TOPIC = (
 class TopicWatch:
     """Looks for topics until all are there; used from the loop's thread, and never waits."""
 
-    def __init__(self, settings: Settings, names: Sequence[str], health: Health, refusals: Refusals) -> None:
+    def __init__(self, settings: Connection, names: Sequence[str], health: Health, refusals: Refusals) -> None:
         """``names`` are full names: the input topic's, which is read, and those of topics that are written."""
         self._settings = settings
         self._names = list(names)
