@@ -27,7 +27,7 @@ $(STAMP): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-report/
 	$(BIN)/streamer demo $(if $(KEEP),--keep) $(if $(BOOTSTRAP),--bootstrap-servers "$(BOOTSTRAP)") \
 	  $(if $(CLIPS),--clips "$(CLIPS)") $(if $(QUERIES),--queries "$(QUERIES)") \
-	  $(if $(MODEL),--model "$(MODEL)") $(if $(PRETRAINED),--pretrained "$(PRETRAINED)")
+	  --model "$(or $(MODEL),demo)" $(if $(PRETRAINED),--pretrained "$(PRETRAINED)")
 
 test: $(STAMP) tools ## Run all tests, the integration tests against a real Kafka
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -67,7 +67,7 @@ $(PEERS)/.installed: requirements/peers.txt $(STAMP)
 # The table in docs/evaluation.md: cp avs-report/results.json docs/avs/ && make docs
 avs: $(STAMP) ## A synthetic video search benchmark: what reranking gains at several strengths of the engine (2 minutes)
 	rm -rf avs-report
-	$(BIN)/streamer benchmark --out avs-report --dtype float32
+	$(BIN)/streamer benchmark --model demo --out avs-report --dtype float32
 
 capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write the tables of docs/capacity.md (about 5 minutes)
 	$(BIN)/python -m bench.capacity

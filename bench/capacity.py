@@ -26,10 +26,10 @@ import numpy as np
 
 from bench.machine import about
 from bench.report import print_figures
-from streamer.encoders import load_encoder
+from streamer.encoders import DEMO, load_encoder
 from streamer.method import score_clips
 from streamer.scoring import rerank
-from streamer.settings import DEFAULT_MODEL, Precision
+from streamer.settings import Precision
 from streamer.store import Clip, Position, Store, StoreOptions, open_store, record_format
 from streamer.synthetic.clips import make_queries, render_clips
 from streamer.synthetic.engine import BaseEngine
@@ -136,7 +136,7 @@ def _servers(cluster: Cluster) -> dict[str, float]:
 
 def losses(clip_count: int, query_count: int, seed: int = 11) -> dict[str, Any]:
     """Rerank fresh clips from records in each precision; return mean average precision, and what it loses."""
-    encoder = load_encoder(DEFAULT_MODEL, None)
+    encoder = load_encoder(DEMO, None)
     with tempfile.TemporaryDirectory(prefix="bench-capacity-") as folder:
         rendered = render_clips(Path(folder), count=clip_count, seed=seed)
         queries = make_queries(rendered, count=query_count, seed=seed)

@@ -39,12 +39,12 @@ from bench.clips import generate, real
 from bench.report import print_figures, spread
 from streamer.codec import JSON
 from streamer.embedder import Embedder
-from streamer.encoders import load_encoder
+from streamer.encoders import DEMO, load_encoder
 from streamer.events import ClipUploaded
 from streamer.health import Health
 from streamer.kafka import InFlightRecord, Record
 from streamer.metrics import Metrics
-from streamer.settings import DEFAULT_MODEL, load
+from streamer.settings import load
 from streamer.store import Clip, Position, open_store
 from streamer.video import Sampling
 from streamer.video.fetching.fetcher import Fetcher
@@ -240,12 +240,12 @@ def measure(quick: bool) -> dict[str, Any]:
         ]
         draw = random.Random(1)  # noqa: S311
         chosen = [draw.sample(generated, a_round) for _ in range(rounds)]
-        model = Model.of(DEFAULT_MODEL) if quick else Model.random(folder)
+        model = Model.of(DEMO) if quick else Model.random(folder)
         figures = _contest(model, folder / "contest", repeated, chosen)
         if quick:
             return figures
         some = [*repeated[::REPEATS], *chosen[0]]
-        with contest(Model.of(DEFAULT_MODEL), folder / "small", [made]) as (plain, one, ours, other):
+        with contest(Model.of(DEMO), folder / "small", [made]) as (plain, one, ours, other):
             plain.run(some)
             ours.run(some)
             least = min(cosines(one, other, [path.stem for path in some]))

@@ -33,8 +33,8 @@ from PIL import Image
 from bench.clips import generate
 from bench.report import print_figures, spread
 from bench.workload import make_model
+from streamer.encoders.loading import DEMO_FOLDER
 from streamer.encoders.open_clip import OpenClipEncoder
-from streamer.settings import DEFAULT_MODEL
 from streamer.video import Sampling
 from streamer.video.isolation.pool import DecodePool
 
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
     Vectors = npt.NDArray[np.float32]
 
+DEMO_MODEL = f"local-dir:{DEMO_FOLDER}"
+"""For what knows open_clip alone."""
 NAME = "images"
 
 MODELS = {"cpu": ["ViT-B-32"], "cuda": ["ViT-B-32", "ViT-L-14"]}
@@ -110,7 +112,7 @@ def measure(quick: bool) -> dict[str, Any]:
             for device in devices:
                 some = clips[: CLIPS[device]]
                 if quick:
-                    figures[device] = _measure(DEFAULT_MODEL, None, device, threads, some, quick=quick)
+                    figures[device] = _measure(DEMO_MODEL, None, device, threads, some, quick=quick)
                     continue
                 for model in MODELS[device]:
                     weights = make_model(folder, model)["STREAMER_PRETRAINED"]

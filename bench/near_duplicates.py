@@ -27,8 +27,7 @@ import numpy as np
 from bench.clips import encode, ffmpeg, real
 from bench.embedding import Model
 from bench.report import print_figures
-from streamer.encoders import load_encoder
-from streamer.settings import DEFAULT_MODEL
+from streamer.encoders import DEMO, load_encoder
 from streamer.synthetic.clips import make_queries, render_clips
 from streamer.video import Sampling
 from streamer.video.sampling.duplicates import distinct
@@ -153,7 +152,7 @@ def measure(quick: bool) -> dict[str, Any]:
         clips = footage(folder, quick=quick)
         rendered = render_clips(folder / "rendered", count=2 if quick else 16, seed=7)
         clips += [("rendered", each.path) for each in rendered]
-        small = load_encoder(DEFAULT_MODEL)
+        small = load_encoder(DEMO)
         texts = [query.text for query in make_queries(rendered, count=2 if quick else 40, seed=7)]
         models: dict[str, tuple[list[Sampled], npt.NDArray[np.float32] | None]]
         models = {"small_model": (sampled(clips, small), small.encode_texts(texts))}

@@ -27,14 +27,16 @@ import torch
 
 from bench.report import print_figures, spread
 from bench.workload import make_model
+from streamer.encoders.loading import DEMO_FOLDER
 from streamer.encoders.open_clip import OpenClipEncoder
-from streamer.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
+DEMO_MODEL = f"local-dir:{DEMO_FOLDER}"
+"""For what knows open_clip alone."""
 NAME = "text"
 
 _LINES = (
@@ -110,10 +112,10 @@ def measure(quick: bool) -> dict[str, Any]:
     threads = torch.get_num_threads()
     try:
         with tempfile.TemporaryDirectory(prefix="bench-text-") as folder:
-            settings = {"STREAMER_MODEL": DEFAULT_MODEL} if quick else make_model(Path(folder))
+            settings = {"STREAMER_MODEL": DEMO_MODEL} if quick else make_model(Path(folder))
             figures = _measure(settings["STREAMER_MODEL"], settings.get("STREAMER_PRETRAINED"), rounds, threads)
             if not quick:
-                figures["trained_small_model"] = _measure(DEFAULT_MODEL, None, rounds, threads)
+                figures["trained_small_model"] = _measure(DEMO_MODEL, None, rounds, threads)
     finally:
         torch.set_num_threads(threads)
     return figures

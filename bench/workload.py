@@ -15,9 +15,8 @@ import orjson
 import torch
 from safetensors.torch import save_model
 
-from streamer.encoders import load_encoder
+from streamer.encoders import DEMO, load_encoder
 from streamer.local_kafka.broker import LocalKafka
-from streamer.settings import DEFAULT_MODEL
 from streamer.store import Clip, Position, open_store
 from tests.support.driver import RERANKED, RESULTS, Bus, Record, apply_topics, environment, free_port
 
@@ -166,7 +165,7 @@ def place(*, quick: bool, clip_count: int = 20_000) -> Iterator[Place]:
     count = min(clip_count, 500) if quick else clip_count
     with TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        settings = {"STREAMER_MODEL": DEFAULT_MODEL} if quick else make_model(folder)
+        settings = {"STREAMER_MODEL": DEMO} if quick else make_model(folder)
         encoder = load_encoder(settings["STREAMER_MODEL"], settings.get("STREAMER_PRETRAINED"))
         store = open_store(f"lmdb:{folder / 'store'}", model_id=encoder.model_id, dim=encoder.dim)
         fill(store, count, encoder.dim)

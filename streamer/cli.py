@@ -19,7 +19,7 @@ from streamer.commands.acls import acls
 from streamer.commands.benchmark import benchmark
 from streamer.commands.dlq import dlq
 from streamer.commands.evaluate import evaluate
-from streamer.commands.flags import SettingsCommand
+from streamer.commands.flags import CONFIG, SettingsCommand
 from streamer.commands.pilot import pilot
 from streamer.commands.replay import replay
 from streamer.commands.store import store
@@ -30,7 +30,7 @@ from streamer.settings import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streamer.settings import Settings
+    from streamer.settings import DemoSettings, EmbedSettings, RerankSettings, TopicsSettings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -51,7 +51,7 @@ cli.add_command(benchmark)
 
 
 @cli.command(cls=SettingsCommand, uses="embed")
-def embed(settings: Settings) -> None:
+def embed(settings: EmbedSettings) -> None:
     """Embed the frames of uploaded clips into the store (clips.uploaded -> clips.embedded)."""
     from streamer import service  # noqa: PLC0415
 
@@ -59,7 +59,7 @@ def embed(settings: Settings) -> None:
 
 
 @cli.command(cls=SettingsCommand, uses="rerank")
-def rerank(settings: Settings) -> None:
+def rerank(settings: RerankSettings) -> None:
     """Rerank query results against the stored frames (query.results -> query.reranked)."""
     from streamer import service  # noqa: PLC0415
 
@@ -78,7 +78,7 @@ _FILE_OPTION = click.option(
 
 @topics.command("apply", cls=SettingsCommand, uses="topics")
 @_FILE_OPTION
-def topics_apply(settings: Settings, file: Path | None) -> None:
+def topics_apply(settings: TopicsSettings, file: Path | None) -> None:
     """Create what is missing and reconcile what differs; says what it did. Exit 1 where something was refused."""
     from streamer.kafka.admin import topic_files  # noqa: PLC0415
     from streamer.kafka.admin import topics as admin  # noqa: PLC0415
@@ -90,7 +90,7 @@ def topics_apply(settings: Settings, file: Path | None) -> None:
 
 @topics.command("check", cls=SettingsCommand, uses="topics")
 @_FILE_OPTION
-def topics_check(settings: Settings, file: Path | None) -> None:
+def topics_check(settings: TopicsSettings, file: Path | None) -> None:
     """Compare the cluster's topics with the file, changing nothing. Exit 1 where they differ."""
     from streamer.kafka.admin import topic_files  # noqa: PLC0415
     from streamer.kafka.admin import topics as admin  # noqa: PLC0415
@@ -131,15 +131,15 @@ def broker(brokers: str, port: int, data: Path | None) -> None:
     "--report", type=click.Path(path_type=Path), default=Path("demo-report"), show_default=True, help="Folder."
 )
 @click.option("--keep", is_flag=True, help="Leave everything running until Ctrl-C.")
-def demo(settings: Settings, **options: Any) -> None:
+def demo(settings: DemoSettings, **options: Any) -> None:
     """Show the whole path: uploads embedded, queries reranked, measured and pictured.
 
-    Runs on a local Kafka of its own unless --bootstrap-servers names one.
+    Runs on a local Kafka of its own unless --bootstrap-servers names one, and with the small demonstration model
+    unless --model names another.
     """
     from streamer.demo import run  # noqa: PLC0415
 
-    own_broker = "bootstrap_servers" not in settings.model_fields_set
-    run.run(settings, bootstrap=None if own_broker else settings.bootstrap_servers, **options)
+    run.run(settings, config=click.get_current_context().meta.get(CONFIG), **options)
 
 
 @cli.command()

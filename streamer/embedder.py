@@ -11,7 +11,7 @@ Near-duplicates. Where ``duplicate_threshold`` is set, frames that a cheap diffe
 them are encoded once; the record is as it would be without (:mod:`streamer.video.sampling.duplicates` says why).
 
 Each stage runs while the others do. A clip that fails for good is dead-lettered with the reason; a transient
-fault of its source is retried with backoff for ``retry_for`` seconds, a fault of the store for as long as it
+fault of its source is retried with backoff for ``fetch_retry_timeout`` seconds, a fault of the store for as long as it
 lasts: the store is ours, and no upload is to blame for it.
 
 The store write is not part of the Kafka transaction, so it may be repeated, and by a process that was paused it
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from streamer.health import Health
     from streamer.kafka import InFlightRecord, Record
     from streamer.metrics import Metrics
-    from streamer.settings import Settings
+    from streamer.settings import EmbedSettings
     from streamer.store import Store
     from streamer.video import SampledClip
     from streamer.video.fetching.fetcher import Fetcher
@@ -143,7 +143,7 @@ class Embedder:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: EmbedSettings,
         *,
         codec: Codec,
         encoder: Encoder,
@@ -246,7 +246,7 @@ class Embedder:
         attempts = 0
         with ExitStack() as place:
             try:
-                for attempt in retries(self._settings.retry_for, self._metrics.retries.labels("load").inc):
+                for attempt in retries(self._settings.fetch_retry_timeout, self._metrics.retries.labels("load").inc):
                     with attempt:
                         attempts += 1
                         self._health.progress()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from streamer.health import Health
     from streamer.metrics import Metrics
-    from streamer.settings import Settings
+    from streamer.settings import MetricsSettings
 
 log = structlog.get_logger()
 
@@ -47,9 +47,9 @@ class Access:
     key: Path | None = None
 
     @classmethod
-    def of(cls, settings: Settings) -> Access:
+    def of(cls, settings: MetricsSettings) -> Access:
         """Read the settings and the password's file; SettingsError where they do not go together."""
-        password = settings.password("metrics_password")
+        password = settings.read_metrics_password()
         if settings.metrics_user and not password:
             raise blame("metrics_password", "must be given, or its file, since metrics_user is")
         if password and not settings.metrics_user:

@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-LOOP_STUCK_AFTER_S = 60.0
+LOOP_STALL_TIMEOUT_S = 60.0
 """A consume loop that has not iterated for so long is stuck; its blocking calls have far shorter timeouts."""
 
 
 class Health:
     """The state that the probes report; every method may be called from any thread."""
 
-    def __init__(self, metrics: Metrics, *, stuck_after: float = 300.0) -> None:
-        """``stuck_after``: seconds that a worker thread may be busy with one call."""
+    def __init__(self, metrics: Metrics, *, worker_stall_timeout: float = 300.0) -> None:
+        """``worker_stall_timeout``: seconds that a worker thread may be busy with one call."""
         self._metrics = metrics
-        self._stuck_after = stuck_after
+        self._worker_stall_timeout = worker_stall_timeout
         self._lock = threading.Lock()
         self._not_ready: dict[str, str] = {"start": "starting"}
         self._watched: dict[str, Callable[[], bool]] = {}
@@ -102,12 +102,12 @@ class Health:
             watched = dict(self._watched)
         problems = [f"{name} is dead" for name, alive in watched.items() if not alive()]
         now = time.monotonic()
-        if self._beat is not None and now - self._beat > min(self._stuck_after, LOOP_STUCK_AFTER_S):
+        if self._beat is not None and now - self._beat > min(self._worker_stall_timeout, LOOP_STALL_TIMEOUT_S):
             problems.append(f"the consume loop has not iterated for {now - self._beat:.0f} s")
         problems += [
             f"{name} has been busy with one call for {now - since:.0f} s"
             for name, since in self._busy_since.copy().items()
-            if now - since > self._stuck_after
+            if now - since > self._worker_stall_timeout
         ]
         return problems
 

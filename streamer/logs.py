@@ -15,7 +15,7 @@ import orjson
 import structlog
 
 if TYPE_CHECKING:
-    from streamer.settings import Settings
+    from streamer.settings import LogSettings
 
 
 _MASK = "***"
@@ -57,7 +57,7 @@ def _to_json(line: Any, **_: object) -> str:
     return orjson.dumps(line, default=str).decode()
 
 
-def configure(settings: Settings) -> None:
+def configure(settings: LogSettings) -> None:
     """Set up logging for this process."""
     shared: list[Any] = [
         structlog.stdlib.add_logger_name,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from streamer.health import Health
     from streamer.method import Policy
     from streamer.metrics import Metrics
-    from streamer.settings import Settings
+    from streamer.settings import RerankSettings
     from streamer.vectors import VectorReader
 
 log = structlog.get_logger()
@@ -49,7 +49,7 @@ class Reranker:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: RerankSettings,
         policy: Policy,
         *,
         codec: Codec,

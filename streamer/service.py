@@ -15,13 +15,13 @@ import structlog
 
 from streamer import __version__, embedder, faults, reranker
 from streamer.codec import JSON
-from streamer.encoders import Encoder, EncoderError, QueryVectors, Side, load_encoder
+from streamer.encoders import Encoder, QueryVectors, Side, load_model
 from streamer.endpoints import Access, Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
-from streamer.settings import Settings, SettingsError, blame, unknown_variables
+from streamer.settings import SettingsError, blame, unknown_variables
 from streamer.store import (
     MeasuredStore,
     Store,
@@ -38,8 +38,18 @@ from streamer.video.fetching.fetcher import Fetcher
 from streamer.video.isolation.pool import DecodePool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import FrameType
+
+    from streamer.settings import (
+        EmbedSettings,
+        IntakeSettings,
+        MetricsSettings,
+        ModelSettings,
+        Precision,
+        RerankSettings,
+        StoreSettings,
+    )
 
 log = structlog.get_logger()
 
@@ -52,8 +62,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What every service has: its metrics, its probes, its traces where they are on, and the wish to stop."""
+    """What every service has: its name, its metrics, its probes, its traces where they are on, and the wish to stop."""
 
+    command: str
     metrics: Metrics
     health: Health
     tracing: Tracing | None
@@ -61,24 +72,16 @@ class Service:
     started: threading.Event
 
 
-def run_embedder(settings: Settings) -> NoReturn:
+def run_embedder(settings: EmbedSettings) -> NoReturn:
     """Run the embedder until SIGTERM and end the process: exit code 0, or 1 after a fatal fault.
 
     Raises :class:`SettingsError`.
     """
-    try:
-        fetcher = Fetcher(
-            settings.allowed_uris,
-            allowed_networks=settings.allowed_networks,
-            max_bytes=settings.max_clip_bytes,
-            timeout=settings.fetch_timeout,
-            first_byte_timeout=settings.first_byte_timeout,
-        )
-    except ValueError as error:
-        raise blame("allowed_uris", error) from None
-    if settings.stuck_after <= settings.fetch_timeout:
-        raise blame("stuck_after", f"must be more than fetch_timeout, which is {settings.fetch_timeout:g}")
-    with _service(settings, EMBED.role) as service:
+    settings.named_model()
+    fetcher = _fetcher(settings)
+    if settings.worker_stall_timeout <= settings.fetch_timeout:
+        raise blame("worker_stall_timeout", f"must be more than fetch_timeout, which is {settings.fetch_timeout:g}")
+    with _service(EMBED.role, settings) as service:
         loop = Loop(
             settings,
             EMBED,
@@ -87,46 +90,28 @@ def run_embedder(settings: Settings) -> NoReturn:
             health=service.health,
             tracing=service.tracing,
         )
-        encoder = _load_encoder(settings, EMBED.role, service.metrics)
-        store = _open_store(settings, encoder, service, read_only=False)
-        replaced = service.metrics.decoders_replaced
-        for cause in ("crashed", "timeout"):
-            replaced.labels(cause)  # shown before there is one, so that the first is seen as an increase
-        decoder = DecodePool(
-            Sampling(
-                interval=settings.frame_interval,
-                max_frames=settings.max_frames,
-                max_pixels=settings.max_clip_pixels,
-                max_seconds=settings.max_clip_seconds,
-                max_packets=settings.max_clip_packets,
-                duplicate_threshold=settings.duplicate_threshold,
-            ),
-            encoder.prepare,
-            workers=settings.decode_workers,
-            timeout=settings.decode_timeout,
-            memory=settings.decode_memory,
-            replaced=lambda cause: replaced.labels(cause).inc(),
-            timed=_timed_decodes(service.metrics),
-        )
+        encoder = _encoder(settings, service)
+        store = _store(settings, encoder, service, precision=settings.precision, read_only=False)
         pipeline = embedder.Embedder(
             settings,
             codec=JSON,
             encoder=encoder,
             store=store,
             fetcher=fetcher,
-            decoder=decoder,
+            decoder=_decoder(_sampling(settings), settings, encoder, service.metrics),
             metrics=service.metrics,
             health=service.health,
         )
         _serve(service, loop, pipeline, store)
 
 
-def run_reranker(settings: Settings) -> NoReturn:
+def run_reranker(settings: RerankSettings) -> NoReturn:
     """Run the reranker until SIGTERM and end the process: exit code 0, or 1 after a fatal fault.
 
     Raises :class:`SettingsError`.
     """
-    with _service(settings, RERANK.role) as service:
+    settings.named_model()
+    with _service(RERANK.role, settings) as service:
         loop = Loop(
             settings,
             RERANK,
@@ -135,8 +120,8 @@ def run_reranker(settings: Settings) -> NoReturn:
             health=service.health,
             tracing=service.tracing,
         )
-        encoder = _load_encoder(settings, RERANK.role, service.metrics)
-        store = _open_store(settings, encoder, service, read_only=True)
+        encoder = _encoder(settings, service)
+        store = _store(settings, encoder, service, read_only=True)
         pipeline = reranker.Reranker(
             settings,
             FixedPolicy(settings.method),
@@ -150,9 +135,104 @@ def run_reranker(settings: Settings) -> NoReturn:
         _serve(service, loop, pipeline, store)
 
 
+# -- the parts -----------------------------------------------------------------------------------------------
+
+
+def _fetcher(intake: IntakeSettings) -> Fetcher:
+    try:
+        return Fetcher(
+            intake.allowed_uris,
+            allowed_networks=intake.allowed_networks,
+            max_bytes=intake.max_clip_bytes,
+            timeout=intake.fetch_timeout,
+            first_byte_timeout=intake.first_byte_timeout,
+        )
+    except ValueError as error:
+        raise blame("allowed_uris", error) from None
+
+
+def _sampling(settings: EmbedSettings) -> Sampling:
+    return Sampling(
+        interval=settings.frame_interval,
+        max_frames=settings.max_frames,
+        max_pixels=settings.max_clip_pixels,
+        max_seconds=settings.max_clip_seconds,
+        max_packets=settings.max_clip_packets,
+        duplicate_threshold=settings.duplicate_threshold,
+    )
+
+
+def _decoder(sampling: Sampling, intake: IntakeSettings, encoder: Encoder, metrics: Metrics) -> DecodePool:
+    replaced = metrics.decoders_replaced
+    for cause in ("crashed", "timeout"):
+        replaced.labels(cause)  # shown before there is one, so that the first is seen as an increase
+    waiting, decoding = metrics.queue_wait.labels("decode"), metrics.stage.labels("decode")
+
+    def timed(waited: float, took: float) -> None:
+        waiting.observe(waited)
+        decoding.observe(took)
+
+    return DecodePool(
+        sampling,
+        encoder.prepare,
+        workers=intake.decode_workers,
+        timeout=intake.decode_timeout,
+        memory=intake.decode_memory,
+        replaced=lambda cause: replaced.labels(cause).inc(),
+        timed=timed,
+    )
+
+
+def _encoder(settings: ModelSettings, service: Service) -> Encoder:
+    encoder = load_model(settings, sides=SIDES_OF[service.command])
+    encoder.warm_up()
+    metrics = service.metrics
+    metrics.build_info.labels(__version__, service.command, encoder.model_id).set(1)
+    metrics.model_info.labels(settings.named_model(), encoder.model_id, encoder.computes_in, encoder.computes_on).set(1)
+    log.info("model loaded", model=settings.model, pretrained=settings.pretrained, model_id=encoder.model_id)
+    return encoder
+
+
+def _store(
+    settings: StoreSettings, encoder: Encoder, service: Service, *, precision: Precision = "float16", read_only: bool
+) -> Store:
+    try:
+        store = open_store(
+            settings.store,
+            model_id=encoder.model_id,
+            dim=encoder.dim,
+            precision=precision,
+            read_only=read_only,
+            options=StoreOptions.of(settings),
+        )
+    except (StoreError, StoreUnavailableError) as error:
+        raise blame("store", error) from None
+    # The writer counts; a walk over all keys is not for those that answer queries.
+    StoreWatch(store, encoder.model_id, metrics=service.metrics, health=service.health, counts=not read_only)
+    return MeasuredStore(store, service.metrics)
+
+
+# -- running -------------------------------------------------------------------------------------------------
+
+
 @contextmanager
-def _service(settings: Settings, command: str) -> Iterator[Service]:
+def _service(command: str, settings: EmbedSettings | RerankSettings) -> Iterator[Service]:
     """Serve probes and metrics from the first moment, and turn signals into a stop."""
+    _check_environment()
+    tracing = Tracing.of(settings, command, settings.instance_id)
+    metrics = Metrics()
+    health = Health(metrics, worker_stall_timeout=settings.worker_stall_timeout)
+    server = _endpoints(settings, command, metrics, health)
+    log.info("starting", command=command, version=__version__, metrics_port=server.port)
+    service = Service(command, metrics, health, tracing, Stop(), threading.Event())
+    _stop_on_signals(service, settings.drain_timeout)
+    try:
+        yield service
+    finally:
+        server.close()
+
+
+def _check_environment() -> None:
     for name in unknown_variables(besides=[faults.VARIABLE]):
         log.warning("unknown variable, misspelt?", variable=name)
     try:
@@ -161,17 +241,18 @@ def _service(settings: Settings, command: str) -> Iterator[Service]:
         raise SettingsError(f"{faults.VARIABLE}: {error}") from None
     if fault_point is not None:
         log.warning("a fault point is armed: this process will harm itself", fault_point=fault_point)
-    tracing = Tracing.of(settings, command)
-    metrics = Metrics(settings.group(SERVICES[command].group))
-    health = Health(metrics, stuck_after=settings.stuck_after)
+
+
+def _endpoints(settings: MetricsSettings, command: str, metrics: Metrics, health: Health) -> Endpoints:
+    access = Access.of(settings)
     port = settings.metrics_port if settings.metrics_port is not None else SERVICES[command].metrics_port
     try:
-        server = Endpoints(health, metrics, host=settings.metrics_host, port=port, access=Access.of(settings))
+        return Endpoints(health, metrics, host=settings.metrics_host, port=port, access=access)
     except OSError as error:
         raise blame("metrics_port", f"cannot listen on {settings.metrics_host}:{port}: {error}") from None
-    log.info("starting", command=command, version=__version__, metrics_port=server.port)
-    service = Service(metrics, health, tracing, Stop(), threading.Event())
 
+
+def _stop_on_signals(service: Service, drain_timeout: float) -> None:
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if not service.started.is_set():
             # Loading a large model takes minutes, and there is nothing to finish yet.
@@ -181,63 +262,13 @@ def _service(settings: Settings, command: str) -> Iterator[Service]:
         for again in STOP_SIGNALS:
             signal.signal(again, signal.SIG_DFL)
         # A frozen broker holds up even the leaving of the group.
-        limit = threading.Timer(settings.drain_timeout + _LEAVE_S, _exit_at_once, [0])
+        limit = threading.Timer(drain_timeout + _LEAVE_S, _exit_at_once, [0])
         limit.daemon = True
         limit.start()
         log.info("stopping", signal=signal.Signals(number).name)
 
     for number in STOP_SIGNALS:
         signal.signal(number, on_signal)
-    try:
-        yield service
-    finally:
-        server.close()
-
-
-def _load_encoder(settings: Settings, command: str, metrics: Metrics) -> Encoder:
-    try:
-        encoder = load_encoder(
-            settings.model,
-            settings.pretrained,
-            dtype=settings.dtype,
-            device=settings.device,
-            threads=settings.threads,
-            sides=SIDES_OF[command],
-        )
-    except EncoderError as error:
-        raise blame(error.setting, error) from None
-    encoder.warm_up()
-    metrics.build_info.labels(__version__, command, encoder.model_id).set(1)
-    metrics.model_info.labels(settings.model, encoder.model_id, encoder.computes_in, encoder.computes_on).set(1)
-    log.info("model loaded", model=settings.model, pretrained=settings.pretrained, model_id=encoder.model_id)
-    return encoder
-
-
-def _timed_decodes(metrics: Metrics) -> Callable[[float, float], None]:
-    waiting, decoding = metrics.queue_wait.labels("decode"), metrics.stage.labels("decode")
-
-    def timed(waited: float, took: float) -> None:
-        waiting.observe(waited)
-        decoding.observe(took)
-
-    return timed
-
-
-def _open_store(settings: Settings, encoder: Encoder, service: Service, *, read_only: bool) -> Store:
-    try:
-        store = open_store(
-            settings.store,
-            model_id=encoder.model_id,
-            dim=encoder.dim,
-            precision=settings.precision,
-            read_only=read_only,
-            options=StoreOptions.of(settings),
-        )
-    except (StoreError, StoreUnavailableError) as error:
-        raise blame("store", error) from None
-    # The writer counts; a walk over all keys is not for those that answer queries.
-    StoreWatch(store, encoder.model_id, metrics=service.metrics, health=service.health, counts=not read_only)
-    return MeasuredStore(store, service.metrics)
 
 
 def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> NoReturn:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span, Tracer
 
-    from streamer.settings import Settings
+    from streamer.settings import TracingSettings
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -52,12 +52,12 @@ class Tracing:
         self._tracer = self._provider.get_tracer("streamer", __version__)
 
     @classmethod
-    def of(cls, settings: Settings, command: str) -> Tracing | None:
+    def of(cls, settings: TracingSettings, command: str, instance_id: str) -> Tracing | None:
         """Make what the settings ask for; None is off. SettingsError where the extra is missing."""
         if settings.tracing == "off":
             return None
         try:
-            return cls(command, settings.instance_id)
+            return cls(command, instance_id)
         except ImportError as error:
             hint = f"needs the package {error.name}: pip install 'cliprerank-streamer[otel]'"
             raise blame("tracing", hint) from None

@@ -22,9 +22,8 @@ from bench.plots import draw
 from bench.report import document, spread, summary
 from bench.reranking_latency import figures
 from bench.workload import Place, candidates, clips, fill, queries
-from streamer.encoders import load_encoder
+from streamer.encoders import DEMO, load_encoder
 from streamer.local_kafka.broker import LocalKafka
-from streamer.settings import DEFAULT_MODEL
 from streamer.store import open_store
 from tests.support.driver import validator
 
@@ -137,7 +136,7 @@ def test_a_drain_is_timed_between_a_tenth_and_nine_tenths() -> None:
 
 
 def test_the_hot_path_is_that_of_the_service_and_adds_up(tmp_path: Path) -> None:
-    encoder = load_encoder(DEFAULT_MODEL, dtype="float32")
+    encoder = load_encoder(DEMO, dtype="float32")
     store = open_store(f"lmdb:{tmp_path}", model_id=encoder.model_id, dim=encoder.dim)
     fill(store, 200, encoder.dim)
     store.close()

@@ -23,7 +23,7 @@ _MEANINGS = {
     Reason.NOT_FOUND: ("clip", "The source says that the file does not exist.", "Upload the file, then redrive."),
     Reason.FETCH_FAILED: (
         "clip",
-        "The file could not be fetched within `STREAMER_RETRY_FOR`, or the source refused.",
+        "The file could not be fetched within `STREAMER_FETCH_RETRY_TIMEOUT`, or the source refused.",
         "Repair the source, then redrive.",
     ),
     Reason.CLIP_TOO_LARGE: (

@@ -10,7 +10,7 @@ import orjson
 from streamer.commands.flags import SettingsCommand
 
 if TYPE_CHECKING:
-    from streamer.settings import Settings
+    from streamer.settings import TopicsSettings
 
 
 class _Role(click.ParamType[str]):
@@ -28,7 +28,7 @@ class _Role(click.ParamType[str]):
 @click.argument("role", type=_Role(), metavar="COMMAND")
 @click.option("--principal", help="Print kafka-acls commands that grant them to this principal, e.g. User:rerank.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for tools that manage ACLs.")
-def acls(settings: Settings, role: str, principal: str | None, as_json: bool) -> None:
+def acls(settings: TopicsSettings, role: str, principal: str | None, as_json: bool) -> None:
     """Print the minimal ACLs for COMMAND: embed, rerank, topics-apply, topics-check, dlq-show (and list),
     dlq-redrive, replay, top or demo.
 

@@ -10,7 +10,7 @@ import click
 from streamer.commands.flags import SettingsCommand
 
 if TYPE_CHECKING:
-    from streamer.settings import Settings
+    from streamer.settings import BenchmarkSettings
 
 
 @click.command(cls=SettingsCommand, uses="benchmark")
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--clips", type=click.IntRange(20, 20_000), default=400, show_default=True, help="Clips to render.")
 @click.option("--topics", type=click.IntRange(2, 2_000), default=100, show_default=True, help="Topics to draw.")
 @click.option("--seed", type=click.IntRange(min=0), default=11, show_default=True, help="The same gives the same.")
-def benchmark(settings: Settings, out: Path, clips: int, topics: int, seed: int) -> None:
+def benchmark(settings: BenchmarkSettings, out: Path, clips: int, topics: int, seed: int) -> None:
     """Rerank a synthetic ad-hoc video search benchmark: engines from weak to strong, judgments sampled as NIST does.
 
     The files that it leaves are what replay, evaluate and sweep take. Needs the extra: cliprerank-streamer[evaluation].

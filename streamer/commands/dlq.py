@@ -17,7 +17,7 @@ from streamer.topology import INPUT_TOPICS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamer.settings import Settings
+    from streamer.settings import TopicsSettings
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -79,7 +79,7 @@ def _dlq_command(name: str, *, limit: int | None = None) -> Callable[[F], F]:
 @_dlq_command("list")
 @click.option("--records", is_flag=True, help="List single dead letters; with --json one per line.")
 def dlq_list(
-    settings: Settings,
+    settings: TopicsSettings,
     topic: str,
     records: bool,
     limit: int | None,
@@ -102,7 +102,7 @@ def dlq_list(
 @click.argument("offset", type=click.IntRange(min=0), required=False)
 @click.option("--key", help="Only dead letters with this key: a clip id or a query id.")
 def dlq_show(
-    settings: Settings,
+    settings: TopicsSettings,
     topic: str,
     partition: int | None,
     offset: int | None,
@@ -138,7 +138,7 @@ def dlq_show(
 @_dlq_command("redrive")
 @click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 def dlq_redrive(
-    settings: Settings, topic: str, limit: int | None, dry_run: bool, as_json: bool, **filters: Any
+    settings: TopicsSettings, topic: str, limit: int | None, dry_run: bool, as_json: bool, **filters: Any
 ) -> None:
     """Copy dead letters back into TOPIC, each exactly once, however often this is run or killed.
 

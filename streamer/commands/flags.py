@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from streamer.settings import COMMANDS_OF, ENV_PREFIX, Settings, load
+from streamer.settings import COMMANDS, ENV_PREFIX, Settings, described_default, load, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from streamer.settings import LogSettings
+
+CONFIG = f"{__name__}.config"
+"""Where the context of a command keeps the path of its TOML file."""
 CONFIG_OPTION = click.Option(
     ["--config"],
     type=click.Path(path_type=Path),
@@ -23,14 +27,15 @@ CONFIG_OPTION = click.Option(
 
 
 class SettingsCommand(click.Command):
-    """A command whose flags are the settings of :data:`COMMANDS_OF`, but ``without`` some.
+    """A command whose flags are its settings by :data:`~streamer.settings.COMMANDS`, but ``without`` some.
 
     It is called with ``settings``.
     """
 
     def __init__(self, *args: Any, uses: str, without: Collection[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._names = tuple(name for name in COMMANDS_OF[uses] if name not in without)
+        self._settings = COMMANDS[uses]
+        self._names = tuple(name for name in names_of(self._settings) if name not in without)
         self.params += [CONFIG_OPTION, *(_option(name) for name in self._names)]
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -38,7 +43,8 @@ class SettingsCommand(click.Command):
         flags = {name: ctx.params.pop(name) for name in self._names}
         if flags.get("kafka") is not None:
             flags["kafka"] = dict(flags["kafka"]) or None
-        settings = load(flags, ctx.params.pop("config"))
+        config = ctx.meta[CONFIG] = ctx.params.pop("config")
+        settings = load(flags, config, command=self._settings)
         _configure_logs(settings)
         ctx.params["settings"] = settings
         return super().invoke(ctx)
@@ -46,21 +52,27 @@ class SettingsCommand(click.Command):
 
 def _option(name: str) -> click.Option:
     field = Settings.model_fields[name]
-    default = "" if field.default_factory or field.default is None else f" [default: {field.default}]"
+    default = f" [default: {text}]" if (text := described_default(name)) else ""
     flag = f"--{name.replace('_', '-')}"
     text = f"{field.description} ({ENV_PREFIX}{name.upper()}).{default}"
     if name == "kafka":
         return click.Option([flag], multiple=True, type=_Property(), metavar="PROPERTY=VALUE", help=text)
-    choices = _choices(field.annotation)
+    kinds = _kinds(field.annotation)
+    literals = [each for each in kinds if typing.get_origin(each) is Literal]
+    choices = [str(choice) for literal in literals for choice in typing.get_args(literal)]
     # The settings check every value alike, wherever it comes from; click's choices only serve completion.
     kind = _Open(choices) if choices else click.STRING
-    return click.Option([flag], type=kind, metavar="|".join(choices) if choices else "TEXT", help=text)
+    metavar = "|".join(choices) if choices else next((_METAVARS[each] for each in kinds if each in _METAVARS), "TEXT")
+    return click.Option([flag], type=kind, metavar=metavar, help=text)
 
 
-def _choices(annotation: Any) -> tuple[str, ...]:
-    options = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
-    literal = next((each for each in (annotation, *options) if typing.get_origin(each) is Literal), None)
-    return typing.get_args(literal) if literal else ()
+_METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """Return the types that a value may have, besides None."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
 
 
 class _Open(click.Choice[str]):
@@ -80,7 +92,7 @@ class _Property(click.ParamType[tuple[str, str]]):
         return key, text
 
 
-def _configure_logs(settings: Settings) -> None:
+def _configure_logs(settings: LogSettings) -> None:
     from streamer import logs  # noqa: PLC0415 - completion and --version start without it
 
     logs.configure(settings)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamer.evaluation.pilot import Clicks
-    from streamer.events import QueryReranked
-    from streamer.settings import Settings
+    from streamer.events import QueryReranked, QueryResults
+    from streamer.settings import Connection, ReplaySettings
 
 _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 
@@ -35,7 +35,7 @@ _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 @click.option("--json", "json_file", type=_OUTPUT, help="Write JSON; - prints it, and nothing else.")
 @click.option("--html", "html_file", type=_OUTPUT, help="Write a page.")
 def pilot(
-    settings: Settings,
+    settings: ReplaySettings,
     events: Path | None,
     from_topic: bool,
     limit: int | None,
@@ -56,6 +56,8 @@ def pilot(
     """
     if (events is not None) + from_topic + (answers is not None) + answers_from_topic != 1:
         raise click.UsageError("one of --events, --from-topic, --answers and --answers-from-topic says what to look at")
+    served = answers is not None or answers_from_topic
+    answered = _answers(settings, events, from_topic, answers, answers_from_topic)
     import orjson  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
 
@@ -69,8 +71,7 @@ def pilot(
     if clicks_topic is not None:
         _read_topic(settings, clicks_topic, clicked)
     report = pilots.Pilot(top, clicked)
-    served = answers is not None or answers_from_topic
-    for each in itertools.islice(_answers(settings, events, from_topic, answers, answers_from_topic), limit):
+    for each in itertools.islice(answered, limit):
         report.add(each, served=served)
     if not report.queries:
         raise click.ClickException("there are no queries to report on")
@@ -86,22 +87,29 @@ def pilot(
 
 
 def _answers(
-    settings: Settings, events: Path | None, from_topic: bool, answers: Path | None, answers_from_topic: bool
+    settings: ReplaySettings, events: Path | None, from_topic: bool, answers: Path | None, answers_from_topic: bool
 ) -> Iterator[QueryReranked]:
-    from streamer.evaluation import material, questions  # noqa: PLC0415
-    from streamer.evaluation.replay import offline  # noqa: PLC0415
+    from streamer.evaluation import questions  # noqa: PLC0415
 
     if answers is not None:
-        yield from questions.answers_of_file(answers)
-    elif answers_from_topic:
-        yield from questions.answers_of_topic(settings)
-    else:
-        encoder = material.load_texts(settings)
-        with contextlib.closing(material.open_vectors(settings, encoder.model_id)) as store:
-            yield from offline(settings.method, recorded(settings, events, from_topic), encoder, store)
+        return questions.answers_of_file(answers)
+    if answers_from_topic:
+        return questions.answers_of_topic(settings)
+    settings.named_model()  # said before anything is read
+    return _reranked(settings, recorded(settings, events, from_topic))
 
 
-def _read_topic(settings: Settings, name: str, clicked: Clicks) -> None:
+def _reranked(settings: ReplaySettings, asked: Iterator[QueryResults]) -> Iterator[QueryReranked]:
+    from streamer.encoders import load_model  # noqa: PLC0415
+    from streamer.evaluation import material  # noqa: PLC0415
+    from streamer.evaluation.replay import offline  # noqa: PLC0415
+
+    encoder = load_model(settings, sides=["texts"])
+    with contextlib.closing(material.open_vectors(settings, encoder.model_id)) as store:
+        yield from offline(settings.method, asked, encoder, store)
+
+
+def _read_topic(settings: Connection, name: str, clicked: Clicks) -> None:
     from streamer.kafka.readers.topic_reader import TopicReader  # noqa: PLC0415
     from streamer.topology import REPLAY  # noqa: PLC0415
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from streamer.events import QueryResults
-    from streamer.settings import Settings
+    from streamer.settings import Connection, ReplaySettings
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -34,7 +34,7 @@ def recorded_options(command: F) -> F:
     return command
 
 
-def recorded(settings: Settings, events: Path | None, from_topic: bool) -> Iterator[QueryResults]:
+def recorded(settings: Connection, events: Path | None, from_topic: bool) -> Iterator[QueryResults]:
     """Read the events that :func:`recorded_options` name, of which there must be one."""
     from streamer.evaluation import questions  # noqa: PLC0415
 
@@ -56,7 +56,7 @@ def recorded(settings: Settings, events: Path | None, from_topic: bool) -> Itera
     help="Seconds for each answer of the running reranker.",
 )
 def replay(
-    settings: Settings,
+    settings: ReplaySettings,
     run_file: Path | None,
     topics_file: Path | None,
     events: Path | None,
@@ -77,6 +77,8 @@ def replay(
         raise click.UsageError("one of --run, --events and --from-topic says what is to be reranked")
     if (run_file is None) != (topics_file is None):
         raise click.UsageError("--run and --topics belong together")
+    if not through_kafka:
+        settings.named_model()
     from streamer.evaluation import questions, trec  # noqa: PLC0415
     from streamer.evaluation import replay as replays  # noqa: PLC0415
 
@@ -90,9 +92,10 @@ def replay(
         if through_kafka:
             answers = replays.through_kafka(settings, asked, required=_given(settings), timeout=timeout)
         else:
+            from streamer.encoders import load_model  # noqa: PLC0415
             from streamer.evaluation import material  # noqa: PLC0415
 
-            encoder = material.load_texts(settings)
+            encoder = load_model(settings, sides=["texts"])
             store = cleanup.enter_context(contextlib.closing(material.open_vectors(settings, encoder.model_id)))
             answers = replays.offline(settings.method, asked, encoder, store)
         run = replays.Replay(answers)
@@ -100,6 +103,6 @@ def replay(
     click.echo(run.summary() + f"; written to {out}")
 
 
-def _given(settings: Settings) -> dict[str, object]:
+def _given(settings: ReplaySettings) -> dict[str, object]:
     """Return the method's parameters that were given, not those that are left at their defaults."""
     return {name: value for name, value in asdict(settings.method).items() if name in settings.model_fields_set}

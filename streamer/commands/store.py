@@ -14,7 +14,7 @@ from streamer.commands.flags import SettingsCommand
 from streamer.commands.store_upkeep import store_compact, store_copy, store_drop_model, store_verify
 
 if TYPE_CHECKING:
-    from streamer.settings import Settings
+    from streamer.settings import StoreCommandSettings
 
 
 @click.group()
@@ -27,7 +27,7 @@ for _command in (store_copy, store_verify, store_compact, store_drop_model):
 
 
 @store.command("stats", cls=SettingsCommand, uses="store")
-def store_stats(settings: Settings) -> None:
+def store_stats(settings: StoreCommandSettings) -> None:
     """Show how many clips of which models are stored."""
     from streamer.store import StoreOptions, masked, open_existing  # noqa: PLC0415
 
@@ -45,7 +45,7 @@ def store_stats(settings: Settings) -> None:
 @store.command("get", cls=SettingsCommand, uses="store")
 @click.argument("clip_id")
 @click.option("--model-id", help="Whose record; without it, the record of each model that has one.")
-def store_get(settings: Settings, clip_id: str, model_id: str | None) -> None:
+def store_get(settings: StoreCommandSettings, clip_id: str, model_id: str | None) -> None:
     """Show the record of CLIP_ID as JSON: version, precision, its vectors' times. Exit 1 where there is none."""
     from streamer.store import StoreOptions, masked, open_existing  # noqa: PLC0415
 

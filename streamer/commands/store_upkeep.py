@@ -27,7 +27,7 @@ from streamer.commands.flags import SettingsCommand
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from streamer.settings import Settings
+    from streamer.settings import StoreCommandSettings
     from streamer.store.upkeep import Advance, Damage, ModelSurvey
 
 _IN_USE_FOR = dt.timedelta(days=1)
@@ -40,7 +40,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Report as one JSON
 @click.argument("target", metavar="TO")
 @click.option("--restart", is_flag=True, help="Begin anew where an earlier copy was interrupted.")
 @_JSON
-def store_copy(settings: Settings, source: str, target: str, restart: bool, as_json: bool) -> None:
+def store_copy(settings: StoreCommandSettings, source: str, target: str, restart: bool, as_json: bool) -> None:
     """Bring every record of the store FROM into the store TO, and compare them all afterwards.
 
     Both may be in use. What TO has that is newer stays; TO is made where it is absent. An interrupted copy goes on
@@ -78,7 +78,7 @@ def store_copy(settings: Settings, source: str, target: str, restart: bool, as_j
 @click.command("verify", cls=SettingsCommand, uses="store")
 @click.option("--against", metavar="URL", help="Another store: look there for each record, the same or newer.")
 @_JSON
-def store_verify(settings: Settings, against: str | None, as_json: bool) -> None:
+def store_verify(settings: StoreCommandSettings, against: str | None, as_json: bool) -> None:
     """Take the checksum of every record, or compare every record with another store's.
 
     Exit 1 where one is damaged or, with --against, damaged, missing or older there. What only the other store has
@@ -125,7 +125,7 @@ def store_verify(settings: Settings, against: str | None, as_json: bool) -> None
 @click.option(
     "--to", type=click.Path(path_type=Path), help="Folder for a compact copy; the store itself stays as it is."
 )
-def store_compact(settings: Settings, to: Path | None) -> None:
+def store_compact(settings: StoreCommandSettings, to: Path | None) -> None:
     """Give the disk back what an LMDB store no longer needs.
 
     In place nobody may have the store open: it is refused while a service runs. With --to, services may run, and
@@ -144,7 +144,9 @@ def store_compact(settings: Settings, to: Path | None) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--even-if-in-use", is_flag=True, help="Though it is the only model, or has clips of the last day.")
-def store_drop_model(settings: Settings, model_id: str, dry_run: bool, yes: bool, even_if_in_use: bool) -> None:
+def store_drop_model(
+    settings: StoreCommandSettings, model_id: str, dry_run: bool, yes: bool, even_if_in_use: bool
+) -> None:
     """Remove all that is stored of the model MODEL_ID; its clips have to be embedded again to come back.
 
     Stop its services first. Refused for a model that seems to be in use; exit 1 where a service has written to it

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from streamer.evaluation.sweep_run import Model
-    from streamer.settings import Settings
+    from streamer.settings import SweepSettings
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
 @click.option("--json", "json_file", type=_OUTPUT, help="Write JSON; - prints it, and nothing else.")
 @click.option("--html", "html_file", type=_OUTPUT, help="Write a page with plots.")
 def sweep(
-    settings: Settings,
+    settings: SweepSettings,
     run_file: Path,
     topics_file: Path,
     qrels_file: Path,
@@ -146,6 +146,7 @@ def sweep(
 
     Needs the extra: cliprerank-streamer[evaluation].
     """
+    settings.named_model()
     import orjson  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
 
@@ -174,15 +175,16 @@ def sweep(
             console.print(table)
 
 
-def _models(settings: Settings, also: tuple[str, ...]) -> Iterator[Model]:
+def _models(settings: SweepSettings, also: tuple[str, ...]) -> Iterator[Model]:
     """Load the settings' model and the others, one at a time."""
+    from streamer.encoders import load_model  # noqa: PLC0415
     from streamer.evaluation import material  # noqa: PLC0415
     from streamer.evaluation.sweep_run import Model  # noqa: PLC0415
 
-    named = [(settings.model, settings.pretrained)]
+    named = [(settings.named_model(), settings.pretrained)]
     named += [(name, pretrained or None) for name, _, pretrained in (each.partition(",") for each in also)]
     for model, pretrained in named:
         chosen = settings.model_copy(update={"model": model, "pretrained": pretrained})
-        encoder = material.load_texts(chosen)
+        encoder = load_model(chosen, sides=["texts"])
         with contextlib.closing(material.open_vectors(chosen, encoder.model_id)) as store:
             yield Model(encoder.model_id, encoder, store)

@@ -15,7 +15,7 @@ from streamer.commands.flags import SettingsCommand
 from streamer.settings import blame
 
 if TYPE_CHECKING:
-    from streamer.settings import Settings
+    from streamer.settings import TopSettings
     from streamer.top.targets import Target
 
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Refresh interval in seconds."
 )
 @click.option("--once", is_flag=True, help="Print one frame and exit; exit code 1 if no target is reachable.")
-def top(settings: Settings, interval: float, once: bool) -> None:
+def top(settings: TopSettings, interval: float, once: bool) -> None:
     """Show throughput, lag, latency, dead letters and the last reranked queries of a running system.
 
     Reads the /metrics of its instances, and the topics outside any consumer group. Ctrl-C ends it.
@@ -55,7 +55,7 @@ def top(settings: Settings, interval: float, once: bool) -> None:
                     frame = watch.frame()
 
 
-def _targets(settings: Settings) -> list[Target]:
+def _targets(settings: TopSettings) -> list[Target]:
     from streamer.top.targets import Target  # noqa: PLC0415
 
     try:

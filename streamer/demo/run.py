@@ -28,7 +28,7 @@ from streamer.demo.material import DemoError, Material, Query, own_material, ren
 from streamer.demo.report import FramePictures, Judged, write
 from streamer.demo.services import ServiceProcess
 from streamer.demo.show import Stage, before_and_after, figures, mean, most_telling
-from streamer.encoders import load_encoder
+from streamer.encoders import DEMO, load_model
 from streamer.events import Candidate, ClipEmbedded, ClipUploaded, QueryReranked, QueryResults, now
 from streamer.kafka import Output
 from streamer.kafka.admin.topic_files import load_specs
@@ -36,17 +36,17 @@ from streamer.kafka.admin.topics import apply, drop
 from streamer.kafka.readers.publish import Reader, publish
 from streamer.local_kafka.broker import LocalKafka
 from streamer.scrape import quantile
-from streamer.settings import as_variables
+from streamer.settings import ENV_PREFIX, Connection, as_variables
 from streamer.synthetic.engine import BaseEngine
 from streamer.synthetic.measures import average_precision
 from streamer.top.targets import Target
 from streamer.top.watch import Watch
-from streamer.topology import DEMO_PREFIX, EMBED, RERANK
+from streamer.topology import EMBED, RERANK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from streamer.settings import Settings
+    from streamer.settings import DemoSettings
 
 _STEADY_EVENTS_PER_S = 25.0
 _STEADY_EVENTS, _BACKLOG_EVENTS = 300, 2_000
@@ -55,9 +55,9 @@ _LOOK_EVERY_S = 1.0
 
 
 def run(
-    settings: Settings,
+    settings: DemoSettings,
     *,
-    bootstrap: str | None,
+    config: Path | None,
     clips: Path | None,
     queries: Path | None,
     report: Path,
@@ -65,8 +65,9 @@ def run(
 ) -> None:
     """Run the demo to its end, or with ``keep`` until Ctrl-C.
 
-    ``bootstrap``: brokers to use instead of a local one. ``clips`` and ``queries``: a folder of videos and a file
-    of one query a line, instead of rendered ones. Raises :class:`DemoError`, :class:`ServiceError`,
+    Brokers that the settings name are used instead of a local one; without a model it is the small one. ``config`` is
+    for the services, too. ``clips`` and ``queries``: a folder of videos and a file of one query a line, instead of
+    rendered ones. Raises :class:`DemoError`, :class:`ServiceError`,
     :class:`BrokerError` or :class:`SettingsError`.
     """
     console = Console()
@@ -77,16 +78,23 @@ def run(
     with contextlib.ExitStack() as cleanup:
         work = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="streamer-demo-")))
         material = own_material(clips, queries) if clips else rendered_material(console, work)
-        brokers = bootstrap or _start_kafka(console, cleanup)
-        settings = _demo_settings(settings, brokers)
-        _make_topics(console, settings, cleanup)
-        services = _start_services(console, settings, material, work, cleanup)
+        if settings.model is None:
+            settings = settings.model_copy(update={"model": DEMO})
+        connection = _connection(console, settings, cleanup)
+        _make_topics(console, connection, cleanup)
+        variables = {
+            **({} if config is None else {f"{ENV_PREFIX}CONFIG": str(config.resolve())}),
+            **as_variables(settings),
+            **as_variables(connection),
+        }
+        services = _start_services(console, variables, material, work, cleanup)
         answers = _engine_answers(console, settings, material)
         targets = [Target(service.url) for service in (services.embed, services.rerank)]
-        stage = Stage(console, Watch(settings, targets, interval=_LOOK_EVERY_S))
-        Demo(console, stage, settings, material, services, answers).run(report)
+        stage = Stage(console, Watch(connection, targets, interval=_LOOK_EVERY_S))
+        pictures = FramePictures(material.clips, interval=settings.frame_interval, max_frames=settings.max_frames)
+        Demo(console, stage, connection, material, services, answers, pictures).run(report)
         if keep:
-            _wait_for_ctrl_c(console, settings, services)
+            _wait_for_ctrl_c(console, connection, services)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +112,19 @@ class Demo:
         self,
         console: Console,
         stage: Stage,
-        settings: Settings,
+        connection: Connection,
         material: Material,
         services: Services,
         answers: Mapping[str, Sequence[tuple[str, float]]],
+        pictures: FramePictures,
     ) -> None:
         self._console = console
         self._stage = stage
-        self._settings = settings
+        self._connection = connection
         self._material = material
         self._services = services
         self._answers = answers
+        self._pictures = pictures
 
     def run(self, report: Path) -> None:
         """Embed, rerank, measure, show, and write the report."""
@@ -142,10 +152,7 @@ class Demo:
         for each in most_telling(judged):
             self._console.print(before_and_after(each))
         self._console.print(figures(summary))
-        pictures = FramePictures(
-            self._material.clips, interval=self._settings.frame_interval, max_frames=self._settings.max_frames
-        )
-        page = write(report, summary=summary, queries=judged, pictures=pictures, model=embedded[0].model_id)
+        page = write(report, summary=summary, queries=judged, pictures=self._pictures, model=embedded[0].model_id)
         self._console.print(f"The report is {page}")
 
     def _embed(self) -> tuple[list[ClipEmbedded], float]:
@@ -154,11 +161,11 @@ class Demo:
             ClipUploaded(clip_id=clip_id, uri=path.resolve().as_uri(), uploaded_at=now())
             for clip_id, path in self._material.clips.items()
         ]
-        topic, dead = self._settings.topic(EMBED.output), self._settings.topic(EMBED.dead_letters)
-        reader = Reader(self._settings, [topic, dead])
+        topic, dead = self._connection.topic(EMBED.output), self._connection.topic(EMBED.dead_letters)
+        reader = Reader(self._connection, [topic, dead])
         embedded: list[ClipEmbedded] = []
         began = time.monotonic()
-        publish(self._settings, (self._output(EMBED.input, each.clip_id, JSON.encode(each)) for each in uploads))
+        publish(self._connection, (self._output(EMBED.input, each.clip_id, JSON.encode(each)) for each in uploads))
         with contextlib.closing(reader), self._stage.progress() as progress:
             bar = progress.add_task("clips embedded", total=len(uploads))
             refused = 0
@@ -217,9 +224,9 @@ class Demo:
                     wanted.add((question.key or b"").decode())
                     yield question
 
-            publish(self._settings, noted())
+            publish(self._connection, noted())
 
-        reader = Reader(self._settings, [self._settings.topic(RERANK.output)])
+        reader = Reader(self._connection, [self._connection.topic(RERANK.output)])
         answers: list[QueryReranked] = []
         thread = threading.Thread(target=ask, name="questions", daemon=True)
         thread.start()
@@ -246,7 +253,7 @@ class Demo:
         return self._output(RERANK.input, query_id, JSON.encode(event))
 
     def _output(self, topic: str, key: str, value: bytes) -> Output:
-        return Output(self._settings.topic(topic), key.encode(), value, ())
+        return Output(self._connection.topic(topic), key.encode(), value, ())
 
     def _judge(self, query: Query, event: QueryReranked) -> Judged:
         if not query.relevant:
@@ -273,6 +280,16 @@ class Demo:
 # -- preparations --------------------------------------------------------------------------------------------
 
 
+def _connection(console: Console, settings: DemoSettings, cleanup: contextlib.ExitStack) -> Connection:
+    """Keep the demo to topics and groups of its own, wherever it runs."""
+    named = "bootstrap_servers" in settings.model_fields_set
+    return Connection(
+        bootstrap_servers=settings.bootstrap_servers if named else _start_kafka(console, cleanup),
+        kafka=settings.kafka,
+        topic_prefix=f"demo-{secrets.token_hex(3)}.",
+    )
+
+
 def _start_kafka(console: Console, cleanup: contextlib.ExitStack) -> str:
     with console.status("Starting Apache Kafka (its 42 MB are fetched the first time)"):
         kafka = cleanup.enter_context(LocalKafka())
@@ -280,25 +297,22 @@ def _start_kafka(console: Console, cleanup: contextlib.ExitStack) -> str:
     return kafka.bootstrap_servers
 
 
-def _demo_settings(settings: Settings, brokers: str) -> Settings:
-    """Keep the demo to topics and groups of its own, wherever it runs."""
-    return settings.model_copy(
-        update={"bootstrap_servers": brokers, "topic_prefix": f"{DEMO_PREFIX}{secrets.token_hex(3)}."}
-    )
-
-
-def _make_topics(console: Console, settings: Settings, cleanup: contextlib.ExitStack) -> None:
+def _make_topics(console: Console, connection: Connection, cleanup: contextlib.ExitStack) -> None:
     specs = load_specs()
-    for change in apply(settings, specs):
+    for change in apply(connection, specs):
         console.print(f"[dim]{change}")
-    cleanup.callback(drop, settings, specs)
+    cleanup.callback(drop, connection, specs)
 
 
 def _start_services(
-    console: Console, settings: Settings, material: Material, work: Path, cleanup: contextlib.ExitStack
+    console: Console,
+    given: Mapping[str, str],
+    material: Material,
+    work: Path,
+    cleanup: contextlib.ExitStack,
 ) -> Services:
     variables = {
-        **as_variables(settings),
+        **given,
         "STREAMER_STORE": f"lmdb:{work / 'store'}",
         "STREAMER_ALLOWED_URIS": f'["{material.folder.resolve().as_uri()}"]',
         "STREAMER_LOG_FORMAT": "json",
@@ -316,17 +330,12 @@ def _start_services(
     return Services(*running)
 
 
-def _engine_answers(console: Console, settings: Settings, material: Material) -> dict[str, Sequence[tuple[str, float]]]:
+def _engine_answers(
+    console: Console, settings: DemoSettings, material: Material
+) -> dict[str, Sequence[tuple[str, float]]]:
     """Let the stand-in engine answer every query: the base that is reranked."""
     with console.status("The stand-in engine indexes whole clips"):
-        encoder = load_encoder(
-            settings.model,
-            settings.pretrained,
-            dtype=settings.dtype,
-            device=settings.device,
-            threads=settings.threads,
-        )
-        engine = BaseEngine(encoder, material.clips)
+        engine = BaseEngine(load_model(settings), material.clips)
         return {query.query_id: engine.rank(query.text, top=settings.depth) for query in material.queries}
 
 
@@ -343,9 +352,9 @@ def _text(value: bytes | None) -> str:
     return (value or b"").decode(errors="replace")
 
 
-def _wait_for_ctrl_c(console: Console, settings: Settings, services: Services) -> None:
+def _wait_for_ctrl_c(console: Console, connection: Connection, services: Services) -> None:
     console.print(
-        f"Kept running. Kafka: {settings.bootstrap_servers}, topics {settings.topic(EMBED.input)} and so on. "
+        f"Kept running. Kafka: {connection.bootstrap_servers}, topics {connection.topic(EMBED.input)} and so on. "
         f"Metrics: {services.embed.url}/metrics and {services.rerank.url}/metrics. Ctrl-C ends it."
     )
     stop = threading.Event()

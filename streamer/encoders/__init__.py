@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streamer.encoders.cache import QueryVectors
-from streamer.encoders.loading import load_encoder
+from streamer.encoders.loading import DEMO, load_encoder, load_model
 from streamer.encoders.protocol import SIDES, Encoder, EncoderError, Prepared, Side
 
-__all__ = ["SIDES", "Encoder", "EncoderError", "Prepared", "QueryVectors", "Side", "load_encoder"]
+__all__ = ["DEMO", "SIDES", "Encoder", "EncoderError", "Prepared", "QueryVectors", "Side", "load_encoder", "load_model"]

@@ -1,16 +1,69 @@
-"""The choice of an encoder by its settings."""
+"""Loads an encoder: the one place that knows which scheme of a model's name is which family of encoders."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from streamer.encoders.openmp import spin_briefly
-from streamer.encoders.protocol import SIDES, Encoder, Side
+from streamer.encoders.protocol import SIDES, Encoder, EncoderError, Side
+from streamer.settings import blame
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
-    from streamer.settings import Device, Dtype
+    from streamer.settings import Device, Dtype, ModelSettings
+
+DEMO = "demo"
+"""The name of the small model that this project trained on its own rendered clips: for demonstrations and tests."""
+DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
+
+
+class Options(NamedTuple):
+    """How a model is computed; :func:`load_encoder` explains each."""
+
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+    threads: int | None = None
+    sides: Collection[Side] = SIDES
+
+
+class Loader(Protocol):
+    """Loads a model of one family."""
+
+    def __call__(self, name: str, pretrained: str | None, options: Options) -> Encoder:
+        """Load the model of that name, which is without the scheme. Raises :class:`EncoderError`."""
+        ...
+
+
+def _open_clip(name: str, pretrained: str | None, options: Options) -> Encoder:
+    from streamer.encoders.open_clip import OpenClipEncoder  # noqa: PLC0415 - torch takes seconds to import
+
+    return OpenClipEncoder.load(name, pretrained, **options._asdict())
+
+
+def _demo(name: str, pretrained: str | None, options: Options) -> Encoder:
+    if name:
+        raise EncoderError(f"{DEMO} is a model's whole name; nothing follows it")
+    return _open_clip(f"local-dir:{DEMO_FOLDER}", pretrained, options)
+
+
+DEFAULT_SCHEME = "open_clip"
+LOADERS: Mapping[str, Loader] = {DEFAULT_SCHEME: _open_clip, DEMO: _demo}
+"""The families of encoders, by scheme."""
+_OPEN_CLIP_SCHEMES = ("local-dir", "hf-hub")
+"""What open_clip itself takes before a colon."""
+
+
+def loader_of(model: str) -> tuple[Loader, str]:
+    """Return the loader of a model and the model's name for it. Raises :class:`EncoderError` for an unknown scheme."""
+    scheme, colon, name = model.partition(":")
+    if scheme in LOADERS and (colon or scheme != DEFAULT_SCHEME):
+        return LOADERS[scheme], name
+    if colon and scheme not in _OPEN_CLIP_SCHEMES:
+        supported = ", ".join((*LOADERS, *_OPEN_CLIP_SCHEMES))
+        raise EncoderError(f"unsupported model scheme {scheme!r}; supported: {supported}")
+    return LOADERS[DEFAULT_SCHEME], model
 
 
 def load_encoder(
@@ -22,7 +75,10 @@ def load_encoder(
     threads: int | None = None,
     sides: Collection[Side] = SIDES,
 ) -> Encoder:
-    """Load what ``open_clip.create_model_and_transforms(model, pretrained)`` takes, as :class:`Encoder`, warm.
+    """Load a model as :class:`Encoder`, warm.
+
+    ``model`` is ``scheme:name`` with a scheme of :data:`LOADERS`. Without a scheme, model and ``pretrained`` are what
+    ``open_clip.create_model_and_transforms`` takes; ``demo`` is the small demonstration model.
 
     How each of ``sides`` is computed fastest is measured here and logged; what needs another side raises
     RuntimeError, and that side's weights take no memory. ``dtype="auto"`` takes float32, or the reduced arithmetic
@@ -31,7 +87,25 @@ def load_encoder(
 
     Raises :class:`EncoderError`.
     """
+    load, name = loader_of(model)
     spin_briefly()
-    from streamer.encoders.open_clip import OpenClipEncoder  # noqa: PLC0415 - torch takes seconds to import
+    return load(name, pretrained, Options(dtype, device, threads, sides))
 
-    return OpenClipEncoder.load(model, pretrained, dtype=dtype, device=device, threads=threads, sides=sides)
+
+def load_model(settings: ModelSettings, *, sides: Collection[Side] = SIDES) -> Encoder:
+    """Load the model that the settings name, by :func:`load_encoder`.
+
+    Raises :class:`~streamer.settings.SettingsError`, also where they name none.
+    """
+    model = settings.named_model()
+    try:
+        return load_encoder(
+            model,
+            settings.pretrained,
+            dtype=settings.dtype,
+            device=settings.device,
+            threads=settings.threads,
+            sides=sides,
+        )
+    except EncoderError as error:
+        raise blame(error.setting, error) from None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from streamer.codec import Codec
     from streamer.evaluation.trec import Run
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 log = structlog.get_logger()
 E = TypeVar("E", QueryResults, QueryReranked)
@@ -79,7 +79,7 @@ def _of_file(path: Path, model: type[E], name: str, codec: Codec) -> Iterator[E]
         raise ReplayError(f"{path}: {error.strerror or error}") from error
 
 
-def events_of_topic(settings: Settings, codec: Codec = JSON) -> Iterator[QueryResults]:
+def events_of_topic(settings: Connection, codec: Codec = JSON) -> Iterator[QueryResults]:
     """Read what the topic ``query.results`` holds now; what the service would refuse is left out, with a warning.
 
     Raises :class:`~streamer.kafka.readers.topic_reader.ReadError`.
@@ -87,12 +87,12 @@ def events_of_topic(settings: Settings, codec: Codec = JSON) -> Iterator[QueryRe
     return _of_topic(settings, QueryResults, QUERY_RESULTS, codec)
 
 
-def answers_of_topic(settings: Settings, codec: Codec = JSON) -> Iterator[QueryReranked]:
+def answers_of_topic(settings: Connection, codec: Codec = JSON) -> Iterator[QueryReranked]:
     """Read what the topic ``query.reranked`` holds now, likewise."""
     return _of_topic(settings, QueryReranked, QUERY_RERANKED, codec)
 
 
-def _of_topic(settings: Settings, model: type[E], name: str, codec: Codec) -> Iterator[E]:
+def _of_topic(settings: Connection, model: type[E], name: str, codec: Codec) -> Iterator[E]:
     with contextlib.closing(TopicReader(settings, settings.topic(name), REPLAY)) as reader:
         for span in reader.spans():
             for record in reader.records(span):

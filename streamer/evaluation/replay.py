@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.method import Method
-    from streamer.settings import Settings
+    from streamer.settings import Connection
     from streamer.vectors import VectorReader
 
 _LARGEST = 1e38
@@ -73,7 +73,7 @@ def offline(
 
 
 def through_kafka(
-    settings: Settings,
+    settings: Connection,
     questions: Iterable[QueryResults],
     *,
     required: Mapping[str, object],

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from streamer.health import Health
     from streamer.kafka.records import Record
     from streamer.metrics import Metrics
-    from streamer.settings import Settings
+    from streamer.settings import ServiceSettings
     from streamer.topology import Service
     from streamer.tracing import Tracing
 
@@ -94,7 +94,7 @@ class Loop:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ServiceSettings,
         service: Service,
         *,
         max_records: int,

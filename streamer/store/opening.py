@@ -3,19 +3,59 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from streamer.store.protocol import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from streamer.settings import Precision
     from streamer.store.admin import StoreAdmin
     from streamer.store.options import StoreOptions
     from streamer.store.protocol import Store
 
 
-UNKNOWN_ENGINE = "{}: is no engine of this release; use lmdb:PATH, redis://HOST:PORT or redis+cluster://HOST:PORT,..."
-"""What is said of a URL that names none; takes the scheme."""
+class Engine(Protocol):
+    """What an engine's module offers; each function takes the whole URL and does what its namesake here says."""
+
+    def open_store(
+        self, url: str, *, model_id: str, dim: int, precision: Precision, read_only: bool, options: StoreOptions | None
+    ) -> Store:
+        """Open a store for one model's vectors."""
+        ...
+
+    def open_existing(self, url: str, *, model_id: str, options: StoreOptions | None) -> Store:
+        """Open a store that is there already."""
+        ...
+
+    def open_admin(self, url: str, *, create: bool, options: StoreOptions | None) -> StoreAdmin:
+        """Open a store for upkeep."""
+        ...
+
+
+def _lmdb() -> Engine:
+    from streamer.store.lmdb import engine  # noqa: PLC0415 - only the engine in use is loaded
+
+    return engine
+
+
+def _redis() -> Engine:
+    if find_spec("redis") is None or find_spec("hiredis") is None:
+        raise StoreError("the Redis protocol needs the extra redis: pip install 'cliprerank-streamer[redis]'")
+    from streamer.store.redis import engine  # noqa: PLC0415
+
+    return engine
+
+
+ENGINES: Mapping[str, Callable[[], Engine]] = {
+    "lmdb": _lmdb,
+    "redis": _redis,
+    "rediss": _redis,
+    "redis+cluster": _redis,
+    "rediss+cluster": _redis,
+}
+"""The engines by URL scheme; each is imported when it is first opened."""
 
 
 def open_store(
@@ -30,17 +70,12 @@ def open_store(
     """Open the store that ``url`` names for one model's vectors of length ``dim``; created where absent.
 
     ``read_only`` promises no writes to a store that exists (the engine may still keep reader bookkeeping).
-    ``options`` are for stores beyond this host. Raises :class:`StoreError`, or :class:`StoreUnavailableError` where
-    a later attempt may succeed.
+    ``options`` are for remote stores. Raises :class:`StoreError`, or :class:`StoreUnavailableError` where a later
+    attempt may succeed.
     """
-    if (path := lmdb_path(url)) is not None:
-        from streamer.store.lmdb.store import LmdbStore  # noqa: PLC0415 - only the engine in use is loaded
-
-        return LmdbStore(path, model_id=model_id, dim=dim, precision=precision, read_only=read_only)
-    require_redis(url)
-    from streamer.store.redis.store import RedisStore  # noqa: PLC0415
-
-    return RedisStore(url, model_id=model_id, dim=dim, precision=precision, read_only=read_only, options=options)
+    return _engine(url).open_store(
+        url, model_id=model_id, dim=dim, precision=precision, read_only=read_only, options=options
+    )
 
 
 def open_existing(url: str, *, model_id: str = "", options: StoreOptions | None = None) -> Store:
@@ -49,31 +84,7 @@ def open_existing(url: str, *, model_id: str = "", options: StoreOptions | None 
     ``model_id`` is whose records are read; without one :meth:`Store.stats` still tells of all models. Raises
     :class:`StoreError`, or :class:`StoreUnavailableError` where a later attempt may succeed.
     """
-    if (path := lmdb_path(url)) is not None:
-        from streamer.store.lmdb.store import LmdbStore, is_store  # noqa: PLC0415 - only the engine in use is loaded
-
-        if not is_store(path):
-            raise StoreError(f"{path}: there is no store")
-        return LmdbStore(path, model_id=model_id, dim=None, read_only=True)
-    require_redis(url)
-    from streamer.store.redis.store import RedisStore  # noqa: PLC0415
-
-    return RedisStore(url, model_id=model_id, dim=None, read_only=True, existing=True, options=options)
-
-
-def require_redis(url: str) -> None:
-    """Raise :class:`StoreError` where a URL is not of the Redis protocol, or its client is not installed."""
-    scheme = url.partition(":")[0]
-    if scheme not in {"redis", "rediss", "redis+cluster", "rediss+cluster"}:
-        raise StoreError(UNKNOWN_ENGINE.format(scheme))
-    if find_spec("redis") is None or find_spec("hiredis") is None:
-        raise StoreError(f"{scheme}: needs the extra redis: pip install 'cliprerank-streamer[redis]'")
-
-
-def lmdb_path(url: str) -> str | None:
-    """Return the path of an LMDB store's URL, None for that of another engine."""
-    scheme, _, path = url.partition(":")
-    return path if scheme == "lmdb" else None
+    return _engine(url).open_existing(url, model_id=model_id, options=options)
 
 
 def open_admin(url: str, *, create: bool = False, options: StoreOptions | None = None) -> StoreAdmin:
@@ -81,11 +92,11 @@ def open_admin(url: str, *, create: bool = False, options: StoreOptions | None =
 
     Raises :class:`StoreError`, or :class:`StoreUnavailableError` where a later attempt may succeed.
     """
-    if (path := lmdb_path(url)) is not None:
-        from streamer.store.lmdb.admin import LmdbAdmin  # noqa: PLC0415 - only the engine in use is loaded
+    return _engine(url).open_admin(url, create=create, options=options)
 
-        return LmdbAdmin(path, create=create)
-    require_redis(url)
-    from streamer.store.redis.admin import RedisAdmin  # noqa: PLC0415
 
-    return RedisAdmin(url, create=create, options=options)
+def _engine(url: str) -> Engine:
+    scheme = url.partition(":")[0]
+    if scheme not in ENGINES:
+        raise StoreError(f"unsupported store scheme {scheme!r}; supported: {', '.join(ENGINES)}")
+    return ENGINES[scheme]()

@@ -1,16 +1,16 @@
-"""What a store beyond this host is used with; its URL says which store it is."""
+"""What a remote store is used with; its URL says which store it is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from streamer.settings import blame
+from streamer.settings import StoreReadSettings, StoreWriteSettings, blame
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from streamer.settings import Settings
+    from streamer.settings import StoreSettings
 
 _DAY_S = 86_400
 
@@ -36,20 +36,26 @@ class StoreOptions:
     tombstone_s: float = 30.0 * _DAY_S
 
     @classmethod
-    def of(cls, settings: Settings) -> StoreOptions:
-        """Read them from the settings, and the password from its file; SettingsError where that is not there."""
+    def of(cls, settings: StoreSettings) -> StoreOptions:
+        """Read them from the settings, and the password from its file; SettingsError where that is not there.
+
+        What the settings do not hold is left at its default: a reader has no replicas to wait for, a writer no cache.
+        """
         for name in ("store_ca", "store_cert", "store_key"):
             path = getattr(settings, name)
             if path is not None and not path.is_file():
                 raise blame(name, f"{path}: there is no such file")
+        more: dict[str, Any] = {}
+        if isinstance(settings, StoreWriteSettings):
+            more |= {"replicas": settings.store_replicas, "tombstone_s": settings.store_tombstone_days * _DAY_S}
+        if isinstance(settings, StoreReadSettings):
+            more |= {"cache_bytes": settings.store_cache_bytes}
         return cls(
             user=settings.store_user,
-            password=settings.password("store_password"),
+            password=settings.read_store_password(),
             ca=settings.store_ca,
             cert=settings.store_cert,
             key=settings.store_key,
             timeout_s=settings.store_timeout,
-            replicas=settings.store_replicas,
-            cache_bytes=settings.store_cache_bytes,
-            tombstone_s=settings.store_tombstone_days * _DAY_S,
+            **more,
         )

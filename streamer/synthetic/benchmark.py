@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from streamer.encoders import EncoderError, load_encoder
+from streamer.encoders import load_model
 from streamer.evaluation import trec
 from streamer.evaluation.comparison import compare
 from streamer.evaluation.measures import INFERRED_AP, evaluate
 from streamer.evaluation.questions import questions_of
 from streamer.evaluation.replay import Replay, offline
-from streamer.settings import blame
 from streamer.store import Clip, Position, open_store
 from streamer.synthetic import avs
 from streamer.synthetic.clips import render_clips
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from streamer.evaluation.comparison import Comparison
     from streamer.evaluation.trec import Run
     from streamer.method import Method
-    from streamer.settings import Settings
+    from streamer.settings import BenchmarkSettings
     from streamer.store import Store
     from streamer.synthetic.clips import DemoClip, DemoQuery
 
@@ -54,18 +53,13 @@ class Size:
     seed: int
 
 
-def run(settings: Settings, console: Console, size: Size, folder: Path) -> dict[str, Any]:
+def run(settings: BenchmarkSettings, console: Console, size: Size, folder: Path) -> dict[str, Any]:
     """Make the benchmark in ``folder`` and measure it there.
 
     Left behind are the clips, the store, ``topics.tsv``, ``qrels``, for each engine ``base-X.run`` and
     ``reranked-X.run``, and ``results.json``, which is returned. Raises SettingsError.
     """
-    try:
-        encoder = load_encoder(
-            settings.model, settings.pretrained, dtype=settings.dtype, device=settings.device, threads=settings.threads
-        )
-    except EncoderError as error:
-        raise blame(error.setting, error) from None
+    encoder = load_model(settings)
     with console.status(f"Rendering {size.clips} clips"):
         clips = render_clips(folder / "clips", count=size.clips, seed=size.seed)
     topics = avs.draw_topics(clips, count=size.topics, seed=size.seed)

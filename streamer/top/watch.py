@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from streamer.codec import Codec
     from streamer.kafka.records import Record
-    from streamer.settings import Settings
+    from streamer.settings import Connection
     from streamer.top.targets import Target
 
 _KEPT = 50
@@ -160,7 +160,9 @@ class _Watched:
 class Watch:
     """Makes a new frame at each call; used from one thread."""
 
-    def __init__(self, settings: Settings, targets: Iterable[Target], *, interval: float, codec: Codec = JSON) -> None:
+    def __init__(
+        self, settings: Connection, targets: Iterable[Target], *, interval: float, codec: Codec = JSON
+    ) -> None:
         self._settings = settings
         self._codec = codec
         self.interval = interval

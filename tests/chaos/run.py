@@ -114,7 +114,7 @@ class Run:
             bus,
             self.folder / store,
             [self.clips],
-            STREAMER_RETRY_FOR="5",
+            STREAMER_FETCH_RETRY_TIMEOUT="5",
             # Processes that start take most of two cores: a model with threads of its own would only wait for them.
             OMP_NUM_THREADS="1",
         )

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from streamer.codec import JSON
-from streamer.encoders import load_encoder
+from streamer.encoders import DEMO, load_encoder
 from streamer.events import QueryResults, Status
 from streamer.method import rerank_candidates
-from streamer.settings import DEFAULT_MODEL, load
+from streamer.settings import load
 from streamer.store import Clip, StoreOptions, open_store, record_format
 from streamer.store.redis.address import Buckets
 from streamer.store.redis.store import RedisStore
@@ -128,7 +128,7 @@ def test_three_rerankers_and_two_embedders_on_a_cluster_score_as_lmdb_does_to_th
     lmdb = copied_to_lmdb(platform.open_store(model_id, stored_dim()), f"lmdb:{tmp_path / 'store'}", clip_ids, model_id)
     answers = platform.answers()
     assert len(answers) == QUERIES
-    encoder = load_encoder(DEFAULT_MODEL, dtype="float32", threads=1, sides=["texts"])
+    encoder = load_encoder(DEMO, dtype="float32", threads=1, sides=["texts"])
     settings = load()
     for key, value in questions:
         event = JSON.decode(QueryResults, value, key)

@@ -11,12 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from streamer.cli import cli
-from streamer.encoders import load_encoder
+from streamer.encoders import DEMO, load_encoder
 from streamer.evaluation.measures import evaluate
 from streamer.evaluation.questions import ReplayError
 from streamer.evaluation.trec import read_qrels, read_run
 from streamer.kafka.readers.request import RequestError
-from streamer.settings import DEFAULT_MODEL
 from streamer.store import open_existing, open_store
 from tests.support import browser, small_avs
 from tests.support.driver import RESULTS, Bus, Service, apply_topics
@@ -42,8 +41,8 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> SmallBenchmark:
 def variables(benchmark: SmallBenchmark, **more: str) -> dict[str, str]:
     """Return an environment in which texts are computed alike everywhere: in float32, by one thread."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMER_")}
-    settings = {"STREAMER_STORE": benchmark.store, "STREAMER_DTYPE": "float32", "STREAMER_THREADS": "1"}
-    return {**inherited, **settings, "OMP_NUM_THREADS": "1", "COLUMNS": "150", **more}
+    settings = {"STREAMER_MODEL": DEMO, "STREAMER_STORE": benchmark.store, "STREAMER_DTYPE": "float32"}
+    return {**inherited, **settings, "STREAMER_THREADS": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "150", **more}
 
 
 def streamer(settings: Mapping[str, str], *arguments: str | Path) -> str:
@@ -71,7 +70,7 @@ def by_hand(benchmark: SmallBenchmark, run: Path, normalised: Callable[[Any], An
         topic, _, shot, _, score, _ = line.split()
         lists.setdefault(topic, []).append((float(score), shot))
     texts = dict(line.split("\t") for line in (benchmark.folder / "topics.tsv").read_text().splitlines())
-    encoder = load_encoder(DEFAULT_MODEL, dtype="float32", threads=1, sides=["texts"])
+    encoder = load_encoder(DEMO, dtype="float32", threads=1, sides=["texts"])
     lines = []
     store = open_existing(benchmark.store, model_id=benchmark.model_id)
     for topic, results in lists.items():
@@ -223,7 +222,7 @@ def test_a_sweep_over_several_models_and_one_that_has_embedded_nothing(
     benchmark: SmallBenchmark, tmp_path: Path
 ) -> None:
     one = ["--alphas", "0.4", "--depths", "10", "--normalizations", "minmax", "--json", "-"]
-    both = streamer(variables(benchmark), "sweep", *files(benchmark), *one, "--also-model", DEFAULT_MODEL)
+    both = streamer(variables(benchmark), "sweep", *files(benchmark), *one, "--also-model", DEMO)
     first, second = json.loads(both)["points"]
     assert (
         (first["model"], first["infAP"]) == (second["model"], second["infAP"]) == (benchmark.model_id, first["infAP"])

@@ -144,7 +144,7 @@ def test_2000_mutated_records_are_answered_or_dead_lettered_by_the_same_two_proc
     bus._producer = Producer(
         {"bootstrap.servers": kafka.bootstrap_servers, "message.max.bytes": BROKERS_LIMIT, "linger.ms": 5}
     )
-    variables = environment(bus, tmp_path / "store", [clips], STREAMER_RETRY_FOR="0.5")
+    variables = environment(bus, tmp_path / "store", [clips], STREAMER_FETCH_RETRY_TIMEOUT="0.5")
     apply_topics(variables, tmp_path)
 
     with Service("embed", variables, tmp_path) as embedder, Service("rerank", variables, tmp_path) as reranker:

@@ -14,8 +14,8 @@ from driver import RERANKED, RESULTS, STREAMER, Bus, Record, Service, apply_topi
 from safetensors.torch import save_file
 from soak.load import Metrics
 
+from streamer.encoders import DEMO
 from streamer.events import now
-from streamer.settings import DEFAULT_MODEL
 from streamer.topology import RERANK
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Sets:
     def __init__(self, bus: Bus, folder: Path) -> None:
         self.bus = bus
         self._folder = folder
-        models = {BLUE: DEFAULT_MODEL, GREEN: tiny_model(folder / "tiny")}
+        models = {BLUE: DEMO, GREEN: tiny_model(folder / "tiny")}
         self.variables = {
             suffix: environment(
                 bus, folder / "store", [], STREAMER_GROUP_SUFFIX=suffix, STREAMER_MODEL=model, STREAMER_DTYPE="float32"

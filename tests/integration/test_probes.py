@@ -101,7 +101,7 @@ def probed(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 folder / "store",
                 [folder],
                 STREAMER_FAULT_POINT=plan,
-                STREAMER_STUCK_AFTER="10",
+                STREAMER_WORKER_STALL_TIMEOUT="10",
                 STREAMER_FETCH_TIMEOUT="5",
                 STREAMER_INSTANCE_ID=name,
             )

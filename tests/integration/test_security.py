@@ -94,8 +94,12 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
         kafka.run(kafka_acls(operator, role, f"User:{user}"))
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMER_")}
         given = as_variables(kafka.settings(user, topic_prefix, **properties))
-        allowed = json.dumps([tmp_path.as_uri()])
-        return {**inherited, **given, "STREAMER_STORE": f"lmdb:{tmp_path / 'store'}", "STREAMER_ALLOWED_URIS": allowed}
+        own = {
+            "STREAMER_MODEL": "demo",
+            "STREAMER_STORE": f"lmdb:{tmp_path / 'store'}",
+            "STREAMER_ALLOWED_URIS": json.dumps([tmp_path.as_uri()]),
+        }
+        return {**inherited, **given, **own}
 
     def streamer(role: str, *arguments: str) -> str:
         done = subprocess.run(

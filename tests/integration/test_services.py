@@ -32,7 +32,8 @@ STREAMER = Path(sys.executable).with_name("streamer")
 
 def environment(**variables: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STREAMER_")}
-    return {**clean, "HF_HUB_OFFLINE": "1", **{f"STREAMER_{name.upper()}": text for name, text in variables.items()}}
+    always = {"HF_HUB_OFFLINE": "1", "STREAMER_MODEL": "demo"}
+    return {**clean, **always, **{f"STREAMER_{name.upper()}": text for name, text in variables.items()}}
 
 
 def free_port() -> int:
@@ -77,12 +78,14 @@ def await_answer(url: str, wanted: str, seconds: float = 60) -> None:
 
 
 MISTAKES = [
+    ("embed", {"model": ""}, "model", "name one"),
+    ("rerank", {"model": ""}, "model", "name one"),
     ("embed", {"model": "ViT-B-23"}, "model", "unknown model 'ViT-B-23'; did you mean"),
     ("rerank", {"model": "ViT-B-32"}, "pretrained", "no weights of its own"),
     ("rerank", {"model": "ViT-B-32", "pretrained": "none.pt"}, "pretrained", "no such checkpoint file"),
     ("rerank", {"model": "local-dir:/nowhere"}, "model", "no such directory"),
     ("embed", {"store": "lmdb:/proc/none/store"}, "store", "/proc/none/store"),
-    ("embed", {"store": "mongodb://localhost"}, "store", "no engine of this release"),
+    ("embed", {"store": "mongodb://localhost"}, "store", "unsupported store scheme 'mongodb'; supported: lmdb, redis,"),
     ("embed", {"allowed_uris": '["ftp://host/"]'}, "allowed_uris", "ftp"),
     ("embed", {"kafka__acks": "0", "kafka__enable_idempotence": "false"}, "kafka", "cannot be set"),
     ("rerank", {"kafka__no_such_property": "1"}, "kafka", "no.such.property"),

@@ -321,6 +321,7 @@ def environment(bus: Bus, store: Path, allowed: Iterable[Path], **settings: str)
     return inherited | {
         "STREAMER_BOOTSTRAP_SERVERS": bus.bootstrap_servers,
         "STREAMER_TOPIC_PREFIX": bus.prefix,
+        "STREAMER_MODEL": "demo",
         "STREAMER_STORE": f"lmdb:{store}",
         "STREAMER_ALLOWED_URIS": json.dumps([f"file:{folder}" for folder in allowed]),
         **settings,

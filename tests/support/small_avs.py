@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamer.codec import JSON
-from streamer.encoders import load_encoder
+from streamer.encoders import DEMO, load_encoder
 from streamer.evaluation.questions import questions_of
 from streamer.evaluation.trec import read_run, read_topics
-from streamer.settings import DEFAULT_MODEL, load
+from streamer.settings import load
 from streamer.store import Clip, Position, open_store
 from streamer.synthetic import avs, benchmark
 from streamer.synthetic.clips import DemoClip, DemoScene
@@ -41,7 +41,7 @@ class SmallBenchmark:
 
 def make(folder: Path) -> SmallBenchmark:
     """Make it, with the model's arithmetic in float32."""
-    encoder = load_encoder(DEFAULT_MODEL, dtype="float32", threads=1)
+    encoder = load_encoder(DEMO, dtype="float32", threads=1)
     url = f"lmdb:{folder / 'store'}"
     store = open_store(url, model_id=encoder.model_id, dim=encoder.dim)
     clips, wholes = [], []

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from streamer import __version__
 from streamer.cli import cli
-from streamer.settings import COMMANDS_OF
+from streamer.settings import COMMANDS, names_of
 from streamer.store import Clip, Position, open_store
 
 
@@ -33,7 +33,7 @@ def test_version_and_module_entry() -> None:
 @pytest.mark.parametrize("command", ["embed", "rerank", "demo"])
 def test_help_names_every_setting_of_a_command_and_its_variable(command: str) -> None:
     text = "".join(run(command, "--help").split())
-    for name in COMMANDS_OF[command]:
+    for name in names_of(COMMANDS[command]):
         assert f"--{name.replace('_', '-')}" in text
         assert f"STREAMER_{name.upper()}" in text
 

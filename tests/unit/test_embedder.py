@@ -76,7 +76,7 @@ class Harness:
     """Runs records through an embedder and waits until each is done."""
 
     def __init__(self, folder: Path, store: Any, encoder: MeanColour | None = None, **settings: Any) -> None:
-        made = load({"retry_for": 0, **settings})
+        made = load({"fetch_retry_timeout": 0, **settings})
         self.encoder = encoder or MeanColour()
         self.metrics = Metrics()
         self.health = Health(self.metrics)
@@ -254,7 +254,7 @@ def test_a_clip_that_the_model_refuses_costs_the_others_of_its_batch_nothing(
 
 
 def test_a_transient_fault_is_retried_for_its_time_and_counted(tmp_path: Path, store: Store) -> None:
-    harness = Harness(tmp_path, store, retry_for=4)
+    harness = Harness(tmp_path, store, fetch_retry_timeout=4)
 
     class Flaky(Fetcher):
         def fetch(self, uri: str) -> Any:
@@ -291,7 +291,7 @@ def test_a_decoder_that_crashes_once_costs_the_clip_nothing(tmp_path: Path, stor
 
 
 def test_a_clip_at_which_the_decoder_crashes_twice_is_dead_lettered(tmp_path: Path, store: Store, red: Path) -> None:
-    harness = Harness(tmp_path, store, retry_for=60)
+    harness = Harness(tmp_path, store, fetch_retry_timeout=60)
     harness.embedder._decoder = Failing(harness.encoder.prepare, CRASH, CRASH, CRASH)
     (outputs,) = harness.run(harness.upload("c1", red))
     assert reason(outputs) == "decoder_crashed"

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from streamer.encoders import EncoderError, load_encoder
+from streamer.encoders import DEMO, EncoderError, load_encoder
 from streamer.encoders import open_clip as open_clip_encoder
+from streamer.encoders.loading import DEMO_FOLDER
 from streamer.encoders.open_clip import MAX_TOKENIZER_WORDS, OpenClipEncoder
-from streamer.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,8 +70,6 @@ KINDS = {
     ),
     "coca": Kind(_config(COCA_VIT, COCA_TEXT, multimodal_cfg=MULTIMODAL, custom_text=True), runs_short=False),
 }
-# A script trains the demo model; it is put to the same contract as soon as it is there.
-DEMO = ["demo"] if Path(DEFAULT_MODEL.removeprefix("local-dir:")).is_dir() else []
 PREPROCESSING = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic"}
 
 QUERIES = [
@@ -146,10 +144,10 @@ def load_subject(model: str, *, runs_short: bool) -> Subject:
     return Subject(encoder, plain, preprocess, open_clip.get_tokenizer(model), runs_short)
 
 
-@pytest.fixture(scope="module", params=[*KINDS, *DEMO])
+@pytest.fixture(scope="module", params=[*KINDS, DEMO])
 def subject(request: pytest.FixtureRequest, models: Callable[[str], Path]) -> Subject:
-    if request.param == "demo":
-        return load_subject(DEFAULT_MODEL, runs_short=True)
+    if request.param == DEMO:
+        return load_subject(f"local-dir:{DEMO_FOLDER}", runs_short=True)
     return load_subject(f"local-dir:{models(request.param)}", runs_short=KINDS[request.param].runs_short)
 
 

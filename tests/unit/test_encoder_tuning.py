@@ -15,7 +15,7 @@ import pytest
 import structlog
 import torch
 
-from streamer.encoders import EncoderError, load_encoder
+from streamer.encoders import DEMO, EncoderError, load_encoder
 from streamer.encoders.open_clip import OpenClipEncoder
 from streamer.encoders.packing import PackedMlp, PackedSelfAttention, can_pack
 from streamer.encoders.towers import ImageTower, TextTower, part_of
@@ -28,7 +28,6 @@ from streamer.encoders.tuning import (
     thread_count,
     use_threads,
 )
-from streamer.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,7 +187,7 @@ def test_batches_grow_as_long_as_that_helps(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_threads_that_are_set_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    load_encoder(DEFAULT_MODEL, dtype="float32", threads=3, sides=["texts"])
+    load_encoder(DEMO, dtype="float32", threads=3, sides=["texts"])
     assert torch.get_num_threads() == 3
 
 
@@ -196,7 +195,7 @@ def test_the_variable_of_openmp_is_respected(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setattr(OpenClipEncoder, "measure_threads", lambda _self: pytest.fail("measured all the same"))
     with use_threads(2):
-        load_encoder(DEFAULT_MODEL, dtype="float32", sides=["texts"])
+        load_encoder(DEMO, dtype="float32", sides=["texts"])
         assert torch.get_num_threads() == 2
 
 
@@ -219,7 +218,7 @@ def test_threads_that_wait_let_others_run(given: dict[str, str], expected: str) 
 
 def test_only_the_side_that_is_wanted_is_measured_and_kept() -> None:
     with structlog.testing.capture_logs() as logs:
-        encoder = load_encoder(DEFAULT_MODEL, sides=["texts"])
+        encoder = load_encoder(DEMO, sides=["texts"])
     assert encoder.encode_texts(QUERIES).shape == (len(QUERIES), encoder.dim)
     measured = [line for line in logs if line["event"] == "arithmetic measured"]
     assert [line["side"] for line in measured] == ["texts"]
@@ -233,7 +232,7 @@ def test_only_the_side_that_is_wanted_is_measured_and_kept() -> None:
 def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EncoderError) as caught:
-        load_encoder(DEFAULT_MODEL, device="cuda")
+        load_encoder(DEMO, device="cuda")
     assert caught.value.setting == "device"
 
 

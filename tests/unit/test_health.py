@@ -67,7 +67,7 @@ def test_a_dead_thread_is_not_live(server: Endpoints, health: Health) -> None:
 
 
 def test_a_loop_that_no_longer_turns_is_not_live(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_module, "LOOP_STUCK_AFTER_S", 0.05)
+    monkeypatch.setattr(health_module, "LOOP_STALL_TIMEOUT_S", 0.05)
     health.beat()
     assert health.liveness_problems() == []
     time.sleep(0.1)
@@ -77,7 +77,7 @@ def test_a_loop_that_no_longer_turns_is_not_live(health: Health, monkeypatch: py
 
 
 def test_a_worker_is_stuck_in_its_work_alone(metrics: Metrics) -> None:
-    health = Health(metrics, stuck_after=0.1)
+    health = Health(metrics, worker_stall_timeout=0.1)
     me = threading.current_thread().name
     with health.busy():
         time.sleep(0.15)

@@ -8,7 +8,26 @@ from typing import Any
 
 import pytest
 
-from streamer.settings import COMMANDS_OF, Settings, SettingsError, load, unknown_variables
+from streamer.settings import (
+    COMMANDS,
+    Connection,
+    DemoSettings,
+    EmbedSettings,
+    Group,
+    LogSettings,
+    MethodSettings,
+    RerankSettings,
+    Settings,
+    SettingsError,
+    StoreReadSettings,
+    StoreWriteSettings,
+    as_variables,
+    load,
+    markdown,
+    names_of,
+    unknown_variables,
+)
+from streamer.store import StoreOptions
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +62,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (settings.alpha, settings.depth, settings.normalization) == (0.4, 100, "minmax")
     assert settings.deadline_ms is None
     assert settings.allowed_uris == (Path.cwd().as_uri(),)
-    assert settings.model.startswith("local-dir:")
-    assert Path(settings.model.removeprefix("local-dir:")).is_dir()
+    assert settings.model is None
 
 
 def test_full_names_have_the_prefix_before_them_and_those_of_groups_the_suffix_behind() -> None:
@@ -132,6 +150,133 @@ def test_misspelt_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unknown_variables() == ["STREAMER_ALPAH"]
 
 
-def test_every_setting_belongs_to_a_command_and_every_command_knows_its_settings() -> None:
-    used = {name for names in COMMANDS_OF.values() for name in names}
+# -- groups ------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_in_one_group_and_belongs_to_a_command() -> None:
+    owners = [kind for kind in Settings.__mro__ if issubclass(kind, Group)]
+    for name in Settings.model_fields:
+        assert len([kind for kind in owners if name in vars(kind).get("__annotations__", {})]) == 1, name
+    used = {name for group in COMMANDS.values() for name in group.model_fields}
     assert used == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("group", [Settings, *dict.fromkeys(COMMANDS.values())])
+def test_names_are_shown_once_each_and_those_of_the_first_part_first(group: type[Group]) -> None:
+    names = names_of(group)
+    assert sorted(names) == sorted(group.model_fields)
+    first = group.__bases__[0]
+    if issubclass(first, Group):
+        assert names[: len(first.model_fields)] == names_of(first)
+
+
+def test_a_group_is_made_of_plain_values_and_reads_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMER_TOPIC_PREFIX", "other.")
+    assert Connection(group_suffix="-b").group("streamer-embed") == "streamer-embed-b"
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_commands_share_a_file_that_holds_settings_of_them_all(tmp_path: Path, command: str) -> None:
+    config = toml(
+        tmp_path,
+        'model = "demo"\nalpha = 0.1\nmax_frames = 5\nstore_cache_bytes = 0\ntargets = ["http://a"]\n'
+        'log_level = "error"\n[kafka]\nclient.rack = "r1"',
+    )
+    settings = load({}, config, command=COMMANDS[command])
+    assert type(settings) is COMMANDS[command]
+    assert settings.log_level == "error"
+    assert settings.model_fields_set == set(COMMANDS[command].model_fields) & {
+        "model", "alpha", "max_frames", "store_cache_bytes", "targets", "log_level", "kafka",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_a_command_refuses_a_file_with_a_setting_that_no_command_has(tmp_path: Path, command: str) -> None:
+    with pytest.raises(SettingsError, match=r"^max_frame: no such setting \(in .*streamer.toml\)$"):
+        load({}, toml(tmp_path, "max_frame = 5"), command=COMMANDS[command])
+
+
+def test_a_setting_of_another_command_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMER_MAX_FRAMES", "none")
+    assert load(command=RerankSettings).depth == 100
+    with pytest.raises(SettingsError, match="max_frames"):
+        load(command=EmbedSettings)
+
+
+def test_precedence_is_the_same_for_a_command_as_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMER_DEPTH", "20")
+    config = toml(tmp_path, "alpha = 0.1\ndepth = 10\nquery_batch = 5")
+    settings = load({"alpha": "0.3"}, config, command=RerankSettings)
+    assert (settings.alpha, settings.depth, settings.query_batch) == (0.3, 20, 5)
+
+
+def test_a_flag_that_is_no_setting_is_refused() -> None:
+    with pytest.raises(SettingsError, match="alhpa: no such setting"):
+        load({"alhpa": 1})
+
+
+def test_a_model_must_be_named_and_the_message_says_how() -> None:
+    with pytest.raises(SettingsError) as wrong:
+        load(command=EmbedSettings).named_model()
+    assert str(wrong.value).startswith("model (--model, STREAMER_MODEL): name one, ")
+    assert "--model demo" in str(wrong.value)
+    assert load({"model": "demo"}, command=EmbedSettings).named_model() == "demo"
+
+
+@pytest.mark.parametrize("name", ["store_password", "metrics_password"])
+def test_a_wrong_password_is_not_shown(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} ") as wrong:
+        load({name: ["hunter2"]})
+    assert "hunter2" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("store", "hunter2"), ("kafka", "hunter2"), ("targets", [{"hunter2": 1}])])
+def test_what_may_hold_a_password_is_not_shown_where_it_is_wrong(name: str, value: object) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} ") as wrong:
+        load({name: value})
+    assert "hunter2" not in str(wrong.value)
+
+
+def test_variables_give_another_process_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "model": "demo", "alpha": 0.25, "kafka": {"client.rack": "r1"}, "allowed_uris": ["file:/a"],
+        "metrics_password": "hunter2", "targets": ["http://a", "http://b"],
+    }  # fmt: skip
+    settings = load(given)
+    variables = as_variables(settings)
+    assert variables["STREAMER_KAFKA__CLIENT_RACK"] == "r1"
+    assert len(variables) == len(given)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert load() == settings
+
+
+def test_variables_of_a_group_are_those_of_its_settings() -> None:
+    assert as_variables(MethodSettings(depth=7)) == {"STREAMER_DEPTH": "7"}
+    assert as_variables(load({"bootstrap_servers": "b:1"}, command=DemoSettings)) == {
+        "STREAMER_BOOTSTRAP_SERVERS": "b:1"
+    }
+
+
+def test_the_options_of_a_store_are_those_of_its_group(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2\n", encoding="utf-8")
+    writer = StoreOptions.of(StoreWriteSettings(store_password_file=secret, store_replicas=2, store_tombstone_days=1))
+    assert (writer.password, writer.replicas, writer.tombstone_s) == ("hunter2", 2, 86_400)
+    assert writer.cache_bytes == StoreOptions().cache_bytes
+    reader = StoreOptions.of(StoreReadSettings(store_cache_bytes=0, store_timeout=3))
+    assert (reader.cache_bytes, reader.timeout_s, reader.replicas) == (0, 3, 0)
+
+
+def test_a_password_file_that_is_not_there_is_an_error_of_that_setting() -> None:
+    with pytest.raises(SettingsError, match=r"^store_password_file \(--store-password-file, .*No such file"):
+        StoreOptions.of(StoreReadSettings(store_password_file=Path("/nowhere")))
+
+
+def test_the_table_names_each_setting_its_commands_and_its_default() -> None:
+    rows = {line.split("`")[1]: line for line in markdown().splitlines()[2:]}
+    assert len(rows) == len(Settings.model_fields)
+    assert "| rerank, demo, benchmark, pilot, replay | 0.4 |" in rows["STREAMER_ALPHA"]
+    assert "| none |" in rows["STREAMER_MODEL"]
+    assert all(command in rows["STREAMER_LOG_LEVEL"] for command in COMMANDS)
+    assert set(LogSettings.model_fields) == {"log_format", "log_level"}

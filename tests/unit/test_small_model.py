@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import open_clip
@@ -12,14 +11,17 @@ import safetensors
 import torch
 from PIL import Image
 
-from streamer.encoders import Encoder, load_encoder
-from streamer.settings import DEFAULT_MODEL
+from streamer.encoders import DEMO, Encoder, load_encoder
+from streamer.encoders.loading import DEMO_FOLDER
 from streamer.synthetic.stills import Still, StillSet, draw_stills
 from training.exam import attribute_accuracy, recall, rerank_fresh_clips
 from training.loop import Recipe, export, train
 from training.train import CONFIG, RECIPE
 
-FOLDER = Path(DEFAULT_MODEL.removeprefix("local-dir:"))
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FOLDER = DEMO_FOLDER
 UNSEEN_SEED = 4242
 TINY: dict[str, Any] = {
     "model_cfg": {
@@ -84,7 +86,7 @@ def test_the_shipped_folder_is_small_and_in_float16() -> None:
 def test_the_shipped_model_is_the_one_that_the_script_would_train() -> None:
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert f"batches of {RECIPE.batch_size}, {RECIPE.epochs} epochs" in card
-    network, _, preprocess = open_clip.create_model_and_transforms(DEFAULT_MODEL)
+    network, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{FOLDER}")
     expected = open_clip.CLIP(
         CONFIG["model_cfg"]["embed_dim"], CONFIG["model_cfg"]["vision_cfg"], CONFIG["model_cfg"]["text_cfg"]
     )
@@ -95,7 +97,7 @@ def test_the_shipped_model_is_the_one_that_the_script_would_train() -> None:
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return load_encoder(DEFAULT_MODEL, dtype="float32")
+    return load_encoder(DEMO, dtype="float32")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["seen pairs", "held-out pairs"])

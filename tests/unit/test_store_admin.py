@@ -265,7 +265,7 @@ def test_a_store_that_is_not_there_is_refused_unless_it_may_be_created(tmp_path:
         open_admin(f"lmdb:{tmp_path / 'a'}")
     with pytest.raises(StoreError, match="names no path"):
         open_admin("lmdb:")
-    with pytest.raises(StoreError, match="no engine"):
+    with pytest.raises(StoreError, match="unsupported store scheme"):
         open_admin("nothing:")
     with pytest.raises(StoreUnavailableError):
         open_admin("redis://127.0.0.1:1")

@@ -121,7 +121,7 @@ def test_a_url_says_where_the_store_is_and_how_it_is_laid_out() -> None:
         ("redis://a?bucket=1", "bucket= is unknown"),
         ("redis://a#b", "nothing may follow"),
         ("redis://u:se/cret@a:x", "[Pp]ort|DB"),
-        ("cassandra://a", "no engine of this release"),
+        ("cassandra://a", "unsupported store scheme"),
     ],
 )
 def test_a_wrong_url_is_refused_in_one_line_without_its_password(url: str, complaint: str) -> None:

@@ -36,7 +36,7 @@ from streamer.topology import DEMO, TOPICS_APPLY, TOPICS_CHECK
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 TIMEOUT_S = 30.0
 """Timeout of one request to the cluster, and of waiting until a change is visible. Ten seconds were not enough for
@@ -145,7 +145,7 @@ def _same(wanted: str, actual: str) -> bool:
     return sorted(wanted.replace(" ", "").split(",")) == sorted(actual.replace(" ", "").split(","))
 
 
-def check(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Difference]:
+def check(settings: Connection, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Difference]:
     """Return the differences between the cluster's topics and ``specs``; an empty list means none.
 
     Raises :class:`TopicsError` where the cluster is unreachable or denies access, and SettingsError for a property that
@@ -154,7 +154,7 @@ def check(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
     return _Cluster(settings, specs, timeout, TOPICS_CHECK).differences()
 
 
-def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Change]:
+def apply(settings: Connection, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Change]:
     """Reconcile the cluster's topics with ``specs``, and return one or more lines for each topic.
 
     When it returns, its changes are visible to clients. Raises as :func:`check` does.
@@ -185,7 +185,7 @@ def apply(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TI
     return sorted(changes, key=lambda change: order.index(change.topic))
 
 
-def drop(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> None:
+def drop(settings: Connection, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> None:
     """Delete the topics of ``specs`` and their records: for a prefix that is no longer needed, such as a demo's."""
     _Cluster(settings, specs, timeout, DEMO).drop()
 
@@ -193,7 +193,7 @@ def drop(settings: Settings, specs: Sequence[TopicSpec], *, timeout: float = TIM
 class _Cluster:
     """The topics of the specs on the cluster that the settings name."""
 
-    def __init__(self, settings: Settings, specs: Sequence[TopicSpec], timeout: float, role: str) -> None:
+    def __init__(self, settings: Connection, specs: Sequence[TopicSpec], timeout: float, role: str) -> None:
         self.specs = {settings.topic(spec.name): spec for spec in specs}
         self._timeout = timeout
         self._servers = settings.bootstrap_servers

@@ -35,7 +35,7 @@ from streamer.topology import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from streamer.settings import Settings
+    from streamer.settings import Connection
     from streamer.topology import Service
 
 
@@ -86,7 +86,7 @@ class Privilege:
         """Say whether it is the privilege for ``operation``, or implies that one."""
         return self.operation == operation or self.operation in _IMPLIED_BY.get(operation, ())
 
-    def full_name(self, settings: Settings) -> str:
+    def full_name(self, settings: Connection) -> str:
         """Return the name on the cluster of these settings."""
         name = settings.group(self.name) if self.suffixed else settings.topic(self.name)
         return f"{name}-" if self.instance else name
@@ -96,7 +96,7 @@ class Privilege:
         """The name as the documentation shows it: without prefix and suffix, ``*`` for what follows."""
         return f"{self.name}{'-' if self.instance else ''}{'*' if self.prefixed else ''}"
 
-    def concerns(self, settings: Settings, resource: Resource, name: str) -> bool:
+    def concerns(self, settings: Connection, resource: Resource, name: str) -> bool:
         """Say whether it is about the resource of that full name."""
         own = self.full_name(settings)
         return self.resource is resource and (name.startswith(own) if self.prefixed else name == own)
@@ -192,7 +192,7 @@ def markdown() -> str:
     return "".join(parts)
 
 
-def as_objects(settings: Settings, role: str) -> list[dict[str, str]]:
+def as_objects(settings: Connection, role: str) -> list[dict[str, str]]:
     """Return the privileges of ``role`` with full names, in the terms of Kafka's own tools."""
     return [
         {
@@ -206,7 +206,7 @@ def as_objects(settings: Settings, role: str) -> list[dict[str, str]]:
     ]
 
 
-def kafka_acls(settings: Settings, role: str, principal: str) -> list[str]:
+def kafka_acls(settings: Connection, role: str, principal: str) -> list[str]:
     """Return the commands that grant ``principal`` the privileges of ``role``, one for each resource."""
     operations: dict[tuple[Resource, str, bool], list[Operation]] = {}
     for each in ROLES[role]:

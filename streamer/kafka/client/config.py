@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException
 
-from streamer.settings import Settings, blame
+from streamer.settings import blame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamer.settings import Connection, ServiceSettings
     from streamer.topology import Service
 
 LIBRDKAFKA_LOGGER = logging.getLogger("librdkafka")
@@ -47,7 +48,7 @@ _CLASSIC_ONLY = frozenset(
 )
 
 
-def common(settings: Settings) -> dict[str, Any]:
+def common(settings: Connection) -> dict[str, Any]:
     """Return the properties that every client has; the user's own win, except those that the guarantees depend on."""
     for name, why in _OURS.items():
         if name in settings.kafka:
@@ -61,7 +62,7 @@ def common(settings: Settings) -> dict[str, Any]:
     }
 
 
-def group_protocols(settings: Settings) -> list[str]:
+def group_protocols(settings: Connection) -> list[str]:
     """Return the group protocols to try, the newest first; only the user's own choice where there is one.
 
     With the newer protocol the broker sets session timeout, heartbeat interval and assignor: a user who sets one of
@@ -74,7 +75,7 @@ def group_protocols(settings: Settings) -> list[str]:
 
 
 def consumer(
-    settings: Settings, service: Service, protocol: str, callbacks: dict[str, Callable[..., None]]
+    settings: ServiceSettings, service: Service, protocol: str, callbacks: dict[str, Callable[..., None]]
 ) -> dict[str, Any]:
     """Return the properties of the consumer of a service's group."""
     group = settings.group(service.group)
@@ -102,7 +103,7 @@ def consumer(
 _LONGEST_POLL_MS = 86_400_000
 
 
-def reader(settings: Settings, group: str) -> dict[str, Any]:
+def reader(settings: Connection, group: str) -> dict[str, Any]:
     """Return the properties of a consumer that commits nothing; ``group`` is a full name.
 
     A service's ``max.poll.interval.ms`` does not apply: the client rejects one below its default session timeout,
@@ -118,7 +119,7 @@ def reader(settings: Settings, group: str) -> dict[str, Any]:
     }
 
 
-def peeker(settings: Settings, service: Service) -> dict[str, Any]:
+def peeker(settings: ServiceSettings, service: Service) -> dict[str, Any]:
     """Return the properties of a consumer that reads single records without joining the service's group.
 
     It bears the group's id, and so needs no privileges but the service's own. A broker
@@ -134,12 +135,12 @@ def peeker(settings: Settings, service: Service) -> dict[str, Any]:
     }
 
 
-def begins_at_the_end(settings: Settings) -> bool:
+def begins_at_the_end(settings: Connection) -> bool:
     """Whether a group without committed offsets reads only new records."""
     return settings.kafka.get("auto.offset.reset", "earliest").lower() in {"latest", "largest", "end"}
 
 
-def producer(settings: Settings, transactional_id: str) -> dict[str, Any]:
+def producer(settings: Connection, transactional_id: str) -> dict[str, Any]:
     """Return the properties of a transactional producer."""
     return {
         "linger.ms": 0,

@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError
 from streamer.kafka.client.acls import ROLES, Operation, Resource
 
 if TYPE_CHECKING:
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 
 _REFUSED = {
@@ -32,7 +32,7 @@ def refused(error: KafkaError) -> Resource | None:
 class Refusals:
     """Describes authorization errors: who lacks which privilege on which resource."""
 
-    def __init__(self, settings: Settings, role: str | None) -> None:
+    def __init__(self, settings: Connection, role: str | None) -> None:
         """``role`` is a key of :data:`ROLES`, or None for a client that is none of those."""
         self._settings = settings
         self._role = role

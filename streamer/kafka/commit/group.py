@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from streamer.kafka.inflight.partitions import AssignedPartition
-    from streamer.settings import Settings
+    from streamer.settings import ServiceSettings
     from streamer.topology import Service
 
     Rebalanced = Callable[[Consumer, list[TopicPartition]], None]
@@ -32,7 +32,7 @@ log = structlog.get_logger()
 class GroupMembership:
     """Owns the consumer, and replaces it where the brokers do not support its protocol."""
 
-    def __init__(self, settings: Settings, service: Service, callbacks: dict[str, Callable[..., None]]) -> None:
+    def __init__(self, settings: ServiceSettings, service: Service, callbacks: dict[str, Callable[..., None]]) -> None:
         self._settings = settings
         self._service = service
         self._topic = settings.topic(service.input)

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamer.kafka.commit.transactions import Batch
-    from streamer.settings import Settings
+    from streamer.settings import ServiceSettings
     from streamer.topology import Service
 
 
 class Rotation:
     """The transactional producers of one instance, used as one :class:`Transactions` and from one thread."""
 
-    def __init__(self, settings: Settings, service: Service, callbacks: dict[str, Callable[..., None]]) -> None:
+    def __init__(self, settings: ServiceSettings, service: Service, callbacks: dict[str, Callable[..., None]]) -> None:
         self._producers = [
             Transactions.of_service(settings, service, callbacks, number=number) for number in range(service.producers)
         ]

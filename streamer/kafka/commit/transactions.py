@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from streamer.kafka.inflight.record import InFlightRecord
     from streamer.kafka.records import Output
-    from streamer.settings import Settings
+    from streamer.settings import Connection, ServiceSettings
     from streamer.topology import Service
 
 CALL_TIMEOUT_S = 2.0
@@ -115,7 +115,7 @@ class Transactions:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: Connection,
         transactional_id: str,
         *,
         role: str,
@@ -146,7 +146,12 @@ class Transactions:
 
     @classmethod
     def of_service(
-        cls, settings: Settings, service: Service, callbacks: Mapping[str, Callable[..., None]], *, number: int = 0
+        cls,
+        settings: ServiceSettings,
+        service: Service,
+        callbacks: Mapping[str, Callable[..., None]],
+        *,
+        number: int = 0,
     ) -> Transactions:
         """Make a producer of an instance; ``number`` tells its producers apart, which take turns."""
         group = settings.group(service.group)

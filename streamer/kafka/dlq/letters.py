@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from streamer.kafka.readers.topic_reader import Span
     from streamer.kafka.records import Headers, Record
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 MARKER_HEADER = "dlq.marker"
 UNKNOWN_REASON = "unknown"
@@ -182,7 +182,7 @@ class DeadLetterTopic(TopicReader):
 
     error = DeadLetterError
 
-    def __init__(self, settings: Settings, topic: str, tool: Tool = DLQ_SHOW) -> None:
+    def __init__(self, settings: Connection, topic: str, tool: Tool = DLQ_SHOW) -> None:
         """``topic`` is the input topic's name without prefix, ``tool`` the command that reads it."""
         self.source = settings.topic(topic)
         super().__init__(settings, dead_letter_topic(self.source), tool)

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     from streamer.kafka.dlq.letters import DeadLetter, Filter
     from streamer.kafka.records import Record
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 _BATCH_RECORDS = 500
 _BATCH_BYTES = 4 << 20
@@ -84,7 +84,7 @@ class Report:
 
 
 def redrive(
-    settings: Settings,
+    settings: Connection,
     topic: str,
     wanted: Filter,
     *,
@@ -190,7 +190,7 @@ class _TooLargeError(Exception):
 class _Copier:
     """Copies batches of dead letters in transactions."""
 
-    def __init__(self, settings: Settings, topic: str, dead_letters: DeadLetterTopic) -> None:
+    def __init__(self, settings: Connection, topic: str, dead_letters: DeadLetterTopic) -> None:
         # Not an instance's id: the redrives of one topic must fence each other wherever they run.
         self._transactions = Transactions(
             settings,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from streamer.kafka.records import Output, Record
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 _FLUSH_TIMEOUT_S = 30.0
 _POLL_S = 0.1
@@ -33,7 +33,7 @@ class PublishError(Exception):
     """Records were not acknowledged; the message says how many and why."""
 
 
-def publish(settings: Settings, outputs: Iterable[Output]) -> None:
+def publish(settings: Connection, outputs: Iterable[Output]) -> None:
     """Produce records and wait until all are acknowledged. Raises :class:`PublishError`."""
     errors: list[str] = []
     refusals = Refusals(settings, None)
@@ -66,7 +66,7 @@ def publish(settings: Settings, outputs: Iterable[Output]) -> None:
 class Reader:
     """Reads topics from their beginning and goes on with what comes, as read_committed consumers do."""
 
-    def __init__(self, settings: Settings, topics: list[str]) -> None:
+    def __init__(self, settings: Connection, topics: list[str]) -> None:
         """``topics`` are full names. Raises :class:`~streamer.kafka.readers.topic_reader.ReadError`."""
         self._refusals = Refusals(settings, READER.role)
         places = []

@@ -18,7 +18,7 @@ from streamer.topology import REPLAY, dead_letter_topic
 
 if TYPE_CHECKING:
     from streamer.kafka.records import Output, Record
-    from streamer.settings import Settings
+    from streamer.settings import Connection
 
 _POLL_S = 0.05
 
@@ -33,7 +33,7 @@ class Requester:
     So each key must be unique. Only records written after this object was made are read.
     """
 
-    def __init__(self, settings: Settings, *, requests: str, replies: str) -> None:
+    def __init__(self, settings: Connection, *, requests: str, replies: str) -> None:
         """Connect; ``requests`` and ``replies`` are topics' names without prefix.
 
         Raises :class:`~streamer.kafka.readers.topic_reader.ReadError` where there is no such topic.

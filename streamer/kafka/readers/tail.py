@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from streamer.kafka.records import Record
-    from streamer.settings import Settings
+    from streamer.settings import Connection
     from streamer.topology import Tool
 
 _BACK = 20
@@ -34,7 +34,7 @@ _POLL_S = 0.05
 class Tail:
     """Reads the ends of topics as read_committed consumers do; used from one thread."""
 
-    def __init__(self, settings: Settings, topics: Sequence[str], tool: Tool) -> None:
+    def __init__(self, settings: Connection, topics: Sequence[str], tool: Tool) -> None:
         """``topics`` are full names, ``tool`` is the command that reads them."""
         self._topics = topics
         self._servers = settings.bootstrap_servers

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from streamer.kafka.records import Record
-    from streamer.settings import Settings
+    from streamer.settings import Connection
     from streamer.topology import Tool
 
 _UNREACHABLE = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
@@ -48,7 +48,7 @@ class TopicReader:
     error: type[Exception] = ReadError
     """The error raised where the topic cannot be read."""
 
-    def __init__(self, settings: Settings, name: str, tool: Tool) -> None:
+    def __init__(self, settings: Connection, name: str, tool: Tool) -> None:
         """``name`` is the topic's full name, ``tool`` the command that reads it."""
         self.name = name
         self._servers = settings.bootstrap_servers

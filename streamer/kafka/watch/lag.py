@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
     from streamer.metrics import Metrics
-    from streamer.settings import Settings
+    from streamer.settings import ServiceSettings
     from streamer.topology import Service
 
 _END: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -52,7 +52,9 @@ _PEEK_RECORDS = 32
 class LagWatch:
     """Maintains the lag gauges of the assigned partitions; used from the loop's thread, and never waits."""
 
-    def __init__(self, settings: Settings, assignment: Assignment, *, service: Service, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: ServiceSettings, assignment: Assignment, *, service: Service, metrics: Metrics
+    ) -> None:
         self._settings = settings
         self._assignment = assignment
         self._topic = settings.topic(service.input)
@@ -172,7 +174,7 @@ class _FirstRecord(NamedTuple):
 class _Peek:
     """Reads the first record of partitions that are not fetched, with a consumer that is made when it is needed."""
 
-    def __init__(self, settings: Settings, assignment: Assignment, service: Service) -> None:
+    def __init__(self, settings: ServiceSettings, assignment: Assignment, service: Service) -> None:
         self._settings = settings
         self._assignment = assignment
         self._service = service

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streamer.health import Health
     from streamer.kafka.inflight.partitions import Assignment
     from streamer.metrics import Metrics
-    from streamer.settings import Settings
+    from streamer.settings import ServiceSettings
     from streamer.topology import Service
 
 log = structlog.get_logger()
@@ -29,7 +29,7 @@ class Monitor:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ServiceSettings,
         assignment: Assignment,
         *,
         service: Service,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from streamer.health import Health
-    from streamer.settings import Settings
+    from streamer.settings import Connection
     from streamer.topology import Service
 
 _CHECK_EVERY_S = 1.0
@@ -36,7 +36,7 @@ _UNKNOWN_TOPIC = (
 class TopicWatch:
     """Checks the topics until all exist; used from the loop's thread, and never waits."""
 
-    def __init__(self, settings: Settings, service: Service, health: Health) -> None:
+    def __init__(self, settings: Connection, service: Service, health: Health) -> None:
         self._settings = settings
         self._names = [settings.topic(name) for name in service.topics]
         """Full names: that of the input topic, which is read, and those of the topics that are written."""

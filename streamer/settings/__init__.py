@@ -1,0 +1,90 @@
+"""Settings: each is a flag of its commands, a ``STREAMER_*`` variable and a key of the TOML file.
+
+Precedence is that order. :mod:`~streamer.settings.groups` describes each setting once, in the group that it belongs
+to; :mod:`~streamer.settings.commands` says which groups each command takes; the command line builds its flags from
+both. ``[kafka]`` in the TOML file, ``STREAMER_KAFKA__SECURITY_PROTOCOL`` or ``--kafka security.protocol=SSL`` pass any
+property through to librdkafka.
+"""
+
+from __future__ import annotations
+
+from streamer.settings.commands import (
+    COMMANDS,
+    BenchmarkSettings,
+    DemoSettings,
+    EmbedSettings,
+    ReplaySettings,
+    RerankSettings,
+    Settings,
+    StoreCommandSettings,
+    SweepSettings,
+    TopicsSettings,
+    TopSettings,
+    names_of,
+)
+from streamer.settings.errors import ENV_PREFIX, SettingsError, blame
+from streamer.settings.groups import (
+    Brokers,
+    Connection,
+    Device,
+    Dtype,
+    EmbeddingSettings,
+    Group,
+    IntakeSettings,
+    LogSettings,
+    MethodSettings,
+    MetricsSettings,
+    ModelSettings,
+    Precision,
+    QuerySettings,
+    ServiceSettings,
+    StoreReadSettings,
+    StoreSettings,
+    StoreWriteSettings,
+    TargetSettings,
+    TracingSettings,
+)
+from streamer.settings.loading import load
+from streamer.settings.reference import as_variables, described_default, markdown, unknown_variables
+
+__all__ = [
+    "COMMANDS",
+    "ENV_PREFIX",
+    "BenchmarkSettings",
+    "Brokers",
+    "Connection",
+    "DemoSettings",
+    "Device",
+    "Dtype",
+    "EmbedSettings",
+    "EmbeddingSettings",
+    "Group",
+    "IntakeSettings",
+    "LogSettings",
+    "MethodSettings",
+    "MetricsSettings",
+    "ModelSettings",
+    "Precision",
+    "QuerySettings",
+    "ReplaySettings",
+    "RerankSettings",
+    "ServiceSettings",
+    "Settings",
+    "SettingsError",
+    "StoreCommandSettings",
+    "StoreReadSettings",
+    "StoreSettings",
+    "StoreWriteSettings",
+    "SweepSettings",
+    "TargetSettings",
+    "TopSettings",
+    "TopicsSettings",
+    "TracingSettings",
+    "as_variables",
+    "blame",
+    "described_default",
+    "load",
+    "markdown",
+    "names_of",
+    "unknown_variables",
+]

@@ -1,0 +1,126 @@
+"""Which command takes which groups of settings: its flags, its variables and its part of a shared TOML file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamer.settings.groups import (
+    Brokers,
+    Connection,
+    EmbeddingSettings,
+    Group,
+    IntakeSettings,
+    LogSettings,
+    MethodSettings,
+    MetricsSettings,
+    ModelSettings,
+    QuerySettings,
+    ServiceSettings,
+    StoreReadSettings,
+    StoreSettings,
+    StoreWriteSettings,
+    TargetSettings,
+    TracingSettings,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class EmbedSettings(
+    ServiceSettings,
+    ModelSettings,
+    StoreWriteSettings,
+    EmbeddingSettings,
+    IntakeSettings,
+    MetricsSettings,
+    TracingSettings,
+    LogSettings,
+):
+    """What ``streamer embed`` takes."""
+
+
+class RerankSettings(
+    ServiceSettings,
+    ModelSettings,
+    StoreReadSettings,
+    MethodSettings,
+    QuerySettings,
+    MetricsSettings,
+    TracingSettings,
+    LogSettings,
+):
+    """What ``streamer rerank`` takes."""
+
+
+class ReplaySettings(Connection, ModelSettings, StoreSettings, MethodSettings, LogSettings):
+    """What ``streamer replay`` and ``streamer pilot`` take."""
+
+
+class SweepSettings(ModelSettings, StoreSettings, LogSettings):
+    """What ``streamer sweep`` takes; alpha, depth and so on are options of its own, which take several values."""
+
+
+class BenchmarkSettings(ModelSettings, EmbeddingSettings, MethodSettings, LogSettings):
+    """What ``streamer benchmark`` takes."""
+
+
+class DemoSettings(Brokers, ModelSettings, EmbeddingSettings, MethodSettings, LogSettings):
+    """What ``streamer demo`` takes; topics, store and ports are its own."""
+
+
+class TopicsSettings(Connection, LogSettings):
+    """What the commands take that look at topics alone: ``topics``, ``dlq`` and ``acls``."""
+
+
+class TopSettings(Connection, TargetSettings, LogSettings):
+    """What ``streamer top`` takes."""
+
+
+class StoreCommandSettings(StoreWriteSettings, LogSettings):
+    """What the commands of ``streamer store`` take."""
+
+
+COMMANDS: Mapping[str, type[LogSettings]] = {
+    "embed": EmbedSettings,
+    "rerank": RerankSettings,
+    "topics": TopicsSettings,
+    "acls": TopicsSettings,
+    "dlq": TopicsSettings,
+    "demo": DemoSettings,
+    "top": TopSettings,
+    "store": StoreCommandSettings,
+    "benchmark": BenchmarkSettings,
+    "sweep": SweepSettings,
+    "pilot": ReplaySettings,
+    "replay": ReplaySettings,
+}
+"""Each command that takes settings, or the group of commands."""
+
+
+class Settings(
+    EmbedSettings,
+    RerankSettings,
+    ReplaySettings,
+    BenchmarkSettings,
+    SweepSettings,
+    DemoSettings,
+    TopSettings,
+    TopicsSettings,
+    StoreCommandSettings,
+):
+    """All settings of all commands: what a TOML file may hold, and what tools that play several commands take."""
+
+
+def names_of(group: type[Group]) -> tuple[str, ...]:
+    """Return the names of a group's settings in the order in which they are shown: those of its parts first."""
+    found: dict[str, None] = {}
+
+    def walk(kind: type) -> None:
+        for base in kind.__bases__:
+            if issubclass(base, Group):
+                walk(base)
+        found.update(dict.fromkeys(name for name in kind.__annotations__ if name in group.model_fields))
+
+    walk(group)
+    return tuple(found)

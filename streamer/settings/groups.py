@@ -1,0 +1,397 @@
+"""Every setting once, in groups: a function takes the group that it needs, a command is composed of several.
+
+A group is a pydantic model with its own checks. Field names are flat over all groups, since a field's name is its
+flag, its variable and its key in the TOML file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from pathlib import Path
+from typing import Annotated, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import NoDecode
+
+from streamer.events import MAX_RESULTS
+from streamer.method import Method
+from streamer.scoring import Normalization
+from streamer.settings.errors import blame
+from streamer.topology import SERVICES
+
+Precision = Literal["float32", "float16", "int8"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Group(BaseModel):
+    """Settings that belong together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# -- Kafka ---------------------------------------------------------------------------------------------------
+
+
+class Brokers(Group):
+    """How to reach Kafka."""
+
+    bootstrap_servers: str = Field(
+        "localhost:9092", min_length=1, description="Kafka brokers as host:port, comma-separated"
+    )
+    kafka: dict[str, str] = Field(
+        default_factory=dict,
+        repr=False,  # it may hold passwords
+        description="Any librdkafka property (TLS, SASL, timeouts) as PROPERTY=VALUE; may be given several times",
+    )
+
+    @field_validator("kafka", mode="before")
+    @classmethod
+    def _flatten(cls, value: object) -> object:
+        return flat_properties(value) if isinstance(value, dict) else value
+
+
+def flat_properties(value: dict[str, object]) -> dict[str, str]:
+    """Return librdkafka properties by their own names, from ``security.protocol``, nested tables and underscores."""
+    flat: dict[str, str] = {}
+
+    def walk(prefix: str, node: object) -> None:
+        if isinstance(node, dict):
+            for key, child in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), child)
+        else:
+            flat[prefix.lower().replace("_", ".")] = str(node).lower() if isinstance(node, bool) else str(node)
+
+    walk("", value)
+    return flat
+
+
+class Connection(Brokers):
+    """How to reach Kafka, and what our topics and consumer groups are called there."""
+
+    topic_prefix: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,100}$",
+        description="Put before the name of every topic, consumer group and transactional id",
+    )
+    group_suffix: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,100}$",
+        description="Put behind the name of the consumer group and the transactional id, so that two sets of services "
+        "can share topics",
+    )
+
+    def topic(self, name: str) -> str:
+        """Return the full name of a topic."""
+        return self.topic_prefix + name
+
+    def group(self, name: str) -> str:
+        """Return the full name of a consumer group or transactional id."""
+        return self.topic_prefix + name + self.group_suffix
+
+
+class ServiceSettings(Connection):
+    """One running instance of a service: a member of its consumer group, with bounded memory and bounded waits."""
+
+    instance_id: str = Field(
+        default_factory=socket.gethostname,
+        pattern=r"^[A-Za-z0-9._-]{1,200}$",
+        description="Makes the transactional id stable: unique among running instances, the same after a restart",
+    )
+    queue_bytes: int = Field(
+        64 << 20, ge=1 << 20, description="Bytes of records in flight at which the partitions are paused"
+    )
+    drain_timeout: float = Field(
+        8.0, gt=0, description="Seconds that a stop or a revocation waits for records in flight"
+    )
+    worker_stall_timeout: float = Field(
+        300.0,
+        gt=0,
+        description="Fail /livez if a worker is busy with one call for this many seconds (consume loop: at most 60)",
+    )
+
+
+# -- the model and the method --------------------------------------------------------------------------------
+
+
+class ModelSettings(Group):
+    """Which model turns frames and queries into vectors, and how it is computed."""
+
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="Model: a name of open_clip (with --pretrained), local-dir:PATH, hf-hub:REPOSITORY, or demo, the "
+        "small demonstration model",
+    )
+    pretrained: str | None = Field(
+        None, description="Weights of the model: a pretrained tag of open_clip, or the path of a checkpoint file"
+    )
+    dtype: Dtype = Field(
+        "auto",
+        description="Inference precision; auto: the fastest one whose vectors keep a cosine of 0.9998 to those of "
+        "float32",
+    )
+    device: Device = Field("auto", description="Where inference runs; auto: on CUDA if there is a device")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads for inference")
+
+    def named_model(self) -> str:
+        """Return the model; :class:`SettingsError` where none is named, since no model is right for everybody."""
+        if self.model is None:
+            raise blame(
+                "model",
+                "name one, for example --model ViT-B-32 --pretrained laion2b_s34b_b79k (a name and a tag of "
+                "open_clip), or --model demo (the small demonstration model)",
+            )
+        return self.model
+
+
+class MethodSettings(Group):
+    """How a query's candidates are reranked."""
+
+    alpha: float = Field(0.4, ge=0, le=1, description="Weight of the engine's score: 1 = engine only, 0 = CLIP only")
+    depth: int = Field(100, ge=1, le=MAX_RESULTS, description="How many of the first candidates are reranked")
+    normalization: Normalization = Field(
+        "minmax", description="Normalization of the engine's and the frames' scores before they are blended"
+    )
+
+    @property
+    def method(self) -> Method:
+        """The method that the settings describe."""
+        return Method(alpha=self.alpha, depth=self.depth, normalization=self.normalization)
+
+
+class QuerySettings(Group):
+    """How the reranker works through query events."""
+
+    deadline_ms: int | None = Field(
+        None, ge=1, description="Skip reranking for queries older than this many milliseconds: they keep their order"
+    )
+    query_batch: int = Field(64, ge=1, le=10_000, description="Largest number of query events in one micro-batch")
+    query_cache: int = Field(
+        20_000, ge=0, description="Number of query vectors kept in memory; the least recently used are evicted"
+    )
+
+
+# -- the store -----------------------------------------------------------------------------------------------
+
+
+class StoreSettings(Group):
+    """Where records are kept, and how to reach a remote store."""
+
+    store: str = Field(
+        "lmdb:./data/store",
+        pattern=r"^[a-z][a-z+]*:.+",
+        repr=False,  # it may hold a password
+        description="Store of the embeddings: lmdb:PATH, redis://HOST:PORT, or redis+cluster://HOST:PORT,HOST:PORT "
+        "(rediss: with TLS)",
+    )
+    store_user: str | None = Field(None, description="ACL user of a remote store")
+    store_password: SecretStr | None = Field(
+        None, description="Password of a remote store; prefer the variable or a file to the flag"
+    )
+    store_password_file: Path | None = Field(None, description="File that holds the password of a remote store")
+    store_ca: Path | None = Field(
+        None,
+        description="PEM file with the certificate authorities that a remote store is checked against",
+    )
+    store_cert: Path | None = Field(None, description="PEM file with the client certificate for a remote store")
+    store_key: Path | None = Field(None, description="PEM file with the key of the client certificate")
+    store_timeout: float = Field(1.0, gt=0, le=60, description="Seconds to wait for an answer of a remote store")
+
+    def read_store_password(self) -> str | None:
+        """Return the password, from its file where there is one; :class:`SettingsError` if that cannot be read."""
+        return _read_password("store_password", self.store_password, self.store_password_file)
+
+
+class StoreWriteSettings(StoreSettings):
+    """A store that is written."""
+
+    store_replicas: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="Replicas of a remote store that must acknowledge a write before the event's offset is committed",
+    )
+    store_tombstone_days: float = Field(
+        30,
+        ge=0,
+        le=36_500,
+        description="Days for which a remote store keeps a tombstone, longer than an upload can be late; 0: for ever",
+    )
+
+
+class StoreReadSettings(StoreSettings):
+    """A store that is read again and again."""
+
+    store_cache_bytes: int = Field(
+        64 << 20, ge=0, description="Bytes of records of a remote store that are cached in this process; 0: no cache"
+    )
+
+
+# -- clips ---------------------------------------------------------------------------------------------------
+
+
+class EmbeddingSettings(Group):
+    """What of a clip goes into its record."""
+
+    frame_interval: float = Field(0.5, gt=0, le=3600, description="Seconds between sampled frames")
+    max_frames: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="Largest number of frames of a clip; a longer clip is sampled every duration / max-frames",
+    )
+    precision: Precision = Field("float16", description="Precision of stored vectors")
+
+
+class IntakeSettings(Group):
+    """Where clips may be fetched from, how large they may be, and what fetching, decoding and encoding may take."""
+
+    allowed_uris: Annotated[tuple[str, ...], NoDecode] = Field(
+        default_factory=lambda: (Path.cwd().as_uri(),),
+        description="JSON list of the URI prefixes that uploads may be fetched from",
+    )
+    allowed_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="JSON list of networks (CIDR) that http(s) sources may be in besides public addresses",
+    )
+    max_clip_bytes: int = Field(1 << 30, ge=1, description="Largest file that is fetched, in bytes")
+    fetch_timeout: float = Field(60.0, gt=0, description="Seconds for fetching one clip")
+    first_byte_timeout: float = Field(
+        15.0, gt=0, description="Seconds to wait for the first byte of a source, and for each further one"
+    )
+    fetch_retry_timeout: float = Field(
+        120.0, ge=0, description="Seconds for which fetching a clip is retried after transient faults of its source"
+    )
+    max_clip_seconds: float = Field(12 * 3600, gt=0, description="Longest clip, in seconds")
+    max_clip_pixels: int = Field(8192 * 4352, ge=1, description="Largest number of pixels of a frame")
+    max_clip_packets: int = Field(2_000_000, ge=1, description="Largest number of encoded frames of a clip")
+    duplicate_threshold: float = Field(
+        0,
+        ge=0,
+        le=255,
+        description="Largest mean difference (0 to 255) of any block of 16 x 16 pixels between frames that count as "
+        "the same and are encoded once; 0: off",
+    )
+    decode_workers: int = Field(
+        2,
+        ge=1,
+        le=256,
+        description="Clips decoded at the same time; 24 more may wait to be fetched, 8 of them from one source",
+    )
+    decode_timeout: float = Field(120.0, gt=0, description="Seconds for decoding one clip")
+    decode_memory: int = Field(
+        2 << 30, ge=256 << 20, description="Bytes of address space that the process decoding a clip may use"
+    )
+    image_batch: int | None = Field(
+        None, ge=1, le=4096, description="Largest number of frames in one call of the image encoder"
+    )
+
+    @field_validator("allowed_uris", "allowed_networks", mode="before")
+    @classmethod
+    def _parse_list(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            parsed = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            parsed = None
+        if not isinstance(parsed, list):  # a TypeError would not be reported as a wrong setting
+            raise ValueError(f"must be a JSON list, such as {_LISTS_IN_JSON[str(info.field_name)]}")
+        return parsed
+
+    @field_validator("allowed_networks")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ipaddress.ip_network(network)
+        return value
+
+
+_LISTS_IN_JSON = {
+    "allowed_uris": '["file:/clips", "https://cdn.example.com/"]',
+    "allowed_networks": '["10.0.0.0/8", "fd00::/8"]',
+}
+
+
+# -- observability -------------------------------------------------------------------------------------------
+
+
+class MetricsSettings(Group):
+    """The HTTP endpoint with metrics and probes."""
+
+    metrics_host: str = Field("0.0.0.0", description="Address of /metrics, /livez and /readyz")  # noqa: S104
+    metrics_port: int | None = Field(
+        None, ge=0, le=65_535, description="Port of /metrics, /livez and /readyz; 0: any free port"
+    )
+    metrics_user: str | None = Field(
+        None, min_length=1, description="User name that /metrics asks for; the probes ask for none"
+    )
+    metrics_password: SecretStr | None = Field(
+        None, description="Password that /metrics asks for; prefer the variable or a file to the flag"
+    )
+    metrics_password_file: Path | None = Field(None, description="File that holds the password that /metrics asks for")
+    metrics_cert: Path | None = Field(None, description="PEM file with the certificate (chain) for TLS on that port")
+    metrics_key: Path | None = Field(None, description="PEM file with the key of that certificate")
+
+    def read_metrics_password(self) -> str | None:
+        """Return the password, from its file where there is one; :class:`SettingsError` if that cannot be read."""
+        return _read_password("metrics_password", self.metrics_password, self.metrics_password_file)
+
+
+class TracingSettings(Group):
+    """Traces of single records."""
+
+    tracing: Literal["off", "otlp"] = Field(
+        "off",
+        description="otlp: send a trace of each record by OTLP/HTTP to the collector that the OTEL_* variables name "
+        "(needs the extra otel)",
+    )
+
+
+class TargetSettings(Group):
+    """The instances that are watched."""
+
+    targets: Annotated[tuple[str, ...], NoDecode] = Field(
+        tuple(f"http://localhost:{service.metrics_port}" for service in SERVICES.values()),
+        min_length=1,
+        repr=False,  # it may hold passwords
+        description="URLs of the /metrics of the instances to watch, comma-separated; https://USER:PASSWORD@HOST:PORT "
+        "where they are protected",
+    )
+    targets_ca: Path | None = Field(
+        None,
+        description="PEM file with the certificate authorities that https targets are checked against, instead of the "
+        "system's",
+    )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.startswith("["):  # as the other lists are written
+            return orjson.loads(value)
+        return [part.strip() for part in value.split(",") if part.strip()]
+
+
+class LogSettings(Group):
+    """What is logged, and how it looks."""
+
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="Format of log lines; auto: console on a terminal, else JSON"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest severity that is logged"
+    )
+
+
+def _read_password(name: str, given: SecretStr | None, file: Path | None) -> str | None:
+    if file is None:
+        return given.get_secret_value() if given else None
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise blame(f"{name}_file", error) from None

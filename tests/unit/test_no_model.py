@@ -1,0 +1,42 @@
+"""Commands that score end with exit code 2 where no model is named: a toy must not answer real users by accident."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RUN = ("--run", "run", "--topics", "topics")
+COMMANDS = {
+    "embed": (),
+    "rerank": (),
+    "benchmark": ("--out", "report"),
+    "replay": (*RUN, "--out", "reranked"),
+    "sweep": (*RUN, "--qrels", "qrels"),
+    "pilot": ("--events", "run"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_that_scores_wants_a_model_and_says_how_to_name_one(command: str, tmp_path: Path) -> None:
+    for name in ("run", "topics", "qrels"):
+        (tmp_path / name).touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "streamer", command, *COMMANDS[command]],
+        cwd=tmp_path,
+        env={"PYTHONPATH": ":".join(sys.path), "STREAMER_MODEL": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("streamer: model (--model, STREAMER_MODEL): name one, ")
+    assert "--model demo" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["qrels", "run", "topics"]
