@@ -19,7 +19,7 @@ from streamer.encoders import load_encoder
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import DEFAULT_MODEL
 from streamer.store import Clip, Position, open_store
-from tests.support.driver import RERANKED, RESULTS, Bus, Record, apply_topics, environment, free_port
+from tests.support.driver import RERANKED, RESULTS, Bus, Record, apply_topics, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from streamer.encoders import Encoder
     from streamer.store import Store
 
-__all__ = ["RERANKED", "RESULTS", "free_port"]
+__all__ = ["RERANKED", "RESULTS"]
 
 MODEL = "ViT-B-32"
 CANDIDATES = 100

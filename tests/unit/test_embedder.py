@@ -27,6 +27,7 @@ from streamer.video import ClipError, Retry
 from streamer.video.fetching.fetcher import Fetcher
 from tests.support.encoders import FakeEncoder
 from tests.support.in_process import InProcessDecoder
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -100,13 +101,6 @@ class Harness:
         for _ in works:
             assert self.done.acquire(timeout=20)
         return [work.outputs or () for work in works]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def reason(outputs: Sequence[Output]) -> str:
