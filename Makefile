@@ -8,7 +8,7 @@ SOURCES := streamer training tests scripts bench conftest.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak store-copy lint format kafka topics docs site top-picture model lock clean
+.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak store-copy lint format kafka topics docs site top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -29,11 +29,15 @@ demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-repo
 	  $(if $(CLIPS),--clips "$(CLIPS)") $(if $(QUERIES),--queries "$(QUERIES)") \
 	  --model "$(or $(MODEL),demo)" $(if $(PRETRAINED),--pretrained "$(PRETRAINED)")
 
+# Modules are dealt out test by test: none of these tests shares anything dear with its neighbours.
+check: lint ## Run lint and the tests that need no server, no browser and no model (a minute and a half)
+	QUICK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/chaos
+
 test: $(STAMP) tools ## Run all tests, the integration tests against a real Kafka
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 explore: $(STAMP) ## Run the property tests with examples that are new each time
-	EXPLORE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
+	EXPLORE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/component tests/fuzz
 
 # What tests run against and no wheel carries; the names are Debian's packages.
 TOOLS := chromium prometheus redis-server

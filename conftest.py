@@ -28,7 +28,9 @@ hypothesis.settings.register_profile(
     derandomize="EXPLORE" not in os.environ,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
-hypothesis.settings.load_profile("steady")
+# `make check` draws fewer examples; `make test` draws all of them.
+hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("steady"), max_examples=20)
+hypothesis.settings.load_profile("quick" if "QUICK" in os.environ else "steady")
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from confluent_kafka import Producer
 from bench.contestants import Contestant
 from bench.report import print_figures, spread
 from bench.reranking_latency import RATE, Requester
-from bench.workload import RERANKED, free_port, place, queries, texts
+from bench.workload import RERANKED, place, queries, texts
 from streamer import method, reranker, scoring
 from streamer.codec import JSON, JsonCodec
 from streamer.encoders import QueryVectors
@@ -35,6 +35,7 @@ from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
 from streamer.scrape import Scrape
 from streamer.settings import load
+from tests.support.waiting import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

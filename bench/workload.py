@@ -18,7 +18,7 @@ from safetensors.torch import save_model
 from streamer.encoders import DEMO, load_encoder
 from streamer.local_kafka.broker import LocalKafka
 from streamer.store import Clip, Position, open_store
-from tests.support.driver import RERANKED, RESULTS, Bus, Record, apply_topics, environment, free_port
+from tests.support.driver import RERANKED, RESULTS, Bus, Record, apply_topics, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from streamer.encoders import Encoder
     from streamer.store import Store
 
-__all__ = ["RERANKED", "RESULTS", "free_port"]
+__all__ = ["RERANKED", "RESULTS"]
 
 MODEL = "ViT-B-32"
 CANDIDATES = 100

@@ -103,7 +103,6 @@ def test_a_benchmark_that_fails_or_hangs_is_reported_and_the_others_run(
 
 def test_each_bar_is_of_a_benchmark_that_runs() -> None:
     assert {bar.benchmark for bar in BARS} <= harness.BENCHMARKS.keys()
-    assert sum(harness.BENCHMARKS.values()) > 0
 
 
 def test_contestants_are_given_valid_events_and_the_hand_written_loop_gives_valid_answers() -> None:

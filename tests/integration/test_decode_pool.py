@@ -24,6 +24,7 @@ from streamer.video.isolation.pool import SLOW_NICE, DecodePool, PoolClosedError
 from streamer.video.sampling.sample import SampledClip, Sampling, sample
 from tests.support.prepares import Act, act, report, report_slowly, shrink
 from tests.support.processes import children
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,13 +95,6 @@ def reported(clip: SampledClip[Any]) -> Reported:
     """Return what the process told with the last frame."""
     told: Reported = json.loads(clip.frames[-1].tobytes())
     return told
-
-
-def wait_until(true: Callable[[], bool], *, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:

@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING, Any
 import open_clip
 import pytest
 import torch
-from driver import RERANKED, RESULTS, STREAMER, Bus, Record, Service, apply_topics, await_true, environment, left
 from safetensors.torch import save_file
-from soak.load import Metrics
 
 from streamer.encoders import DEMO
 from streamer.events import now
 from streamer.topology import RERANK
+from tests.support.driver import (
+    RERANKED,
+    RESULTS,
+    STREAMER,
+    Bus,
+    Record,
+    Service,
+    apply_topics,
+    await_true,
+    environment,
+    left,
+)
+from tests.support.load import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

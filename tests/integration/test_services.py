@@ -21,6 +21,7 @@ from streamer.events import ClipUploaded, now
 from streamer.kafka import Output
 from streamer.kafka.readers.publish import publish
 from streamer.settings import load
+from tests.support.waiting import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,11 +35,6 @@ def environment(**variables: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STREAMER_")}
     always = {"HF_HUB_OFFLINE": "1", "STREAMER_MODEL": "demo"}
     return {**clean, **always, **{f"STREAMER_{name.upper()}": text for name, text in variables.items()}}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def get(url: str) -> tuple[int, str]:

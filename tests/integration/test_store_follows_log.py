@@ -32,6 +32,7 @@ from streamer.settings import Settings, load
 from streamer.store import Position, PutOutcome, open_store
 from streamer.topology import EMBED
 from streamer.video.fetching.fetcher import Fetcher
+from tests.support.encoders import FakeEncoder
 from tests.support.footage import BLUE, GREEN, RED, write_video
 from tests.support.in_process import InProcessDecoder
 
@@ -47,25 +48,6 @@ DIM = 3
 FIRST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 LOOKS = {"red": RED, "green": GREEN, "blue": BLUE}
 EVICTED_AFTER_MS = 6_000
-
-
-class MeanColour:
-    """An encoder whose vectors tell red, green and blue clips apart."""
-
-    model_id, dim, vectors_per_frame, image_batch = "colour", DIM, 1, 32
-
-    def prepare(self, frame: Any) -> Any:
-        return frame.reshape(-1, 3).mean(axis=0)
-
-    def encode_images(self, prepared: Sequence[Any]) -> Any:
-        colours = np.stack(prepared).astype(np.float32)
-        return (colours / np.linalg.norm(colours, axis=1, keepdims=True))[:, np.newaxis]
-
-    def encode_texts(self, queries: Sequence[str]) -> Any:
-        return np.zeros((len(queries), DIM), np.float32)
-
-    def warm_up(self) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -155,7 +137,7 @@ class Instance:
             health=health,
         )
         gated: Any = self.gate
-        encoder = MeanColour()
+        encoder = FakeEncoder()
         self._pipeline = Embedder(
             own,
             encoder=encoder,

@@ -24,10 +24,11 @@ from confluent_kafka import Producer
 
 from streamer.demo.services import ServiceProcess
 from tests.support.dashboards import RULES
-from tests.support.driver import RESULTS, UPLOADED, Bus, apply_topics, environment, free_port
+from tests.support.driver import RESULTS, UPLOADED, Bus, apply_topics, environment
 from tests.support.endless import write_endless_clip
 from tests.support.footage import tiny_footage
 from tests.support.redis_servers import Server
+from tests.support.waiting import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,7 +25,9 @@ from streamer.store import Position, StoreUnavailableError, open_store
 from streamer.synthetic.write import write_h264
 from streamer.video import ClipError, Retry
 from streamer.video.fetching.fetcher import Fetcher
+from tests.support.encoders import FakeEncoder
 from tests.support.in_process import InProcessDecoder
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,16 +40,13 @@ DIM = 3
 T0 = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
 
 
-class MeanColour:
+class MeanColour(FakeEncoder):
     """Two vectors a frame: its mean colour, and the same with the channels reversed. Refuses pure black."""
 
-    model_id, dim, vectors_per_frame, image_batch = "colour", DIM, 2, 32
+    vectors_per_frame = 2
 
     def __init__(self) -> None:
         self.batches: list[int] = []
-
-    def prepare(self, frame: Any) -> Any:
-        return frame.reshape(-1, 3).mean(axis=0)
 
     def prepare_square(self, frame: Any) -> Any:
         return frame
@@ -59,12 +58,6 @@ class MeanColour:
             raise RuntimeError("too dark")
         unit = colours / np.linalg.norm(colours, axis=1, keepdims=True)
         return np.stack([unit, unit[:, ::-1]], axis=1)
-
-    def encode_texts(self, queries: Sequence[str]) -> Any:
-        return np.zeros((len(queries), DIM), np.float32)
-
-    def warm_up(self) -> None:
-        pass
 
 
 def clip(path: Path, colour: tuple[int, int, int], *, frames: int = 20) -> Path:
@@ -108,13 +101,6 @@ class Harness:
         for _ in works:
             assert self.done.acquire(timeout=20)
         return [work.outputs or () for work in works]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def reason(outputs: Sequence[Output]) -> str:

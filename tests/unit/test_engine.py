@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from streamer.synthetic.engine import BaseEngine
 from streamer.synthetic.measures import average_precision
 from streamer.synthetic.write import write_h264
+from tests.support.encoders import FakeEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,26 +26,11 @@ if TYPE_CHECKING:
 AXES = {"red": 0, "green": 1, "blue": 2}
 
 
-class MeanColour:
+class MeanColour(FakeEncoder):
     """An encoder whose vector of a frame is its mean colour, and of a text the colour that it names."""
-
-    model_id = "mean-colour"
-    dim = 3
-    vectors_per_frame = 1
-    image_batch = 32
-
-    def prepare(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        return frame.astype(np.float32)
-
-    def encode_images(self, prepared: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        means = np.array([frame.mean(axis=(0, 1)) for frame in prepared], dtype=np.float32)
-        return (means / np.linalg.norm(means, axis=1, keepdims=True))[:, np.newaxis]
 
     def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         return np.eye(3, dtype=np.float32)[[AXES[query] for query in queries]]
-
-    def warm_up(self) -> None:
-        """Nothing is lazy here."""
 
 
 @pytest.fixture

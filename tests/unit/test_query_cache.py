@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from streamer.encoders import EncoderError
 from streamer.encoders.cache import MAX_TEXT_BATCH, QueryVectors
+from tests.support.encoders import FakeEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,13 +28,10 @@ def vector_of(query: str) -> npt.NDArray[np.float32]:
     return np.asarray(vector / np.linalg.norm(vector), np.float32)
 
 
-class CountingEncoder:
+class CountingEncoder(FakeEncoder):
     """An encoder of texts that depends on nothing but the text."""
 
-    model_id = "counting"
     dim = DIM
-    vectors_per_frame = 1
-    image_batch = 32
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -43,12 +41,6 @@ class CountingEncoder:
         if "broken" in queries:
             raise EncoderError("broken")
         return np.stack([vector_of(query) for query in queries])
-
-    def prepare(self, frame: Any) -> Any:
-        return frame
-
-    def encode_images(self, prepared: Sequence[Any]) -> npt.NDArray[np.float32]:
-        return np.zeros((len(prepared), 1, DIM), np.float32)
 
     def warm_up(self) -> None:
         self.batches.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -22,35 +22,16 @@ from streamer.events import Candidate, QueryReranked, QueryResults, RerankedCand
 from streamer.method import Method
 from streamer.settings import load
 from streamer.store import Clip, Position, open_store
+from tests.support.encoders import AxisEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from streamer.store import Store
 
 AT = dt.datetime(2026, 11, 26, tzinfo=dt.UTC)
 DIM = 4
-
-
-class Axes:
-    """Encodes the query "axis N" as the N-th unit vector, and "poison" not at all."""
-
-    model_id, dim, vectors_per_frame = "axes", DIM, 1
-
-    def prepare(self, frame: Any) -> Any:
-        return frame
-
-    def encode_images(self, prepared: Sequence[Any]) -> Any:
-        return np.stack(prepared)[:, np.newaxis]
-
-    def encode_texts(self, queries: Sequence[str]) -> Any:
-        if "poison" in queries:
-            raise EncoderError("not finite")
-        return np.eye(DIM, dtype=np.float32)[[int(query.split()[1]) for query in queries]]
-
-    def warm_up(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -122,7 +103,12 @@ def test_scores_that_differ_are_the_answers_own_and_what_is_below_the_depth_foll
 def test_offline_gives_the_rerankers_answers_and_a_run_that_is_read_back_the_same(store: Store, tmp_path: Path) -> None:
     results = [Candidate(clip_id=clip_id, score=score) for clip_id, score in (("c0", 3.0), ("new", 2.0), ("c2", 1.0))]
     question = QueryResults(query_id="501", query="axis 2", engine="e", issued_at=AT, results=results)
-    (answer,) = offline(Method(alpha=0.4, depth=3, normalization="minmax"), [question], Axes(), store)
+    (answer,) = offline(
+        Method(alpha=0.4, depth=3, normalization="minmax"),
+        [question],
+        AxisEncoder(DIM, EncoderError("not finite")),
+        store,
+    )
     assert [(each.clip_id, each.score) for each in answer.results] == [("c2", 0.6), ("new", 0.5), ("c0", 0.4)]
     replay = Replay([answer])
     assert replay.summary().startswith("1 topics (alpha 0.4, depth 3, minmax, model axes): 2 reranked, 1 not embedded")
@@ -136,7 +122,7 @@ def test_offline_gives_the_rerankers_answers_and_a_run_that_is_read_back_the_sam
 def test_a_query_that_cannot_be_encoded_is_named(store: Store) -> None:
     question = QueryResults(query_id="q", query="poison", engine="e", issued_at=AT, results=[])
     with pytest.raises(ReplayError, match="'poison' cannot be encoded: not finite"):
-        list(offline(load({}).method, [question], Axes(), store))
+        list(offline(load({}).method, [question], AxisEncoder(DIM, EncoderError("not finite")), store))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from streamer.metrics import Metrics
 from streamer.reranker import Reranker
 from streamer.settings import load
 from streamer.store import Clip, Embedding, MeasuredStore, Position, StoreUnavailableError, open_store
+from tests.support.encoders import AxisEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,30 +37,6 @@ if TYPE_CHECKING:
 
 DIM = 4
 AT = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
-
-
-class Axes:
-    """Encodes the query "axis N" as the N-th unit vector; refuses the query "poison"."""
-
-    model_id, dim, vectors_per_frame, image_batch = "axes", DIM, 1, 32
-
-    def __init__(self) -> None:
-        self.calls: list[list[str]] = []
-
-    def prepare(self, frame: Any) -> Any:
-        return frame
-
-    def encode_images(self, prepared: Sequence[Any]) -> Any:
-        return np.stack(prepared)[:, np.newaxis]
-
-    def encode_texts(self, queries: Sequence[str]) -> Any:
-        self.calls.append(list(queries))
-        if "poison" in queries:
-            raise RuntimeError("poison")
-        return np.eye(DIM, dtype=np.float32)[[int(query.split()[1]) for query in queries]]
-
-    def warm_up(self) -> None:
-        pass
 
 
 class Absent:
@@ -86,7 +63,7 @@ class Harness:
     """Runs events through a reranker and gives what each caused."""
 
     def __init__(self, store: Any, policy: Policy | None = None, codec: Codec | None = None, **settings: Any) -> None:
-        self.encoder = Axes()
+        self.encoder = AxisEncoder(DIM, RuntimeError("poison"))
         self.metrics = Metrics()
         self._reranker = Reranker(
             given := load(settings),

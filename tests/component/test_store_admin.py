@@ -7,7 +7,6 @@ import itertools
 import multiprocessing
 import pathlib
 import secrets
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,9 +19,10 @@ from streamer.store.lmdb.admin import LmdbAdmin
 from streamer.store.lmdb.store import LmdbStore
 from streamer.store.opening import open_admin
 from tests.support.store_records import DIM, FIRST, PREFIX, clip, damaged, delete, everything, put_unchecked, upload
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from multiprocessing.queues import Queue
     from multiprocessing.synchronize import Event
     from pathlib import Path
@@ -396,7 +396,7 @@ def test_who_opens_the_store_while_it_is_compacted_waits_and_finds_all_of_it(fol
     compaction.start()
     assert at_rename.wait(WAIT_S)
     service.start()
-    await_true(lambda: "lock.mdb" in files_of(service.pid))
+    wait_until(lambda: "lock.mdb" in files_of(service.pid), seconds=WAIT_S)
     assert "data.mdb" not in files_of(service.pid)
     if killed:
         compaction.kill()
@@ -420,10 +420,3 @@ def files_of(pid: int | None) -> set[str]:
         with contextlib.suppress(OSError):
             found.add(link.readlink().name)
     return found
-
-
-def await_true(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
