@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streamer.kafka.commit.transactions import AbortedError, RestartError, Transactions
+from streamer.kafka.commit.transactions import AbortedError, OutcomeUnknownError, RestartError, Transactions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,12 +56,17 @@ class Rotation:
 
     def init(self) -> None:
         """Initialise every producer that is not initialised yet. Raises as :meth:`Transactions.init` does."""
+        unknown: OutcomeUnknownError | None = None
         for turn, producer in enumerate(self._producers):
             try:
                 producer.init()
+            except OutcomeUnknownError as error:
+                unknown = error  # the others are asked meanwhile: each may have to wait for something else
             except RestartError:
                 self._turn = turn  # no other producer has an open transaction while one of them is not initialised
                 raise
+        if unknown is not None:
+            raise unknown
 
     def restart(self) -> None:
         """Replace the producer that raised :class:`RestartError`; :meth:`init` comes next."""
