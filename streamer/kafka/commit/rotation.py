@@ -17,6 +17,9 @@ Why that keeps every guarantee:
   any of them is ended, and each producer of a zombie is fenced at its next request. Where a release uses fewer
   producers than the previous one, the coordinator aborts what the others left open after transaction.timeout.ms, and
   fetches of the group's offsets wait for that.
+- A producer whose transactional id stays blocked, because the coordinator cannot write the markers of its last
+  transaction, takes another id (:meth:`Transactions.init`). No successor knows that one: what it leaves open is aborted
+  after transaction.timeout.ms, and fetches of the group's offsets wait for that.
 - A zombie of another instance is refused by the group's generation, as with one producer.
 
 ``make chaos`` kills rerankers with several producers at any moment and between any two steps.
