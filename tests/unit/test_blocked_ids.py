@@ -131,6 +131,15 @@ def test_the_ids_that_are_taken_instead_never_come_twice(cluster: Cluster, produ
     assert all(each.count("~") == 1 for each in taken)
 
 
+def test_a_producer_without_a_group_keeps_the_id_that_keeps_others_away(cluster: Cluster) -> None:
+    redrive = Transactions(load({}), "streamer-dlq-query.results", role="dlq-redrive")
+    cluster.blocked = {"streamer-dlq-query.results"}
+    for _ in range(100):
+        with pytest.raises(OutcomeUnknownError):
+            redrive.init()
+    assert set(cluster.inits) == {"streamer-dlq-query.results"}
+
+
 def test_a_coordinator_that_does_not_answer_at_all_is_waited_for_with_the_same_id(
     cluster: Cluster, producer: Transactions
 ) -> None:

@@ -210,9 +210,10 @@ class Transactions:
         That transaction is decided, but its markers do not get written: the leader of a partition is away, or refuses
         the marker's timestamp, upon which the coordinator (Kafka 4.4) never tries again until it is loaded anew. Until
         then it refuses the id. Nothing is lost or doubled by another one: whoever asks for the group's offsets waits
-        until that transaction is decided there, and a zombie that still holds the old id is fenced by then.
+        until that transaction is decided there, and a zombie that still holds the old id is fenced by then. A producer
+        without a group has nothing but its id to keep two processes apart, so it waits.
         """
-        if cause.code() != KafkaError.CONCURRENT_TRANSACTIONS:
+        if cause.code() != KafkaError.CONCURRENT_TRANSACTIONS or self._group is None:
             self._blocked_since = None
             return
         self._blocked_since = self._blocked_since or began
