@@ -35,16 +35,14 @@ def settings(kafka: LocalKafka, topic_prefix: str) -> Settings:
 def nothing_is_young_enough(settings: Settings) -> Iterator[None]:
     """Let the output refuse every record that did not come within its own millisecond, its own markers among them."""
 
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+
     def limit(milliseconds: str) -> None:
         entry = ConfigEntry(
             "message.timestamp.before.max.ms", milliseconds, incremental_operation=AlterConfigOpType.SET
         )
         resource = ConfigResource(ResourceType.TOPIC, settings.topic(OUTPUT), incremental_configs=[entry])
-        [future] = (
-            AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-            .incremental_alter_configs([resource])
-            .values()
-        )
+        [future] = admin.incremental_alter_configs([resource]).values()
         future.result(10)
 
     limit("0")
