@@ -154,6 +154,7 @@ class Embedder:
         health: Health,
     ) -> None:
         self._settings = settings
+        self._output = settings.topic(EMBED.output)
         self._codec = codec
         self._encoder = encoder
         self._store = store
@@ -379,7 +380,7 @@ class Embedder:
             partial=upsert.partial,
         )
         value = self._codec.encode(event)
-        return Output(self._settings.topic(EMBED.output), event.clip_id.encode(), value, upsert.work.carried)
+        return Output(self._output, event.clip_id.encode(), value, upsert.work.carried)
 
     def _remove(self, delete: Delete) -> None:
         work = delete.work

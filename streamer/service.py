@@ -15,7 +15,7 @@ import structlog
 
 from streamer import __version__, embedder, faults, reranker
 from streamer.codec import JSON
-from streamer.encoders import Encoder, QueryVectors, Side, load_model
+from streamer.encoders import Encoder, Side, load_model
 from streamer.endpoints import Access, Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
@@ -126,7 +126,7 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
             settings,
             FixedPolicy(settings.method),
             codec=JSON,
-            queries=QueryVectors(encoder, settings.query_cache),
+            queries=reranker.QueryVectors(encoder, settings.query_cache),
             model_id=encoder.model_id,
             store=store,
             metrics=service.metrics,

@@ -15,8 +15,7 @@ from streamer.events import Reason
 from streamer.kafka.dead_letters import dead_letter, dead_letter_reason, truncated
 from streamer.kafka.inflight.offsets import WINDOW, Progress
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-from streamer.kafka.inflight.record import InFlightRecord
-from streamer.kafka.records import Output, Record, carried
+from streamer.kafka.records import InFlightRecord, Output, Record, carried
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
