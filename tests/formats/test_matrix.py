@@ -143,7 +143,7 @@ def test_what_is_no_video_is_refused_in_words(clip: Refused, tmp_path: Path) -> 
 
 
 def test_the_matrix_is_large_enough() -> None:
-    names = [clip.name for clip in (*clips(), *refused())]
+    names = [clip.name for clip in clips()] + [each.name for each in refused()]
     assert len(names) == len(set(names))
     assert len(names) >= 60
     assert {"bigbuckbunny", "bikes", "carphone_pristine"} <= {path.stem for path in real()}

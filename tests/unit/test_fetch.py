@@ -101,7 +101,8 @@ def test_another_process_opens_the_file_that_was_checked_although_its_name_leads
 def test_a_link_that_is_put_between_the_check_and_the_opening_is_noticed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
 ) -> None:
-    clip, opened, real_open = folder / "clips" / "today" / "a.mp4", [], os.open
+    clip, real_open = folder / "clips" / "today" / "a.mp4", os.open
+    opened: list[object] = []
     clip.parent.mkdir()
     clip.write_bytes(CLIP)
 

@@ -185,8 +185,8 @@ def test_a_budget_is_shared_and_a_partition_is_resumed_only_when_half_empty(
     arrivals: list[int], max_records: int
 ) -> None:
     assignment = Assignment(max_records=max_records, max_bytes=1 << 30)
-    for partition in range(6):
-        assignment.add("t", partition, f"log-{partition}")
+    for number in range(6):
+        assignment.add("t", number, f"log-{number}")
     offsets = dict.fromkeys(range(6), 0)
     for number in arrivals:
         partition = assignment.get(number)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import av
 import numpy as np
@@ -32,19 +32,24 @@ if TYPE_CHECKING:
 Rgb = npt.NDArray[np.uint8]
 
 
+def pts_of(timed: av.VideoFrame | av.Packet[Any]) -> int:
+    assert timed.pts is not None
+    return timed.pts
+
+
 def plain_sample(path: Path, interval: float, max_frames: int) -> tuple[list[int], list[Rgb], int, int]:
     """Times, frames, duration and number of decoded frames; for files whose frames all have a pts."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+        shown = [(pts_of(p), p.duration or 0) for p in container.demux(stream) if p.size and not p.is_discard]
         tick = stream.time_base
         assert tick is not None
-        duration = (max(p.pts + p.duration for p in packets) - min(p.pts for p in packets)) * tick
+        duration = (max(pts + length for pts, length in shown) - min(pts for pts, _ in shown)) * tick
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
-    frames.sort(key=lambda frame: frame.pts)
+    frames.sort(key=pts_of)
     step = max(Fraction(str(interval)), duration / max_frames)
-    times = [(frame.pts - frames[0].pts) * tick for frame in frames]
+    times = [(pts_of(frame) - pts_of(frames[0])) * tick for frame in frames]
     chosen: list[int] = []
     for k in range(max_frames):
         if k * step > times[-1]:
@@ -52,7 +57,7 @@ def plain_sample(path: Path, interval: float, max_frames: int) -> tuple[list[int
         index = max(i for i, time in enumerate(times) if time <= k * step)
         if index not in chosen:
             chosen.append(index)
-    images = [frames[i].to_ndarray(format="rgb24") for i in chosen]
+    images = [np.asarray(frames[i].to_ndarray(format="rgb24"), np.uint8) for i in chosen]
     return [round(times[i] * 1000) for i in chosen], images, round(duration * 1000), len(frames)
 
 
@@ -91,7 +96,7 @@ def make(
     """Write one picture at each of ``times`` (ticks)."""
     with av.open(str(path), "w") as container:
         container.metadata.update(metadata or {})
-        stream = container.add_stream(codec, rate=30, options=options or {})
+        stream = cast("av.VideoStream", container.add_stream(codec, rate=30, options=options or {}))
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = tick
         alter(stream)
@@ -241,7 +246,7 @@ def test_pts_that_libavformat_makes_up_for_avi_are_not_used(tmp_path: Path) -> N
     path = make(tmp_path / "b.avi", range(60), options={"bf": "2"})
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
-    guesses = [frame.pts for frame in frames]
+    guesses = [pts_of(frame) for frame in frames]
     assert guesses != sorted(guesses)
     clip = sample(path, Sampling(0.1, 64), np.copy)
     expected = [frame.to_ndarray(format="rgb24") for frame in frames]
@@ -413,7 +418,7 @@ def test_too_many_encoded_frames_are_refused_before_they_are_decoded(tmp_path: P
     path = make(tmp_path / "many.mp4", range(30))
     assert len(sample(path, Sampling(0.5, 64, max_packets=30), np.copy).frames) == 2
     with pytest.raises(ClipError) as caught:
-        sample(path, Sampling(0.5, 64, max_packets=29), pytest.fail)
+        sample(path, Sampling(0.5, 64, max_packets=29), lambda _: pytest.fail("a frame was decoded"))
     assert caught.value.reason is Reason.CLIP_TOO_LARGE
     assert caught.value.detail == "more than 29 encoded frames, which is the limit"
 
