@@ -163,7 +163,7 @@ def _sampling(settings: EmbedSettings) -> Sampling:
 
 
 def _decoder(sampling: Sampling, intake: IntakeSettings, encoder: Encoder, metrics: Metrics) -> DecodePool:
-    replaced = metrics.decoders_replaced
+    replaced = metrics.decoder_failures
     for cause in ("crashed", "timeout"):
         replaced.labels(cause)  # shown before there is one, so that the first is seen as an increase
     waiting, decoding = metrics.queue_wait.labels("decode"), metrics.stage.labels("decode")
