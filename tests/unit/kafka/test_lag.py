@@ -319,7 +319,7 @@ def test_a_look_that_comes_to_nothing_is_given_up_and_begun_again(case: Case) ->
     case.tick(0.5)
     case.fake.cluster.down = True
     case.tick(4)
-    case.watch._peek.sights.clear()
+    case.watch._peek.first.clear()
     case.partition.mark_committed(Progress(1))
     case.partition.reached_end(1)
     case.publish(1)

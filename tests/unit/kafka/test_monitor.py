@@ -63,7 +63,7 @@ def case(fake: FakeKafka) -> Case:
 
 
 def test_it_waits_for_a_broker_and_for_partitions_from_the_start(case: Case) -> None:
-    assert case.waits_for("broker") == "broker: no answer yet from localhost:9092"
+    assert case.waits_for("broker") == "broker: no response yet from localhost:9092"
     assert case.waits_for("assignment") is not None
 
 
@@ -90,7 +90,7 @@ def test_a_bootstrap_connection_or_one_that_is_not_up_does_not(case: Case, state
 def test_when_all_brokers_are_down_it_is_unready_until_one_is_up(case: Case) -> None:
     case.statistics()
     case.monitor.on_error(error(KafkaError._ALL_BROKERS_DOWN))
-    assert case.waits_for("broker") == "broker: no broker of localhost:9092 answers"
+    assert case.waits_for("broker") == "broker: no broker of localhost:9092 is reachable"
     case.statistics()
     assert case.waits_for("broker") is None
 

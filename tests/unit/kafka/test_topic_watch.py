@@ -60,7 +60,7 @@ def test_a_topic_that_is_missing_is_named_with_the_command_that_makes_it(case: C
     del case.fake.cluster.topics[missing]
     case.look()
     assert not case.watch.found
-    assert case.waits_for == f"topic: {missing} does not exist; streamer topics apply makes it"
+    assert case.waits_for == f"topic: {missing} does not exist; streamer topics apply creates it"
     case.fake.cluster.create_topic(missing)
     case.look(1)
     assert case.watch.found
