@@ -21,7 +21,7 @@ import structlog
 from prometheus_client import make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
-from streamer.settings import blame
+from streamer.settings import invalid_setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,14 +51,14 @@ class Access:
         """Read the settings and the password's file; SettingsError where they do not go together."""
         password = settings.read_metrics_password()
         if settings.metrics_user and not password:
-            raise blame("metrics_password", "must be given, or its file, since metrics_user is")
+            raise invalid_setting("metrics_password", "must be given, or its file, since metrics_user is")
         if password and not settings.metrics_user:
-            raise blame("metrics_user", "must be given, since a password is")
+            raise invalid_setting("metrics_user", "must be given, since a password is")
         if settings.metrics_user and ":" in settings.metrics_user:
-            raise blame("metrics_user", "must not contain a colon")
+            raise invalid_setting("metrics_user", "must not contain a colon")
         if (settings.metrics_cert is None) != (settings.metrics_key is None):
             missing = "metrics_key" if settings.metrics_key is None else "metrics_cert"
-            raise blame(missing, "must be given: TLS takes a certificate and its key")
+            raise invalid_setting(missing, "must be given: TLS takes a certificate and its key")
         credentials = f"{settings.metrics_user}:{password}".encode() if password else None
         return cls(credentials, settings.metrics_cert, settings.metrics_key)
 
@@ -126,7 +126,7 @@ class _Certificate:
             self._times = self._modified()
             self._context.load_cert_chain(cert, key)
         except (OSError, ValueError) as error:  # an SSLError is an OSError
-            raise blame("metrics_cert", f"{cert} with {key}: {error}") from None
+            raise invalid_setting("metrics_cert", f"{cert} with {key}: {error}") from None
 
     def wrap(self, connection: socket.socket) -> socket.socket:
         """Speak TLS on an accepted connection; the handshake comes with the first read."""

@@ -21,7 +21,7 @@ from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
-from streamer.settings import SettingsError, blame, unknown_variables
+from streamer.settings import SettingsError, invalid_setting, unknown_variables
 from streamer.store import (
     MeasuredStore,
     Store,
@@ -80,7 +80,9 @@ def run_embedder(settings: EmbedSettings) -> NoReturn:
     settings.named_model()
     fetcher = _fetcher(settings)
     if settings.worker_stall_timeout <= settings.fetch_timeout:
-        raise blame("worker_stall_timeout", f"must be more than fetch_timeout, which is {settings.fetch_timeout:g}")
+        raise invalid_setting(
+            "worker_stall_timeout", f"must be more than fetch_timeout, which is {settings.fetch_timeout:g}"
+        )
     with _service(EMBED.role, settings) as service:
         loop = Loop(
             settings,
@@ -148,7 +150,7 @@ def _fetcher(intake: IntakeSettings) -> Fetcher:
             first_byte_timeout=intake.first_byte_timeout,
         )
     except ValueError as error:
-        raise blame("allowed_uris", error) from None
+        raise invalid_setting("allowed_uris", error) from None
 
 
 def _sampling(settings: EmbedSettings) -> Sampling:
@@ -206,7 +208,7 @@ def _store(
             options=StoreOptions.of(settings),
         )
     except (StoreError, StoreUnavailableError) as error:
-        raise blame("store", error) from None
+        raise invalid_setting("store", error) from None
     # The writer counts; a walk over all keys is not for those that answer queries.
     StoreWatch(store, encoder.model_id, metrics=service.metrics, health=service.health, counts=not read_only)
     return MeasuredStore(store, service.metrics)
@@ -249,7 +251,7 @@ def _endpoints(settings: MetricsSettings, command: str, metrics: Metrics, health
     try:
         return Endpoints(health, metrics, host=settings.metrics_host, port=port, access=access)
     except OSError as error:
-        raise blame("metrics_port", f"cannot listen on {settings.metrics_host}:{port}: {error}") from None
+        raise invalid_setting("metrics_port", f"cannot listen on {settings.metrics_host}:{port}: {error}") from None
 
 
 def _stop_on_signals(service: Service, drain_timeout: float) -> None:

@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from streamer import __version__
-from streamer.settings import blame
+from streamer.settings import invalid_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,7 +60,7 @@ class Tracing:
             return cls(command, instance_id)
         except ImportError as error:
             hint = f"needs the package {error.name}: pip install 'cliprerank-streamer[otel]'"
-            raise blame("tracing", hint) from None
+            raise invalid_setting("tracing", hint) from None
 
     def begin(self, topic: str, partition: int, offset: int, headers: Headers) -> Trace:
         """Begin the span of a record that has been received."""

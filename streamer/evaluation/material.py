@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamer.settings import blame
+from streamer.settings import invalid_setting
 from streamer.store import StoreError, StoreOptions, StoreUnavailableError, open_existing
 
 if TYPE_CHECKING:
@@ -17,4 +17,4 @@ def open_vectors(settings: StoreSettings, model_id: str) -> Store:
     try:
         return open_existing(settings.store, model_id=model_id, options=StoreOptions.of(settings))
     except (StoreError, StoreUnavailableError) as error:
-        raise blame("store", error) from None
+        raise invalid_setting("store", error) from None
