@@ -89,6 +89,11 @@ CATALOGUE = {
         "streamer_candidates_total", "counter", "candidates", ("status",),
         "Candidates of result lists by status.", "What share of the candidates is embedded?",
     ),
+    "unreadable": Metric(
+        "streamer_unreadable_partitions", "gauge", "partitions", (),
+        "Assigned partitions that cannot be read: a batch cannot be decoded, or there is no valid offset.",
+        "Is there a partition that cannot be read?",
+    ),
     "corrupt_records": Metric(
         "streamer_corrupt_records_total", "counter", "records", (),
         "Damaged records found while reading the store; their clips count as not embedded.",
@@ -267,6 +272,7 @@ class Metrics:
     lag_seconds: Gauge
     completed_ahead: Gauge
     partitions: Gauge
+    unreadable: Gauge
     latency: Histogram
     freshness: Histogram
     stage: Histogram

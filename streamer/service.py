@@ -222,7 +222,7 @@ def _service(command: str, settings: EmbedSettings | RerankSettings) -> Iterator
     """Serve probes and metrics from the start, and stop the service on a signal."""
     _check_environment()
     tracing = Tracing.of(settings, command, settings.instance_id)
-    metrics = Metrics()
+    metrics = Metrics(settings.group(SERVICES[command].group))
     health = Health(metrics, worker_stall_timeout=settings.worker_stall_timeout)
     server = _endpoints(settings, command, metrics, health)
     log.info("starting", command=command, version=__version__, metrics_port=server.port)

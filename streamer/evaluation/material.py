@@ -1,4 +1,4 @@
-"""The store that the embedder filled, opened to measure with it."""
+"""Opens the embedder's store for evaluation."""
 
 from __future__ import annotations
 
