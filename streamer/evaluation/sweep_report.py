@@ -214,7 +214,7 @@ def page(found: Data, run: str, qrels: str) -> Page:
 
 _WHY_UNSEEN = (
     "Topics worse is the share of topics that lose more than the bound. The largest of many gains is partly chance. "
-    "Therefore the choice is cross-validated: it is repeated without each fold of the topics and measured on that fold. "
+    "Therefore the choice is cross-validated: it is repeated without each fold of topics and measured on that fold. "
     "The gain on unseen topics is the estimate for future queries."
 )
 _COSTS = (

@@ -55,7 +55,7 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """``values`` (t, c): inferred AP of each of ``topics`` with each column's settings; ``base`` (t,): the run's own."""
+    """``values`` (t, c): inferred AP of each of ``topics`` with each column's settings; ``base`` (t,): of the run."""
 
     topics: tuple[str, ...]
     base: FloatArray

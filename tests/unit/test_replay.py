@@ -128,8 +128,8 @@ def test_a_query_that_cannot_be_encoded_is_named(store: Store) -> None:
 @pytest.mark.parametrize(
     ("answers", "problem"),
     [
-        ([], "nothing to replay"),
-        ([answered(0.5), answered(0.4)], "query id q1 comes twice"),
+        ([], "no queries to replay"),
+        ([answered(0.5), answered(0.4)], "query id q1 occurs twice"),
         ([answered(None)], "none of the candidates is embedded"),
     ],
 )
