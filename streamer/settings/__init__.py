@@ -22,7 +22,7 @@ from streamer.settings.commands import (
     TopSettings,
     names_of,
 )
-from streamer.settings.errors import ENV_PREFIX, SettingsError, blame
+from streamer.settings.errors import ENV_PREFIX, SettingsError, invalid_setting
 from streamer.settings.groups import (
     Brokers,
     Connection,
@@ -81,8 +81,8 @@ __all__ = [
     "TopicsSettings",
     "TracingSettings",
     "as_variables",
-    "blame",
     "described_default",
+    "invalid_setting",
     "load",
     "markdown",
     "names_of",

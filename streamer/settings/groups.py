@@ -18,7 +18,7 @@ from pydantic_settings import NoDecode
 from streamer.events import MAX_RESULTS
 from streamer.method import Method
 from streamer.scoring import Normalization
-from streamer.settings.errors import blame
+from streamer.settings.errors import invalid_setting
 from streamer.topology import SERVICES
 
 Precision = Literal["float32", "float16", "int8"]
@@ -146,7 +146,7 @@ class ModelSettings(Group):
     def named_model(self) -> str:
         """Return the model; :class:`SettingsError` where none is named, since no model is right for everybody."""
         if self.model is None:
-            raise blame(
+            raise invalid_setting(
                 "model",
                 "name one, for example --model ViT-B-32 --pretrained laion2b_s34b_b79k (a name and a tag of "
                 "open_clip), or --model demo (the small demonstration model)",
@@ -401,4 +401,4 @@ def _read_password(name: str, given: SecretStr | None, file: Path | None) -> str
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise blame(f"{name}_file", error) from None
+        raise invalid_setting(f"{name}_file", error) from None
