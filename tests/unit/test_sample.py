@@ -24,6 +24,7 @@ from streamer.events import Reason
 from streamer.video import ClipError, Retry, SampledClip, Sampling
 from streamer.video.sampling.container import breaks_off
 from streamer.video.sampling.sample import sample
+from streamer.video.sampling.source import Source
 from streamer.video.sampling.timeline import BestEffort, select
 
 if TYPE_CHECKING:
@@ -461,6 +462,11 @@ def test_too_long_a_clip_is_refused(tmp_path: Path) -> None:
     assert sample(path, Sampling(0.5, 64, max_seconds=13 * 3600 + 1), np.copy).duration_ms == 46_800_033
 
 
+def is_cut_short(path: Path) -> bool:
+    with path.open("rb") as file:
+        return breaks_off(Source(file.fileno()))
+
+
 MDAT = (24).to_bytes(4) + b"mdat" + bytes(16)
 RIFF = b"RIFF" + (20).to_bytes(4, "little") + b"AVI " + bytes(16)
 EBML = b"\x1a\x45\xdf\xa3\x84abcd\x18\x53\x80\x67"
@@ -497,7 +503,7 @@ EBML = b"\x1a\x45\xdf\xa3\x84abcd\x18\x53\x80\x67"
 def test_where_a_container_says_that_it_goes_on(tmp_path: Path, content: bytes, ends: bool) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert breaks_off(path) == ends
+    assert is_cut_short(path) == ends
 
 
 def test_metadata_that_is_not_utf8_does_no_harm(tmp_path: Path) -> None:
