@@ -11,8 +11,8 @@ Near-duplicates. Where ``duplicate_threshold`` is set, frames that a cheap diffe
 them are encoded once; the record is as it would be without (:mod:`streamer.video.sampling.duplicates` says why).
 
 Each stage runs while the others do. A clip that fails for good is dead-lettered with the reason; a transient
-fault of its source is retried with backoff for ``fetch_retry_timeout`` seconds, a fault of the store for as long as it
-lasts: the store is ours, and no upload is to blame for it.
+fault of its source is retried with backoff for ``fetch_retry_timeout`` seconds; a fault of the store, or of this
+machine (a full disk, no descriptor, no process), for as long as it lasts: no upload is to blame for that.
 
 The store write is not part of the Kafka transaction, so it may be repeated, and by a process that was paused it
 may come late. Each carries its record's position in the log, by which :class:`~streamer.store.Store` tells a
@@ -32,6 +32,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -42,6 +43,7 @@ import tenacity
 from streamer import faults
 from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, now
 from streamer.kafka import Output, dead_letter
+from streamer.shortages import Shortages
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
 from streamer.topology import EMBED
@@ -163,6 +165,7 @@ class Embedder:
         self._health = health
         self._image_batch = settings.image_batch or encoder.image_batch
         self._fetching = metrics.stage.labels("fetch")
+        self._shortages = Shortages(metrics, health)
         for stage in ("load", "encode", "store"):
             metrics.retries.labels(stage)
         self._turns: Turns[InFlightRecord] = Turns(1)
@@ -232,7 +235,7 @@ class Embedder:
     def _load_batch(self, uploads: list[Upload]) -> None:
         for upload in uploads:
             try:
-                self._load_upload(upload)
+                self._shortages.wait_out(partial(self._load_upload, upload))
             finally:
                 following = self._sources.end(upload.source)
                 if following is not None:

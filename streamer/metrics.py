@@ -157,6 +157,16 @@ CATALOGUE = {
         "streamer_decoders_replaced_total", "counter", "count", ("cause",),
         "Decoder processes that ended with the clip they were at: crashed or timeout.", "Is somebody sending bombs?",
     ),
+    "decoder_sandbox": Metric(
+        "streamer_decoder_sandbox", "gauge", "count", ("mode",),
+        "1 for what confines decoders: seccomp+landlock, seccomp, landlock or none.",
+        "Are uploads kept from the service?",
+    ),
+    "machine_faults": Metric(
+        "streamer_machine_faults_total", "counter", "count", ("lack",),
+        "Attempts at an upload put off for lack of disk, descriptors, processes, memory or a sandbox on this machine.",
+        "Is the machine too small, or full?",
+    ),
     "frames_encoded": Metric(
         "streamer_frames_encoded_total", "counter", "frames", (),
         "Frames that went through the image encoder.", "How much is embedded?",
@@ -283,6 +293,8 @@ class Metrics:
     frames_decoded: Counter
     partial: Counter
     decoders_replaced: Counter
+    decoder_sandbox: Gauge
+    machine_faults: Counter
     frames_encoded: Counter
     frames_duplicate: Counter
     store: Histogram

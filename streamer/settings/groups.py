@@ -24,6 +24,7 @@ from streamer.topology import SERVICES
 Precision = Literal["float32", "float16", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+Sandbox = Literal["require", "permissive"]
 
 
 class Group(BaseModel):
@@ -291,6 +292,11 @@ class IntakeSettings(Group):
     decode_timeout: float = Field(120.0, gt=0, description="Seconds for decoding one clip")
     decode_memory: int = Field(
         2 << 30, ge=256 << 20, description="Bytes of address space that the process decoding a clip may use"
+    )
+    decoder_sandbox: Sandbox = Field(
+        "require",
+        description="require: refuse to run where decoders get no filter of system calls (seccomp); permissive: run with "
+        "what the kernel offers",
     )
     image_batch: int | None = Field(
         None, ge=1, le=4096, description="Largest number of frames in one call of the image encoder"
