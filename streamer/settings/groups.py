@@ -295,8 +295,8 @@ class IntakeSettings(Group):
     )
     decoder_sandbox: Sandbox = Field(
         "require",
-        description="require: refuse to run where decoders get no filter of system calls (seccomp); permissive: run with "
-        "what the kernel offers",
+        description="require: refuse to run where decoders get no filter of system calls (seccomp); "
+        "permissive: run with what the kernel offers",
     )
     image_batch: int | None = Field(
         None, ge=1, le=4096, description="Largest number of frames in one call of the image encoder"

@@ -263,7 +263,7 @@ def test_a_temporary_file_that_cannot_be_written_is_no_fault_of_the_source(
 @pytest.mark.parametrize("spare", [0, 1, 2])
 def test_a_lack_of_descriptors_is_no_fault_of_the_source(server: OddServer, spare: int) -> None:
     """It shows where a file, a name's look-up or a connection wants one; some libraries call it by other names."""
-    source = fetcher(server.origin, first_byte_timeout=5)
+    source = fetcher(server.origin)
     uri = f"{server.origin}/clips/a.mp4"
     with source.fetch(uri) as path:
         assert path.read_bytes() == CLIP

@@ -105,9 +105,9 @@ class Fetcher:
         try:
             file = place.enter_context(tempfile.TemporaryFile(buffering=0, prefix="streamer-"))  # noqa: SIM115
             sink = Sink(file, self._max_bytes)
-            # fsspec's event loop, which all filesystems share.
-            asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), get_loop()).result()
-            sink.flush()
+            loop = get_loop()  # fsspec's, which all filesystems share
+            asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), loop).result()
+            sink.detach()  # flushes it; its end is not the file's
         except OSError as error:
             raise MachineError(Lack.DISK, f"downloads: {error.strerror or error}") from error
         return path_of(file.fileno())
