@@ -175,6 +175,8 @@ ROWS: dict[str, list[Panel]] = {
             ("superseded", "deleted", "partial"),
         ),
         Panel("Decoders replaced", [_per_second("decoders_replaced", "cause")], "cps", ("decoders_replaced",)),
+        Panel("Instances by sandbox", [_gauge("sum", "decoder_sandbox", "mode")], "short", ("decoder_sandbox",)),
+        Panel("Attempts the machine put off", [_per_second("machine_faults", "lack")], "cps", ("machine_faults",)),
     ],
     "How is the store?": [
         Panel(

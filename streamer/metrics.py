@@ -52,6 +52,8 @@ LABELS = {
     "operation": "read, put, delete",
     "result": "hit, miss",
     "cause": "crashed, timeout",
+    "lack": "disk, descriptors, processes, memory, sandbox",
+    "mode": "seccomp+landlock, seccomp, landlock, none",
     "kind": "assigned, revoked, lost",
     "outcome": "committed, aborted, unknown, restarted, fenced",
     "condition": "start, broker, authentication, topic, assignment, offsets, store, transactions",

@@ -254,7 +254,17 @@ class EmbeddingSettings(Group):
     precision: Precision = Field("float16", description="Precision of stored vectors")
 
 
-class IntakeSettings(Group):
+class SandboxSettings(Group):
+    """How the processes that decode clips are confined."""
+
+    decoder_sandbox: Sandbox = Field(
+        "require",
+        description="require: refuse to run where decoders get no filter of system calls (seccomp); "
+        "permissive: run with what the kernel offers",
+    )
+
+
+class IntakeSettings(SandboxSettings):
     """Where clips may be fetched from, how large they may be, and what fetching, decoding and encoding may take."""
 
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -292,11 +302,6 @@ class IntakeSettings(Group):
     decode_timeout: float = Field(120.0, gt=0, description="Seconds for decoding one clip")
     decode_memory: int = Field(
         2 << 30, ge=256 << 20, description="Bytes of address space that the process decoding a clip may use"
-    )
-    decoder_sandbox: Sandbox = Field(
-        "require",
-        description="require: refuse to run where decoders get no filter of system calls (seccomp); "
-        "permissive: run with what the kernel offers",
     )
     image_batch: int | None = Field(
         None, ge=1, le=4096, description="Largest number of frames in one call of the image encoder"

@@ -48,3 +48,48 @@ def test_landlock_denies_files_tcp_and_signals_without_the_filter(
     assert {name: told["landlock"][name] for name in names} == {
         name: "EPERM" if name == "kill_the_service" else "EACCES" for name in names
     }
+
+
+HIDDEN = """
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from streamer.video.fetching.fetcher import Fetcher
+from streamer.video.isolation.confinement import hide_memory
+from streamer.video.isolation.pool import decoder_of_one
+from streamer.video.sampling.sample import Sampling
+from tests.support.prepares import digest
+
+folder = Path(sys.argv[1])
+path = folder / "clip.y4m"
+path.write_bytes(b"YUV4MPEG2 W64 H64 F1:1 C444\\nFRAME\\n" + bytes(3 * 64 * 64))
+
+def look():
+    read = "import sys; print(len(open(sys.argv[1], 'rb').read()) > 0)"
+    for name in ("environ", "mem", "maps"):
+        done = subprocess.run([sys.executable, "-c", read.replace(".read()", ".read(1)") if name == "mem" else read,
+                               f"/proc/{os.getpid()}/{name}"], capture_output=True, text=True)
+        print(name, done.stdout.strip() or done.stderr.strip().splitlines()[-1].partition(":")[0])
+
+look()
+hide_memory()
+look()
+fetcher = Fetcher([folder.as_uri()], max_bytes=1 << 20, timeout=5)
+with decoder_of_one(Sampling(1, 1), digest) as decoder:
+    with fetcher.fetch(path.as_uri()) as fetched, decoder.sampled(fetched) as clip:
+        print(len(clip.frames))
+registry = CollectorRegistry()
+ProcessCollector(registry=registry)
+print(registry.get_sample_value("process_open_fds") > 3, registry.get_sample_value("process_resident_memory_bytes") > 0)
+"""
+
+
+def test_a_service_that_hides_its_memory_still_fetches_decodes_and_counts() -> None:
+    with ordinary.open_folder() as folder:
+        told = ordinary.run("-c", HIDDEN, folder, as_nobody=True).splitlines()
+    assert told[0] == "environ True", "others of its user could read it before"
+    assert told[3:6] == ["environ PermissionError", "mem PermissionError", "maps PermissionError"]
+    assert told[6:] == ["1", "True True"]

@@ -6,6 +6,7 @@ A clip says by the shade of its frames what is to happen: one of :class:`Act`.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import resource
@@ -50,6 +51,12 @@ class Act(IntEnum):
 
 def shrink(frame: Frame) -> Frame:
     return np.ascontiguousarray(frame[:16, :16])
+
+
+def digest(frame: Frame) -> Frame:
+    """Give what tells frames apart, whatever their size."""
+    told = hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).digest()
+    return np.frombuffer(told, dtype=np.uint8)
 
 
 def enlarge(_frame: Frame) -> Frame:

@@ -47,6 +47,8 @@ _SLOW: Final = 4
 _REMEMBERED: Final = 33
 """Decodes whose times are remembered for that."""
 _MAX_DETAIL_CHARS: Final = 1_000
+_ONE_SECONDS, _ONE_BYTES = 120.0, 2 << 30
+"""Limits of a clip that a command decodes: the defaults of the service's settings."""
 _MAX_FRAME_BYTES: Final = 16 << 20
 """Of a prepared frame: more than the largest picture that any encoder looks at (1024 x 1024 pixels are 3 MB)."""
 
@@ -265,6 +267,18 @@ class DecodePool:
         else:
             how = f"answered what cannot be read: {error}"
         return ClipError(Reason.DECODER_CRASHED, f"the decoder's process {how}"[:_MAX_DETAIL_CHARS], Retry.ONCE)
+
+
+@contextmanager
+def decoder_of_one(
+    sampling: Sampling, prepare: Callable[[Frame], Frame], *, sandbox: Sandbox = "require"
+) -> Iterator[DecodePool]:
+    """Give a pool that decodes one clip at a time, as commands do that have a few of them."""
+    pool = DecodePool(sampling, prepare, workers=1, timeout=_ONE_SECONDS, memory=_ONE_BYTES, sandbox=sandbox)
+    try:
+        yield pool
+    finally:
+        pool.close()
 
 
 def _signal_name(number: int) -> str:
