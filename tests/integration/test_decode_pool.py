@@ -19,15 +19,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from streamer import service
 from streamer.events import Reason
+from streamer.health import Health
+from streamer.kafka import Stop
+from streamer.metrics import Metrics
 from streamer.preprocessing import Preprocessing
+from streamer.service import Service
+from streamer.settings import IntakeSettings, SettingsError
 from streamer.synthetic.write import write_h264
 from streamer.video.errors import ClipError, Lack, MachineError, Retry
-from streamer.video.isolation.confinement import Layer, SandboxError
+from streamer.video.isolation import landlock
+from streamer.video.isolation.confinement import MODES, Layer, SandboxError
 from streamer.video.isolation.pool import SLOW_NICE, DecodePool, PoolClosedError
 from streamer.video.isolation.process import _FORK_SECONDS, _TEMPLATE
 from streamer.video.sampling.sample import SampledClip, Sampling, sample
 from tests.support import ordinary
+from tests.support.mean_colour import MeanColour
 from tests.support.prepares import Act, act, enlarge, report, shrink, shrink_slowly
 from tests.support.processes import children
 from tests.support.waiting import wait_until
@@ -457,6 +465,36 @@ def test_without_a_filter_of_system_calls_nothing_is_decoded_unless_that_is_allo
     weaker = pools.make(sandbox="permissive")
     assert len(decoded(weaker, clips[GOOD_SHADE]).frames) == 3
     assert weaker.layers == told[0]
+
+
+def test_a_service_without_a_filter_of_system_calls_does_not_start_unless_that_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streamer.video.isolation.process._TEMPLATE", WITHOUT_SECCOMP)
+    metrics = Metrics()
+    running = Service("embed", metrics, Health(metrics), None, Stop(), threading.Event())
+    with pytest.raises(SettingsError, match=r"decoder_sandbox.*seccomp.*permissive"):
+        service._decoder(SAMPLING, IntakeSettings(), MeanColour(), running)
+    pool = service._decoder(SAMPLING, IntakeSettings(decoder_sandbox="permissive"), MeanColour(), running)
+    pool.close()
+    mode = pool_mode(metrics)
+    assert mode in {"landlock", "none"}
+    assert running.health.notes() == [f"decoder sandbox: {mode}"]
+
+
+def test_a_service_tells_by_what_its_decoders_are_confined() -> None:
+    metrics = Metrics()
+    running = Service("embed", metrics, Health(metrics), None, Stop(), threading.Event())
+    service._decoder(SAMPLING, IntakeSettings(), MeanColour(), running).close()
+    assert pool_mode(metrics) == ("seccomp+landlock" if landlock.abi() else "seccomp")
+
+
+def pool_mode(metrics: Metrics) -> str:
+    """Return the one mode whose gauge is 1."""
+    (mode,) = [
+        mode for mode in MODES if metrics.registry.get_sample_value("streamer_decoder_sandbox", {"mode": mode}) == 1
+    ]
+    return mode
 
 
 WITHOUT_SECCOMP = _TEMPLATE.replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import io
 import re
 import resource
@@ -542,3 +543,17 @@ def test_mutated_files_end_in_a_clip_or_a_clip_error(tmp_path: Path) -> None:
     assert sum(outcomes.values()) == 160
     assert outcomes["sampled"] > 10
     assert outcomes[Reason.DECODE_FAILED] > 10
+
+
+def test_the_product_decodes_in_confined_processes_only() -> None:
+    """The renderer's writing apart, whatever opens a video goes through the module that a decoder's process runs."""
+    root = Path(importlib.util.find_spec("streamer").submodule_search_locations[0])  # type: ignore[union-attr, index]
+    opening = re.compile(r"\bav\.open\(|\bsample_descriptor\(|(?<![\w.])sample\(|import .*\bsample\b")
+    found = {str(path.relative_to(root)) for path in root.rglob("*.py") if opening.search(path.read_text())}
+    assert found == {
+        "synthetic/write.py",  # writes
+        "video/__init__.py",  # hands on the name, for scripts and tests
+        "video/isolation/worker.py",
+        "video/sampling/container.py",
+        "video/sampling/sample.py",
+    }
