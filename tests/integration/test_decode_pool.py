@@ -445,6 +445,18 @@ def test_no_zombie_is_left_where_orphans_fall_to_the_service(clips: dict[int, Pa
     assert (done.stdout, done.stderr) == ("no child is left\n", "")
 
 
+def test_frames_may_keep_a_shape_of_their_own_within_a_limit(
+    pools: Pools, clips: dict[int, Path], tmp_path: Path
+) -> None:
+    pool = pools.make(np.copy)
+    assert {frame.shape for frame in decoded(pool, clips[GOOD_SHADE]).frames} == {(64, 64, 3)}
+    large = tmp_path / "large.y4m"
+    width, height = 4096, 1366
+    large.write_bytes(f"YUV4MPEG2 W{width} H{height} F1:1 C444\nFRAME\n".encode() + bytes(3 * width * height))
+    error = failure(pool, large)
+    assert error.detail.endswith(f"frames of [{height}, {width}, 3], over the limit of {1 << 24} bytes")
+
+
 def test_a_function_that_makes_frames_of_many_megabytes_is_none_of_an_encoder(
     pools: Pools, clips: dict[int, Path]
 ) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 OUTCOME_BYTES = 32
 _SMALLEST_WIDTH = 64
-_HEIGHT = 64
+_HEIGHT = 96
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _RLIMIT_CORE = 4
 _X86 = os.uname().machine == "x86_64"
@@ -223,7 +223,7 @@ def outcome(name: str, target: Target) -> str:
 
 @dataclass(frozen=True)
 class Try:
-    """Prepares a frame by the attempt of the number that its width tells; of the rehearsal's frame it tries nothing."""
+    """Makes the attempt of the number that a frame's width tells; the rehearsal's frames are lower, and tell none."""
 
     target: Target
 

@@ -60,9 +60,10 @@ class PoolClosedError(Exception):
 class DecodePool:
     """Decodes and samples clips, each in a process of its own. Safe to use from several threads at once.
 
-    ``prepare`` makes what is handed on of each sampled RGB frame: uint8 of one and the same shape. It is pickled, and
-    its module imported by the processes, so both should be small. It is called for a black frame first, which tells the
-    shape; modules and files that it needs it must have from then on. ``timeout``: seconds for decoding one clip. A
+    ``prepare`` makes what is handed on of each sampled RGB frame: uint8, the same shape for all frames of a clip. It is
+    pickled, and its module imported by the processes, so both should be small. It is called for black frames of two
+    sizes first: what it imports and opens it must have from then on, and where it gives both the same shape, as
+    encoders do, no other is taken from a process. ``timeout``: seconds for decoding one clip. A
     clip's clock stands still while others have the processor; by all clocks it gets ten times as many.
     ``memory``: bytes of address space of one process, see :class:`~streamer.video.isolation.worker.Task`.
     ``sandbox``: see :mod:`~streamer.video.isolation.confinement`; a pool that gets less than it requires decodes
@@ -209,7 +210,7 @@ class DecodePool:
             raise SandboxError(Layer(ready.layers))
         if ready.problem:
             raise ValueError(ready.problem)
-        if math.prod(ready.shape) > _MAX_FRAME_BYTES:
+        if ready.shape is not None and math.prod(ready.shape) > _MAX_FRAME_BYTES:
             raise ValueError(f"prepared frames of {ready.shape} are larger than {_MAX_FRAME_BYTES} bytes")
         return ready
 
@@ -239,8 +240,10 @@ class DecodePool:
         count, samples = header.frames, len(header.times_ms)
         if not 1 <= count <= samples <= self._most_frames:
             raise ValueError(f"{count} frames for {samples} samples")
-        if header.shape != ready.shape:
+        if ready.shape is not None and header.shape != ready.shape:
             raise ValueError(f"frames of {header.shape}, where {ready.shape} are prepared")
+        if math.prod(header.shape) > _MAX_FRAME_BYTES:
+            raise ValueError(f"frames of {header.shape}, over the limit of {_MAX_FRAME_BYTES} bytes")
         if len(header.frame_of) != samples or max(header.frame_of) >= count:
             raise ValueError(f"frames {header.frame_of} of {count} for {samples} samples")
         frames = np.empty((count, *header.shape), dtype=np.uint8)

@@ -77,8 +77,8 @@ _DESCRIPTORS = 3
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
-_REHEARSAL = b"YUV4MPEG2 W64 H63 F1:1 C444\n" + 2 * (b"FRAME\n" + bytes(64 * 63) + b"\x80" * (2 * 64 * 63))
-"""A clip of two black frames, of a kind for which the filters are needed too."""
+_REHEARSED = ((64, 64), (80, 63))
+"""Widths and heights of the clips of the rehearsal; for an odd height FFmpeg's filters are needed too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +98,11 @@ class Task:
 class Ready(msgspec.Struct, frozen=True):
     """What the template says first: by what its forks are confined, and what shape a prepared frame has.
 
-    ``problem`` says why no clip will be decoded; empty if none.
+    ``shape`` is None where it follows the frame's own. ``problem`` says why no clip will be decoded; empty if none.
     """
 
     layers: int
-    shape: list[int]
+    shape: list[int] | None
     problem: str = ""
 
 
@@ -153,20 +153,29 @@ def main() -> None:
 
 def _rehearse(task: Task, layers: Layer) -> Ready:
     """Do once what a confined process will do: what it imports and sets up on the way is then there."""
-    sampling = dataclasses.replace(task.sampling, interval=1, max_frames=2, max_pixels=64 * 63)
-    with open(os.memfd_create("rehearsal"), "wb") as file:  # noqa: PTH123 - it has no path
-        with contextlib.suppress(ClipError):
-            sample_descriptor(file.fileno(), sampling, task.prepare)
-        file.write(_REHEARSAL)
-        file.flush()
-        try:
-            header = _header(sample_descriptor(file.fileno(), sampling, task.prepare))
-        except (ClipError, OSError, MemoryError):
-            raise  # it is this machine that lacks something: the next template may have it
-        except Exception as error:  # noqa: BLE001 - of the function's own; the service is told
-            return Ready(int(layers), [], f"a black frame cannot be prepared: {type(error).__name__}: {error}")
-        msgspec.json.encode(header)
-    return Ready(int(layers), header.shape)
+    sampling = dataclasses.replace(task.sampling, interval=1, max_frames=2, max_pixels=1 << 16)
+    shapes = []
+    for width, height in _REHEARSED:
+        with open(os.memfd_create("rehearsal"), "wb") as file:  # noqa: PTH123 - it has no path
+            with contextlib.suppress(ClipError):
+                sample_descriptor(file.fileno(), sampling, task.prepare)
+            file.write(_black_clip(width, height))
+            file.flush()
+            try:
+                header = _header(sample_descriptor(file.fileno(), sampling, task.prepare))
+            except (ClipError, OSError, MemoryError):
+                raise  # it is this machine that lacks something: the next template may have it
+            except Exception as error:  # noqa: BLE001 - of the function's own; the service is told
+                return Ready(int(layers), None, f"a black frame cannot be prepared: {type(error).__name__}: {error}")
+            msgspec.json.encode(header)
+            shapes.append(header.shape)
+    return Ready(int(layers), shapes[0] if shapes[0] == shapes[1] else None)
+
+
+def _black_clip(width: int, height: int) -> bytes:
+    """Return two frames as YUV4MPEG2 has them."""
+    luma = width * height
+    return f"YUV4MPEG2 W{width} H{height} F1:1 C444\n".encode() + 2 * (b"FRAME\n" + bytes(luma) + b"\x80" * (2 * luma))
 
 
 class _Template:
