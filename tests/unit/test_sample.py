@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import io
 import re
 import resource
@@ -24,6 +25,7 @@ from streamer.events import Reason
 from streamer.video import ClipError, Retry, SampledClip, Sampling
 from streamer.video.sampling.container import breaks_off
 from streamer.video.sampling.sample import sample
+from streamer.video.sampling.source import Source
 from streamer.video.sampling.timeline import BestEffort, select
 
 if TYPE_CHECKING:
@@ -466,6 +468,11 @@ def test_too_long_a_clip_is_refused(tmp_path: Path) -> None:
     assert sample(path, Sampling(0.5, 64, max_seconds=13 * 3600 + 1), np.copy).duration_ms == 46_800_033
 
 
+def is_cut_short(path: Path) -> bool:
+    with path.open("rb") as file:
+        return breaks_off(Source(file.fileno()))
+
+
 MDAT = (24).to_bytes(4) + b"mdat" + bytes(16)
 RIFF = b"RIFF" + (20).to_bytes(4, "little") + b"AVI " + bytes(16)
 EBML = b"\x1a\x45\xdf\xa3\x84abcd\x18\x53\x80\x67"
@@ -502,7 +509,7 @@ EBML = b"\x1a\x45\xdf\xa3\x84abcd\x18\x53\x80\x67"
 def test_where_a_container_says_that_it_goes_on(tmp_path: Path, content: bytes, ends: bool) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert breaks_off(path) == ends
+    assert is_cut_short(path) == ends
 
 
 def test_metadata_that_is_not_utf8_does_no_harm(tmp_path: Path) -> None:
@@ -541,3 +548,17 @@ def test_mutated_files_end_in_a_clip_or_a_clip_error(tmp_path: Path) -> None:
     assert sum(outcomes.values()) == 160
     assert outcomes["sampled"] > 10
     assert outcomes[Reason.DECODE_FAILED] > 10
+
+
+def test_the_product_decodes_in_confined_processes_only() -> None:
+    """The renderer's writing apart, whatever opens a video goes through the module that a decoder's process runs."""
+    root = Path(importlib.util.find_spec("streamer").submodule_search_locations[0])  # type: ignore[union-attr, index]
+    opening = re.compile(r"\bav\.open\(|\bsample_descriptor\(|(?<![\w.])sample\(|import .*\bsample\b")
+    found = {str(path.relative_to(root)) for path in root.rglob("*.py") if opening.search(path.read_text())}
+    assert found == {
+        "synthetic/write.py",  # writes
+        "video/__init__.py",  # hands on the name, for scripts and tests
+        "video/isolation/worker.py",
+        "video/sampling/container.py",
+        "video/sampling/sample.py",
+    }
