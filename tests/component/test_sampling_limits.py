@@ -125,7 +125,7 @@ def test_full_size_frames_do_not_pile_up(tmp_path: Path) -> None:
     assert max(used) - used[1] < 10 * 2048 * 1536 * 3 // 2, "ten decoded frames"
 
 
-def test_want_of_memory_is_a_decode_failure_that_is_tried_once_more(tmp_path: Path) -> None:
+def test_running_out_of_memory_is_a_decode_failure_that_is_retried_once(tmp_path: Path) -> None:
     path = make(tmp_path / "large.mp4", range(2), size=(4096, 2304))
     program = f"""
 import resource

@@ -78,7 +78,7 @@ def test_an_unsupported_scheme_of_a_model_is_refused_with_those_there_are() -> N
     )
 
 
-def test_the_small_models_name_takes_nothing_behind_it() -> None:
+def test_the_small_models_name_takes_no_suffix() -> None:
     with pytest.raises(EncoderError, match="demo is a model's whole name"):
         loading.load_encoder("demo:other")
 
