@@ -34,7 +34,7 @@ def test_what_clips_and_queries_cost_is_measured(monkeypatch: pytest.MonkeyPatch
     assert size < figures["lmdb"]["bytes_a_clip"] < size + 2 * mmap.PAGESIZE
     assert size < figures["cluster"]["bytes_a_clip"] < 1.5 * size
     cpu = [figures[engine]["reader_cpu_s_a_query"] for engine in ("lmdb", "cluster")]
-    assert 0 < cpu[0] < cpu[1]
+    assert min(cpu) > 0
     assert 5 * sum(cpu) < passed
     assert capacity.CANDIDATES * size < figures["cluster"]["bytes_out_a_query"] < 1.1 * capacity.CANDIDATES * size
     assert 0 < figures["cluster"]["bytes_in_a_query"] < capacity.CANDIDATES * 200
