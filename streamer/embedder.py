@@ -8,7 +8,7 @@
     store     one durable write for all clips that wait, one for each delete (one thread)
 
 Near-duplicates. Where ``duplicate_threshold`` is set, frames that a cheap difference shows to be the same as one before
-them are encoded once; the record is as it would be without (:mod:`streamer.video.sampling.duplicates` says why).
+them are encoded once; the record is as it would be without (:func:`streamer.video.sampling.sample.distinct` says why).
 
 Each stage runs while the others do. A clip that fails for good is dead-lettered with the reason; a transient
 fault of its source is retried with backoff for ``fetch_retry_timeout`` seconds, a fault of the store for as long as it
@@ -45,9 +45,8 @@ from streamer.kafka import Output, dead_letter
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
 from streamer.topology import EMBED
-from streamer.tracing import stages
 from streamer.video import ClipError
-from streamer.video.fetching.retries import retries
+from streamer.video.fetching.fetcher import retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -262,16 +261,15 @@ class Embedder:
 
     def _load(self, upload: Upload, place: ExitStack) -> SampledClip[Any]:
         """Fetch, decode and sample; a clip that has frames leaves its decoder's place to ``place``."""
-        trace = upload.work.trace
         with ExitStack() as source:
             began = time.time_ns()
             with self._fetching.time():
                 path = source.enter_context(self._fetcher.fetch(upload.event.uri))
-            stages([trace], "fetch", began)
+            upload.work.trace_stage("fetch", began)
             began = time.time_ns()
             with self._health.idle():  # a decode has its own time limit, and its place may be long in coming
                 sampled = place.enter_context(self._decoder.sampled(path))
-            stages([trace], "decode", began, frames=len(sampled.frames))
+            upload.work.trace_stage("decode", began, frames=len(sampled.frames))
             return sampled
 
     # -- encode --------------------------------------------------------------------------------------------

@@ -105,8 +105,7 @@ class Reranker:
             began = time.time_ns()
             try:
                 results = self._rerank(event, vector)
-                if work.trace is not None:
-                    work.trace.stage("score", began, candidates=len(results))
+                work.trace_stage("score", began, candidates=len(results))
                 self._answer(work, event, results)
                 self._health.ready("store")
             except StoreUnavailableError as error:

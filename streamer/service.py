@@ -166,12 +166,6 @@ def _decoder(sampling: Sampling, intake: IntakeSettings, encoder: Encoder, metri
     replaced = metrics.decoders_replaced
     for cause in ("crashed", "timeout"):
         replaced.labels(cause)  # shown before there is one, so that the first is seen as an increase
-    waiting, decoding = metrics.queue_wait.labels("decode"), metrics.stage.labels("decode")
-
-    def timed(waited: float, took: float) -> None:
-        waiting.observe(waited)
-        decoding.observe(took)
-
     return DecodePool(
         sampling,
         encoder.prepare,
@@ -179,7 +173,8 @@ def _decoder(sampling: Sampling, intake: IntakeSettings, encoder: Encoder, metri
         timeout=intake.decode_timeout,
         memory=intake.decode_memory,
         replaced=lambda cause: replaced.labels(cause).inc(),
-        timed=timed,
+        waited=metrics.queue_wait.labels("decode").observe,
+        decoded=metrics.stage.labels("decode").observe,
     )
 
 
