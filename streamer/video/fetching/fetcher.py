@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tenacity
 from fsspec.asyn import get_loop
 from yarl import URL
 
@@ -140,3 +141,28 @@ def _lack(error: Exception) -> MachineError | None:
         # A name that cannot be looked up for want of a descriptor is to libc one that nobody answers for.
         found = missing_descriptors()
     return found
+
+
+def retries(seconds: float, before: Callable[[], None]) -> tenacity.Retrying:
+    """Make the attempts at one clip: those worth another one with backoff, where it is its source for ``seconds``.
+
+    ``before`` is called before each repetition. Raises the last attempt's :class:`ClipError`.
+    """
+    out_of_time = tenacity.stop_before_delay(seconds)
+    return tenacity.Retrying(
+        retry=_is_worth_another_attempt,
+        wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=15),
+        stop=lambda state: _retry_of(state) is Retry.FOR_A_WHILE and out_of_time(state),
+        before_sleep=lambda _state: before(),
+        reraise=True,
+    )
+
+
+def _retry_of(state: tenacity.RetryCallState) -> Retry:
+    error = state.outcome.exception() if state.outcome else None
+    return error.retry if isinstance(error, ClipError) else Retry.NEVER
+
+
+def _is_worth_another_attempt(state: tenacity.RetryCallState) -> bool:
+    retry = _retry_of(state)
+    return retry is Retry.FOR_A_WHILE or (retry is Retry.ONCE and state.attempt_number == 1)
