@@ -1,4 +1,4 @@
-"""Query vectors, encoded once: an LRU cache in front of an encoder's text tower."""
+"""An LRU cache of query vectors in front of an encoder's text tower."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from streamer.encoders.protocol import Encoder
 
 MAX_TEXT_BATCH = 64
-"""Most queries in one call of the text encoder: beyond it a batch gains little and only takes memory."""
+"""Most queries in one call of the text encoder: larger batches gain little and take more memory."""
 
 
 class QueryVectors:
-    """The vectors of queries, the ``size`` most recently asked for kept; 0 keeps none.
+    """The vectors of the ``size`` most recently requested queries; 0 caches none.
 
-    For one thread. ``hits`` and ``misses`` add up to the queries asked for; a miss is one that had to be
-    encoded, so a query that comes twice in one call is at most one miss.
+    For one thread. ``hits`` and ``misses`` sum to the requested queries; a miss is a query that had to be encoded, so a
+    query that is repeated in one call is at most one miss.
     """
 
     def __init__(self, encoder: Encoder, size: int) -> None:
@@ -37,7 +37,7 @@ class QueryVectors:
     def get(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return the vectors of ``queries``: (n, dim) float32, L2-normalised, a copy.
 
-        What the encoder raises passes through; what was encoded before that is kept.
+        Exceptions of the encoder pass through; vectors encoded before them are kept.
         """
         distinct = dict.fromkeys(queries)
         found = {query: self._vectors[query] for query in distinct if query in self._vectors}
@@ -47,7 +47,7 @@ class QueryVectors:
         for start in range(0, len(missing), MAX_TEXT_BATCH):
             chunk = missing[start : start + MAX_TEXT_BATCH]
             for query, vector in zip(chunk, self._encoder.encode_texts(chunk), strict=True):
-                # A row of the batch would keep all of the batch in memory.
+                # A view of a row would keep the whole batch in memory.
                 found[query] = self._vectors[query] = vector.copy()
             while len(self._vectors) > self._size:
                 self._vectors.popitem(last=False)

@@ -1,12 +1,12 @@
-"""Transformer blocks whose weights lie in memory as oneDNN's kernels read them.
+"""Transformer blocks with weights in the memory layout of oneDNN's kernels.
 
-`torch.nn.Linear` keeps a plain matrix. For bfloat16, oneDNN brings it into its own blocked order on every call,
-which for the few tokens of one query costs more than the product itself; in float32 torch calls MKL, which on other
-makers' processors is slow. Ordered once, both are faster, with the same sums in another order. What lies between the
-products stays in float32, which costs next to nothing and makes the error of bfloat16 several times smaller: it is the
-rounding of the residual stream, layer by layer, that does most of the harm.
+`torch.nn.Linear` keeps a plain matrix. For bfloat16, oneDNN converts it to its own blocked layout on every call, which
+for the few tokens of one query costs more than the product itself; in float32 torch calls MKL, which is slow on
+processors of other makers. Packed once, both are faster, with the same sums in another order. Everything between the
+products stays in float32, which costs next to nothing and makes the error of bfloat16 several times smaller: most of
+the error comes from rounding the residual stream in each layer.
 
-The operators are those that torch.compile emits for a model with frozen weights; compiling would add minutes to a
+The operators are those that torch.compile emits for a model with frozen weights; compiling would add minutes to the
 start.
 """
 
@@ -21,7 +21,7 @@ from torch import nn
 
 
 def can_pack(network: nn.Module) -> bool:
-    """Tell whether this torch has the operators, and ``network`` has blocks that :func:`pack` knows."""
+    """Return whether this torch has the operators and ``network`` has blocks that :func:`pack` supports."""
     operators = torch.ops.mkldnn
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -34,9 +34,9 @@ def can_pack(network: nn.Module) -> bool:
 def pack(network: nn.Module, dtype: torch.dtype) -> None:
     """Replace the products in open_clip's own blocks by packed ones in ``dtype``, in place; for inference on a CPU.
 
-    ``network`` is in float32, and what lies between the products stays so. Other modules (convolutions, towers of
-    timm or Hugging Face) are left as they are. The weights that were replaced are free afterwards. Raises
-    :class:`RuntimeError` where the processor has no such kernel.
+    ``network`` is in float32, and everything between the products stays so. Other modules (convolutions, towers of timm
+    or Hugging Face) are unchanged. The replaced weights are freed. Raises :class:`RuntimeError` if the processor has no
+    such kernel.
     """
     for block in list(network.modules()):
         if _is_known(block):
@@ -46,7 +46,7 @@ def pack(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _is_known(block: object) -> bool:
-    if not isinstance(block, ResidualAttentionBlock) or hasattr(block, "ln_1_kv"):  # which attends to another sequence
+    if not isinstance(block, ResidualAttentionBlock) or hasattr(block, "ln_1_kv"):  # cross-attention
         return False
     attention = block.attn
     return (
@@ -72,7 +72,7 @@ class PackedLinear(nn.Module):
         self._activation = activation
         self._product = torch.ops.mkldnn._linear_pointwise.default
         self.weight = torch.empty(0)
-        """What open_clip asks for the dtype between layers."""
+        """The attribute from which open_clip takes the dtype between layers."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (..., outputs) in float32."""
@@ -87,11 +87,11 @@ class PackedLinear(nn.Module):
 
 
 _ALGORITHMS = {"none": "", "gelu": "none"}
-"""Of an activation; GELU's ``none`` is the exact one, without an approximation by tanh."""
+"""Arguments of an activation; GELU's ``none`` means exact, without the approximation by tanh."""
 
 
 class PackedSelfAttention(nn.Module):
-    """``torch.nn.MultiheadAttention`` as open_clip's blocks call it: of a sequence to itself, batch first."""
+    """``torch.nn.MultiheadAttention`` as open_clip's blocks call it: self-attention, batch first."""
 
     def __init__(self, attention: nn.MultiheadAttention, dtype: torch.dtype) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class PackedSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, None]:
         """Return (batch, length, width) for x of the same shape, and no weights; key and value are x."""
         if need_weights:
-            raise ValueError("attention weights are not kept")
+            raise ValueError("attention weights are not available")
         batch, length, width = x.shape
         # (3, batch, heads, length, width of a head)
         parts = self._inputs(x).view(batch, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)

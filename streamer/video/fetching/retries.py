@@ -1,4 +1,4 @@
-"""How often a clip's source is asked again, and when."""
+"""The retries of a clip's source."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def retries(seconds: float, before: Callable[[], None]) -> tenacity.Retrying:
-    """Make the attempts at one clip: those worth another one with backoff, where it is its source for ``seconds``.
+    """Yield the attempts at one clip, with backoff; errors of the source are retried for ``seconds``.
 
-    ``before`` is called before each repetition. Raises the last attempt's :class:`ClipError`.
+    ``before`` is called before each retry. Raises the last attempt's :class:`ClipError`.
     """
     out_of_time = tenacity.stop_before_delay(seconds)
     return tenacity.Retrying(
