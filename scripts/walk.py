@@ -5,7 +5,7 @@ that call each other. The service is the real command in a process of its own, w
 
 1. Until the service is ready nothing is noted: modules that only its start needs do not count.
 2. Then it is left idle for a few seconds. What it calls now (to poll, to look after its topics, to beat) it calls
-   without any record, so those functions do not count either.
+   without a record, so those functions do not count either.
 3. One record is published. What is called from now on, until the group has committed the record's offset, is its walk.
 
 The process that decodes an upload is followed, too. With ``--write`` both walks are stored in docs/walk.json and

@@ -1,8 +1,8 @@
-"""The stand-in base engine: one vector a clip, as the engines have whose results CLIPRerank reranks.
+"""The stand-in base engine: one vector per clip, like the engines whose results CLIPRerank reranks.
 
-It sees each clip through a weaker view (few frames, small and soft pictures) and averages what it sees, so a
-moment that a query asks for is diluted by the rest of the clip. Its scores are the cosines of the query and
-those whole-clip vectors.
+It uses a degraded view of each clip (few, small and blurred frames) and averages their vectors, so the moment that a
+query describes is diluted by the rest of the clip. Its scores are the cosines between the query and these whole-clip
+vectors.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 _INTERVAL_S = 2.0
 _MAX_FRAMES = 16
 _VIEW_PIXELS = 48
-"""Longer side of the picture that the engine sees of a frame."""
+"""Longer side of the engine's reduced frames, in pixels."""
 
 
 class BaseEngine:
-    """An index of whole clips, built once; queries are answered from memory."""
+    """An in-memory index of whole clips, built once."""
 
     NAME = "whole-clip-mean"
 
@@ -52,7 +52,7 @@ class BaseEngine:
         picture = Image.fromarray(frame)
         small = picture.copy()
         small.thumbnail((_VIEW_PIXELS, _VIEW_PIXELS))
-        # Enlarged again, since a model's preprocessing expects no thumbnails; what was lost stays lost.
+        # Enlarged again, because a model's preprocessing expects larger frames; the lost detail is not restored.
         return self._encoder.prepare(np.asarray(small.resize(picture.size, Image.Resampling.BILINEAR)))
 
     def rank(self, query: str, *, top: int) -> list[tuple[str, float]]:
