@@ -13,8 +13,9 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaError, KafkaException, TopicPartition
 
+from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import refused
 from streamer.kafka.commit.committer import Committer, LostCommitError
@@ -22,7 +23,7 @@ from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.commit.transactions import FencedError, RestartError
 from streamer.kafka.dead_letters import redriven_for
-from streamer.kafka.inflight.offsets import Progress
+from streamer.kafka.inflight.offsets import Origin, read_commit
 from streamer.kafka.inflight.partitions import Assignment
 from streamer.kafka.inflight.record import InFlightRecord
 from streamer.kafka.records import record_of
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
 
     from streamer.health import Health
+    from streamer.kafka.inflight.partitions import AssignedPartition
     from streamer.kafka.records import Record
     from streamer.metrics import Metrics
     from streamer.settings import ServiceSettings
@@ -61,6 +63,16 @@ _TOPIC_CHECK_S = 2.0
 _REFUSED_WAIT_S = 2.0
 """How long a member without the privilege for its group waits before it rejoins: until an ACL is added, each attempt
 is refused."""
+
+_RESETS = {
+    "behind_end": "the log ends before what was read or committed; it is processed again from its beginning",
+    "foreign": "the committed offset is that of a deleted topic of the same name; the new one is processed from its "
+    "beginning",
+    "moved": "somebody has set the group's offset; records that were done after it are processed again",
+    "translated": "the committed offset was translated from another cluster's; records that were done after it are "
+    "processed again",
+}
+"""What is logged for the values of ``reason`` of streamer_log_resets_total."""
 
 
 class FatalError(Exception):
@@ -269,8 +281,10 @@ class Loop:
         partition = self._assignment.get(message.partition())
         if partition is None:  # revoked while it waited in the client's queue
             return None
+        if partition.goes_back(message.offset() or 0):
+            partition = self._rewind(partition, message.offset() or 0)
         in_flight = InFlightRecord(record_of(message, log=partition.log, group=self._group), self._wake.set)
-        if not partition.add(in_flight):
+        if not partition.add(in_flight, message.leader_epoch()):
             return None
         if self._tracing is not None:
             record = in_flight.record
@@ -292,9 +306,58 @@ class Loop:
         for each in committed:
             partition = self._assignment.get(each.partition)
             if partition is not None:
-                self._submit(partition.start_from(Progress.of(each)), pipeline)
+                self._start_from(partition, each, pipeline)
+
+    def _start_from(self, partition: AssignedPartition, committed: TopicPartition, pipeline: Pipeline) -> None:
+        """Decide where to begin with a partition. The consumer has begun at the committed offset, or at the earliest.
+
+        A group that has committed nothing begins where ``auto.offset.reset`` says; that setting has no other meaning.
+        """
+        progress, origin = read_commit(committed, partition.log)
+        if origin is Origin.FOREIGN or (origin is Origin.NONE and config.begins_at_the_end(self._settings)):
+            to = OFFSET_BEGINNING if origin is Origin.FOREIGN else OFFSET_END
+            try:
+                self._consumer.seek(TopicPartition(partition.topic, partition.partition, to))
+            except KafkaException as error:  # it has not begun yet
+                self._next_fetch = time.monotonic() + _IDLE_POLL_S
+                log.debug("seek refused, retrying", partition=partition.partition, error=str(error))
+                return
+            partition = self._assignment.renew(partition)
+            partition.rewound = origin is Origin.FOREIGN
+        records = partition.start_from(progress, committed.leader_epoch)
+        if partition.rewound:
+            self._tell_reset(partition, "foreign" if origin is Origin.FOREIGN else "behind_end", committed.offset)
+        elif origin in (Origin.MOVED, Origin.TRANSLATED):
+            self._tell_reset(partition, origin.value, committed.offset)
+        self._submit(records, pipeline)
+        self._control_flow()
+
+    def _rewind(self, partition: AssignedPartition, offset: int) -> AssignedPartition:
+        """Void what is known of a partition whose position has gone back to ``offset``.
+
+        Its log has lost its end, or all of it, or is another one: then the topic has another id, and nothing is
+        committed before that was looked up.
+        """
+        position = partition.position
+        partition = self._assignment.renew(partition)
+        if partition.known:
+            self._tell_reset(partition, "behind_end", position, begins_again_at=offset)
+        self._confirm_topic()
+        self._control_flow()
+        return partition
+
+    def _tell_reset(self, partition: AssignedPartition, reason: str, offset: int, **more: int) -> None:
+        self._metrics.log_resets.labels(self._topic, reason).inc()
+        log.error(_RESETS[reason], topic=self._topic, partition=partition.partition, offset=offset, **more)
+
+    def _confirm_topic(self) -> None:
+        self._topics.invalidate()
+        self._hold_until = time.monotonic() + _TOPIC_CHECK_S
 
     def _commit(self) -> None:
+        self._topics.check()
+        if self._topics.topic_id != self._topic_id or not self._topics.is_confirmed:
+            return  # a commit under the old topic's name would land in the new one's offsets
         if self._committer.commit_completed():
             self._control_flow()
 
@@ -341,8 +404,7 @@ class Loop:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("assigned").inc()
         # A reassignment may also mean that the topic was deleted and created again.
-        self._topics.invalidate()
-        self._hold_until = time.monotonic() + _TOPIC_CHECK_S
+        self._confirm_topic()
         for each in partitions:
             self._assignment.add(each.topic, each.partition, f"{self._topic_id}-{each.partition}")
         if not self._stopping:
@@ -392,6 +454,8 @@ class Loop:
         if error.code() == KafkaError._PARTITION_EOF:
             partition = self._assignment.get(message.partition())
             if partition is not None:
+                if partition.goes_back(message.offset() or 0):
+                    partition = self._rewind(partition, message.offset() or 0)
                 partition.reached_end(message.offset() or 0)
         elif self._topics.on_error(error):
             return

@@ -47,6 +47,8 @@ from streamer.kafka.commit.bounded import BoundedCalls, HungError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from streamer.kafka.inflight.offsets import Progress
+    from streamer.kafka.inflight.partitions import AssignedPartition
     from streamer.kafka.inflight.record import InFlightRecord
     from streamer.kafka.records import Output
     from streamer.settings import Connection, ServiceSettings
@@ -67,15 +69,22 @@ class TransactionError(Exception):
     """Base of what :meth:`Transactions.run` raises.
 
     ``rejected`` are the records of which an output can never be produced, each with the reason; ``refused`` is of what
-    kind the resource is for which a privilege is missing, where that is the cause.
+    kind the resource is for which a privilege is missing, where that is the cause; ``metadata_refused`` is whether the
+    broker takes no commit metadata of this length (offset.metadata.max.bytes).
     """
 
     def __init__(
-        self, message: str, rejected: Sequence[tuple[InFlightRecord, str]] = (), *, refused: Resource | None = None
+        self,
+        message: str,
+        rejected: Sequence[tuple[InFlightRecord, str]] = (),
+        *,
+        refused: Resource | None = None,
+        metadata_refused: bool = False,
     ) -> None:
         super().__init__(message)
         self.rejected = rejected
         self.refused = refused
+        self.metadata_refused = metadata_refused
 
 
 class AbortedError(TransactionError):
@@ -96,10 +105,14 @@ class FencedError(TransactionError):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Completed records, and the offsets to commit with their outputs: none for a reader outside any group."""
+    """Completed records, and the offsets to commit with their outputs: none for a reader outside any group.
+
+    ``progress`` is what the offsets mean: of each partition, what is committed once they are.
+    """
 
     records: Sequence[InFlightRecord]
     offsets: Sequence[TopicPartition] = ()
+    progress: Sequence[tuple[AssignedPartition, Progress]] = ()
 
 
 class _State(Enum):
@@ -238,7 +251,14 @@ class Transactions:
             if _is_fatal_to_producer(cause):
                 raise
             # Any other fault, a timeout included, loses nothing before the commit.
-            self._abort(AbortedError(self._describe(cause), rejected, refused=refused(cause)))
+            self._abort(
+                AbortedError(
+                    self._describe(cause),
+                    rejected,
+                    refused=refused(cause),
+                    metadata_refused=cause.code() == KafkaError.OFFSET_METADATA_TOO_LARGE,
+                )
+            )
 
     def _request(self, function: Callable[..., object], *arguments: Any) -> None:
         """Make one blocking request, whose last argument is its timeout."""

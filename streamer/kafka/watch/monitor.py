@@ -46,6 +46,9 @@ class Monitor:
         # Counters are exposed at 0 from the start, so that their first increment is seen as an increase.
         metrics.consumed.labels(self._topic)
         metrics.produced.labels(settings.topic(service.output))
+        for cause in ("behind_end", "moved", "translated", "foreign"):
+            metrics.log_resets.labels(self._topic, cause)
+        metrics.retention_lost.labels(self._topic)
         for reason in Reason:
             metrics.dead_lettered.labels(self._topic, reason)
         for kind in ("assigned", "revoked", "lost"):
