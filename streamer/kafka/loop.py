@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import refused
 from streamer.kafka.commit.committer import Committer, LostCommitError
@@ -23,12 +23,13 @@ from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.commit.transactions import FencedError, RestartError
 from streamer.kafka.dead_letters import redriven_for
-from streamer.kafka.inflight.offsets import Origin, read_commit
 from streamer.kafka.inflight.partitions import Assignment
 from streamer.kafka.inflight.record import InFlightRecord
 from streamer.kafka.records import record_of
 from streamer.kafka.watch.monitor import Monitor
+from streamer.kafka.watch.resets import Resets
 from streamer.kafka.watch.topics import TopicWatch
+from streamer.kafka.watch.unreadable import UnreadableWatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,16 +64,6 @@ _TOPIC_CHECK_S = 2.0
 _REFUSED_WAIT_S = 2.0
 """How long a member without the privilege for its group waits before it rejoins: until an ACL is added, each attempt
 is refused."""
-
-_RESETS = {
-    "behind_end": "the log ends before what was read or committed; it is processed again from its beginning",
-    "foreign": "the committed offset is that of a deleted topic of the same name; the new one is processed from its "
-    "beginning",
-    "moved": "somebody has set the group's offset; records that were done after it are processed again",
-    "translated": "the committed offset was translated from another cluster's; records that were done after it are "
-    "processed again",
-}
-"""What is logged for the values of ``reason`` of streamer_log_resets_total."""
 
 
 class FatalError(Exception):
@@ -127,7 +118,24 @@ class Loop:
         self._stopping = False
         self._rejoin_at: float | None = None
         self._hold_until = self._next_fetch = 0.0
-        self._monitor = Monitor(settings, self._assignment, service=service, metrics=metrics, health=health)
+        self._unreadable = UnreadableWatch(
+            settings,
+            service,
+            self._assignment,
+            metrics=metrics,
+            health=health,
+            consumer=lambda: self._consumer,
+            begin=self._begin,
+        )
+        self._monitor = Monitor(
+            settings,
+            self._assignment,
+            service=service,
+            metrics=metrics,
+            health=health,
+            on_partitions=self._unreadable.on_statistics,
+        )
+        self._resets = Resets(settings, service, self._assignment, metrics=metrics, consumer=lambda: self._consumer)
         self._topics = TopicWatch(settings, service, health)
         self._topic_id: str | None = None
         on_error, on_statistics = self._on_client_error, self._monitor.on_statistics
@@ -178,6 +186,7 @@ class Loop:
             # Leaving the group revokes all partitions; nothing more can be committed.
             self._stopping = True
             self._membership.close()
+            self._unreadable.close()
             self._monitor.close()
 
     def _start(self, stop: Stop) -> None:
@@ -190,6 +199,7 @@ class Loop:
         self._health.beat()
         self._poll(pipeline)
         self._fetch_committed(pipeline)
+        self._unreadable.serve(partial(self._submit, pipeline=pipeline))
         self._commit()
         self._monitor.tick()
 
@@ -279,15 +289,22 @@ class Loop:
             self._on_message_error(message, error)
             return None
         partition = self._assignment.get(message.partition())
-        if partition is None:  # revoked while it waited in the client's queue
+        # Revoked while it waited in the client's queue, or what comes after a batch that the client cannot decode.
+        if partition is None or partition.stalled:
             return None
         if partition.goes_back(message.offset() or 0):
             partition = self._rewind(partition, message.offset() or 0)
-        in_flight = InFlightRecord(record_of(message, log=partition.log, group=self._group), self._wake.set)
-        if not partition.add(in_flight, message.leader_epoch()):
+        return self._begin(
+            partition, record_of(message, log=partition.log, group=self._group), leader_epoch=message.leader_epoch()
+        )
+
+    def _begin(
+        self, partition: AssignedPartition, record: Record, *, leader_epoch: int | None = None
+    ) -> InFlightRecord | None:
+        in_flight = InFlightRecord(record, self._wake.set)
+        if not partition.add(in_flight, leader_epoch):
             return None
         if self._tracing is not None:
-            record = in_flight.record
             in_flight.trace = self._tracing.begin(record.topic, record.partition, record.offset, record.headers)
         return in_flight if partition.known else None
 
@@ -306,49 +323,23 @@ class Loop:
         for each in committed:
             partition = self._assignment.get(each.partition)
             if partition is not None:
-                self._start_from(partition, each, pipeline)
-
-    def _start_from(self, partition: AssignedPartition, committed: TopicPartition, pipeline: Pipeline) -> None:
-        """Decide where to begin with a partition. The consumer has begun at the committed offset, or at the earliest.
-
-        A group that has committed nothing begins where ``auto.offset.reset`` says; that setting has no other meaning.
-        """
-        progress, origin = read_commit(committed, partition.log)
-        if origin is Origin.FOREIGN or (origin is Origin.NONE and config.begins_at_the_end(self._settings)):
-            to = OFFSET_BEGINNING if origin is Origin.FOREIGN else OFFSET_END
-            try:
-                self._consumer.seek(TopicPartition(partition.topic, partition.partition, to))
-            except KafkaException as error:  # it has not begun yet
-                self._next_fetch = time.monotonic() + _IDLE_POLL_S
-                log.debug("seek refused, retrying", partition=partition.partition, error=str(error))
-                return
-            partition = self._assignment.renew(partition)
-            partition.rewound = origin is Origin.FOREIGN
-        records = partition.start_from(progress, committed.leader_epoch)
-        if partition.rewound:
-            self._tell_reset(partition, "foreign" if origin is Origin.FOREIGN else "behind_end", committed.offset)
-        elif origin in (Origin.MOVED, Origin.TRANSLATED):
-            self._tell_reset(partition, origin.value, committed.offset)
-        self._submit(records, pipeline)
-        self._control_flow()
+                records = self._resets.begin(partition, each)
+                if records is None:
+                    self._next_fetch = time.monotonic() + _IDLE_POLL_S
+                    continue
+                self._submit(records, pipeline)
+                self._control_flow()
 
     def _rewind(self, partition: AssignedPartition, offset: int) -> AssignedPartition:
-        """Void what is known of a partition whose position has gone back to ``offset``.
+        """Begin anew with a partition whose position has gone back to ``offset``.
 
-        Its log has lost its end, or all of it, or is another one: then the topic has another id, and nothing is
-        committed before that was looked up.
+        Its log may also be another one: then the topic has another id, and nothing is committed before that was
+        looked up.
         """
-        position = partition.position
-        partition = self._assignment.renew(partition)
-        if partition.known:
-            self._tell_reset(partition, "behind_end", position, begins_again_at=offset)
+        renewed = self._resets.rewind(partition, offset)
         self._confirm_topic()
         self._control_flow()
-        return partition
-
-    def _tell_reset(self, partition: AssignedPartition, reason: str, offset: int, **more: int) -> None:
-        self._metrics.log_resets.labels(self._topic, reason).inc()
-        log.error(_RESETS[reason], topic=self._topic, partition=partition.partition, offset=offset, **more)
+        return renewed
 
     def _confirm_topic(self) -> None:
         self._topics.invalidate()
@@ -356,7 +347,7 @@ class Loop:
 
     def _commit(self) -> None:
         self._topics.check()
-        if self._topics.topic_id != self._topic_id or not self._topics.is_confirmed:
+        if self._topics.topic_id != self._topic_id or not self._topics.may_commit:
             return  # a commit under the old topic's name would land in the new one's offsets
         if self._committer.commit_completed():
             self._control_flow()
@@ -385,8 +376,9 @@ class Loop:
         to_pause, to_resume = self._assignment.flow_changes()
         if to_pause:
             self._consumer.pause([TopicPartition(each.topic, each.partition) for each in to_pause])
-        if to_resume and not self._stopping:
-            self._consumer.resume([TopicPartition(each.topic, each.partition) for each in to_resume])
+        flowing = [each for each in to_resume if not each.stalled]
+        if flowing and not self._stopping:
+            self._consumer.resume([TopicPartition(each.topic, each.partition) for each in flowing])
 
     def _pause_all(self) -> None:
         if self._assignment:
@@ -444,6 +436,7 @@ class Loop:
         for partition in partitions:
             dropped += self._assignment.remove(partition)
             self._monitor.forget(partition)
+        self._unreadable.forget(partitions)
         self._health.ready("offsets")  # the next fetch reports it again for partitions that remain
         log.info(
             "partitions released", why=why, topic=self._topic, partitions=sorted(partitions), dropped_records=dropped
@@ -457,7 +450,7 @@ class Loop:
                 if partition.goes_back(message.offset() or 0):
                     partition = self._rewind(partition, message.offset() or 0)
                 partition.reached_end(message.offset() or 0)
-        elif self._topics.on_error(error):
+        elif self._topics.on_error(error) or self._unreadable.on_error(message.partition(), message.offset(), error):
             return
         elif refused(error):
             self._health.not_ready("assignment", self._membership.describe(error))

@@ -154,12 +154,7 @@ class Committer:
             # The outputs are still in memory and no offset was committed: the next iteration sends them again.
             self._pending = None
             self._metrics.transactions.labels("aborted").inc()
-            if error.metadata_refused:
-                self._shorten_metadata(error)
-            self._handle_rejected(error.rejected)
-            self._backoff("transaction aborted", error)
-            if error.refused is Resource.TOPIC:
-                self._topic_refused()
+            self._handle_aborted(error)
         except RestartError as error:
             self._lose_producer(error)
         else:
@@ -226,13 +221,7 @@ class Committer:
         self._metrics.transactions.labels("committed").inc()
         if batch.records:
             self._metrics.transaction_size.observe(len(batch.records))
-        for partition, progress in batch.progress:
-            # An acknowledgement that comes late may concern a partition that has been to another member and back, or
-            # was renewed: then it says nothing of the object that stands for it now.
-            if self._assignment.get(partition.partition) is partition:
-                partition.mark_committed(progress)
-        if self._metadata[0] != "all":
-            self._metrics.commits_shortened.inc()
+        self._mark_committed(batch)
         committed_at = now()
         produced: Counter[str] = Counter()
         latency = self._metrics.latency.labels(batch.offsets[0].topic)
@@ -253,6 +242,15 @@ class Committer:
                 latency.observe(max(0.0, (committed_at - in_flight.since).total_seconds()))
         for topic, count in produced.items():
             self._metrics.produced.labels(topic).inc(count)
+
+    def _mark_committed(self, batch: Batch) -> None:
+        for partition, progress in batch.progress:
+            # An acknowledgement that comes late may concern a partition that has been to another member and back, or
+            # was renewed: then it says nothing of the object that stands for it now.
+            if self._assignment.get(partition.partition) is partition:
+                partition.mark_committed(progress)
+        if self._metadata[0] != "all":
+            self._metrics.commits_shortened.inc()
 
     def _shorten_metadata(self, error: AbortedError) -> None:
         """Say less in commits from now on, since the brokers take no more.
@@ -279,6 +277,14 @@ class Committer:
             progress = read_commit(each, assigned.log).progress
             if progress is not None and (assigned.progress is None or progress.covers(assigned.progress)):
                 assigned.mark_committed(progress)
+
+    def _handle_aborted(self, error: AbortedError) -> None:
+        if error.metadata_refused:
+            self._shorten_metadata(error)
+        self._handle_rejected(error.rejected)
+        self._backoff("transaction aborted", error)
+        if error.refused is Resource.TOPIC:
+            self._topic_refused()
 
     def _handle_rejected(self, rejected: Sequence[tuple[InFlightRecord, str]]) -> None:
         """Replace an output that the broker rejects; where several were, first find out which one causes it."""

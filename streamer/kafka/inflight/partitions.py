@@ -39,6 +39,8 @@ class AssignedPartition:
         self.partition = partition
         self.log = log
         self.paused = False
+        self.stalled = False
+        """Whether the consumer cannot read on; it is paused then, whatever :attr:`paused` says."""
         self.known = False
         """Whether the group's committed offset has been fetched."""
         self.progress: Progress | None = None
@@ -132,7 +134,7 @@ class AssignedPartition:
     def epoch_before(self, offset: int) -> int | None:
         """Return the leader's epoch of the last record before ``offset``, None where it is not known.
 
-        Committed with the offset, it lets the client find out that the log was truncated while nobody read it (KIP-320).
+        Committed with the offset, it shows the client that the log was truncated while nobody read it (KIP-320).
         """
         return next((epoch for first, epoch in reversed(self._epochs) if first < offset), None)
 
@@ -148,6 +150,11 @@ class AssignedPartition:
     def position(self) -> int:
         """The offset of the next record to be received. May be read from any thread."""
         return max(self._received, self.committed_offset or 0)
+
+    @property
+    def has_position(self) -> bool:
+        """Whether anything has come, or is committed: else :attr:`position` says nothing of where to read."""
+        return self._received > 0 or self.progress is not None
 
     @property
     def committed_offset(self) -> int | None:
@@ -273,7 +280,7 @@ class Assignment:
         """Forget all that is known of a partition, and abandon its records in flight: its log is not what it was."""
         partition.abandon()
         new = AssignedPartition(partition.topic, partition.partition, partition.log)
-        new.known, new.paused = partition.known, partition.paused
+        new.known, new.paused, new.stalled = partition.known, partition.paused, partition.stalled
         new.rewound = partition.known
         self._partitions[partition.partition] = new
         return new

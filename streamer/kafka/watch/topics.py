@@ -30,6 +30,9 @@ _CONFIRM_EVERY_S = 3.0
 was deleted and created again."""
 _CONFIRMED_FOR_S = 10.0
 """How old the last description of the input topic may be when offsets are committed."""
+_HELD_FOR_S = 20.0
+"""How long commits wait for a description that does not come. Then they go on: one that lands in the offsets of a new
+topic is void there, since it names its log."""
 _CHECK_TIMEOUT_S = 5.0
 _UNKNOWN_TOPIC = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -51,6 +54,8 @@ class TopicWatch:
         self._admin: AdminClient | None = None
         self._responses: dict[str, Future[Any]] = {}
         self._checked_at = self._confirmed_at = -math.inf
+        self._known_at = 0.0
+        """When the topic was last seen or the watch was last told to look."""
         self.found = False
         """Whether all topics existed and could be used at the last check."""
         self.topic_id: str | None = None
@@ -73,6 +78,7 @@ class TopicWatch:
         self.found = False
         self._responses = {}
         self._checked_at = self._confirmed_at = -math.inf
+        self._known_at = time.monotonic()
 
     def check(self) -> None:
         """Request the topics' descriptions periodically, and take the responses that have arrived."""
@@ -89,9 +95,10 @@ class TopicWatch:
             )
 
     @property
-    def is_confirmed(self) -> bool:
-        """Whether the input topic was seen lately to have the id :attr:`topic_id`, and nothing speaks against it."""
-        return time.monotonic() - self._confirmed_at <= _CONFIRMED_FOR_S
+    def may_commit(self) -> bool:
+        """Whether the input topic was lately seen to have the id :attr:`topic_id`, or cannot be seen for long."""
+        now = time.monotonic()
+        return now - self._confirmed_at <= _CONFIRMED_FOR_S or now - self._known_at > _HELD_FOR_S
 
     def _take(self, responses: dict[str, Future[Any]]) -> None:
         for name in self._names:
@@ -111,7 +118,7 @@ class TopicWatch:
                 return
             if name == self._names[0]:
                 self.topic_id = str(described.topic_id)
-                self._confirmed_at = self._checked_at
+                self._confirmed_at = self._known_at = self._checked_at
         self.found = True
         self._health.ready("topic")
 

@@ -127,7 +127,7 @@ def test_a_topic_that_is_made_anew_ends_the_process(fake: FakeKafka) -> None:
         while True:
             yield
 
-    with pytest.raises(FatalError, match=f"{INPUT} was deleted and made anew"):
+    with pytest.raises(FatalError, match=f"{INPUT} was deleted and created again"):
         one.run(story())
     assert fake.outputs() == [b"a", b"b"]
     second = one.again()
@@ -329,5 +329,5 @@ def test_a_commit_that_the_cluster_has_lost_ends_the_process(fake: FakeKafka) ->
         while True:
             yield
 
-    with pytest.raises(FatalError, match=r"lost what it had acknowledged.*2 was committed, the group has 1"):
+    with pytest.raises(FatalError, match=r"lost a commit that it had acknowledged.*2 was committed, the group has 1"):
         one.run(story())

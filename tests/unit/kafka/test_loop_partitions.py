@@ -188,7 +188,7 @@ def test_lost_partitions_are_waited_for_until_they_are_assigned_again(fake: Fake
         yield from until(lambda: "assignment" not in one.not_ready)
 
     assert one.run(story())
-    assert seen == ["lost the partitions, joining again"]
+    assert seen == ["the partitions were lost; rejoining the group"]
 
 
 def test_a_partition_that_was_paused_is_read_when_it_is_assigned_again(fake: FakeKafka) -> None:

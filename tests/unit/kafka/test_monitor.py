@@ -35,12 +35,14 @@ class Case:
         self.metrics = Metrics()
         self.health = Health(self.metrics)
         self.assignment = Assignment(max_records=2, max_bytes=1 << 30)
+        self.passed_on: list[Any] = []
         self.monitor = Monitor(
             load({}),
             self.assignment,
             service=RERANK,
             metrics=self.metrics,
             health=self.health,
+            on_partitions=self.passed_on.append,
         )
 
     def statistics(self, *, state: str = "UP", node: int = 1, partitions: tuple[int, ...] = ()) -> None:
@@ -63,7 +65,7 @@ def case(fake: FakeKafka) -> Case:
 
 
 def test_it_waits_for_a_broker_and_for_partitions_from_the_start(case: Case) -> None:
-    assert case.waits_for("broker") == "broker: no answer yet from localhost:9092"
+    assert case.waits_for("broker") == "broker: no response yet from localhost:9092"
     assert case.waits_for("assignment") is not None
 
 
@@ -90,7 +92,7 @@ def test_a_bootstrap_connection_or_one_that_is_not_up_does_not(case: Case, state
 def test_when_all_brokers_are_down_it_is_unready_until_one_is_up(case: Case) -> None:
     case.statistics()
     case.monitor.on_error(error(KafkaError._ALL_BROKERS_DOWN))
-    assert case.waits_for("broker") == "broker: no broker of localhost:9092 answers"
+    assert case.waits_for("broker") == "broker: no broker of localhost:9092 is reachable"
     case.statistics()
     assert case.waits_for("broker") is None
 
@@ -118,6 +120,7 @@ def test_partitions_of_the_topic_are_counted_without_the_clients_own(case: Case)
     assert case.value("streamer_topic_partitions", topic=INPUT) == 3
     case.statistics()
     assert case.value("streamer_topic_partitions", topic=INPUT) == 0
+    assert [sorted(each) for each in case.passed_on] == [["-1", "0", "1", "2"], []]
 
 
 def test_gauges_show_what_is_assigned_paused_and_in_flight(case: Case) -> None:
