@@ -91,7 +91,7 @@ class Committer:
         self._idle_since: float | None = None
         for outcome in OUTCOMES:
             metrics.transactions.labels(outcome)
-        self._metadata = _METADATA
+        self._metadata: tuple[str, ...] = _METADATA
         self.lingers = False
         """Whether completed records wait for others to complete."""
 
@@ -192,7 +192,7 @@ class Committer:
         what = self._metadata[0]
         said = progress if what == "all" else Progress(progress.offset)
         metadata = said.metadata(partition.log) if what != "nothing" else ""
-        epoch = partition.epoch_before(progress.offset)
+        epoch = partition.epoch_for(progress.offset)
         return TopicPartition(
             partition.topic,
             partition.partition,

@@ -55,8 +55,10 @@ class AssignedPartition:
         self._start: int | None = None
         """The offset of the first record received, or of the end where that came first."""
         self._received = 0
-        self._epochs: list[tuple[int, int]] = []
-        """From which offset on the records received are of which leader's epoch."""
+        self._epoch: int | None = None
+        """The leader's epoch of the last record received, or committed."""
+        self._epoch_until = 0
+        """All before this offset was written in that epoch or before it."""
         # Updated incrementally: summing thousands of records in each iteration took a tenth of the time of a backlog.
         self._sizes: dict[int, int] = {}
         self._bytes = 0
@@ -109,8 +111,8 @@ class AssignedPartition:
         """Add a received record; False where it is committed already, perhaps by an earlier owner of the partition."""
         offset = in_flight.record.offset
         self._move(offset, offset + 1)
-        if leader_epoch is not None and (not self._epochs or self._epochs[-1][1] != leader_epoch):
-            self._epochs.append((offset, leader_epoch))
+        if leader_epoch is not None:
+            self._epoch, self._epoch_until = leader_epoch, self._received
         self.last_timestamp = in_flight.record.timestamp
         if self.progress is not None and self.progress.includes(offset):
             return False
@@ -131,12 +133,19 @@ class AssignedPartition:
             self._start = offset
         self._received = max(self._received, following)
 
-    def epoch_before(self, offset: int) -> int | None:
-        """Return the leader's epoch of the last record before ``offset``, None where it is not known.
+    def saw_leader(self, epoch: int) -> None:
+        """Note the epoch of the partition's leader, as the client knows it after what was received."""
+        if epoch == self._epoch and self._start is not None:
+            self._epoch_until = self._received
 
-        Committed with the offset, it shows the client that the log was truncated while nobody read it (KIP-320).
+    def epoch_for(self, offset: int) -> int | None:
+        """Return an epoch in which, or before which, all before ``offset`` was written; None where that is not known.
+
+        Committed with the offset, it shows the client that the log was truncated while nobody read it (KIP-320). Where
+        markers follow the last record, a leader elected since may have written them: an epoch that is too low would
+        look like a truncation.
         """
-        return next((epoch for first, epoch in reversed(self._epochs) if first < offset), None)
+        return self._epoch if offset <= self._epoch_until else None
 
     @property
     def oldest(self) -> Record | None:
@@ -184,8 +193,8 @@ class AssignedPartition:
         elif progress is not None:
             if self._start is not None and self._start > progress.offset:
                 self.gaps.append((progress.offset, self._start))
-            if leader_epoch is not None:
-                self._epochs.insert(0, (progress.offset - 1, leader_epoch))
+            if leader_epoch is not None and self._epoch is None:
+                self._epoch, self._epoch_until = leader_epoch, progress.offset
             self.mark_committed(progress)
         return list(self._in_flight)
 
@@ -227,8 +236,6 @@ class AssignedPartition:
             self._in_flight = deque(in_flight for in_flight in records if in_flight.record.offset not in progress.ahead)
         self.progress = progress
         self.rewound = False
-        while len(self._epochs) > 1 and self._epochs[1][0] < progress.offset:
-            del self._epochs[0]
 
     def abandon(self) -> int:
         """Mark the records in flight as revoked and return how many there are.

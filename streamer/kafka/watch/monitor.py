@@ -79,6 +79,8 @@ class Monitor:
         topic: dict[str, Any] = statistics["topics"].get(self._topic, {"partitions": {}})
         # -1 is librdkafka's internal partition for records without a partition.
         self._metrics.partitions.labels(self._topic).set(sum(int(number) >= 0 for number in topic["partitions"]))
+        for partition in self._assignment:
+            partition.saw_leader(topic["partitions"].get(str(partition.partition), {}).get("leader_epoch", -1))
         self._on_partitions(topic["partitions"])
         self.measure()
 
