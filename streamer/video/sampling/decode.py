@@ -12,6 +12,7 @@ import numpy.typing as npt
 from av.video.reformatter import Interpolation
 
 from streamer.video.sampling.container import (
+    CODEC_WHITELIST,
     DAMAGE,
     check_pixels,
     decode_failed,
@@ -52,7 +53,7 @@ class Decoder:
         # Clips are decoded side by side, which uses the processors better than threads within one of them.
         context.thread_type = "AUTO"
         context.thread_count = 1
-        context.options = {"max_pixels": str(max_pixels)}
+        context.options = {"max_pixels": str(max_pixels), "codec_whitelist": CODEC_WHITELIST}
 
     def all(self) -> Iterator[tuple[int, av.VideoFrame]]:
         """Give (time in ticks, frame) of every frame, past what is damaged."""
