@@ -8,8 +8,8 @@ classes and constants without a call of its functions.
 The service is the real command in a process of its own, with a profiler that notes each call:
 
 1. Until the service is ready nothing is noted: modules that only its start needs do not count.
-2. Then it is left idle for some seconds. What it calls now (to poll, to look after its topics and its store, to beat)
-   it calls without any record, so those functions do not count either.
+2. Then it is left idle for a few seconds. What it calls now (to poll, to look after its topics, to beat) it calls
+   without a record, so those functions do not count either.
 3. One record is published. What is called from now on, until the group has committed the record's offset, is its walk.
    What the thread calls that looks after the store is none of it: it counts the clips once a minute, whoever comes.
 

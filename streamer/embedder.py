@@ -237,8 +237,7 @@ class Embedder:
             try:
                 self._shortages.wait_out(partial(self._load_upload, upload))
             finally:
-                following = self._sources.end(upload.source)
-                if following is not None:
+                if (following := self._sources.end(upload.source)) is not None:
                     self._loading.put_at_once(following)
 
     def _load_upload(self, upload: Upload) -> None:
@@ -432,8 +431,7 @@ class Embedder:
 
 
 def _bytes_of_frames(loaded: Loaded) -> int:
-    # Prepared frames are arrays or tensors; both have ``nbytes``.
-    return sum(frame.nbytes for frame in loaded.sampled.frames)
+    return sum(frame.nbytes for frame in loaded.sampled.frames)  # arrays or tensors
 
 
 def _bytes_to_store(job: StoreJob) -> int:

@@ -67,7 +67,7 @@ class DecodePool:
     clip's clock stands still while others have the processor; by all clocks it gets ten times as many.
     ``memory``: bytes of address space of one process, see :class:`~streamer.video.isolation.worker.Task`.
     ``sandbox``: see :mod:`~streamer.video.isolation.confinement`; a pool that gets less than it requires decodes
-    nothing. ``confined`` is told by what the processes are confined, when that is known or changes. ``replaced`` is
+        nothing. ``confined`` is told by what the processes are confined, when that is known or changes. ``replaced`` is
     told of each process that did not end by itself: ``crashed`` or ``timeout``; ``waited`` of each clip for how many
     seconds it waited for a place, ``decoded`` for how many it then waited for its frames.
 
