@@ -22,9 +22,8 @@ from streamer.kafka.commit.committer import Committer, LostCommitError
 from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.commit.transactions import FencedError, RestartError
-from streamer.kafka.dead_letters import redriven_for
 from streamer.kafka.inflight.partitions import Assignment
-from streamer.kafka.records import InFlightRecord, record_of
+from streamer.kafka.records import InFlightRecord, record_of, redriven_for
 from streamer.kafka.watch.monitor import Monitor
 from streamer.kafka.watch.resets import Resets
 from streamer.kafka.watch.topics import TopicWatch

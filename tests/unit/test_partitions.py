@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.events import Reason
-from streamer.kafka.dead_letters import dead_letter, dead_letter_reason, truncated
+from streamer.kafka.dead_letters import dead_letter, truncated
 from streamer.kafka.inflight.offsets import WINDOW, Origin, Progress, read_commit
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-from streamer.kafka.records import InFlightRecord, Output, Record, carried
+from streamer.kafka.records import InFlightRecord, Output, Record, carried, dead_letter_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

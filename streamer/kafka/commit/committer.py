@@ -20,8 +20,9 @@ from confluent_kafka import KafkaException, TopicPartition
 from streamer.events import Reason, now
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.commit.transactions import AbortedError, Batch, OutcomeUnknownError, RestartError
-from streamer.kafka.dead_letters import dead_letter, dead_letter_reason, log_dead_letter, truncated
+from streamer.kafka.dead_letters import dead_letter, log_dead_letter, truncated
 from streamer.kafka.inflight.offsets import Progress, read_commit
+from streamer.kafka.records import dead_letter_reason
 from streamer.tracing import since
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from streamer.video.errors import ClipError, Lack, MachineError, Retry, machine_
 from streamer.video.isolation.confinement import Layer, SandboxError
 from streamer.video.isolation.process import LostError, Process, Template
 from streamer.video.isolation.worker import NOT_CONFINED, Refused, Sampled, Task
+from streamer.video.sampling.container import open_clip
 from streamer.video.sampling.sample import SampledClip
-from streamer.video.sampling.source import open_clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,9 +67,9 @@ class DecodePool:
     clip's clock stands still while others have the processor; by all clocks it gets ten times as many.
     ``memory``: bytes of address space of one process, see :class:`~streamer.video.isolation.worker.Task`.
     ``sandbox``: see :mod:`~streamer.video.isolation.confinement`; a pool that gets less than it requires decodes
-    nothing. ``confined`` is told by what the processes are confined, when that is known. ``replaced`` is told of each
-    process that did not end by itself: ``crashed`` or ``timeout``; ``waited`` of each clip for how many seconds it
-    waited for a place, ``decoded`` for how many it then waited for its frames.
+        nothing. ``confined`` is told by what the processes are confined, when that is known or changes. ``replaced`` is
+    told of each process that did not end by itself: ``crashed`` or ``timeout``; ``waited`` of each clip for how many
+    seconds it waited for a place, ``decoded`` for how many it then waited for its frames.
 
     Places. ``workers`` clips have a place: they are being decoded, or their frames are in somebody's hands. A decode
     that takes longer than ``slow_after`` seconds, and four times as long as they usually do, leaves its place to the
@@ -100,6 +100,7 @@ class DecodePool:
         self._most_frames = sampling.max_frames
         self._timeout = timeout
         self._confined = confined
+        self._told: Layer | None = None
         self._replaced = replaced
         self._waited = waited
         self._decoded = decoded
@@ -208,9 +209,12 @@ class DecodePool:
     def _checked(self, template: Template) -> Ready:
         """Return what a template says of itself, if clips may be given to it."""
         ready = template.ready()
-        self._confined(Layer(ready.layers))
-        if self._sandbox == "require" and Layer.SECCOMP not in Layer(ready.layers):
-            raise SandboxError(Layer(ready.layers))
+        layers = Layer(ready.layers)
+        if layers != self._told:
+            self._told = layers
+            self._confined(layers)
+        if self._sandbox == "require" and Layer.SECCOMP not in layers:
+            raise SandboxError(layers)
         if ready.problem:
             raise ValueError(ready.problem)
         if ready.shape is not None and math.prod(ready.shape) > _MAX_FRAME_BYTES:

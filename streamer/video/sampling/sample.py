@@ -42,9 +42,16 @@ import numpy.typing as npt
 
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Retry
-from streamer.video.sampling.container import breaks_off, check_unread_size, decode_failed, open_container, pick
+from streamer.video.sampling.container import (
+    Source,
+    breaks_off,
+    check_unread_size,
+    decode_failed,
+    open_clip,
+    open_container,
+    pick,
+)
 from streamer.video.sampling.decode import Decoder, DeviationError, RgbConverter
-from streamer.video.sampling.source import Source, open_clip
 from streamer.video.sampling.timeline import Survey, choose, plan, select, survey
 
 if TYPE_CHECKING:

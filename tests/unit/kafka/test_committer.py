@@ -16,9 +16,9 @@ from streamer.kafka.commit.committer import Committer, LostCommitError
 from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.commit.transactions import FencedError, RestartError
-from streamer.kafka.dead_letters import dead_letter_reason
 from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
+from streamer.kafka.records import dead_letter_reason
 from streamer.metrics import Metrics
 from streamer.settings import load
 from streamer.topology import RERANK
