@@ -183,6 +183,8 @@ ROWS: dict[str, list[Panel]] = {
             ("superseded", "deleted", "partial"),
         ),
         Panel("Decoder failures", [_per_second("decoder_failures", "cause")], "cps", ("decoder_failures",)),
+        Panel("Instances by sandbox", [_gauge("sum", "decoder_sandbox", "mode")], "short", ("decoder_sandbox",)),
+        Panel("Postponed uploads by shortage", [_per_second("machine_faults", "lack")], "cps", ("machine_faults",)),
     ],
     "Store": [
         Panel(

@@ -11,8 +11,8 @@ Near-duplicates. If ``duplicate_threshold`` is set, a run of frames that differ 
 the record keeps a row for every frame (:mod:`streamer.video.sampling.duplicates` says why).
 
 All stages run concurrently. A clip that fails permanently is dead-lettered with the reason. A transient error of its
-source is retried with backoff for ``fetch_retry_timeout`` seconds, an error of the store for as long as it lasts,
-because it is not the upload's fault.
+source is retried with backoff for ``fetch_retry_timeout`` seconds. An error of the store or of this machine (a full
+disk, no file descriptor, no process) is retried for as long as it lasts, because it is not the upload's fault.
 
 The store write is not part of the Kafka transaction, so it may be repeated, and a process that was paused may write
 late. Each write carries its record's position (partition and offset), by which :class:`~streamer.store.Store`
@@ -32,6 +32,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -42,6 +43,7 @@ import tenacity
 from streamer import faults
 from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, now
 from streamer.kafka import Output, dead_letter
+from streamer.shortages import Shortages
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
 from streamer.topology import EMBED
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.health import Health
-    from streamer.kafka import InFlightRecord, Record
+    from streamer.kafka import InFlightRecord
     from streamer.metrics import Metrics
     from streamer.settings import EmbedSettings
     from streamer.store import Store
@@ -154,6 +156,7 @@ class Embedder:
         health: Health,
     ) -> None:
         self._settings = settings
+        self._output = settings.topic(EMBED.output)
         self._codec = codec
         self._encoder = encoder
         self._store = store
@@ -163,6 +166,7 @@ class Embedder:
         self._health = health
         self._image_batch = settings.image_batch or encoder.image_batch
         self._fetching = metrics.stage.labels("fetch")
+        self._shortages = Shortages(metrics, health)
         for stage in ("load", "encode", "store"):
             metrics.retries.labels(stage)
         self._turns: Turns[InFlightRecord] = Turns(1)
@@ -232,10 +236,9 @@ class Embedder:
     def _load_batch(self, uploads: list[Upload]) -> None:
         for upload in uploads:
             try:
-                self._load_upload(upload)
+                self._shortages.wait_out(partial(self._load_upload, upload))
             finally:
-                following = self._sources.end(upload.source)
-                if following is not None:
+                if (following := self._sources.end(upload.source)) is not None:
                     self._loading.put_at_once(following)
 
     def _load_upload(self, upload: Upload) -> None:
@@ -359,7 +362,7 @@ class Embedder:
         return Clip(
             clip_id=upsert.event.clip_id,
             uploaded_at=upsert.event.uploaded_at,
-            position=_position(upsert.in_flight.record),
+            position=Position.of(upsert.in_flight.record.log, upsert.in_flight.record.offset),
             duration_ms=upsert.duration_ms,
             vectors=upsert.vectors,
             times_ms=np.repeat(upsert.times_ms, self._encoder.vectors_per_frame),
@@ -381,13 +384,15 @@ class Embedder:
             partial=upsert.partial,
         )
         value = self._codec.encode(event)
-        return Output(self._settings.topic(EMBED.output), event.clip_id.encode(), value, upsert.in_flight.carried)
+        return Output(self._output, event.clip_id.encode(), value, upsert.in_flight.carried)
 
     def _remove(self, delete: Delete) -> None:
         in_flight = delete.in_flight
         if in_flight.revoked:
             return
-        self._store.delete(delete.clip_id, in_flight.record.timestamp, _position(in_flight.record))
+        self._store.delete(
+            delete.clip_id, in_flight.record.timestamp, Position.of(in_flight.record.log, in_flight.record.offset)
+        )
         faults.reach(faults.FaultPoint.STORED)
         self._health.ready("store")
         self._metrics.deleted.inc()
@@ -429,16 +434,11 @@ class Embedder:
 
 
 def _bytes_of_frames(loaded: Loaded) -> int:
-    # Prepared frames are arrays or tensors; both have ``nbytes``.
-    return sum(frame.nbytes for frame in loaded.sampled.frames)
+    return sum(frame.nbytes for frame in loaded.sampled.frames)  # arrays or tensors
 
 
 def _bytes_to_store(job: StoreJob) -> int:
     return job.vectors.nbytes if isinstance(job, Upsert) else job.in_flight.record.size
-
-
-def _position(record: Record) -> Position:
-    return Position.of(record.log, record.offset)
 
 
 def _clip_id_of_delete(key: bytes) -> str:

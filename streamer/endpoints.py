@@ -96,11 +96,12 @@ class Endpoints:
                 return [b"user and password required\n"]
             probe = probes.get(path)
             problems = probe() if probe else ["/metrics, /livez and /readyz are here"]
+            notes = health.notes() if path == "/readyz" and admitted else []
             if probe and not admitted:
                 problems = [problem.partition(": ")[0] for problem in problems]
             status = "200 OK" if not problems else "503 Service Unavailable" if probe else "404 Not Found"
             start_response(status, headers)
-            return ["\n".join([*(problems or ["ok"]), ""]).encode()]
+            return ["\n".join([*(problems or ["ok"]), *notes, ""]).encode()]
 
         tls = _Certificate(access.cert, access.key) if access.cert and access.key else None
         kind = type("Server", (_Server,), {"tls": tls, "address_family": _family(host)})

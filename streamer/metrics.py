@@ -52,6 +52,8 @@ LABELS = {
     "operation": "read, put, delete",
     "result": "hit, miss",
     "cause": "crashed, timeout",
+    "lack": "disk, descriptors, processes, memory, sandbox",
+    "mode": "seccomp+landlock, seccomp, landlock, none",
     "kind": "assigned, revoked, lost",
     "outcome": "committed, aborted, unknown, restarted, fenced",
     "condition": "start, broker, authentication, topic, assignment, offsets, store, transactions",
@@ -156,6 +158,16 @@ CATALOGUE = {
     "decoder_failures": Metric(
         "streamer_decoder_failures_total", "counter", "count", ("cause",),
         "Decoder processes that crashed or exceeded their time limit.", "Do decoders crash or time out?",
+    ),
+    "decoder_sandbox": Metric(
+        "streamer_decoder_sandbox", "gauge", "count", ("mode",),
+        "1 for the mode that confines decoders: seccomp+landlock, seccomp, landlock or none.",
+        "Are decoders sandboxed?",
+    ),
+    "machine_faults": Metric(
+        "streamer_machine_faults_total", "counter", "count", ("lack",),
+        "Attempts at an upload postponed because this machine is short of a resource.",
+        "Is the machine too small, or full?",
     ),
     "frames_encoded": Metric(
         "streamer_frames_encoded_total", "counter", "frames", (),
@@ -281,6 +293,8 @@ class Metrics:
     frames_decoded: Counter
     partial: Counter
     decoder_failures: Counter
+    decoder_sandbox: Gauge
+    machine_faults: Counter
     frames_encoded: Counter
     frames_duplicate: Counter
     store: Histogram

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+import numpy as np
 import structlog
 
 from streamer import faults
@@ -25,12 +27,11 @@ from streamer.tracing import stages
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
     import numpy.typing as npt
     from prometheus_client import Counter
 
     from streamer.codec import Codec
-    from streamer.encoders import QueryVectors
+    from streamer.encoders import Encoder
     from streamer.health import Health
     from streamer.method import Policy
     from streamer.metrics import Metrics
@@ -42,6 +43,8 @@ log = structlog.get_logger()
 MAX_RECORDS = 4_096
 """Most queries in flight, a few seconds of work; ``queue_bytes`` bounds them too. With a tenth of it, a backlog is
 paused and fetched again so often that the reranker waits for the consumer."""
+MAX_TEXT_BATCH = 64
+"""Most queries in one call of the text encoder: a larger batch gains little and takes more memory."""
 
 
 class Reranker:
@@ -60,6 +63,7 @@ class Reranker:
         health: Health,
     ) -> None:
         self._settings = settings
+        self._output = settings.topic(RERANK.output)
         self._codec = codec
         self._policy = policy
         self._queries = queries
@@ -173,12 +177,7 @@ class Reranker:
         degraded: Degraded | None = None,
     ) -> None:
         reranked = answer(self._policy.method_for(event), event, results, self._model_id, degraded)
-        output = Output(
-            self._settings.topic(RERANK.output),
-            event.query_id.encode(),
-            self._codec.encode(reranked),
-            in_flight.carried,
-        )
+        output = Output(self._output, event.query_id.encode(), self._codec.encode(reranked), in_flight.carried)
         in_flight.complete([output], since=event.issued_at)
 
     def _failed(self, in_flight: InFlightRecord, error: Exception) -> None:
@@ -186,6 +185,48 @@ class Reranker:
         if in_flight.outputs is None:
             log.error("reranking failed", place=in_flight.record.place, exc_info=error)
             in_flight.complete([dead_letter(in_flight.record, Reason.INTERNAL, f"{type(error).__name__}: {error}")])
+
+
+class QueryVectors:
+    """Query vectors, encoded once: an LRU cache in front of an encoder's text tower.
+
+    The ``size`` queries most recently asked for are kept; 0 keeps none. For one thread. ``hits`` and ``misses`` add up
+    to the queries asked for; a miss is one that had to be encoded, so a query that comes twice in one call is at most
+    one miss.
+    """
+
+    def __init__(self, encoder: Encoder, size: int) -> None:
+        self.hits = 0
+        self.misses = 0
+        self._encoder = encoder
+        self._size = size
+        self._vectors: OrderedDict[str, npt.NDArray[np.float32]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def get(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return the vectors of ``queries``: (n, dim) float32, L2-normalised, a copy.
+
+        What the encoder raises passes through; what was encoded before that is kept.
+        """
+        distinct = dict.fromkeys(queries)
+        found = {query: self._vectors[query] for query in distinct if query in self._vectors}
+        missing = [query for query in distinct if query not in found]
+        for query in found:
+            self._vectors.move_to_end(query)
+        for start in range(0, len(missing), MAX_TEXT_BATCH):
+            chunk = missing[start : start + MAX_TEXT_BATCH]
+            for query, vector in zip(chunk, self._encoder.encode_texts(chunk), strict=True):
+                # A row of the batch would keep all of the batch in memory.
+                found[query] = self._vectors[query] = vector.copy()
+            while len(self._vectors) > self._size:
+                self._vectors.popitem(last=False)
+        self.misses += len(missing)
+        self.hits += len(queries) - len(missing)
+        if not queries:
+            return np.empty((0, self._encoder.dim), np.float32)
+        return np.stack([found[query] for query in queries])
 
 
 def _add(counter: Counter, more: int) -> None:

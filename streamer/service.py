@@ -15,7 +15,7 @@ import structlog
 
 from streamer import __version__, embedder, faults, reranker
 from streamer.codec import JSON
-from streamer.encoders import Encoder, QueryVectors, Side, load_model
+from streamer.encoders import Encoder, Side, load_model
 from streamer.endpoints import Access, Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
@@ -34,7 +34,9 @@ from streamer.store import (
 from streamer.topology import EMBED, RERANK, SERVICES
 from streamer.tracing import Tracing
 from streamer.video import Sampling
+from streamer.video.errors import MachineError
 from streamer.video.fetching.fetcher import Fetcher
+from streamer.video.isolation.confinement import MODES, Layer, SandboxError, hide_memory
 from streamer.video.isolation.pool import DecodePool
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ def run_embedder(settings: EmbedSettings) -> NoReturn:
             encoder=encoder,
             store=store,
             fetcher=fetcher,
-            decoder=_decoder(_sampling(settings), settings, encoder, service.metrics),
+            decoder=_decoder(_sampling(settings), settings, encoder, service),
             metrics=service.metrics,
             health=service.health,
         )
@@ -128,7 +130,7 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
             settings,
             FixedPolicy(settings.method),
             codec=JSON,
-            queries=QueryVectors(encoder, settings.query_cache),
+            queries=reranker.QueryVectors(encoder, settings.query_cache),
             model_id=encoder.model_id,
             store=store,
             metrics=service.metrics,
@@ -164,7 +166,8 @@ def _sampling(settings: EmbedSettings) -> Sampling:
     )
 
 
-def _decoder(sampling: Sampling, intake: IntakeSettings, encoder: Encoder, metrics: Metrics) -> DecodePool:
+def _decoder(sampling: Sampling, intake: IntakeSettings, encoder: Encoder, service: Service) -> DecodePool:
+    metrics = service.metrics
     replaced = metrics.decoder_failures
     for cause in ("crashed", "timeout"):
         replaced.labels(cause)  # exposed from the start, so that the first failure is an increase
@@ -174,15 +177,34 @@ def _decoder(sampling: Sampling, intake: IntakeSettings, encoder: Encoder, metri
         waiting.observe(waited)
         decoding.observe(took)
 
-    return DecodePool(
+    def confined(layers: Layer) -> None:
+        service.health.note("decoder sandbox", layers.mode)
+        for mode in MODES:
+            metrics.decoder_sandbox.labels(mode).set(mode == layers.mode)
+
+    decoder = DecodePool(
         sampling,
         encoder.prepare,
         workers=intake.decode_workers,
         timeout=intake.decode_timeout,
         memory=intake.decode_memory,
+        sandbox=intake.decoder_sandbox,
+        confined=confined,
         replaced=lambda cause: replaced.labels(cause).inc(),
         timed=timed,
     )
+    try:
+        layers = decoder.layers
+    except SandboxError as error:
+        decoder.close()
+        raise invalid_setting("decoder_sandbox", f"{error.detail}; permissive accepts that") from None
+    except MachineError as error:
+        # The first upload waits for it, and says so.
+        log.warning("no decoder can be started yet", error=str(error))
+    else:
+        level = log.info if Layer.SECCOMP in layers else log.warning
+        level("decoders are confined", by=layers.mode)
+    return decoder
 
 
 def _encoder(settings: ModelSettings, service: Service) -> Encoder:
@@ -221,6 +243,7 @@ def _store(
 def _service(command: str, settings: EmbedSettings | RerankSettings) -> Iterator[Service]:
     """Serve probes and metrics from the start, and stop the service on a signal."""
     _check_environment()
+    hide_memory()
     tracing = Tracing.of(settings, command, settings.instance_id)
     metrics = Metrics(settings.group(SERVICES[command].group))
     health = Health(metrics, worker_stall_timeout=settings.worker_stall_timeout)

@@ -24,6 +24,7 @@ from streamer.topology import SERVICES
 Precision = Literal["float32", "float16", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+Sandbox = Literal["require", "permissive"]
 
 
 class Group(BaseModel):
@@ -253,7 +254,17 @@ class EmbeddingSettings(Group):
     precision: Precision = Field("float16", description="Precision of stored vectors")
 
 
-class IntakeSettings(Group):
+class SandboxSettings(Group):
+    """How the processes that decode clips are confined."""
+
+    decoder_sandbox: Sandbox = Field(
+        "require",
+        description="require: refuse to run where decoders get no filter of system calls (seccomp); "
+        "permissive: run with what the kernel offers",
+    )
+
+
+class IntakeSettings(SandboxSettings):
     """Where clips may be fetched from, how large they may be, and what fetching, decoding and encoding may take."""
 
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -21,7 +21,7 @@ from streamer.events import ClipUploaded, now
 from streamer.kafka import Output
 from streamer.kafka.readers.publish import publish
 from streamer.settings import load
-from tests.support.waiting import free_port
+from tests.support.waiting import free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,15 +62,13 @@ def running(command: str, **variables: str) -> Iterator[tuple[subprocess.Popen[s
 
 
 def await_answer(url: str, wanted: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    last = ""
-    while wanted not in last:
-        assert time.monotonic() < deadline, last
+    def answer() -> str:
         try:
-            last = get(url)[1]
+            return get(url)[1]
         except OSError as error:
-            last = str(error)
-        time.sleep(0.1)
+            return str(error)
+
+    wait_until(lambda: wanted in answer(), lambda: f"{wanted!r} from {url}, which says {answer()!r}", seconds=seconds)
 
 
 MISTAKES = [

@@ -313,7 +313,7 @@ def test_of_a_record_of_which_nothing_is_known_the_age_is_no_number(case: Case) 
     assert math.isnan(seconds)
 
 
-def test_a_look_that_comes_to_nothing_is_given_up_and_begun_again(case: Case) -> None:
+def test_a_read_of_the_first_record_that_times_out_is_retried(case: Case) -> None:
     case.partition.mark_committed(Progress(0))
     case.publish(1)
     case.tick(0.5)
