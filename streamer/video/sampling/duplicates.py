@@ -1,4 +1,4 @@
-"""Which sampled frames show the same as one before them, told by a difference that costs next to nothing.
+"""Detects sampled frames that nearly equal an earlier one, by a cheap difference.
 
 A record has a row for each sampled frame all the same, with its own time; those of a run have one vector. One row with
 the run's first time would score the same and be smaller, but what a record holds could then no longer be told from the
