@@ -88,6 +88,7 @@ class ImageTower:
         """``preprocessing``: the model's ``preprocess_cfg``, whose mean and std are applied here."""
         self.network = part_of(network, "images", arithmetic, device)
         self._arithmetic, self._device = arithmetic, device
+        self._dtype = arithmetic.between
         mean, std = (torch.tensor(preprocessing[name]).view(-1, 1, 1) for name in ("mean", "std"))
         self._mean, self._std = mean.to(device), std.to(device)
         size = preprocessing["size"]
@@ -106,7 +107,7 @@ class ImageTower:
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         np.stack(frames, out=batch.numpy())
         pixels = self.normalise(batch.to(self._device, non_blocking=True))
-        features: torch.Tensor = self.network.encode_image(pixels.to(self._arithmetic.between))
+        features: torch.Tensor = self.network.encode_image(pixels.to(self._dtype))
         return features
 
     def normalise(self, batch: torch.Tensor) -> torch.Tensor:

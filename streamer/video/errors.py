@@ -1,4 +1,4 @@
-"""Why a clip could not be had: its own fault, with its dead-letter code, or one of this machine."""
+"""Why a clip cannot be fetched or decoded: an error of the clip, with its dead-letter code, or of this machine."""
 
 from __future__ import annotations
 

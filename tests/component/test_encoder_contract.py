@@ -491,7 +491,7 @@ def test_a_config_that_is_no_architecture_is_refused(clip_copy: Path) -> None:
     assert "wings" in message
 
 
-def test_a_tokenizer_that_is_not_there_is_named(clip_copy: Path) -> None:
+def test_a_missing_tokenizer_is_named(clip_copy: Path) -> None:
     config = {**KINDS["clip"].config, "text_cfg": {**TEXT, "tokenizer_kwargs": {"clean": "unheard-of"}}}
     (clip_copy / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     assert refusal(f"local-dir:{clip_copy}").startswith(f"model local-dir:{clip_copy} has no usable tokenizer: ")

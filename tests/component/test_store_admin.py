@@ -142,7 +142,7 @@ def test_a_damaged_record_gives_way_and_is_not_put(admin: StoreAdmin) -> None:
     assert admin.put([whole]) == [Merged.PRESENT]
 
 
-def test_a_record_under_another_key_is_told_where_it_carries_its_id() -> None:
+def test_a_record_under_another_key_is_corrupt_where_it_carries_its_id() -> None:
     long = upload(1, clip_id="x" * 505)
     assert record_format.checked(long.key, memoryview(long.value)).live
     for key in (record_format.key(PREFIX, "y" * 505), PREFIX + b"\x01\xff", PREFIX, b"", PREFIX + b"\x01a" * 300):
@@ -263,7 +263,7 @@ def test_a_service_that_writes_for_a_forgotten_model_makes_it_known_again(url: s
     store.close()
 
 
-def test_a_store_that_is_not_there_is_refused_unless_it_may_be_created(tmp_path: Path) -> None:
+def test_a_missing_store_is_refused_unless_it_may_be_created(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such store"):
         open_admin(f"lmdb:{tmp_path / 'a'}")
     with pytest.raises(StoreError, match="needs a path"):

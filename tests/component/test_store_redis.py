@@ -284,7 +284,7 @@ def test_the_password_comes_from_a_file_and_is_in_no_representation(tmp_path: Pa
 # -- failures ---------------------------------------------------------------------------------------------------
 
 
-def test_a_store_that_is_not_there_yet_is_used_as_soon_as_it_is(tmp_path: Path) -> None:
+def test_a_store_is_used_as_soon_as_it_exists(tmp_path: Path) -> None:
     server = Server(tmp_path / "server")
     writer, reader = opened(server.url), opened(server.url, read_only=True)
     with pytest.raises(StoreUnavailableError):
@@ -298,7 +298,7 @@ def test_a_store_that_is_not_there_yet_is_used_as_soon_as_it_is(tmp_path: Path) 
         assert eventually(reader, ["c"]) == [1]
 
 
-def test_a_server_that_was_restarted_is_found_again_and_a_store_that_it_lost_is_made_anew(server: Server) -> None:
+def test_after_a_restart_of_the_server_it_reconnects_and_recreates_a_lost_store(server: Server) -> None:
     url = f"{server.url}?buckets=3"
     store = opened(url)
     store.put([clip("c")])

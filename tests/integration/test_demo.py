@@ -136,7 +136,7 @@ def test_on_a_terminal_it_shows_top_and_kept_running_it_ends_on_ctrl_c_and_takes
         assert told in shown
 
 
-def test_clips_without_queries_are_told_in_one_line(kafka: LocalKafka, clips: Path) -> None:
+def test_clips_without_queries_are_reported_in_one_line(kafka: LocalKafka, clips: Path) -> None:
     done = subprocess.run(
         [STREAMER, "demo", "--clips", clips],
         env=environment(kafka),

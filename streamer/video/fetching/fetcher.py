@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tenacity
 from fsspec.asyn import get_loop
 from yarl import URL
 
@@ -80,7 +81,7 @@ class Fetcher:
         """Provide the source of ``uri`` as a local file inside the block.
 
         For ``file:`` this is the file itself, which must not be written. Raises :class:`ClipError`: URI_REFUSED,
-        NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED; :class:`MachineError` where this machine has no room for the file, or
+        NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED; :class:`MachineError` if this machine has no room for the file, or
         no descriptor or thread to fetch it with.
         """
         try:
@@ -140,3 +141,28 @@ def _lack(error: Exception) -> MachineError | None:
         # If no descriptor is left for a lookup, libc reports that no name server responds.
         found = missing_descriptors()
     return found
+
+
+def retries(seconds: float, before: Callable[[], None]) -> tenacity.Retrying:
+    """Make the attempts at one clip: those worth another one with backoff, where it is its source for ``seconds``.
+
+    ``before`` is called before each repetition. Raises the last attempt's :class:`ClipError`.
+    """
+    out_of_time = tenacity.stop_before_delay(seconds)
+    return tenacity.Retrying(
+        retry=_is_worth_another_attempt,
+        wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=15),
+        stop=lambda state: _retry_of(state) is Retry.FOR_A_WHILE and out_of_time(state),
+        before_sleep=lambda _state: before(),
+        reraise=True,
+    )
+
+
+def _retry_of(state: tenacity.RetryCallState) -> Retry:
+    error = state.outcome.exception() if state.outcome else None
+    return error.retry if isinstance(error, ClipError) else Retry.NEVER
+
+
+def _is_worth_another_attempt(state: tenacity.RetryCallState) -> bool:
+    retry = _retry_of(state)
+    return retry is Retry.FOR_A_WHILE or (retry is Retry.ONCE and state.attempt_number == 1)
