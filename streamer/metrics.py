@@ -187,12 +187,12 @@ CATALOGUE = {
     ),
     "decoder_sandbox": Metric(
         "streamer_decoder_sandbox", "gauge", "count", ("mode",),
-        "1 for what confines decoders: seccomp+landlock, seccomp, landlock or none.",
-        "Are uploads kept from the service?",
+        "1 for the mode that confines decoders: seccomp+landlock, seccomp, landlock or none.",
+        "Are decoders sandboxed?",
     ),
     "machine_faults": Metric(
         "streamer_machine_faults_total", "counter", "count", ("lack",),
-        "Attempts at an upload put off for lack of disk, descriptors, processes, memory or a sandbox on this machine.",
+        "Attempts at an upload postponed because this machine is short of a resource.",
         "Is the machine too small, or full?",
     ),
     "frames_encoded": Metric(

@@ -204,11 +204,11 @@ CRASHES = {
     Act.KILL: "the decoder's process killed by SIGKILL",
     Act.EXIT: "the decoder's process ended with exit code 7",
     Act.RAISE: "LookupError: of prepare's own",
-    Act.ANSWER_NONSENSE: "the decoder's process answered what cannot be read: a header of 4294967295 bytes",
+    Act.ANSWER_NONSENSE: "the decoder's process sent an unreadable response: a header of 4294967295 bytes",
     Act.CLAIM_ANOTHER_SHAPE: (
-        "the decoder's process answered what cannot be read: frames of [16, 17, 3], where [16, 16, 3] are prepared"
+        "the decoder's process sent an unreadable response: frames of [16, 17, 3], where [16, 16, 3] are prepared"
     ),
-    Act.POINT_OUTSIDE: "the decoder's process answered what cannot be read: frames [1] of 1 for 1 samples",
+    Act.POINT_OUTSIDE: "the decoder's process sent an unreadable response: frames [1] of 1 for 1 samples",
     Act.CHANGE_SHAPE: "TypeError: a prepared frame is uint8 (",
 }
 

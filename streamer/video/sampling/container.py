@@ -170,7 +170,7 @@ def breaks_off(source: Source) -> bool:
 
 
 def words(error: BaseException) -> str:
-    """Say what an error says, without the path that PyAV adds."""
+    """Return an error's message without the path that PyAV adds."""
     return (isinstance(error, av.error.FFmpegError) and error.strerror) or str(error) or type(error).__name__
 
 

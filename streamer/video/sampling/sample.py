@@ -133,7 +133,7 @@ def sample_descriptor(
         partial = taken.damaged or found.damaged or breaks_off(source)
     except MemoryError as error:
         # It may be what earlier clips left behind in this process that was too much.
-        raise ClipError(Reason.DECODE_FAILED, "more memory is needed than there is", Retry.ONCE) from error
+        raise ClipError(Reason.DECODE_FAILED, "not enough memory", Retry.ONCE) from error
     times_ms = np.array([round(ticks * found.time_base * 1000) for ticks in taken.ticks], dtype=np.uint32)
     frames, frame_of = distinct(taken.frames, sampling.duplicate_threshold)
     duration_ms = round(found.duration * 1000)
