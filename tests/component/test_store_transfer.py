@@ -417,7 +417,7 @@ def test_the_commands_copy_and_verify(urls: tuple[str, str], source: LmdbAdmin) 
     figures = json.loads(run("verify", "--store", urls[1], "--json").output)
     assert figures["models"][MODEL]["clips"] == 27
     both = run("verify", "--store", urls[0], "--against", urls[1])
-    assert (both.exit_code, "30 the same" in both.output) == (0, True)
+    assert (both.exit_code, "30 identical" in both.output) == (0, True)
     assert json.loads(run("verify", "--store", urls[0], "--against", urls[1], "--json").output)["same"] == 30
 
     put_unchecked(source, damaged(upload(1, clip_id="[bold]broken")))
@@ -454,9 +454,9 @@ def test_a_model_is_dropped_only_when_that_is_meant(urls: tuple[str, str], sourc
     at = ("drop-model", "--store", urls[0])
     before = everything(source)
     unknown = run(*at, "model-x", "--yes")
-    assert (unknown.exit_code, f"but: {MODEL}" in unknown.output) == (1, True)
+    assert (unknown.exit_code, f"stored: {MODEL}" in unknown.output) == (1, True)
     alone = run(*at, MODEL, "--yes")
-    assert (alone.exit_code, "the only model" in alone.output) == (1, True)
+    assert (alone.exit_code, "the only stored model" in alone.output) == (1, True)
     source.register({record_format.model_prefix("model-b"): "model-b"})
     recent = Clip("recent", dt.datetime.now(dt.UTC), Position.of("log", 1), 1, clip("c").vectors, clip("c").times_ms)
     source.put(

@@ -44,7 +44,7 @@ def bad_input(system: System) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bombs(system: System) -> Iterator[None]:
+def bad_files(system: System) -> Iterator[None]:
     with system.load.flawed("bombs"):
         yield
 
@@ -59,6 +59,13 @@ def backlog(system: System) -> Iterator[None]:
 @contextlib.contextmanager
 def damaged_records(system: System) -> Iterator[None]:
     assert system.damage_the_store()
+    yield
+
+
+@contextlib.contextmanager
+def unreadable_batch(system: System) -> Iterator[None]:
+    """A few kB that decompress to more than any buffer of the services."""
+    system.load.unreadable()
     yield
 
 
@@ -124,20 +131,21 @@ CAUSES: dict[Callable[[System], contextlib.AbstractContextManager[None]], set[st
         "StreamerCandidatesNotEmbedded",
     },
     damaged_records: {"StreamerCorruptRecords"},
+    unreadable_batch: {"StreamerUnreadable"},
     slow_store: {"StreamerStoreSlow"},
     store_away: {
         "StreamerStoreUnavailable", "StreamerDegraded", "StreamerUploadsLate", "StreamerStuck",
     },
     backlog: {"StreamerRerankLate"},
     outputs_refused: {"StreamerTransactionsFailing"},
-    bombs: {"StreamerDecodersCrashing"},
+    bad_files: {"StreamerDecodersFailing"},
     crashes: {"StreamerRestarting"},
     one_embedder_gone: {"StreamerInstanceDown", "StreamerPartitionsUnowned"},
     both_embedders_gone: {"StreamerDown"},
     broker_gone: {"StreamerNotReady"},
 }  # fmt: skip
 """What is done, in this order, and what must fire of it. The last ones leave a system behind that does not work."""
-LONG = {bombs, crashes}
+LONG = {bad_files, crashes}
 """Half a minute and more; `make alerts` sets ALERTS=all and runs them too."""
 RUN = [cause for cause in CAUSES if cause not in LONG or os.environ.get("ALERTS") == "all"]
 

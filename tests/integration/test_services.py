@@ -141,7 +141,7 @@ def test_missing_topics_are_reported_and_sigterm_ends_it_cleanly(
     checked = subprocess.run(
         [STREAMER, "topics", "check"], env=environment(**settings), capture_output=True, text=True, check=False
     )
-    assert (checked.returncode, checked.stdout) == (0, "all topics are as they should be\n")
+    assert (checked.returncode, checked.stdout) == (0, "all topics match the file\n")
 
 
 def test_an_unreachable_broker_is_one_line_for_topics() -> None:

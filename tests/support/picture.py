@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from tests.support.monitored import Prometheus
 
 MAIN = (
-    "Events in", "From issued_at to the answer", "From uploaded_at to searchable",
+    "Events in", "Latency from issued_at to the reranked result", "Freshness: uploaded_at to searchable",
     "Lag in seconds", "Candidates", "Dead letters",
-    "A batch's time, mean", "From begin to commit", "A call's time",
+    "Batch time, mean", "Transaction time", "Store latency",
 )  # fmt: skip
 """Three rows of three."""
 _SECONDS = 90

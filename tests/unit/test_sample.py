@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -14,16 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import streamer
 from streamer.events import Reason
 from streamer.video import ClipError, SampledClip, Sampling
 from streamer.video.sampling.container import breaks_off
 from streamer.video.sampling.sample import sample
+from streamer.video.sampling.source import Source
 from streamer.video.sampling.timeline import BestEffort, select
 from tests.support.clips import Rgb, make, picture, pts_of, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
 
 def plain_sample(path: Path, interval: float, max_frames: int) -> tuple[list[int], list[Rgb], int, int]:
@@ -288,6 +290,11 @@ def test_too_long_a_clip_is_refused(tmp_path: Path) -> None:
     assert sample(path, Sampling(0.5, 64, max_seconds=13 * 3600 + 1), np.copy).duration_ms == 46_800_033
 
 
+def is_cut_short(path: Path) -> bool:
+    with path.open("rb") as file:
+        return breaks_off(Source(file.fileno()))
+
+
 MDAT = (24).to_bytes(4) + b"mdat" + bytes(16)
 RIFF = b"RIFF" + (20).to_bytes(4, "little") + b"AVI " + bytes(16)
 EBML = b"\x1a\x45\xdf\xa3\x84abcd\x18\x53\x80\x67"
@@ -324,7 +331,7 @@ EBML = b"\x1a\x45\xdf\xa3\x84abcd\x18\x53\x80\x67"
 def test_where_a_container_says_that_it_goes_on(tmp_path: Path, content: bytes, ends: bool) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert breaks_off(path) == ends
+    assert is_cut_short(path) == ends
 
 
 def test_metadata_that_is_not_utf8_does_no_harm(tmp_path: Path) -> None:
@@ -363,3 +370,17 @@ def test_mutated_files_end_in_a_clip_or_a_clip_error(tmp_path: Path) -> None:
     assert sum(outcomes.values()) == 160
     assert outcomes["sampled"] > 10
     assert outcomes[Reason.DECODE_FAILED] > 10
+
+
+def test_the_product_decodes_in_confined_processes_only() -> None:
+    """The renderer's writing apart, whatever opens a video goes through the module that a decoder's process runs."""
+    root = Path(streamer.__file__).parent
+    opening = re.compile(r"\bav\.open\(|\bsample_descriptor\(|(?<![\w.])sample\(|import .*\bsample\b")
+    found = {str(path.relative_to(root)) for path in root.rglob("*.py") if opening.search(path.read_text())}
+    assert found == {
+        "synthetic/write.py",  # writes
+        "video/__init__.py",  # hands on the name, for scripts and tests
+        "video/isolation/worker.py",
+        "video/sampling/container.py",
+        "video/sampling/sample.py",
+    }

@@ -132,7 +132,7 @@ def test_a_variant_scores_as_if_it_had_been_stored_so(precision: Precision, tmp_
 
 def test_vectors_cannot_be_made_finer_than_they_are() -> None:
     record = Embedding(np.ones((1, 4), np.int8), np.ones(1, np.float32), np.zeros(1, np.uint32), 0, 0)
-    with pytest.raises(ValueError, match="the store's vectors are int8, which is less than float16"):
+    with pytest.raises(ValueError, match="the store's vectors are int8, a lower precision than float16"):
         derive(record, Variant(None, "float16"))
 
 

@@ -134,7 +134,7 @@ def test_what_is_done_out_of_order_is_counted_beside_the_lag(case: Case) -> None
     case.publish(5)
     case.partition.mark_committed(Progress(0, frozenset({2, 3})))
     case.tick()
-    assert (case.records, case.value("done_ahead_records")) == (5, 2)
+    assert (case.records, case.value("completed_ahead_records")) == (5, 2)
 
 
 def test_nothing_is_reported_before_it_is_known_what_is_committed(case: Case) -> None:
@@ -208,7 +208,7 @@ def test_a_revoked_partition_is_no_longer_reported(case: Case) -> None:
     assert case.records == 3
     case.assignment.remove(0)
     case.watch.forget(0)
-    assert [case.value(name) for name in ("lag_records", "lag_seconds", "done_ahead_records")] == [None] * 3
+    assert [case.value(name) for name in ("lag_records", "lag_seconds", "completed_ahead_records")] == [None] * 3
 
 
 # -- seconds ---------------------------------------------------------------------------------------------------
