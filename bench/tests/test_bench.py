@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic: figures, bars, reports, and the events that contestants are given."""
+"""The benchmarks' own arithmetic: figures, targets, reports, and the contestants' input events."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_benchmark_that_fails_or_hangs_is_reported_and_the_others_run(
     found = json.loads((tmp_path / "report/results.json").read_bytes())["benchmarks"]
     assert found["good"]["figures"] == {"quick": True}
     assert found["bad"]["error"] == "exit code 1"
-    assert found["hangs"]["error"] == "not done in 3 s"
+    assert found["hangs"]["error"] == "exceeded 3 s"
     child = int((package.parent / "child").read_text())
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
@@ -165,5 +165,5 @@ def test_the_command_names_the_benchmarks_there_are() -> None:
         [sys.executable, "-m", "bench", "nonsense"], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 2
-    assert "no benchmark nonsense" in done.stderr
+    assert "unknown benchmark nonsense" in done.stderr
     assert "reranking_latency" in done.stderr

@@ -219,12 +219,12 @@ def test_only_the_side_that_is_wanted_is_measured_and_kept() -> None:
     with structlog.testing.capture_logs() as logs:
         encoder = load_encoder(DEMO, sides=["texts"])
     assert encoder.encode_texts(QUERIES).shape == (len(QUERIES), encoder.dim)
-    measured = [line for line in logs if line["event"] == "arithmetic measured"]
+    measured = [line for line in logs if line["event"] == "precision measured"]
     assert [line["side"] for line in measured] == ["texts"]
     assert measured[0]["measured"][0].startswith("float32: ")
     assert measured[0]["chosen"] in {trial.split(":")[0] for trial in measured[0]["measured"]}
     frame = np.full((70, 50, 3), 99, np.uint8)
-    with pytest.raises(RuntimeError, match="without the side that encodes images"):
+    with pytest.raises(RuntimeError, match="without its image side"):
         encoder.encode_images([encoder.prepare(frame)])
 
 

@@ -491,9 +491,9 @@ def test_a_read_only_store_refuses_writes_and_sees_those_of_others(engine: Engin
     reader = engine.open(read_only=True)
     assert versions(reader, ["c1"]) == [None]
     assert list(reader.clip_ids()) == []
-    with pytest.raises(StoreError, match="reading only"):
+    with pytest.raises(StoreError, match="opened read-only"):
         reader.put([clip()])
-    with pytest.raises(StoreError, match="reading only"):
+    with pytest.raises(StoreError, match="opened read-only"):
         reader.delete("c1", at(1), following())
     engine.open().put([clip(version=2)])
     assert versions(reader, ["c1"]) == [2]

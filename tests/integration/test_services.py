@@ -75,7 +75,7 @@ MISTAKES = [
     ("embed", {"model": ""}, "model", "name one"),
     ("rerank", {"model": ""}, "model", "name one"),
     ("embed", {"model": "ViT-B-23"}, "model", "unknown model 'ViT-B-23'; did you mean"),
-    ("rerank", {"model": "ViT-B-32"}, "pretrained", "no weights of its own"),
+    ("rerank", {"model": "ViT-B-32"}, "pretrained", "needs pretrained weights"),
     ("rerank", {"model": "ViT-B-32", "pretrained": "none.pt"}, "pretrained", "no such checkpoint file"),
     ("rerank", {"model": "local-dir:/nowhere"}, "model", "no such directory"),
     ("embed", {"store": "lmdb:/proc/none/store"}, "store", "/proc/none/store"),

@@ -312,5 +312,5 @@ def test_what_can_be_no_id_is_refused(clip_id: str) -> None:
     ],
 )
 def test_what_is_no_clip_is_not_written(vectors: np.ndarray, times: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"make no clip|not finite"):
+    with pytest.raises(ValueError, match=r"do not fit together|not finite"):
         record_format.encode(Clip("c1", dt.datetime.now(dt.UTC), HERE, 0, vectors, times), "float16")

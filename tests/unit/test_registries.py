@@ -79,7 +79,7 @@ def test_an_unsupported_scheme_of_a_model_is_refused_with_those_there_are() -> N
 
 
 def test_the_small_models_name_takes_no_suffix() -> None:
-    with pytest.raises(EncoderError, match="demo is a model's whole name"):
+    with pytest.raises(EncoderError, match="demo is a complete model name"):
         loading.load_encoder("demo:other")
 
 
