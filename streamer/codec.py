@@ -29,6 +29,11 @@ E = TypeVar("E", ClipUploaded, ClipEmbedded, QueryResults, QueryReranked)
 class Codec(Protocol):
     """Reads and writes events. Its methods may be called from several threads."""
 
+    @property
+    def content_type(self) -> str:
+        """The media type of what it writes (RFC 9110)."""
+        ...
+
     def decode(self, model: type[E], value: bytes | None, key: bytes | None = None) -> E:
         """Read one record's value as ``model``.
 
@@ -48,6 +53,8 @@ class JsonCodec:
     Decoding goes through orjson, so that exactly what is JSON passes, and then through msgspec, which
     checks types and limits; msgspec also writes, in a third of the time that its structs take through orjson.
     """
+
+    content_type = "application/json"
 
     def __init__(self) -> None:
         self._encoder = msgspec.json.Encoder()

@@ -41,7 +41,7 @@ import tenacity
 
 from streamer import faults
 from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, now
-from streamer.kafka import Output, dead_letter
+from streamer.kafka import Outputs, dead_letter
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
 from streamer.topology import EMBED
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.health import Health
-    from streamer.kafka import InFlightRecord, Record
+    from streamer.kafka import InFlightRecord, Output, Record
     from streamer.metrics import Metrics
     from streamer.settings import EmbedSettings
     from streamer.store import Store
@@ -155,6 +155,7 @@ class Embedder:
     ) -> None:
         self._settings = settings
         self._codec = codec
+        self._outputs = Outputs(settings, EMBED, codec.content_type)
         self._encoder = encoder
         self._store = store
         self._fetcher = fetcher
@@ -379,7 +380,7 @@ class Embedder:
             partial=upsert.partial,
         )
         value = self._codec.encode(event)
-        return Output(self._settings.topic(EMBED.output), event.clip_id.encode(), value, upsert.work.carried)
+        return self._outputs.of(upsert.work, event.clip_id, value)
 
     def _remove(self, delete: Delete) -> None:
         work = delete.work

@@ -77,6 +77,11 @@ CATALOGUE = {
         "streamer_events_dead_lettered_total", "counter", "events", ("topic", "reason"),
         "Records that went to the dead letter topic of their input topic.", "What is refused, and why?",
     ),
+    "retimed": Metric(
+        "streamer_output_timestamps_refused_total", "counter", "events", ("topic",),
+        "Outputs produced with the current time, since their topic refused the input record's.",
+        "Do event-time joins miss outputs?",
+    ),
     "deleted": Metric(
         "streamer_clips_deleted_total", "counter", "clips", (),
         "Deletes (null values) applied to the store.", "Do deletes arrive?",
@@ -265,6 +270,7 @@ class Metrics:
     consumed: Counter
     produced: Counter
     dead_lettered: Counter
+    retimed: Counter
     deleted: Counter
     superseded: Counter
     candidates: Counter

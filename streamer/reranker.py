@@ -15,7 +15,7 @@ import structlog
 
 from streamer import faults
 from streamer.events import Degraded, InvalidEvent, QueryResults, Reason, RerankedCandidate, Status, now
-from streamer.kafka import InFlightRecord, Output, dead_letter
+from streamer.kafka import InFlightRecord, Outputs, dead_letter
 from streamer.method import answer, rerank_candidates, unscored
 from streamer.stages import Stage
 from streamer.store import StoreUnavailableError
@@ -61,6 +61,7 @@ class Reranker:
     ) -> None:
         self._settings = settings
         self._codec = codec
+        self._outputs = Outputs(settings, RERANK, codec.content_type)
         self._policy = policy
         self._queries = queries
         self._model_id = model_id
@@ -173,10 +174,7 @@ class Reranker:
         degraded: Degraded | None = None,
     ) -> None:
         reranked = answer(self._policy.method_for(event), event, results, self._model_id, degraded)
-        output = Output(
-            self._settings.topic(RERANK.output), event.query_id.encode(), self._codec.encode(reranked), work.carried
-        )
-        work.complete([output], since=event.issued_at)
+        work.complete([self._outputs.of(work, event.query_id, self._codec.encode(reranked))], since=event.issued_at)
 
     def _failed(self, work: InFlightRecord, error: Exception) -> None:
         """Dead-letter a record on which our own code failed: nothing is lost, and its partition goes on."""

@@ -1,6 +1,7 @@
 """A trace of each record: spans by OpenTelemetry, in the trace that the record's ``traceparent`` names.
 
-Off by default; then nothing of this is called for a record, and ``traceparent`` is carried on unchanged. When it is on,
+Off by default; then nothing of this is called for a record, and its trace context is carried on unchanged. When it is
+on,
 a record has one span from its receipt to its commit, ``<topic> process``, whose parent is the record's own
 ``traceparent``, and below it one for each stage that it went through, named like the stage's metrics. What the record
 causes carries that first span as its ``traceparent``: so the trace goes on in whoever reads it.
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
-TRACEPARENT = "traceparent"
+TRACEPARENT, TRACESTATE, BAGGAGE = "traceparent", "tracestate", "baggage"
+"""Headers of W3C's Trace Context and Baggage."""
+_CONTEXT = (TRACEPARENT, TRACESTATE)
 _FLUSH_MS = 1_000
 """How long the last spans may take to be sent when the service ends."""
 
@@ -79,7 +82,7 @@ class Trace:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
         propagator = TraceContextTextMapPropagator()
-        given = {name: (value or b"").decode("ascii", "replace") for name, value in headers if name == TRACEPARENT}
+        given = {name: (value or b"").decode("ascii", "replace") for name, value in headers if name in _CONTEXT}
         self._tracer = tracer
         self._span: Span = tracer.start_span(
             f"{topic} process",
@@ -96,8 +99,14 @@ class Trace:
         self._context = set_span_in_context(self._span)
         carrier: dict[str, str] = {}
         propagator.inject(carrier, self._context)
-        self.traceparent = carrier[TRACEPARENT].encode()
-        """What the record causes carries on."""
+        self._propagated = tuple((name, text.encode()) for name, text in carrier.items())
+
+    def propagated(self, headers: Headers) -> Headers:
+        """Return the headers of what the record causes, with this span as its parent.
+
+        ``tracestate`` goes on where its ``traceparent`` was valid; otherwise W3C has it discarded.
+        """
+        return (*(each for each in headers if each[0] not in _CONTEXT), *self._propagated)
 
     def stage(self, name: str, began_ns: int, **attributes: Any) -> None:
         """Tell of a stage that has just ended; ``began_ns`` since 1970."""

@@ -23,6 +23,10 @@ _MAX_ERROR_CHARS = 1_000
 
 GROUP_HEADER = "dlq.group"
 """Header of a dead letter: the full name of the consumer group that could not process the record."""
+TIMESTAMP_HEADER = "dlq.timestamp"
+"""Header of a dead letter: the record's own time, in milliseconds since 1970. The dead letter's time is its own."""
+TIMESTAMP_TYPE_HEADER = "dlq.timestamp_type"
+"""Header of a dead letter: whose time that was, ``CreateTime`` or ``LogAppendTime``."""
 LAST_OFFSET_HEADER = "dlq.last_offset"
 """Header of a dead letter that stands for a whole batch: the last of its offsets."""
 REDRIVEN_FROM = "dlq.redriven_from"
@@ -44,6 +48,8 @@ def dead_letter(record: Record, reason: Reason, error: str, *, attempts: int = 1
         ("dlq.topic", record.topic),
         ("dlq.partition", str(record.partition)),
         ("dlq.offset", str(record.offset)),
+        *(((TIMESTAMP_HEADER, str(record.timestamp_ms)),) if record.timestamp_type else ()),
+        *(((TIMESTAMP_TYPE_HEADER, record.timestamp_type),) if record.timestamp_type else ()),
         ("dlq.attempts", str(attempts)),
         *(((GROUP_HEADER, record.group),) if record.group else ()),
         ("dlq.at", now().isoformat().replace("+00:00", "Z")),

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import structlog
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from confluent_kafka import Message
 
 log = structlog.get_logger()
@@ -40,6 +39,10 @@ class Record:
     log: str = ""
     group: str = ""
     """Full name of the consumer group as whose member we read it; empty outside a group."""
+    timestamp_ms: int = -1
+    """The record's own time as it is in the log, in milliseconds since 1970; -1 where it has none."""
+    timestamp_type: str = ""
+    """Whose time that is: ``CreateTime`` the producer's, ``LogAppendTime`` the broker's, empty where it has none."""
 
     @property
     def size(self) -> int:
@@ -62,6 +65,10 @@ class Output:
     headers: Headers
     partition: int = -1
     """Where it goes; -1 leaves that to the key."""
+    timestamp: int | None = None
+    """Its time in milliseconds since 1970; None is the time at which it is produced."""
+    retimed: bool = False
+    """Whether the topic has refused the time that it had before (``message.timestamp.before.max.ms`` and ``after``)."""
 
     @property
     def size(self) -> int:
@@ -73,9 +80,7 @@ def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
     return 200 + len(key or b"") + len(value or b"") + sum(len(name) + len(data or b"") for name, data in headers)
 
 
-def carried(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
-    """Return the headers that are copied to a record's outputs: W3C trace context and CloudEvents."""
-    return tuple((name, value) for name, value in headers if name == "traceparent" or name.startswith("ce_"))
+_TIMESTAMP_TYPES = {TIMESTAMP_CREATE_TIME: "CreateTime", TIMESTAMP_LOG_APPEND_TIME: "LogAppendTime"}
 
 
 def _present(value: T | None) -> T:
@@ -87,7 +92,7 @@ def _present(value: T | None) -> T:
 
 def record_of(message: Message, *, log: str = "", group: str = "") -> Record:
     """Convert a consumed message; ``log`` and ``group`` are given by members of a group."""
-    _, milliseconds = message.timestamp()
+    kind, milliseconds = message.timestamp()
     # A producer that stamps in microseconds must not date its records into the far future.
     timestamp = dt.datetime.fromtimestamp(min(max(0.0, milliseconds / 1000), time.time()), dt.UTC)
     return Record(
@@ -100,6 +105,8 @@ def record_of(message: Message, *, log: str = "", group: str = "") -> Record:
         timestamp=timestamp,
         log=log,
         group=group,
+        timestamp_ms=milliseconds if kind in _TIMESTAMP_TYPES else -1,
+        timestamp_type=_TIMESTAMP_TYPES.get(kind, ""),
     )
 
 

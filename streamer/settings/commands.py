@@ -14,6 +14,7 @@ from streamer.settings.groups import (
     MethodSettings,
     MetricsSettings,
     ModelSettings,
+    OutputSettings,
     QuerySettings,
     ServiceSettings,
     StoreReadSettings,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 class EmbedSettings(
     ServiceSettings,
+    OutputSettings,
     ModelSettings,
     StoreWriteSettings,
     EmbeddingSettings,
@@ -42,6 +44,7 @@ class EmbedSettings(
 
 class RerankSettings(
     ServiceSettings,
+    OutputSettings,
     ModelSettings,
     StoreReadSettings,
     MethodSettings,

@@ -120,6 +120,25 @@ class ServiceSettings(Connection):
     )
 
 
+class OutputSettings(Group):
+    """How the outputs are marked."""
+
+    output_timestamps: Literal["input", "now"] = Field(
+        "input",
+        description="Time of output records: input: that of the record that they answer, so that event-time joins and "
+        "replays match; now: when they are produced",
+    )
+    cloudevents: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="CloudEvents attributes on outputs; auto: where the record that they answer is a CloudEvent",
+    )
+    cloudevents_source: str | None = Field(
+        None,
+        pattern=r"^[!-~]{1,1000}$",
+        description="ce_source of outputs, a URI reference; by default / and the consumer group's name",
+    )
+
+
 # -- the model and the method --------------------------------------------------------------------------------
 
 

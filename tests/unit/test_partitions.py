@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,7 @@ from streamer.kafka.dead_letters import dead_letter, dead_letter_reason, truncat
 from streamer.kafka.inflight.offsets import WINDOW, Progress
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
 from streamer.kafka.inflight.record import InFlightRecord
-from streamer.kafka.records import Output, Record, carried
+from streamer.kafka.records import Output, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -138,10 +139,6 @@ def test_done_wakes_the_loop_after_the_outputs_are_there() -> None:
     assert in_flight.since == AT
 
 
-def test_trace_context_and_cloud_events_are_carried_and_nothing_else() -> None:
-    assert carried(record(1).headers) == (("traceparent", b"00"), ("ce_id", b"1"))
-
-
 def test_a_dead_letter_keeps_the_record_and_says_why() -> None:
     dead = dead_letter(record(7, b"broken"), Reason.NOT_JSON, "because", attempts=3)
     headers = dict(dead.headers)
@@ -152,8 +149,17 @@ def test_a_dead_letter_keeps_the_record_and_says_why() -> None:
     assert (headers["dlq.topic"], headers["dlq.partition"], headers["dlq.offset"]) == (b"t", b"0", b"7")
     assert headers["dlq.attempts"] == b"3"
     assert dt.datetime.fromisoformat((headers["dlq.at"] or b"").decode()).tzinfo is dt.UTC
+    assert "dlq.timestamp" not in headers
     assert dead_letter_reason(dead) == "not_json"
     assert dead_letter_reason(Output("t", None, None, dead.headers)) is None
+
+
+def test_a_dead_letter_says_the_records_own_time_and_whose_it_was() -> None:
+    timed = replace(record(7), timestamp_ms=1_700_000_000_123, timestamp_type="LogAppendTime")
+    dead = dead_letter(timed, Reason.NOT_JSON, "no")
+    assert dead.timestamp is None
+    assert dict(dead.headers)["dlq.timestamp"] == b"1700000000123"
+    assert dict(dead.headers)["dlq.timestamp_type"] == b"LogAppendTime"
 
 
 def test_a_record_that_fails_again_carries_the_newest_reason_only() -> None:

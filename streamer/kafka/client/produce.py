@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from streamer.kafka.records import Output
 
+_NOW = 0
+"""The timestamp by which the client takes the current time."""
+
 
 def enqueue(producer: Producer, output: Output, delivered: Callable[[KafkaError | None, Message], None]) -> None:
     """Give one record to a producer, waiting while its queue is full.
@@ -25,6 +28,7 @@ def enqueue(producer: Producer, output: Output, delivered: Callable[[KafkaError 
                 key=output.key,
                 partition=output.partition,
                 headers=list(output.headers),
+                timestamp=output.timestamp or _NOW,
                 on_delivery=delivered,
             )
         except BufferError:

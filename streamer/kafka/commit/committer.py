@@ -219,6 +219,8 @@ class Committer:
                 )
             for output in in_flight.outputs or ():
                 reason = dead_letter_reason(output)
+                if output.retimed:
+                    self._metrics.retimed.labels(output.topic).inc()
                 if reason is None:
                     produced[output.topic] += 1
                 else:

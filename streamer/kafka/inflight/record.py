@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamer.kafka.records import carried
-from streamer.tracing import TRACEPARENT
-
 if TYPE_CHECKING:
     import datetime as dt
     from collections import deque
     from collections.abc import Callable, Sequence
 
-    from streamer.kafka.records import Headers, Output, Record
+    from streamer.kafka.records import Output, Record
     from streamer.tracing import Trace
 
 
@@ -37,14 +34,6 @@ class InFlightRecord:
         self.trace: Trace | None = None
         """The record's trace, None where tracing is off."""
         self._wake = wake
-
-    @property
-    def carried(self) -> Headers:
-        """The headers that its outputs inherit; where it is traced, their ``traceparent`` is the record's own span."""
-        headers = carried(self.record.headers)
-        if self.trace is None:
-            return headers
-        return (TRACEPARENT, self.trace.traceparent), *(each for each in headers if each[0] != TRACEPARENT)
 
     def complete(self, outputs: Sequence[Output] = (), *, since: dt.datetime | None = None) -> None:
         """Set the outputs and mark the record as completed; its latency is measured from ``since``."""

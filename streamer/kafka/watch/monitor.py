@@ -51,6 +51,7 @@ class Monitor:
         # Counters are exposed at 0 from the start, so that their first increment is seen as an increase.
         metrics.consumed.labels(self._topic)
         metrics.produced.labels(settings.topic(service.output))
+        metrics.retimed.labels(settings.topic(service.output))
         for reason in Reason:
             metrics.dead_lettered.labels(self._topic, reason)
         for kind in ("assigned", "revoked", "lost"):

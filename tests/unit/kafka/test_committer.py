@@ -428,3 +428,24 @@ def test_a_privilege_that_is_taken_away_is_waited_for(case: Case, kind: str, nam
     case.fake.cluster.denied.clear()
     case.turns(case.committed)
     assert case.fake.outputs() == [b"k0"]
+
+
+def test_an_output_whose_time_is_refused_goes_with_the_current_one_and_is_counted(case: Case) -> None:
+    case.fake.cluster.topics[OUTPUT].accepts_since = 1_000.0
+    old, new = case.receive(0, 1)
+    old.complete([Output(OUTPUT, b"k0", b"x", (("h", b"1"),), timestamp=999_000)], since=AT)
+    new.complete([Output(OUTPUT, b"k1", b"x", (), timestamp=1_000_500)], since=AT)
+    case.turns(case.committed)
+    entries = case.fake.cluster.read(OUTPUT)
+    assert [(entry.key, entry.headers) for entry in entries] == [(b"k0", (("h", b"1"),)), (b"k1", ())]
+    assert entries[0].at >= 1_001.0
+    # A broker refuses whole batches, so both go with the current time.
+    labels = {"topic": OUTPUT}
+    assert case.metrics.registry.get_sample_value("streamer_output_timestamps_refused_total", labels) == 2
+
+
+def test_an_output_keeps_the_time_that_it_was_given(case: Case) -> None:
+    (record,) = case.receive(0)
+    record.complete([Output(OUTPUT, b"k0", b"x", (), timestamp=1_234)], since=AT)
+    case.turns(case.committed)
+    assert [entry.at for entry in case.fake.cluster.read(OUTPUT)] == [1.234]
