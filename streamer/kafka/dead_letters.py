@@ -8,7 +8,7 @@ import structlog
 
 from streamer.events import Reason, now
 from streamer.kafka.records import Output, Record
-from streamer.topology import DLQ_SUFFIX, dead_letter_topic
+from streamer.topology import dead_letter_topic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,16 +57,20 @@ def dead_letter(record: Record, reason: Reason, error: str, *, attempts: int = 1
     # A redriven record that fails again carries the newest reason only.
     kept = tuple((name, value) for name, value in record.headers if not name.startswith("dlq."))
     headers = kept + tuple((name, text.encode(errors="replace")) for name, text in why)
-    return Output(dead_letter_topic(record.topic), record.key, record.value, headers)
+    return Output(record.dead_letters or dead_letter_topic(record.topic), record.key, record.value, headers)
 
 
-def unreadable(partition: TopicPartition, last: int, error: str, *, log: str, group: str) -> tuple[Record, Output]:
+def unreadable(
+    partition: TopicPartition, last: int, error: str, *, log: str, group: str, dead_letters: str
+) -> tuple[Record, Output]:
     """Return what stands for the offsets from ``partition``'s to ``last``, which nobody can read, and its dead letter.
 
     Neither has a key, a value or headers of its own: all that is known of the records is their place.
     """
     place = partition.topic, partition.partition, partition.offset
-    record = Record(*place, key=None, value=None, headers=(), timestamp=now(), log=log, group=group)
+    record = Record(
+        *place, key=None, value=None, headers=(), timestamp=now(), log=log, group=group, dead_letters=dead_letters
+    )
     letter = dead_letter(record, Reason.UNREADABLE, error)
     headers = (*letter.headers, (LAST_OFFSET_HEADER, str(last).encode()))
     return record, Output(letter.topic, None, None, headers)
@@ -83,8 +87,7 @@ def redriven_for(record: Record) -> str | None:
 
 def dead_letter_reason(output: Output) -> str | None:
     """Return the reason of a dead letter, None for any other output."""
-    if not output.topic.endswith(DLQ_SUFFIX):
-        return None
+    # No other output carries such a header: it is not among those that are carried over.
     return next((value.decode() for name, value in output.headers if name == "dlq.reason" and value), None)
 
 

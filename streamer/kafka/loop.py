@@ -110,6 +110,7 @@ class Loop:
         self._service = service
         self._topic = settings.topic(service.input)
         self._group = settings.group(service.group)
+        self._dead_letters = settings.topic(service.dead_letters)
         self._metrics = metrics
         self._health = health
         self._tracing = tracing
@@ -291,7 +292,8 @@ class Loop:
         # Revoked while it waited in the client's queue, or what comes after a batch that the client cannot decode.
         if partition is None or partition.stalled:
             return None
-        return self._begin(partition, record_of(message, log=partition.log, group=self._group))
+        record = record_of(message, log=partition.log, group=self._group, dead_letters=self._dead_letters)
+        return self._begin(partition, record)
 
     def _begin(self, partition: AssignedPartition, record: Record) -> InFlightRecord | None:
         in_flight = InFlightRecord(record, self._wake.set)

@@ -39,6 +39,8 @@ class Record:
     log: str = ""
     group: str = ""
     """Full name of the consumer group as whose member we read it; empty outside a group."""
+    dead_letters: str = ""
+    """Full name of the topic for its dead letter; empty: its own topic's name and the suffix."""
     timestamp_ms: int = -1
     """The record's own time as it is in the log, in milliseconds since 1970; -1 where it has none."""
     timestamp_type: str = ""
@@ -90,8 +92,8 @@ def _present(value: T | None) -> T:
     return value
 
 
-def record_of(message: Message, *, log: str = "", group: str = "") -> Record:
-    """Convert a consumed message; ``log`` and ``group`` are given by members of a group."""
+def record_of(message: Message, *, log: str = "", group: str = "", dead_letters: str = "") -> Record:
+    """Convert a consumed message; ``log``, ``group`` and ``dead_letters`` are given by members of a group."""
     kind, milliseconds = message.timestamp()
     # A producer that stamps in microseconds must not date its records into the far future.
     timestamp = dt.datetime.fromtimestamp(min(max(0.0, milliseconds / 1000), time.time()), dt.UTC)
@@ -105,6 +107,7 @@ def record_of(message: Message, *, log: str = "", group: str = "") -> Record:
         timestamp=timestamp,
         log=log,
         group=group,
+        dead_letters=dead_letters,
         timestamp_ms=milliseconds if kind in _TIMESTAMP_TYPES else -1,
         timestamp_type=_TIMESTAMP_TYPES.get(kind, ""),
     )

@@ -151,7 +151,11 @@ def test_a_dead_letter_keeps_the_record_and_says_why() -> None:
     assert dt.datetime.fromisoformat((headers["dlq.at"] or b"").decode()).tzinfo is dt.UTC
     assert "dlq.timestamp" not in headers
     assert dead_letter_reason(dead) == "not_json"
-    assert dead_letter_reason(Output("t", None, None, dead.headers)) is None
+    assert dead_letter_reason(Output("t", None, None, record(7).headers)) is None
+
+
+def test_a_dead_letter_goes_to_the_topic_of_its_reader_s_settings() -> None:
+    assert dead_letter(replace(record(7), dead_letters="refused"), Reason.NOT_JSON, "no").topic == "refused"
 
 
 def test_a_dead_letter_says_the_records_own_time_and_whose_it_was() -> None:

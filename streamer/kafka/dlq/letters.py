@@ -194,7 +194,7 @@ class DeadLetterTopic(TopicReader):
     def __init__(self, settings: Connection, topic: str, tool: Tool = DLQ_SHOW) -> None:
         """``topic`` is the input topic's name without prefix, ``tool`` the command that reads it."""
         self.source = settings.topic(topic)
-        super().__init__(settings, dead_letter_topic(self.source), tool)
+        super().__init__(settings, settings.topic(dead_letter_topic(topic)), tool)
 
     def letters(self, spans: Iterable[Span]) -> Iterator[DeadLetter]:
         """Go through the dead letters in order of partition and offset."""
