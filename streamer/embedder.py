@@ -341,18 +341,19 @@ class Embedder:
             self._done(delete.work, [])
 
     def _put(self, uploads: Sequence[Upsert]) -> None:
-        current = [self._clip(each) for each in uploads if not each.work.revoked]
+        current = [each for each in uploads if not each.work.revoked]
         if not current:
             return
-        outcomes = self._store.put(current)
+        outcomes = self._store.put([self._clip(each) for each in current])
         faults.reach(faults.FaultPoint.STORED)
         self._health.ready("store")
         searchable_at = now()
-        for clip, outcome in zip(current, outcomes, strict=True):
+        for each, outcome in zip(current, outcomes, strict=True):
             if outcome is PutOutcome.SUPERSEDED:
                 self._metrics.superseded.inc()
             else:
-                self._metrics.freshness.observe(max(0.0, (searchable_at - clip.uploaded_at).total_seconds()))
+                fresh_s = max(0.0, (searchable_at - each.event.uploaded_at).total_seconds())
+                self._metrics.freshness.observe(fresh_s, each.work.exemplar)
 
     def _clip(self, upsert: Upsert) -> Clip:
         return Clip(

@@ -96,6 +96,10 @@ class Health:
         if gone is not None:
             log.info("condition ready", condition=condition, service_ready=ready)
 
+    def is_ready(self, condition: str) -> bool:
+        """Tell whether a condition is ready."""
+        return condition not in self._not_ready
+
     def liveness_problems(self) -> list[str]:
         """Return the threads that are dead or stuck, one line each."""
         with self._lock:

@@ -342,10 +342,12 @@ class _Labelled(Collector):
 
 
 def _make(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    # OpenMetrics has a unit only where the name ends in it.
+    unit = metric.unit if metric.name.removesuffix("_total").endswith(f"_{metric.unit}") else ""
     if metric.kind == "histogram":
-        return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry)
+        return Histogram(metric.name, metric.help, metric.labels, unit=unit, buckets=metric.buckets, registry=registry)
     kind = Counter if metric.kind == "counter" else Gauge
-    return kind(metric.name, metric.help, metric.labels, registry=registry)
+    return kind(metric.name, metric.help, metric.labels, unit=unit, registry=registry)
 
 
 def markdown() -> str:

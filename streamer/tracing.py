@@ -15,6 +15,7 @@ them from a bounded queue; what does not fit is dropped, and no record waits for
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,19 @@ TRACEPARENT, TRACESTATE, BAGGAGE = "traceparent", "tracestate", "baggage"
 _CONTEXT = (TRACEPARENT, TRACESTATE)
 _FLUSH_MS = 1_000
 """How long the last spans may take to be sent when the service ends."""
+
+
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f][13579bdf](-.*)?")
+_NO_TRACE = "0" * 32
+
+
+def exemplar(headers: Headers) -> dict[str, str] | None:
+    """Return the trace in which a record was sampled, as the labels of an OpenMetrics exemplar; None where in none."""
+    given = next((value for name, value in headers if name == TRACEPARENT and value), None)
+    found = _TRACEPARENT.fullmatch(given) if given is not None else None
+    if found is None or found[1].decode() == _NO_TRACE:
+        return None
+    return {"trace_id": found[1].decode(), "span_id": found[2].decode()}
 
 
 class Tracing:

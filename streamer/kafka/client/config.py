@@ -81,6 +81,11 @@ def group_protocols(settings: Connection) -> list[str]:
     return ["classic"] if _CLASSIC_ONLY & settings.kafka.keys() else ["consumer", "classic"]
 
 
+def client_id(settings: ServiceSettings, service: Service) -> str:
+    """Return the client id of an instance's consumer, by which its group's description shows it."""
+    return f"{settings.group(service.group)}-{settings.instance_id}"
+
+
 def consumer(
     settings: ServiceSettings, service: Service, protocol: str, callbacks: dict[str, Callable[..., None]]
 ) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def consumer(
         **common(settings),
         "group.id": group,
         "group.protocol": protocol,
-        "client.id": f"{group}-{settings.instance_id}",
+        "client.id": client_id(settings, service),
         "enable.auto.commit": False,
         "enable.partition.eof": True,
         "isolation.level": "read_committed",

@@ -227,7 +227,7 @@ class Committer:
                     self._metrics.dead_lettered.labels(in_flight.record.topic, reason).inc()
                     log_dead_letter(in_flight.record, output.headers)
             if in_flight.since is not None:
-                latency.observe(max(0.0, (committed_at - in_flight.since).total_seconds()))
+                latency.observe(max(0.0, (committed_at - in_flight.since).total_seconds()), in_flight.exemplar)
         for topic, count in produced.items():
             self._metrics.produced.labels(topic).inc(count)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streamer.tracing import exemplar
+
 if TYPE_CHECKING:
     import datetime as dt
     from collections import deque
@@ -34,6 +36,13 @@ class InFlightRecord:
         self.trace: Trace | None = None
         """The record's trace, None where tracing is off."""
         self._wake = wake
+
+    @property
+    def exemplar(self) -> dict[str, str] | None:
+        """The trace that it belongs to, for a histogram's exemplar: its own span, or that of its ``traceparent``."""
+        if self.trace is not None:
+            return exemplar(self.trace.propagated(()))
+        return exemplar(self.record.headers) if self.record.headers else None
 
     def complete(self, outputs: Sequence[Output] = (), *, since: dt.datetime | None = None) -> None:
         """Set the outputs and mark the record as completed; its latency is measured from ``since``."""

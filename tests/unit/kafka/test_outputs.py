@@ -80,7 +80,7 @@ def test_an_event_that_is_answered_again_has_the_same_id_and_another_one_another
 
 
 def test_the_source_names_the_group_or_is_what_a_setting_says() -> None:
-    named = {"topic_prefix": "eu.", "group_suffix": "-blue"}
+    named: dict[str, Any] = {"topic_prefix": "eu.", "group_suffix": "-blue"}
     assert fields(output_of(EVENT, EMBED, **named))["ce_source"] == b"/eu.streamer-embed-blue"
     assert fields(output_of(EVENT, EMBED))["ce_type"] == b"io.cliprerank.clips.embedded.v1"
     assert fields(output_of(EVENT, cloudevents_source="urn:example"))["ce_source"] == b"urn:example"
@@ -113,3 +113,23 @@ def test_an_output_has_the_time_of_its_cause_or_the_current_one() -> None:
     assert output_of(timestamp_ms=now_ms, output_timestamps="now").timestamp is None
     for at in (-1, 0, now_ms * 1_000):  # none, none, microseconds
         assert output_of(timestamp_ms=at).timestamp is None
+
+
+TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "is_shown"),
+    [
+        (f"00-{TRACE_ID}-{SPAN_ID}-01", True),
+        (f"00-{TRACE_ID}-{SPAN_ID}-03", True),
+        (f"00-{TRACE_ID}-{SPAN_ID}-00", False),
+        (f"00-{'0' * 32}-{SPAN_ID}-01", False),
+        (f"00-{TRACE_ID[1:]}-{SPAN_ID}-01", False),
+        ("", False),
+    ],
+)
+def test_the_latency_of_a_sampled_trace_has_its_id(traceparent: str, *, is_shown: bool) -> None:
+    record = Record("in", 0, 0, None, None, (("other", b""), ("traceparent", traceparent.encode())), AT)
+    expected = {"trace_id": TRACE_ID, "span_id": SPAN_ID} if is_shown else None
+    assert InFlightRecord(record, lambda: None).exemplar == expected
