@@ -21,7 +21,7 @@ from streamer.health import Health
 from streamer.kafka import loop as loop_module
 from streamer.kafka import records
 from streamer.kafka.client import config
-from streamer.kafka.commit import committer, transactions
+from streamer.kafka.commit import committer, sizing, transactions
 from streamer.kafka.commit.bounded import HungError
 from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.loop import Loop, Stop
@@ -188,7 +188,18 @@ def fake_kafka(partitions: int = 1) -> Iterator[FakeKafka]:
     kafka.cluster.create_topic(DEAD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, "make_client", kafka.make_client)
-        for module in (loop_module, committer, transactions, lag, monitor, surplus, topics, records, health_module):
+        for module in (
+            loop_module,
+            committer,
+            sizing,
+            transactions,
+            lag,
+            monitor,
+            surplus,
+            topics,
+            records,
+            health_module,
+        ):
             patch.setattr(module, "time", clock)
         patch.setattr(loop_module, "threading", SimpleNamespace(Event=lambda: Event(clock)))
         patch.setattr(transactions, "BoundedCalls", lambda _name: _Immediate(clock))
