@@ -212,7 +212,7 @@ def test_asyncapi_messages_carry_the_schema_of_their_topic_and_its_key(topic: st
     assert resolve(asyncapi(), key) == schema_file(topic)["properties"][key_field]
 
 
-OPTIONAL = {"dlq.last_offset", "dlq.timestamp", "dlq.timestamp_type"}
+OPTIONAL = {"dlq.last_offset", "dlq.timestamp", "dlq.timestamp_type", "dlq.truncated_from"}
 """Headers that not every dead letter has."""
 
 

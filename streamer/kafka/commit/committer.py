@@ -151,10 +151,7 @@ class Committer:
             # The outputs are still in memory and no offset was committed: the next iteration sends them again.
             self._pending = None
             self._metrics.transactions.labels("aborted").inc()
-            if not self._handle_rejected(error.rejected, len(batch.records)):
-                self._backoff("transaction aborted", error)
-            if error.refused is Resource.TOPIC:
-                self._topic_refused()
+            self._handle_aborted(error, batch)
         except RestartError as error:
             self._lose_producer(error)
         else:
@@ -244,6 +241,12 @@ class Committer:
             # back: the group has more by now, which this process has read.
             if assigned.progress is None or progress.covers(assigned.progress):
                 assigned.mark_committed(progress)
+
+    def _handle_aborted(self, error: AbortedError, batch: Batch) -> None:
+        if not self._handle_rejected(error.rejected, len(batch.records)):
+            self._backoff("transaction aborted", error)
+        if error.refused is Resource.TOPIC:
+            self._topic_refused()
 
     def _handle_rejected(self, rejected: Sequence[tuple[InFlightRecord, str]], count: int) -> bool:
         """Replace an output that the broker rejects; where several were, first find out which one causes it.
