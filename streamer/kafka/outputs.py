@@ -15,8 +15,7 @@ from streamer.tracing import BAGGAGE, TRACEPARENT, TRACESTATE
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from streamer.kafka.inflight.record import InFlightRecord
-    from streamer.kafka.records import Headers
+    from streamer.kafka.records import Headers, InFlightRecord
     from streamer.settings import EmbedSettings, RerankSettings
     from streamer.topology import Service
 

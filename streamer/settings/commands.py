@@ -16,6 +16,7 @@ from streamer.settings.groups import (
     ModelSettings,
     OutputSettings,
     QuerySettings,
+    SandboxSettings,
     ServiceSettings,
     StoreReadSettings,
     StoreSettings,
@@ -64,11 +65,11 @@ class SweepSettings(ModelSettings, StoreSettings, LogSettings):
     """What ``streamer sweep`` takes; alpha, depth and so on are options of its own, which take several values."""
 
 
-class BenchmarkSettings(ModelSettings, EmbeddingSettings, MethodSettings, LogSettings):
+class BenchmarkSettings(ModelSettings, EmbeddingSettings, SandboxSettings, MethodSettings, LogSettings):
     """What ``streamer benchmark`` takes."""
 
 
-class DemoSettings(Brokers, ModelSettings, EmbeddingSettings, MethodSettings, LogSettings):
+class DemoSettings(Brokers, ModelSettings, EmbeddingSettings, SandboxSettings, MethodSettings, LogSettings):
     """What ``streamer demo`` takes; topics, store and ports are its own."""
 
 

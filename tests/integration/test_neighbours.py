@@ -19,7 +19,6 @@ from confluent_kafka.admin import (
 )
 
 from streamer.codec import JSON
-from streamer.encoders import QueryVectors
 from streamer.events import QueryResults, now
 from streamer.health import Health
 from streamer.kafka import Loop, Output, Stop
@@ -29,7 +28,7 @@ from streamer.kafka.readers.publish import PublishError, publish
 from streamer.local_kafka.broker import LocalKafka
 from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
-from streamer.reranker import Reranker
+from streamer.reranker import QueryVectors, Reranker
 from streamer.settings import Settings, load
 from streamer.store import open_store
 from streamer.topology import RERANK
