@@ -34,8 +34,9 @@ from streamer.store import open_store
 from streamer.topology import RERANK
 from tests.support.encoders import AxisEncoder
 from tests.support.kafka_streams import java_partitions, joined_pairs
-from tests.support.loops import INPUT, OUTPUT, await_, echo, feed, read, running, value
+from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running, value
 from tests.support.murmur2 import partition_of
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +64,7 @@ def test_javas_own_partitioner_agrees_with_the_tests() -> None:
 def test_outputs_and_published_records_lie_where_javas_partitioner_puts_their_key(settings: Settings) -> None:
     feed(settings, KEYS)
     with running(settings, echo(settings)):
-        await_(lambda: len(read(settings, OUTPUT, patience=1)) == KEYS)
+        wait_until(lambda: len(read(settings, OUTPUT, patience=1)) == KEYS)
     for topic in (INPUT, OUTPUT):
         records = read(settings, topic)
         assert [each.partition for each in records] == [partition_of(each.key or b"", PARTITIONS) for each in records]
@@ -74,10 +75,10 @@ def test_topics_of_different_partition_counts_are_warned_of(settings: Settings) 
     names = settings.topic(OUTPUT), settings.topic(INPUT)
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
     admin.delete_topics([names[0]])[names[0]].result()
-    await_(lambda: names[0] not in admin.list_topics().topics)
+    wait_until(lambda: names[0] not in admin.list_topics().topics)
     assert copartitioning_warnings(settings) == []
     admin.create_topics([NewTopic(names[0], 3, 1)])[names[0]].result()
-    await_(lambda: copartitioning_warnings(settings) != [])
+    wait_until(lambda: copartitioning_warnings(settings) != [])
     [warning] = copartitioning_warnings(settings)
     assert f"{names[1]} has 12 partitions and {names[0]} 3" in warning
 
@@ -89,7 +90,7 @@ def test_a_streams_application_joins_every_answer_with_its_question_also_on_a_re
     store = open_store(f"lmdb:{tmp_path}", model_id="axes", dim=4, precision="float32")
     with closing(store), answering(settings, store) as metrics:
         publish(settings, (question(settings, f"q{i}", hour_ago + i * 1_000) for i in range(KEYS)))
-        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == KEYS)
+        wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == KEYS)
     asked, answered = ({each.key: each for each in read(settings, topic)} for topic in (INPUT, OUTPUT))
     assert len(asked) == len(answered) == KEYS
     for key, answer in answered.items():
@@ -152,7 +153,9 @@ def test_a_refused_time_becomes_the_current_one(settings: Settings) -> None:
 
     feed(settings, KEYS)
     with running(settings, work) as (metrics, *_):
-        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == KEYS, 60)
+        wait_until(
+            lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == KEYS, seconds=60
+        )
     answers = read(settings, OUTPUT)
     assert {answer.key for answer in answers} == {b"q%d" % i for i in range(KEYS)}
     assert len(answers) == KEYS
