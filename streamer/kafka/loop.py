@@ -108,6 +108,7 @@ class Loop:
         self._service = service
         self._topic = settings.topic(service.input)
         self._group = settings.group(service.group)
+        self._dead_letters = settings.topic(service.dead_letters)
         self._metrics = metrics
         self._health = health
         self._tracing = tracing
@@ -292,9 +293,8 @@ class Loop:
             return None
         if partition.goes_back(message.offset() or 0):
             partition = self._rewind(partition, message.offset() or 0)
-        return self._begin(
-            partition, record_of(message, log=partition.log, group=self._group), leader_epoch=message.leader_epoch()
-        )
+        record = record_of(message, log=partition.log, group=self._group, dead_letters=self._dead_letters)
+        return self._begin(partition, record, leader_epoch=message.leader_epoch())
 
     def _begin(
         self, partition: AssignedPartition, record: Record, *, leader_epoch: int | None = None

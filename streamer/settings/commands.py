@@ -14,6 +14,7 @@ from streamer.settings.groups import (
     MethodSettings,
     MetricsSettings,
     ModelSettings,
+    OutputSettings,
     QuerySettings,
     SandboxSettings,
     ServiceSettings,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 class EmbedSettings(
     ServiceSettings,
+    OutputSettings,
     ModelSettings,
     StoreWriteSettings,
     EmbeddingSettings,
@@ -43,6 +45,7 @@ class EmbedSettings(
 
 class RerankSettings(
     ServiceSettings,
+    OutputSettings,
     ModelSettings,
     StoreReadSettings,
     MethodSettings,

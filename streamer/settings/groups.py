@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from streamer.events import MAX_RESULTS
 from streamer.method import Method
 from streamer.scoring import Normalization
 from streamer.settings.errors import invalid_setting
-from streamer.topology import SERVICES
+from streamer.topology import DLQ_SUFFIX, SERVICES, dead_letter_topic
 
 Precision = Literal["float32", "float16", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -69,6 +70,13 @@ def flat_properties(value: dict[str, object]) -> dict[str, str]:
     return flat
 
 
+TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] | None
+
+
+def _own_topic(of: str) -> Any:
+    return Field(None, description=f"Full name of the topic of {of}; no prefix precedes it")
+
+
 class Connection(Brokers):
     """How to reach Kafka, and what our topics and consumer groups are called there."""
 
@@ -84,13 +92,48 @@ class Connection(Brokers):
         "can share topics",
     )
 
+    topic_clips_uploaded: TopicName = _own_topic("uploads, clips.uploaded")
+    topic_clips_embedded: TopicName = _own_topic("announcements, clips.embedded")
+    topic_query_results: TopicName = _own_topic("query results, query.results")
+    topic_query_reranked: TopicName = _own_topic("reranked results, query.reranked")
+    topic_clips_uploaded_dlq: TopicName = _own_topic("dead letters of uploads, by default that of uploads and .dlq")
+    topic_query_results_dlq: TopicName = _own_topic(
+        "dead letters of queries, by default that of query results and .dlq"
+    )
+    group_embed: TopicName = Field(
+        None,
+        description="Consumer group of embed instead of streamer-embed; the suffix follows it, no prefix precedes it",
+    )
+    group_rerank: TopicName = Field(
+        None,
+        description="Consumer group of rerank instead of streamer-rerank; the suffix follows it, no prefix precedes it",
+    )
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        names = [self.topic(name) for service in SERVICES.values() for name in service.topics]
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(f"topic_*: {twice} is the name of two topics: what is written would be read again")
+        groups = [self.group(service.group) for service in SERVICES.values()]
+        if len(set(groups)) != len(groups):
+            raise ValueError(f"group_embed, group_rerank: both services would be in the group {groups[0]}")
+        return self
+
     def topic(self, name: str) -> str:
-        """Return the full name of a topic."""
+        """Return the full name of a topic: the one that a setting gives it, or the prefix and ``name``."""
+        own: str | None = getattr(self, f"topic_{name.replace('.', '_')}", None)
+        if own is not None:
+            return own
+        if name.endswith(DLQ_SUFFIX):
+            return dead_letter_topic(self.topic(name.removesuffix(DLQ_SUFFIX)))
         return self.topic_prefix + name
 
     def group(self, name: str) -> str:
         """Return the full name of a consumer group or transactional id."""
-        return self.topic_prefix + name + self.group_suffix
+        role = next((service.role for service in SERVICES.values() if service.group == name), None)
+        own: str | None = getattr(self, f"group_{role}", None) if role else None
+        return (own if own is not None else self.topic_prefix + name) + self.group_suffix
 
 
 class ServiceSettings(Connection):
@@ -118,6 +161,25 @@ class ServiceSettings(Connection):
         300.0,
         gt=0,
         description="Fail /livez if a worker is busy with one call for this many seconds (consume loop: at most 60)",
+    )
+
+
+class OutputSettings(Group):
+    """How the outputs are marked."""
+
+    output_timestamps: Literal["input", "now"] = Field(
+        "input",
+        description="Time of output records: input: that of the record that they answer, so that event-time joins and "
+        "replays match; now: when they are produced",
+    )
+    cloudevents: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="CloudEvents attributes on outputs; auto: where the record that they answer is a CloudEvent",
+    )
+    cloudevents_source: str | None = Field(
+        None,
+        pattern=r"^[!-~]{1,1000}$",
+        description="ce_source of outputs, a URI reference; by default / and the consumer group's name",
     )
 
 

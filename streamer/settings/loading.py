@@ -58,6 +58,8 @@ def load(
         return command.model_validate(_merged(layers, command.model_fields))
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of several settings, which the message names
+            raise SettingsError(first["msg"].removeprefix("Value error, ")) from None
         name = str(first["loc"][0])
         shown = "" if is_secret(name) else f"; got {str(first['input'])[:100]!r}"
         raise invalid_setting(name, first["msg"].removeprefix("Value error, ") + shown) from None

@@ -1,7 +1,7 @@
 """What is published, and what each record must lead to.
 
-Everything but the files' folder follows from the seed. Each record carries a `ce_id` of its own: it is carried over
-to whatever the record causes, so every output names the record that it came from.
+Everything but the files' folder follows from the seed. Each record carries an extension attribute of CloudEvents,
+`ce_cause`, which is carried over to whatever the record causes, so every output names the record that it came from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.chaos.plan import Scale
 
-CE_ID = "ce_id"
+CE_CAUSE = "ce_cause"
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 _SIDE = 64
 _FPS = 2
@@ -78,9 +78,9 @@ class Input:
     meaning: Meaning
 
     @property
-    def ce_id(self) -> str:
+    def mark(self) -> str:
         """The record's own mark."""
-        return self.record.header(CE_ID)
+        return self.record.header(CE_CAUSE)
 
     def placed(self, partition: int, offset: int) -> Input:
         """Return this input with its place in its topic."""
@@ -121,7 +121,7 @@ def make_inputs(seed: int, scale: Scale, folder: Path, files: Sequence[str]) -> 
 
 
 def _marked(draft: Input, number: int) -> Input:
-    record = replace(draft.record, headers=((CE_ID, f"{draft.record.topic}/{number}".encode()),))
+    record = replace(draft.record, headers=((CE_CAUSE, f"{draft.record.topic}/{number}".encode()),))
     return replace(draft, record=record)
 
 

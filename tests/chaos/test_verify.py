@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.chaos.inputs import CE_ID, EPOCH, Delete, Input, Query, Refused, Upload, make_inputs
+from tests.chaos.inputs import CE_CAUSE, EPOCH, Delete, Input, Query, Refused, Upload, make_inputs
 from tests.chaos.oracle import living
 from tests.chaos.plan import SMALL
 from tests.chaos.verify import OUTPUTS, TOLERANCE, StoredClip, Verdict
@@ -110,7 +110,7 @@ def test_a_lost_and_a_doubled_output_are_seen(inputs: list[Input], outputs: Outp
 def test_an_output_from_nowhere_or_of_another_record_is_seen(
     inputs: list[Input], outputs: Outputs, store: Store, topic: str
 ) -> None:
-    stranger = Record(b"k", b"{}", ((CE_ID, b"unheard of"),), topic)
+    stranger = Record(b"k", b"{}", ((CE_CAUSE, b"unheard of"),), topic)
     misplaced = next(each for each in inputs if isinstance(each.meaning, Delete))
     for extra in (stranger, replace(stranger, headers=misplaced.record.headers)):
         assert broken(inputs, outputs | {topic: [*outputs[topic], extra]}, store) == {

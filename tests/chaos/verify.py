@@ -11,7 +11,7 @@ import numpy as np
 from streamer.codec import JSON
 from streamer.events import ClipEmbedded, InvalidEvent, QueryReranked
 from streamer.store import open_existing
-from tests.chaos.inputs import CE_ID, Query, Refused, Upload
+from tests.chaos.inputs import CE_CAUSE, Query, Refused, Upload
 from tests.chaos.oracle import living
 from tests.support.driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, check_dead_letter
 
@@ -91,7 +91,7 @@ class Verdict:
         """`outputs` holds what read_committed consumers see of each topic of :data:`OUTPUTS`."""
         self._inputs = inputs
         self._outputs = outputs
-        self._by_ce_id = {each.ce_id: each for each in inputs}
+        self._by_mark = {each.mark: each for each in inputs}
 
     def findings(self, store: Mapping[str, StoredClip], clean: Mapping[str, StoredClip]) -> list[Finding]:
         """Judge every guarantee; `clean` is what a run without faults stored of each file."""
@@ -196,7 +196,7 @@ class Verdict:
         _exactly_once(finding, refused, sum((self._marks(topic) for topic in DEAD_LETTERS.values()), Counter()))
         for source, topic in DEAD_LETTERS.items():
             for letter in self._outputs[topic]:
-                original = self._by_ce_id.get(_mark(letter))
+                original = self._by_mark.get(_mark(letter))
                 if original is None or not isinstance(original.meaning, Refused):
                     continue
                 try:
@@ -206,7 +206,7 @@ class Verdict:
                     assert place == (original.record.partition, original.record.offset), f"another place: {place}"
                     assert letter.header("dlq.reason") == original.meaning.reason, letter.header("dlq.reason")
                 except (AssertionError, ValueError) as error:
-                    finding.problems.append(f"{original.ce_id} ({original.meaning.reason}): {error}")
+                    finding.problems.append(f"{original.mark} ({original.meaning.reason}): {error}")
         return finding
 
     def _nothing_else(self) -> Finding:
@@ -216,16 +216,16 @@ class Verdict:
         finding = Finding("nothing else is in the output topics", f"{total} records")
         for topic, meaning in meanings.items():
             for record in self._outputs[topic]:
-                cause = self._by_ce_id.get(_mark(record))
+                cause = self._by_mark.get(_mark(record))
                 if cause is None:
                     finding.problems.append(f"{topic}: {record.key!r} comes from nowhere")
                 elif not isinstance(cause.meaning, meaning):
                     why = dict(record.headers).get("dlq.error", b"").decode(errors="replace")
-                    finding.problems.append(f"{topic}: {cause.ce_id} {cause.meaning} {why}")
+                    finding.problems.append(f"{topic}: {cause.mark} {cause.meaning} {why}")
         return finding
 
     def _meant(self, meaning: type[M]) -> list[str]:
-        return [each.ce_id for each in self._inputs if isinstance(each.meaning, meaning)]
+        return [each.mark for each in self._inputs if isinstance(each.meaning, meaning)]
 
     def _marks(self, topic: str) -> Counter[str]:
         return Counter(_mark(record) for record in self._outputs[topic])
@@ -233,7 +233,7 @@ class Verdict:
     def _caused(self, topic: str, meaning: type[M], model: type[E]) -> Iterator[tuple[M, E | InvalidEvent]]:
         """Go through the outputs of a topic that come from inputs of one meaning."""
         for record in self._outputs[topic]:
-            cause = self._by_ce_id.get(_mark(record))
+            cause = self._by_mark.get(_mark(record))
             if cause is None or not isinstance(cause.meaning, meaning):
                 continue
             try:
@@ -243,7 +243,7 @@ class Verdict:
 
 
 def _mark(record: Record) -> str:
-    return dict(record.headers).get(CE_ID, b"").decode()
+    return dict(record.headers).get(CE_CAUSE, b"").decode()
 
 
 def _exactly_once(finding: Finding, expected: Iterable[str], found: Counter[str]) -> None:

@@ -34,7 +34,7 @@ import queue
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -340,9 +340,15 @@ class Transactions:
             if error.code() == KafkaError.INVALID_TIMESTAMP or (
                 error.code() == KafkaError.INVALID_RECORD and "timestamp" in error.str().lower()
             ):
+                whose = "of our records: is this host's clock right?"
+                if output.timestamp is not None:
+                    # The next attempt goes with the current time: late in an event-time join is better than nowhere.
+                    given = in_flight.outputs or ()
+                    in_flight.outputs = [replace(each, timestamp=None, retimed=True) for each in given]
+                    whose = "of input records, so their outputs get the current time."
                 self._clock_refused = (
-                    f"{output.topic} refuses the timestamps of our records: is this host's clock right? The topic's "
-                    "message.timestamp.before.max.ms and message.timestamp.after.max.ms say how far off it may be"
+                    f"{output.topic} refuses the timestamps {whose} The topic's message.timestamp.before.max.ms and "
+                    "message.timestamp.after.max.ms say how far off they may be"
                 )
             elif error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD):
                 rejected.append((in_flight, error.str()))

@@ -201,6 +201,7 @@ class _Copier:
         )
         self._partitions = dead_letters.partitions_of(dead_letters.source)
         self._dead_letters = dead_letters
+        self._retention_ms = dead_letters.retention_ms(dead_letters.source)
 
     def init(self) -> None:
         """Step 1."""
@@ -237,7 +238,14 @@ class _Copier:
             headers = (*headers, (REDRIVEN_FOR, letter.group.encode()))
         # Where the key's other records are, whichever partitioner put them there.
         partition = letter.partition if letter.partition in self._partitions else _ANY_PARTITION
-        return Output(self._dead_letters.source, record.key, record.value, headers, partition)
+        return Output(
+            self._dead_letters.source, record.key, record.value, headers, partition, timestamp=self._time_of(letter)
+        )
+
+    def _time_of(self, letter: DeadLetter) -> int | None:
+        """Return the original's time, where retention leaves the copy alone until it has been read."""
+        age_ms = now().timestamp() * 1_000 - (letter.timestamp or 0)
+        return letter.timestamp if 0 <= age_ms < self._retention_ms / 2 else None
 
     def _retry(self, call: Callable[[], None]) -> None:
         """Call until it succeeds, fails permanently, or has been retried for too long."""
