@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -20,9 +20,10 @@ from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import refused
 from streamer.kafka.commit.committer import Committer, LostCommitError
 from streamer.kafka.commit.group import GroupMembership
+from streamer.kafka.commit.outcomes import FencedError, RestartError
 from streamer.kafka.commit.rotation import Rotation
-from streamer.kafka.commit.transactions import FencedError, RestartError
 from streamer.kafka.inflight.partitions import Assignment
+from streamer.kafka.pipeline import FatalError, Pipeline, Stop
 from streamer.kafka.records import InFlightRecord, record_of, redriven_for
 from streamer.kafka.watch.monitor import Monitor
 from streamer.kafka.watch.resets import Resets
@@ -62,32 +63,6 @@ _TOPIC_CHECK_S = 2.0
 _REFUSED_WAIT_S = 2.0
 """How long a member without the privilege for its group waits before it rejoins: until an ACL is added, each attempt
 is refused."""
-
-
-class FatalError(Exception):
-    """The service cannot go on; the process ends with exit code 1 and its supervisor starts it again."""
-
-
-class Stop(threading.Event):
-    """The request to stop, and when it was made: ``at`` on the monotonic clock, 0.0 before."""
-
-    at = 0.0
-
-    def set(self) -> None:
-        """Request the stop; only the first request sets the time."""
-        self.at = self.at or time.monotonic()
-        super().set()
-
-
-class Pipeline(Protocol):
-    """Turns records into outputs, in threads of its own."""
-
-    def submit(self, records: Sequence[InFlightRecord]) -> None:
-        """Take records in flight, each partition's in offset order, and call ``complete`` of each one later.
-
-        Must not block.
-        """
-        ...
 
 
 class Loop:

@@ -8,6 +8,7 @@ property through to librdkafka.
 
 from __future__ import annotations
 
+from streamer.settings.base import Group
 from streamer.settings.commands import (
     COMMANDS,
     BenchmarkSettings,
@@ -29,11 +30,8 @@ from streamer.settings.groups import (
     Device,
     Dtype,
     EmbeddingSettings,
-    Group,
     IntakeSettings,
-    LogSettings,
     MethodSettings,
-    MetricsSettings,
     ModelSettings,
     OutputSettings,
     Precision,
@@ -44,10 +42,9 @@ from streamer.settings.groups import (
     StoreReadSettings,
     StoreSettings,
     StoreWriteSettings,
-    TargetSettings,
-    TracingSettings,
 )
 from streamer.settings.loading import load
+from streamer.settings.observability import LogSettings, MetricsSettings, TargetSettings, TracingSettings
 from streamer.settings.reference import as_variables, described_default, markdown, unknown_variables
 
 __all__ = [

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streamer.settings.base import Group
 from streamer.settings.groups import (
     Brokers,
     Connection,
     EmbeddingSettings,
-    Group,
     IntakeSettings,
-    LogSettings,
     MethodSettings,
-    MetricsSettings,
     ModelSettings,
     OutputSettings,
     QuerySettings,
@@ -21,9 +19,8 @@ from streamer.settings.groups import (
     StoreReadSettings,
     StoreSettings,
     StoreWriteSettings,
-    TargetSettings,
-    TracingSettings,
 )
+from streamer.settings.observability import LogSettings, MetricsSettings, TargetSettings, TracingSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,28 +10,25 @@ import ipaddress
 import socket
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from streamer.events import MAX_RESULTS
 from streamer.method import Method
-from streamer.scoring import Normalization
+from streamer.settings.base import Group, read_password
 from streamer.settings.errors import invalid_setting
 from streamer.topology import DLQ_SUFFIX, SERVICES, dead_letter_topic
+
+if TYPE_CHECKING:
+    from streamer.scoring import Normalization
 
 Precision = Literal["float32", "float16", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 Sandbox = Literal["require", "permissive"]
-
-
-class Group(BaseModel):
-    """Settings that belong together."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 # -- Kafka ---------------------------------------------------------------------------------------------------
@@ -272,7 +269,7 @@ class StoreSettings(Group):
 
     def read_store_password(self) -> str | None:
         """Return the password, from its file where there is one; :class:`SettingsError` if that cannot be read."""
-        return _read_password("store_password", self.store_password, self.store_password_file)
+        return read_password("store_password", self.store_password, self.store_password_file)
 
 
 class StoreWriteSettings(StoreSettings):
@@ -394,84 +391,3 @@ _LISTS_IN_JSON = {
     "allowed_uris": '["file:/clips", "https://cdn.example.com/"]',
     "allowed_networks": '["10.0.0.0/8", "fd00::/8"]',
 }
-
-
-# -- observability -------------------------------------------------------------------------------------------
-
-
-class MetricsSettings(Group):
-    """The HTTP endpoint with metrics and probes."""
-
-    metrics_host: str = Field("0.0.0.0", description="Address of /metrics, /livez and /readyz")  # noqa: S104
-    metrics_port: int | None = Field(
-        None, ge=0, le=65_535, description="Port of /metrics, /livez and /readyz; 0: any free port"
-    )
-    metrics_user: str | None = Field(
-        None, min_length=1, description="User name that /metrics asks for; the probes ask for none"
-    )
-    metrics_password: SecretStr | None = Field(
-        None, description="Password that /metrics asks for; prefer the variable or a file to the flag"
-    )
-    metrics_password_file: Path | None = Field(None, description="File that holds the password that /metrics asks for")
-    metrics_cert: Path | None = Field(None, description="PEM file with the certificate (chain) for TLS on that port")
-    metrics_key: Path | None = Field(None, description="PEM file with the key of that certificate")
-
-    def read_metrics_password(self) -> str | None:
-        """Return the password, from its file where there is one; :class:`SettingsError` if that cannot be read."""
-        return _read_password("metrics_password", self.metrics_password, self.metrics_password_file)
-
-
-class TracingSettings(Group):
-    """Traces of single records."""
-
-    tracing: Literal["off", "otlp"] = Field(
-        "off",
-        description="otlp: send a trace of each record by OTLP/HTTP to the collector that the OTEL_* variables name "
-        "(needs the extra otel)",
-    )
-
-
-class TargetSettings(Group):
-    """The instances that are watched."""
-
-    targets: Annotated[tuple[str, ...], NoDecode] = Field(
-        tuple(f"http://localhost:{service.metrics_port}" for service in SERVICES.values()),
-        min_length=1,
-        repr=False,  # it may hold passwords
-        description="URLs of the /metrics of the instances to watch, comma-separated; https://USER:PASSWORD@HOST:PORT "
-        "where they are protected",
-    )
-    targets_ca: Path | None = Field(
-        None,
-        description="PEM file with the certificate authorities that https targets are checked against, instead of the "
-        "system's",
-    )
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        if value.startswith("["):  # as the other lists are written
-            return orjson.loads(value)
-        return [part.strip() for part in value.split(",") if part.strip()]
-
-
-class LogSettings(Group):
-    """What is logged, and how it looks."""
-
-    log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="Format of log lines; auto: console on a terminal, else JSON"
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest severity that is logged"
-    )
-
-
-def _read_password(name: str, given: SecretStr | None, file: Path | None) -> str | None:
-    if file is None:
-        return given.get_secret_value() if given else None
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise invalid_setting(f"{name}_file", error) from None

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from streamer.settings.base import Group
 from streamer.settings.commands import Settings
 from streamer.settings.errors import ENV_PREFIX, SettingsError, invalid_setting
-from streamer.settings.groups import Group, flat_properties
+from streamer.settings.groups import flat_properties
 from streamer.settings.reference import is_secret
 
 if TYPE_CHECKING:

@@ -316,7 +316,9 @@ class Cluster:
         if any(at is not None and at < self.topics[name].accepts_since for *_, at in records):
             raise RefusedError(KafkaError.INVALID_TIMESTAMP)
         log = self.log(name, partition)
-        return [log.append(*record, at or self.clock.time(), transaction) for *record, at in records]
+        return [
+            log.append(key, value, headers, at or self.clock.time(), transaction) for key, value, headers, at in records
+        ]
 
     def begin(self, transactional_id: str, epoch: int) -> Transaction:
         """Open a transaction, as its first partition does."""

@@ -24,7 +24,8 @@ from streamer.kafka.client import config
 from streamer.kafka.commit import committer, sizing, transactions
 from streamer.kafka.commit.transactions import HungError
 from streamer.kafka.inflight.offsets import Progress, read_commit
-from streamer.kafka.loop import Loop, Stop
+from streamer.kafka.loop import Loop
+from streamer.kafka.pipeline import Stop
 from streamer.kafka.records import Output
 from streamer.kafka.watch import lag, monitor, surplus, topics
 from streamer.metrics import Metrics

@@ -19,8 +19,8 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from streamer.events import Reason, now
 from streamer.kafka.client.acls import Resource
+from streamer.kafka.commit.outcomes import AbortedError, Batch, OutcomeUnknownError, RestartError
 from streamer.kafka.commit.sizing import BatchSizing
-from streamer.kafka.commit.transactions import AbortedError, Batch, OutcomeUnknownError, RestartError
 from streamer.kafka.dead_letters import dead_letter, log_dead_letter, truncated
 from streamer.kafka.inflight.offsets import Progress, read_commit
 from streamer.kafka.records import dead_letter_reason
@@ -60,7 +60,7 @@ class LostCommitError(Exception):
 class Committer:
     """Commits the completed records of the assignment in transactions; used from the loop's thread.
 
-    Every method may raise :class:`~streamer.kafka.commit.transactions.FencedError`, and :meth:`commit_ready`
+    Every method may raise :class:`~streamer.kafka.commit.outcomes.FencedError`, and :meth:`commit_ready`
     :class:`LostCommitError`.
     """
 
@@ -99,7 +99,7 @@ class Committer:
     def start(self) -> bool:
         """Initialise the transactional producers; False where no coordinator answers yet (call again).
 
-        Raises :class:`~streamer.kafka.commit.transactions.RestartError` where that is impossible. A missing privilege
+        Raises :class:`~streamer.kafka.commit.outcomes.RestartError` where that is impossible. A missing privilege
         is retried, and /readyz names it.
         """
         if time.monotonic() < self._not_before:

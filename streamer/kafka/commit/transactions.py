@@ -34,24 +34,30 @@ import queue
 import secrets
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streamer.faults import FaultPoint, reach
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import Refusals, refused
+from streamer.kafka.commit.outcomes import (
+    AbortedError,
+    Batch,
+    FencedError,
+    OutcomeUnknownError,
+    RestartError,
+    TransactionError,
+)
 from streamer.kafka.records import enqueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from streamer.kafka.inflight.offsets import Progress
-    from streamer.kafka.inflight.partitions import AssignedPartition
     from streamer.kafka.records import InFlightRecord, Output
     from streamer.settings import Connection, ServiceSettings
     from streamer.topology import Service
@@ -75,56 +81,6 @@ _UNKNOWN_S = 30.0
 """How long the end of a transaction may stay unknown; then the producer is replaced, and the group's offsets know."""
 
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED)
-
-
-class TransactionError(Exception):
-    """Base of what :meth:`Transactions.run` raises.
-
-    ``rejected`` are the records of which an output can never be produced, each with the reason; ``refused`` is of what
-    kind the resource is for which a privilege is missing, where that is the cause; ``metadata_refused`` is whether the
-    broker takes no commit metadata of this length (offset.metadata.max.bytes).
-    """
-
-    def __init__(
-        self,
-        message: str,
-        rejected: Sequence[tuple[InFlightRecord, str]] = (),
-        *,
-        refused: Resource | None = None,
-        metadata_refused: bool = False,
-    ) -> None:
-        super().__init__(message)
-        self.rejected = rejected
-        self.refused = refused
-        self.metadata_refused = metadata_refused
-
-
-class AbortedError(TransactionError):
-    """The transaction was aborted; the batch may be tried again."""
-
-
-class OutcomeUnknownError(TransactionError):
-    """The coordinator has not acknowledged the commit or abort in time; call again with the same batch."""
-
-
-class RestartError(TransactionError):
-    """The producer is unusable; the group's committed offsets show whether its last transaction was committed."""
-
-
-class FencedError(TransactionError):
-    """Another producer took over our transactional.id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Completed records, and the offsets to commit with their outputs: none for a reader outside any group.
-
-    ``progress`` is what the offsets mean: of each partition, what is committed once they are.
-    """
-
-    records: Sequence[InFlightRecord]
-    offsets: Sequence[TopicPartition] = ()
-    progress: Sequence[tuple[AssignedPartition, Progress]] = ()
 
 
 class _State(Enum):

@@ -49,7 +49,8 @@ from confluent_kafka import IsolationLevel
 
 from streamer.events import now
 from streamer.kafka.client.acls import Operation, Resource
-from streamer.kafka.commit.transactions import Batch, FencedError, RestartError, TransactionError, Transactions
+from streamer.kafka.commit.outcomes import Batch, FencedError, RestartError, TransactionError
+from streamer.kafka.commit.transactions import Transactions
 from streamer.kafka.dead_letters import REDRIVEN_FROM
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
 from streamer.kafka.records import REDRIVEN_FOR, InFlightRecord, Output

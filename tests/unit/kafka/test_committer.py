@@ -14,8 +14,8 @@ from streamer.health import Health
 from streamer.kafka import InFlightRecord, Output, Record
 from streamer.kafka.commit.committer import Committer, LostCommitError
 from streamer.kafka.commit.group import GroupMembership
+from streamer.kafka.commit.outcomes import FencedError, RestartError
 from streamer.kafka.commit.rotation import Rotation
-from streamer.kafka.commit.transactions import FencedError, RestartError
 from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
 from streamer.kafka.records import dead_letter_reason
