@@ -83,7 +83,7 @@ def validator(topic: str) -> Draft202012Validator:
     return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 
-def refusal(model: type[QueryResults] | type[ClipUploaded], value: bytes) -> InvalidEvent | None:
+def refusal(model: type[QueryResults | ClipUploaded], value: bytes) -> InvalidEvent | None:
     try:
         JSON.decode(model, value)  # type: ignore[type-var]  # either of them
     except InvalidEvent as invalid:
