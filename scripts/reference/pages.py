@@ -1,4 +1,4 @@
-"""Which page holds which written sections; what has a meaning of its own is on exactly one page."""
+"""The generated sections of each page; each section is on exactly one page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.capacity_tables import tables as capacity_tables
 from bench.report import summary
-from reference import alerts, commands, dead_letters, event_fields
+from reference import alerts, commands, dead_letters, event_fields, imports
 from streamer.kafka.client.acls import markdown as privileges_tables
 from streamer.metrics import markdown as metrics_tables
 from streamer.settings import markdown as settings_table
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 BENCHMARK = DOCS / "avs" / "results.json"
-"""What `make avs` wrote."""
+"""The output of `make avs`."""
 RESULTS = DOCS / "bench" / "results.json"
-"""What `make bench` wrote on the machine that the performance page describes."""
+"""The output of `make bench` on the machine described by the performance page."""
 
 
 def _benchmark() -> str:
@@ -34,6 +34,7 @@ def _performance() -> str:
 
 
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
+    DOCS / "design.md": {"imports": imports.markdown},
     DOCS / "reference" / "settings.md": {"settings": settings_table},
     DOCS / "reference" / "commands.md": {"commands": commands.markdown},
     DOCS / "reference" / "events.md": {"fields": event_fields.markdown},

@@ -1,9 +1,8 @@
-"""Models that turn frames and queries into vectors of one space; all that imports torch and open_clip."""
+"""Models that encode frames and queries as vectors of one space; only this package imports torch and open_clip."""
 
 from __future__ import annotations
 
-from streamer.encoders.cache import QueryVectors
 from streamer.encoders.loading import DEMO, load_encoder, load_model
 from streamer.encoders.protocol import SIDES, Encoder, EncoderError, Prepared, Side
 
-__all__ = ["DEMO", "SIDES", "Encoder", "EncoderError", "Prepared", "QueryVectors", "Side", "load_encoder", "load_model"]
+__all__ = ["DEMO", "SIDES", "Encoder", "EncoderError", "Prepared", "Side", "load_encoder", "load_model"]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.chaos.plan import BROKERS, Fault
-from tests.chaos.services import Cause, await_true, limit_file_size
+from tests.chaos.services import Cause, limit_file_size
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,7 +100,7 @@ class Saboteur:
             self._brokers.await_in_sync()
             return
         needed = [self._services[step.victim]] if step.fault is Fault.KILL else self._role(step.lane)
-        await_true(
+        wait_until(
             lambda: all(instance.is_at_work() for instance in needed), seconds=_START_S, what=f"{step.victim} to work"
         )
 
@@ -127,7 +128,7 @@ class Saboteur:
         try:
             time.sleep(step.seconds)
             stopped = _state(pid) == "T"
-            await_true(
+            wait_until(
                 lambda: sum(other.assigned() for other in others) == _MOVED_PARTITIONS,
                 seconds=_MOVE_S,
                 what=f"the partitions of {step.victim} to move",
@@ -153,7 +154,7 @@ class Saboteur:
         try:
             time.sleep(step.seconds)
             with suppress(TimeoutError):
-                await_true(all_failed, seconds=_WRITE_S, what="a write of each")
+                wait_until(all_failed, seconds=_WRITE_S, what="a write of each")
         finally:
             for pid in pids:
                 with suppress(ProcessLookupError):

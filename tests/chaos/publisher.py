@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaError, Message, Producer
 
+from tests.support.driver import place_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -64,4 +66,4 @@ class Publisher(threading.Thread):
         if error is not None:
             self._errors.append(error.str())
         else:
-            self._placed[number] = self._inputs[number].placed(message.partition(), message.offset())
+            self._placed[number] = self._inputs[number].placed(*place_of(message)[1:])

@@ -14,7 +14,8 @@ SEEDS = range(50)
 
 @pytest.fixture(params=[FULL, SMALL], ids=["full", "small"])
 def scale(request: pytest.FixtureRequest) -> Scale:
-    return request.param
+    found: Scale = request.param
+    return found
 
 
 def count(plan: Plan, *faults: Fault) -> int:

@@ -160,9 +160,9 @@ def test_an_announcement_of_another_upload_is_seen(
 def test_a_dead_letter_of_another_place_or_reason_is_seen(
     inputs: list[Input], outputs: Outputs, store: Store, changed: dict[str, str]
 ) -> None:
-    cause = next(each for each in inputs if isinstance(each.meaning, Refused))
+    cause, refused = next((each, each.meaning) for each in inputs if isinstance(each.meaning, Refused))
     letters = outputs[f"{cause.record.topic}.dlq"]
-    letters[0] = dead_letter(cause, cause.meaning, **changed)
+    letters[0] = dead_letter(cause, refused, **changed)
     assert broken(inputs, outputs, store) == {"dead letters are exactly those that the inputs explain"}
 
 
@@ -199,7 +199,7 @@ def test_a_clip_unlike_that_of_a_clean_run_is_seen(
 def test_the_oracle_follows_the_log() -> None:
     old, new = (Upload("c", file, EPOCH + timedelta(hours=hour)) for hour, file in enumerate(FILES[:2]))
     delete = Delete("c")
-    for lives, alive in (
+    cases: list[tuple[list[Upload | Delete], Upload | None]] = [
         ([old], old),
         ([old, new], new),
         ([new, old], new),
@@ -209,7 +209,8 @@ def test_the_oracle_follows_the_log() -> None:
         ([old, delete, new, delete], None),
         ([new, delete, old], None),
         ([old, new, delete, delete, new], None),
-    ):
+    ]
+    for lives, alive in cases:
         log = [
             Input(0, Record(b"c", None, topic=UPLOADED, partition=0, offset=offset), meaning)
             for offset, meaning in enumerate(lives)

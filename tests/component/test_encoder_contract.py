@@ -27,7 +27,7 @@ from streamer.encoders.open_clip import MAX_TOKENIZER_WORDS, OpenClipEncoder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from streamer.encoders.protocol import Frame
+    from streamer.preprocessing import Frame
 
 CONTEXT = 77
 END_OF_TEXT = 49407
@@ -159,7 +159,9 @@ def make_frames() -> list[Frame]:
 
 def text_lengths(subject: Subject, queries: list[str]) -> list[int]:
     """Encode ``queries`` and return the sequence lengths that the text tower's first block saw."""
-    network = subject.encoder._texts.network
+    texts = subject.encoder._texts
+    assert texts is not None
+    network = texts.network
     tower = network if isinstance(network, open_clip.CLIP) else network.text
     # A class token, where there is one, stands behind the text.
     appended = 0 if getattr(tower, "cls_emb", None) is None else 1
@@ -229,16 +231,19 @@ def test_text_runs_at_its_own_length_where_the_tower_allows_it(subject: Subject)
 def test_frames_are_prepared_alike_in_any_thread(subject: Subject) -> None:
     frames = make_frames() * 4
     expected = [subject.preprocess(Image.fromarray(frame)) for frame in frames]
+    images = subject.encoder._images
+    assert images is not None
     with ThreadPoolExecutor(4) as pool:
         for prepared, wanted in zip(pool.map(subject.encoder.prepare, frames), expected, strict=True):
             batch = torch.from_numpy(prepared[np.newaxis].copy()).to(subject.encoder.device)
-            pixels = subject.encoder._images.normalise(batch)[0].cpu()
+            pixels = images.normalise(batch)[0].cpu()
             # CUDA multiplies by 1 / 255.
             torch.testing.assert_close(pixels, wanted, rtol=0, atol=0 if batch.is_cpu else 1e-6)
 
 
 def test_the_model_is_not_in_training_mode(subject: Subject) -> None:
     for tower in (subject.encoder._images, subject.encoder._texts):
+        assert tower is not None
         assert not any(module.training for module in tower.network.modules())
 
 
@@ -368,6 +373,7 @@ def test_the_tokenizer_does_not_remember_every_word_it_saw(models: Callable[[str
     tokens = bounded(QUERIES)
     assert len(tokenizer.cache) < 200
     assert special_tokens.items() <= tokenizer.cache.items()
+    assert encoder._texts is not None
     assert torch.equal(tokens, encoder._texts._tokenize(QUERIES))
 
 
@@ -392,18 +398,18 @@ def test_a_name_like_no_other_is_refused() -> None:
 
 def test_an_unknown_tag_is_refused_with_those_there_are() -> None:
     message = refusal("ViT-B-32", "openay")
-    assert message.startswith("unknown tag 'openay' for model ViT-B-32; it takes a checkpoint file or")
+    assert message.startswith("unknown tag 'openay' for model ViT-B-32; give a checkpoint file or")
     assert "openai, laion400m_e31" in message
 
 
 def test_a_model_without_tags_says_so(registered: str) -> None:
-    assert refusal(registered, "openai").endswith("it takes a checkpoint file (there are no tags)")
+    assert refusal(registered, "openai").endswith("give a checkpoint file (there are no tags)")
 
 
 @pytest.mark.parametrize("pretrained", [None, ""])
 def test_random_weights_are_refused(pretrained: str | None) -> None:
     message = refusal("ViT-B/32", pretrained)
-    assert message.startswith("model ViT-B-32 has no weights of its own: give a checkpoint file or")
+    assert message.startswith("model ViT-B-32 needs pretrained weights: give a checkpoint file or")
 
 
 @pytest.mark.parametrize("pretrained", ["missing/weights.pt", "weights.safetensors", "/"])
@@ -485,7 +491,7 @@ def test_a_config_that_is_no_architecture_is_refused(clip_copy: Path) -> None:
     assert "wings" in message
 
 
-def test_a_tokenizer_that_is_not_there_is_named(clip_copy: Path) -> None:
+def test_a_missing_tokenizer_is_named(clip_copy: Path) -> None:
     config = {**KINDS["clip"].config, "text_cfg": {**TEXT, "tokenizer_kwargs": {"clean": "unheard-of"}}}
     (clip_copy / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     assert refusal(f"local-dir:{clip_copy}").startswith(f"model local-dir:{clip_copy} has no usable tokenizer: ")
@@ -493,7 +499,7 @@ def test_a_tokenizer_that_is_not_there_is_named(clip_copy: Path) -> None:
 
 def test_a_tag_beside_a_directory_is_refused_rather_than_ignored(models: Callable[[str], Path]) -> None:
     message = refusal(f"local-dir:{models('clip')}", "openai")
-    assert message.startswith("'openai' has no meaning for model local-dir:")
+    assert message.startswith("pretrained 'openai' cannot be combined with model local-dir:")
 
 
 @pytest.fixture

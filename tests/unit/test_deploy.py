@@ -38,7 +38,7 @@ def variables(path: Path) -> dict[str, str]:
 def objects(folder: Path) -> list[dict[str, Any]]:
     """Return what a kustomization lists and generates, without merging what an overlay changes."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    found = []
+    found: list[dict[str, Any]] = []
     for resource in kustomization["resources"]:
         path = folder / resource
         found += objects(path) if path.is_dir() else [each for each in yaml.safe_load_all(path.read_text()) if each]
@@ -177,7 +177,7 @@ def test_scaling_follows_the_groups_lag_up_to_the_partitions() -> None:
     assert triggers == {each.group: each.input for each in SERVICES.values()}
 
 
-def test_the_example_patches_what_is_there() -> None:
+def test_the_example_patches_existing_objects() -> None:
     found = {(each["kind"], each["metadata"]["name"]): each for each in objects(BASE)}
     kustomization = yaml.safe_load((EXAMPLE / "kustomization.yaml").read_text())
     for patch in kustomization["patches"]:

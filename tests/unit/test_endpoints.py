@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import socket
 import ssl
-import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from streamer.endpoints import Access, Endpoints
 from streamer.health import Health
 from streamer.metrics import Metrics
 from streamer.settings import SettingsError, load
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,9 +110,7 @@ def test_a_renewed_certificate_is_used_without_a_restart(authority: Authority) -
         first = presented(endpoints.port, authority)
         renewed = authority.issue()
         assert first != renewed
-        deadline = time.monotonic() + 30
-        while presented(endpoints.port, authority) != renewed:
-            assert time.monotonic() < deadline
+        wait_until(lambda: presented(endpoints.port, authority) == renewed, "the renewed certificate")
         authority.cert.write_text("half a file")
         assert presented(endpoints.port, authority) == renewed
 
@@ -155,12 +153,12 @@ def test_the_settings_and_a_file_give_the_password(tmp_path: Path, authority: Au
         ({"metrics_key": "/nowhere"}, "metrics_cert"),
     ],
 )
-def test_what_does_not_go_together_is_told_by_name(given: dict[str, str], named: str) -> None:
+def test_conflicting_options_are_reported_by_name(given: dict[str, str], named: str) -> None:
     with pytest.raises(SettingsError, match=f"^{named} "):
         Access.of(load(given))
 
 
-def test_a_certificate_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_an_unusable_certificate_is_reported(tmp_path: Path) -> None:
     (tmp_path / "tls.crt").write_text("no certificate")
     with pytest.raises(SettingsError, match=r"^metrics_cert "), serving(Access(None, tmp_path / "tls.crt", tmp_path)):
         pass

@@ -13,13 +13,12 @@ import orjson
 import pytest
 
 from streamer.codec import JSON
-from streamer.encoders import QueryVectors
 from streamer.events import Candidate, QueryReranked, QueryResults, now
 from streamer.health import Health
 from streamer.kafka import InFlightRecord, Record
 from streamer.method import FixedPolicy, Method
 from streamer.metrics import Metrics
-from streamer.reranker import Reranker
+from streamer.reranker import QueryVectors, Reranker
 from streamer.settings import load
 from streamer.store import Clip, Embedding, MeasuredStore, Position, StoreUnavailableError, open_store
 from tests.support.encoders import AxisEncoder
@@ -139,7 +138,7 @@ def test_an_empty_result_list_comes_back_empty(store: Store) -> None:
     assert Harness(store).answer(event("axis 0")).results == []
 
 
-def test_a_store_that_is_away_degrades_and_keeps_the_initial_order() -> None:
+def test_an_unreachable_store_degrades_and_keeps_the_initial_order() -> None:
     harness = Harness(Absent())
     answer = harness.answer(event("axis 2", ("c0", 1.0), ("c2", 5.0)))
     assert answer.degraded == "store_unavailable"
@@ -214,7 +213,7 @@ def test_each_event_is_answered_by_the_method_that_the_policy_gives_it(store: St
     ]
 
 
-def test_scoring_has_a_time_of_its_own_for_each_event_that_is_scored(store: Store) -> None:
+def test_scoring_is_timed_separately_for_each_event_that_is_scored(store: Store) -> None:
     harness = Harness(MeasuredStore(store, metrics := Metrics()), deadline_ms=1000)
     began = time.perf_counter()
     harness.answer(event("axis 2", ("c0", 1.0), ("c2", 0.5)))

@@ -19,7 +19,8 @@ SPELLED_ELSEWHERE = {PACKAGE / "topology.py", PACKAGE / "events.py"}
 """The table itself, and the models by topic, from which the schemas in topics/ are written."""
 NAMES = {
     *(topic for service in SERVICES.values() for topic in service.topics),
-    *(user.group for user in (*SERVICES.values(), DLQ_SHOW, DLQ_REDRIVE, REPLAY, TOP, READER)),
+    *(service.group for service in SERVICES.values()),
+    *(reader.group for reader in (DLQ_SHOW, DLQ_REDRIVE, REPLAY, TOP, READER)),
 }
 
 
@@ -55,7 +56,7 @@ def test_every_service_and_tool_has_its_privileges() -> None:
 
 
 @pytest.mark.parametrize("service", [EMBED, RERANK])
-def test_a_group_suffix_is_behind_the_group_and_before_the_instance_in_what_acls_grant(
+def test_a_group_suffix_stands_between_group_and_instance_in_acls(
     service: topology.Service,
 ) -> None:
     settings = load({"topic_prefix": "eu.", "group_suffix": "-blue"})

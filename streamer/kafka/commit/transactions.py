@@ -30,11 +30,13 @@ offsets, which show it. :class:`FencedError`: another process uses our transacti
 from __future__ import annotations
 
 import contextlib
+import queue
 import secrets
+import threading
 import time
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
@@ -42,21 +44,21 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from streamer.faults import FaultPoint, reach
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
-from streamer.kafka.client.produce import enqueue
 from streamer.kafka.client.refusals import Refusals, refused
-from streamer.kafka.commit.bounded import BoundedCalls, HungError
+from streamer.kafka.records import enqueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from streamer.kafka.inflight.offsets import Progress
     from streamer.kafka.inflight.partitions import AssignedPartition
-    from streamer.kafka.inflight.record import InFlightRecord
-    from streamer.kafka.records import Output
+    from streamer.kafka.records import InFlightRecord, Output
     from streamer.settings import Connection, ServiceSettings
     from streamer.topology import Service
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 CALL_TIMEOUT_S = 2.0
 """Timeout of a single request; after it the request is repeated, and the loop polls its consumer in between."""
@@ -166,6 +168,7 @@ class Transactions:
         self._delivery_timeout = _DELIVERY_TIMEOUT_S
         self._abort_cause = AbortedError("")
         self._clock_refused = ""
+        self._broker_refused = False
         self._blocked_since: float | None = None
         self._unknown_since: float | None = None
         self._first_id = self.transactional_id
@@ -230,7 +233,7 @@ class Transactions:
             self._blocked_since = None
             return
         self._blocked_since = self._blocked_since or began
-        limit = _REFUSED_BLOCKED_S if self._clock_refused else _BLOCKED_S
+        limit = _REFUSED_BLOCKED_S if self._broker_refused else _BLOCKED_S
         if time.monotonic() - self._blocked_since < limit:
             return
         blocked = self.transactional_id
@@ -278,7 +281,7 @@ class Transactions:
     def _fill(self, batch: Batch, group_metadata: Any) -> None:
         outputs = (output.topic for in_flight in batch.records for output in in_flight.outputs or ())
         self._touched = frozenset((*outputs, *(offset.topic for offset in batch.offsets)))
-        self._clock_refused = ""
+        self._clock_refused, self._broker_refused = "", False
         self._producer.begin_transaction()
         reach(FaultPoint.BEGUN)
         rejected: list[tuple[InFlightRecord, str]] = []
@@ -300,7 +303,9 @@ class Transactions:
                 self._producer.poll(0)  # delivery reports say more than what the client makes of them
             why = self._clock_refused or self._describe(cause)
             too_long = cause.code() == KafkaError.OFFSET_METADATA_TOO_LARGE
-            self._abort(AbortedError(why, rejected, refused=refused(cause), metadata_refused=too_long))
+            # Where it is the clock's fault, no record is to blame.
+            to_blame = () if self._clock_refused else rejected
+            self._abort(AbortedError(why, to_blame, refused=refused(cause), metadata_refused=too_long))
 
     def _request(self, function: Callable[..., object], *arguments: Any) -> None:
         """Make one blocking request, whose last argument is its timeout."""
@@ -328,16 +333,19 @@ class Transactions:
 
     def _produce(self, in_flight: InFlightRecord, output: Output, rejected: list[tuple[InFlightRecord, str]]) -> None:
         def delivered(error: KafkaError | None, _message: object) -> None:
-            if error is not None and error.code() in (
-                KafkaError.MSG_SIZE_TOO_LARGE,
-                KafkaError.INVALID_RECORD,
+            if error is None:
+                return
+            self._broker_refused |= error.code() in (KafkaError.INVALID_RECORD, KafkaError.INVALID_TIMESTAMP)
+            # Of several records of a batch the client says only that they are invalid; the broker's words say why.
+            if error.code() == KafkaError.INVALID_TIMESTAMP or (
+                error.code() == KafkaError.INVALID_RECORD and "timestamp" in error.str().lower()
             ):
-                rejected.append((in_flight, error.str()))
-            elif error is not None and error.code() == KafkaError.INVALID_TIMESTAMP:
                 self._clock_refused = (
                     f"{output.topic} refuses the timestamps of our records: is this host's clock right? The topic's "
                     "message.timestamp.before.max.ms and message.timestamp.after.max.ms say how far off it may be"
                 )
+            elif error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD):
+                rejected.append((in_flight, error.str()))
 
         try:
             enqueue(self._producer, output, delivered)
@@ -360,7 +368,7 @@ class Transactions:
             self._handle(error.args[0])
         self._state = _State.NONE
         self._unknown_since = None
-        if self._clock_refused:
+        if self._broker_refused:
             # librdkafka (2.16) would go on with sequence numbers that the broker does not know. Besides, if the broker
             # refuses its own marker too, that is seen at the next init, and not in the middle of a transaction.
             self.restart()
@@ -395,3 +403,47 @@ def _is_fatal_to_producer(cause: KafkaError) -> bool:
     # A coordinator forgets ids that are idle for days. librdkafka (2.16) asks for an abort and, where the offsets were
     # refused, uses the forgotten producer id again.
     return cause.fatal() or cause.code() == KafkaError.INVALID_PRODUCER_ID_MAPPING
+
+
+class HungError(Exception):
+    """The call did not return in time; it may still be running in its abandoned thread."""
+
+
+class BoundedCalls:
+    """Runs calls one at a time in a thread; a call that hangs is abandoned together with the thread.
+
+    This gives a timeout to a library whose own timeouts do not always hold.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._start()
+
+    def __call__(self, function: Callable[..., T], *arguments: Any, limit: float) -> T:
+        """Return what ``function`` returns, or raise what it raises; :class:`HungError` after ``limit`` seconds."""
+        self._calls.put((function, arguments))
+        try:
+            result, error = self._outcomes.get(timeout=limit)
+        except queue.Empty:
+            self._start()
+            raise HungError(f"no return after {limit:g} s") from None
+        if error is not None:
+            raise error
+        value: T = result
+        return value
+
+    def _start(self) -> None:
+        # New queues too: a late result of the abandoned thread must not be taken for that of the next call.
+        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        arguments = (self._calls, self._outcomes)
+        threading.Thread(target=_serve, args=arguments, name=self._name, daemon=True).start()
+
+
+def _serve(calls: queue.SimpleQueue[Any], outcomes: queue.SimpleQueue[Any]) -> None:
+    while True:
+        function, arguments = calls.get()
+        try:
+            outcomes.put((function(*arguments), None))
+        except BaseException as error:  # noqa: BLE001 - raised again where the call was made
+            outcomes.put((None, error))

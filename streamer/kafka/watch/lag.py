@@ -98,7 +98,13 @@ class LagWatch:
         self._passed.pop(partition, None)
         self._peek.forget(partition)
         metrics = self._metrics
-        for gauge in (metrics.lag, metrics.lag_seconds, metrics.done_ahead, metrics.unstable, metrics.unstable_seconds):
+        for gauge in (
+            metrics.lag,
+            metrics.lag_seconds,
+            metrics.completed_ahead,
+            metrics.unstable,
+            metrics.unstable_seconds,
+        ):
             gauge.remove(self._topic, str(partition))
 
     def close(self) -> None:
@@ -165,7 +171,7 @@ class LagWatch:
         labels = self._topic, str(number)
         self._metrics.lag.labels(*labels).set_function(partial(self._records, partition))
         self._metrics.lag_seconds.labels(*labels).set_function(partial(self._seconds, partition))
-        self._metrics.done_ahead.labels(*labels).set_function(partial(self._done_ahead, partition))
+        self._metrics.completed_ahead.labels(*labels).set_function(partial(self._completed_ahead, partition))
         self._metrics.unstable.labels(*labels).set_function(partial(self._unstable, number))
         self._metrics.unstable_seconds.labels(*labels).set_function(partial(self._unstable_seconds, number))
 
@@ -191,7 +197,7 @@ class LagWatch:
         earliest = max(last.timestamp() if last else 0.0, self._caught_up.get(partition.partition, 0.0))
         return max(0.0, now - earliest) if earliest else math.nan
 
-    def _done_ahead(self, partition: AssignedPartition) -> float:
+    def _completed_ahead(self, partition: AssignedPartition) -> float:
         progress = partition.progress
         return len(progress.ahead) if progress is not None else 0
 

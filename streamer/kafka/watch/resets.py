@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-    from streamer.kafka.inflight.record import InFlightRecord
+    from streamer.kafka.records import InFlightRecord
     from streamer.metrics import Metrics
     from streamer.settings import ServiceSettings
     from streamer.topology import Service

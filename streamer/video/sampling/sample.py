@@ -32,9 +32,10 @@ off the stream ends. What is left is sampled. Damage in packets that no sample n
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,16 +43,19 @@ import numpy.typing as npt
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Retry
 from streamer.video.sampling.container import breaks_off, check_unread_size, decode_failed, open_container, pick
-from streamer.video.sampling.decode import Decoder, DeviationError
-from streamer.video.sampling.duplicates import distinct
-from streamer.video.sampling.rgb import RgbConverter
+from streamer.video.sampling.decode import Decoder, DeviationError, RgbConverter
+from streamer.video.sampling.source import Source, open_clip
 from streamer.video.sampling.timeline import Survey, choose, plan, select, survey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 T = TypeVar("T")
+
+BLOCK = 16
+"""Side of the blocks that near-duplicates are compared by, in pixels of the prepared frame: half a patch of the usual
+ViT-B-32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,7 @@ class Sampling:
 
     ``interval``: seconds between samples, > 0. ``max_frames``: most samples of a clip, >= 1. ``max_pixels``: of a
     frame; ``max_seconds``: of a clip; ``max_packets``: encoded frames of a clip. ``duplicate_threshold``: how much
-    frames may differ of which one stands for the others, see :func:`~streamer.video.sampling.duplicates.distinct`; 0:
-    no such.
+    frames may differ of which one stands for the others, see :func:`distinct`; 0: no such.
     """
 
     interval: float
@@ -92,19 +95,35 @@ class SampledClip(Generic[T]):
 
 
 def sample(path: Path, sampling: Sampling, prepare: Callable[[npt.NDArray[np.uint8]], T]) -> SampledClip[T]:
-    """Decode a file and sample it as the module's text defines.
+    """Sample a file of our own, in this process.
+
+    Strangers' files go to :class:`~streamer.video.isolation.pool.DecodePool`.
+    Raises as :func:`sample_descriptor` does, and NOT_FOUND.
+    """
+    descriptor = open_clip(path)
+    try:
+        return sample_descriptor(descriptor, sampling, prepare)
+    finally:
+        os.close(descriptor)
+
+
+def sample_descriptor(
+    descriptor: int, sampling: Sampling, prepare: Callable[[npt.NDArray[np.uint8]], T]
+) -> SampledClip[T]:
+    """Decode the regular file that a descriptor is open on, and sample it as the module's text defines.
 
     ``prepare`` gets each sampled frame, (height, width, 3) RGB, as soon as it is decoded, so that full-size
     frames never pile up; what it raises passes through, but for a MemoryError. It may be given frames
-    twice, where the first way of decoding has to be left.
-    Raises :class:`ClipError` and nothing else for whatever the file holds: NOT_FOUND, NO_VIDEO,
-    DECODE_FAILED or CLIP_TOO_LARGE.
+    twice, where the first way of decoding has to be left. The descriptor stays open.
+    Raises :class:`ClipError` and nothing else for whatever the file holds: NO_VIDEO, DECODE_FAILED, CLIP_TOO_LARGE, or
+    FETCH_FAILED where it cannot be read.
     """
+    source = Source(descriptor)
     try:
-        found = _survey(path, sampling)
+        found = _survey(source, sampling)
         step = max(Fraction(str(sampling.interval)), found.duration / sampling.max_frames)
-        taken = _from_needed(path, sampling, found, step, prepare) or _from_all(path, sampling, step, prepare)
-        partial = taken.damaged or found.damaged or breaks_off(path)
+        taken = _from_needed(source, sampling, found, step, prepare) or _from_all(source, sampling, step, prepare)
+        partial = taken.damaged or found.damaged or breaks_off(source)
     except MemoryError as error:
         # It may be what earlier clips left behind in this process that was too much.
         raise ClipError(Reason.DECODE_FAILED, "more memory is needed than there is", Retry.ONCE) from error
@@ -124,10 +143,10 @@ class _Taken(Generic[T]):
     damaged: bool
 
 
-def _survey(path: Path, sampling: Sampling) -> Survey:
-    with open_container(path, sampling.max_pixels) as container:
+def _survey(source: Source, sampling: Sampling) -> Survey:
+    with open_container(source, sampling.max_pixels) as container:
         if not pick(container, sampling.max_pixels).codec_context.width:
-            check_unread_size(path, sampling.max_pixels)
+            check_unread_size(source, sampling.max_pixels)
         return survey(
             container,
             max_pixels=sampling.max_pixels,
@@ -137,7 +156,7 @@ def _survey(path: Path, sampling: Sampling) -> Survey:
 
 
 def _from_needed(
-    path: Path, sampling: Sampling, found: Survey, step: Fraction, prepare: Callable[[npt.NDArray[np.uint8]], T]
+    source: Source, sampling: Sampling, found: Survey, step: Fraction, prepare: Callable[[npt.NDArray[np.uint8]], T]
 ) -> _Taken[T] | None:
     """Decode what the samples need; None where that cannot be told or does not hold."""
     chosen = choose(found, step, sampling.max_frames) if found.exact else None
@@ -147,7 +166,7 @@ def _from_needed(
     wanted = offsets.keys() if proof is None else {*offsets, proof}
     frames: list[T] = []
     to_rgb = RgbConverter()
-    with open_container(path, sampling.max_pixels) as container:
+    with open_container(source, sampling.max_pixels) as container:
         decoder = Decoder(container, max_pixels=sampling.max_pixels, max_seconds=sampling.max_seconds)
         try:
             for pts, frame in decoder.needed(plan(found, wanted), wanted):
@@ -159,10 +178,10 @@ def _from_needed(
 
 
 def _from_all(
-    path: Path, sampling: Sampling, step: Fraction, prepare: Callable[[npt.NDArray[np.uint8]], T]
+    source: Source, sampling: Sampling, step: Fraction, prepare: Callable[[npt.NDArray[np.uint8]], T]
 ) -> _Taken[T]:
     """Decode everything up to the last sample."""
-    with open_container(path, sampling.max_pixels) as container:
+    with open_container(source, sampling.max_pixels) as container:
         decoder = Decoder(container, max_pixels=sampling.max_pixels, max_seconds=sampling.max_seconds)
         to_rgb = RgbConverter()
         ticks: list[int] = []
@@ -173,3 +192,44 @@ def _from_all(
         if not frames:
             raise decode_failed("no frame could be decoded", decoder.error)
         return _Taken(ticks, frames, decoder.decoded, decoder.damaged)
+
+
+# -- near-duplicates -------------------------------------------------------------------------------------------
+
+
+def distinct(frames: Sequence[Any], threshold: float) -> tuple[list[Any], list[int]]:
+    """Return the frames without near-duplicates, and for each given frame the index of the one that stands for it.
+
+    ``frames``: prepared, (height, width, channels) uint8 of one shape, n >= 1, in the order of their times; with a
+    ``threshold`` of 0 they may be anything and all are kept. A run is a frame and those right after it whose
+    :func:`difference` to that *first* one is at most the threshold: compared with the one before, a slow movement
+    would never be noticed.
+
+    A record has a row for each sampled frame all the same, with its own time; those of a run have one vector. One row
+    with the run's first time would score the same and be smaller, but what a record holds could then no longer be told
+    from the clip and the sampling alone, and the moments at which something is still in view would be lost; what is to
+    be saved is the encoder's time, some 20 ms of a processor for a frame, against less than a microsecond that a row
+    costs a query.
+    """
+    kept = [frames[0]]
+    stands_for = [0]
+    for frame in frames[1:]:
+        if not threshold or difference(kept[-1], frame) > threshold:
+            kept.append(frame)
+        stands_for.append(len(kept) - 1)
+    return kept, stands_for
+
+
+def difference(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
+    """Return the largest mean absolute difference of a block, 0 to 255, over its pixels and channels.
+
+    The mean over the whole frame, which is never larger, would miss what is small: an object of 12 x 12 pixels moves it
+    by a three hundredth of what it moves its block.
+    """
+    apart = np.maximum(one, other) - np.minimum(one, other)
+    height, width, channels = apart.shape
+    rows, columns = np.arange(0, height, BLOCK), np.arange(0, width, BLOCK)
+    by_rows = np.add.reduceat(apart.reshape(height, -1), rows, axis=0, dtype=np.uint32)
+    sums = np.add.reduceat(by_rows, columns * channels, axis=1)
+    pixels = np.minimum(BLOCK, height - rows)[:, None] * np.minimum(BLOCK, width - columns)
+    return float((sums / (pixels * channels)).max())

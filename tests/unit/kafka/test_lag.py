@@ -134,7 +134,7 @@ def test_what_is_done_out_of_order_is_counted_beside_the_lag(case: Case) -> None
     case.publish(5)
     case.partition.mark_committed(Progress(0, frozenset({2, 3})))
     case.tick()
-    assert (case.records, case.value("done_ahead_records")) == (5, 2)
+    assert (case.records, case.value("completed_ahead_records")) == (5, 2)
 
 
 def test_nothing_is_reported_before_it_is_known_what_is_committed(case: Case) -> None:
@@ -196,13 +196,13 @@ def test_records_behind_an_open_transaction_are_counted_and_their_wait_grows(cas
     assert case.metrics.registry.get_sample_value("streamer_unstable_seconds", labels) == 0
 
 
-def test_without_partitions_nothing_is_asked_and_no_client_made(case: Case) -> None:
+def test_without_partitions_nothing_is_requested_and_no_client_made(case: Case) -> None:
     case.assignment.remove(0)
     case.tick(5)
     assert case.fake.process.clients == []
 
 
-def test_while_no_answer_comes_the_last_figures_stand_and_nothing_more_is_asked(case: Case) -> None:
+def test_while_a_request_is_pending_the_last_figures_stand_and_no_other_is_sent(case: Case) -> None:
     case.publish(3)
     case.partition.mark_committed(Progress(0))
     case.tick()
@@ -242,13 +242,13 @@ def test_an_answer_for_a_partition_that_has_gone_is_dropped(case: Case) -> None:
     assert case.records is None
 
 
-def test_a_partition_that_has_gone_is_reported_no_more(case: Case) -> None:
+def test_a_revoked_partition_is_no_longer_reported(case: Case) -> None:
     case.publish(3)
     case.tick()
     assert case.records == 3
     case.assignment.remove(0)
     case.watch.forget(0)
-    assert [case.value(name) for name in ("lag_records", "lag_seconds", "done_ahead_records")] == [None] * 3
+    assert [case.value(name) for name in ("lag_records", "lag_seconds", "completed_ahead_records")] == [None] * 3
 
 
 # -- seconds ---------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_the_age_is_that_of_the_first_record_in_flight_and_grows_while_the_loop_
     assert case.peeks() == 0
 
 
-def test_a_record_that_is_not_fetched_is_looked_at_with_a_consumer_of_its_own(case: Case) -> None:
+def test_a_record_that_is_not_fetched_is_read_with_a_separate_consumer(case: Case) -> None:
     case.partition.mark_committed(Progress(0))
     case.publish(1)
     case.fake.clock.sleep(50)
@@ -353,7 +353,7 @@ def test_of_a_record_of_which_nothing_is_known_the_age_is_no_number(case: Case) 
     assert math.isnan(seconds)
 
 
-def test_a_look_that_comes_to_nothing_is_given_up_and_begun_again(case: Case) -> None:
+def test_a_read_of_the_first_record_that_times_out_is_retried(case: Case) -> None:
     case.partition.mark_committed(Progress(0))
     case.publish(1)
     case.tick(0.5)
