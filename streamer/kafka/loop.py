@@ -1,9 +1,9 @@
 """The consume loop: poll records, hand them to the pipeline, commit completed ones; one thread owns both Kafka clients.
 
-Records are processed in the pipeline's threads (:class:`Pipeline`). The loop's thread never waits for slow processing,
-so polling, heartbeats and rebalances go on while a clip takes a minute; a partition whose queue is full is paused.
-Completed records are committed in transactions (:mod:`streamer.kafka.commit.transactions`), also out of order
-(:mod:`streamer.kafka.inflight.offsets`).
+Records are processed in the threads of a :class:`~streamer.kafka.pipeline.Pipeline`. The loop's thread never waits for
+slow processing, so polling, heartbeats and rebalances go on while a clip takes a minute; a partition whose queue is
+full is paused. Completed records are committed in transactions (:mod:`streamer.kafka.commit.transactions`), also out
+of order (:mod:`streamer.kafka.inflight.offsets`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -24,6 +24,7 @@ from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.commit.transactions import FencedError, RestartError
 from streamer.kafka.dead_letters import redriven_for
 from streamer.kafka.inflight.partitions import Assignment
+from streamer.kafka.pipeline import FatalError
 from streamer.kafka.records import InFlightRecord, record_of
 from streamer.kafka.watch.monitor import Monitor
 from streamer.kafka.watch.resets import Resets
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from streamer.health import Health
     from streamer.kafka.inflight.partitions import AssignedPartition
+    from streamer.kafka.pipeline import Pipeline, Stop
     from streamer.kafka.records import Record
     from streamer.metrics import Metrics
     from streamer.settings import ServiceSettings
@@ -63,32 +65,6 @@ _TOPIC_CHECK_S = 2.0
 _REFUSED_WAIT_S = 2.0
 """How long a member without the privilege for its group waits before it rejoins: until an ACL is added, each attempt
 is refused."""
-
-
-class FatalError(Exception):
-    """The service cannot go on; the process ends with exit code 1 and its supervisor starts it again."""
-
-
-class Stop(threading.Event):
-    """The request to stop, and when it was made: ``at`` on the monotonic clock, 0.0 before."""
-
-    at = 0.0
-
-    def set(self) -> None:
-        """Request the stop; only the first request sets the time."""
-        self.at = self.at or time.monotonic()
-        super().set()
-
-
-class Pipeline(Protocol):
-    """Turns records into outputs, in threads of its own."""
-
-    def submit(self, records: Sequence[InFlightRecord]) -> None:
-        """Take records in flight, each partition's in offset order, and call ``complete`` of each one later.
-
-        Must not block.
-        """
-        ...
 
 
 class Loop:

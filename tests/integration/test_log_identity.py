@@ -17,7 +17,8 @@ from streamer.kafka.inflight.offsets import Progress
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
 from streamer.topology import RERANK
-from tests.support.loops import INPUT, OUTPUT, await_, echo, feed, read, running, value
+from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running, value
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,9 +43,9 @@ def recreate(settings: Settings) -> None:
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
     name = settings.topic(INPUT)
     admin.delete_topics([name])[name].result(30)
-    await_(lambda: name not in admin.list_topics(timeout=5).topics)
+    wait_until(lambda: name not in admin.list_topics(timeout=5).topics)
     admin.create_topics([NewTopic(name, 1, 1)])[name].result(30)
-    await_(lambda: name in admin.list_topics(timeout=5).topics)
+    wait_until(lambda: name in admin.list_topics(timeout=5).topics)
 
 
 def committed(settings: Settings) -> TopicPartition:
@@ -67,7 +68,7 @@ def commit(settings: Settings, offset: int, metadata: str = "") -> None:
             return False
         return True
 
-    await_(is_committed)
+    wait_until(is_committed)
     consumer.close()
 
 
@@ -95,9 +96,9 @@ def test_an_offset_beyond_the_end_skips_nothing(kafka: LocalKafka, topic_prefix:
     settings = settings_for(kafka, topic_prefix)
     commit(settings, 1_000)
     with running(settings, echo(settings)) as (metrics, *_):
-        await_(lambda: resets(settings, metrics, "behind_end") == 1)
+        wait_until(lambda: resets(settings, metrics, "behind_end") == 1)
         feed(settings, 20)
-        await_(lambda: committed(settings).offset == 20)
+        wait_until(lambda: committed(settings).offset == 20)
     assert answered(settings) == keys(*range(20))
 
 
@@ -109,7 +110,7 @@ def test_a_log_whose_disk_was_lost_is_read_from_its_beginning(tmp_path: Path, re
         settings = settings_for(broker)
         feed(settings, 20)
         with running(settings, echo(settings)):
-            await_(lambda: committed(settings).offset == 20)
+            wait_until(lambda: committed(settings).offset == 20)
         assert committed(settings).leader_epoch is not None
     [folder] = tmp_path.glob(f"**/{settings.topic(INPUT)}-0")
     shutil.rmtree(folder)
@@ -117,7 +118,7 @@ def test_a_log_whose_disk_was_lost_is_read_from_its_beginning(tmp_path: Path, re
         feed(settings, refilled, start=100)
         with running(settings, echo(settings)) as (metrics, *_):
             feed(settings, 10, start=200)
-            await_(lambda: committed(settings).offset == refilled + 10)
+            wait_until(lambda: committed(settings).offset == refilled + 10)
             assert resets(settings, metrics, "behind_end") == 1
         assert answered(settings) == keys(*range(20), *range(100, 100 + refilled), *range(200, 210))
 
@@ -129,15 +130,15 @@ def test_a_topic_that_is_created_again_ends_the_service_and_its_restart_skips_no
     settings = settings_for(kafka, topic_prefix, **{"group.protocol": protocol})
     feed(settings, 20)
     with running(settings, echo(settings)) as (_, _, _, ended):
-        await_(lambda: committed(settings).offset == 20)
+        wait_until(lambda: committed(settings).offset == 20)
         late = committed(settings)
         recreate(settings)
         feed(settings, 20, start=100)
-        await_(lambda: bool(ended), seconds=20)
+        wait_until(lambda: bool(ended), seconds=20)
         assert isinstance(ended[0], FatalError)
     commit(settings, late.offset, late.metadata or "")  # one that was in flight lands in the new topic's offsets
     with running(settings, echo(settings)) as (metrics, *_):
-        await_(lambda: set(keys(*range(100, 120))) <= set(answered(settings)))
+        wait_until(lambda: set(keys(*range(100, 120))) <= set(answered(settings)))
         assert resets(settings, metrics, "foreign") == 1
 
 
@@ -146,7 +147,7 @@ def test_a_mirrored_commit_skips_nothing(kafka: LocalKafka, topic_prefix: str) -
     feed(settings, 20)
     commit(settings, 5, Progress(40, frozenset({42, 44})).metadata("AAAAAAAAAAAAAAAAAAAAAA-0"))
     with running(settings, echo(settings)) as (metrics, *_):
-        await_(lambda: committed(settings).offset == 20)
+        wait_until(lambda: committed(settings).offset == 20)
         assert resets(settings, metrics, "translated") == 1
     assert answered(settings) == keys(*range(5, 20))
 
@@ -163,8 +164,8 @@ def test_brokers_that_take_no_metadata_hold_nothing_up() -> None:
             return echo(settings)(record)
 
         with running(settings, first_is_slow) as (metrics, *_):
-            await_(lambda: len(answered(settings)) == 19, seconds=15)
+            wait_until(lambda: len(answered(settings)) == 19, seconds=15)
             assert committed(settings).offset == 0
-            await_(lambda: committed(settings).offset == 20)
+            wait_until(lambda: committed(settings).offset == 20)
             assert value(metrics, "streamer_commits_shortened_total") >= 1
         assert answered(settings) == keys(*range(20))

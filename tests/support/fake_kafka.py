@@ -19,12 +19,13 @@ from confluent_kafka import TopicPartition
 from streamer import health as health_module
 from streamer.health import Health
 from streamer.kafka import loop as loop_module
-from streamer.kafka import records
+from streamer.kafka import pipeline, records
 from streamer.kafka.client import config
 from streamer.kafka.commit import committer, transactions
 from streamer.kafka.commit.transactions import HungError
 from streamer.kafka.inflight.offsets import Progress, read_commit
-from streamer.kafka.loop import Loop, Stop
+from streamer.kafka.loop import Loop
+from streamer.kafka.pipeline import Stop
 from streamer.kafka.records import Output
 from streamer.kafka.watch import lag, monitor, topics
 from streamer.metrics import Metrics
@@ -174,7 +175,7 @@ def fake_kafka(partitions: int = 1) -> Iterator[FakeKafka]:
     kafka.cluster.create_topic(DEAD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, "make_client", kafka.make_client)
-        for module in (loop_module, committer, transactions, lag, monitor, topics, records, health_module):
+        for module in (loop_module, pipeline, committer, transactions, lag, monitor, topics, records, health_module):
             patch.setattr(module, "time", clock)
         patch.setattr(loop_module, "threading", SimpleNamespace(Event=lambda: Event(clock)))
         patch.setattr(transactions, "BoundedCalls", lambda _name: _Immediate(clock))
