@@ -361,7 +361,7 @@ class Embedder:
         return Clip(
             clip_id=upsert.event.clip_id,
             uploaded_at=upsert.event.uploaded_at,
-            position=Position.of(upsert.in_flight.record.log, upsert.in_flight.record.offset),
+            position=Position.of(upsert.in_flight.record.log, upsert.in_flight.record.order),
             duration_ms=upsert.duration_ms,
             vectors=upsert.vectors,
             times_ms=np.repeat(upsert.times_ms, self._encoder.vectors_per_frame),
@@ -389,7 +389,7 @@ class Embedder:
         if in_flight.revoked:
             return
         self._store.delete(
-            delete.clip_id, in_flight.record.timestamp, Position.of(in_flight.record.log, in_flight.record.offset)
+            delete.clip_id, in_flight.record.timestamp, Position.of(in_flight.record.log, in_flight.record.order)
         )
         faults.reach(faults.FaultPoint.STORED)
         self._health.ready("store")

@@ -1,9 +1,9 @@
 """The consume loop: poll records, hand them to the pipeline, commit completed ones; one thread owns both Kafka clients.
 
-Records are processed in the pipeline's threads (:class:`Pipeline`). The loop's thread never waits for slow processing,
-so polling, heartbeats and rebalances go on while a clip takes a minute; a partition whose queue is full is paused.
-Completed records are committed in transactions (:mod:`streamer.kafka.commit.transactions`), also out of order
-(:mod:`streamer.kafka.inflight.offsets`).
+Records are processed in the threads of a :class:`~streamer.kafka.pipeline.Pipeline`. The loop's thread never waits for
+slow processing, so polling, heartbeats and rebalances go on while a clip takes a minute; a partition whose queue is
+full is paused. Completed records are committed in transactions (:mod:`streamer.kafka.commit.transactions`), also out
+of order (:mod:`streamer.kafka.inflight.offsets`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.commit.outcomes import FencedError, RestartError
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.inflight.partitions import Assignment
-from streamer.kafka.pipeline import FatalError, Pipeline, Stop
+from streamer.kafka.pipeline import FatalError
 from streamer.kafka.records import InFlightRecord, record_of, redriven_for
 from streamer.kafka.watch.monitor import Monitor
 from streamer.kafka.watch.resets import Resets
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from streamer.health import Health
     from streamer.kafka.inflight.partitions import AssignedPartition
+    from streamer.kafka.pipeline import Pipeline, Stop
     from streamer.kafka.records import Record
     from streamer.metrics import Metrics
     from streamer.settings import ServiceSettings

@@ -1,4 +1,4 @@
-"""What a consume loop needs from outside: a pipeline that processes records, and the request to stop."""
+"""What a service gives to the consume loop, a pipeline and the request to stop, and the fault that ends the loop."""
 
 from __future__ import annotations
 

@@ -34,7 +34,10 @@ class StoreUnavailableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The position of an event: ``log`` is the hash of its partition's name, ``offset`` (>= 0) its offset there.
+    """The position of an event: ``log`` is the hash of its partition's name, ``offset`` (>= 0) its order there.
+
+    That is its offset, with the epoch of the partition's leader in the higher bits: offsets are used again where a log
+    has lost its end (:attr:`streamer.kafka.records.Record.order`).
 
     Not sortable: positions in different partitions have no order.
     """

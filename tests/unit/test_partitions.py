@@ -233,3 +233,24 @@ def test_work_of_a_revoked_partition_is_marked_stale() -> None:
     assert in_flight.revoked
     assert assignment.get(3) is None
     assert assignment.remove(3) == 0
+
+
+def test_records_that_were_received_before_the_committed_offset_void_it() -> None:
+    partition = AssignedPartition("t", 0, LOG)
+    received(partition, range(3))
+    left = partition.start_from(Progress(1_000, frozenset({1_001})))
+    assert [in_flight.record.offset for in_flight in left] == [0, 1, 2]
+    assert (partition.rewound, partition.progress) == (True, None)
+
+
+def test_the_epoch_is_committed_only_where_everything_before_the_offset_is_of_it_or_older() -> None:
+    partition = AssignedPartition("t", 0, LOG)
+    partition.start_from(None)
+    partition.add(InFlightRecord(record(4), lambda: None), 7)
+    assert (partition.epoch_for(4), partition.epoch_for(5)) == (7, 7)
+    partition.reached_end(9)  # markers, perhaps of a leader elected since
+    assert partition.epoch_for(9) is None
+    partition.saw_leader(8)
+    assert partition.epoch_for(9) is None
+    partition.saw_leader(7)
+    assert partition.epoch_for(9) == 7

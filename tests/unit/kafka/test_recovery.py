@@ -51,6 +51,8 @@ class FakeMessage:
     def error(self) -> KafkaError | None:
         return self._error
 
+    def leader_epoch(self) -> None: ...
+
     def key(self) -> None: ...
 
     def value(self) -> bytes:
