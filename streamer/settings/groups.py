@@ -10,7 +10,7 @@ import ipaddress
 import socket
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import orjson
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
@@ -18,12 +18,10 @@ from pydantic_settings import NoDecode
 
 from streamer.events import MAX_RESULTS
 from streamer.method import Method
+from streamer.scoring import Normalization
 from streamer.settings.base import Group, read_password
 from streamer.settings.errors import invalid_setting
 from streamer.topology import DLQ_SUFFIX, SERVICES, dead_letter_topic
-
-if TYPE_CHECKING:
-    from streamer.scoring import Normalization
 
 Precision = Literal["float32", "float16", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import orjson
 from pydantic import Field, SecretStr, field_validator
@@ -10,9 +11,6 @@ from pydantic_settings import NoDecode
 
 from streamer.settings.base import Group, read_password
 from streamer.topology import SERVICES
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class MetricsSettings(Group):
