@@ -122,6 +122,8 @@ class _Profiler:
 
 
 def _module_of(frame: FrameType) -> str | None:
+    if frame.f_code.co_filename == "<string>":  # a method that dataclasses generate, which is no function of a module
+        return None
     name = frame.f_globals.get("__name__")
     return name if isinstance(name, str) and name.partition(".")[0] == _PACKAGE else None
 

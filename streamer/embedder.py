@@ -43,12 +43,11 @@ import tenacity
 from streamer import faults
 from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, now
 from streamer.kafka import Outputs, dead_letter
-from streamer.shortages import Shortages
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
 from streamer.topology import EMBED
 from streamer.video import ClipError
-from streamer.video.fetching.fetcher import retries
+from streamer.video.fetching.fetcher import Shortages, retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -79,3 +81,16 @@ def test_the_decoders_modules_follow_those_of_the_service_that_starts_it() -> No
         "streamer.video.sampling.sample",
         "streamer.store",
     ]
+
+
+def test_each_module_of_the_stored_walks_exists_and_they_keep_to_their_limits() -> None:
+    walks = json.loads((ROOT / "docs" / "walk.json").read_bytes())
+    assert walks.keys() == walk.LIMITS.keys()
+    for what, modules in walks.items():
+        assert len(modules) == len({*modules}) <= walk.LIMITS[what]
+        assert all(walk.purpose(name) for name in modules)
+
+
+def test_the_file_map_of_the_design_is_that_of_the_stored_walks() -> None:
+    done = subprocess.run([sys.executable, SCRIPT, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -14,6 +14,11 @@ chooses a filesystem from a URI.
 A download goes to an anonymous temporary file, which has no name and disappears with its last descriptor, however the
 process ends. Callers get a path below ``/proc``, valid for every process of this user: the decoder, which is a separate
 process, opens exactly the file that was checked or downloaded here.
+
+How an attempt at a clip is repeated: :func:`retries` after an error of the clip or its source, :class:`Shortages` while
+this machine lacks disk space, descriptors, processes or memory. A shortage is not the upload's fault, so no upload is
+dead-lettered for it: its attempt is postponed until there is enough again, and meanwhile the service is not ready and
+reports the reason.
 """
 
 from __future__ import annotations
@@ -21,9 +26,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+import threading
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import tenacity
 from fsspec.asyn import get_loop
@@ -41,6 +47,8 @@ from streamer.video.fetching.web import WebSources
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from streamer.health import Health
+    from streamer.metrics import Metrics
     from streamer.video.fetching.uris import StoredObject
 
 
@@ -166,3 +174,54 @@ def _retry_of(state: tenacity.RetryCallState) -> Retry:
 def _is_worth_another_attempt(state: tenacity.RetryCallState) -> bool:
     retry = _retry_of(state)
     return retry is Retry.FOR_A_WHILE or (retry is Retry.ONCE and state.attempt_number == 1)
+
+
+CONDITION: Final = "machine"
+
+
+_LONGEST_PAUSE_S: Final = 5.0
+
+
+class Shortages:
+    """Retries attempts while this machine is short of a resource. May be used by several threads.
+
+    The condition ``machine`` is ready when no attempt waits any more, not when another, which needed less, succeeds.
+    """
+
+    def __init__(self, metrics: Metrics, health: Health) -> None:
+        self._metrics = metrics
+        self._health = health
+        self._lock = threading.Lock()
+        self._waiting: set[int] = set()
+        for lack in Lack:
+            metrics.machine_faults.labels(lack)  # exposed from the start, so that the first fault is an increase
+
+    def wait_out(self, attempt: Callable[[], None]) -> None:
+        """Make the attempt, and retry it after each :class:`MachineError`; other exceptions pass through."""
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(MachineError),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=_LONGEST_PAUSE_S),
+            before_sleep=self._note,
+        )
+        try:
+            retrying(attempt)
+        finally:
+            self._end()
+
+    def _note(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if not isinstance(error, MachineError):
+            return
+        self._metrics.machine_faults.labels(error.lack).inc()
+        self._health.progress()
+        with self._lock:
+            self._waiting.add(threading.get_ident())
+            self._health.not_ready(CONDITION, str(error))
+
+    def _end(self) -> None:
+        with self._lock:
+            if threading.get_ident() not in self._waiting:
+                return
+            self._waiting.remove(threading.get_ident())
+            if not self._waiting:
+                self._health.ready(CONDITION)
