@@ -31,7 +31,7 @@ walk = loaded()
 def module(name: str, source: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     made = types.ModuleType(name)
     monkeypatch.setitem(sys.modules, name, made)
-    exec(source, vars(made))  # noqa: S102 - our own lines
+    exec(compile(source, f"{name}.py", "exec"), vars(made))  # noqa: S102 - our own lines
     return made
 
 
