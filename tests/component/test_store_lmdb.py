@@ -1,4 +1,4 @@
-"""What LMDB alone does: its map, its lock table, its files. What every engine does is in test_store_contract.py."""
+"""What LMDB alone does: its map, its lock table, its files. What every engine does is in store_contract/."""
 
 from __future__ import annotations
 

@@ -30,6 +30,10 @@ MODEL = "model-a"
 PREFIX = record_format.model_prefix(MODEL)
 
 
+class KilledAt(Exception):  # noqa: N818 - stands for a death
+    """Interrupts a copy or a drop, which must leave what a later run can finish."""
+
+
 def clip(clip_id: str, version: int = 1, offset: int = 0, *, vectors: int = 2, log: str = "log") -> Clip:
     """Make a clip in which everything follows from the arguments."""
     uploaded_at = FIRST + dt.timedelta(microseconds=version)
@@ -55,6 +59,11 @@ def delete(version: int, offset: int = 0, *, log: str = "log", clip_id: str = "c
 def damaged(raw: Raw) -> Raw:
     """Flip the last bit."""
     return Raw(raw.key, raw.value[:-1] + bytes([raw.value[-1] ^ 1]))
+
+
+def misplaced() -> Raw:
+    """Return the record of a clip with a long id under the key of another."""
+    return upload(1, clip_id="x" * 505)._replace(key=record_format.key(PREFIX, "d"))
 
 
 def many(count: int, seed: int = 0, dim: int = DIM) -> Iterator[Raw]:

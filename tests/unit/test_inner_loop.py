@@ -1,14 +1,17 @@
-"""What keeps `make check` fast, and benchmarks and tests apart."""
+"""What keeps `make check` fast, benchmarks and tests apart, and modules short."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MAX_LINES = 450
+"""A module that needs more is two."""
 
 
 @cache
@@ -40,3 +43,10 @@ def test_tests_support_stands_on_the_product_alone() -> None:
     for path in (ROOT / "tests" / "support").glob("*.py"):
         found = imports(path)
         assert within(found, "tests") == within(found, "tests.support"), path.name
+
+
+def test_no_module_is_long() -> None:
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = {name: (ROOT / name).read_bytes().count(b"\n") for name in listed.splitlines()}
+    assert "tests/unit/test_inner_loop.py" in lines
+    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}

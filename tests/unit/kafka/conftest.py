@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.committing import Case
 from tests.support.fake_kafka import fake_kafka
 
 if TYPE_CHECKING:
@@ -27,3 +28,11 @@ def fake_pair() -> Iterator[FakeKafka]:
     with fake_kafka(partitions=2) as made:
         yield made
         made.assert_all_fired()
+
+
+@pytest.fixture
+def case(fake: FakeKafka) -> Case:
+    """A committer that has started."""
+    made = Case(fake)
+    made.start()
+    return made

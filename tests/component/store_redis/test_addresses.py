@@ -1,0 +1,107 @@
+"""Where a store is and how it is laid out: URLs, names, buckets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streamer.store import StoreError, masked, open_existing, record_format
+from streamer.store.redis.address import Address, Buckets
+from tests.support.redis_stores import clip, opened, versions
+
+if TYPE_CHECKING:
+    from tests.support.redis_servers import Cluster, Server
+
+
+def test_a_url_says_where_the_store_is_and_how_it_is_laid_out() -> None:
+    alone = Address.parse("redis://ann:s%3Acret@example.org/3?name=a.b&buckets=16")
+    assert (alone.hosts, alone.user, alone.password, alone.db) == ((("example.org", 6379),), "ann", "s:cret", 3)
+    assert (alone.name, alone.buckets, alone.is_cluster, alone.tls) == ("a.b", 16, False, False)
+    cluster = Address.parse("rediss+cluster://a:1,[::1]:2,c")
+    assert cluster.hosts == (("a", 1), ("::1", 2), ("c", 6379))
+    assert (cluster.name, cluster.buckets, cluster.is_cluster, cluster.tls) == ("clips", None, True, True)
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("redis:", "not of the form"),
+        ("redis://", "not of the form"),
+        ("redis://?name=a", "a host is missing"),
+        ("redis+cluster://a,,b", "a host is missing"),
+        ("redis://a,b", "several hosts need redis"),
+        ("redis://a:port", "[Pp]ort"),
+        ("redis://a/clips", "/DB takes a number"),
+        ("redis+cluster://a/1", "one database"),
+        ("redis://a?name={a}", "name="),
+        ("redis://a?buckets=0", "from 1 to 16384"),
+        ("redis://a?buckets=99999", "from 1 to 16384"),
+        ("redis://a?bucket=1", "bucket= is unknown"),
+        ("redis://a#b", "nothing may follow"),
+        ("redis://u:se/cret@a:x", "[Pp]ort|DB"),
+        ("cassandra://a", "unsupported store scheme"),
+    ],
+)
+def test_a_wrong_url_is_refused_in_one_line_without_its_password(url: str, complaint: str) -> None:
+    with pytest.raises(StoreError, match=complaint) as caught:
+        opened(url)
+    assert "\n" not in str(caught.value)
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://u:pa:ss@h:1/0", "redis://u:***@h:1/0"),
+        ("redis+cluster://:pa@ss/@h,i", "redis+cluster://:***@h,i"),
+        ("redis://h:1", "redis://h:1"),
+        ("lmdb:./a:b@c", "lmdb:./a:b@c"),
+    ],
+)
+def test_a_password_is_not_shown(url: str, shown: str) -> None:
+    assert masked(url) == shown
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 64, 1000])
+def test_buckets_lie_evenly_among_the_slots_and_clips_among_the_buckets(count: int) -> None:
+    buckets = Buckets("clips", count)
+    assert [slot * count // 16_384 for slot in buckets.slots] == list(range(count))
+    keys = record_format.keys(record_format.model_prefix("m"), [f"clip {number}" for number in range(20 * count)])
+    found = [buckets.of(key) for key in keys]
+    assert min(found.count(number) for number in range(count)) > 0
+    assert [buckets.record_key(buckets.full(key)) for key in keys] == keys
+    assert buckets.record_key(buckets.models(0)) is None
+
+
+def test_a_store_keeps_its_number_of_buckets(valkey_cluster: Cluster) -> None:
+    url = f"{valkey_cluster.url}?name=buckets"
+    opened(f"{url}&buckets=5").put([clip("c")])
+    assert versions(opened(url), ["c"]) == [1]
+    with pytest.raises(StoreError, match="was created with 5 buckets"):
+        opened(f"{url}&buckets=64")
+
+
+def test_what_is_no_store_of_ours_is_refused(valkey: Server) -> None:
+    valkey.command("SET", "foreign", "value")
+    with pytest.raises(StoreError, match="is not a store"):
+        opened(f"{valkey.url}?name=foreign")
+
+
+def test_who_only_reads_creates_nothing(valkey: Server) -> None:
+    url = f"{valkey.url}?name=absent"
+    reader = opened(url, read_only=True)
+    assert versions(reader, ["c"]) == [None]
+    with pytest.raises(StoreError, match="no such store"):
+        open_existing(url)
+    assert not valkey.command("EXISTS", "absent")
+    opened(f"{url}&buckets=7").put([clip("c")])
+    assert versions(reader, ["c"]) == [1]
+
+
+def test_stores_of_other_names_are_apart(valkey: Server) -> None:
+    opened(f"{valkey.url}?name=one").put([clip("c", 1)])
+    opened(f"{valkey.url}?name=one-").put([clip("d", 2)])
+    assert versions(opened(f"{valkey.url}?name=one"), ["c", "d"]) == [1, None]
+    assert list(opened(f"{valkey.url}?name=one").clip_ids()) == ["c"]
+    assert opened(f"{valkey.url}?name=one").stats().models == {"m": 1}

@@ -1,0 +1,1 @@
+"""Whole stores copied, checked and compared, on LMDB."""

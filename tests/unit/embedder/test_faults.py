@@ -1,0 +1,226 @@
+"""Faults of sources, decoders, the machine and the store: what is tried again, waited for or given up."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from structlog.testing import capture_logs
+
+from streamer.codec import JSON
+from streamer.events import ClipUploaded, Reason
+from streamer.store import Position, StoreUnavailableError
+from streamer.video import ClipError, Retry
+from streamer.video.errors import Lack, MachineError
+from streamer.video.fetching.fetcher import Fetcher
+from tests.support.embedding import T0, Harness, Recording, dominant, reason
+from tests.support.in_process import InProcessDecoder
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from streamer.store import Store
+
+
+def test_a_transient_fault_is_retried_for_its_time_and_counted(tmp_path: Path, store: Store) -> None:
+    harness = Harness(tmp_path, store, fetch_retry_timeout=4)
+
+    class Flaky(Fetcher):
+        def fetch(self, uri: str) -> Any:
+            raise ClipError(Reason.FETCH_FAILED, f"503 for {uri}", Retry.FOR_A_WHILE)
+
+    harness.embedder._fetcher = Flaky([tmp_path.as_uri()], max_bytes=1, timeout=1)
+    (outputs,) = harness.run(harness.upload("c1", tmp_path / "c1.mp4"))
+    assert reason(outputs) == "fetch_failed"
+    assert int(dict(outputs[0].headers)["dlq.attempts"] or 0) >= 2
+    assert harness.metrics.registry.get_sample_value("streamer_retries_total", {"stage": "load"})
+
+
+class Failing(InProcessDecoder):
+    """Fails with the given errors, one an attempt, before it decodes."""
+
+    def __init__(self, prepare: Callable[[Any], Any], *errors: ClipError) -> None:
+        super().__init__(prepare)
+        self._errors = list(errors)
+
+    def sampled(self, path: Path) -> Any:
+        if self._errors:
+            raise self._errors.pop(0)
+        return super().sampled(path)
+
+
+CRASH = ClipError(Reason.DECODER_CRASHED, "SIGSEGV", Retry.ONCE)
+
+
+def test_a_decoder_that_crashes_once_costs_the_clip_nothing(tmp_path: Path, store: Store, red: Path) -> None:
+    harness = Harness(tmp_path, store)
+    harness.embedder._decoder = Failing(harness.encoder.prepare, CRASH)
+    (outputs,) = harness.run(harness.upload("c1", red))
+    assert outputs[0].topic == "clips.embedded"
+
+
+def test_a_clip_at_which_the_decoder_crashes_twice_is_dead_lettered(tmp_path: Path, store: Store, red: Path) -> None:
+    harness = Harness(tmp_path, store, fetch_retry_timeout=60)
+    harness.embedder._decoder = Failing(harness.encoder.prepare, CRASH, CRASH, CRASH)
+    (outputs,) = harness.run(harness.upload("c1", red))
+    assert reason(outputs) == "decoder_crashed"
+    assert dict(outputs[0].headers)["dlq.attempts"] == b"2"
+
+
+class Lacking(InProcessDecoder):
+    """Has no process for a clip until there is one."""
+
+    def __init__(self, prepare: Callable[[Any], Any]) -> None:
+        super().__init__(prepare)
+        self.enough = threading.Event()
+
+    def sampled(self, path: Path) -> Any:
+        if not self.enough.is_set():
+            raise MachineError(Lack.PROCESSES, "the decoders' template cannot fork")
+        return super().sampled(path)
+
+
+def test_what_the_machine_lacks_is_waited_for_and_no_upload_is_given_up(
+    tmp_path: Path, store: Store, red: Path
+) -> None:
+    harness = Harness(tmp_path, store, fetch_retry_timeout=0)
+    harness.health.ready("start")
+    harness.embedder._decoder = lacking = Lacking(harness.encoder.prepare)
+    works = [harness.upload(f"c{number}", red) for number in range(3)]
+    harness.embedder.submit(works)
+    wait_until(lambda: put_off(harness) > 5)
+    assert harness.health.readiness_problems() == ["machine: processes: the decoders' template cannot fork"]
+    assert [work.outputs for work in works] == [None] * 3
+    lacking.enough.set()
+    for _ in works:
+        assert harness.done.acquire(timeout=20)
+    assert [outputs[0].topic for outputs in (work.outputs or () for work in works)] == ["clips.embedded"] * 3
+    wait_until(lambda: harness.health.readiness_problems() == [])
+
+
+def put_off(harness: Harness) -> float:
+    return harness.metrics.registry.get_sample_value("streamer_machine_faults_total", {"lack": "processes"}) or 0.0
+
+
+def test_an_upload_that_has_gone_to_another_instance_is_not_waited_for(tmp_path: Path, store: Store, red: Path) -> None:
+    harness = Harness(tmp_path, store)
+    harness.embedder._decoder = Lacking(harness.encoder.prepare)
+    work = harness.upload("c1", red)
+    harness.embedder.submit([work])
+    wait_until(lambda: put_off(harness) > 0)
+    work.revoked = True
+    assert harness.done.acquire(timeout=20)
+    assert work.outputs == []
+
+
+def test_a_source_that_answers_none_of_its_clips_holds_up_no_other_source(
+    tmp_path: Path, store: Store, red: Path
+) -> None:
+    harness = Harness(tmp_path, store)
+    answer = threading.Event()
+
+    class Slow(Fetcher):
+        def fetch(self, uri: str) -> Any:
+            if uri.startswith("https://slow.example"):
+                assert answer.wait(30)
+            return super().fetch(uri)
+
+    harness.embedder._fetcher = Slow([tmp_path.as_uri()], max_bytes=1 << 24, timeout=5)
+    event = ClipUploaded(clip_id="s", uri="https://slow.example/clip.mp4", uploaded_at=T0)
+    slow = [harness.work(f"s{n}", JSON.encode(msgspec.structs.replace(event, clip_id=f"s{n}"))) for n in range(60)]
+    harness.embedder.submit(slow)
+    (outputs,) = harness.run(harness.upload("c1", red))
+    assert outputs[0].topic == "clips.embedded"
+    answer.set()
+    for _ in slow:
+        assert harness.done.acquire(timeout=20)
+    assert {reason(work.outputs or ()) for work in slow} == {"uri_refused"}
+
+
+class Recovering:
+    """A real store that cannot be written until it is told so."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.writable = threading.Event()
+
+    def _guarded(self, write: Callable[..., Any], *arguments: Any) -> Any:
+        if not self.writable.is_set():
+            raise StoreUnavailableError("disk full")
+        return write(*arguments)
+
+    def put(self, clips: Any) -> Any:
+        return self._guarded(self._store.put, clips)
+
+    def delete(self, clip_id: str, deleted_at: dt.datetime, position: Position) -> Any:
+        return self._guarded(self._store.delete, clip_id, deleted_at, position)
+
+
+def test_an_unreachable_store_is_waited_for_and_no_upload_is_dead_lettered(
+    tmp_path: Path, store: Store, red: Path
+) -> None:
+    away = Recovering(store)
+    harness = Harness(tmp_path, away)
+    work = harness.upload("c1", red)
+    harness.embedder.submit([work])
+    wait_until(lambda: "store: disk full" in harness.health.readiness_problems())
+    assert work.outputs is None
+    away.writable.set()
+    assert harness.done.acquire(timeout=20)
+    assert work.outputs is not None
+    assert work.outputs[0].topic == "clips.embedded"
+    assert "store: disk full" not in harness.health.readiness_problems()
+    assert dominant(store, "c1") == 0
+
+
+def test_what_turns_stale_while_the_store_is_unreachable_is_not_written_and_blocks_nothing(
+    tmp_path: Path, store: Store, red: Path, blue: Path
+) -> None:
+    away = Recovering(store)
+    harness = Harness(tmp_path, away)
+    works = [harness.upload("c1", red), harness.work("c2", None), harness.upload("c1", blue, seconds=1)]
+    harness.embedder.submit(works)
+    wait_until(lambda: "store: disk full" in harness.health.readiness_problems())
+    for work in works:
+        work.revoked = True
+    for _ in works:
+        assert harness.done.acquire(timeout=20)
+    assert [work.outputs for work in works] == [[], [], []]
+    # Nothing was written, so nothing is known of the store.
+    assert "store: disk full" in harness.health.readiness_problems()
+    away.writable.set()
+    harness.run(harness.upload("c3", red))
+    assert harness.health.readiness_problems() == ["start: starting"]
+    assert store.stats().models == {"colour": 1}
+    assert store.stats().tombstones == 0
+
+
+def test_an_unexpected_fault_of_the_store_costs_only_the_records_that_it_concerns(
+    tmp_path: Path, store: Store, red: Path
+) -> None:
+    recording = Recording(store, failing=frozenset({"bad", "undeletable"}))
+    recording.go.clear()
+    harness = Harness(tmp_path, recording)
+    first = harness.upload("first", red)
+    harness.embedder.submit([first])
+    assert recording.entered.wait(20)  # what comes now waits for the store together
+    keys = ["c0", "c1", "bad", "c2", "undeletable", "c3"]
+    works = [harness.work(key, None) if key == "undeletable" else harness.upload(key, red) for key in keys]
+    harness.embedder.submit(works)
+    wait_until(lambda: len(harness.embedder._storing._queue._entries) == len(works))
+    with capture_logs() as told:  # and no tracebacks drawn, which takes seconds
+        recording.go.set()
+        for _ in range(len(works) + 1):
+            assert harness.done.acquire(timeout=20)
+    assert [line["event"] for line in told].count("embedding failed") == 2
+    assert max(len(put) for put in recording.puts) > 1
+    outputs = {key: work.outputs or () for key, work in zip(keys, works, strict=True)}
+    assert reason(outputs.pop("bad")) == "internal"
+    assert reason(outputs.pop("undeletable")) == "internal"
+    assert [each[0].topic for each in outputs.values()] == ["clips.embedded"] * 4
+    assert not harness.done.acquire(timeout=0.2)  # each was done once
+    assert sorted(store.clip_ids()) == ["c0", "c1", "c2", "c3", "first"]
