@@ -397,10 +397,10 @@ def make_another_model_of_the_same_hash(folder: Path) -> None:
         (make_a_file, "File exists"),
         (make_a_file_of_the_parent, "Not a directory"),
         (make_other_bytes, "not an LMDB file"),
-        (make_another_programs_lmdb, "no store of this release"),
-        (make_an_earlier_format, "a store in the format 'clip embeddings 1'"),
-        (make_a_later_format, "a store in the format 'clip embeddings 3'"),
-        (make_another_model_of_the_same_hash, "'m' has the hash of 'model-x'"),
+        (make_another_programs_lmdb, "not a store of this release"),
+        (make_an_earlier_format, "the store's format is 'clip embeddings 1'"),
+        (make_a_later_format, "the store's format is 'clip embeddings 3'"),
+        (make_another_model_of_the_same_hash, "model 'm' has the same hash as 'model-x'"),
     ],
 )
 def test_what_is_no_store_of_ours_is_refused_in_one_line_that_names_the_path(

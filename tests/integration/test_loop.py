@@ -313,6 +313,9 @@ def test_times_in_microseconds_are_taken_as_now() -> None:
         def partition(self) -> int:
             return 0
 
+        def leader_epoch(self) -> int | None:
+            return None
+
         offset = partition
 
         def key(self) -> None:

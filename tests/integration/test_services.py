@@ -117,7 +117,7 @@ def test_an_unreachable_broker_is_waited_for_and_readyz_says_so(command: str, tm
         _, log = process.communicate(timeout=30)
         assert process.returncode == 0, log
         assert time.monotonic() - began < 10
-        assert "waiting for the transaction coordinator" in log
+        assert "transaction coordinator not reachable, retrying" in log
 
 
 def test_missing_topics_are_reported_and_sigterm_ends_it_cleanly(
@@ -175,7 +175,8 @@ def hung_embedder(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Itera
         loaded = load({"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": topic_prefix})
         publish(loaded, [Output(loaded.topic("clips.uploaded"), b"c1", JSON.encode(upload), ())])
         with running("embed", **settings) as (process, url):
-            await_answer(f"{url}/metrics", f'consumed_total{{topic="{topic_prefix}clips.uploaded"}} 1.0')
+            labels = f'group="{topic_prefix}streamer-embed",topic="{topic_prefix}clips.uploaded"'
+            await_answer(f"{url}/metrics", f"consumed_total{{{labels}}} 1.0")
             yield process
 
 

@@ -121,7 +121,7 @@ def test_an_incomplete_directory_is_refused(clip_copy: Path, name: str, problem:
 def test_a_broken_config_is_refused(clip_copy: Path, content: str) -> None:
     (clip_copy / "open_clip_config.json").write_text(content, errors="surrogateescape")
     message = refusal(f"local-dir:{clip_copy}")
-    assert "open_clip_config.json is no JSON object with a model_cfg" in message
+    assert "open_clip_config.json is not a JSON object with a model_cfg" in message
 
 
 def test_a_config_that_is_no_architecture_is_refused(clip_copy: Path) -> None:
