@@ -1,7 +1,7 @@
 """What is published, and what each record must lead to.
 
-Everything but the files' folder follows from the seed. Each record carries a `ce_id` of its own: it is carried over
-to whatever the record causes, so every output names the record that it came from.
+Everything but the files' folder follows from the seed. Each record carries a CloudEvents extension of its own, its
+mark: it is carried over to whatever the record causes, so every output names the record that it came from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.chaos.plan import Scale
 
-CE_ID = "ce_id"
+MARK = "ce_mark"
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 _SIDE = 64
 _FPS = 2
@@ -63,28 +63,40 @@ class Refused:
     reason: str
 
 
-Meaning = Upload | Delete | Query | Refused
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record that the service's client may be unable to read: its dead letter names its place, and maybe no more."""
+
+
+Meaning = Upload | Delete | Query | Refused | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
     """One record, when it is published (seconds from the start of the faults), and what it means.
 
-    `record.topic` is without the prefix; its partition and offset are known once it is published.
+    `record.topic` is without the prefix; its partition and offset are known once it is published. `generation` counts
+    the logs that its partition has had: a recreated topic has another one, and so has a partition whose end was lost.
     """
 
     at: float
     record: Record
     meaning: Meaning
+    generation: int = 0
 
     @property
-    def ce_id(self) -> str:
+    def mark(self) -> str:
         """The record's own mark."""
-        return self.record.header(CE_ID)
+        return self.record.header(MARK)
 
-    def placed(self, partition: int, offset: int) -> Input:
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Where it stands among the inputs of its partition, whatever became of the log."""
+        return self.record.partition, self.generation, self.record.offset
+
+    def placed(self, partition: int, offset: int, generation: int = 0) -> Input:
         """Return this input with its place in its topic."""
-        return replace(self, record=replace(self.record, partition=partition, offset=offset))
+        return replace(self, record=replace(self.record, partition=partition, offset=offset), generation=generation)
 
 
 def make_footage(folder: Path, count: int, seed: int) -> list[str]:
@@ -121,7 +133,7 @@ def make_inputs(seed: int, scale: Scale, folder: Path, files: Sequence[str]) -> 
 
 
 def _marked(draft: Input, number: int) -> Input:
-    record = replace(draft.record, headers=((CE_ID, f"{draft.record.topic}/{number}".encode()),))
+    record = replace(draft.record, headers=((MARK, f"{draft.record.topic}/{number}".encode()),))
     return replace(draft, record=record)
 
 
@@ -234,6 +246,23 @@ def _query_event(query_id: str, text: str, candidates: Sequence[str]) -> dict[st
         "issued_at": EPOCH.isoformat(),
         "results": [{"clip_id": clip_id, "score": 30 - 0.25 * rank} for rank, clip_id in enumerate(candidates)],
     }
+
+
+def extra_query(draw: random.Random) -> Input:
+    """Return a query that is published beside the others; nobody has uploaded its candidates."""
+    query_id = f"extra-{draw.getrandbits(64):x}"
+    candidates = tuple(f"stranger-{draw.randrange(10**6)}-{index}" for index in range(_CANDIDATES[0]))
+    event = _query_event(query_id, _text(draw), candidates)
+    return _named(_input(0, RESULTS, query_id, event, Query(query_id, candidates)), query_id)
+
+
+def unreadable(topic: str, name: str, value: bytes) -> Input:
+    """Return a record whose value the service's client may be unable to read; ``name`` is its key and its mark."""
+    return _named(_input(0, topic, name, value, Unreadable()), name)
+
+
+def _named(draft: Input, name: str) -> Input:
+    return replace(draft, record=replace(draft.record, headers=((MARK, name.encode()),)))
 
 
 # -- what must be refused ----------------------------------------------------------------------------------
