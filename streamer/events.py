@@ -55,6 +55,7 @@ class Reason(StrEnum):
     DECODER_CRASHED = "decoder_crashed"
 
     ENCODE_FAILED = "encode_failed"
+    UNREADABLE = "unreadable"
     INTERNAL = "internal"
 
 

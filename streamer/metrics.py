@@ -89,6 +89,11 @@ CATALOGUE = {
         "streamer_candidates_total", "counter", "candidates", ("status",),
         "Candidates of result lists by what became of them.", "Which share of the candidates is embedded?",
     ),
+    "unreadable": Metric(
+        "streamer_unreadable_partitions", "gauge", "partitions", (),
+        "Assigned partitions at which the consumer stands still: a batch that it cannot decode, or no valid offset.",
+        "Is there anything that cannot be read?",
+    ),
     "corrupt_records": Metric(
         "streamer_corrupt_records_total", "counter", "records", (),
         "Stored records that a read found damaged; their clips count as not embedded.", "Is the store's disk sound?",
@@ -269,6 +274,7 @@ class Metrics:
     lag_seconds: Gauge
     done_ahead: Gauge
     partitions: Gauge
+    unreadable: Gauge
     latency: Histogram
     freshness: Histogram
     stage: Histogram

@@ -220,7 +220,7 @@ def _service(command: str, settings: EmbedSettings | RerankSettings) -> Iterator
     """Serve probes and metrics from the first moment, and turn signals into a stop."""
     _check_environment()
     tracing = Tracing.of(settings, command, settings.instance_id)
-    metrics = Metrics()
+    metrics = Metrics(settings.group(SERVICES[command].group))
     health = Health(metrics, worker_stall_timeout=settings.worker_stall_timeout)
     server = _endpoints(settings, command, metrics, health)
     log.info("starting", command=command, version=__version__, metrics_port=server.port)

@@ -44,6 +44,11 @@ _MEANINGS = {
         "Look at the file: it may be hostile.",
     ),
     Reason.ENCODE_FAILED: ("service", "The model failed on the clip's frames.", "Read the log, then redrive."),
+    Reason.UNREADABLE: (
+        "event",
+        "The Kafka client cannot decode the batch; the dead letter names its offsets and has no key and no value.",
+        "Raise `STREAMER_MAX_BATCH_BYTES` if the batch is legitimate, and produce its events again.",
+    ),
     Reason.INTERNAL: ("service", "An error in this software.", "Report it with the log's traceback."),
 }
 

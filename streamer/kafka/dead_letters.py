@@ -13,6 +13,8 @@ from streamer.topology import DLQ_SUFFIX, dead_letter_topic
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from confluent_kafka import TopicPartition
+
 log = structlog.get_logger()
 
 
@@ -21,6 +23,8 @@ _MAX_ERROR_CHARS = 1_000
 
 GROUP_HEADER = "dlq.group"
 """Header of a dead letter: the full name of the consumer group that could not process the record."""
+LAST_OFFSET_HEADER = "dlq.last_offset"
+"""Header of a dead letter that stands for a whole batch: the last of its offsets."""
 REDRIVEN_FROM = "dlq.redriven_from"
 """Header of a redriven record: ``<dead letter topic>/<partition>/<offset>``."""
 REDRIVEN_FOR = "dlq.redriven_for"
@@ -48,6 +52,18 @@ def dead_letter(record: Record, reason: Reason, error: str, *, attempts: int = 1
     kept = tuple((name, value) for name, value in record.headers if not name.startswith("dlq."))
     headers = kept + tuple((name, text.encode(errors="replace")) for name, text in why)
     return Output(dead_letter_topic(record.topic), record.key, record.value, headers)
+
+
+def unreadable(partition: TopicPartition, last: int, error: str, *, log: str, group: str) -> tuple[Record, Output]:
+    """Return what stands for the offsets from ``partition``'s to ``last``, which nobody can read, and its dead letter.
+
+    Neither has a key, a value or headers of its own: all that is known of the records is their place.
+    """
+    place = partition.topic, partition.partition, partition.offset
+    record = Record(*place, key=None, value=None, headers=(), timestamp=now(), log=log, group=group)
+    letter = dead_letter(record, Reason.UNREADABLE, error)
+    headers = (*letter.headers, (LAST_OFFSET_HEADER, str(last).encode()))
+    return record, Output(letter.topic, None, None, headers)
 
 
 def redriven_for(record: Record) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -28,6 +29,7 @@ from streamer.kafka.inflight.record import InFlightRecord
 from streamer.kafka.records import record_of
 from streamer.kafka.watch.monitor import Monitor
 from streamer.kafka.watch.topics import TopicWatch
+from streamer.kafka.watch.unreadable import UnreadableWatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
 
     from streamer.health import Health
+    from streamer.kafka.inflight.partitions import AssignedPartition
     from streamer.kafka.records import Record
     from streamer.metrics import Metrics
     from streamer.settings import ServiceSettings
@@ -115,7 +118,23 @@ class Loop:
         self._stopping = False
         self._rejoin_at: float | None = None
         self._hold_until = self._next_fetch = 0.0
-        self._monitor = Monitor(settings, self._assignment, service=service, metrics=metrics, health=health)
+        self._unreadable = UnreadableWatch(
+            settings,
+            service,
+            self._assignment,
+            metrics=metrics,
+            health=health,
+            consumer=lambda: self._consumer,
+            begin=self._begin,
+        )
+        self._monitor = Monitor(
+            settings,
+            self._assignment,
+            service=service,
+            metrics=metrics,
+            health=health,
+            on_partitions=self._unreadable.on_statistics,
+        )
         self._topics = TopicWatch(settings, service, health)
         self._topic_id: str | None = None
         on_error, on_statistics = self._on_client_error, self._monitor.on_statistics
@@ -166,6 +185,7 @@ class Loop:
             # Leaving the group revokes all partitions; nothing more can be committed.
             self._stopping = True
             self._membership.close()
+            self._unreadable.close()
             self._monitor.close()
 
     def _start(self, stop: Stop) -> None:
@@ -178,6 +198,7 @@ class Loop:
         self._health.beat()
         self._poll(pipeline)
         self._fetch_committed(pipeline)
+        self._unreadable.serve(partial(self._submit, pipeline=pipeline))
         self._commit()
         self._monitor.tick()
 
@@ -267,13 +288,16 @@ class Loop:
             self._on_message_error(message, error)
             return None
         partition = self._assignment.get(message.partition())
-        if partition is None:  # revoked while it waited in the client's queue
+        # Revoked while it waited in the client's queue, or what comes after a batch that the client cannot decode.
+        if partition is None or partition.stalled:
             return None
-        in_flight = InFlightRecord(record_of(message, log=partition.log, group=self._group), self._wake.set)
+        return self._begin(partition, record_of(message, log=partition.log, group=self._group))
+
+    def _begin(self, partition: AssignedPartition, record: Record) -> InFlightRecord | None:
+        in_flight = InFlightRecord(record, self._wake.set)
         if not partition.add(in_flight):
             return None
         if self._tracing is not None:
-            record = in_flight.record
             in_flight.trace = self._tracing.begin(record.topic, record.partition, record.offset, record.headers)
         return in_flight if partition.known else None
 
@@ -322,8 +346,9 @@ class Loop:
         to_pause, to_resume = self._assignment.flow_changes()
         if to_pause:
             self._consumer.pause([TopicPartition(each.topic, each.partition) for each in to_pause])
-        if to_resume and not self._stopping:
-            self._consumer.resume([TopicPartition(each.topic, each.partition) for each in to_resume])
+        flowing = [each for each in to_resume if not each.stalled]
+        if flowing and not self._stopping:
+            self._consumer.resume([TopicPartition(each.topic, each.partition) for each in flowing])
 
     def _pause_all(self) -> None:
         if self._assignment:
@@ -382,6 +407,7 @@ class Loop:
         for partition in partitions:
             dropped += self._assignment.remove(partition)
             self._monitor.forget(partition)
+        self._unreadable.forget(partitions)
         self._health.ready("offsets")  # the next fetch reports it again for partitions that remain
         log.info(
             "partitions released", why=why, topic=self._topic, partitions=sorted(partitions), dropped_records=dropped
@@ -393,7 +419,7 @@ class Loop:
             partition = self._assignment.get(message.partition())
             if partition is not None:
                 partition.reached_end(message.offset() or 0)
-        elif self._topics.on_error(error):
+        elif self._topics.on_error(error) or self._unreadable.on_error(message.partition(), message.offset(), error):
             return
         elif refused(error):
             self._health.not_ready("assignment", self._membership.describe(error))

@@ -103,6 +103,13 @@ class ServiceSettings(Connection):
     queue_bytes: int = Field(
         64 << 20, ge=1 << 20, description="Bytes of records in flight at which the partitions are paused"
     )
+    max_batch_bytes: int = Field(
+        128 << 20,
+        ge=1 << 20,
+        le=680 << 20,
+        description="Decompressed size up to which a batch of records can always be read; a batch that the Kafka "
+        "client cannot decode is dead-lettered by its offsets",
+    )
     drain_timeout: float = Field(
         8.0, gt=0, description="Seconds that a stop or a revocation waits for records in flight"
     )

@@ -62,6 +62,13 @@ def damaged_records(system: System) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def unreadable_batch(system: System) -> Iterator[None]:
+    """A few kB that decompress to more than any buffer of the services."""
+    system.load.unreadable()
+    yield
+
+
+@contextlib.contextmanager
 def slow_store(system: System) -> Iterator[None]:
     with system.stuttering_store():
         yield
@@ -123,6 +130,7 @@ CAUSES: dict[Callable[[System], contextlib.AbstractContextManager[None]], set[st
         "StreamerCandidatesNotEmbedded",
     },
     damaged_records: {"StreamerCorruptRecords"},
+    unreadable_batch: {"StreamerUnreadable"},
     slow_store: {"StreamerStoreSlow"},
     store_away: {
         "StreamerStoreUnavailable", "StreamerDegraded", "StreamerUploadsLate", "StreamerStuck",

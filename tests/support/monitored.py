@@ -136,6 +136,7 @@ class Load:
         self._bomb = folder / "endless.mp4"
         self.clips = [f"clip-{index}" for index in range(40)]
         self._prefix = bus.prefix
+        self._servers = bus.bootstrap_servers
         self._producer = Producer({"bootstrap.servers": bus.bootstrap_servers, "linger.ms": 5, "log_level": 0})
         self._random = random.Random(7)  # noqa: S311 - no secrets
         self._number = 0
@@ -180,6 +181,13 @@ class Load:
                 "results": results,
             }
             self._send(RESULTS, query_id, event, age=3600)
+
+    def unreadable(self) -> None:
+        """Send a few kB that decompress to more than the services' buffers hold."""
+        limits = {"message.max.bytes": 100 << 20, "compression.type": "zstd"}
+        producer = Producer({"bootstrap.servers": self._servers, **limits})
+        producer.produce(self._prefix + RESULTS, bytes(32 << 20))
+        assert producer.flush(30) == 0
 
     def flush(self) -> None:
         """Wait until everything is with the broker."""
@@ -246,6 +254,10 @@ class System:
             STREAMER_STORE_TIMEOUT="0.5",
             STREAMER_DECODE_TIMEOUT="2",
             STREAMER_LOG_FORMAT="json",
+            # Small, so that a batch that no buffer holds is cheap to make.
+            STREAMER_MAX_BATCH_BYTES="1048576",
+            STREAMER_KAFKA__RECEIVE_MESSAGE_MAX_BYTES="4000000",
+            STREAMER_KAFKA__FETCH_MAX_BYTES="2000000",
         )
         self._ports = {name: free_port() for name in ("embed-a", "embed-b", "rerank-a")}
         self._services: dict[str, ServiceProcess] = {}

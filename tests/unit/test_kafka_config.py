@@ -4,7 +4,7 @@ import pytest
 from confluent_kafka import Consumer
 
 from streamer.kafka.client import config
-from streamer.settings import load
+from streamer.settings import SettingsError, load
 from streamer.topology import EMBED, TOP
 
 
@@ -22,3 +22,29 @@ def test_whoever_joins_no_group_can_be_made_of_any_services_settings(given: dict
     settings = load({"kafka": given})
     for properties in (config.peeker(settings, EMBED), config.reader(settings, TOP.group)):
         config.make_client(Consumer, properties).close()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"receive.message.max.bytes": "2000000000"},
+        {"fetch.max.bytes": "1500000000"},
+        {"message.max.bytes": "900000000"},
+        {"message.max.bytes": "1000000000", "fetch.max.bytes": "2147483135"},
+        {"fetch.message.max.bytes": "7000000", "max.partition.fetch.bytes": "7000000"},
+    ],
+    ids=str,
+)
+def test_a_consumer_of_larger_buffers_can_be_made_beside_any_limits_of_the_services_own(given: dict[str, str]) -> None:
+    properties = config.recoverer(load({"kafka": given}), EMBED)
+    config.make_client(Consumer, properties).close()
+    assert properties["fetch.message.max.bytes"] == 1
+    assert properties["receive.message.max.bytes"] >= max(
+        int(given.get("receive.message.max.bytes", 0)), 3 * (128 << 20)
+    )
+
+
+def test_the_check_that_makes_the_client_lose_its_position_cannot_be_switched_on() -> None:
+    with pytest.raises(SettingsError, match=r"check\.crcs cannot be set"):
+        config.recoverer(load({"kafka": {"check.crcs": "true"}}), EMBED)

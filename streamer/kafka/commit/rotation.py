@@ -17,6 +17,9 @@ Why that keeps every guarantee:
   any of them is ended, and each producer of a zombie is fenced at its next request. Where a release uses fewer
   producers than the previous one, the coordinator aborts what the others left open after transaction.timeout.ms, and
   fetches of the group's offsets wait for that.
+- A producer whose transactional id stays blocked, because the coordinator cannot write the markers of its last
+  transaction, takes another id (:meth:`Transactions.init`). No successor knows that one: what it leaves open is aborted
+  after transaction.timeout.ms, and fetches of the group's offsets wait for that.
 - A zombie of another instance is refused by the group's generation, as with one producer.
 
 ``make chaos`` kills rerankers with several producers at any moment and between any two steps.
@@ -26,7 +29,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streamer.kafka.commit.transactions import AbortedError, RestartError, Transactions
+from streamer.kafka.commit.transactions import AbortedError, OutcomeUnknownError, RestartError, Transactions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,12 +59,17 @@ class Rotation:
 
     def init(self) -> None:
         """Initialise every producer that is not initialised yet. Raises as :meth:`Transactions.init` does."""
+        unknown: OutcomeUnknownError | None = None
         for turn, producer in enumerate(self._producers):
             try:
                 producer.init()
+            except OutcomeUnknownError as error:
+                unknown = error  # the others are asked meanwhile: each may have to wait for something else
             except RestartError:
                 self._turn = turn  # no other producer has an open transaction while one of them is not initialised
                 raise
+        if unknown is not None:
+            raise unknown
 
     def restart(self) -> None:
         """Replace the producer that raised :class:`RestartError`; :meth:`init` comes next."""

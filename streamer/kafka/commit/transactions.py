@@ -30,11 +30,13 @@ offsets, which show it. :class:`FencedError`: another process uses our transacti
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from streamer.faults import FaultPoint, reach
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from streamer.settings import Connection, ServiceSettings
     from streamer.topology import Service
 
+log = structlog.get_logger()
+
 CALL_TIMEOUT_S = 2.0
 """Timeout of a single request; after it the request is repeated, and the loop polls its consumer in between."""
 _DELIVERY_TIMEOUT_S = 5.0
@@ -59,6 +63,12 @@ _HURRIED_TIMEOUT_S = 0.8
 _HUNG_AFTER_S = 3.0
 """How long a request may exceed its own timeout. send_offsets_to_transaction was seen to hang forever when its broker
 went down (librdkafka 2.16): the producer is abandoned then, and a new one fences it."""
+_BLOCKED_S = 10.0
+"""How long a coordinator may take to end the last transaction of an id before another id is taken."""
+_REFUSED_BLOCKED_S = 1.0
+"""The same where a topic has just refused our timestamps, and so perhaps the marker's."""
+_UNKNOWN_S = 30.0
+"""How long the end of a transaction may stay unknown; then the producer is replaced, and the group's offsets know."""
 
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED)
 
@@ -142,6 +152,10 @@ class Transactions:
         self._call_timeout = CALL_TIMEOUT_S
         self._delivery_timeout = _DELIVERY_TIMEOUT_S
         self._abort_cause = AbortedError("")
+        self._clock_refused = ""
+        self._blocked_since: float | None = None
+        self._unknown_since: float | None = None
+        self._first_id = self.transactional_id
         self._producer: Producer = config.make_client(Producer, self._properties)
 
     @classmethod
@@ -167,6 +181,7 @@ class Transactions:
         """Step 1, once a producer. Raises :class:`OutcomeUnknownError` where no broker answers yet (call again)."""
         if self._initialised:
             return
+        began = time.monotonic()
         try:
             self._request(self._producer.init_transactions)
         except KafkaException as error:
@@ -174,16 +189,43 @@ class Transactions:
             if cause.code() in _FENCED:
                 raise FencedError(cause.str()) from None
             if cause.retriable():
-                raise OutcomeUnknownError(cause.str()) from None
+                self._leave_blocked_id(cause, began)
+                why = f"{self._clock_refused}; {cause.str()}" if self._clock_refused else cause.str()
+                raise OutcomeUnknownError(why) from None
             raise RestartError(self._describe(cause), refused=refused(cause)) from None
         self._initialised = True
+        self._blocked_since = None
         reach(FaultPoint.INITIALISED)
 
     def restart(self) -> None:
         """Replace the producer after :class:`RestartError`; :meth:`init` comes next."""
         self._state = _State.NONE
         self._initialised = False
+        self._unknown_since = None
         self._producer = config.make_client(Producer, self._properties)
+
+    def _leave_blocked_id(self, cause: KafkaError, began: float) -> None:
+        """Take another transactional id where the coordinator cannot end the last transaction of this one.
+
+        That transaction is decided, but its markers do not get written: the leader of a partition is away, or refuses
+        the marker's timestamp, upon which the coordinator (Kafka 4.4) never tries again until it is loaded anew. Until
+        then it refuses the id. Nothing is lost or doubled by another one: whoever asks for the group's offsets waits
+        until that transaction is decided there, and a zombie that still holds the old id is fenced by then. A producer
+        without a group has nothing but its id to keep two processes apart, so it waits.
+        """
+        if cause.code() != KafkaError.CONCURRENT_TRANSACTIONS or self._group is None:
+            self._blocked_since = None
+            return
+        self._blocked_since = self._blocked_since or began
+        limit = _REFUSED_BLOCKED_S if self._clock_refused else _BLOCKED_S
+        if time.monotonic() - self._blocked_since < limit:
+            return
+        blocked = self.transactional_id
+        # In no order, so that a restart need not go through all that were left before.
+        self._properties["transactional.id"] = f"{self._first_id}~{secrets.token_hex(4)}"
+        self._blocked_since = None
+        self.restart()
+        log.warning("transactional id is blocked, taking another", blocked=blocked, taken=self.transactional_id)
 
     def poll(self) -> None:
         """Serve the producer's callbacks while no transaction runs. Raises as :meth:`run` does for fatal errors."""
@@ -215,12 +257,15 @@ class Transactions:
             self._request(self._producer.commit_transaction)
             reach(FaultPoint.COMMITTED)
             self._state = _State.NONE
+            self._clock_refused = ""
+            self._unknown_since = None
         except KafkaException as error:
             self._handle(error.args[0])
 
     def _fill(self, batch: Batch, group_metadata: Any) -> None:
         outputs = (output.topic for in_flight in batch.records for output in in_flight.outputs or ())
         self._touched = frozenset((*outputs, *(offset.topic for offset in batch.offsets)))
+        self._clock_refused = ""
         self._producer.begin_transaction()
         reach(FaultPoint.BEGUN)
         rejected: list[tuple[InFlightRecord, str]] = []
@@ -238,7 +283,10 @@ class Transactions:
             if _is_fatal_to_producer(cause):
                 raise
             # Any other fault, a timeout included, loses nothing before the commit.
-            self._abort(AbortedError(self._describe(cause), rejected, refused=refused(cause)))
+            with contextlib.suppress(KafkaException):  # which the abort meets again
+                self._producer.poll(0)  # delivery reports say more than what the client makes of them
+            why = self._clock_refused or self._describe(cause)
+            self._abort(AbortedError(why, rejected, refused=refused(cause)))
 
     def _request(self, function: Callable[..., object], *arguments: Any) -> None:
         """Make one blocking request, whose last argument is its timeout."""
@@ -257,6 +305,9 @@ class Transactions:
             self._producer.poll(0.01)
         if stops_early and rejected:
             raise RestartError(f"{len(rejected)} records refused", rejected)
+        if self._clock_refused:
+            error = KafkaError(KafkaError.INVALID_TIMESTAMP, self._clock_refused, txn_requires_abort=True)
+            raise KafkaException(error)
         if left or rejected:
             problem = f"{left} records not acknowledged in time" if left else f"{len(rejected)} records refused"
             raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT, problem, txn_requires_abort=True))
@@ -268,6 +319,11 @@ class Transactions:
                 KafkaError.INVALID_RECORD,
             ):
                 rejected.append((in_flight, error.str()))
+            elif error is not None and error.code() == KafkaError.INVALID_TIMESTAMP:
+                self._clock_refused = (
+                    f"{output.topic} refuses the timestamps of our records: is this host's clock right? The topic's "
+                    "message.timestamp.before.max.ms and message.timestamp.after.max.ms say how far off it may be"
+                )
 
         try:
             enqueue(self._producer, output, delivered)
@@ -289,6 +345,11 @@ class Transactions:
         except KafkaException as error:
             self._handle(error.args[0])
         self._state = _State.NONE
+        self._unknown_since = None
+        if self._clock_refused:
+            # librdkafka (2.16) would go on with sequence numbers that the broker does not know. Besides, if the broker
+            # refuses its own marker too, that is seen at the next init, and not in the middle of a transaction.
+            self.restart()
         raise self._abort_cause
 
     def _handle(self, cause: KafkaError) -> NoReturn:
@@ -300,7 +361,10 @@ class Transactions:
         if cause.txn_requires_abort():
             self._abort(AbortedError(self._describe(cause), refused=refused(cause)))
         if self._state is not _State.NONE and cause.retriable():
-            raise OutcomeUnknownError(cause.str())
+            now_s = time.monotonic()
+            self._unknown_since = self._unknown_since or now_s
+            if now_s - self._unknown_since < _UNKNOWN_S:
+                raise OutcomeUnknownError(cause.str())
         raise lost
 
     def _describe(self, cause: KafkaError) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from streamer.events import Time
+from streamer.events import Reason, Time
 from streamer.kafka.dead_letters import GROUP_HEADER
 from streamer.kafka.readers.topic_reader import TopicReader
 from streamer.topology import DLQ_SHOW, Tool, dead_letter_topic
@@ -51,7 +51,7 @@ class State(StrEnum):
     PENDING = "pending"
     REDRIVEN = "redriven"
     TRUNCATED = "truncated"
-    """Its value was truncated when it was written, so the original is lost and it is never redriven."""
+    """Its value was truncated when it was written, or could not even be read, so it is never redriven."""
     FOREIGN = "foreign"
     """Not of this input topic, or not written by us; never redriven."""
 
@@ -138,7 +138,7 @@ def classify(record: Record, topic: str, redriven: Iterable[int] = ()) -> DeadLe
     }
     if fields.get("dlq.topic") != topic or "dlq.reason" not in fields:
         state = State.FOREIGN
-    elif "dlq.truncated_from" in fields:
+    elif "dlq.truncated_from" in fields or fields["dlq.reason"] == Reason.UNREADABLE:
         state = State.TRUNCATED
     else:
         state = State.REDRIVEN if record.offset in redriven else State.PENDING

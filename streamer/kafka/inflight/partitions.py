@@ -35,6 +35,8 @@ class AssignedPartition:
         self.partition = partition
         self.log = log
         self.paused = False
+        self.stalled = False
+        """Whether the consumer cannot read on; it is paused then, whatever :attr:`paused` says."""
         self.known = False
         """Whether the group's committed offset has been fetched."""
         self.progress: Progress | None = None
@@ -108,6 +110,11 @@ class AssignedPartition:
     def position(self) -> int:
         """The offset of the next record to be received. May be read from any thread."""
         return max(self._received, self.committed_offset or 0)
+
+    @property
+    def has_position(self) -> bool:
+        """Whether anything has come, or is committed: else :attr:`position` says nothing of where to read."""
+        return self._received > 0 or self.progress is not None
 
     @property
     def committed_offset(self) -> int | None:

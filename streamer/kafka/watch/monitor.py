@@ -13,6 +13,8 @@ from streamer.events import Reason
 from streamer.kafka.watch.lag import LagWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from streamer.health import Health
     from streamer.kafka.inflight.partitions import Assignment
     from streamer.metrics import Metrics
@@ -35,7 +37,10 @@ class Monitor:
         service: Service,
         metrics: Metrics,
         health: Health,
+        on_partitions: Callable[[Mapping[str, Any]], None],
     ) -> None:
+        """``on_partitions`` is given the statistics of the input topic's partitions, by their numbers as texts."""
+        self._on_partitions = on_partitions
         self._servers = settings.bootstrap_servers
         self._assignment = assignment
         self._topic = settings.topic(service.input)
@@ -73,6 +78,7 @@ class Monitor:
         topic: dict[str, Any] = statistics["topics"].get(self._topic, {"partitions": {}})
         # -1 is librdkafka's internal partition for records without a partition.
         self._metrics.partitions.labels(self._topic).set(sum(int(number) >= 0 for number in topic["partitions"]))
+        self._on_partitions(topic["partitions"])
         self.measure()
 
     def tick(self) -> None:

@@ -35,12 +35,14 @@ class Case:
         self.metrics = Metrics()
         self.health = Health(self.metrics)
         self.assignment = Assignment(max_records=2, max_bytes=1 << 30)
+        self.passed_on: list[Any] = []
         self.monitor = Monitor(
             load({}),
             self.assignment,
             service=RERANK,
             metrics=self.metrics,
             health=self.health,
+            on_partitions=self.passed_on.append,
         )
 
     def statistics(self, *, state: str = "UP", node: int = 1, partitions: tuple[int, ...] = ()) -> None:
@@ -118,6 +120,7 @@ def test_partitions_of_the_topic_are_counted_without_the_clients_own(case: Case)
     assert case.value("streamer_topic_partitions", topic=INPUT) == 3
     case.statistics()
     assert case.value("streamer_topic_partitions", topic=INPUT) == 0
+    assert [sorted(each) for each in case.passed_on] == [["-1", "0", "1", "2"], []]
 
 
 def test_gauges_show_what_is_assigned_paused_and_in_flight(case: Case) -> None:
