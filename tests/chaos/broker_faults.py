@@ -93,7 +93,7 @@ def truncate(scene: Scene, step: Step) -> Outcome:
         stack.enter_context(scene.publisher.held())
         scene.await_quiet(role)
         before = scene.ends(topic)
-        partition = draw.choice([number for number, end in sorted(before.items()) if end > 10 * _CUT_BATCHES])
+        partition = draw.choice([number for number, end in sorted(before.items()) if 2 * end > max(before.values())])
         with scene.brokers.killed(range(BROKERS)):
             end = scene.brokers.cut_logs(scene.full(topic), partition, draw.randint(1, _CUT_BATCHES))
         scene.brokers.await_in_sync()

@@ -6,7 +6,7 @@ Everything else comes out once. What is in the ledger is counted apart, so that 
 from __future__ import annotations
 
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,9 +48,7 @@ class Ledger:
         self._gone: list[Span] = []
         self._generations: dict[tuple[str, int], int] = defaultdict(int)
         self._topic_generations: dict[str, int] = defaultdict(int)
-        self._unreadable: Counter[str] = Counter()
         self._kept: dict[str, list[Record]] = defaultdict(list)
-        self._kept_aborted: Counter[str] = Counter()
         self.smallest_limit: dict[str, int] = {}
         """The smallest size that an output topic had, in bytes, where one was lowered."""
 
@@ -81,16 +79,10 @@ class Ledger:
         with self._lock:
             self._gone.append(Span(topic, partition, latest, first, end))
 
-    def expect_unreadable(self, place: str) -> None:
-        """Expect a dead letter for what stands at ``topic/partition/offset`` (the full topic's name)."""
-        with self._lock:
-            self._unreadable[place] += 1
-
-    def keep(self, topic: str, records: Iterable[Record], aborted: int) -> None:
-        """Keep what an output topic held before it was deleted: its visible records, and how many were aborted."""
+    def keep(self, topic: str, records: Iterable[Record]) -> None:
+        """Keep what an output topic held before it was deleted."""
         with self._lock:
             self._kept[topic] += records
-            self._kept_aborted[topic] += aborted
 
     def limit(self, topic: str, size: int) -> None:
         """Note that outputs of more than ``size`` bytes may have been refused for a while."""
@@ -103,15 +95,6 @@ class Ledger:
         """Return what was kept of a topic."""
         return self._kept[topic]
 
-    def kept_aborted(self, topic: str) -> int:
-        """Return how many aborted records the deleted topics of this name held."""
-        return self._kept_aborted[topic]
-
-    @property
-    def unreadable(self) -> Counter[str]:
-        """The places at which a batch cannot be read."""
-        return self._unreadable
-
     def bounds(self, each: Input) -> tuple[int, int]:
         """Return how often an input comes out at least and at most."""
         fewest = 0 if any(span.holds(each) for span in self._gone) else 1
@@ -123,5 +106,5 @@ class Ledger:
         return each.record.topic == RESULTS and limit is not None and candidates * MOST_PER_CANDIDATE > limit
 
 
-MOST_PER_CANDIDATE = 250
+MOST_PER_CANDIDATE = 200
 """Bytes that a candidate takes in an answer at most."""

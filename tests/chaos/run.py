@@ -71,7 +71,7 @@ class Run:
                 publisher = Publisher(bus.bootstrap_servers, PREFIX, self.inputs, clock, ledger)
                 scene = Scene(services, brokers, bus, clock, publisher, ledger, self.plan.protocols)
                 publisher.start()
-                saboteur = Saboteur(self.plan, scene, limit_s=1.5 * self.scale.seconds + _SPARE_S)
+                saboteur = Saboteur(self.plan, scene, limit_s=1.25 * self.scale.seconds + _SPARE_S)
                 saboteur.run()
                 published = publisher.published() + scene.extra
             with self._timed("catch up"):

@@ -145,7 +145,7 @@ class Scene:
             self.retried(lambda: self.admin.incremental_alter_configs([changed])[changed].result(_REQUEST_S))
 
         before = self.retried(lambda: self.admin.describe_configs([resource])[resource].result(_REQUEST_S))[name]
-        is_own = before.source == ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+        is_own = ConfigSource(before.source) is ConfigSource.DYNAMIC_TOPIC_CONFIG
         alter(value)
         try:
             yield
@@ -162,7 +162,7 @@ class Scene:
         own = {
             name: entry.value
             for name, entry in configs.items()
-            if entry.source == ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+            if ConfigSource(entry.source) is ConfigSource.DYNAMIC_TOPIC_CONFIG
         }
         partitions = self.partitions(topic)
         before = self.retried(lambda: self.topic_id(topic))

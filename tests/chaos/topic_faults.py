@@ -324,7 +324,7 @@ def recreate_output(scene: Scene, step: Step) -> Outcome:
         stack.enter_context(scene.publisher.held())
         scene.await_quiet(step.role)
         records = scene.bus.read(topic)
-        scene.ledger.keep(topic, records, aborted=0)
+        scene.ledger.keep(topic, records)
         fired = scene.recreate(topic, away_s=step.seconds, between=stack.close)
     return Outcome(fired, f"{len(records)} records were read before")
 
