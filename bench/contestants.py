@@ -19,7 +19,8 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from bench.workload import publish, queries
-from tests.support.driver import RERANKED, RESULTS, STREAMER, await_true
+from tests.support.driver import RERANKED, RESULTS, STREAMER
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -109,7 +110,7 @@ class Contestant:
                 process.kill()
                 process.wait()
 
-    # -- what driver.await_true asks of a service ----------------------------------------------------------------
+    # -- as wait_until takes it ----------------------------------------------------------------
 
     def check_alive(self) -> None:
         """Raise AssertionError, with the end of its log, where a process has ended."""
@@ -131,10 +132,10 @@ class Contestant:
         them small.
         """
         if len(self.processes) > 1:
-            await_true(self._is_spread, "the partitions to be spread", seconds=120, alive=[self])
+            wait_until(self._is_spread, "the partitions to be spread", seconds=120, alive=[self])
         self._publish(place, PILOT // 2)
         progress = Progress(self)
-        await_true(lambda: progress.committed() >= self.published, self.name, seconds=120, alive=[self])
+        wait_until(lambda: progress.committed() >= self.published, self.name, seconds=120, alive=[self])
         if seconds:
             self.size(place, seconds=seconds)
         return self

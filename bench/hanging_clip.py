@@ -21,10 +21,11 @@ from typing import Any
 
 from streamer.local_kafka.broker import LocalKafka
 from streamer.store import open_existing
-from tests.support.driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, await_true, environment
+from tests.support.driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, environment
 from tests.support.endless import write_endless_clip
 from tests.support.footage import real_footage, tiny_footage
 from tests.support.load import Metrics, upload
+from tests.support.waiting import wait_until
 
 NAME = "hanging_clip"
 
@@ -55,9 +56,9 @@ def run(bus: Bus, folder: Path, good: list[Path], hanging: Path | None, count: i
         store = open_existing(variables["STREAMER_STORE"], model_id=model_id)
         began = time.monotonic()
         bus.publish(UPLOADED, [*([upload("hanging", hanging)] if hanging else []), *uploads])
-        await_true(lambda: wanted <= set(store.clip_ids()), "the store", seconds=MAX_SECONDS, alive=[service])
+        wait_until(lambda: wanted <= set(store.clip_ids()), "the store", seconds=MAX_SECONDS, alive=[service])
         stored = time.monotonic() - began
-        await_true(
+        wait_until(
             lambda: sum(bus.ends(EMBEDDED).values()) > 0 and len(bus.read(EMBEDDED)) >= count,
             "the events",
             seconds=MAX_SECONDS,

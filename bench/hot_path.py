@@ -26,11 +26,10 @@ from bench.reranking_latency import RATE, Requester
 from bench.workload import RERANKED, place, queries, texts
 from streamer import method, reranker, scoring
 from streamer.codec import JSON, JsonCodec
-from streamer.encoders import QueryVectors
 from streamer.events import now
 from streamer.health import Health
 from streamer.kafka import InFlightRecord, Output, Record
-from streamer.kafka.client.produce import enqueue
+from streamer.kafka.records import enqueue
 from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
 from streamer.scrape import Scrape
@@ -129,7 +128,7 @@ class Pipeline:
         self.clock = Clock()
         self._metrics = Metrics()
         self._store = where.store()
-        vectors = QueryVectors(where.encoder, 20_000)
+        vectors = reranker.QueryVectors(where.encoder, 20_000)
         self._patches = [
             mock.patch.object(module, name, self.clock.timed(step, getattr(module, name)))
             for step, (module, name) in _CALLS.items()

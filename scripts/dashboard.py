@@ -1,4 +1,4 @@
-"""The Grafana dashboard, made from the catalogue of metrics: a row for each question that one asks on call."""
+"""The Grafana dashboard, generated from the catalogue of metrics, with a row for each topic of an investigation."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _SELECTED = 'namespace=~"$namespace", job=~"$job", group=~"$group", instance=~"$
 _WINDOW = "[$__rate_interval]"
 _SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
 _WIDTH, _HEIGHT = 8, 7
-"""Of a panel, in the grid's units: three in a row of 24."""
+"""A panel's size in grid units: three panels fill a row of 24."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One query of a panel, and how its lines are named."""
+    """One query of a panel and the legend of its series."""
 
     expr: str
     legend: str
@@ -34,7 +34,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """What one panel shows. ``unit`` is Grafana's id; ``about`` names the metrics whose help it repeats."""
+    """One panel. ``unit`` is Grafana's id; ``about``: the metrics whose help texts make up its description."""
 
     title: str
     queries: list[Query]
@@ -59,7 +59,7 @@ def _named(query: Query, legend: str) -> Query:
 
 
 def _only_above_0(query: Query) -> Query:
-    """Leave out the many lines of a metric whose labels are all there from the start."""
+    """Hide series that are 0: some metrics expose all their label values from the start."""
     return Query(f"{query.expr} > 0", query.legend)
 
 
@@ -80,33 +80,36 @@ def _gauge(how: Literal["sum", "max", "min"], metric: str, *by: str, extra: str 
 
 
 def _process(expr: str, legend: str = "{{job}} {{instance}}") -> Query:
-    """Make a query of what every Prometheus client shows of its process."""
+    """Make a query of the standard process metrics."""
     return Query(expr.replace("{}", f"{{{_SELECTED}}}"), legend)
 
 
 ROWS: dict[str, list[Panel]] = {
-    "Are users hurt?": [
+    "User impact": [
         Panel(
             "Alerts firing",
             [Query('count(ALERTS{alertname=~"Streamer.+", alertstate="firing"}) or vector(0)', "firing")],
             kind="number",
         ),
-        Panel("Instances that can work", [_gauge("sum", "ready", "job")], about=("ready",), kind="number"),
+        Panel("Ready instances", [_gauge("sum", "ready", "job")], about=("ready",), kind="number"),
         Panel(
             "Why instances are not ready",
             [Query(f"sum by (job, group, condition) ({_series('unready')})", "{{job}} {{group}} {{condition}}")],
             about=("unready",),
         ),
         Panel(
-            "From issued_at to the answer",
+            "Latency from issued_at to the reranked result",
             [_quantile(q, "latency", extra='job="streamer-rerank"') for q in (0.5, 0.95, 0.99)],
             "s",
             ("latency",),
         ),
         Panel(
-            "From uploaded_at to searchable", [_quantile(q, "freshness") for q in (0.5, 0.9, 0.99)], "s", ("freshness",)
+            "Freshness: uploaded_at to searchable",
+            [_quantile(q, "freshness") for q in (0.5, 0.9, 0.99)],
+            "s",
+            ("freshness",),
         ),
-        Panel("Queries in the engine's own order", [_per_second("degraded", "reason")], "reqps", ("degraded",)),
+        Panel("Degraded queries", [_per_second("degraded", "reason")], "reqps", ("degraded",)),
         Panel(
             "Dead letters",
             [_only_above_0(_per_second("dead_lettered", "group", "topic", "reason"))],
@@ -116,10 +119,15 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Candidates", [_per_second("candidates", "status")], "cps", ("candidates",)),
         Panel("Clips in the store", [_gauge("max", "store_clips", "job")], "short", ("store_clips",)),
     ],
-    "Does it keep up?": [
+    "Lag and throughput": [
         Panel("Lag in seconds", [_gauge("max", "lag_seconds", "group", "topic")], "s", ("lag_seconds",)),
         Panel("Lag in records", [_gauge("sum", "lag", "group", "topic")], "short", ("lag",)),
-        Panel("Committed out of order", [_gauge("sum", "done_ahead", "group", "topic")], "short", ("done_ahead",)),
+        Panel(
+            "Out-of-order commits",
+            [_gauge("sum", "completed_ahead", "group", "topic")],
+            "short",
+            ("completed_ahead",),
+        ),
         Panel("Events in", [_per_second("consumed", "topic")], "cps", ("consumed",)),
         Panel("Events out", [_per_second("produced", "topic")], "cps", ("produced",)),
         Panel("In flight", [_gauge("sum", "in_flight", "job", "instance")], "short", ("in_flight",)),
@@ -137,23 +145,23 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel("Rebalances", [_per_second("rebalances", "job", "kind")], "cps", ("rebalances",)),
     ],
-    "Where does the time go?": [
-        Panel("Threads busy in a stage", [_per_second("stage", "job", "stage", suffix="_sum")], "short", ("stage",)),
-        Panel("A batch's time, mean", [_mean("stage", "job", "stage")], "s", ("stage",)),
-        Panel("Wait before a stage", [_quantile(0.95, "queue_wait", "job", "stage")], "s", ("queue_wait",)),
-        Panel("Items in a batch, mean", [_mean("batch", "job", "stage")], "short", ("batch",)),
-        Panel("Scoring time of a query", [_quantile(q, "scoring", "job") for q in (0.5, 0.99)], "s", ("scoring",)),
-        Panel("Query texts looked up", [_per_second("query_cache", "result")], "cps", ("query_cache",)),
+    "Stages": [
+        Panel("Busy threads", [_per_second("stage", "job", "stage", suffix="_sum")], "short", ("stage",)),
+        Panel("Batch time, mean", [_mean("stage", "job", "stage")], "s", ("stage",)),
+        Panel("Queue wait, p95", [_quantile(0.95, "queue_wait", "job", "stage")], "s", ("queue_wait",)),
+        Panel("Batch size, mean", [_mean("batch", "job", "stage")], "short", ("batch",)),
+        Panel("Scoring time per query", [_quantile(q, "scoring", "job") for q in (0.5, 0.99)], "s", ("scoring",)),
+        Panel("Query cache", [_per_second("query_cache", "result")], "cps", ("query_cache",)),
         Panel("Retries", [_per_second("retries", "job", "stage")], "cps", ("retries",)),
     ],
-    "Is Kafka healthy?": [
+    "Kafka transactions": [
         Panel("Transactions", [_per_second("transactions", "job", "outcome")], "cps", ("transactions",)),
         Panel(
-            "From begin to commit", [_quantile(q, "transaction", "job") for q in (0.5, 0.99)], "s", ("transaction",)
+            "Transaction time", [_quantile(q, "transaction", "job") for q in (0.5, 0.99)], "s", ("transaction",)
         ),
-        Panel("Records in a transaction, mean", [_mean("transaction_size", "job")], "short", ("transaction_size",)),
+        Panel("Records per transaction, mean", [_mean("transaction_size", "job")], "short", ("transaction_size",)),
     ],
-    "How is the ingest?": [
+    "Ingest": [
         Panel(
             "Frames",
             [
@@ -169,24 +177,26 @@ ROWS: dict[str, list[Panel]] = {
             [
                 _named(_per_second("superseded"), "superseded"),
                 _named(_per_second("deleted"), "deleted"),
-                _named(_per_second("partial"), "damaged in part"),
+                _named(_per_second("partial"), "partially damaged"),
             ],
             "cps",
             ("superseded", "deleted", "partial"),
         ),
-        Panel("Decoders replaced", [_per_second("decoders_replaced", "cause")], "cps", ("decoders_replaced",)),
+        Panel("Decoder failures", [_per_second("decoder_failures", "cause")], "cps", ("decoder_failures",)),
+        Panel("Instances by sandbox", [_gauge("sum", "decoder_sandbox", "mode")], "short", ("decoder_sandbox",)),
+        Panel("Uploads put off by the machine", [_per_second("machine_faults", "lack")], "cps", ("machine_faults",)),
     ],
-    "How is the store?": [
+    "Store": [
         Panel(
-            "A call's time",
+            "Store latency",
             [_quantile(q, "store", "job", "operation") for q in (0.5, 0.99)],
             "s",
             ("store",),
         ),
-        Panel("Calls that found it away", [_per_second("store_errors", "job", "operation")], "cps", ("store_errors",)),
-        Panel("Reads of its cache", [_per_second("store_cache", "result")], "cps", ("store_cache",)),
-        Panel("Damaged records", [_per_second("corrupt_records", "job")], "cps", ("corrupt_records",)),
-        Panel("Size", [_gauge("max", "store_bytes", "job")], "bytes", ("store_bytes",)),
+        Panel("Store errors", [_per_second("store_errors", "job", "operation")], "cps", ("store_errors",)),
+        Panel("Store cache", [_per_second("store_cache", "result")], "cps", ("store_cache",)),
+        Panel("Corrupt records", [_per_second("corrupt_records", "job")], "cps", ("corrupt_records",)),
+        Panel("Store size", [_gauge("max", "store_bytes", "job")], "bytes", ("store_bytes",)),
     ],
     "Process": [
         Panel(
@@ -201,18 +211,18 @@ ROWS: dict[str, list[Panel]] = {
             kind="number",
         ),
         Panel(
-            "Arithmetic",
+            "Inference precision",
             [Query(f"count by (job, model, dtype, device) ({_series('model_info')})", "{{job}} {{dtype}} {{device}}")],
             about=("model_info",),
             kind="number",
         ),
-        Panel("Processor", [_process("rate(process_cpu_seconds_total{}[$__rate_interval])")], "short"),
+        Panel("CPU", [_process("rate(process_cpu_seconds_total{}[$__rate_interval])")], "short"),
         Panel("Memory", [_process("process_resident_memory_bytes{}")], "bytes"),
         Panel("Open files", [_process("process_open_fds{}")], "short"),
-        Panel("Age", [_process("time() - process_start_time_seconds{}")], "s"),
+        Panel("Uptime", [_process("time() - process_start_time_seconds{}")], "s"),
     ],
 }  # fmt: skip
-"""The rows and their panels. A test holds that each metric of the catalogue is on one of them."""
+"""The rows and their panels. A test checks that every metric of the catalogue appears on some panel."""
 
 
 def _variable(name: str, metric: str, all_value: str) -> dashboard.QueryVariable:
@@ -231,9 +241,9 @@ def _variable(name: str, metric: str, all_value: str) -> dashboard.QueryVariable
 
 def _built(panel: Panel) -> timeseries.Panel | stat.Panel:
     built = timeseries.Panel() if panel.kind == "lines" else stat.Panel().text_mode(BigValueTextMode.VALUE_AND_NAME)
-    told = [f"{CATALOGUE[name].name}: {CATALOGUE[name].help} {CATALOGUE[name].question}" for name in panel.about]
+    metrics = [CATALOGUE[name] for name in panel.about]
     built.title(panel.title).unit(panel.unit).datasource(_SOURCE).span(_WIDTH).height(_HEIGHT)
-    built.description("\n\n".join(told))
+    built.description("\n\n".join(f"{each.name}: {each.help} {each.question}" for each in metrics))
     for number, query in enumerate(panel.queries):
         target = prometheus.Dataquery().ref_id(chr(ord("A") + number)).expr(query.expr).datasource(_SOURCE)
         if query.legend:
@@ -246,7 +256,7 @@ def _built(panel: Panel) -> timeseries.Panel | stat.Panel:
 
 
 def dashboard_json() -> str:
-    """Return the dashboard as Grafana imports it."""
+    """Return the dashboard as JSON that Grafana can import."""
     board = (
         dashboard.Dashboard("CLIPRerank Streamer")
         .uid("cliprerank-streamer")

@@ -1,6 +1,6 @@
-"""Write what deploy/ has from code: the Grafana dashboard, and the rules as Kubernetes' PrometheusRule.
+"""Generate the files of deploy/ that come from code: the Grafana dashboard and the PrometheusRule.
 
-With --check only compare.
+With --check, only compare.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ spec:
 
 
 def prometheus_rule() -> str:
-    """Return the rules as the Prometheus operator takes them."""
+    """Return the rules as a resource of the Prometheus operator."""
     rules = (DEPLOY / "prometheus" / "rules.yml").read_text(encoding="utf-8")
     groups = rules[rules.index("groups:") :]
     return _PROMETHEUS_RULE + textwrap.indent(groups, "  ")
@@ -33,7 +33,7 @@ def prometheus_rule() -> str:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit 1 where a file is not up to date")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a file is out of date")
     check = parser.parse_args().check
     wanted = {
         DEPLOY / "grafana" / "dashboards" / "streamer.json": dashboard_json(),
@@ -43,7 +43,7 @@ def main() -> None:
         if not check:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            sys.exit(f"{path.relative_to(DEPLOY.parent)} is not up to date: make docs")
+            sys.exit(f"{path.relative_to(DEPLOY.parent)} is out of date; run: make docs")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The command line; groups of commands and the flags of settings are in :mod:`streamer.commands`.
+"""The command line; command groups and the flags made from settings are in :mod:`streamer.commands`.
 
-Exit codes: 0 done or stopped cleanly, 1 a fatal fault or a difference found, 2 a setting that cannot be used.
+Exit codes: 0 success or clean stop, 1 fatal error or a difference found, 2 invalid setting or usage.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ def topics() -> None:
 
 
 _FILE_OPTION = click.option(
-    "--file", type=click.Path(path_type=Path), help="Another topics.toml than the packaged one."
+    "--file", type=click.Path(path_type=Path), help="Use this topics.toml instead of the packaged one."
 )
 
 
 @topics.command("apply", cls=SettingsCommand, uses="topics")
 @_FILE_OPTION
 def topics_apply(settings: TopicsSettings, file: Path | None) -> None:
-    """Create what is missing and reconcile what differs; says what it did. Exit 1 where something was refused."""
+    """Create missing topics and reconcile differing ones; print what was done. Exit 1 if a change was refused."""
     from streamer.kafka.admin import topic_files  # noqa: PLC0415
     from streamer.kafka.admin import topics as admin  # noqa: PLC0415
 
@@ -91,51 +91,56 @@ def topics_apply(settings: TopicsSettings, file: Path | None) -> None:
 @topics.command("check", cls=SettingsCommand, uses="topics")
 @_FILE_OPTION
 def topics_check(settings: TopicsSettings, file: Path | None) -> None:
-    """Compare the cluster's topics with the file, changing nothing. Exit 1 where they differ."""
+    """Compare the cluster's topics with the file, without changing anything. Exit 1 if they differ."""
     from streamer.kafka.admin import topic_files  # noqa: PLC0415
     from streamer.kafka.admin import topics as admin  # noqa: PLC0415
 
     differences = admin.check(settings, topic_files.load_specs(file))
-    _print_lines(differences or ["all topics are as they should be"])
+    _print_lines(differences or ["all topics match the file"])
     sys.exit(1 if differences else 0)
 
 
 @cli.command()
-@click.option("--brokers", type=click.Choice(["1", "3"]), default="1", show_default=True, help="How many brokers.")
+@click.option("--brokers", type=click.Choice(["1", "3"]), default="1", show_default=True, help="Number of brokers.")
 @click.option(
-    "--port", type=click.IntRange(1, 65_535), default=9092, show_default=True, help="The first broker's port."
+    "--port", type=click.IntRange(1, 65_535), default=9092, show_default=True, help="Port of the first broker."
 )
 @click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), help="Folder to keep data in; else temporary."
+    "--data", type=click.Path(path_type=Path, file_okay=False), help="Folder for the data [default: a temporary one]."
 )
 def broker(brokers: str, port: int, data: Path | None) -> None:
-    """Run a real local Apache Kafka until Ctrl-C (needs the extra: cliprerank-streamer[broker])."""
+    """Run a local Apache Kafka until Ctrl-C (needs the extra: cliprerank-streamer[broker])."""
     from streamer.local_kafka.broker import LocalKafka  # noqa: PLC0415
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with LocalKafka(brokers=int(brokers), port=port, data_dir=data) as kafka:
-        click.echo(f"Kafka is up at {kafka.bootstrap_servers}; Ctrl-C stops it")
+        click.echo(f"Kafka runs at {kafka.bootstrap_servers}; stop it with Ctrl-C")
         stop.wait()
 
 
 @cli.command(cls=SettingsCommand, uses="demo")
 @click.option(
-    "--clips", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of your own videos."
+    "--clips", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder with your own videos."
 )
 @click.option(
-    "--queries", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Your queries, one a line."
+    "--queries",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with your own queries, one per line.",
 )
 @click.option(
-    "--report", type=click.Path(path_type=Path), default=Path("demo-report"), show_default=True, help="Folder."
+    "--report",
+    type=click.Path(path_type=Path),
+    default=Path("demo-report"),
+    show_default=True,
+    help="Folder for the report.",
 )
-@click.option("--keep", is_flag=True, help="Leave everything running until Ctrl-C.")
+@click.option("--keep", is_flag=True, help="Keep everything running until Ctrl-C.")
 def demo(settings: DemoSettings, **options: Any) -> None:
-    """Show the whole path: uploads embedded, queries reranked, measured and pictured.
+    """Run the whole pipeline: embed uploads, rerank queries, measure the results and write a report.
 
-    Runs on a local Kafka of its own unless --bootstrap-servers names one, and with the small demonstration model
-    unless --model names another.
+    Uses its own local Kafka unless --bootstrap-servers is given, and the small demo model unless --model is given.
     """
     from streamer.demo import run  # noqa: PLC0415
 
@@ -158,7 +163,7 @@ def _print_lines(lines: Sequence[object]) -> None:
 
 
 def main() -> None:
-    """Run the command line; settings and setup errors end in one line and exit code 2."""
+    """Run the command line; errors that users can fix are printed as one line."""
     try:
         cli()
     except SettingsError as error:
@@ -170,7 +175,7 @@ def main() -> None:
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
-    """Return the errors whose message says all, of those modules that the command has imported."""
+    """Return the errors whose message needs no traceback, from the modules that the command has imported."""
     named = {
         "streamer.kafka.admin.topics": "TopicsError",
         "streamer.local_kafka.jars": "BrokerError",

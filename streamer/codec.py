@@ -1,6 +1,6 @@
-"""Codecs: between the bytes of a record's value and an event. JSON is the only one so far.
+"""Codecs, which convert between the bytes of a record's value and an event. JSON is the only one so far.
 
-Pipelines, readers and tools are handed a codec, so that another format on the wire changes none of them.
+Pipelines, readers and tools take a codec as an argument, so that another wire format needs no change in them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Codec(Protocol):
     def decode(self, model: type[E], value: bytes | None, key: bytes | None = None) -> E:
         """Read one record's value as ``model``.
 
-        ``key`` is the record's key: where there is one it must be the event's id, since ordering,
-        compaction and deletes go by the key. Raises :class:`InvalidEvent` and nothing else.
+        ``key`` is the record's key: if present it must be the event's id, because ordering, compaction and deletes
+        depend on the key. Raises :class:`InvalidEvent` and nothing else.
         """
         ...
 
@@ -43,10 +43,10 @@ class Codec(Protocol):
 
 
 class JsonCodec:
-    """JSON in UTF-8, one object a record.
+    """JSON in UTF-8, one object per record.
 
-    Decoding goes through orjson, so that exactly what is JSON passes, and then through msgspec, which
-    checks types and limits; msgspec also writes, in a third of the time that its structs take through orjson.
+    Decoding uses orjson, which accepts strict JSON only, and then msgspec, which checks types and limits. msgspec also
+    encodes, in a third of the time that orjson takes for its structs.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class JsonCodec:
         try:
             event = msgspec.convert(document, model)
         except msgspec.ValidationError as error:
-            # msgspec wraps what __post_init__ raises only for ValueError and TypeError, so InvalidEvent passes.
+            # msgspec wraps only ValueError and TypeError of __post_init__, so InvalidEvent passes through.
             raise InvalidEvent(_classify(error), str(error)) from None
         check_key(event, key)
         return event
@@ -69,11 +69,11 @@ class JsonCodec:
 
 
 JSON = JsonCodec()
-"""It keeps no state, so one is enough."""
+"""The one instance; it is stateless."""
 
 
 def check_key(event: Event, key: bytes | None) -> None:
-    """Raise :class:`InvalidEvent` where a record's key is not its event's id; every codec asks this."""
+    """Raise :class:`InvalidEvent` if a record's key is not its event's id; every codec calls this."""
     identifier = event.clip_id if isinstance(event, ClipUploaded | ClipEmbedded) else event.query_id
     if key is not None and key != identifier.encode():
         raise InvalidEvent(Reason.KEY_MISMATCH, f"the key {key[:80]!r} is not the event's id {identifier[:80]!r}")
@@ -92,7 +92,7 @@ def _load(value: bytes | None) -> Any:
 
 
 def _has_non_finite(value: bytes) -> bool:
-    """Tell whether a document that orjson refused is JSON but for NaN, Infinity or a number such as 1e999."""
+    """Return whether a document that orjson rejected is JSON except for NaN, Infinity or numbers such as 1e999."""
     found = False
 
     def number(text: str) -> float:
@@ -102,7 +102,7 @@ def _has_non_finite(value: bytes) -> bool:
         return parsed
 
     try:
-        # Decoded here, since json would guess at encodings other than UTF-8.
+        # Decoded here because json would also accept other encodings than UTF-8.
         json.loads(value.decode(), parse_float=number, parse_constant=number)
     except (ValueError, RecursionError):
         return False
@@ -113,7 +113,7 @@ _LIMIT_WORDS = ("length <=", "length >=")
 
 
 def _classify(error: msgspec.ValidationError) -> Reason:
-    """Tell a broken limit from a wrong type by msgspec's wording, which its tests pin."""
+    """Distinguish an exceeded limit from a wrong type by msgspec's wording, which tests pin."""
     text = str(error)
     if text.endswith("`$.query`") and ("matching regex" in text or "length >= 1" in text):
         return Reason.BLANK_QUERY

@@ -1,30 +1,30 @@
-"""Upload -> store, told as the story of one clip.
+"""Upload -> store: the stages that a clip passes through.
 
-    submit    one upload or delete; those of one clip take turns, in the order of the log
-    read      check what the record asks for: an upload goes to load, a delete to store     (one thread)
-    load      fetch the file; decode it, sample and prepare its frames in a process of its own
+    submit    one upload or delete; those of one clip are processed one at a time, in offset order
+    read      decode the event: an upload goes to load, a delete to store     (one thread)
+    load      fetch the file; decode it, sample and prepare its frames in a separate process
                                                                             (several clips at the same time)
-    encode    the frames of all clips that wait, in batches across clips    (one thread: the model is the bottleneck)
-    store     one durable write for all clips that wait, one for each delete (one thread)
+    encode    the frames of all waiting clips, in batches across clips    (one thread: the model is the bottleneck)
+    store     one durable write for all waiting clips, one for each delete (one thread)
 
-Near-duplicates. Where ``duplicate_threshold`` is set, frames that a cheap difference shows to be the same as one before
-them are encoded once; the record is as it would be without (:mod:`streamer.video.sampling.duplicates` says why).
+Near-duplicates. If ``duplicate_threshold`` is set, a run of frames that differ by no more than that is encoded once;
+the record keeps a row for every frame (:mod:`streamer.video.sampling.duplicates` says why).
 
-Each stage runs while the others do. A clip that fails for good is dead-lettered with the reason; a transient
-fault of its source is retried with backoff for ``fetch_retry_timeout`` seconds, a fault of the store for as long as it
-lasts: the store is ours, and no upload is to blame for it.
+All stages run concurrently. A clip that fails permanently is dead-lettered with the reason. A transient error of its
+source is retried with backoff for ``fetch_retry_timeout`` seconds. An error of the store or of this machine (a full
+disk, no file descriptor, no process) is retried for as long as it lasts, because it is not the upload's fault.
 
-The store write is not part of the Kafka transaction, so it may be repeated, and by a process that was paused it
-may come late. Each carries its record's position in the log, by which :class:`~streamer.store.Store` tells a
-repeated or late event from a new one. What is known to be another instance's by now is not written at all.
+The store write is not part of the Kafka transaction, so it may be repeated, and a process that was paused may write
+late. Each write carries its record's position (partition and offset), by which :class:`~streamer.store.Store`
+recognizes repeated and late events. Records that are known to be revoked are not written.
 
-What bounds memory. Records, waiting for their turn, their source or the store: what the loop keeps in flight.
-Frames, a clip's largest form: ``queue_bytes`` of them wait for the encoder, where the clip that fills the queue
-may overrun it, so that one of any size gets through; a clip keeps its decoder's place until it is queued, so that
-no more have frames beside those than the decoder has places; and the encoder has a batch, ``image_batch`` frames
-and what its last clip has beyond them. Vectors: ``queue_bytes`` wait for the store, overrun likewise, while as many
-are being written. The loop's thread and the store's, which start what follows in a clip's turn, queue records only
-and never wait.
+Memory bounds. Records that wait for an earlier event of their clip, for their source or for the store: bounded by the
+loop's in-flight limit. Frames, the largest form of a clip: at most ``queue_bytes`` wait for the encoder, plus the rest
+of the clip that fills the queue, so that a clip of any size passes; a clip holds its decoder slot until it is queued,
+so no more clips than there are slots have frames outside the queue; and the encoder holds one batch, ``image_batch``
+frames plus the rest of its last clip. Vectors: at most ``queue_bytes`` wait for the store (with the same overrun), and
+as many are being written. The threads of the loop and of the store, which start a clip's next event, only queue records
+and never block.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -42,6 +43,7 @@ import tenacity
 from streamer import faults
 from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, now
 from streamer.kafka import Output, dead_letter
+from streamer.shortages import Shortages
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
 from streamer.topology import EMBED
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.health import Health
-    from streamer.kafka import InFlightRecord, Record
+    from streamer.kafka import InFlightRecord
     from streamer.metrics import Metrics
     from streamer.settings import EmbedSettings
     from streamer.store import Store
@@ -69,19 +71,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MAX_RECORDS = 256
-"""Most uploads in flight; each costs memory only while it is being loaded, encoded or stored."""
+"""Most uploads in flight; each takes memory only while it is loaded, encoded or stored."""
 
 _WAITING = 24
-"""Clips that may wait for their sources without taking a decoder's place."""
+"""Clips that may wait for their sources without occupying a decoder slot."""
 _WAITING_OF_ONE_SOURCE = 8
-"""How many of those may be of one source (a host, a bucket), so that a slow one does not hold up the others."""
+"""How many of those may have the same source (host or bucket), so that a slow source does not delay the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A valid upload, on its way to its source."""
+    """A valid upload whose file is to be fetched."""
 
-    work: InFlightRecord
+    in_flight: InFlightRecord
     event: ClipUploaded
 
     @property
@@ -89,29 +91,29 @@ class Upload:
         """The scheme and host, or bucket, of its URI."""
         try:
             parts = urlsplit(self.event.uri)
-        except ValueError:  # which the fetcher refuses
+        except ValueError:  # the fetcher refuses such a URI
             return ""
         return f"{parts.scheme}://{parts.netloc}".lower()
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A clip on its way from the decoder to the encoder."""
+    """A decoded clip that waits for the encoder."""
 
-    work: InFlightRecord
+    in_flight: InFlightRecord
     event: ClipUploaded
     sampled: SampledClip[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Upsert:
-    """What the store is to write: a clip that comes from the encoder; its frames are gone.
+    """An encoded clip that waits for the store; its frames are released.
 
-    ``times_ms`` (n,): each frame's time. ``vectors`` (n * vectors_per_frame, dim) float32. ``partial``: they are
-    of what could be decoded of a damaged file.
+    ``times_ms`` (n,): each frame's time. ``vectors`` (n * vectors_per_frame, dim) float32. ``partial``: the file is
+    damaged, and only a part of it could be decoded.
     """
 
-    work: InFlightRecord
+    in_flight: InFlightRecord
     event: ClipUploaded
     times_ms: npt.NDArray[np.uint32]
     duration_ms: int
@@ -121,9 +123,9 @@ class Upsert:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """What the store is to remove: a valid delete."""
+    """A valid delete that waits for the store."""
 
-    work: InFlightRecord
+    in_flight: InFlightRecord
     clip_id: str
 
 
@@ -131,10 +133,10 @@ StoreJob = Upsert | Delete
 
 
 class Decoder(Protocol):
-    """What makes prepared frames of a file: :class:`~streamer.video.DecodePool`."""
+    """Decodes and samples files, as :class:`~streamer.video.DecodePool` does."""
 
     def sampled(self, path: Path) -> AbstractContextManager[SampledClip[Any]]:
-        """Give a clip's frames, which keep their place among those that have frames for the length of the block."""
+        """Return a clip's prepared frames; the clip holds its decoder slot for the length of the block."""
         ...
 
 
@@ -154,6 +156,7 @@ class Embedder:
         health: Health,
     ) -> None:
         self._settings = settings
+        self._output = settings.topic(EMBED.output)
         self._codec = codec
         self._encoder = encoder
         self._store = store
@@ -163,6 +166,7 @@ class Embedder:
         self._health = health
         self._image_batch = settings.image_batch or encoder.image_batch
         self._fetching = metrics.stage.labels("fetch")
+        self._shortages = Shortages(metrics, health)
         for stage in ("load", "encode", "store"):
             metrics.retries.labels(stage)
         self._turns: Turns[InFlightRecord] = Turns(1)
@@ -170,7 +174,7 @@ class Embedder:
         shared: dict[str, Any] = {"failed": self._failed, "metrics": metrics, "health": health}
         traced = settings.tracing != "off"
         if traced:
-            shared["trace_of"] = lambda item: item.work.trace
+            shared["trace_of"] = lambda item: item.in_flight.trace
         self._storing: Stage[StoreJob] = Stage(
             "store",
             self._store_batch,
@@ -197,51 +201,51 @@ class Embedder:
             failed=self._failed_record,
             metrics=metrics,
             health=health,
-            trace_of=(lambda work: work.trace) if traced else None,
+            trace_of=(lambda in_flight: in_flight.trace) if traced else None,
         )
 
-    def submit(self, works: Sequence[InFlightRecord]) -> None:
-        """Take records in flight; each one's ``done`` is called from one of the stages' threads."""
-        for work in works:
-            if self._turns.take(work.record.key, work):
-                self._reading.put_at_once(work)
+    def submit(self, records: Sequence[InFlightRecord]) -> None:
+        """Take records in flight; each one's ``complete`` is called from one of the stages' threads."""
+        for in_flight in records:
+            if self._turns.take(in_flight.record.key, in_flight):
+                self._reading.put_at_once(in_flight)
 
     # -- read ----------------------------------------------------------------------------------------------
 
-    def _read_batch(self, works: list[InFlightRecord]) -> None:
-        for work in works:
+    def _read_batch(self, records: list[InFlightRecord]) -> None:
+        for in_flight in records:
             try:
-                job = self._read(work)
+                job = self._read(in_flight)
             except InvalidEvent as invalid:
-                self._done(work, [dead_letter(work.record, invalid.reason, invalid.detail)])
+                self._done(in_flight, [dead_letter(in_flight.record, invalid.reason, invalid.detail)])
                 continue
             if isinstance(job, Delete):
                 self._storing.put_at_once(job)
             elif self._sources.take(job.source, job):
                 self._loading.put_at_once(job)
 
-    def _read(self, work: InFlightRecord) -> Upload | Delete:
-        """Return what a record asks for. Raises :class:`InvalidEvent`."""
-        record = work.record
+    def _read(self, in_flight: InFlightRecord) -> Upload | Delete:
+        """Decode a record's upload or delete. Raises :class:`InvalidEvent`."""
+        record = in_flight.record
         if record.value is None and record.key is not None:
-            return Delete(work, _clip_id_of_delete(record.key))
-        return Upload(work, self._codec.decode(ClipUploaded, record.value, record.key))
+            return Delete(in_flight, _clip_id_of_delete(record.key))
+        return Upload(in_flight, self._codec.decode(ClipUploaded, record.value, record.key))
 
     # -- load ----------------------------------------------------------------------------------------------
 
     def _load_batch(self, uploads: list[Upload]) -> None:
         for upload in uploads:
             try:
-                self._load_upload(upload)
+                self._shortages.wait_out(partial(self._load_upload, upload))
             finally:
                 following = self._sources.end(upload.source)
                 if following is not None:
                     self._loading.put_at_once(following)
 
     def _load_upload(self, upload: Upload) -> None:
-        work = upload.work
-        if work.revoked:
-            self._done(work, [])
+        in_flight = upload.in_flight
+        if in_flight.revoked:
+            self._done(in_flight, [])
             return
         attempts = 0
         with ExitStack() as place:
@@ -252,23 +256,23 @@ class Embedder:
                         self._health.progress()
                         sampled = self._load(upload, place)
             except ClipError as error:
-                self._done(work, [dead_letter(work.record, error.reason, error.detail, attempts=attempts)])
+                self._done(in_flight, [dead_letter(in_flight.record, error.reason, error.detail, attempts=attempts)])
             else:
                 self._metrics.frames_decoded.inc(sampled.decoded)
                 self._metrics.frames_duplicate.inc(len(sampled.times_ms) - len(sampled.frames))
                 self._metrics.partial.inc(sampled.partial)
-                self._encoding.put(Loaded(work, upload.event, sampled))
+                self._encoding.put(Loaded(in_flight, upload.event, sampled))
 
     def _load(self, upload: Upload, place: ExitStack) -> SampledClip[Any]:
-        """Fetch, decode and sample; a clip that has frames leaves its decoder's place to ``place``."""
-        trace = upload.work.trace
+        """Fetch, decode and sample; a clip with frames releases its decoder slot when ``place`` closes."""
+        trace = upload.in_flight.trace
         with ExitStack() as source:
             began = time.time_ns()
             with self._fetching.time():
                 path = source.enter_context(self._fetcher.fetch(upload.event.uri))
             stages([trace], "fetch", began)
             began = time.time_ns()
-            with self._health.idle():  # a decode has its own time limit, and its place may be long in coming
+            with self._health.idle():  # decoding has its own time limit, and waiting for a slot may take long
                 sampled = place.enter_context(self._decoder.sampled(path))
             stages([trace], "decode", began, frames=len(sampled.frames))
             return sampled
@@ -281,22 +285,22 @@ class Embedder:
         except Exception:
             if len(batch) == 1:
                 raise
-            log.exception("encoding failed, trying the clips one by one", clips=len(batch))
+            log.exception("encoding failed, retrying each clip alone", clips=len(batch))
             self._metrics.retries.labels("encode").inc()
             for loaded in batch:
                 try:
                     self._encode_batch([loaded])
-                except Exception as error:  # noqa: BLE001 - told with the record that it belongs to
+                except Exception as error:  # noqa: BLE001 - reported with its record
                     self._failed(loaded, error)
             return
         first = 0
         for loaded in batch:
             count = len(loaded.sampled.frames)
-            # A copy, since a view would keep the vectors of the whole batch.
+            # A copy, because a view would keep the whole batch's vectors in memory.
             sampled = loaded.sampled
             own = vectors[first : first + count][sampled.frame_of].reshape(-1, self._encoder.dim)
             self._storing.put(
-                Upsert(loaded.work, loaded.event, sampled.times_ms, sampled.duration_ms, sampled.partial, own)
+                Upsert(loaded.in_flight, loaded.event, sampled.times_ms, sampled.duration_ms, sampled.partial, own)
             )
             first += count
 
@@ -319,14 +323,14 @@ class Embedder:
         except Exception:
             if len(batch) == 1:
                 raise
-            log.exception("storing failed, trying what is left one by one", records=len(batch))
+            log.exception("storing failed, retrying each record alone", records=len(batch))
             self._metrics.retries.labels("store").inc()
             for item in batch:
-                if item.work.outputs is not None:
+                if item.in_flight.outputs is not None:
                     continue
                 try:
                     self._store_all([item])
-                except Exception as error:  # noqa: BLE001 - told with the record that it belongs to
+                except Exception as error:  # noqa: BLE001 - reported with its record
                     self._failed(item, error)
 
     def _store_all(self, batch: Sequence[StoreJob]) -> None:
@@ -334,13 +338,15 @@ class Embedder:
         if uploads:
             self._persist(self._put, uploads)
         for each in uploads:
-            self._done(each.work, [] if each.work.revoked else [self._announcement(each)], uploaded=each.event)
+            self._done(
+                each.in_flight, [] if each.in_flight.revoked else [self._announcement(each)], uploaded=each.event
+            )
         for delete in (item for item in batch if isinstance(item, Delete)):
             self._persist(self._remove, delete)
-            self._done(delete.work, [])
+            self._done(delete.in_flight, [])
 
     def _put(self, uploads: Sequence[Upsert]) -> None:
-        current = [self._clip(each) for each in uploads if not each.work.revoked]
+        current = [self._clip(each) for each in uploads if not each.in_flight.revoked]
         if not current:
             return
         outcomes = self._store.put(current)
@@ -357,7 +363,7 @@ class Embedder:
         return Clip(
             clip_id=upsert.event.clip_id,
             uploaded_at=upsert.event.uploaded_at,
-            position=_position(upsert.work.record),
+            position=Position.of(upsert.in_flight.record.log, upsert.in_flight.record.offset),
             duration_ms=upsert.duration_ms,
             vectors=upsert.vectors,
             times_ms=np.repeat(upsert.times_ms, self._encoder.vectors_per_frame),
@@ -366,8 +372,8 @@ class Embedder:
     def _announcement(self, upsert: Upsert) -> Output:
         """Make the clips.embedded event.
 
-        A superseded upload is announced like any other, with its own ``uploaded_at``: whether the store already
-        holds a newer one depends on where a crash fell, and what goes out must depend on the log alone.
+        A superseded upload is announced like any other, with its own ``uploaded_at``: whether the store already has a
+        newer upload depends on the timing of crashes, but the output must depend only on the input partition.
         """
         event = ClipEmbedded(
             clip_id=upsert.event.clip_id,
@@ -379,62 +385,62 @@ class Embedder:
             partial=upsert.partial,
         )
         value = self._codec.encode(event)
-        return Output(self._settings.topic(EMBED.output), event.clip_id.encode(), value, upsert.work.carried)
+        return Output(self._output, event.clip_id.encode(), value, upsert.in_flight.carried)
 
     def _remove(self, delete: Delete) -> None:
-        work = delete.work
-        if work.revoked:
+        in_flight = delete.in_flight
+        if in_flight.revoked:
             return
-        self._store.delete(delete.clip_id, work.record.timestamp, _position(work.record))
+        self._store.delete(
+            delete.clip_id, in_flight.record.timestamp, Position.of(in_flight.record.log, in_flight.record.offset)
+        )
         faults.reach(faults.FaultPoint.STORED)
         self._health.ready("store")
         self._metrics.deleted.inc()
 
     def _persist(self, write: Callable[..., None], *arguments: Any) -> None:
-        """Write to the store, for as long as it takes; each attempt passes over what has become stale meanwhile."""
+        """Write to the store, retrying until it succeeds; each attempt skips records revoked in the meantime."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StoreUnavailableError),
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-            before_sleep=self._store_is_away,
+            before_sleep=self._store_unavailable,
         )
         retrying(write, *arguments)
 
-    def _store_is_away(self, state: tenacity.RetryCallState) -> None:
+    def _store_unavailable(self, state: tenacity.RetryCallState) -> None:
         self._metrics.retries.labels("store").inc()
         self._health.progress()
         self._health.not_ready("store", str(state.outcome.exception() if state.outcome else "unavailable"))
 
     # -- ends ----------------------------------------------------------------------------------------------
 
-    def _done(self, work: InFlightRecord, outputs: Sequence[Output], *, uploaded: ClipUploaded | None = None) -> None:
-        work.complete(outputs, since=uploaded.uploaded_at if uploaded else None)
-        following = self._turns.end(work.record.key)
+    def _done(
+        self, in_flight: InFlightRecord, outputs: Sequence[Output], *, uploaded: ClipUploaded | None = None
+    ) -> None:
+        in_flight.complete(outputs, since=uploaded.uploaded_at if uploaded else None)
+        following = self._turns.end(in_flight.record.key)
         if following is not None:
             self._reading.put_at_once(following)
 
     def _failed(self, item: Upload | Loaded | StoreJob, error: Exception) -> None:
         reason = Reason.ENCODE_FAILED if isinstance(item, Loaded) else Reason.INTERNAL
-        self._failed_record(item.work, error, reason)
+        self._failed_record(item.in_flight, error, reason)
 
-    def _failed_record(self, work: InFlightRecord, error: Exception, reason: Reason = Reason.INTERNAL) -> None:
-        """Dead-letter a record on which our own code or the model failed; its partition goes on."""
-        if work.outputs is not None:
+    def _failed_record(self, in_flight: InFlightRecord, error: Exception, reason: Reason = Reason.INTERNAL) -> None:
+        """Dead-letter a record on which our own code or the model failed, so that its partition continues."""
+        if in_flight.outputs is not None:
             return
-        log.error("embedding failed", place=work.record.place, exc_info=error)
-        self._done(work, [dead_letter(work.record, reason, f"{type(error).__name__}: {error}")])
+        log.error("embedding failed", place=in_flight.record.place, exc_info=error)
+        self._done(in_flight, [dead_letter(in_flight.record, reason, f"{type(error).__name__}: {error}")])
 
 
 def _bytes_of_frames(loaded: Loaded) -> int:
-    # What an encoder prepares is arrays or tensors, which tell it alike.
+    # Prepared frames are arrays or tensors; both have ``nbytes``.
     return sum(frame.nbytes for frame in loaded.sampled.frames)
 
 
 def _bytes_to_store(job: StoreJob) -> int:
-    return job.vectors.nbytes if isinstance(job, Upsert) else job.work.record.size
-
-
-def _position(record: Record) -> Position:
-    return Position.of(record.log, record.offset)
+    return job.vectors.nbytes if isinstance(job, Upsert) else job.in_flight.record.size
 
 
 def _clip_id_of_delete(key: bytes) -> str:

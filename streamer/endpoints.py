@@ -1,8 +1,8 @@
-"""/metrics, /livez and /readyz over HTTP or HTTPS, from a thread of their own.
+"""/metrics, /livez and /readyz over HTTP or HTTPS, served from a separate thread.
 
-With a user and a password /metrics asks for them (basic authentication). The probes never do: a kubelet that has to
-know a password has it in every Pod's specification. But without the password they do not say more than names: what is
-dead, which condition is waited for; no addresses and no errors.
+If a user and a password are set, /metrics requires them (basic authentication). The probes never do: a kubelet that
+needs a password has it in every Pod's specification. Without the password, probes list only the names of failing
+checks, no addresses and no errors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import structlog
 from prometheus_client import make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
-from streamer.settings import blame
+from streamer.settings import invalid_setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _SILENCE_S = 10
-"""A client that sends nothing, or does not get on with its handshake, holds a thread for no longer."""
+"""The time after which a client that sends nothing, or does not complete its handshake, is disconnected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may read the metrics, and over what; the default is everybody, over HTTP."""
+    """Credentials and TLS files of the endpoints; the default is open access over HTTP."""
 
     credentials: bytes | None = None
     """``user:password``."""
@@ -48,22 +48,22 @@ class Access:
 
     @classmethod
     def of(cls, settings: MetricsSettings) -> Access:
-        """Read the settings and the password's file; SettingsError where they do not go together."""
+        """Read the settings and the password file; SettingsError if they are inconsistent."""
         password = settings.read_metrics_password()
         if settings.metrics_user and not password:
-            raise blame("metrics_password", "must be given, or its file, since metrics_user is")
+            raise invalid_setting("metrics_password", "required, or its file, because metrics_user is set")
         if password and not settings.metrics_user:
-            raise blame("metrics_user", "must be given, since a password is")
+            raise invalid_setting("metrics_user", "required, because a password is set")
         if settings.metrics_user and ":" in settings.metrics_user:
-            raise blame("metrics_user", "must not contain a colon")
+            raise invalid_setting("metrics_user", "must not contain a colon")
         if (settings.metrics_cert is None) != (settings.metrics_key is None):
             missing = "metrics_key" if settings.metrics_key is None else "metrics_cert"
-            raise blame(missing, "must be given: TLS takes a certificate and its key")
+            raise invalid_setting(missing, "required: TLS needs a certificate and its key")
         credentials = f"{settings.metrics_user}:{password}".encode() if password else None
         return cls(credentials, settings.metrics_cert, settings.metrics_key)
 
     def admits(self, authorization: str) -> bool:
-        """Tell whether an Authorization header is good enough, in a time that tells nothing of the password."""
+        """Return whether an Authorization header is correct, in constant time."""
         if self.credentials is None:
             return True
         scheme, _, encoded = authorization.partition(" ")
@@ -75,10 +75,10 @@ class Access:
 
 
 class Endpoints:
-    """Serves the three paths."""
+    """The HTTP server of the three paths."""
 
     def __init__(self, health: Health, metrics: Metrics, *, host: str, port: int, access: Access | None = None) -> None:
-        """Bind; OSError where the address is taken, SettingsError where the certificate cannot be used."""
+        """Bind the socket. Raises OSError if the address is in use, SettingsError if the certificate cannot be used."""
         access = access or Access()
         exposition = make_wsgi_app(metrics.registry)
         probes = {"/livez": health.liveness_problems, "/readyz": health.readiness_problems}
@@ -93,14 +93,15 @@ class Endpoints:
             if path == "/metrics":
                 headers.append(("WWW-Authenticate", 'Basic realm="metrics"'))
                 start_response("401 Unauthorized", headers)
-                return [b"a user and a password are needed\n"]
+                return [b"user and password required\n"]
             probe = probes.get(path)
             problems = probe() if probe else ["/metrics, /livez and /readyz are here"]
+            notes = health.notes() if path == "/readyz" and admitted else []
             if probe and not admitted:
                 problems = [problem.partition(": ")[0] for problem in problems]
             status = "200 OK" if not problems else "503 Service Unavailable" if probe else "404 Not Found"
             start_response(status, headers)
-            return ["\n".join([*(problems or ["ok"]), ""]).encode()]
+            return ["\n".join([*(problems or ["ok"]), *notes, ""]).encode()]
 
         tls = _Certificate(access.cert, access.key) if access.cert and access.key else None
         kind = type("Server", (_Server,), {"tls": tls, "address_family": _family(host)})
@@ -117,7 +118,7 @@ class Endpoints:
 
 
 class _Certificate:
-    """A certificate and its key, read again when they were renewed."""
+    """A certificate and its key, reloaded after they are renewed."""
 
     def __init__(self, cert: Path, key: Path) -> None:
         self._paths = cert, key
@@ -126,18 +127,18 @@ class _Certificate:
             self._times = self._modified()
             self._context.load_cert_chain(cert, key)
         except (OSError, ValueError) as error:  # an SSLError is an OSError
-            raise blame("metrics_cert", f"{cert} with {key}: {error}") from None
+            raise invalid_setting("metrics_cert", f"{cert} with {key}: {error}") from None
 
     def wrap(self, connection: socket.socket) -> socket.socket:
-        """Speak TLS on an accepted connection; the handshake comes with the first read."""
+        """Wrap an accepted connection in TLS; the handshake happens at the first read."""
         try:
             times = self._modified()
             if times != self._times:
                 self._context.load_cert_chain(*self._paths)
                 self._times = times
         except (OSError, ValueError) as error:
-            # In the middle of a renewal; the next connection looks again.
-            log.warning("the renewed certificate cannot be read yet", error=str(error))
+            # A renewal is in progress; the next connection tries again.
+            log.warning("cannot read the renewed certificate yet", error=str(error))
         return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
     def _modified(self) -> tuple[int, ...]:
@@ -145,7 +146,7 @@ class _Certificate:
 
 
 class _Server(ThreadingWSGIServer):
-    """One thread a connection; what clients do wrong is no news."""
+    """A server with one thread per connection; errors of clients are not logged."""
 
     tls: _Certificate | None = None
 
@@ -156,14 +157,14 @@ class _Server(ThreadingWSGIServer):
         return (connection if self.tls is None else self.tls.wrap(connection)), address
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a client that breaks off, or speaks no TLS."""
+        """Ignore clients that disconnect or do not speak TLS."""
 
 
 class _QuietHandler(WSGIRequestHandler):
     timeout = _SILENCE_S
 
     def log_message(self, *_: object) -> None:
-        """Scrapes are no news."""
+        """Do not log requests."""
 
 
 def _family(host: str) -> socket.AddressFamily:

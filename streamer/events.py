@@ -1,8 +1,8 @@
 """The events of the four topics: typed models and their limits; :mod:`streamer.codec` reads and writes them.
 
 The models are the one source of the JSON Schemas in ``topics/`` (:func:`json_schema`); unknown fields are
-ignored. What a schema cannot say (unique clip ids, a query that is not blank, an offset in every time) is
-checked in ``__post_init__`` and ends in the same :class:`InvalidEvent`.
+ignored. Rules that a schema cannot express (unique clip ids, a query that is not blank, an offset in every time) are
+checked in ``__post_init__`` and raise the same :class:`InvalidEvent`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 import msgspec.structs
 
 MAX_EVENT_BYTES = 1_048_576
-"""Largest record value that is parsed at all; Kafka's own default for a topic is 1,048,588."""
+"""Largest record value that is parsed; Kafka's default for a topic is 1,048,588."""
 MAX_RESULTS = 5_000
 """Most candidates of one query; 1,000 is the depth of TRECVID runs."""
 MAX_QUERY_CHARS = 2_000
@@ -31,8 +31,7 @@ MAX_ATTRIBUTES = 256
 class Reason(StrEnum):
     """Why a record was dead-lettered: the value of the ``dlq.reason`` header.
 
-    The first block is about the event itself, the second about the clip that it names, the last
-    about us.
+    The first block is about the event, the second about the clip that it names, the last about our own errors.
     """
 
     EMPTY = "empty"
@@ -69,7 +68,7 @@ class InvalidEvent(Exception):  # noqa: N818 - it names the event, not a fault o
 
 
 class Status(StrEnum):
-    """What happened to one candidate."""
+    """How one candidate was treated."""
 
     RERANKED = "reranked"
     NOT_EMBEDDED = "not_embedded"
@@ -93,16 +92,16 @@ Milliseconds = Annotated[int, msgspec.Meta(ge=0, description="Milliseconds from 
 
 
 def check_id(name: str, value: str) -> None:
-    """Raise :class:`InvalidEvent` where an identifier is empty or longer than 512 bytes."""
+    """Raise :class:`InvalidEvent` if an identifier is empty or longer than 512 bytes."""
     if not value:
         raise InvalidEvent(Reason.LIMIT_EXCEEDED, f"{name} is empty")
-    # The schema bounds characters; stores and Kafka keys are bounded in bytes, of which one takes at most 4.
+    # The schema limits characters, but stores and Kafka keys limit bytes; a character takes at most 4.
     if len(value) * 4 > MAX_ID_BYTES and len(value.encode()) > MAX_ID_BYTES:
         raise InvalidEvent(Reason.LIMIT_EXCEEDED, f"{name} is longer than {MAX_ID_BYTES} bytes")
 
 
 def _to_utc(event: msgspec.Struct, name: str) -> None:
-    # What goes out is in UTC, and stores count from 1970; an offset can carry the first and last day too far.
+    # Outputs are in UTC and stores count from 1970; an offset can move the first and the last day out of range.
     moment: dt.datetime = getattr(event, name)
     try:
         msgspec.structs.force_setattr(event, name, moment.astimezone(dt.UTC))
@@ -133,7 +132,7 @@ class ClipEmbedded(msgspec.Struct, frozen=True, kw_only=True):
     uploaded_at: Time
     embedded_at: Time
     partial: Annotated[
-        bool, msgspec.Meta(description="Part of the file is damaged; embedded is what could be decoded")
+        bool, msgspec.Meta(description="Part of the file is damaged; only the decodable part was embedded")
     ] = False
 
 
@@ -145,7 +144,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class QueryResults(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic ``query.results``, key query_id: what the base engine answered, best candidate first."""
+    """Topic ``query.results``, key query_id: the engine's results, best candidate first."""
 
     query_id: Id
     query: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_QUERY_CHARS, pattern=r"\S")]
@@ -170,7 +169,7 @@ class RerankedCandidate(msgspec.Struct, frozen=True, gc=False):
     """One candidate after reranking.
 
     ``score`` is null below the depth and in degraded events; ``frame_score`` is the raw cosine of the
-    best frame and ``moment_ms`` that frame's time, both null where no frame was scored.
+    best frame and ``moment_ms`` that frame's time, both null if no frame was scored.
     """
 
     clip_id: Id
@@ -184,7 +183,7 @@ class RerankedCandidate(msgspec.Struct, frozen=True, gc=False):
 
 
 class QueryReranked(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic ``query.reranked``, key query_id: a permutation of the results that came in."""
+    """Topic ``query.reranked``, key query_id: a permutation of the input's results."""
 
     query_id: Id
     query: str
@@ -207,11 +206,11 @@ TOPICS: dict[str, type[Event]] = {
     "query.results": QueryResults,
     "query.reranked": QueryReranked,
 }
-"""Each topic's event, under the topic's name without a prefix."""
+"""The event type of each topic, by the topic's name without prefix."""
 
 
 def now() -> dt.datetime:
-    """Return the current time in UTC, to the millisecond, as events carry it."""
+    """Return the current time in UTC with millisecond precision, as in events."""
     moment = dt.datetime.now(dt.UTC)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 

@@ -1,9 +1,9 @@
-"""Named points at which a process can be made to die or to freeze, so that tests can show what that leaves behind.
+"""Fault points: named places at which tests can kill or freeze the process, to check the state that remains.
 
-Nothing is armed by default. ``STREAMER_FAULT_POINT=NAME`` makes the process send itself SIGKILL when it reaches that
-point; ``NAME:N`` when it reaches it for the N-th time; ``NAME:N:STOP`` sends SIGSTOP instead, which makes a zombie of
-it; ``NAME:N:HANG`` and ``NAME:N:DIE`` let the thread that reached it stand there for ever, or end without a word. This
-is no setting: nobody wants it in production, and a process that has it says so when it starts.
+None is armed by default. ``STREAMER_FAULT_POINT=NAME`` makes the process send itself SIGKILL when it reaches that
+point; ``NAME:N`` when it reaches it for the N-th time; ``NAME:N:STOP`` sends SIGSTOP instead, which freezes the
+process; ``NAME:N:HANG`` blocks the thread that reached it for ever, and ``NAME:N:DIE`` ends that thread silently. This
+is for tests and not a setting; a process with an armed fault point logs a warning at startup.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PLAN = re.compile(r"([a-z._]+)(?::([1-9][0-9]*)(?::(KILL|STOP|HANG|DIE))?)?")
 
 
 class FaultPoint(StrEnum):
-    """The points, each right after what it names; of what a worker does, where it begins."""
+    """The fault points, each right after the step that it names; for steps of worker threads, at their beginning."""
 
     ENCODING = "embedder.encoding"
     STORED = "embedder.stored"
@@ -33,10 +33,10 @@ class FaultPoint(StrEnum):
 
 
 class FaultPlan:
-    """Where a process is to be hit: at a point's N-th passage, or nowhere."""
+    """The fault to inject: at the N-th time a point is reached, or none."""
 
     def __init__(self, text: str) -> None:
-        """Read ``NAME[:N[:WHAT]]``; empty is nowhere. Raises ValueError."""
+        """Parse ``NAME[:N[:WHAT]]``; an empty text means none. Raises ValueError."""
         self.point: FaultPoint | None = None
         if not text:
             return
@@ -50,7 +50,7 @@ class FaultPlan:
         self._what = parts[3] or "KILL"
 
     def reach(self, point: FaultPoint) -> None:
-        """Hit this process where the plan says so."""
+        """Inject the fault if this is the planned point."""
         if point is not self.point:
             return
         self._left -= 1
@@ -59,7 +59,7 @@ class FaultPlan:
         if self._what == "HANG":
             threading.Event().wait()
         if self._what == "DIE":
-            raise SystemExit  # which ends a thread without a word, and nothing else
+            raise SystemExit  # ends only this thread, silently
         os.kill(os.getpid(), signal.Signals[f"SIG{self._what}"])
 
 
@@ -67,8 +67,8 @@ _plan = FaultPlan("")
 
 
 def arm() -> FaultPoint | None:
-    """Take the plan from the environment; return the point at which this process will be hit. Raises ValueError."""
-    global _plan  # noqa: PLW0603 - one plan a process, read at every point
+    """Read the plan from the environment; return the armed fault point. Raises ValueError."""
+    global _plan  # noqa: PLW0603 - one plan per process, read at every point
     _plan = FaultPlan(os.environ.get(VARIABLE, ""))
     return _plan.point
 

@@ -37,6 +37,7 @@ class Health:
         self._watched: dict[str, Callable[[], bool]] = {}
         self._beat: float | None = None
         self._busy_since: dict[str, float] = {}
+        self._notes: dict[str, str] = {}
 
     def beat(self) -> None:
         """Note that the consume loop has begun another iteration."""
@@ -95,6 +96,14 @@ class Health:
             self._metrics.unready.labels(condition).set(0)
         if gone is not None:
             log.info("condition ready", condition=condition, service_ready=ready)
+
+    def note(self, name: str, text: str) -> None:
+        """Let the readiness probe tell this too, ready or not; it depends on nothing."""
+        self._notes[name] = text
+
+    def notes(self) -> list[str]:
+        """Return what was noted."""
+        return [f"{name}: {text}" for name, text in self._notes.copy().items()]
 
     def liveness_problems(self) -> list[str]:
         """Return the threads that are dead or stuck, one line each."""

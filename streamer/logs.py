@@ -1,7 +1,7 @@
-"""Logging to stderr: JSON lines for machines, colours on a terminal; ours and the libraries' alike.
+"""Logging to stderr, for this project and its libraries: JSON lines, or colours on a terminal.
 
-One line for each change of state and for each record that failed, none for a good one. What is a secret is masked
-wherever it comes from: an error of a library may quote the URL that it was given.
+There is one line for each change of state and for each failed record, and none for records that succeed. Secrets are
+masked wherever they come from: an error of a library may quote the URL that it was given.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MASK = "***"
 _NAMES = "password|passwd|secret|token|authorization"
 _SECRETS = (
-    # Whatever is behind the question mark: signatures go by many names.
+    # Everything after the question mark, because signatures have many names.
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#\"'<>]*)\?[^\s#\"'<>]*", re.IGNORECASE), rf"\1?{_MASK}"),
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*):[^\s/@]*@", re.IGNORECASE), rf"\1:{_MASK}@"),
     (
@@ -33,7 +33,7 @@ _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 
 
 def mask(text: str) -> str:
-    """Return a text without what is secret in it: queries of URLs, passwords in URLs, and values named as secrets."""
+    """Mask the secrets in a text: queries of URLs, passwords in URLs, and values whose names mark them as secret."""
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
     return text
@@ -70,7 +70,7 @@ def configure(settings: LogSettings) -> None:
         if human
         else structlog.processors.JSONRenderer(serializer=_to_json)
     )
-    # The console's own way of showing an exception draws it with all locals, for seconds, in the thread that logs.
+    # The console renderer's default prints exceptions with all locals, which blocks the logging thread for seconds.
     last: list[Any] = [structlog.processors.format_exc_info, _mask_all, renderer]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -91,5 +91,5 @@ def configure(settings: LogSettings) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Let libraries warn, but not tell how they work, which is nobody's state change."""
+    """Log only warnings of libraries; their progress is not a change of state."""
     return record.levelno >= logging.WARNING or record.name.startswith("streamer")

@@ -1,8 +1,8 @@
-"""The method for one query: read and score the candidates within the depth, blend, rank, and make the answer.
+"""The method for one query: read and score the candidates within the depth, blend, rank, and make the result event.
 
-:class:`Method` holds the method's parameters, and a :class:`Policy` says which method answers an event. This module
-drives both sides of a query: it takes finished blocks of vectors from the store and gives them to the scorer, so that
-neither of the two calls the other.
+:class:`Method` holds the method's parameters, and a :class:`Policy` chooses the method for an event. This module reads
+complete blocks of vectors from the store and passes them to the scorer, so that store and scorer do not call each
+other.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """The parameters by which a result list is reranked; an answer repeats them.
+    """The parameters of reranking; each result event repeats them.
 
-    ``alpha`` (0 to 1) is the weight of the engine's own score, ``depth`` (1 or more) how many of the first candidates
-    are reranked, ``normalization`` how both scores are brought to one scale before they are blended.
+    ``alpha`` (0 to 1) is the weight of the engine's score, ``depth`` (1 or more) the number of first candidates to
+    rerank, ``normalization`` how both scores are normalized before blending.
     """
 
     alpha: float
@@ -40,10 +40,10 @@ class Method:
 
 
 class Policy(Protocol):
-    """Says which method answers an event."""
+    """Chooses the method for an event."""
 
     def method_for(self, event: QueryResults) -> Method:
-        """Return the method; it depends on the event alone, so that a redelivery gets the same answer."""
+        """Return the method; it depends only on the event, so that a redelivered event gets the same result."""
         ...
 
 
@@ -61,8 +61,8 @@ class FixedPolicy:
 class Reranked(NamedTuple):
     """A reranked result list.
 
-    ``within_depth`` of its candidates are within the depth, and ``scored`` of these have a record. ``scoring_s``:
-    the seconds that max-pooling, normalization, blending and ranking took; reading the records is not in it.
+    ``within_depth``: the number of candidates within the depth; ``scored``: how many of these have a record.
+    ``scoring_s``: the seconds for max-pooling, normalization, blending and ranking, without reading the records.
     """
 
     results: list[RerankedCandidate]
@@ -93,7 +93,7 @@ def rerank_candidates(
 def score_clips(query: npt.NDArray[np.float32], clips: Blocks) -> FrameScores:
     """Max-pool clips against an L2-normalised query (d,); :class:`~streamer.scoring.FrameScorer` says how.
 
-    Raises ValueError where the query is not finite.
+    Raises ValueError if the query is not finite.
     """
     return _pooled(query, clips).scores
 
@@ -112,7 +112,7 @@ def answer(
     model_id: str,
     degraded: Degraded | None = None,
 ) -> QueryReranked:
-    """Make the event that answers ``event``."""
+    """Make the result event for ``event``."""
     return QueryReranked(
         query_id=event.query_id,
         query=event.query,
@@ -131,12 +131,12 @@ def answer(
 def _ranked(
     candidates: Sequence[Candidate], ranking: Ranking, frame: FrameScores, scored: npt.NDArray[np.bool_]
 ) -> list[RerankedCandidate]:
-    """Make the answer; ``frame`` and ``scored`` (True where there is a record) end at the depth.
+    """Make the result list; ``frame`` and ``scored`` (True if there is a record) end at the depth.
 
-    By columns: a call for each of a hundred candidates took 77 microseconds, this takes 15.
+    It works by columns: one call for each of a hundred candidates took 77 microseconds, this takes 15.
     """
     within = len(scored)
-    order = ranking.order[:within]  # what is below the depth keeps its place behind them
+    order = ranking.order[:within]  # candidates below the depth follow in their initial order
     positions = order.tolist()
     cosines, moments = frame.cosines[order].tolist(), frame.moments_ms[order].tolist()
     statuses = [Status.RERANKED] * within
@@ -160,5 +160,5 @@ def _ranked(
 
 
 def unscored(candidate: Candidate, rank: int) -> RerankedCandidate:
-    """Make a candidate that keeps the place that the engine gave it."""
+    """Make a candidate that keeps its initial rank."""
     return RerankedCandidate(candidate.clip_id, rank, None, rank, candidate.score, None, None, Status.BELOW_DEPTH)

@@ -1,7 +1,7 @@
-"""The one catalogue of metrics: names, types, labels, units and help texts.
+"""The catalogue of all metrics: names, types, labels, units and help texts.
 
-:class:`Metrics` makes them in a registry of its own, so that several can live in one test process. Labels
-are bounded: :data:`LABELS` says by what. ``docs/reference/metrics.md`` is written from here.
+:class:`Metrics` registers them in its own registry, so that several instances can coexist in one test process. The
+values of each label are bounded, see :data:`LABELS`. ``docs/reference/metrics.md`` is generated from this module.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Unit = Literal["seconds", "bytes", "records", "events", "clips", "candidates", "
 
 @dataclass(frozen=True)
 class Metric:
-    """One line of the catalogue; ``name`` as it is exposed, ``question`` is what an operator reads it for."""
+    """One metric; ``name`` as it is exposed, ``question`` is the question that it answers for an operator."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -52,30 +52,32 @@ LABELS = {
     "operation": "read, put, delete",
     "result": "hit, miss",
     "cause": "crashed, timeout",
+    "lack": "disk, descriptors, processes, memory, sandbox",
+    "mode": "seccomp+landlock, seccomp, landlock, none",
     "kind": "assigned, revoked, lost",
     "outcome": "committed, aborted, unknown, restarted, fenced",
     "condition": "start, broker, authentication, topic, assignment, offsets, store, transactions",
-    "version": "one value a process",
+    "version": "one value per process",
     "command": "embed, rerank",
-    "model": "one value a process",
-    "model_id": "one value a process",
-    "dtype": "one value a process",
-    "device": "one value a process",
+    "model": "one value per process",
+    "model_id": "one value per process",
+    "dtype": "one value per process",
+    "device": "one value per process",
 }
-"""Every label, and which values it takes: as many as are listed, or as the cluster has."""
+"""Every label and its possible values: those listed, or as many as the cluster has."""
 
 CATALOGUE = {
     "consumed": Metric(
         "streamer_events_consumed_total", "counter", "events", ("topic",),
-        "Records read from an input topic.", "Is anything coming in?",
+        "Records read from an input topic.", "Do events arrive?",
     ),
     "produced": Metric(
         "streamer_events_produced_total", "counter", "events", ("topic",),
-        "Records of committed transactions, without dead letters.", "Is anything going out?",
+        "Records written in committed transactions, without dead letters.", "Are results written?",
     ),
     "dead_lettered": Metric(
         "streamer_events_dead_lettered_total", "counter", "events", ("topic", "reason"),
-        "Records that went to the dead letter topic of their input topic.", "What is refused, and why?",
+        "Records written to the dead-letter topic of their input topic.", "Which events cannot be processed, and why?",
     ),
     "deleted": Metric(
         "streamer_clips_deleted_total", "counter", "clips", (),
@@ -83,107 +85,117 @@ CATALOGUE = {
     ),
     "superseded": Metric(
         "streamer_uploads_superseded_total", "counter", "clips", (),
-        "Uploads that the store refused since it holds a newer upload or a delete.", "Do uploads arrive out of order?",
+        "Uploads not stored because the store has a newer upload or a delete.", "Do uploads arrive out of order?",
     ),
     "candidates": Metric(
         "streamer_candidates_total", "counter", "candidates", ("status",),
-        "Candidates of result lists by what became of them.", "Which share of the candidates is embedded?",
+        "Candidates of result lists by status.", "What share of the candidates is embedded?",
     ),
     "unreadable": Metric(
         "streamer_unreadable_partitions", "gauge", "partitions", (),
-        "Assigned partitions at which the consumer stands still: a batch that it cannot decode, or no valid offset.",
-        "Is there anything that cannot be read?",
+        "Assigned partitions that cannot be read: a batch cannot be decoded, or there is no valid offset.",
+        "Is there a partition that cannot be read?",
     ),
     "corrupt_records": Metric(
         "streamer_corrupt_records_total", "counter", "records", (),
-        "Stored records that a read found damaged; their clips count as not embedded.", "Is the store's disk sound?",
+        "Damaged records found while reading the store; their clips count as not embedded.",
+        "Is the store's disk healthy?",
     ),
     "degraded": Metric(
         "streamer_events_degraded_total", "counter", "events", ("reason",),
-        "Valid events that were passed on in their initial order.", "How often do users see the engine's own order?",
+        "Valid events that were passed on in the engine's order.", "How often do users see the engine's order?",
     ),
     "lag": Metric(
         "streamer_consumer_lag_records", "gauge", "records", ("topic", "partition"),
-        "Log end offset less the committed offset: the broker's own figure, as kafka-consumer-groups shows it.",
-        "How much is behind?",
+        "Log end offset minus committed offset, as kafka-consumer-groups.sh shows it.", "How many records are waiting?",
     ),
     "lag_seconds": Metric(
         "streamer_consumer_lag_seconds", "gauge", "seconds", ("topic", "partition"),
-        "Age of the oldest readable record that is not done and committed, by its own timestamp; 0 when caught up.",
-        "Does it keep up?",
+        "Age of the oldest record that is not completed and committed, by its timestamp; 0 when caught up.",
+        "Does the service keep up with its input?",
     ),
-    "done_ahead": Metric(
-        "streamer_consumer_done_ahead_records", "gauge", "records", ("topic", "partition"),
-        "Records after the committed offset that are committed out of order; the lag in records counts them.",
-        "Does one slow record hold up the offset?",
+    "completed_ahead": Metric(
+        "streamer_consumer_completed_ahead_records", "gauge", "records", ("topic", "partition"),
+        "Completed records beyond the committed offset (out-of-order commits); they are part of the lag in records.",
+        "Does one slow record hold back the committed offset?",
     ),
     "partitions": Metric(
         "streamer_topic_partitions", "gauge", "partitions", ("topic",),
         "Partitions of the input topic, whoever owns them.",
-        "Less the sum of the assigned: do partitions belong to nobody?",
+        "Minus the sum of assigned partitions: are there partitions without an owner?",
     ),
     "latency": Metric(
         "streamer_event_latency_seconds", "histogram", "seconds", ("topic",),
-        "From issued_at (query.results) or uploaded_at (clips.uploaded) to the commit of what the event caused.",
+        "From issued_at (query.results) or uploaded_at (clips.uploaded) to the commit of the event's outputs.",
         "How long do users wait?", _LATENCY,
     ),
     "freshness": Metric(
         "streamer_clip_freshness_seconds", "histogram", "seconds", (),
-        "From uploaded_at to the durable write from which on the clip's frames are searched.",
+        "From uploaded_at to the durable write that makes the clip's frames searchable.",
         "How fresh is search?", _FRESHNESS,
     ),
     "stage": Metric(
         "streamer_stage_seconds", "histogram", "seconds", ("stage",),
-        "Time that one batch of a stage took, without its wait in the queue; load has the parts fetch and decode, "
-        "rerank the part text.", "Where does the time go?", _WORK,
+        "Processing time of one batch of a stage, without the time in its queue; load consists of fetch and decode, "
+        "rerank includes text.", "Which stage takes the time?", _WORK,
     ),
     "queue_wait": Metric(
         "streamer_queue_wait_seconds", "histogram", "seconds", ("stage",),
-        "Time that an item waited in the queue before a stage.", "Which stage is the bottleneck?", _WORK,
+        "Time that an item waited in a stage's queue.", "Which stage is the bottleneck?", _WORK,
     ),
     "batch": Metric(
         "streamer_batch_size", "histogram", "items", ("stage",),
-        "Items in one batch of a stage: events, queries, frames or records.", "Do batches fill?", _SIZES,
+        "Items in one batch of a stage: events, queries, frames or records.", "Are batches full?", _SIZES,
     ),
     "frames_decoded": Metric(
         "streamer_frames_decoded_total", "counter", "frames", (),
-        "Frames that the video decoder produced.", "What does sampling cost?",
+        "Frames decoded from video.", "How much decoding does sampling cost?",
     ),
     "partial": Metric(
         "streamer_clips_partial_total", "counter", "clips", (),
-        "Clips of which a part is damaged and the rest was embedded.", "Do uploads arrive whole?",
+        "Damaged clips of which the intact part was embedded.", "Are uploads damaged?",
     ),
-    "decoders_replaced": Metric(
-        "streamer_decoders_replaced_total", "counter", "count", ("cause",),
-        "Decoder processes that ended with the clip they were at: crashed or timeout.", "Is somebody sending bombs?",
+    "decoder_failures": Metric(
+        "streamer_decoder_failures_total", "counter", "count", ("cause",),
+        "Decoder processes that crashed or exceeded their time limit.", "Do decoders crash or time out?",
+    ),
+    "decoder_sandbox": Metric(
+        "streamer_decoder_sandbox", "gauge", "count", ("mode",),
+        "1 for what confines decoders: seccomp+landlock, seccomp, landlock or none.",
+        "Are uploads kept from the service?",
+    ),
+    "machine_faults": Metric(
+        "streamer_machine_faults_total", "counter", "count", ("lack",),
+        "Attempts at an upload put off for lack of disk, descriptors, processes, memory or a sandbox on this machine.",
+        "Is the machine too small, or full?",
     ),
     "frames_encoded": Metric(
         "streamer_frames_encoded_total", "counter", "frames", (),
-        "Frames that went through the image encoder.", "How much is embedded?",
+        "Frames encoded by the image encoder.", "How much is embedded?",
     ),
     "frames_duplicate": Metric(
         "streamer_frames_duplicate_total", "counter", "frames", (),
-        "Sampled frames that were not encoded, since one before them shows the same.", "What do duplicates save?",
+        "Sampled frames that were not encoded because they nearly equal an earlier frame.",
+        "How much encoding do duplicates save?",
     ),
     "store": Metric(
         "streamer_store_seconds", "histogram", "seconds", ("operation",),
-        "Time of one call of the store, failed ones too: to read an event's candidates, to write a batch, to delete.",
+        "Duration of a store call, failed ones included: read an event's candidates, write a batch, delete a clip.",
         "Is the store slow?", _STORE,
     ),
     "scoring": Metric(
         "streamer_scoring_seconds", "histogram", "seconds", (),
-        "Time that scoring, blending and ranking one event's candidates took; reading their records is not in it.",
+        "Time to score, blend and rank one event's candidates, without reading their records.",
         "Is scoring slow?", _STORE,
     ),
     "store_errors": Metric(
         "streamer_store_errors_total", "counter", "count", ("operation",),
-        "Calls of the store that found it unavailable.",
-        "Is the store there?",
+        "Store calls that failed because the store was unavailable.", "Is the store reachable?",
     ),
     "store_cache": Metric(
         "streamer_store_cache_total", "counter", "records", ("result",),
-        "Records of a store beyond this host by whether this process had their bytes already (hit) or not (miss).",
-        "Is the cache of records large enough?",
+        "Records read from a remote store, by whether this process had them cached (hit) or not (miss).",
+        "Is the record cache large enough?",
     ),
     "store_clips": Metric(
         "streamer_store_clips", "gauge", "clips", (),
@@ -192,24 +204,24 @@ CATALOGUE = {
     ),
     "store_bytes": Metric(
         "streamer_store_bytes", "gauge", "bytes", (),
-        "What the store occupies, for all models; measured once a minute.",
-        "When is the disk full?",
+        "Size of the store with all models; measured once a minute.",
+        "When will the disk be full?",
     ),
     "query_cache": Metric(
         "streamer_query_cache_total", "counter", "count", ("result",),
-        "Query texts looked up in the cache of query vectors: hit or miss.", "Is the cache large enough?",
+        "Lookups of query texts in the cache of query vectors: hit or miss.", "Is the query cache large enough?",
     ),
     "retries": Metric(
         "streamer_retries_total", "counter", "count", ("stage",),
-        "Repeated attempts after a transient fault.", "Which dependency is flaky?",
+        "Retries after a transient error.", "Which dependency is flaky?",
     ),
     "in_flight": Metric(
         "streamer_in_flight_records", "gauge", "records", (),
-        "Records received and not yet committed.", "How much work is under way?",
+        "Records received and not yet committed.", "How much is in progress?",
     ),
     "in_flight_bytes": Metric(
         "streamer_in_flight_bytes", "gauge", "bytes", (),
-        "Bytes of the records received and not yet committed.", "How near is the memory limit?",
+        "Bytes of the records received and not yet committed.", "How close is the memory limit?",
     ),
     "assigned": Metric(
         "streamer_assigned_partitions", "gauge", "partitions", (),
@@ -217,7 +229,7 @@ CATALOGUE = {
     ),
     "paused": Metric(
         "streamer_paused_partitions", "gauge", "partitions", (),
-        "Owned partitions that are paused since their queue is full.", "Is it saturated?",
+        "Owned partitions that are paused because the service is at its in-flight limit.", "Is the instance saturated?",
     ),
     "rebalances": Metric(
         "streamer_rebalances_total", "counter", "count", ("kind",),
@@ -225,42 +237,40 @@ CATALOGUE = {
     ),
     "transactions": Metric(
         "streamer_transactions_total", "counter", "count", ("outcome",),
-        "Transactions by outcome; unknown: the coordinator did not answer and is asked again, restarted: with another "
-        "producer, fenced: the process ends.",
+        "Transactions by outcome; unknown: the coordinator did not answer and the commit is retried; restarted: with a "
+        "new producer; fenced: the process ends.",
         "Is Kafka healthy?",
     ),
     "transaction": Metric(
         "streamer_transaction_seconds", "histogram", "seconds", (),
-        "From begin to commit of a committed transaction.", "What does exactly once cost?", _WORK,
+        "From begin to commit of a committed transaction.", "What does exactly-once delivery cost?", _WORK,
     ),
     "transaction_size": Metric(
         "streamer_transaction_records", "histogram", "records", (),
-        "Input records whose offsets one transaction commits.", "Do micro-batches fill?", _SIZES,
+        "Input records whose offsets one transaction commits.", "Are micro-batches full?", _SIZES,
     ),
     "build_info": Metric(
         "streamer_build_info", "gauge", "count", ("version", "command", "model_id"),
-        "Always 1; the labels say what runs.", "Which version and model is this?",
+        "Always 1; the labels give the version and the model.", "Which version and model is running?",
     ),
     "model_info": Metric(
         "streamer_model_info", "gauge", "count", ("model", "model_id", "dtype", "device"),
-        "Always 1; the labels say which model runs, in which arithmetic, where.",
-        "Which arithmetic was chosen?",
+        "Always 1; the labels give the model, its precision and its device.", "Which inference precision was chosen?",
     ),
     "ready": Metric(
         "streamer_ready", "gauge", "count", (),
-        "1 while /readyz says ready.", "Is it fit to work?",
+        "1 while /readyz reports ready.", "Is the instance ready?",
     ),
     "unready": Metric(
         "streamer_unready", "gauge", "count", ("condition",),
-        "1 while the condition keeps /readyz from being ready, else 0.",
-        "Why is it not ready?",
+        "1 while this condition is not met, else 0.", "Why is the instance not ready?",
     ),
 }  # fmt: skip
-"""Every metric of ours under the attribute name that :class:`Metrics` gives it."""
+"""Every metric under its attribute name in :class:`Metrics`."""
 
 
 class Metrics:
-    """The catalogue in a registry, with the process's own metrics beside it."""
+    """The catalogue in a registry, together with Prometheus' process metrics."""
 
     consumed: Counter
     produced: Counter
@@ -272,7 +282,7 @@ class Metrics:
     degraded: Counter
     lag: Gauge
     lag_seconds: Gauge
-    done_ahead: Gauge
+    completed_ahead: Gauge
     partitions: Gauge
     unreadable: Gauge
     latency: Histogram
@@ -282,7 +292,9 @@ class Metrics:
     batch: Histogram
     frames_decoded: Counter
     partial: Counter
-    decoders_replaced: Counter
+    decoder_failures: Counter
+    decoder_sandbox: Gauge
+    machine_faults: Counter
     frames_encoded: Counter
     frames_duplicate: Counter
     store: Histogram
@@ -307,7 +319,7 @@ class Metrics:
     unready: Gauge
 
     def __init__(self, group: str | None = None) -> None:
-        """``group``: the consumer group of the process, which every metric then carries as a label."""
+        """``group``: the consumer group of the process; if given, every metric has it as a label."""
         self.registry = registry = CollectorRegistry()
         if group is not None:
             registry = CollectorRegistry()
@@ -320,14 +332,14 @@ class Metrics:
 
 
 class _Labelled(Collector):
-    """All metrics of a registry with the label ``group``: a process is a member of one group as long as it lives."""
+    """All metrics of a registry with the label ``group``: a process is a member of one group for its whole life."""
 
     def __init__(self, registry: CollectorRegistry, group: str) -> None:
         self._registry = registry
         self._group = group
 
     def collect(self) -> Iterator[PrometheusMetric]:
-        """Give each sample the label."""
+        """Add the label to each sample."""
         for family in self._registry.collect():
             family.samples = [
                 sample._replace(labels={**sample.labels, "group": self._group}) for sample in family.samples
@@ -343,8 +355,8 @@ def _make(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Hist
 
 
 def markdown() -> str:
-    """Return the catalogue as the tables that the documentation shows: metrics, then labels."""
-    lines = ["| metric | type | unit | labels | meaning | answers |", "| --- | --- | --- | --- | --- | --- |"]
+    """Return the catalogue as Markdown for the documentation: a table of metrics, then one of labels."""
+    lines = ["| metric | type | unit | labels | meaning | question |", "| --- | --- | --- | --- | --- | --- |"]
     lines += [
         f"| `{m.name}` | {m.kind} | {m.unit} | {', '.join(m.labels)} | {m.help} | {m.question} |"
         for m in CATALOGUE.values()

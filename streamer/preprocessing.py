@@ -1,9 +1,9 @@
 """The geometry of a model's preprocessing, without the model's library.
 
-Clips are decoded in processes of their own, which would need seconds and hundreds of megabytes more if they had to
-import torch. What such a process hands on is a frame of the model's size, still in bytes: a quarter of the
-normalised one. This is open_clip's own evaluation transform up to the point where it becomes a tensor, with
-torchvision's rounding; the encoder compares the two when it loads a model.
+Clips are decoded in separate processes, which would need seconds and hundreds of megabytes more if they imported torch.
+They return frames of the model's size, still as bytes: a quarter of the size of normalised ones. This is open_clip's
+evaluation transform up to the conversion to a tensor, with torchvision's rounding; the encoder compares the two when it
+loads a model.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Frame = npt.NDArray[np.uint8]
 """One frame: (height, width, 3), RGB."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR}
-"""By open_clip's names; anything else means bicubic there."""
+"""Interpolations by open_clip's names; open_clip uses bicubic for any other name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """Makes a frame of any size one of ``height`` x ``width``; picklable, for any thread or process.
+    """Resizes frames to ``height`` x ``width``; picklable, for any thread or process.
 
-    ``resize_mode``: ``shortest`` fills the target and cuts off what is over, ``longest`` fits into it and pads
-    with ``fill``, ``squash`` changes the proportions.
+    ``resize_mode``: ``shortest`` fills the target and crops the rest, ``longest`` fits into it and pads with ``fill``,
+    ``squash`` changes the aspect ratio.
     """
 
     height: int
@@ -47,11 +47,11 @@ class Preprocessing:
 
     def _kept_ratio(self, width: int, height: int) -> tuple[int, int]:
         if self.resize_mode == "shortest" and self.width == self.height:
-            # torchvision's Resize, which rounds the longer side down.
+            # torchvision's Resize rounds the longer side down.
             if width <= height:
                 return self.width, int(self.width * height / width)
             return int(self.height * width / height), self.height
-        # open_clip's ResizeKeepRatio, which rounds to the nearest.
+        # open_clip's ResizeKeepRatio rounds to the nearest.
         choose = max if self.resize_mode == "longest" else min
         ratio = choose(height / self.height, width / self.width)
         return round(width / ratio), round(height / ratio)
@@ -59,14 +59,14 @@ class Preprocessing:
     def _resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
         if image.size == (width, height):
             return image
-        # open_clip hands its interpolation to all but the transform of oblong targets.
+        # open_clip passes its interpolation to all transforms except that of oblong targets.
         by_name = self.resize_mode != "shortest" or self.width == self.height
         resampling = _FILTERS.get(self.interpolation, Image.Resampling.BICUBIC) if by_name else Image.Resampling.BICUBIC
-        # A side of none, of a frame that is hundreds of times wider than high, has no picture to give.
+        # A frame that is hundreds of times wider than high may get a side of 0; it has no pixels to use.
         return image.resize((max(1, width), max(1, height)), resampling)
 
     def _place(self, image: Image.Image) -> Image.Image:
-        """Cut the middle out, and pad evenly where the image is smaller; an odd pixel of padding comes last."""
+        """Crop the centre, or pad evenly if the image is smaller; an odd pixel of padding comes last."""
         over_x, over_y = image.width - self.width, image.height - self.height
         if over_x < 0 or over_y < 0:
             padded = Image.new("RGB", (max(image.width, self.width), max(image.height, self.height)), (self.fill,) * 3)

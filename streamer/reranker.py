@@ -1,16 +1,18 @@
-"""Query results -> reranked results, told as the story of one micro-batch.
+"""Query results -> reranked results, one micro-batch at a time.
 
-Events wait in one queue; whatever is there is taken together, so that the distinct query texts of a backlog
-share a run of the text encoder. Each event is answered: reranked, degraded (in its initial order, with the
-reason), or dead-lettered.
+Events wait in one queue, and all waiting events are taken together, so that the distinct query texts of a backlog share
+one call of the text encoder. Each event is reranked, degraded (passed on in its initial order, with the reason) or
+dead-lettered.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+import numpy as np
 import structlog
 
 from streamer import faults
@@ -25,12 +27,11 @@ from streamer.tracing import stages
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
     import numpy.typing as npt
     from prometheus_client import Counter
 
     from streamer.codec import Codec
-    from streamer.encoders import QueryVectors
+    from streamer.encoders import Encoder
     from streamer.health import Health
     from streamer.method import Policy
     from streamer.metrics import Metrics
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MAX_RECORDS = 4_096
-"""Most queries in flight, some seconds' work; ``queue_bytes`` bounds them too. With a tenth of it a backlog is paused
-and fetched anew so often that the work waits for it."""
+"""Most queries in flight, a few seconds of work; ``queue_bytes`` bounds them too. With a tenth of it, a backlog is
+paused and fetched again so often that the reranker waits for the consumer."""
+MAX_TEXT_BATCH = 64
+"""Most queries in one call of the text encoder: a larger batch gains little and takes more memory."""
 
 
 class Reranker:
@@ -60,6 +63,7 @@ class Reranker:
         health: Health,
     ) -> None:
         self._settings = settings
+        self._output = settings.topic(RERANK.output)
         self._codec = codec
         self._policy = policy
         self._queries = queries
@@ -78,57 +82,57 @@ class Reranker:
             metrics=metrics,
             health=health,
             batch_limit=settings.query_batch,
-            trace_of=None if settings.tracing == "off" else lambda work: work.trace,
+            trace_of=None if settings.tracing == "off" else lambda in_flight: in_flight.trace,
         )
 
-    def submit(self, works: Sequence[InFlightRecord]) -> None:
-        """Take records in flight; each one's ``done`` is called from the stage's thread."""
-        self._stage.put_all(works)
+    def submit(self, records: Sequence[InFlightRecord]) -> None:
+        """Take records in flight; each one's ``complete`` is called from the stage's thread."""
+        self._stage.put_all(records)
 
-    def _process(self, works: list[InFlightRecord]) -> None:
+    def _process(self, records: list[InFlightRecord]) -> None:
         faults.reach(faults.FaultPoint.RERANKING)
-        current = [work for work in works if not work.revoked]
-        events = [(work, event) for work in current if (event := self._decode(work))]
-        in_time = [(work, event) for work, event in events if not self._is_late(work, event)]
+        current = [in_flight for in_flight in records if not in_flight.revoked]
+        events = [(in_flight, event) for in_flight in current if (event := self._decode(in_flight))]
+        in_time = [(in_flight, event) for in_flight, event in events if not self._is_late(in_flight, event)]
         began = time.time_ns()
         vectors = self._encode(in_time)
         if self._settings.tracing != "off":
-            stages((work.trace for work, _ in in_time), "text", began, batch=len(in_time))
-        for (work, event), vector in zip(in_time, vectors, strict=True):
+            stages((in_flight.trace for in_flight, _ in in_time), "text", began, batch=len(in_time))
+        for (in_flight, event), vector in zip(in_time, vectors, strict=True):
             if vector is None:
-                self._degrade(work, event, Degraded.ENCODER_FAILED)
+                self._degrade(in_flight, event, Degraded.ENCODER_FAILED)
                 continue
             began = time.time_ns()
             try:
                 results = self._rerank(event, vector)
-                if work.trace is not None:
-                    work.trace.stage("score", began, candidates=len(results))
-                self._answer(work, event, results)
+                if in_flight.trace is not None:
+                    in_flight.trace.stage("score", began, candidates=len(results))
+                self._answer(in_flight, event, results)
                 self._health.ready("store")
             except StoreUnavailableError as error:
                 self._health.not_ready("store", str(error))
-                self._degrade(work, event, Degraded.STORE_UNAVAILABLE)
-            except Exception as error:  # noqa: BLE001 - told with its record; the others of the batch go on
-                self._failed(work, error)
+                self._degrade(in_flight, event, Degraded.STORE_UNAVAILABLE)
+            except Exception as error:  # noqa: BLE001 - reported with its record; the rest of the batch continues
+                self._failed(in_flight, error)
 
-    def _decode(self, work: InFlightRecord) -> QueryResults | None:
+    def _decode(self, in_flight: InFlightRecord) -> QueryResults | None:
         try:
-            return self._codec.decode(QueryResults, work.record.value, work.record.key)
+            return self._codec.decode(QueryResults, in_flight.record.value, in_flight.record.key)
         except InvalidEvent as invalid:
-            work.complete([dead_letter(work.record, invalid.reason, invalid.detail)])
+            in_flight.complete([dead_letter(in_flight.record, invalid.reason, invalid.detail)])
             return None
 
-    def _is_late(self, work: InFlightRecord, event: QueryResults) -> bool:
+    def _is_late(self, in_flight: InFlightRecord, event: QueryResults) -> bool:
         limit = self._settings.deadline_ms
         if limit is None or now() - event.issued_at <= dt.timedelta(milliseconds=limit):
             return False
-        self._degrade(work, event, Degraded.DEADLINE_EXCEEDED)
+        self._degrade(in_flight, event, Degraded.DEADLINE_EXCEEDED)
         return True
 
     def _encode(
         self, events: Sequence[tuple[InFlightRecord, QueryResults]]
     ) -> Iterator[npt.NDArray[np.float32] | None]:
-        """Give each event its query's vector (d,), or None where the encoder fails on it."""
+        """Return each event's query vector (d,), or None if the encoder fails on it."""
         if not events:
             return iter(())
         hits, misses = self._queries.hits, self._queries.misses
@@ -136,10 +140,10 @@ class Reranker:
             with self._text.time():
                 return iter(self._queries.get([event.query for _, event in events]))
         except Exception:
-            log.exception("the text encoder failed", queries=len(events))
+            log.exception("text encoder failed", queries=len(events))
             if len(events) == 1:
                 return iter([None])
-            # One text that breaks the encoder must not cost the others of its batch their reranking.
+            # A text on which the encoder fails must not degrade the other queries of its batch.
             return (vector for each in events for vector in self._encode([each]))
         finally:
             self._metrics.query_cache.labels("hit").inc(self._queries.hits - hits)
@@ -157,34 +161,74 @@ class Reranker:
         _add(self._candidates[Status.NOT_EMBEDDED], within_depth - scored)
         _add(self._candidates[Status.BELOW_DEPTH], candidates - within_depth)
 
-    def _degrade(self, work: InFlightRecord, event: QueryResults, why: Degraded) -> None:
-        """Pass a valid event on in its initial order: nothing was scored, as if all were below the depth."""
+    def _degrade(self, in_flight: InFlightRecord, event: QueryResults, why: Degraded) -> None:
+        """Pass a valid event on in its initial order, unscored, as if all candidates were below the depth."""
         count = len(event.results)
         self._count(count, 0, 0)
         results = [unscored(candidate, rank) for rank, candidate in enumerate(event.results, start=1)]
         self._metrics.degraded.labels(why).inc()
-        self._answer(work, event, results, why)
+        self._answer(in_flight, event, results, why)
 
     def _answer(
         self,
-        work: InFlightRecord,
+        in_flight: InFlightRecord,
         event: QueryResults,
         results: list[RerankedCandidate],
         degraded: Degraded | None = None,
     ) -> None:
         reranked = answer(self._policy.method_for(event), event, results, self._model_id, degraded)
-        output = Output(
-            self._settings.topic(RERANK.output), event.query_id.encode(), self._codec.encode(reranked), work.carried
-        )
-        work.complete([output], since=event.issued_at)
+        output = Output(self._output, event.query_id.encode(), self._codec.encode(reranked), in_flight.carried)
+        in_flight.complete([output], since=event.issued_at)
 
-    def _failed(self, work: InFlightRecord, error: Exception) -> None:
-        """Dead-letter a record on which our own code failed: nothing is lost, and its partition goes on."""
-        if work.outputs is None:
-            log.error("rerank failed", place=work.record.place, exc_info=error)
-            work.complete([dead_letter(work.record, Reason.INTERNAL, f"{type(error).__name__}: {error}")])
+    def _failed(self, in_flight: InFlightRecord, error: Exception) -> None:
+        """Dead-letter a record on which our own code failed, so that nothing is lost and its partition continues."""
+        if in_flight.outputs is None:
+            log.error("reranking failed", place=in_flight.record.place, exc_info=error)
+            in_flight.complete([dead_letter(in_flight.record, Reason.INTERNAL, f"{type(error).__name__}: {error}")])
+
+
+class QueryVectors:
+    """Query vectors, encoded once: an LRU cache in front of an encoder's text tower.
+
+    The ``size`` queries most recently asked for are kept; 0 keeps none. For one thread. ``hits`` and ``misses`` add up
+    to the queries asked for; a miss is one that had to be encoded, so a query that comes twice in one call is at most
+    one miss.
+    """
+
+    def __init__(self, encoder: Encoder, size: int) -> None:
+        self.hits = 0
+        self.misses = 0
+        self._encoder = encoder
+        self._size = size
+        self._vectors: OrderedDict[str, npt.NDArray[np.float32]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def get(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return the vectors of ``queries``: (n, dim) float32, L2-normalised, a copy.
+
+        What the encoder raises passes through; what was encoded before that is kept.
+        """
+        distinct = dict.fromkeys(queries)
+        found = {query: self._vectors[query] for query in distinct if query in self._vectors}
+        missing = [query for query in distinct if query not in found]
+        for query in found:
+            self._vectors.move_to_end(query)
+        for start in range(0, len(missing), MAX_TEXT_BATCH):
+            chunk = missing[start : start + MAX_TEXT_BATCH]
+            for query, vector in zip(chunk, self._encoder.encode_texts(chunk), strict=True):
+                # A row of the batch would keep all of the batch in memory.
+                found[query] = self._vectors[query] = vector.copy()
+            while len(self._vectors) > self._size:
+                self._vectors.popitem(last=False)
+        self.misses += len(missing)
+        self.hits += len(queries) - len(missing)
+        if not queries:
+            return np.empty((0, self._encoder.dim), np.float32)
+        return np.stack([found[query] for query in queries])
 
 
 def _add(counter: Counter, more: int) -> None:
-    if more:  # each addition takes a lock, and most of them are of nothing
+    if more:  # each increment takes a lock, and most counts are 0
         counter.inc(more)

@@ -25,10 +25,10 @@ IntArray = npt.NDArray[np.intp]
 
 
 class FrameScores(NamedTuple):
-    """What the frames of n clips say about a query.
+    """The frame scores of n clips for a query.
 
-    ``cosines`` (n,) float64: of each clip's best vector, NaN where there is no clip. ``moments_ms`` (n,) int64:
-    the time of that vector's frame, 0 where there is no clip.
+    ``cosines`` (n,) float64: each clip's best cosine, NaN for an absent clip. ``moments_ms`` (n,) int64: the time of
+    that vector's frame, 0 for an absent clip.
     """
 
     cosines: FloatArray
@@ -38,12 +38,12 @@ class FrameScores(NamedTuple):
 class FrameScorer:
     """Max-pools clips against an L2-normalised query (d,), block by block; ``count`` is the number of clips.
 
-    Of vectors that tie, the first gives the moment. Precisions may be mixed, one in each block. ``scores`` holds what
-    has been added so far, ``seconds`` is the time that :meth:`add` has taken.
+    Of tied vectors, the first one gives the moment. Blocks may have different precisions. ``scores`` holds the results
+    so far, ``seconds`` the time spent in :meth:`add`.
 
-    A cosine is that of :func:`on_grid` of both vectors in float64 (an int8 row's: of its integers, times its scale).
-    No product or sum of theirs is rounded, so anyone who works it out, in whatever order and on whatever processor,
-    gets the same number to the last bit. A fast product tells which vectors can be the best ones.
+    A cosine is computed from :func:`on_grid` of both vectors in float64 (for int8: from the row's integers, times its
+    scale). None of its products and sums is rounded, so that it is identical to the last bit in any order of summation
+    and on any processor. A fast approximate product first selects the vectors that can be the best.
     """
 
     def __init__(self, query: npt.NDArray[np.float32], count: int) -> None:
@@ -52,13 +52,13 @@ class FrameScorer:
         self._dots = _Dots(query)
 
     def add(self, block: Block) -> None:
-        """Score the clips of a block. Raises ValueError where the query is not finite."""
+        """Score the clips of a block. Raises ValueError if the query is not finite."""
         began = time.perf_counter()
         dots = self._dots
         lengths = block.lengths
         ends = lengths.cumsum()
         starts = ends - lengths
-        # From here on the clips' vectors stand one after the other: the vector i of a clip at its start + i.
+        # From here on, the clips' vectors are contiguous: vector i of a clip is at its start + i.
         every = np.arange(ends[-1])
         rows = every + (block.first_rows - starts).repeat(lengths)
         similarities = dots.of(block.matrix, rows)
@@ -68,9 +68,9 @@ class FrameScorer:
             similarities *= scales
         best = np.maximum.reduceat(similarities, starts)
         (near,) = (similarities >= (best - dots.margin(block.matrix.dtype)).repeat(lengths)).nonzero()
-        first_near = near.searchsorted(starts)  # inside the clip, since every clip has one
+        first_near = near.searchsorted(starts)  # inside the clip, because every clip has one
         if len(near) > len(starts):
-            # Equal vectors have equal products; of a still clip's many, the first says what the others would.
+            # Equal vectors have equal products; a static clip has many, and computing the first one is enough.
             is_new = similarities.take(near) != similarities.take(near - 1)
             is_new[first_near] = True
             near = near[is_new]
@@ -90,10 +90,10 @@ class FrameScorer:
 
 
 def on_grid(vectors: npt.NDArray[Any]) -> FloatArray:
-    """Round the components of unit vectors to multiples of 2**-26, as float64; float16 and int8 are such already.
+    """Round the components of unit vectors to multiples of 2**-26, as float64; float16 and int8 already are.
 
-    The products of two such vectors are multiples of 2**-52, and no sum of some of them exceeds 1 by more than
-    rounding has added to the vectors' lengths: float64 holds all of them.
+    Products of components are then multiples of 2**-52, and no partial sum exceeds 1 by more than rounding has added to
+    the vectors' lengths, so that float64 represents all of them exactly.
     """
     if vectors.dtype == np.float16:
         return _widened(vectors)
@@ -102,22 +102,22 @@ def on_grid(vectors: npt.NDArray[Any]) -> FloatArray:
 
 
 def _widened(halves: npt.NDArray[np.float16]) -> FloatArray:
-    """Return float16 as float64; numpy's own conversion takes five times as long, a number at a time."""
-    bits = np.ascontiguousarray(halves).view(np.int16).astype(np.int32)  # the sign goes to the front
+    """Convert float16 to float64; numpy's own conversion, one number at a time, takes five times as long."""
+    bits = np.ascontiguousarray(halves).view(np.int16).astype(np.int32)  # move the sign bit to the front
     bits <<= 13
     bits &= ~0x70001FFF
     wide = bits.view(np.float32).astype(np.float64)
-    wide *= 2.0**112  # what lies between the exponents' biases
+    wide *= 2.0**112  # correct for the difference of the exponent biases
     return wide
 
 
 class _Dots:
     """Dot products of one query with matrices of any precision.
 
-    A kernel multiplies numbers of one precision, the stored one. To round the query to it would double the error
-    that storing has made, so the query goes in as two vectors, the second for what the first leaves over, and is
-    right to 1/64,516 of its largest component for int8, to 2**-22 for float16. A kernel computes a few columns in
-    the time of one. It gives equal rows equal products wherever they stand, so that ties are ties.
+    A kernel multiplies numbers of one precision, the stored one. Rounding the query to it would double the error of
+    storing, so the query is passed as two vectors, the second being the remainder of the first: exact to 1/64,516 of
+    its largest component for int8, to 2**-22 for float16. A kernel computes a few columns in the time of one. Equal
+    rows get equal products at any position, so that ties remain ties.
     """
 
     def __init__(self, query: npt.NDArray[np.float32]) -> None:
@@ -126,11 +126,11 @@ class _Dots:
         self._packed: dict[np.dtype[Any], tuple[numkong.PackedMatrix, float, float]] = {}
 
     def exactly(self, vectors: npt.NDArray[Any]) -> FloatArray:
-        """Return the products (m,) with the rows of ``vectors`` (m, d), exact but for the rounding to the grid."""
+        """Return the products (m,) with the rows of ``vectors`` (m, d), exact except for the rounding to the grid."""
         return np.asarray(on_grid(vectors) @ self._exact)
 
     def margin(self, dtype: np.dtype[Any]) -> float:
-        """Bound by how much a worse unit vector's fast product may exceed a better one's; :meth:`of` comes first."""
+        """Bound how far a worse unit vector's fast product can exceed a better one's; call :meth:`of` first."""
         _, _, fine = self._packed[dtype]
         length = len(self._query)
         # int8: half a step of the fine column for each component. Else: a kernel's sums, in whatever order.
@@ -163,12 +163,12 @@ class _Dots:
 def normalize(scores: FloatArray, how: Normalization) -> FloatArray:
     """Bring finite scores (n,) to a common scale.
 
-    ``minmax``: to [0, 1], 0.5 where all are equal. ``zscore``: mean 0 and (population) standard deviation 1,
-    0 where all are equal. ``none``: unchanged. Finite for any finite input.
+    ``minmax``: to [0, 1], 0.5 if all are equal. ``zscore``: mean 0 and (population) standard deviation 1, 0 if all are
+    equal. ``none``: unchanged. Finite for any finite input.
     """
     if how == "none" or scores.size == 0:
         return scores
-    # Not scores.min(): a wrapper of numpy's that takes as long as the reduction itself, for every query.
+    # Not scores.min(), whose Python wrapper takes as long as the reduction itself.
     low, high = float(np.minimum.reduce(scores)), float(np.maximum.reduce(scores))
     if low == high:
         return np.full_like(scores, 0.5 if how == "minmax" else 0.0)
@@ -179,7 +179,7 @@ def normalize(scores: FloatArray, how: Normalization) -> FloatArray:
         centred = scores - scores.mean()
         deviation = np.sqrt(np.mean(centred * centred))
     if not np.isfinite(deviation) or deviation < 1e-150:  # noqa: PLR2004 - its square is no longer exact
-        # Squares left the range of doubles; a z-score does not depend on the scale, a minmax is in range.
+        # Squares overflowed or underflowed; a z-score does not depend on the scale, and minmax values are in range.
         return normalize(normalize(scores, "minmax"), how)
     return np.asarray(centred / deviation)
 
@@ -189,7 +189,7 @@ def blend(
 ) -> FloatArray:
     """Normalise the scores of the n candidates within the depth and blend them; several alphas (a, 1) give (a, n).
 
-    ``frame`` (n,) is NaN where a candidate has no record: it keeps its normalised initial score alone.
+    ``frame`` (n,) is NaN for a candidate without a record: it keeps its normalised initial score.
     """
     own = normalize(initial, normalization)
     absent = np.isnan(frame)
@@ -217,9 +217,9 @@ def rerank(
 ) -> Ranking:
     """Blend and rank one result list.
 
-    ``initial`` (n,): the engine's finite scores in its order. ``frame`` (min(n, depth),): the max-pooled
-    cosines of the first ``depth`` candidates, NaN where a candidate has no record: it keeps its normalised
-    initial score alone. The rest follow in their initial order, and ties keep it.
+    ``initial`` (n,): the engine's finite scores in its order. ``frame`` (min(n, depth),): the max-pooled cosines of the
+    first ``depth`` candidates, NaN for a candidate without a record, which keeps its normalised initial score.
+    Candidates below the depth follow in their initial order; ties keep it too.
     """
     top = min(len(initial), depth)
     if frame.shape != (top,):

@@ -1,4 +1,4 @@
-"""What two scrapes of one process say: rates, quantiles, gauges. Pure functions of exposition text."""
+"""Rates, quantiles and gauges from two scrapes of one process. Pure functions of exposition text."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Labels = frozenset[tuple[str, str]]
 
 
 class ExpositionError(ValueError):
-    """The text is not what Prometheus reads; the message is one line."""
+    """The text is not in Prometheus' exposition format; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """The samples of one scrape by name and labels; ``at`` in seconds on a clock that only goes forward."""
+    """The samples of one scrape by name and labels; ``at``: seconds on a monotonic clock."""
 
     at: float
     samples: Mapping[str, Mapping[Labels, float]]
@@ -41,11 +41,11 @@ class Scrape:
         return cls(at, samples)
 
     def series(self, name: str, **labels: str) -> dict[Labels, float]:
-        """Return the samples ``name`` that carry these labels."""
+        """Return the samples ``name`` with these labels."""
         return {key: value for key, value in self.samples.get(name, {}).items() if labels.items() <= key}
 
     def total(self, name: str, **labels: str) -> float:
-        """Add up the samples ``name`` that carry these labels; 0.0 where there are none."""
+        """Sum the samples ``name`` with these labels; 0.0 if there are none."""
         return sum(self.series(name, **labels).values())
 
     def buckets(self, histogram: str) -> dict[float, float]:
@@ -55,18 +55,18 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Two scrapes of one target, the later one last; the process may have been another one at the first."""
+    """Two scrapes of one target in order of time; the process may have restarted in between."""
 
     before: Scrape
     after: Scrape
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """The window's length in seconds."""
         return self.after.at - self.before.at
 
     def increases(self, name: str, **labels: str) -> dict[Labels, float]:
-        """Return by how much each counter has grown, none below 0: one that began anew has grown by what it is."""
+        """Return each counter's increase, never below 0: after a reset the increase is the counter's value."""
         before = {} if self._restarted else self.before.series(name, **labels)
         return {
             key: value - known if value >= (known := before.get(key, 0.0)) else value
@@ -74,15 +74,15 @@ class Window:
         }
 
     def increase(self, name: str, **labels: str) -> float:
-        """Return by how much the counters that carry these labels have grown."""
+        """Return the summed increase of the counters with these labels."""
         return sum(self.increases(name, **labels).values())
 
     def rate(self, name: str, **labels: str) -> float:
-        """Return the growth a second."""
+        """Return the increase per second."""
         return self.increase(name, **labels) / self.seconds if self.seconds > 0 else 0.0
 
     def buckets(self, histogram: str) -> dict[float, float]:
-        """Return the cumulative counts of what a histogram has observed within the window."""
+        """Return a histogram's cumulative bucket counts for the observations within the window."""
         return _by_bound(self.increases(f"{histogram}_bucket").items())
 
     @property
@@ -98,7 +98,7 @@ def _by_bound(samples: Iterable[tuple[Labels, float]]) -> dict[float, float]:
 
 
 def merged(histograms: Iterable[Mapping[float, float]]) -> dict[float, float]:
-    """Add up the cumulative counts of the same histogram of several processes."""
+    """Sum the cumulative bucket counts of one histogram over several processes."""
     counts: dict[float, float] = defaultdict(float)
     for histogram in histograms:
         for bound, count in histogram.items():
@@ -107,9 +107,9 @@ def merged(histograms: Iterable[Mapping[float, float]]) -> dict[float, float]:
 
 
 def quantile(q: float, buckets: Mapping[float, float]) -> float:
-    """Estimate a quantile as Prometheus' histogram_quantile does: linear inside its bucket; NaN where empty.
+    """Estimate a quantile as Prometheus' histogram_quantile does: linear inside its bucket; NaN if it is empty.
 
-    ``buckets`` are cumulative counts by upper bound, infinity among them: there the highest other bound is returned.
+    ``buckets`` are cumulative counts by upper bound; in the bucket of infinity, the highest finite bound is returned.
     """
     total = buckets.get(math.inf, 0.0)
     if not total:

@@ -1,4 +1,4 @@
-"""Puts a service together from its settings, runs it, and ends it: what ``streamer embed`` and ``rerank`` do."""
+"""Assembles a service from its settings, runs it and stops it, for ``streamer embed`` and ``streamer rerank``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import structlog
 
 from streamer import __version__, embedder, faults, reranker
 from streamer.codec import JSON
-from streamer.encoders import Encoder, QueryVectors, Side, load_model
+from streamer.encoders import Encoder, Side, load_model
 from streamer.endpoints import Access, Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
-from streamer.settings import SettingsError, blame, unknown_variables
+from streamer.settings import SettingsError, invalid_setting, unknown_variables
 from streamer.store import (
     MeasuredStore,
     Store,
@@ -34,7 +34,9 @@ from streamer.store import (
 from streamer.topology import EMBED, RERANK, SERVICES
 from streamer.tracing import Tracing
 from streamer.video import Sampling
+from streamer.video.errors import MachineError
 from streamer.video.fetching.fetcher import Fetcher
+from streamer.video.isolation.confinement import MODES, Layer, SandboxError, hide_memory
 from streamer.video.isolation.pool import DecodePool
 
 if TYPE_CHECKING:
@@ -54,15 +56,15 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 SIDES_OF: dict[str, tuple[Side, ...]] = {EMBED.role: ("images",), RERANK.role: ("texts",)}
-"""What each service wants of its model."""
+"""The sides of the model that each service loads."""
 _LEAVE_S = 1.5
-"""Time for leaving the group and closing the store, after the drain."""
+"""Seconds for leaving the group and closing the store after the drain."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What every service has: its name, its metrics, its probes, its traces where they are on, and the wish to stop."""
+    """The parts of every service: its command, metrics, health, tracing if it is on, and the request to stop."""
 
     command: str
     metrics: Metrics
@@ -80,7 +82,9 @@ def run_embedder(settings: EmbedSettings) -> NoReturn:
     settings.named_model()
     fetcher = _fetcher(settings)
     if settings.worker_stall_timeout <= settings.fetch_timeout:
-        raise blame("worker_stall_timeout", f"must be more than fetch_timeout, which is {settings.fetch_timeout:g}")
+        raise invalid_setting(
+            "worker_stall_timeout", f"must be more than fetch_timeout, which is {settings.fetch_timeout:g}"
+        )
     with _service(EMBED.role, settings) as service:
         loop = Loop(
             settings,
@@ -98,7 +102,7 @@ def run_embedder(settings: EmbedSettings) -> NoReturn:
             encoder=encoder,
             store=store,
             fetcher=fetcher,
-            decoder=_decoder(_sampling(settings), settings, encoder, service.metrics),
+            decoder=_decoder(_sampling(settings), settings, encoder, service),
             metrics=service.metrics,
             health=service.health,
         )
@@ -126,7 +130,7 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
             settings,
             FixedPolicy(settings.method),
             codec=JSON,
-            queries=QueryVectors(encoder, settings.query_cache),
+            queries=reranker.QueryVectors(encoder, settings.query_cache),
             model_id=encoder.model_id,
             store=store,
             metrics=service.metrics,
@@ -148,7 +152,7 @@ def _fetcher(intake: IntakeSettings) -> Fetcher:
             first_byte_timeout=intake.first_byte_timeout,
         )
     except ValueError as error:
-        raise blame("allowed_uris", error) from None
+        raise invalid_setting("allowed_uris", error) from None
 
 
 def _sampling(settings: EmbedSettings) -> Sampling:
@@ -162,25 +166,45 @@ def _sampling(settings: EmbedSettings) -> Sampling:
     )
 
 
-def _decoder(sampling: Sampling, intake: IntakeSettings, encoder: Encoder, metrics: Metrics) -> DecodePool:
-    replaced = metrics.decoders_replaced
+def _decoder(sampling: Sampling, intake: IntakeSettings, encoder: Encoder, service: Service) -> DecodePool:
+    metrics = service.metrics
+    replaced = metrics.decoder_failures
     for cause in ("crashed", "timeout"):
-        replaced.labels(cause)  # shown before there is one, so that the first is seen as an increase
+        replaced.labels(cause)  # exposed from the start, so that the first failure is an increase
     waiting, decoding = metrics.queue_wait.labels("decode"), metrics.stage.labels("decode")
 
     def timed(waited: float, took: float) -> None:
         waiting.observe(waited)
         decoding.observe(took)
 
-    return DecodePool(
+    def confined(layers: Layer) -> None:
+        service.health.note("decoder sandbox", layers.mode)
+        for mode in MODES:
+            metrics.decoder_sandbox.labels(mode).set(mode == layers.mode)
+
+    decoder = DecodePool(
         sampling,
         encoder.prepare,
         workers=intake.decode_workers,
         timeout=intake.decode_timeout,
         memory=intake.decode_memory,
+        sandbox=intake.decoder_sandbox,
+        confined=confined,
         replaced=lambda cause: replaced.labels(cause).inc(),
         timed=timed,
     )
+    try:
+        layers = decoder.layers
+    except SandboxError as error:
+        decoder.close()
+        raise invalid_setting("decoder_sandbox", f"{error.detail}; permissive accepts that") from None
+    except MachineError as error:
+        # The first upload waits for it, and says so.
+        log.warning("no decoder can be started yet", error=str(error))
+    else:
+        level = log.info if Layer.SECCOMP in layers else log.warning
+        level("decoders are confined", by=layers.mode)
+    return decoder
 
 
 def _encoder(settings: ModelSettings, service: Service) -> Encoder:
@@ -206,8 +230,8 @@ def _store(
             options=StoreOptions.of(settings),
         )
     except (StoreError, StoreUnavailableError) as error:
-        raise blame("store", error) from None
-    # The writer counts; a walk over all keys is not for those that answer queries.
+        raise invalid_setting("store", error) from None
+    # Only the writer counts clips: counting reads all keys, which would slow rerankers down.
     StoreWatch(store, encoder.model_id, metrics=service.metrics, health=service.health, counts=not read_only)
     return MeasuredStore(store, service.metrics)
 
@@ -217,8 +241,9 @@ def _store(
 
 @contextmanager
 def _service(command: str, settings: EmbedSettings | RerankSettings) -> Iterator[Service]:
-    """Serve probes and metrics from the first moment, and turn signals into a stop."""
+    """Serve probes and metrics from the start, and stop the service on a signal."""
     _check_environment()
+    hide_memory()
     tracing = Tracing.of(settings, command, settings.instance_id)
     metrics = Metrics(settings.group(SERVICES[command].group))
     health = Health(metrics, worker_stall_timeout=settings.worker_stall_timeout)
@@ -234,13 +259,13 @@ def _service(command: str, settings: EmbedSettings | RerankSettings) -> Iterator
 
 def _check_environment() -> None:
     for name in unknown_variables(besides=[faults.VARIABLE]):
-        log.warning("unknown variable, misspelt?", variable=name)
+        log.warning("unknown environment variable, possibly misspelt", variable=name)
     try:
         fault_point = faults.arm()
     except ValueError as error:
         raise SettingsError(f"{faults.VARIABLE}: {error}") from None
     if fault_point is not None:
-        log.warning("a fault point is armed: this process will harm itself", fault_point=fault_point)
+        log.warning("a fault point is armed: this process will inject a fault into itself", fault_point=fault_point)
 
 
 def _endpoints(settings: MetricsSettings, command: str, metrics: Metrics, health: Health) -> Endpoints:
@@ -249,19 +274,19 @@ def _endpoints(settings: MetricsSettings, command: str, metrics: Metrics, health
     try:
         return Endpoints(health, metrics, host=settings.metrics_host, port=port, access=access)
     except OSError as error:
-        raise blame("metrics_port", f"cannot listen on {settings.metrics_host}:{port}: {error}") from None
+        raise invalid_setting("metrics_port", f"cannot listen on {settings.metrics_host}:{port}: {error}") from None
 
 
 def _stop_on_signals(service: Service, drain_timeout: float) -> None:
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if not service.started.is_set():
-            # Loading a large model takes minutes, and there is nothing to finish yet.
+            # Loading a large model takes minutes, and no record is in flight yet.
             os._exit(0)
         service.stop.set()
-        # Asked twice, it ends at once, even inside a library's call: work in flight is the next owner's then.
+        # A second signal ends the process at once, even inside a library call; the next owner takes over its records.
         for again in STOP_SIGNALS:
             signal.signal(again, signal.SIG_DFL)
-        # A frozen broker holds up even the leaving of the group.
+        # A frozen broker would block even leaving the group.
         limit = threading.Timer(drain_timeout + _LEAVE_S, _exit_at_once, [0])
         limit.daemon = True
         limit.start()
@@ -272,8 +297,8 @@ def _stop_on_signals(service: Service, drain_timeout: float) -> None:
 
 
 def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> NoReturn:
-    # The libraries' objects, hundreds of thousands, are here to stay: each time the collector goes through them, every
-    # thread stands still for 0.3 s.
+    # The libraries' hundreds of thousands of objects live as long as the process, and each full garbage collection over
+    # them would stop all threads for 0.3 s.
     gc.collect()
     gc.freeze()
     service.health.ready("start")
@@ -281,7 +306,7 @@ def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> No
     try:
         finished = loop.run(pipeline, service.stop)
     except FatalError as error:
-        log.error("fatal", error=str(error))  # noqa: TRY400 - the message says all; a traceback says nothing more
+        log.error("fatal", error=str(error))  # noqa: TRY400 - the message is complete; a traceback would add nothing
         _exit_at_once(1)
     except Exception:
         log.exception("fatal")
@@ -295,10 +320,10 @@ def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> No
 
 
 def _exit_at_once(code: int) -> NoReturn:
-    """End without unwinding the interpreter.
+    """End the process without unwinding the interpreter.
 
-    What must be closed is closed. Taking torch apart takes seconds, which a stop does not have, and after an
-    unfinished drain threads may still be inside a decoder, the model or the store's memory.
+    Everything that must be closed is closed by now. Unloading torch takes seconds, which exceeds the time for a stop,
+    and after an unfinished drain threads may still be inside a decoder, the model or the store's memory.
     """
     logging.shutdown()
     os._exit(code)

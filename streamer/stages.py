@@ -1,4 +1,4 @@
-"""Threads with bounded queues between them, and turns: what a pipeline is made of."""
+"""The building blocks of a pipeline: stages, which are threads with a bounded queue, and turns."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ T = TypeVar("T")
 
 
 class Stage(Generic[T]):
-    """Threads that take what waits in one queue, as a batch, and work on it.
+    """Threads that process the waiting items of one queue in batches.
 
-    Nothing waits for a batch to fill: under light load batches are small and quick, under a backlog they
-    fill up to ``batch_limit`` (in units of ``weigh``; one item may exceed it alone). :meth:`put` blocks while
-    what waits makes up ``capacity`` (in units of ``size``; 0 is no bound), which is how a slow stage holds back
-    the one before it. Of a finished batch a stage holds on to nothing.
+    A stage never waits for a batch to fill: under light load batches are small and quick, under a backlog they fill up
+    to ``batch_limit`` (in units of ``weigh``; a single item may exceed it). :meth:`put` blocks while the waiting items
+    reach ``capacity`` (in units of ``size``; 0 means no bound), so that a slow stage applies backpressure to the one
+    before it. A stage keeps no reference to a finished batch.
 
-    ``work`` gets the batch; what it raises goes to ``failed`` with each item, so that no record in flight is
-    ever forgotten and no thread dies of a bad item. Threads are daemons: a stop never waits for a hung one, and a batch
-    that takes too long shows in the liveness probe. ``trace_of``, where records are traced, gives an item's trace.
+    ``work`` processes a batch; its exceptions are passed to ``failed`` with each item, so that no record in flight is
+    lost and no thread dies of a bad item. Threads are daemons: a stop never waits for a hung one, and a batch that
+    takes too long fails the liveness probe. ``trace_of``, if records are traced, returns an item's trace.
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class Stage(Generic[T]):
             health.watch(thread.name, thread.is_alive)
 
     def put(self, item: T) -> None:
-        """Queue one item; blocks while the queue is full. The item that fills it may overrun the capacity."""
+        """Queue one item; blocks while the queue is full. The item that fills it may exceed the capacity."""
         if self._capacity:
-            with self._health.idle():  # whoever waits here for this stage is not stuck, this stage is
+            with self._health.idle():  # the caller that waits here is not stalled; this stage is
                 self._queue.put(item, wait=True)
         else:
             self._queue.put(item, wait=False)
 
     def put_at_once(self, item: T) -> None:
-        """Queue one item and never block, for threads that must not; whoever calls bounds what waits."""
+        """Queue one item without blocking; the caller must bound the number of waiting items."""
         self._queue.put(item, wait=False)
 
     def put_all(self, items: Iterable[T]) -> None:
@@ -87,7 +87,8 @@ class Stage(Generic[T]):
 
     def _run(self) -> None:
         while True:
-            # Kept in no variable of this frame, which would keep the last batch alive while the next is awaited.
+            # Not kept in a variable of this frame, which would keep the last batch alive while waiting for the next
+            # one.
             self._process(self._take())
 
     def _process(self, batch: list[T]) -> None:
@@ -119,7 +120,7 @@ class Stage(Generic[T]):
 
 
 class _Queue(Generic[T]):
-    """Items in their order, each with the time at which it came; bounded by what they make up together."""
+    """A queue of items with the times at which they were queued, bounded by their total size."""
 
     def __init__(self, capacity: int, size: Callable[[T], int]) -> None:
         self._capacity = capacity
@@ -131,7 +132,7 @@ class _Queue(Generic[T]):
         self._not_full = threading.Condition(lock)
 
     def put(self, item: T, *, wait: bool) -> None:
-        """Append an item; ``wait`` until there is room, or overrun the capacity."""
+        """Append an item; with ``wait`` block until there is room, else exceed the capacity."""
         came_at = time.monotonic()
         size = self._size(item)
         with self._not_full:
@@ -142,7 +143,7 @@ class _Queue(Generic[T]):
             self._not_empty.notify()
 
     def get(self, *, wait: bool) -> tuple[float, T] | None:
-        """Take the first item and the time at which it came; None where there is none and ``wait`` is False."""
+        """Take the first item and the time at which it was queued; None if there is none and ``wait`` is False."""
         with self._not_empty:
             if wait:
                 self._not_empty.wait_for(lambda: self._entries)
@@ -150,15 +151,15 @@ class _Queue(Generic[T]):
                 return None
             came_at, size, item = self._entries.popleft()
             self._held -= size
-            # A large item makes room for several small ones.
+            # Removing a large item may make room for several small ones.
             self._not_full.notify_all()
         return came_at, item
 
 
 class Turns(Generic[T]):
-    """Lets at most ``limit`` items of one key be under way at the same time; the others wait in their order.
+    """Limits the items of one key that are processed at the same time to ``limit``; the others wait in order.
 
-    A key of None is nobody's: its items never wait.
+    Items with a key of None never wait.
     """
 
     def __init__(self, limit: int) -> None:
@@ -168,7 +169,7 @@ class Turns(Generic[T]):
         self._waiting: dict[Hashable, deque[T]] = {}
 
     def take(self, key: Hashable | None, item: T) -> bool:
-        """Return True where it is the item's turn; otherwise it waits for :meth:`end` to return it."""
+        """Return True if the item can start now; otherwise it waits until :meth:`end` returns it."""
         if key is None:
             return True
         with self._lock:
@@ -179,7 +180,7 @@ class Turns(Generic[T]):
             return False
 
     def end(self, key: Hashable | None) -> T | None:
-        """End the turn of one of the key's items; return the one whose turn it is now."""
+        """End one of the key's items; return the next one, if any."""
         if key is None:
             return None
         with self._lock:

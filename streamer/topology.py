@@ -1,7 +1,7 @@
-"""Which service reads and writes which topics, as which consumer group, under which role and on which port.
+"""Topics, consumer groups, roles and default ports of the services.
 
-Every topic, consumer group and role is named in this module and nowhere else. The names are without the prefix and
-the suffix of an installation: :meth:`~streamer.settings.Settings.topic` gives a topic's full name,
+Every topic, consumer group and role is named in this module and nowhere else. Names here have no prefix and no suffix
+of an installation: :meth:`~streamer.settings.Settings.topic` gives a topic's full name,
 :meth:`~streamer.settings.Settings.group` that of a group or of a transactional id.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DLQ_SUFFIX = ".dlq"
-"""Ends the name of a dead letter topic; what comes before it is the input topic's name."""
+"""The suffix of a dead-letter topic's name; the rest is the name of its input topic."""
 
 CLIPS_UPLOADED = "clips.uploaded"
 CLIPS_EMBEDDED = "clips.embedded"
@@ -19,52 +19,52 @@ QUERY_RERANKED = "query.reranked"
 
 
 def dead_letter_topic(topic: str) -> str:
-    """Return the dead letter topic of an input topic; a full name gives a full name."""
+    """Return the dead-letter topic of an input topic; a full name returns a full name."""
     return topic + DLQ_SUFFIX
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service: what it reads, what it writes, and the names it has on the cluster."""
+    """One service: its topics, and its names on the cluster."""
 
     role: str
-    """The command that runs it, and the key of its privileges in :data:`streamer.kafka.client.acls.ROLES`."""
+    """The command that runs the service, and the key of its ACLs in :data:`streamer.kafka.client.acls.ROLES`."""
     group: str
-    """Its consumer group, and the beginning of its transactional ids."""
+    """Its consumer group, and the prefix of its transactional ids."""
     input: str
     output: str
     metrics_port: int
-    """Where /metrics, /livez and /readyz are served unless a setting says otherwise."""
+    """The default port of /metrics, /livez and /readyz."""
     input_is_compacted: bool = False
-    """Whether the input topic keeps only the newest record of a key, so that a record put back may be the only one."""
+    """Whether the input topic is compacted, so that a redriven record may be the only one of its key."""
     producers: int = 1
-    """Transactional producers that take turns (:mod:`streamer.kafka.commit.rotation`)."""
+    """Number of transactional producers in rotation (:mod:`streamer.kafka.commit.rotation`)."""
 
     @property
     def dead_letters(self) -> str:
-        """The topic that takes the records which the service cannot process."""
+        """The dead-letter topic of the service's input topic."""
         return dead_letter_topic(self.input)
 
     @property
     def topics(self) -> tuple[str, str, str]:
-        """All topics that it uses; the first one is read, the others are written."""
+        """All topics of the service; the first one is its input, the others are its outputs."""
         return self.input, self.output, self.dead_letters
 
 
 EMBED = Service("embed", "streamer-embed", CLIPS_UPLOADED, CLIPS_EMBEDDED, 9400, input_is_compacted=True)
 RERANK = Service("rerank", "streamer-rerank", QUERY_RESULTS, QUERY_RERANKED, 9401, producers=3)
-"""Three producers: by the time the first one's turn comes again, its last transaction's markers are written."""
+"""Three producers: when the first one is used again, its last transaction's markers have been written."""
 
 SERVICES = {service.role: service for service in (EMBED, RERANK)}
 
 INPUT_TOPICS = tuple(service.input for service in SERVICES.values())
-"""The topics that are read by a service, each of which has a dead letter topic."""
+"""The services' input topics, each of which has a dead-letter topic."""
 
 DEAD_LETTER_TOPICS = tuple(service.dead_letters for service in SERVICES.values())
-"""Where records go that cannot be processed: one topic for each topic that is read."""
+"""The dead-letter topics, one for each input topic."""
 
 DEMO_PREFIX = "demo-"
-"""Begins the names of everything that a demo makes on a cluster."""
+"""The prefix of all names that a demo creates on a cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Tool:
     """A command that reads topics without being a member of a group."""
 
     role: str
-    """The key of its privileges in :data:`streamer.kafka.client.acls.ROLES`."""
+    """The key of its ACLs in :data:`streamer.kafka.client.acls.ROLES`."""
     group: str
     """The ``group.id`` that the Kafka client requires; the group is never joined and nothing is committed to it."""
 
@@ -82,10 +82,10 @@ DLQ_REDRIVE = Tool("dlq-redrive", "streamer-dlq")
 REPLAY = Tool("replay", "streamer-replay")
 TOP = Tool("top", "streamer-top")
 READER = Tool("", "streamer-reader")
-"""What reads outputs beside the commands: a demo, a test. It has no privileges of its own in the table."""
+"""A reader of outputs other than the commands: a demo or a test. The table of ACLs has no entry for it."""
 
 TOPICS_CHECK, TOPICS_APPLY, DEMO = "topics-check", "topics-apply", "demo"
-"""Roles of commands that only administer topics, or that run services under a prefix of their own."""
+"""Roles of commands that only administer topics, or that run services under their own prefix."""
 
 
 def redrive_id(topic: str) -> str:

@@ -1,14 +1,14 @@
 """A trace of each record: spans by OpenTelemetry, in the trace that the record's ``traceparent`` names.
 
-Off by default; then nothing of this is called for a record, and ``traceparent`` is carried on unchanged. When it is on,
-a record has one span from its receipt to its commit, ``<topic> process``, whose parent is the record's own
-``traceparent``, and below it one for each stage that it went through, named like the stage's metrics. What the record
-causes carries that first span as its ``traceparent``: so the trace goes on in whoever reads it.
+Off by default; then no tracing code runs for a record, and ``traceparent`` is copied to its outputs unchanged. When it
+is on, a record has one span from its receipt to its commit, ``<topic> process``, whose parent is the record's own
+``traceparent``, and a child span for each of its stages, named like the stage's metrics. The record's outputs have that
+first span as their ``traceparent``, so that their consumers continue the trace.
 
-Stages tell of their spans after their work, with both times: work is done in batches, and by threads that hold no
-record's context. Where spans go, how many are sampled and what the service is called is left to OpenTelemetry's own
-variables (``OTEL_EXPORTER_OTLP_ENDPOINT``, ``OTEL_TRACES_SAMPLER``, ``OTEL_SERVICE_NAME``). A thread of its own sends
-them from a bounded queue; what does not fit is dropped, and no record waits for it.
+Stages report their spans after their work, with both times, because they work in batches and in threads without a
+record's context. The exporter, the sampling and the service name are set by OpenTelemetry's own variables
+(``OTEL_EXPORTER_OTLP_ENDPOINT``, ``OTEL_TRACES_SAMPLER``, ``OTEL_SERVICE_NAME``). A separate thread exports spans from
+a bounded queue; if it is full, spans are dropped, and no record waits for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from streamer import __version__
-from streamer.settings import blame
+from streamer.settings import invalid_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,14 +31,14 @@ Headers = tuple[tuple[str, bytes | None], ...]
 
 TRACEPARENT = "traceparent"
 _FLUSH_MS = 1_000
-"""How long the last spans may take to be sent when the service ends."""
+"""Seconds for exporting the last spans when the service ends."""
 
 
 class Tracing:
-    """Makes the traces of one service's records."""
+    """Creates the traces of one service's records."""
 
     def __init__(self, command: str, instance_id: str) -> None:
-        """Begin to send; ImportError where OpenTelemetry is not installed."""
+        """Start the exporter. Raises ImportError if OpenTelemetry is not installed."""
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - optional
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
@@ -53,21 +53,21 @@ class Tracing:
 
     @classmethod
     def of(cls, settings: TracingSettings, command: str, instance_id: str) -> Tracing | None:
-        """Make what the settings ask for; None is off. SettingsError where the extra is missing."""
+        """Set up tracing as configured; None if it is off. Raises SettingsError if the extra is missing."""
         if settings.tracing == "off":
             return None
         try:
             return cls(command, instance_id)
         except ImportError as error:
             hint = f"needs the package {error.name}: pip install 'cliprerank-streamer[otel]'"
-            raise blame("tracing", hint) from None
+            raise invalid_setting("tracing", hint) from None
 
     def begin(self, topic: str, partition: int, offset: int, headers: Headers) -> Trace:
         """Begin the span of a record that has been received."""
         return Trace(self._tracer, topic, partition, offset, headers)
 
     def close(self) -> None:
-        """Send what is left, within a second."""
+        """Export the remaining spans, within a second."""
         self._provider.force_flush(_FLUSH_MS)
 
 
@@ -97,14 +97,14 @@ class Trace:
         carrier: dict[str, str] = {}
         propagator.inject(carrier, self._context)
         self.traceparent = carrier[TRACEPARENT].encode()
-        """What the record causes carries on."""
+        """The ``traceparent`` of the record's outputs."""
 
     def stage(self, name: str, began_ns: int, **attributes: Any) -> None:
-        """Tell of a stage that has just ended; ``began_ns`` since 1970."""
+        """Report a stage that has just ended; ``began_ns``: nanoseconds since 1970."""
         self._tracer.start_span(name, self._context, attributes=attributes, start_time=began_ns).end()
 
     def end(self, *, dead_letter: str | None) -> None:
-        """End the record's span; ``dead_letter`` is the reason where the record became one."""
+        """End the record's span; ``dead_letter`` is the reason if the record was dead-lettered."""
         from opentelemetry.trace import StatusCode  # noqa: PLC0415 - see Tracing
 
         if dead_letter is not None:
@@ -114,12 +114,12 @@ class Trace:
 
 
 def stages(traces: Iterable[Trace | None], name: str, began_ns: int, **attributes: Any) -> None:
-    """Tell each of the traces of a stage that has just ended."""
+    """Report a stage that has just ended to each of the traces."""
     for trace in traces:
         if trace is not None:
             trace.stage(name, began_ns, **attributes)
 
 
 def since(seconds: float) -> int:
-    """Return the time of ``seconds`` ago, in nanoseconds since 1970."""
+    """Return the time ``seconds`` ago, in nanoseconds since 1970."""
     return time.time_ns() - round(seconds * 1e9)

@@ -1,4 +1,4 @@
-"""Vectors of clips: the types that stores give and scoring takes."""
+"""Vectors of clips: the types that stores return and scoring takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ClipVectors(Protocol):
-    """What is scored of a clip: :class:`streamer.store.Embedding` is one.
+    """The vectors of one clip, such as a :class:`streamer.store.Embedding`.
 
     ``matrix``: (n, d) float32, float16 or int8, n >= 1. ``scales``: (n,) float32 for int8 (vector = row * scale),
     else None. ``times_ms``: (n,) the time of each vector's frame.
@@ -28,10 +28,10 @@ class ClipVectors(Protocol):
 
 
 class Block(NamedTuple):
-    """Some clips of one precision, whose vectors lie in one matrix, between rows that mean nothing.
+    """Clips of one precision whose vectors are in one matrix, between unused rows.
 
-    ``positions`` (m,): which clips. ``lengths`` (m,): how many vectors each has, 1 or more; ``first_rows`` (m,):
-    where they begin in ``matrix`` (r, d), ``first_times`` (m,) and ``first_scales`` (m,) where their times and
+    ``positions`` (m,): the clips' numbers. ``lengths`` (m,): the number of vectors of each, 1 or more; ``first_rows``
+    (m,): where they begin in ``matrix`` (r, d), ``first_times`` (m,) and ``first_scales`` (m,) where their times and
     scales do in ``times_ms`` and ``scales``. Dtypes and meaning as in :class:`ClipVectors`.
     """
 
@@ -46,38 +46,38 @@ class Block(NamedTuple):
 
     @classmethod
     def of(cls, position: int, clip: ClipVectors) -> Block:
-        """Make a block of one clip, without copying."""
+        """Return one clip as a block, without copying."""
         start = np.zeros(1, np.int64)
         lengths = np.array([len(clip.matrix)])
         return cls(np.array([position]), lengths, clip.matrix, start, clip.times_ms, start, clip.scales, start)
 
 
 class Blocks(Protocol):
-    """Some clips, numbered from 0, whose vectors are given in blocks; a clip that is absent is in none of them."""
+    """Clips, numbered from 0, whose vectors are read in blocks; an absent clip is in no block."""
 
     def __len__(self) -> int:
         """Return the number of clips, absent ones included."""
         ...
 
     def blocks(self) -> Iterator[Block]:
-        """Give each clip that is present in one block; a block is valid until the next one is asked for.
+        """Yield blocks, each present clip in exactly one; a block is valid until the next one is requested.
 
-        A block is complete when it is given: what uses it calls nothing of the one who gave it.
+        A yielded block is complete: its consumer calls nothing of its producer.
         """
         ...
 
 
 class VectorReader(Protocol):
-    """What reads clips by their ids: each :class:`streamer.store.Store` does."""
+    """A reader of clips by their ids, such as a :class:`streamer.store.Store`."""
 
     def read(self, clip_ids: Sequence[str]) -> AbstractContextManager[Blocks]:
-        """Read clips, in the order of their ids; they may be used until the context ends."""
+        """Read clips, in the order of ``clip_ids``; they are valid until the context ends."""
         ...
 
 
 class ClipList(list["ClipVectors | None"]):
-    """Clips that lie in memory one by one, as :class:`Blocks`; None for an absent one."""
+    """Separate clips in memory as :class:`Blocks`; None for an absent one."""
 
     def blocks(self) -> Iterator[Block]:
-        """Give each clip as a block of its own, without copying."""
+        """Yield each clip as its own block, without copying."""
         return (Block.of(position, clip) for position, clip in enumerate(self) if clip is not None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.capacity_tables import tables as capacity_tables
 from bench.report import summary
-from reference import alerts, commands, dead_letters, event_fields
+from reference import alerts, commands, dead_letters, event_fields, imports
 from streamer.kafka.client.acls import markdown as privileges_tables
 from streamer.metrics import markdown as metrics_tables
 from streamer.settings import markdown as settings_table
@@ -34,6 +34,7 @@ def _performance() -> str:
 
 
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
+    DOCS / "design.md": {"imports": imports.markdown},
     DOCS / "reference" / "settings.md": {"settings": settings_table},
     DOCS / "reference" / "commands.md": {"commands": commands.markdown},
     DOCS / "reference" / "events.md": {"fields": event_fields.markdown},

@@ -1,1 +1,1 @@
-"""The groups of commands that :mod:`streamer.cli` puts together, a module each."""
+"""The commands that :mod:`streamer.cli` assembles, one module each."""

@@ -26,8 +26,8 @@ class _Role(click.ParamType[str]):
 
 @click.command(cls=SettingsCommand, uses="topics")
 @click.argument("role", type=_Role(), metavar="COMMAND")
-@click.option("--principal", help="Print kafka-acls commands that grant them to this principal, e.g. User:rerank.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for tools that manage ACLs.")
+@click.option("--principal", help="Print kafka-acls commands that grant the ACLs to this principal, e.g. User:rerank.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for tools that manage ACLs.")
 def acls(settings: TopicsSettings, role: str, principal: str | None, as_json: bool) -> None:
     """Print the minimal ACLs for COMMAND: embed, rerank, topics-apply, topics-check, dlq-show (and list),
     dlq-redrive, replay, top or demo.

@@ -1,4 +1,4 @@
-"""``streamer benchmark``: the synthetic benchmark, and the table of what reranking gains on it."""
+"""``streamer benchmark``: runs the synthetic benchmark and prints the gain of reranking on it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,23 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("avs-report"),
     show_default=True,
-    help="Folder, new or empty: clips, store, topics, runs, judgments, results.",
+    help="New or empty folder for clips, store, topics, runs, judgments and results.",
 )
-@click.option("--clips", type=click.IntRange(20, 20_000), default=400, show_default=True, help="Clips to render.")
-@click.option("--topics", type=click.IntRange(2, 2_000), default=100, show_default=True, help="Topics to draw.")
-@click.option("--seed", type=click.IntRange(min=0), default=11, show_default=True, help="The same gives the same.")
+@click.option(
+    "--clips", type=click.IntRange(20, 20_000), default=400, show_default=True, help="Number of clips to render."
+)
+@click.option("--topics", type=click.IntRange(2, 2_000), default=100, show_default=True, help="Number of topics.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=11,
+    show_default=True,
+    help="Random seed; the same seed gives the same benchmark.",
+)
 def benchmark(settings: BenchmarkSettings, out: Path, clips: int, topics: int, seed: int) -> None:
-    """Rerank a synthetic ad-hoc video search benchmark: engines from weak to strong, judgments sampled as NIST does.
+    """Rerank a synthetic ad-hoc video search benchmark with weak to strong engines and NIST-style sampled judgments.
 
-    The files that it leaves are what replay, evaluate and sweep take. Needs the extra: cliprerank-streamer[evaluation].
+    Its output files are inputs for replay, evaluate and sweep. Needs the extra: cliprerank-streamer[evaluation].
     """
     if out.exists() and any(out.iterdir()):
         raise click.UsageError(f"{out} is not empty")

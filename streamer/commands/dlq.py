@@ -30,7 +30,7 @@ def dlq() -> None:
     """
 
 
-class _Moment(click.ParamType[dt.datetime]):
+class _Time(click.ParamType[dt.datetime]):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.datetime:
@@ -43,7 +43,7 @@ class _Moment(click.ParamType[dt.datetime]):
 
 
 def _dlq_command(name: str, *, limit: int | None = None) -> Callable[[F], F]:
-    """Make a command of the group with the parameters that all of them have: TOPIC, the filters, --json."""
+    """Make a command of the group with the shared parameters: TOPIC, the filters, --json."""
     parts = (
         dlq.command(name, cls=SettingsCommand, uses="topics"),
         click.argument("topic", type=click.Choice(INPUT_TOPICS)),
@@ -61,9 +61,9 @@ def _dlq_command(name: str, *, limit: int | None = None) -> Callable[[F], F]:
             help="Only dead letters that this consumer group wrote, by its full name (header dlq.group).",
         ),
         click.option(
-            "--since", type=_Moment(), help="Only dead letters from this time on: RFC 3339, or an age such as 2h or 3d."
+            "--since", type=_Time(), help="Only dead letters from this time on: RFC 3339, or an age such as 2h or 3d."
         ),
-        click.option("--until", type=_Moment(), help="Only dead letters before this time: RFC 3339, or an age."),
+        click.option("--until", type=_Time(), help="Only dead letters before this time: RFC 3339, or an age."),
         click.option(
             "--limit",
             type=click.IntRange(min=1),
@@ -71,13 +71,13 @@ def _dlq_command(name: str, *, limit: int | None = None) -> Callable[[F], F]:
             show_default=True,
             help="Maximum number of dead letters, in the topic's order.",
         ),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts."),
     )
     return lambda function: functools.reduce(lambda wrapped, part: part(wrapped), reversed(parts), function)
 
 
 @_dlq_command("list")
-@click.option("--records", is_flag=True, help="List single dead letters; with --json one per line.")
+@click.option("--records", is_flag=True, help="List each dead letter; with --json one object per line.")
 def dlq_list(
     settings: TopicsSettings,
     topic: str,
@@ -140,7 +140,7 @@ def dlq_show(
 def dlq_redrive(
     settings: TopicsSettings, topic: str, limit: int | None, dry_run: bool, as_json: bool, **filters: Any
 ) -> None:
-    """Copy dead letters back into TOPIC, each exactly once, however often this is run or killed.
+    """Copy dead letters back into TOPIC, each exactly once, even if this command is killed or run again.
 
     If several groups read TOPIC, only the group that wrote a dead letter processes its copy. In clips.uploaded, which
     is compacted, all groups process it, and those that have the clip already store the same record again.

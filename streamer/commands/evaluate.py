@@ -1,4 +1,4 @@
-"""``streamer evaluate``: how good a run is by its judgments, and what reranking changed."""
+"""``streamer evaluate``: measures a run against judgments, and what reranking changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _INPUT = click.Path(path_type=Path, exists=True, dir_okay=False)
 _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 _TOPICS_NAMED = 5
-"""Topics that a warning names."""
+"""The largest number of topics named in a warning."""
 
 
 def _measures(ctx: click.Context, param: click.Parameter, value: str) -> list[str]:  # noqa: ARG001 - click's signature
@@ -28,8 +28,10 @@ def _measures(ctx: click.Context, param: click.Parameter, value: str) -> list[st
 
 
 @click.command()
-@click.option("--run", "run_path", type=_INPUT, required=True, help="TREC run of the engine: six columns.")
-@click.option("--qrels", "qrels_path", type=_INPUT, required=True, help="AVS judgments: topic, 0, shot, stratum, rel.")
+@click.option("--run", "run_path", type=_INPUT, required=True, help="TREC run of the engine (six columns).")
+@click.option(
+    "--qrels", "qrels_path", type=_INPUT, required=True, help="AVS judgments (columns: topic, 0, shot, stratum, rel)."
+)
 @click.option("--reranked", "reranked_path", type=_INPUT, help="TREC run of the same topics after reranking.")
 @click.option(
     "--measures",
@@ -38,9 +40,11 @@ def _measures(ctx: click.Context, param: click.Parameter, value: str) -> list[st
     callback=_measures,
     help="Comma-separated: infAP, AP, nDCG@k, P@k, R@k (recall), RR (MRR), Success@k (hit rate).",
 )
-@click.option("--missing-as-zero", is_flag=True, help="A judged topic that a run lacks counts as 0 in its mean.")
-@click.option("--json", "json_file", type=_OUTPUT, help="Write JSON; - prints it, and nothing else.")
-@click.option("--html", "html_file", type=_OUTPUT, help="Write a page with plots.")
+@click.option(
+    "--missing-as-zero", is_flag=True, help="Count judged topics that are missing from a run as 0 in its mean."
+)
+@click.option("--json", "json_file", type=_OUTPUT, help="Write JSON to this file; - prints only the JSON.")
+@click.option("--html", "html_file", type=_OUTPUT, help="Write an HTML page with plots to this file.")
 def evaluate(
     run_path: Path,
     qrels_path: Path,
@@ -50,7 +54,7 @@ def evaluate(
     json_file: IO[str] | None,
     html_file: IO[str] | None,
 ) -> None:
-    """Measure a TREC run, and with --reranked what reranking gained, topic by topic.
+    """Measure a TREC run and, with --reranked, the gain of reranking for each topic.
 
     infAP is TRECVID's extended inferred average precision, as NIST's sample_eval computes it. The other measures, the
     comparison and the page need the extra: cliprerank-streamer[evaluation].

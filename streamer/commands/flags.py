@@ -1,4 +1,4 @@
-"""Flags made from the settings, so that each is described once, in :mod:`streamer.settings`."""
+"""Flags made from the settings, which are described only once, in :mod:`streamer.settings`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from streamer.settings import LogSettings
 
 CONFIG = f"{__name__}.config"
-"""Where the context of a command keeps the path of its TOML file."""
+"""The key under which a command's context keeps the path of its TOML file."""
 CONFIG_OPTION = click.Option(
     ["--config"],
     type=click.Path(path_type=Path),
     envvar=f"{ENV_PREFIX}CONFIG",
-    help="TOML file with settings; flags and variables win over it.",
+    help="TOML file with settings; flags and environment variables override it.",
 )
 
 
 class SettingsCommand(click.Command):
-    """A command whose flags are its settings by :data:`~streamer.settings.COMMANDS`, but ``without`` some.
+    """A command whose flags are its settings in :data:`~streamer.settings.COMMANDS`, except those in ``without``.
 
-    It is called with ``settings``.
+    Its function is called with ``settings``.
     """
 
     def __init__(self, *args: Any, uses: str, without: Collection[str] = (), **kwargs: Any) -> None:
@@ -39,7 +39,7 @@ class SettingsCommand(click.Command):
         self.params += [CONFIG_OPTION, *(_option(name) for name in self._names)]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Load the settings and hand them to the command instead of its raw flags."""
+        """Load the settings and pass them to the command instead of its raw flags."""
         flags = {name: ctx.params.pop(name) for name in self._names}
         if flags.get("kafka") is not None:
             flags["kafka"] = dict(flags["kafka"]) or None
@@ -60,7 +60,7 @@ def _option(name: str) -> click.Option:
     kinds = _kinds(field.annotation)
     literals = [each for each in kinds if typing.get_origin(each) is Literal]
     choices = [str(choice) for literal in literals for choice in typing.get_args(literal)]
-    # The settings check every value alike, wherever it comes from; click's choices only serve completion.
+    # The settings validate every value, whatever its source; click's choices only serve completion.
     kind = _Open(choices) if choices else click.STRING
     metavar = "|".join(choices) if choices else next((_METAVARS[each] for each in kinds if each in _METAVARS), "TEXT")
     return click.Option([flag], type=kind, metavar=metavar, help=text)
@@ -70,13 +70,13 @@ _METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
-    """Return the types that a value may have, besides None."""
+    """Return the possible types of a value, except None."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
 class _Open(click.Choice[str]):
-    """Completes like a choice, and leaves the check to the settings."""
+    """Completes like a choice, but leaves validation to the settings."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
         return value

@@ -1,4 +1,4 @@
-"""``streamer pilot``: what reranking would change for a platform's own queries, and what the figures decide."""
+"""``streamer pilot``: measures what reranking would change for a platform's own queries, and gives a decision."""
 
 from __future__ import annotations
 
@@ -24,16 +24,26 @@ _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 
 @click.command(cls=SettingsCommand, uses="pilot")
 @recorded_options
-@click.option("--answers", type=FILE, help="Recorded query.reranked events instead: what the running service gave.")
-@click.option("--answers-from-topic", is_flag=True, help="The same from the topic query.reranked.")
-@click.option("--clicks", type=FILE, help="Clicks, one JSON object a line: query_id, clip_id, clicked_at.")
-@click.option("--clicks-topic", help="A topic of such records, by its full name.")
-@click.option("--top", type=click.IntRange(1, 5_000), default=100, show_default=True, help="Results that are compared.")
 @click.option(
-    "--most-ms", type=float, default=500.0, show_default=True, help="Latency that 95 of 100 answers may have."
+    "--answers", type=FILE, help="Recorded query.reranked events of a running service, instead of query.results."
 )
-@click.option("--json", "json_file", type=_OUTPUT, help="Write JSON; - prints it, and nothing else.")
-@click.option("--html", "html_file", type=_OUTPUT, help="Write a page.")
+@click.option(
+    "--answers-from-topic", is_flag=True, help="Read the events of a running service from the topic query.reranked."
+)
+@click.option("--clicks", type=FILE, help="Clicks, one JSON object per line: query_id, clip_id, clicked_at.")
+@click.option("--clicks-topic", help="Full name of a topic with clicks.")
+@click.option(
+    "--top", type=click.IntRange(1, 5_000), default=100, show_default=True, help="Number of first results to compare."
+)
+@click.option(
+    "--most-ms",
+    type=float,
+    default=500.0,
+    show_default=True,
+    help="Limit for the 95th percentile of the latency, in ms.",
+)
+@click.option("--json", "json_file", type=_OUTPUT, help="Write JSON to this file; - prints only the JSON.")
+@click.option("--html", "html_file", type=_OUTPUT, help="Write an HTML page to this file.")
 def pilot(
     settings: ReplaySettings,
     events: Path | None,
@@ -50,12 +60,12 @@ def pilot(
 ) -> None:
     """Report what reranking changes for recorded queries: order, coverage, latency, clicks, and a decision.
 
-    From query.results (--events, --from-topic) the queries are reranked here; from query.reranked (--answers,
-    --answers-from-topic) comes what a running service answered, with its latency. docs/pilot.md says what to record
-    and for how long. Needs the extra: cliprerank-streamer[evaluation].
+    Events of query.results (--events, --from-topic) are reranked by this command. Events of query.reranked (--answers,
+    --answers-from-topic) are the results of a running service, with its latency. docs/pilot.md says what to record and
+    for how long. Needs the extra: cliprerank-streamer[evaluation].
     """
     if (events is not None) + from_topic + (answers is not None) + answers_from_topic != 1:
-        raise click.UsageError("one of --events, --from-topic, --answers and --answers-from-topic says what to look at")
+        raise click.UsageError("give exactly one of --events, --from-topic, --answers and --answers-from-topic")
     served = answers is not None or answers_from_topic
     answered = _answers(settings, events, from_topic, answers, answers_from_topic)
     import orjson  # noqa: PLC0415
@@ -95,7 +105,7 @@ def _answers(
         return questions.answers_of_file(answers)
     if answers_from_topic:
         return questions.answers_of_topic(settings)
-    settings.named_model()  # said before anything is read
+    settings.named_model()  # a missing model is reported before anything is read
     return _reranked(settings, recorded(settings, events, from_topic))
 
 

@@ -1,4 +1,4 @@
-"""``streamer replay``: result lists of before, reranked now."""
+"""``streamer replay``: reranks recorded result lists."""
 
 from __future__ import annotations
 
@@ -24,36 +24,40 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 def recorded_options(command: F) -> F:
-    """Let a command take events that were recorded."""
+    """Add the options for recorded events to a command."""
     for option in (
-        click.option("--limit", type=click.IntRange(min=1), help="At most so many queries, the first ones."),
-        click.option("--from-topic", is_flag=True, help="What the topic query.results holds now."),
-        click.option("--events", type=FILE, help="Recorded query.results events, one JSON object a line."),
+        click.option("--limit", type=click.IntRange(min=1), help="Use only the first queries, at most this many."),
+        click.option("--from-topic", is_flag=True, help="Use the events that are in the topic query.results now."),
+        click.option("--events", type=FILE, help="File with recorded query.results events, one JSON object per line."),
     ):
         command = option(command)
     return command
 
 
 def recorded(settings: Connection, events: Path | None, from_topic: bool) -> Iterator[QueryResults]:
-    """Read the events that :func:`recorded_options` name, of which there must be one."""
+    """Read the events from the source given by :func:`recorded_options`; exactly one must be given."""
     from streamer.evaluation import questions  # noqa: PLC0415
 
     return questions.events_of_topic(settings) if from_topic or events is None else questions.events_of_file(events)
 
 
 @click.command(cls=SettingsCommand, uses="replay")
-@click.option("--run", "run_file", type=FILE, help="A TREC run: what the engine returned; with --topics.")
-@click.option("--topics", "topics_file", type=FILE, help="The text of each topic: topic<TAB>text, or NIST's XML.")
+@click.option("--run", "run_file", type=FILE, help="TREC run of the engine; needs --topics.")
+@click.option("--topics", "topics_file", type=FILE, help="Text of each topic: topic<TAB>text, or NIST's XML.")
 @recorded_options
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The TREC run to write.")
-@click.option("--tag", default="streamer", show_default=True, help="The run's name, in its last column.")
-@click.option("--through-kafka", is_flag=True, help="Ask the running reranker, instead of doing its work here.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="TREC run to write.")
+@click.option("--tag", default="streamer", show_default=True, help="Name of the run, in its last column.")
+@click.option(
+    "--through-kafka",
+    is_flag=True,
+    help="Send the queries to the running reranker instead of reranking in this process.",
+)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Seconds for each answer of the running reranker.",
+    help="Seconds to wait for each result of the running reranker.",
 )
 def replay(
     settings: ReplaySettings,
@@ -67,16 +71,16 @@ def replay(
     through_kafka: bool,
     timeout: float,
 ) -> None:
-    """Rerank result lists of before against the stored frames, and write a TREC run.
+    """Rerank recorded result lists against the stored frames, and write a TREC run.
 
-    They come from a TREC run and its topics, from a file of query.results events, or from the topic. Offline and
-    through Kafka give the same run to the last digit, where both compute texts in the same arithmetic (--dtype,
-    --threads).
+    The lists come from a TREC run and its topics, from a file of query.results events, or from the topic. Reranking
+    offline and through Kafka gives identical runs if both encode text with the same precision and number of threads
+    (--dtype, --threads).
     """
     if (run_file is not None) + (events is not None) + from_topic != 1:
-        raise click.UsageError("one of --run, --events and --from-topic says what is to be reranked")
+        raise click.UsageError("give exactly one of --run, --events and --from-topic")
     if (run_file is None) != (topics_file is None):
-        raise click.UsageError("--run and --topics belong together")
+        raise click.UsageError("--run and --topics must be given together")
     if not through_kafka:
         settings.named_model()
     from streamer.evaluation import questions, trec  # noqa: PLC0415
@@ -104,5 +108,5 @@ def replay(
 
 
 def _given(settings: ReplaySettings) -> dict[str, object]:
-    """Return the method's parameters that were given, not those that are left at their defaults."""
+    """Return the method's parameters that were set explicitly."""
     return {name: value for name, value in asdict(settings.method).items() if name in settings.model_fields_set}

@@ -1,4 +1,4 @@
-"""``streamer store``: look into the store of frame embeddings, and look after it."""
+"""``streamer store``: inspect and maintain the store of frame embeddings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def store() -> None:
-    """Look into the store of frame embeddings, and look after it."""
+    """Inspect and maintain the store of frame embeddings."""
 
 
 for _command in (store_copy, store_verify, store_compact, store_drop_model):
@@ -28,7 +28,7 @@ for _command in (store_copy, store_verify, store_compact, store_drop_model):
 
 @store.command("stats", cls=SettingsCommand, uses="store")
 def store_stats(settings: StoreCommandSettings) -> None:
-    """Show how many clips of which models are stored."""
+    """Show the number of stored clips for each model."""
     from streamer.store import StoreOptions, masked, open_existing  # noqa: PLC0415
 
     with contextlib.closing(open_existing(settings.store, options=StoreOptions.of(settings))) as opened:
@@ -44,9 +44,9 @@ def store_stats(settings: StoreCommandSettings) -> None:
 
 @store.command("get", cls=SettingsCommand, uses="store")
 @click.argument("clip_id")
-@click.option("--model-id", help="Whose record; without it, the record of each model that has one.")
+@click.option("--model-id", help="Only the record of this model [default: the records of all models].")
 def store_get(settings: StoreCommandSettings, clip_id: str, model_id: str | None) -> None:
-    """Show the record of CLIP_ID as JSON: version, precision, its vectors' times. Exit 1 where there is none."""
+    """Show the record of CLIP_ID as JSON: version, precision and the times of its vectors. Exit 1 if there is none."""
     from streamer.store import StoreOptions, masked, open_existing  # noqa: PLC0415
 
     options = StoreOptions.of(settings)

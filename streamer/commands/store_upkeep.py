@@ -1,4 +1,4 @@
-"""``streamer store copy|verify|compact|drop-model``: what is done to a whole store."""
+"""``streamer store copy|verify|compact|drop-model``: operations on a whole store."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
     from streamer.store.upkeep import Advance, Damage, ModelSurvey
 
 _IN_USE_FOR = dt.timedelta(days=1)
-"""A model whose newest clip is younger seems to be written to."""
-_JSON = click.option("--json", "as_json", is_flag=True, help="Report as one JSON object.")
+"""A model with a newer clip than this counts as in use."""
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 
 
 @click.command("copy", cls=SettingsCommand, uses="store", without=["store"])
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
-@click.option("--restart", is_flag=True, help="Begin anew where an earlier copy was interrupted.")
+@click.option("--restart", is_flag=True, help="Start over instead of resuming an interrupted copy.")
 @_JSON
 def store_copy(settings: StoreCommandSettings, source: str, target: str, restart: bool, as_json: bool) -> None:
-    """Bring every record of the store FROM into the store TO, and compare them all afterwards.
+    """Copy every record of the store FROM into the store TO, then compare all of them.
 
-    Both may be in use. What TO has that is newer stays; TO is made where it is absent. An interrupted copy goes on
-    where it was when it is run again. User, password and certificates that are set are those of both. Exit 1 where a
-    record of FROM is damaged: such ones are left out.
+    Both stores may be in use. Newer records in TO are kept. TO is created if it does not exist. Run an interrupted copy
+    again to resume it. The configured user, password and certificates apply to both stores. Damaged records in FROM
+    are skipped, and the exit code is then 1.
     """
     from streamer.store import StoreOptions  # noqa: PLC0415
     from streamer.store.opening import open_admin  # noqa: PLC0415
@@ -63,26 +63,25 @@ def store_copy(settings: StoreCommandSettings, source: str, target: str, restart
     else:
         console = Console()
         if report.resumed:
-            console.print(
-                f"a copy that was begun at {report.begun_at:%Y-%m-%d %H:%M:%S} UTC, resumed {report.resumed} x"
-            )
+            console.print(f"copy started at {report.begun_at:%Y-%m-%d %H:%M:%S} UTC, resumed {report.resumed} times")
         console.print(
-            f"{report.written:,} records copied ({report.bytes:,} bytes), {report.present:,} were there already, "
-            f"{report.kept:,} stay in TO, being no older"
+            f"{report.written:,} records copied ({report.bytes:,} bytes), {report.present:,} already present, "
+            f"{report.kept:,} kept because TO has the same version or a newer one"
         )
-        console.print(f"{report.compared:,} compared, of which {report.mended:,} had to be copied then")
-        _print_damage(console, "in FROM, left out", report.damage)
+        console.print(f"{report.compared:,} compared, {report.mended:,} of them copied again")
+        _print_damage(console, "in FROM (skipped)", report.damage)
     sys.exit(1 if report.damage.count else 0)
 
 
 @click.command("verify", cls=SettingsCommand, uses="store")
-@click.option("--against", metavar="URL", help="Another store: look there for each record, the same or newer.")
+@click.option("--against", metavar="URL", help="Compare with this store, which must have each record or a newer one.")
 @_JSON
 def store_verify(settings: StoreCommandSettings, against: str | None, as_json: bool) -> None:
-    """Take the checksum of every record, or compare every record with another store's.
+    """Verify the checksum of every record, or compare every record with another store.
 
-    Exit 1 where one is damaged or, with --against, damaged, missing or older there. What only the other store has
-    is not looked at. In stores that are written meanwhile, the last few may be found missing.
+    Exit 1 if a record is damaged or, with --against, is damaged, missing or older in the other store. Records that only
+    the other store has are ignored. If the stores are being written, the most recent records may be reported as
+    missing.
     """
     from streamer.store import StoreOptions, upkeep  # noqa: PLC0415
     from streamer.store.opening import open_admin  # noqa: PLC0415
@@ -101,9 +100,10 @@ def store_verify(settings: StoreCommandSettings, against: str | None, as_json: b
         if as_json:
             _echo_json(compared)
         else:
-            _print_damage(console, "here", compared.damage)
+            _print_damage(console, "in this store", compared.damage)
             console.print(
-                f"{compared.same:,} the same, {compared.ahead:,} no older there, {compared.behind:,} older there, "
+                f"{compared.same:,} identical, {compared.ahead:,} of the same version or newer there, "
+                f"{compared.behind:,} older there, "
                 f"{compared.missing:,} missing there, {compared.damaged:,} damaged there"
             )
             for each in compared.examples:
@@ -112,24 +112,24 @@ def store_verify(settings: StoreCommandSettings, against: str | None, as_json: b
     if as_json:
         _echo_json(verified)
     else:
-        table = Table("model", "clips", "tombstones", "bytes", "vectors", title="records that are whole")
+        table = Table("model", "clips", "tombstones", "bytes", "vectors", title="valid records")
         for model_id, figures in verified.models.items():
             kinds = ", ".join(f"{count:,} in {kind}" for kind, count in figures.kinds.most_common())
             table.add_row(model_id, f"{figures.clips:,}", f"{figures.tombstones:,}", f"{figures.bytes:,}", kinds)
         console.print(table)
-        _print_damage(console, "here", verified.damage)
+        _print_damage(console, "in this store", verified.damage)
     sys.exit(1 if verified.damage.count else 0)
 
 
 @click.command("compact", cls=SettingsCommand, uses="store")
 @click.option(
-    "--to", type=click.Path(path_type=Path), help="Folder for a compact copy; the store itself stays as it is."
+    "--to", type=click.Path(path_type=Path), help="Write a compact copy to this folder and leave the store unchanged."
 )
 def store_compact(settings: StoreCommandSettings, to: Path | None) -> None:
-    """Give the disk back what an LMDB store no longer needs.
+    """Free the disk space that an LMDB store no longer needs.
 
-    In place nobody may have the store open: it is refused while a service runs. With --to, services may run, and
-    the copy is the store as it was at one moment; `store copy` brings what came later.
+    Compacting in place needs exclusive access and is refused while a service has the store open. With --to, services
+    may run; the copy is a snapshot, and `store copy` brings later changes into it.
     """
     from streamer.store import StoreOptions  # noqa: PLC0415
     from streamer.store.opening import open_admin  # noqa: PLC0415
@@ -141,16 +141,17 @@ def store_compact(settings: StoreCommandSettings, to: Path | None) -> None:
 
 @click.command("drop-model", cls=SettingsCommand, uses="store")
 @click.argument("model_id")
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--even-if-in-use", is_flag=True, help="Though it is the only model, or has clips of the last day.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be deleted.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option(
+    "--even-if-in-use", is_flag=True, help="Delete the model even if it is the only one or has clips of the last day."
+)
 def store_drop_model(
     settings: StoreCommandSettings, model_id: str, dry_run: bool, yes: bool, even_if_in_use: bool
 ) -> None:
-    """Remove all that is stored of the model MODEL_ID; its clips have to be embedded again to come back.
+    """Delete all vectors of the model MODEL_ID; to get them back, its clips must be re-embedded.
 
-    Stop its services first. Refused for a model that seems to be in use; exit 1 where a service has written to it
-    meanwhile.
+    Stop its services first. A model that seems to be in use is refused. Exit 1 if a service wrote to it meanwhile.
     """
     from streamer.store import StoreOptions, upkeep  # noqa: PLC0415
     from streamer.store.opening import open_admin  # noqa: PLC0415
@@ -158,38 +159,39 @@ def store_drop_model(
     with contextlib.closing(open_admin(settings.store, options=StoreOptions.of(settings))) as opened:
         models = {name: prefix for prefix, name in opened.models().items()}
         if model_id not in models:
-            raise click.ClickException(f"no model {model_id!r} is stored, but: {', '.join(sorted(models)) or 'none'}")
+            stored = ", ".join(sorted(models)) or "none"
+            raise click.ClickException(f"model {model_id!r} is not stored; stored: {stored}")
         with _progress() as advance:
             found = upkeep.survey(opened, models[model_id], advance)
         what = f"{found.clips:,} clips and {found.tombstones:,} tombstones of {model_id}"
         newest = "" if found.newest is None else f" (newest upload {found.newest:%Y-%m-%d %H:%M} UTC)"
         reason = _seems_in_use(found, alone=len(models) == 1)
         if dry_run:
-            click.echo(f"would remove {what}{newest}" + (f"; {reason}" if reason else ""))
+            click.echo(f"would delete {what}{newest}" + (f"; {reason}" if reason else ""))
             return
         if reason and not even_if_in_use:
             raise click.ClickException(f"{model_id} seems to be in use: {reason} (--even-if-in-use)")
         if not yes:
-            click.confirm(f"Remove {what}{newest}?", abort=True)
+            click.confirm(f"Delete {what}{newest}?", abort=True)
         with _progress() as advance:
             removed, is_gone = upkeep.drop(opened, models[model_id], advance)
-    click.echo(f"removed {removed:,} records of {model_id}")
+    click.echo(f"deleted {removed:,} records of {model_id}")
     if not is_gone:
-        raise click.ClickException("records of it have come meanwhile and stay: a service still writes them")
+        raise click.ClickException("some records remain because a service is still writing them")
 
 
 def _seems_in_use(found: ModelSurvey, *, alone: bool) -> str:
-    """Say why a model seems to be in use; empty where it does not."""
+    """Return why a model seems to be in use; empty if it does not."""
     if found.clips and alone:
-        return "it is the only model that is stored"
+        return "it is the only stored model"
     if found.newest is not None and found.newest > dt.datetime.now(dt.UTC) - _IN_USE_FOR:
-        return "it has clips that were uploaded within the last day"
+        return "it has clips uploaded within the last day"
     return ""
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Advance]:
-    """Show how far a pass is, on a terminal."""
+    """Show progress if stderr is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bars: dict[str, TaskID] = {}
@@ -206,7 +208,7 @@ def _progress() -> Iterator[Advance]:
 def _print_damage(console: Console, where: str, damage: Damage) -> None:
     if not damage.count:
         return
-    console.print(f"{damage.count:,} damaged records {where}; embed their clips again. The first ones:")
+    console.print(f"{damage.count:,} damaged records {where}; re-embed their clips. The first ones:")
     for each in damage.examples:
         console.print(f"  {each}", markup=False, highlight=False)
 

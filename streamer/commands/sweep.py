@@ -1,4 +1,4 @@
-"""``streamer sweep``: which setting gains most, and what it costs."""
+"""``streamer sweep``: measures many combinations of settings: the gain and the cost of each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 _INPUT = click.Path(path_type=Path, exists=True, dir_okay=False)
 _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 _MOST = 1_000
-"""Values of one list."""
+"""The most values in one list."""
 
 
 class _List(click.ParamType[Any]):
@@ -45,7 +45,7 @@ class _List(click.ParamType[Any]):
         except ValueError:
             self.fail(f"{value!r}: expected {self._expected}, comma-separated", param, ctx)
         if len(found) > _MOST:
-            self.fail(f"{len(found)} values are more than {_MOST}", param, ctx)
+            self.fail(f"{len(found)} values, at most {_MOST} are allowed", param, ctx)
         return found
 
 
@@ -69,62 +69,67 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
 
 @click.command(cls=SettingsCommand, uses="sweep")
 @click.option("--run", "run_file", type=_INPUT, required=True, help="TREC run of the engine.")
-@click.option("--topics", "topics_file", type=_INPUT, required=True, help="The text of each topic.")
+@click.option("--topics", "topics_file", type=_INPUT, required=True, help="Text of each topic.")
 @click.option("--qrels", "qrels_file", type=_INPUT, required=True, help="AVS judgments.")
 @click.option(
     "--alphas",
     type=_List(_number(0, 1), "numbers from 0 to 1"),
     default="0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1",
     show_default=True,
+    help="Alphas to measure: the weight of the engine's score.",
 )
 @click.option(
     "--depths",
     type=_List(_depth, f"whole numbers from 1 to {MAX_RESULTS}"),
     default="20,50,100,200,500,1000",
     show_default=True,
+    help="Depths to measure.",
 )
 @click.option(
     "--normalizations",
     type=_List(_one_of(get_args(Normalization)), " or ".join(get_args(Normalization))),
     default=",".join(get_args(Normalization)),
     show_default=True,
+    help="Score normalizations to measure.",
 )
 @click.option(
     "--intervals",
     type=_List(_number(0.001, 3600), "seconds"),
     default=(),
-    help="Seconds between frames besides what is stored; multiples of the stored interval.",
+    help="Also measure these frame intervals, in seconds; use multiples of the stored interval.",
 )
 @click.option(
     "--precisions",
     type=_List(_one_of(get_args(Precision)), " or ".join(get_args(Precision))),
     default=(),
-    help="Of vectors besides what is stored; none that is finer.",
+    help="Also measure these precisions of stored vectors; none higher than the stored one.",
 )
 @click.option(
     "--also-model",
     "also",
     multiple=True,
     metavar="MODEL[,PRETRAINED]",
-    help="Another model, whose records are in the same store; may be given several times.",
+    help="Also measure this model, whose records are in the same store; may be repeated.",
 )
 @click.option(
     "--loss",
     type=click.FloatRange(0, 1),
     default=0.01,
     show_default=True,
-    help="A topic that loses more than this loses.",
+    help="A topic counts as worse if its infAP falls by more than this.",
 )
 @click.option(
     "--most-losing",
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Share of the topics that may lose in a conservative setting.",
+    help="Largest share of topics that may get worse in a conservative setting.",
 )
-@click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True, help="Of the cross-validation.")
-@click.option("--json", "json_file", type=_OUTPUT, help="Write JSON; - prints it, and nothing else.")
-@click.option("--html", "html_file", type=_OUTPUT, help="Write a page with plots.")
+@click.option(
+    "--folds", type=click.IntRange(2, 100), default=5, show_default=True, help="Number of cross-validation folds."
+)
+@click.option("--json", "json_file", type=_OUTPUT, help="Write JSON to this file; - prints only the JSON.")
+@click.option("--html", "html_file", type=_OUTPUT, help="Write an HTML page with plots to this file.")
 def sweep(
     settings: SweepSettings,
     run_file: Path,
@@ -142,7 +147,7 @@ def sweep(
     json_file: IO[str] | None,
     html_file: IO[str] | None,
 ) -> None:
-    """Rerank a run in every combination of settings, from one pass over the stored frames, and say which to take.
+    """Rerank a run with every combination of settings in one pass over the stored frames, and recommend one.
 
     Needs the extra: cliprerank-streamer[evaluation].
     """

@@ -1,4 +1,4 @@
-"""``streamer top``: a running system, live."""
+"""``streamer top``: a live view of a running system."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from streamer.commands.flags import SettingsCommand
-from streamer.settings import blame
+from streamer.settings import invalid_setting
 
 if TYPE_CHECKING:
     from streamer.settings import TopSettings
@@ -61,6 +61,6 @@ def _targets(settings: TopSettings) -> list[Target]:
     try:
         return [Target(url, ca=settings.targets_ca) for url in settings.targets]
     except ValueError as error:
-        raise blame("targets", error) from None
+        raise invalid_setting("targets", error) from None
     except OSError as error:
-        raise blame("targets_ca", error) from None
+        raise invalid_setting("targets_ca", error) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import io
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from PIL import Image
 
+from streamer.demo.thumbnails import picture, thumbnail
 from streamer.evaluation.page import embedded, environment, show
 from streamer.events import Status
 from streamer.video import Sampling
-from streamer.video.sampling.sample import sample
+from streamer.video.isolation.pool import decoder_of_one
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,11 +26,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamer.events import QueryReranked, RerankedCandidate
+    from streamer.settings import Sandbox
+    from streamer.video.isolation.pool import DecodePool
 
 TOP = 5
 """Results of each query that the page shows."""
 
-_FRAME_WIDTH = 220
 _JPEG_QUALITY = 80
 
 
@@ -43,27 +46,37 @@ class Judged:
 
 
 class FramePictures:
-    """Cuts single frames out of clips as JPEG data URIs, each clip decoded once."""
+    """Cuts single frames out of clips as JPEG data URIs, each clip decoded once; to be closed in the end."""
 
-    def __init__(self, paths: Mapping[str, Path], *, interval: float, max_frames: int) -> None:
+    def __init__(
+        self, paths: Mapping[str, Path], *, interval: float, max_frames: int, sandbox: Sandbox = "require"
+    ) -> None:
         self._paths = paths
-        self._interval = interval
-        self._max_frames = max_frames
+        self._sampling = Sampling(interval, max_frames)
+        self._sandbox: Sandbox = sandbox
+        self._opened = contextlib.ExitStack()
+        self._decoder: DecodePool | None = None
         self._clips: dict[str, dict[int, str]] = {}
 
     def at(self, clip_id: str, moment_ms: int) -> str:
         """Return the sampled frame of that time."""
         if clip_id not in self._clips:
-            clip = sample(self._paths[clip_id], Sampling(self._interval, self._max_frames), _jpeg_uri)
-            self._clips[clip_id] = dict(zip(clip.times_ms.tolist(), clip.frames, strict=True))
+            if self._decoder is None:
+                decoder = decoder_of_one(self._sampling, thumbnail, sandbox=self._sandbox)
+                self._decoder = self._opened.enter_context(decoder)
+            with self._decoder.sampled(self._paths[clip_id]) as clip:
+                pictures = [_jpeg_uri(frame) for frame in clip.frames]
+                self._clips[clip_id] = dict(zip(clip.times_ms.tolist(), pictures, strict=True))
         return self._clips[clip_id][moment_ms]
+
+    def close(self) -> None:
+        """End the decoder."""
+        self._opened.close()
 
 
 def _jpeg_uri(frame: npt.NDArray[np.uint8]) -> str:
-    picture = Image.fromarray(frame)
-    picture.thumbnail((_FRAME_WIDTH, _FRAME_WIDTH))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    Image.fromarray(picture(frame)).save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -91,7 +91,13 @@ def run(
         answers = _engine_answers(console, settings, material)
         targets = [Target(service.url) for service in (services.embed, services.rerank)]
         stage = Stage(console, Watch(connection, targets, interval=_LOOK_EVERY_S))
-        pictures = FramePictures(material.clips, interval=settings.frame_interval, max_frames=settings.max_frames)
+        pictures = FramePictures(
+            material.clips,
+            interval=settings.frame_interval,
+            max_frames=settings.max_frames,
+            sandbox=settings.decoder_sandbox,
+        )
+        cleanup.callback(pictures.close)
         Demo(console, stage, connection, material, services, answers, pictures).run(report)
         if keep:
             _wait_for_ctrl_c(console, connection, services)
@@ -335,7 +341,7 @@ def _engine_answers(
 ) -> dict[str, Sequence[tuple[str, float]]]:
     """Let the stand-in engine answer every query: the base that is reranked."""
     with console.status("The stand-in engine indexes whole clips"):
-        engine = BaseEngine(load_model(settings), material.clips)
+        engine = BaseEngine(load_model(settings), material.clips, sandbox=settings.decoder_sandbox)
         return {query.query_id: engine.rank(query.text, top=settings.depth) for query in material.queries}
 
 

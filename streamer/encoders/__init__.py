@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from streamer.encoders.cache import QueryVectors
 from streamer.encoders.loading import DEMO, load_encoder, load_model
 from streamer.encoders.protocol import SIDES, Encoder, EncoderError, Prepared, Side
 
-__all__ = ["DEMO", "SIDES", "Encoder", "EncoderError", "Prepared", "QueryVectors", "Side", "load_encoder", "load_model"]
+__all__ = ["DEMO", "SIDES", "Encoder", "EncoderError", "Prepared", "Side", "load_encoder", "load_model"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from streamer.encoders.openmp import spin_briefly
 from streamer.encoders.protocol import SIDES, Encoder, EncoderError, Side
-from streamer.settings import blame
+from streamer.settings import invalid_setting
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -108,4 +108,4 @@ def load_model(settings: ModelSettings, *, sides: Collection[Side] = SIDES) -> E
             sides=sides,
         )
     except EncoderError as error:
-        raise blame(error.setting, error) from None
+        raise invalid_setting(error.setting, error) from None

@@ -1,17 +1,34 @@
-"""The two sides of an open_clip model, each in an arithmetic of its own: bytes or words in, unit vectors out."""
+"""The two sides of an open_clip model, each in an arithmetic of its own: bytes or words in, unit vectors out.
+
+Text towers that are causal and pooled at the end-of-text token need no padding: a position sees only what comes before
+it, so nothing after that token can reach the vector that is pooled there. open_clip nevertheless runs all positions of
+the context, 77 for most models; running a batch at its own token length gives the same vectors for a fraction of the
+arithmetic (:class:`CausalTextTower`).
+
+Transformer blocks may have weights that lie in memory as oneDNN's kernels read them (:func:`pack`). `torch.nn.Linear`
+keeps a plain matrix. For bfloat16, oneDNN brings it into its own blocked order on every call, which for the few tokens
+of one query costs more than the product itself; in float32 torch calls MKL, which on other makers' processors is slow.
+Ordered once, both are faster, with the same sums in another order. What lies between the products stays in float32,
+which costs next to nothing and makes the error of bfloat16 several times smaller: it is the rounding of the residual
+stream, layer by layer, that does most of the harm. The operators are those that torch.compile emits for a model with
+frozen weights; compiling would add minutes to a start.
+"""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own custom
+from open_clip import CLIP, CustomTextCLIP
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, text_global_pool
+from torch import nn
 
-from streamer.encoders.packing import can_pack, pack
 from streamer.encoders.protocol import EncoderError
-from streamer.encoders.text_tower import CausalTextTower
 from streamer.encoders.tuning import Arithmetic, name_of
 
 if TYPE_CHECKING:
@@ -110,6 +127,59 @@ class ImageTower:
         return self.encode(self._probes)
 
 
+@dataclass(frozen=True, slots=True)
+class CausalTextTower:
+    """The text side of an open_clip model, run no further than the last end-of-text token of a batch.
+
+    ``tower`` is the module that holds the parts, under the same names in both of open_clip's layouts: the
+    model itself (``CLIP``) or its ``text`` (``CustomTextCLIP``).
+    """
+
+    tower: Any
+    pool_type: str
+    eos_id: int
+
+    @classmethod
+    def of(cls, network: torch.nn.Module) -> CausalTextTower | None:
+        """Return the text tower of ``network``, or None where it must run in full.
+
+        That is where attention is not causal (SigLIP), where another position is pooled (``first``,
+        ``last``, CoCa's appended class token), and where the tower is not open_clip's own (Hugging Face).
+        """
+        if isinstance(network, CLIP):
+            found = cls(network, network.text_pool_type, network.text_eos_id)
+        elif isinstance(network, CustomTextCLIP) and isinstance(network.text, TextTransformer):
+            if network.text.cls_emb is not None:
+                return None
+            found = cls(network.text, network.text.pool_type, network.text.eos_id)
+        else:
+            return None
+        is_causal = found.tower.attn_mask is not None
+        return found if is_causal and found.pool_type in ("argmax", "eos") else None
+
+    def truncate(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Cut a batch (n, context) behind the last position that any of its queries is pooled at."""
+        is_end = tokens if self.pool_type == "argmax" else torch.eq(tokens, self.eos_id).int()
+        return tokens[:, : int(is_end.argmax(dim=-1).max()) + 1]
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Encode a truncated batch (n, length) as ``encode_text`` does the full one: (n, dim)."""
+        tower, length = self.tower, tokens.shape[1]
+        dtype = tower.transformer.get_cast_dtype()
+        x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+        # The norm is one position's own affair, so it can wait until one position is left.
+        pooled = tower.ln_final(text_global_pool(x, tokens, self.pool_type, self.eos_id))
+        projection = tower.text_projection
+        if projection is None:
+            features = pooled
+        elif isinstance(projection, torch.nn.Module):
+            features = projection(pooled)
+        else:
+            features = pooled @ projection
+        return features  # type: ignore[no-any-return]  # open_clip is untyped
+
+
 class TextTower:
     """Encodes queries."""
 
@@ -168,3 +238,127 @@ def _unit(features: torch.Tensor, arithmetic: Arithmetic) -> npt.NDArray[np.floa
         dtype = name_of(arithmetic.dtype)
         raise EncoderError(f"the model's vectors are not finite with dtype {dtype}", setting="dtype")
     return vectors
+
+
+# -- packed weights ------------------------------------------------------------------------------------------
+
+
+def can_pack(network: nn.Module) -> bool:
+    """Tell whether this torch has the operators, and ``network`` has blocks that :func:`pack` knows."""
+    operators = torch.ops.mkldnn
+    return (
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(operators, "_reorder_linear_weight")
+        and hasattr(operators, "_linear_pointwise")
+        and any(_is_known(module) for module in network.modules())
+    )
+
+
+def pack(network: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the products in open_clip's own blocks by packed ones in ``dtype``, in place; for inference on a CPU.
+
+    ``network`` is in float32, and what lies between the products stays so. Other modules (convolutions, towers of
+    timm or Hugging Face) are left as they are. The weights that were replaced are free afterwards. Raises
+    :class:`RuntimeError` where the processor has no such kernel.
+    """
+    for block in list(network.modules()):
+        if _is_known(block):
+            known: Any = block
+            known.attn = PackedSelfAttention(known.attn, dtype)
+            known.mlp = PackedMlp(known.mlp, dtype)
+
+
+def _is_known(block: object) -> bool:
+    if not isinstance(block, ResidualAttentionBlock) or hasattr(block, "ln_1_kv"):  # which attends to another sequence
+        return False
+    attention = block.attn
+    return (
+        isinstance(attention, nn.MultiheadAttention)
+        and attention.batch_first
+        and attention.in_proj_weight is not None
+        and attention.bias_k is None
+        and not attention.add_zero_attn
+    )
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for x (..., inputs) in float32, its product in the dtype of ``weight``.
+
+    ``activation`` is applied to the sums before they are rounded: a name that oneDNN knows, or none.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none") -> None:
+        super().__init__()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self._bias = bias
+        self._dtype = weight.dtype
+        self._activation = activation
+        self._product = torch.ops.mkldnn._linear_pointwise.default
+        self.weight = torch.empty(0)
+        """What open_clip asks for the dtype between layers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (..., outputs) in float32."""
+        return self.reduced(x).to(x.dtype)
+
+    def reduced(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (..., outputs) in the dtype of the product."""
+        product: torch.Tensor = self._product(
+            x.to(self._dtype), self._packed, self._bias, self._activation, [], _ALGORITHMS[self._activation]
+        )
+        return product
+
+
+_ALGORITHMS = {"none": "", "gelu": "none"}
+"""Of an activation; GELU's ``none`` is the exact one, without an approximation by tanh."""
+
+
+class PackedSelfAttention(nn.Module):
+    """``torch.nn.MultiheadAttention`` as open_clip's blocks call it: of a sequence to itself, batch first."""
+
+    def __init__(self, attention: nn.MultiheadAttention, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._heads = attention.num_heads
+        self._inputs = PackedLinear(*_cast(dtype, attention.in_proj_weight, attention.in_proj_bias))
+        self._output = PackedLinear(*_cast(dtype, attention.out_proj.weight, attention.out_proj.bias))
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        _key: torch.Tensor,
+        _value: torch.Tensor,
+        *,
+        need_weights: bool,
+        attn_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, None]:
+        """Return (batch, length, width) for x of the same shape, and no weights; key and value are x."""
+        if need_weights:
+            raise ValueError("attention weights are not kept")
+        batch, length, width = x.shape
+        # (3, batch, heads, length, width of a head)
+        parts = self._inputs(x).view(batch, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind()
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
+        return self._output(attended.transpose(1, 2).reshape(batch, length, width)), None
+
+
+class PackedMlp(nn.Module):
+    """The two layers of a block and the activation between them."""
+
+    def __init__(self, mlp: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        is_exact_gelu = isinstance(mlp.gelu, nn.GELU) and mlp.gelu.approximate == "none"
+        activation = "gelu" if is_exact_gelu else "none"
+        self.c_fc = PackedLinear(*_cast(dtype, mlp.c_fc.weight, mlp.c_fc.bias), activation)
+        self._activation = nn.Identity() if is_exact_gelu else mlp.gelu
+        self._c_proj = PackedLinear(*_cast(dtype, mlp.c_proj.weight, mlp.c_proj.bias))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (..., width) for x of the same shape."""
+        return self._c_proj.reduced(self._activation(self.c_fc.reduced(x))).to(x.dtype)
+
+
+def _cast(
+    dtype: torch.dtype, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)

@@ -51,7 +51,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """How a tower computes: with weights in ``dtype``; ``packed`` is :mod:`streamer.encoders.packing`."""
+    """How a tower computes: with weights in ``dtype``; ``packed`` is :func:`streamer.encoders.towers.pack`."""
 
     dtype: torch.dtype
     packed: bool = False

@@ -1,6 +1,6 @@
-"""Which point of a sweep to take: the best, the best that harms few, and what either promises on topics unseen.
+"""Choosing a point of a sweep: the best one, a conservative one, and the expected gain of either on unseen topics.
 
-``gains`` (t, p) are those of t topics at p points, to the engine's own list.
+``gains`` (t, p): the gains of t topics at p points over the engine's own list.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Caution:
-    """What a conservative setting may cost: at most ``share`` of the topics lose more than ``loss``."""
+    """The bound of a conservative setting: at most ``share`` of the topics lose more than ``loss``."""
 
     loss: float = 0.01
     share: float = 0.1
@@ -33,21 +33,21 @@ class Caution:
 
 
 def best(gains: FloatArray) -> int:
-    """Return the point of the largest mean gain, the first where several are."""
+    """Return the point of the largest mean gain; of ties the first."""
     return int(gains.mean(axis=0).argmax())
 
 
 def conservative(gains: FloatArray, caution: Caution) -> int | None:
-    """Return the point of the largest mean gain among those that keep to ``caution``; None where none does."""
+    """Return the point of the largest mean gain within the bound ``caution``; None if there is none."""
     (allowed,) = np.nonzero(caution.losing(gains) <= caution.share)
     return int(allowed[gains[:, allowed].mean(axis=0).argmax()]) if len(allowed) else None
 
 
 @dataclass(frozen=True, slots=True)
 class CrossValidation:
-    """What a rule's choice gains on topics that it has not seen: ``gain`` their mean, ``losing`` the share that loses.
+    """The gain of a rule's choice on unseen topics: ``gain`` is the mean, ``losing`` the share that gets worse.
 
-    ``chosen``: the point of each fold. Where a rule finds none, the fold's topics keep the engine's list.
+    ``chosen``: the point of each fold. If a rule finds none, the fold's topics keep the engine's list.
     """
 
     gain: float
@@ -56,7 +56,7 @@ class CrossValidation:
 
 
 def cross_validate(gains: FloatArray, rule: Rule, caution: Caution, *, folds: int, seed: int = 0) -> CrossValidation:
-    """Choose by all folds but one, measure on that one, for each; folds are drawn at random, the same every time."""
+    """Cross-validate: choose on all folds but one and measure on that one; the random folds are always the same."""
     topics = len(gains)
     fold_of = np.random.default_rng(seed).permutation(np.arange(topics) % folds)
     held_out = np.zeros(topics)
@@ -70,7 +70,7 @@ def cross_validate(gains: FloatArray, rule: Rule, caution: Caution, *, folds: in
 
 
 def frontier(costs: FloatArray, gains: FloatArray) -> npt.NDArray[np.bool_]:
-    """Tell which of n choices no other beats: none gains more for no more, and none gains as much for less."""
+    """Return which of n choices are Pareto-optimal: no other gains more at no higher cost, or as much at less cost."""
     order = np.lexsort((-gains, costs))
     reached = np.maximum.accumulate(gains[order])
     is_on = np.empty(len(costs), np.bool_)

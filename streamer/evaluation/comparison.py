@@ -1,4 +1,4 @@
-"""Two evaluations compared topic by topic: gain, wins and losses, and whether chance explains them.
+"""Compares two evaluations topic by topic: gain, wins and losses, and statistical significance.
 
 Significance is scipy's: a paired randomisation test of the mean gain (the signs of the gains are drawn at random, all
 of them where there are at most :data:`RESAMPLES` ways; Smucker, Allan, Carterette, CIKM 2007), and Student's paired
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 RESAMPLES = 19_999
 CONFIDENCE = 0.95
 STRENGTHS = 4
-"""Groups of equally many topics into which the base's own values divide them."""
+"""Number of groups of equal size into which topics are divided by the base's values."""
 
 _BATCH = 1_000
-"""Resamples in memory at once."""
+"""Number of resamples in memory at once."""
 _NOISE = 1e-12
-"""Gains up to this are the arithmetic's, not the ranking's."""
+"""Smaller gains are rounding errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """The topics on which the base reaches ``low`` to ``high``, and what they gain in the mean."""
+    """The topics with base values from ``low`` to ``high``, and their mean gain."""
 
     low: float
     high: float
@@ -49,9 +49,9 @@ class Strength:
 class Comparison:
     """One measure before and after, over the topics that both evaluations have.
 
-    ``before``, ``after``, ``gain``: means. ``randomization_p``, ``t_p``: the chance of a gain as far from 0 or farther
-    where reranking changes nothing. ``gain_low``, ``gain_high``: the bounds within which the mean gain lies with
-    ``confidence``. What a single topic cannot tell is None.
+    ``before``, ``after``, ``gain``: means. ``randomization_p``, ``t_p``: the p-values of the gain under the hypothesis
+    that reranking changes nothing. ``gain_low``, ``gain_high``: the confidence interval of the mean gain at
+    ``confidence``. Figures that need more than one topic are None for a single one.
     """
 
     topics: int
@@ -72,7 +72,7 @@ class Comparison:
 def compare(base: Evaluation, reranked: Evaluation) -> dict[str, Comparison]:
     """Compare every measure that both evaluations have.
 
-    Raises TrecError where they have no topic in common, and MeasureError where scipy is not installed.
+    Raises TrecError if they have no topic in common, and MeasureError if scipy is not installed.
     """
     topics = [topic for topic in base.topics if topic in reranked.topics]
     if not topics:
@@ -107,7 +107,7 @@ def _compare(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) ->
 
 
 def _randomization(gains: npt.NDArray[np.float64]) -> float:
-    """Return the p-value of the mean gain under random signs; the same gains give the same p."""
+    """Return the p-value of the mean gain under random signs; deterministic."""
     try:
         from scipy.stats import permutation_test  # noqa: PLC0415 - an optional extra
     except ImportError as error:
@@ -129,7 +129,7 @@ def _t_test(gains: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     from scipy.stats import ttest_1samp  # noqa: PLC0415
 
     if np.ptp(gains) == 0:
-        # No spread at all: the statistic would be divided by 0.
+        # Without any spread, the statistic would divide by 0.
         return (1.0 if gains[0] == 0 else 0.0), float(gains[0]), float(gains[0])
     result = ttest_1samp(gains, 0.0)
     interval = result.confidence_interval(CONFIDENCE)

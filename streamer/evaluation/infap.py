@@ -1,8 +1,8 @@
-"""Extended inferred average precision (xinfAP), for judgments that were sampled from a pool in strata.
+"""Extended inferred average precision (xinfAP), for judgments sampled from a pool by strata.
 
 Source: Yilmaz, Kanoulas, Aslam, "A Simple and Efficient Sampling Method for Estimating AP and NDCG", SIGIR 2008, as
-NIST's sample_eval computes it for TRECVID. Of a topic's pool, each stratum was judged at a rate of its own. With R the
-number of relevant shots that the samples let expect,
+NIST's sample_eval computes it for TRECVID. Each stratum of a topic's pool was judged at its own sampling rate. With R
+the expected number of relevant shots,
 
     R = sum over strata s of R_s,   R_s = relevant_s * pooled_s / judged_s          (none where nothing was judged)
 
@@ -10,9 +10,9 @@ the precision at a relevant shot of rank r, above which are n_s pooled shots of 
 
     1 / r + n / r * sum over s of n_s / n * (relevant above_s + 1e-5) / (judged above_s + 3e-5)
 
-and AP = sum over s of R_s / R * (sum of the precisions at its relevant shots) / relevant_s, 0 where R = 0. A run holds
-1000 results a topic, so where R is larger than that, AP is multiplied by R / 1000, whatever comes out. Shots that are
-not in the pool only take ranks; those of a stratum of which nothing was judged count among the n.
+and AP = sum over s of R_s / R * (sum of the precisions at its relevant shots) / relevant_s, 0 where R = 0. A run has
+1000 results per topic, so if R is larger than that, AP is multiplied by R / 1000, and may exceed 1. Shots outside the
+pool only occupy ranks; those of a stratum without judged shots count towards n.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from streamer.evaluation.trec import FloatArray, IntArray, Judgments, Ranking
 
 DEPTH = 1000
-"""Results of a topic that count; NIST cuts after sorting."""
+"""Number of results per topic that count; NIST cuts after sorting."""
 
 _RELEVANT_PRIOR, _JUDGED_PRIOR = 1e-5, 3e-5
 
 RELEVANT, NOT_RELEVANT, NOT_JUDGED = range(3)
-"""What is known of a pooled shot; its code is this + 3 * stratum, and that of a shot outside the pool is -1."""
+"""The judgment of a pooled shot; its code is this + 3 * stratum. The code of a shot outside the pool is -1."""
 
 
 class InferredAP:
@@ -46,7 +46,7 @@ class InferredAP:
         strata = len(judgments.stratum_names)
         counts = np.bincount(self._codes, minlength=3 * strata).reshape(strata, 3)
         judged = counts[:, RELEVANT] + counts[:, NOT_RELEVANT]
-        # R_s / relevant_s: for how many shots of the pool each judged one of the stratum stands.
+        # R_s / relevant_s: the number of pooled shots that each judged shot of the stratum represents.
         rates = np.divide(counts.sum(axis=1), judged, out=np.zeros(strata), where=judged > 0)
         self.relevant = float(counts[:, RELEVANT] @ rates)
         """R, the number of relevant shots to expect in the pool."""
@@ -55,12 +55,12 @@ class InferredAP:
         self._strata = strata
 
     def codes(self, shots: Sequence[str]) -> IntArray:
-        """Return what is known of each of n shots, (n,): stratum * 3 + what was said of it, -1 outside the pool."""
+        """Return each shot's code (n,): stratum * 3 + judgment, -1 outside the pool."""
         known = dict(zip(self._shots, self._codes.tolist(), strict=True))
         return np.array([known.get(shot, -1) for shot in shots], np.intp)
 
     def of(self, ranking: Ranking) -> float:
-        """Compute the measure for the topic's results, in whatever order they are."""
+        """Compute the measure for the topic's results, in any order."""
         return self.of_codes(self.codes(ranking.shots)[ranking.order()])
 
     def of_codes(self, codes: IntArray) -> float:
@@ -88,10 +88,10 @@ class InferredAP:
         judged: npt.NDArray[np.integer],
         relevant: npt.NDArray[np.integer],
     ) -> FloatArray:
-        """Compute the measure of rankings (...) from the m relevant results that each holds.
+        """Compute the measure of rankings (...) from the m relevant results in each.
 
         ``strata`` (m,): theirs. ``ranks`` (..., m), from 1; beyond :data:`DEPTH` they add nothing. ``pooled``,
-        ``judged``, ``relevant`` (..., m, s): how many such shots of each stratum stand above each of them.
+        ``judged``, ``relevant`` (..., m, s): the number of such shots of each stratum above each of them.
         """
         expected = (pooled * ((relevant + _RELEVANT_PRIOR) / (judged + _JUDGED_PRIOR))).sum(axis=-1)
         precisions = (1 + expected) / ranks

@@ -1,10 +1,10 @@
-"""The store that the embedder filled, opened to measure with it."""
+"""Opens the embedder's store for evaluation."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamer.settings import blame
+from streamer.settings import invalid_setting
 from streamer.store import StoreError, StoreOptions, StoreUnavailableError, open_existing
 
 if TYPE_CHECKING:
@@ -17,4 +17,4 @@ def open_vectors(settings: StoreSettings, model_id: str) -> Store:
     try:
         return open_existing(settings.store, model_id=model_id, options=StoreOptions.of(settings))
     except (StoreError, StoreUnavailableError) as error:
-        raise blame("store", error) from None
+        raise invalid_setting("store", error) from None

@@ -1,9 +1,9 @@
-"""Measures of a run by its judgments: for each topic, and their mean.
+"""Measures of a run against judgments: per topic, and their means.
 
-Inferred AP is ours (:mod:`streamer.evaluation.infap`). All others are ir_measures', for which what was not judged is
-not relevant; they know nothing of strata. Each of them sees the ranking that inferred AP sees, the best 1000 results
-by :meth:`~streamer.evaluation.trec.Ranking.order`: handed the scores, trec_eval would compare them as float32 and
-others would break ties in their own way, so they are handed the ranks.
+Inferred AP is implemented here (:mod:`streamer.evaluation.infap`). All others come from ir_measures, which treats
+unjudged shots as not relevant and does not use strata. All measures use the same ranking, the best 1000 results by
+:meth:`~streamer.evaluation.trec.Ranking.order`. ir_measures is given ranks, not scores: trec_eval would compare scores
+as float32, and other implementations would break ties differently.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ _NAMES = MappingProxyType(
         "hit": "Success",
     }
 )
-"""What a measure may be called, and ir_measures' name for it."""
+"""The names of measures, and ir_measures' name for each."""
 
 _WITHOUT_CUTOFF, _WITH_CUTOFF = frozenset({INFERRED_AP, "AP", "nDCG", "RR"}), frozenset({"P", "R", "Success"})
 MEASURES_HELP = "infAP, AP, nDCG@k, P@k, R@k (recall), RR (MRR), Success@k (hit rate)"
 
 
 class MeasureError(Exception):
-    """A measure that there is not, or a library that is not installed; the message is one line."""
+    """An unknown measure, or a library that is not installed; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a run is worth: ``topics[topic][measure]``, and the ``mean`` of each measure over these topics.
+    """The measures of a run: ``topics[topic][measure]``, and the ``mean`` of each measure over these topics.
 
-    ``missing``: judged topics of which the run has nothing; ``not_judged``: the run's topics without judgments.
+    ``missing``: judged topics that are not in the run; ``not_judged``: the run's topics without judgments.
     """
 
     topics: Mapping[str, Mapping[str, float]]
@@ -64,14 +64,14 @@ class Evaluation:
 
 
 def measure_name(text: str) -> str:
-    """Return a measure's own name (``MRR`` is ``RR``); raises :class:`MeasureError` where there is none so called."""
+    """Return a measure's canonical name (``RR`` for ``MRR``); raises :class:`MeasureError` if it is unknown."""
     match = re.fullmatch(r"([a-z]+)(?:@([1-9][0-9]{0,3}))?", text.strip().lower())
     name = _NAMES.get(match[1]) if match else None
     if match is None or name is None or not (match[2] or name in _WITHOUT_CUTOFF):
-        raise MeasureError(f"{text!r} is no measure; there are {MEASURES_HELP}")
+        raise MeasureError(f"unknown measure {text!r}; available: {MEASURES_HELP}")
     cutoff = match[2]
     if cutoff and (name == INFERRED_AP or int(cutoff) > DEPTH):
-        raise MeasureError(f"{text!r}: infAP has no cutoff, and the others end at {DEPTH}")
+        raise MeasureError(f"{text!r}: infAP has no cutoff, and the largest cutoff of the others is {DEPTH}")
     return f"{name}@{cutoff}" if cutoff else name
 
 
@@ -80,8 +80,8 @@ def evaluate(
 ) -> Evaluation:
     """Compute ``measures`` for the topics that run and qrels have in common.
 
-    A judged topic of which the run has nothing is left out of the mean, as NIST does, or with ``missing_as_zero``
-    counts as 0. Raises :class:`TrecError` where no topic is in both, and :class:`MeasureError`.
+    A judged topic that is not in the run is left out of the mean, as NIST does, or with ``missing_as_zero`` counts as
+    0. Raises :class:`TrecError` if no topic is in both, and :class:`MeasureError`.
     """
     names = list(dict.fromkeys(measure_name(each) for each in measures))
     common = [topic for topic in qrels.topics if topic in run.topics]
@@ -111,7 +111,7 @@ def _by_library(
     judgments: Mapping[str, Judgments],
     values: Mapping[str, dict[str, float]],
 ) -> None:
-    """Put what ir_measures computes into ``values[topic][name]``."""
+    """Write the measures of ir_measures to ``values[topic][name]``."""
     try:
         import ir_measures  # noqa: PLC0415 - an optional extra
     except ImportError as error:
@@ -134,7 +134,7 @@ def _by_library(
 
 
 def missing_extra(error: ImportError) -> MeasureError:
-    """Say how to install what evaluation needs beyond inferred AP."""
+    """Make the error that says how to install the libraries for measures other than inferred AP."""
     return MeasureError(f'this needs the package {error.name}: pip install "cliprerank-streamer[evaluation]"')
 
 

@@ -1,7 +1,8 @@
-"""Reports as one self-contained HTML page: headline figures, texts, tables, pictures, and the JSON that they show.
+"""Reports as self-contained HTML pages: headline figures, texts, tables, pictures, and the JSON of all figures.
 
-Every number on a page is a :class:`Shown`, made by :func:`show` from the page's own data, so that what a reader sees
-and what a script reads from the page (the element ``#data``) cannot differ. A page runs no script and asks no network.
+Every number on a page is a :class:`Shown`, made by :func:`show` from the page's own data, so that the displayed numbers
+and the JSON in the page (the element ``#data``) cannot differ. A page runs no script and loads nothing from the
+network.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 NOTHING = "-"
-"""What is shown where the data has null."""
+"""The text for null values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A value of the page's data as text, and the path at which it stands there, as ``run/mean/infAP``."""
+    """A value of the page's data as text, with its path in the data, such as ``run/mean/infAP``."""
 
     text: str
     path: str
 
     def __str__(self) -> str:
-        """Return the text, for a terminal."""
+        """Return the text for a terminal."""
         return self.text
 
     def __html__(self) -> str:
-        """Return the text, with its path, for a template."""
+        """Return the text with its path for a template."""
         return f'<span data-figure="{html.escape(self.path)}">{html.escape(self.text)}</span>'
 
 
 def show(data: Mapping[str, Any], *path: str | int, form: str = ".4f", unit: str = "") -> Shown:
-    """Show the value at ``path`` of ``data`` in the format ``form``, whole numbers and texts as they are.
+    """Format the value at ``path`` of ``data`` by ``form``; integers and texts are not formatted.
 
-    A number of ``path`` is a position in a list.
+    A number in ``path`` is a list index.
     """
     value: Any = data
     for key in path:
@@ -55,7 +56,7 @@ def show(data: Mapping[str, Any], *path: str | int, form: str = ".4f", unit: str
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """One figure at the top; ``tone``: "gain", "loss" or nothing."""
+    """One headline figure; ``tone``: "gain", "loss" or empty."""
 
     value: Shown
     label: str
@@ -72,7 +73,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells; the columns at ``numeric`` stand to the right."""
+    """Rows of cells; the columns in ``numeric`` are right-aligned."""
 
     kind: ClassVar[str] = "table"
     columns: Sequence[str]
@@ -82,7 +83,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An ``<svg>`` element (:func:`streamer.evaluation.plots.picture` makes it), and what it shows."""
+    """An ``<svg>`` element, made by :func:`streamer.evaluation.plots.picture`, and its caption."""
 
     kind: ClassVar[str] = "picture"
     svg: str
@@ -91,7 +92,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page under a title."""
+    """A section of the page with its title."""
 
     title: str
     parts: Sequence[Text | Table | Picture]
@@ -99,7 +100,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A report: ``data`` is its JSON."""
+    """A report; ``data`` is its JSON."""
 
     title: str
     lead: str
@@ -109,7 +110,7 @@ class Page:
 
 
 def environment(*packages: str) -> jinja2.Environment:
-    """Make templates of ``packages`` usable, with ``base.html.j2`` for them to extend."""
+    """Return an environment with the templates of ``packages`` and ``base.html.j2``, which they extend."""
     loaders = [jinja2.PackageLoader(package, "templates") for package in (*packages, "streamer.evaluation")]
     return jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -117,7 +118,7 @@ def environment(*packages: str) -> jinja2.Environment:
 
 
 def embedded(data: Mapping[str, Any]) -> str:
-    """Return JSON that can stand in a ``<script>`` element: no "<" in it can end the element."""
+    """Return JSON for a ``<script>`` element, with "<" escaped so that it cannot end the element."""
     return orjson.dumps(data).decode().replace("<", "\\u003c")
 
 

@@ -1,8 +1,8 @@
-"""What reranking would change for a platform's own users: figures of many answers, and of clicks where there are any.
+"""What reranking would change for a platform's own users: figures of reranked queries and, if given, of clicks.
 
 Order: rank-biased overlap of both lists (Webber, Moffat, Zobel, "A Similarity Measure for Indefinite Rankings", TOIS
-2010, RBO_EXT with p = 0.9, by which the first ten ranks have 86 % of the weight), and Kendall's tau. Clicks: a query's
-reciprocal rank is that of its best placed clip that was clicked, its hit@k whether any was among the first k.
+2010, RBO_EXT with p = 0.9, which gives the first ten ranks 86 % of the weight), and Kendall's tau. Clicks: a query's
+reciprocal rank is that of its highest ranked clicked clip, its hit@k whether a clicked clip is among the first k.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 PERSISTENCE = 0.9
 FIRST = 10
-"""Ranks that most users look at."""
+"""Number of ranks that most users look at."""
 HITS = (1, 5, 10)
 EARLY_MS = 1_000
-"""A moment not after it need not be shown: the clip begins with it."""
+"""A moment up to this time adds nothing for users, because the clip begins with it."""
 MAX_CLICKS = 20_000_000
 _MAX_LINE_BYTES = 65_536
 
 
 class Click(msgspec.Struct, frozen=True):
-    """One click on a result: a line of JSON, or a record of a topic; other fields are ignored."""
+    """One click on a result, as a JSON line or a record of a topic; unknown fields are ignored."""
 
     query_id: Id
     clip_id: Id
@@ -43,17 +43,17 @@ class Click(msgspec.Struct, frozen=True):
 
 
 class Clicks:
-    """The clips that were clicked, by query."""
+    """The clicked clips by query."""
 
     def __init__(self) -> None:
         self.of: dict[str, set[str]] = {}
         self.count = 0
         self.unknown = 0
-        """Clicks on what was not among the results of the query."""
+        """Clicks on clips that were not among the query's results."""
         self._decoder = msgspec.json.Decoder(Click)
 
     def add(self, value: bytes, place: str) -> None:
-        """Take one click; raises :class:`ReplayError` where it is none."""
+        """Add one click. Raises :class:`ReplayError` if it is invalid."""
         try:
             click = self._decoder.decode(value)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -65,7 +65,7 @@ class Clicks:
         self.of.setdefault(click.query_id, set()).add(click.clip_id)
 
     def read(self, path: Path) -> None:
-        """Take a file of one click a line."""
+        """Add the clicks of a file, one per line."""
         try:
             with path.open("rb") as file:
                 number = 0
@@ -79,7 +79,7 @@ class Clicks:
 
 @dataclass(slots=True)
 class Pilot:
-    """What was counted of answers so far; lists hold a number for each query that was reranked."""
+    """The counts over the reranked queries so far; lists have one number per query that was reranked."""
 
     top: int
     clicks: Clicks
@@ -97,7 +97,7 @@ class Pilot:
     after: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, answer: QueryReranked, *, served: bool) -> None:
-        """Count an answer; ``served`` by a running reranker, whose latency and degradation count too."""
+        """Add a reranked query; ``served`` by a running service, whose latency and degradation count too."""
         self.queries += 1
         if served:
             self.latency_ms.append((answer.reranked_at - answer.issued_at).total_seconds() * 1000)
@@ -132,7 +132,7 @@ class Pilot:
             self.after[answer.query_id] = _by_clicks(min(result.rank for result in found))
 
     def data(self) -> dict[str, Any]:
-        """Return the figures as JSON, numbers unrounded; None for what nothing tells."""
+        """Return the figures as JSON, numbers unrounded; None for figures without data."""
         degraded = sum(self.degraded.values())
         return {
             "queries": self.queries,
@@ -177,9 +177,9 @@ class Pilot:
 
 
 def rank_biased_overlap(initial_ranks: np.ndarray[Any, Any]) -> float:
-    """Return RBO_EXT of two lists' first k, from the ranks (k,), from 1, that the one's had in the other."""
+    """Return RBO_EXT of two lists' first k results from the ranks (k,), from 1, of one's results in the other."""
     depths = np.arange(1, len(initial_ranks) + 1)
-    # Both lists' first d share what is among the one's first d and had a rank up to d.
+    # The overlap at depth d: results among the first d of one list with a rank up to d in the other.
     enters = np.maximum(initial_ranks, depths)
     shared = np.searchsorted(np.sort(enters), depths, side="right")
     agreement = shared / depths

@@ -1,4 +1,4 @@
-"""The pilot's report: what the figures decide, as JSON, tables for a terminal, and an HTML page."""
+"""The pilot's report and its decision: as JSON, as tables for a terminal and as an HTML page."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Data = dict[str, Any]
 YES, NO, UNKNOWN = "yes", "no", "not known"
 GO, STOP, COLLECT = "go", "stop", "collect more"
 BIAS = (
-    "Clicks carry position bias: people saw the engine's order and click on what stands first, whatever it is. So its "
-    "own order looks better than it is, and what reranking brought up was hardly seen. A gain here is worth more than "
-    "its number, a loss less; only showing both orders (an A/B test or interleaving) settles it."
+    "Clicks have position bias: users saw the engine's order, and the first results are clicked most in any order. "
+    "This overrates the engine's order, because clips that reranking moved up were rarely seen. A gain here is "
+    "therefore a lower estimate; only an A/B test or interleaving of both orders gives the true difference."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the figures must reach; docs/pilot.md says why these."""
+    """The limits of the criteria; docs/pilot.md explains them."""
 
     queries: int = 1_000
     clicked: int = 200
@@ -39,20 +39,23 @@ class Limits:
 
 
 def decide(found: Mapping[str, Any], limits: Limits) -> Data:
-    """Return ``figures`` with the decision: each criterion's figure, limit and answer, and what follows."""
+    """Return the figures with each criterion's figure, limit and result, and the decision."""
     clicks = found["clicks"] or {}
     mrr = clicks.get("measures", {}).get("MRR", {})
     service, order = found["service"], found["order"]
     criteria = [
         _criterion("enough queries", found["queries"], "at least", limits.queries),
         _criterion(
-            "candidates without frames", found["coverage"]["not_embedded_share"], "at most", limits.not_embedded
+            "share of candidates without frames",
+            found["coverage"]["not_embedded_share"],
+            "at most",
+            limits.not_embedded,
         ),
-        _criterion("the order changes: overlap of the first ranks", order["overlap"], "at most", limits.overlap),
-        _criterion("degraded answers", service["degraded_share"], "at most", limits.degraded),
-        _criterion("latency, 95 of 100, ms", service["p95_ms"], "at most", limits.latency_ms),
+        _criterion("rank-biased overlap with the engine's order", order["overlap"], "at most", limits.overlap),
+        _criterion("share of degraded queries", service["degraded_share"], "at most", limits.degraded),
+        _criterion("latency p95 (ms)", service["p95_ms"], "at most", limits.latency_ms),
         _criterion("enough queries with clicks", clicks.get("queries"), "at least", limits.clicked),
-        _criterion("clicks: MRR's gain is at least, 95 %", mrr.get("gain_low"), "at least", -limits.mrr_loss),
+        _criterion("MRR change, lower 95 % bound", mrr.get("gain_low"), "at least", -limits.mrr_loss),
     ]
     answers = {each["name"]: each["met"] for each in criteria}
     enough = all(answers[name] == YES for name in ("enough queries", "enough queries with clicks"))
@@ -79,19 +82,19 @@ def _decisions(found: Data) -> Iterator[list[Shown | str]]:
 
 
 _DECISION = ("criterion", "figure", "", "limit", "met")
-_CLICKS = ("measure", "before", "after", "gain", "95 % from", "to", "p")
+_CLICKS = ("measure", "engine", "reranked", "change", "95 % CI from", "to", "p")
 _FIGURES = (
     ("queries", ("queries",), ""),
     ("rank-biased overlap with the engine's order", ("order", "overlap"), ".3f"),
-    ("Kendall's tau to it", ("order", "tau"), ".3f"),
-    ("of the first ten, new there", ("order", "new_in_first"), ".3f"),
-    ("of the first ten, moved", ("order", "moved_in_first"), ".3f"),
-    ("of the first ten, moment later than the first second", ("order", "later_moments"), ".3f"),
-    ("candidates without frames", ("coverage", "not_embedded_share"), ".3f"),
-    ("degraded answers", ("service", "degraded_share"), ".4f"),
-    ("latency, median, ms", ("service", "p50_ms"), ".1f"),
-    ("latency, 95 of 100, ms", ("service", "p95_ms"), ".1f"),
-    ("latency, 99 of 100, ms", ("service", "p99_ms"), ".1f"),
+    ("Kendall's tau vs. engine order", ("order", "tau"), ".3f"),
+    ("share of top-10 results that are new", ("order", "new_in_first"), ".3f"),
+    ("share of top-10 results that moved", ("order", "moved_in_first"), ".3f"),
+    ("share of top-10 moments after the first second", ("order", "later_moments"), ".3f"),
+    ("share of candidates without frames", ("coverage", "not_embedded_share"), ".3f"),
+    ("share of degraded queries", ("service", "degraded_share"), ".4f"),
+    ("latency p50 (ms)", ("service", "p50_ms"), ".1f"),
+    ("latency p95 (ms)", ("service", "p95_ms"), ".1f"),
+    ("latency p99 (ms)", ("service", "p99_ms"), ".1f"),
 )
 
 
@@ -109,12 +112,12 @@ def _click_rows(found: Data) -> list[list[Shown | str]]:
 
 
 def terminal(found: Data) -> Iterator[TerminalTable]:
-    """Make the tables: figures, clicks, decision."""
+    """Make the terminal tables: figures, clicks, decision."""
     tables: list[tuple[str, tuple[str, ...], list[list[Shown | str]]]] = [
         (f"The first {found['top']} results", ("figure", ""), _figures(found))
     ]
     if found["clicks"] is not None:
-        tables.append(("Clicks, of which position bias favours the engine's order", _CLICKS, _click_rows(found)))
+        tables.append(("Clicks (position bias favours the engine's order)", _CLICKS, _click_rows(found)))
     tables.append((f"Decision: {found['decision']}", _DECISION, list(_decisions(found))))
     for title, columns, rows in tables:
         table = TerminalTable(*columns, title=title, title_justify="left")
@@ -124,19 +127,19 @@ def terminal(found: Data) -> Iterator[TerminalTable]:
 
 
 def page(found: Data) -> Page:
-    """Make the page."""
+    """Make the HTML page."""
     headline = [
-        Headline(show(found, "decision"), "what the figures say", "gain" if found["decision"] == GO else ""),
+        Headline(show(found, "decision"), "decision", "gain" if found["decision"] == GO else ""),
         Headline(show(found, "queries"), "queries"),
-        Headline(show(found, "order", "overlap", form=".3f"), "overlap with the engine's order"),
-        Headline(show(found, "order", "new_in_first", form=".3f"), "of the first ten are new there"),
+        Headline(show(found, "order", "overlap", form=".3f"), "rank-biased overlap with the engine's order"),
+        Headline(show(found, "order", "new_in_first", form=".3f"), "share of top-10 results that are new"),
     ]
     sections = [
         Section("Decision", [Table(_DECISION, list(_decisions(found)), frozenset({1, 3}))]),
-        Section("What changes", [Table(("figure", ""), _figures(found), frozenset({1}))]),
+        Section("Changes", [Table(("figure", ""), _figures(found), frozenset({1}))]),
     ]
     if found["clicks"] is not None:
         numeric = frozenset(range(1, len(_CLICKS)))
         sections.append(Section("Clicks", [Text(BIAS), Table(_CLICKS, _click_rows(found), numeric)]))
-    lead = f"The first {found['top']} results of each query, as the engine gave them and reranked."
-    return Page("What reranking would change here", lead, found, headline, sections)
+    lead = f"The first {found['top']} results of each query, in the engine's order and reranked."
+    return Page("Effect of reranking on recorded queries", lead, found, headline, sections)

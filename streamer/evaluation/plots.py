@@ -1,4 +1,4 @@
-"""Pictures for reports: matplotlib's SVG, made to stand inside a page."""
+"""Plots for reports: matplotlib's SVG, adapted for embedding in a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OLD, NEW, LOSS, QUIET = "#9aa7b5", "#2563eb", "#b5432e", "#dfe4ea"
-"""The pages' colours: the base, what is new, what got worse, what is in the background."""
+"""The pages' colours: base, reranked, worse, background."""
 
 
 def picture(
@@ -24,8 +24,9 @@ def picture(
 ) -> Picture:
     """Let ``draw`` fill axes of ``size`` inches.
 
-    ``name`` and a hyphen stand before every id, so that pictures of one page do not share any: what is drawn with the
-    gid "1501" is the element "gains-1501" of the picture "gains". Raises MeasureError where there is no matplotlib.
+    Every id is prefixed with ``name`` and a hyphen, so that ids are unique in a page with several pictures: an artist
+    with the gid "1501" becomes the element "gains-1501" of the picture "gains". Raises MeasureError if matplotlib is
+    not installed.
     """
     try:
         import matplotlib as mpl  # noqa: PLC0415 - an optional extra
@@ -44,12 +45,12 @@ def picture(
         "grid.color": QUIET,
     }
     with mpl.rc_context(style), warnings.catch_warnings():
-        # Topics may be named in any script; the browser has the glyphs that matplotlib's font lacks.
+        # Topic names may be in any script; the browser has the glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         canvas = Figure(figsize=size, layout="constrained")
         draw(canvas.subplots())
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    # The page is HTML: the XML declaration and the document type have no place inside it.
+    # An XML declaration and a document type are not allowed inside HTML.
     svg = buffer.getvalue().partition("<svg")[2]
     return Picture("<svg" + re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg), caption)

@@ -1,4 +1,4 @@
-"""Result lists that an engine gave, as the events of ``query.results``: from a TREC run, a file or the topic itself."""
+"""An engine's result lists as ``query.results`` events: from a TREC run, a file or the topic itself."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ E = TypeVar("E", QueryResults, QueryReranked)
 
 
 class ReplayError(Exception):
-    """A replay that cannot be made, or would not be what was asked for; the message is one line."""
+    """A replay that is impossible, or that would differ from the request; the message is one line."""
 
 
 def questions_of(run: Run, topics: Mapping[str, str]) -> Iterator[QueryResults]:
-    """Make the event of each topic of a run: its results best first, at most the 5,000 that an event may hold.
+    """Make an event for each topic of a run: its results best first, at most the 5,000 that an event may have.
 
-    Raises :class:`ReplayError` for a topic that ``topics`` has no text of.
+    Raises :class:`ReplayError` for a topic without a text in ``topics``.
     """
     for topic, ranking in run.topics.items():
         text = topics.get(topic)
@@ -60,7 +60,7 @@ def events_of_file(path: Path, codec: Codec = JSON) -> Iterator[QueryResults]:
 
 
 def answers_of_file(path: Path, codec: Codec = JSON) -> Iterator[QueryReranked]:
-    """Read recorded answers likewise."""
+    """Read recorded query.reranked events likewise."""
     return _of_file(path, QueryReranked, QUERY_RERANKED, codec)
 
 
@@ -80,7 +80,7 @@ def _of_file(path: Path, model: type[E], name: str, codec: Codec) -> Iterator[E]
 
 
 def events_of_topic(settings: Connection, codec: Codec = JSON) -> Iterator[QueryResults]:
-    """Read what the topic ``query.results`` holds now; what the service would refuse is left out, with a warning.
+    """Read the events that are in the topic ``query.results`` now; invalid ones are skipped with a warning.
 
     Raises :class:`~streamer.kafka.readers.topic_reader.ReadError`.
     """
@@ -88,7 +88,7 @@ def events_of_topic(settings: Connection, codec: Codec = JSON) -> Iterator[Query
 
 
 def answers_of_topic(settings: Connection, codec: Codec = JSON) -> Iterator[QueryReranked]:
-    """Read what the topic ``query.reranked`` holds now, likewise."""
+    """Read the events that are in the topic ``query.reranked`` now, likewise."""
     return _of_topic(settings, QueryReranked, QUERY_RERANKED, codec)
 
 
@@ -99,4 +99,4 @@ def _of_topic(settings: Connection, model: type[E], name: str, codec: Codec) -> 
                 try:
                     yield codec.decode(model, record.value, record.key)
                 except InvalidEvent as error:
-                    log.warning("not an event of its topic", place=record.place, error=str(error))
+                    log.warning("invalid event skipped", place=record.place, error=str(error))

@@ -1,10 +1,10 @@
-"""What the reranker makes of result lists that were given before: offline, or by the service that runs.
+"""Reranks recorded result lists: offline, or by the running service.
 
-Both ways share the code that reads, scores, blends and ranks, and both answer with the event ``query.reranked``, whose
-numbers are JSON's and so are carried to the last bit. A frame's cosine depends on the two vectors alone
-(:class:`streamer.scoring.FrameScorer`). A text's vector depends, in its last bits, on the texts that it shares a batch
-with; so each is encoded alone here, and through Kafka one question at a time is asked, which the service then finds
-alone in its queue.
+Both ways share the code that reads, scores, blends and ranks, and both return ``query.reranked`` events, whose JSON
+numbers are exact to the last bit. A frame's cosine depends only on the two vectors
+(:class:`streamer.scoring.FrameScorer`). A text's vector depends, in its last bits, on the other texts of its batch; so
+each text is encoded alone here, and through Kafka one query is sent at a time, which the service therefore processes
+alone.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
     from streamer.vectors import VectorReader
 
 _LARGEST = 1e38
-"""Scores of a run beyond it are cut off: the next float32 must exist."""
+"""Scores of a run are clipped to this, so that the next smaller float32 exists."""
 
 
 class TextVectors:
-    """The vectors of queries, each encoded alone; the last one is kept, since a query may come again and again."""
+    """Encodes each query alone; the last vector is cached, because a query may be repeated."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._last: tuple[str, npt.NDArray[np.float32]] | None = None
 
     def of(self, query: str) -> npt.NDArray[np.float32]:
-        """Return the vector (d,) of a query. Raises :class:`ReplayError` where the encoder fails."""
+        """Return the vector (d,) of a query. Raises :class:`ReplayError` if the encoder fails."""
         if self._last is None or self._last[0] != query:
             try:
                 self._last = query, self._encoder.encode_texts([query])[0]
@@ -62,7 +62,7 @@ class TextVectors:
 def offline(
     method: Method, questions: Iterable[QueryResults], encoder: Encoder, store: VectorReader
 ) -> Iterator[QueryReranked]:
-    """Answer questions as the reranker would by this method.
+    """Rerank queries by ``method`` as the service would.
 
     Raises :class:`~streamer.store.StoreUnavailableError` and :class:`ReplayError`.
     """
@@ -80,12 +80,12 @@ def through_kafka(
     timeout: float,
     codec: Codec = JSON,
 ) -> Iterator[QueryReranked]:
-    """Let the running reranker answer questions, one at a time, each within ``timeout`` seconds.
+    """Send queries to the running reranker, one at a time, and wait up to ``timeout`` seconds for each result.
 
-    They go out under query ids of their own, ``replay-<token>.<query id>``, by which a platform can tell them from
-    its users'; answers have the question's id again. They are made by the service's own method, in which the
-    parameters in ``required`` (some of :class:`~streamer.method.Method`'s, by name) must have the values given there.
-    Raises :class:`ReplayError`, :class:`~streamer.kafka.readers.request.RequestError`,
+    They are sent with their own query ids, ``replay-<token>.<query id>``, so that a platform can distinguish them from
+    its users' queries; results have the original ids again. The service applies its own method, whose parameters in
+    ``required`` (some of :class:`~streamer.method.Method`'s, by name) must have the given values. Raises
+    :class:`ReplayError`, :class:`~streamer.kafka.readers.request.RequestError`,
     :class:`~streamer.kafka.readers.topic_reader.ReadError`.
     """
     prefix = f"replay-{secrets.token_hex(4)}."
@@ -103,7 +103,7 @@ def through_kafka(
 
 def _check(required: Mapping[str, object], question: QueryResults, found: QueryReranked) -> None:
     if found.degraded is not None:
-        raise ReplayError(f"{question.query_id} was passed on in its initial order: {found.degraded}")
+        raise ReplayError(f"{question.query_id} was degraded: {found.degraded}")
     used = {"alpha": found.alpha, "depth": found.depth, "normalization": found.normalization}
     for name, asked in required.items():
         if asked != used[name]:
@@ -111,11 +111,11 @@ def _check(required: Mapping[str, object], question: QueryResults, found: QueryR
 
 
 def ranking_of(reranked: QueryReranked) -> Ranking:
-    """Return an answer as the results of a run, in its order, which every tool that sorts by score gives again.
+    """Return reranked results as a run's ranking, whose order every tool that sorts by score reproduces.
 
-    Tools break ties in ways of their own, and some compare as float32. A score is therefore the answer's own as long
-    as it is, as float32, less than the one before; else the next smaller float32. What is below the depth has no
-    score, and follows 1, 2, 3 ... below the last that has one.
+    Tools break ties differently, and some compare as float32. A score is therefore the original one if it is, as
+    float32, less than the score before it, else the next smaller float32. Candidates below the depth have no score and
+    get 1, 2, 3 ... less than the last score.
     """
     results = reranked.results
     within = [result.score for result in results if result.score is not None]
@@ -131,25 +131,25 @@ def ranking_of(reranked: QueryReranked) -> Ranking:
 
 
 class Replay:
-    """A run made of answers, and what was counted on the way."""
+    """A run made of reranked queries, with counts for the summary."""
 
     def __init__(self, answers: Iterable[QueryReranked]) -> None:
-        """Take all answers; raises :class:`ReplayError` where a query id comes twice, or nothing was reranked."""
+        """Add all reranked queries. Raises :class:`ReplayError` if a query id occurs twice or nothing was reranked."""
         self.topics: dict[str, Ranking] = {}
         self._statuses: Counter[Status] = Counter()
         self._method = ""
         for each in answers:
             if each.query_id in self.topics:
-                raise ReplayError(f"query id {each.query_id} comes twice, and a run has each topic once")
+                raise ReplayError(f"query id {each.query_id} occurs twice, but a run has each topic only once")
             self.topics[each.query_id] = ranking_of(each)
             self._statuses.update(result.status for result in each.results)
             self._method = f"alpha {each.alpha:g}, depth {each.depth}, {each.normalization}, model {each.model_id}"
         if not self.topics:
-            raise ReplayError("there is nothing to replay")
+            raise ReplayError("there are no queries to replay")
         if not self._statuses[Status.RERANKED]:
             raise ReplayError(f"none of the candidates is embedded ({self._method}); see streamer store stats")
 
     def summary(self) -> str:
-        """Say in a line what was done."""
+        """Return a summary in one line."""
         counted = ", ".join(f"{self._statuses[status]:,} {status.replace('_', ' ')}" for status in Status)
         return f"{len(self.topics):,} topics ({self._method}): {counted}"

@@ -1,4 +1,4 @@
-"""What ``streamer evaluate`` finds: as JSON, as tables for a terminal, as an HTML page."""
+"""The results of ``streamer evaluate``: as JSON, as tables for a terminal, as an HTML page."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 Data = dict[str, Any]
 
 _TERMINAL_TOPICS = 40
-"""Topics that the terminal shows: those that changed most; the page and the JSON have all."""
+"""Number of topics shown on a terminal, those that changed most; the page and the JSON have all."""
 _GAIN, _P = "+.4f", ".2g"
 _BARS = 60
-"""Topics up to which each has its name under its bar."""
+"""The largest number of topics for which bars have labels."""
 
 
 def data(base: Evaluation, reranked: Evaluation | None, comparison: Mapping[str, Comparison]) -> Data:
-    """Return everything as JSON, numbers unrounded."""
+    """Return all results as JSON, numbers unrounded."""
     found: Data = {"run": {"topics": base.topics, "mean": base.mean}}
     if reranked is not None:
         found["reranked"] = {"topics": reranked.topics, "mean": reranked.mean}
@@ -49,11 +49,11 @@ def data(base: Evaluation, reranked: Evaluation | None, comparison: Mapping[str,
 
 
 def terminal(found: Data) -> Iterator[TerminalTable]:
-    """Make a table of the topics of each measure, and one of what the measures come to."""
+    """Make a table of topics for each measure, and one of the means."""
     for measure in found["run"]["mean"]:
         topics = _by_change(found, measure)
         left_out = len(topics) - _TERMINAL_TOPICS
-        caption = f"and {left_out:,} topics more that changed less" if left_out > 0 else None
+        caption = f"and {left_out:,} more topics that changed less" if left_out > 0 else None
         table = _terminal_table(f"{measure} of each topic", _TOPIC_COLUMNS[: _width(found)], caption)
         for topic in topics[:_TERMINAL_TOPICS]:
             table.add_row(*(escape(str(cell)) for cell in _topic_row(found, measure, topic)))
@@ -65,7 +65,7 @@ def terminal(found: Data) -> Iterator[TerminalTable]:
 
 
 def page(found: Data, run: str, qrels: str, reranked: str = "", *, warnings: Sequence[str] = ()) -> Page:
-    """Make the page; ``run``, ``qrels`` and ``reranked`` are what to call the files."""
+    """Make the page; ``run``, ``qrels`` and ``reranked`` are the displayed names of the files."""
     measures = list(found["run"]["mean"])
     first = measures[0]
     compared = "comparison" in found
@@ -100,19 +100,19 @@ _SUMMARY = (
     ("before", "before", ".4f"),
     ("after", "after", ".4f"),
     ("gain", "gain", _GAIN),
-    ("gain, 95 % from", "gain_low", _GAIN),
-    ("gain, 95 % to", "gain_high", _GAIN),
+    ("gain, 95 % CI from", "gain_low", _GAIN),
+    ("gain, 95 % CI to", "gain_high", _GAIN),
     ("topics gained", "wins", ""),
     ("topics lost", "losses", ""),
     ("topics unchanged", "ties", ""),
     ("p, randomisation", "randomization_p", _P),
     ("p, t-test", "t_p", _P),
 )
-"""What the summary calls each field of a comparison, and its format."""
-_STRENGTH_COLUMNS = ("the run's own value: from", "to", "topics", "mean gain", "wins", "losses")
+"""The summary's label and format for each field of a comparison."""
+_STRENGTH_COLUMNS = ("value of the run, from", "to", "topics", "mean gain", "wins", "losses")
 _SIGNIFICANCE = (
-    "Over the topics that both runs have: p is the chance of a mean gain as far from 0 or farther if reranking changed "
-    "nothing, by a paired randomisation test and by a paired t-test, both two-sided, each measure by itself; the "
+    "Over the topics of both runs: p is the probability of a mean gain at least this far from 0 if reranking changed "
+    "nothing, by a paired randomisation test and a paired t-test, both two-sided, separately for each measure; the "
     "interval is the t-test's."
 )
 
@@ -142,7 +142,7 @@ def _summary_rows(found: Data) -> Iterator[list[Shown | str]]:
 
 
 def _by_change(found: Data, measure: str) -> list[str]:
-    """Return the topics of either run, those that changed most first; without a comparison in the file's order."""
+    """Return the topics of either run, largest change first; without a comparison, in file order."""
     if "comparison" not in found:
         return list(found["run"]["topics"])
     gains = found["comparison"][measure]["gains"]
@@ -237,7 +237,7 @@ def _strength_picture(found: Data, measure: str) -> Picture:
         axes.set_ylabel("gain")
         axes.legend(frameon=False)
 
-    caption = f"Gain by how strong the run is on a topic ({measure}); groups of equally many topics."
+    caption = f"Gain by the run's own value on a topic ({measure}); groups of equal size."
     return plots.picture(draw, name=f"strength-{_id(measure)}", caption=caption)
 
 

@@ -1,11 +1,11 @@
 """Inferred AP of one topic at every point of a grid of alphas, depths and normalisations, from its frame scores.
 
-A reranked list differs from the initial one in the order of its first candidates alone, and of that order the measure
-asks only where the relevant ones stand and how many pooled ones stand above them. So for each depth all blends are
-sorted at once, what is known of the candidates is summed along the sorted rows, several counts packed into each
-integer, and the sums are looked at where the relevant ones are. The scores are :func:`streamer.scoring.blend`'s and the
-measure is :meth:`~streamer.evaluation.infap.InferredAP.of_counts`: each value is, to the last bit, that of the
-run which a replay with these settings writes.
+A reranked list differs from the initial one only in the order of its first candidates, and the measure depends only on
+the ranks of the relevant ones and on the number of pooled ones above them. So for each depth all blends are sorted at
+once, the candidates' judgments are summed along the sorted rows, with several counts packed into each integer, and the
+sums are read at the relevant candidates. The scores are :func:`streamer.scoring.blend`'s and the measure is
+:meth:`~streamer.evaluation.infap.InferredAP.of_counts`: each value equals, to the last bit, the value of the run that a
+replay with these settings writes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from streamer.scoring import FloatArray, IntArray, Normalization
 
 _KINDS = 3
-"""What is counted of each stratum: pooled, judged and relevant shots."""
+"""The counts of each stratum: pooled, judged and relevant shots."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Every combination of these is a point; points are numbered with alpha running fastest, then normalisation."""
+    """The grid of all combinations; points are numbered with alpha varying fastest, then normalisation."""
 
     alphas: tuple[float, ...]
     depths: tuple[int, ...]
@@ -42,7 +42,7 @@ class Grid:
         return len(self.alphas) * len(self.depths) * len(self.normalizations)
 
     def points(self) -> Iterator[Method]:
-        """Go through the points in their order, each as the method that it stands for."""
+        """Yield each point's method, in order."""
         for depth in self.depths:
             for normalization in self.normalizations:
                 for alpha in self.alphas:
@@ -80,7 +80,7 @@ class TopicSweep:
         codes = self._codes.take(_best_first(blended))
         found = np.nonzero(self._counter.is_relevant(codes))[1].reshape(rows, -1)
         strata = np.take_along_axis(codes, found, axis=1) // _KINDS
-        # The relevant ones below the depth have kept their ranks and what is above them.
+        # Relevant candidates below the depth keep their ranks and the counts above them.
         kept = self._relevant >= top
         below = self._relevant[kept]
         ranks = _beside(found, below) + 1
@@ -90,9 +90,9 @@ class TopicSweep:
 
 
 def _beside(rows: npt.NDArray[Any], same: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Put ``same`` (k, ...) behind each row of ``rows`` (r, m, ...): (r, m + k, ...), rows contiguous.
+    """Append ``same`` (k, ...) to each row of ``rows`` (r, m, ...): (r, m + k, ...), rows contiguous.
 
-    numpy sums what is not in another order, which would show in the last bit.
+    numpy sums non-contiguous arrays in another order, which would change the last bit.
     """
     joined = np.empty((len(rows), rows.shape[1] + len(same), *rows.shape[2:]), rows.dtype)
     joined[:, : rows.shape[1]] = rows
@@ -103,7 +103,7 @@ def _beside(rows: npt.NDArray[Any], same: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _best_first(scores: FloatArray) -> IntArray:
     """Order the columns of each row of (r, n), best first; ties keep their order.
 
-    A stable sort takes five times as long as one that is not, and ties are rare: only the rows that have some need it.
+    A stable sort takes five times as long as an unstable one, and ties are rare: only rows with ties are sorted stably.
     """
     order = np.argsort(-scores, axis=1)
     ranked = np.take_along_axis(scores, order, axis=1)
@@ -114,14 +114,14 @@ def _best_first(scores: FloatArray) -> IntArray:
 
 
 class _Counter:
-    """Counts what stands above results, stratum by stratum, several counts in each 64-bit integer."""
+    """Counts the shots above results by stratum, with several counts packed into each 64-bit integer."""
 
     def __init__(self, codes: IntArray) -> None:
         self._strata = int(codes.max(initial=-1)) // _KINDS + 1
         counts = _KINDS * self._strata
         self._bits = max(1, len(codes).bit_length())
         self._in_each = 63 // self._bits
-        # What a code adds to each integer; -1, outside the pool, is the last column, which adds nothing.
+        # The increment of each code; code -1, outside the pool, selects the last column, which adds nothing.
         self._adds = np.zeros((-(-counts // self._in_each), counts + 1), np.int64)
         for code in range(counts):
             stratum, said = divmod(code, _KINDS)
@@ -131,11 +131,11 @@ class _Counter:
         self._is_relevant = np.append(np.arange(counts) % _KINDS == RELEVANT, False)
 
     def is_relevant(self, codes: IntArray) -> npt.NDArray[np.bool_]:
-        """Tell which codes are those of relevant shots."""
+        """Return which codes are those of relevant shots."""
         return self._is_relevant.take(codes)
 
     def above(self, codes: IntArray, found: IntArray) -> npt.NDArray[np.int64]:
-        """Count in each row of ``codes`` (r, n) what stands above the columns ``found`` (r, m): (r, m, strata, 3)."""
+        """Count the shots above the columns ``found`` (r, m) in each row of ``codes`` (r, n): (r, m, strata, 3)."""
         counts = np.empty((*found.shape, len(self._adds) * self._in_each), np.int64)
         for word, adds in enumerate(self._adds):
             each = adds.take(codes)

@@ -1,4 +1,4 @@
-"""What ``streamer sweep`` finds: as JSON, as tables for a terminal, as an HTML page."""
+"""The results of ``streamer sweep``: as JSON, as tables for a terminal, as an HTML page."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 Data = dict[str, Any]
 
 COSTS = {
-    "ms": "milliseconds a query",
-    "bytes_a_clip": "stored bytes a clip",
-    "frames_a_clip": "encoded frames a clip",
+    "ms": "milliseconds per query",
+    "bytes_a_clip": "stored bytes per clip",
+    "frames_a_clip": "encoded frames per clip",
 }
-"""What gain is weighed against."""
+"""The costs that are compared with the gain."""
 _STORED = "stored"
 
 
 def data(found: Sweep, caution: Caution, folds: int) -> Data:
-    """Return everything as JSON, numbers unrounded; ``folds`` of the cross-validation, 0 for none."""
+    """Return all results as JSON, numbers unrounded; ``folds``: number of cross-validation folds, 0 for none."""
     gains = found.values - found.base[:, None]
     points = [
         {
@@ -88,7 +88,7 @@ def _cross_validation(result: CrossValidation, points: Sequence[Data], folds: in
 
 
 def _trade_off(points: Sequence[Data], columns: Sequence[Column], gains: FloatArray) -> list[Data]:
-    """Return the best point of each model, variant and depth, and by which costs no other of them beats it."""
+    """Return the best point of each model, variant and depth, and for which costs it is Pareto-optimal."""
     means = gains.mean(axis=0)
     best = [
         max(numbers, key=lambda number: (means[number], -number))
@@ -108,19 +108,19 @@ def _trade_off(points: Sequence[Data], columns: Sequence[Column], gains: FloatAr
 
 _COLUMNS = (
     ("model", "model", ""),
-    ("every", "frame_interval", "g"),
+    ("frame interval (s)", "frame_interval", "g"),
     ("precision", "precision", ""),
     ("depth", "depth", ""),
-    ("normalised", "normalization", ""),
+    ("normalization", "normalization", ""),
     ("alpha", "alpha", "g"),
     ("infAP", "infAP", ".4f"),
     ("gain", "gain", "+.4f"),
-    ("losing", "losing", ".3f"),
-    ("ms", "ms", ".3g"),
-    ("bytes a clip", "bytes_a_clip", ".0f"),
-    ("frames a clip", "frames_a_clip", ".1f"),
+    ("topics worse", "losing", ".3f"),
+    ("ms/query", "ms", ".3g"),
+    ("bytes/clip", "bytes_a_clip", ".0f"),
+    ("frames/clip", "frames_a_clip", ".1f"),
 )
-"""What a table calls each field of a point, and its format."""
+"""The column title and format of each field of a point."""
 _TERMINAL_COLUMNS = 10
 
 
@@ -135,20 +135,20 @@ def _choices(found: Data) -> Iterator[tuple[str, list[Shown | str]]]:
 
 
 def terminal(found: Data) -> Iterator[TerminalTable]:
-    """Make tables of what to choose, what it promises, and what it costs."""
-    # The page and the JSON have all columns; a terminal is narrow, and mostly there is one model.
+    """Make tables of the recommended settings, their gain on unseen topics, and their costs."""
+    # The page and the JSON have all columns; a terminal is narrow, and usually there is only one model.
     first = 0 if len({point["model"] for point in found["points"]}) > 1 else 1
     columns = [name for name, _, _ in _COLUMNS[first:_TERMINAL_COLUMNS]]
     chosen = [[title, *row[first:_TERMINAL_COLUMNS]] for title, row in _choices(found)]
-    yield _terminal("What to choose", ["", *columns], chosen)
+    yield _terminal("Recommended settings", ["", *columns], chosen)
     if found["cross_validation"]:
-        yield _terminal("On topics that the choice has not seen", _UNSEEN, _unseen(found))
+        yield _terminal("Cross-validation on unseen topics", _UNSEEN, _unseen(found))
     rows = [_row(found, "trade_off", number) for number in range(len(found["trade_off"]))]
     best = [row[first:_TERMINAL_COLUMNS] for row in rows]
-    yield _terminal("The best of each model, interval, precision and depth", columns, best)
+    yield _terminal("Best setting for each model, interval, precision and depth", columns, best)
 
 
-_UNSEEN = ("choice", "gain where chosen", "gain unseen", "losing unseen", "alphas from", "to")
+_UNSEEN = ("setting", "gain, all topics", "gain, unseen topics", "topics worse, unseen", "alphas from", "to")
 
 
 def _unseen(found: Data) -> list[list[Shown | str]]:
@@ -175,20 +175,20 @@ def _terminal(title: str, columns: Sequence[str], rows: Any) -> TerminalTable:
 
 
 def page(found: Data, run: str, qrels: str) -> Page:
-    """Make the page; ``run`` and ``qrels`` are what to call the files."""
+    """Make the page; ``run`` and ``qrels`` are the displayed names of the files."""
     caution = found["caution"]
-    bound = f"at most {100 * caution['share']:g} % of the topics lose more than {caution['loss']:g}"
+    bound = f"at most {100 * caution['share']:g} % of the topics get worse by more than {caution['loss']:g}"
     headline = [
         Headline(show(found, "base"), "mean infAP of the run"),
-        Headline(show(found, "best", "infAP"), "at best"),
+        Headline(show(found, "best", "infAP"), "mean infAP, best setting"),
     ]
     if found["conservative"] is None:
-        advice: list[Text | Table] = [Text(f"No setting is conservative: {bound}.")]
+        advice: list[Text | Table] = [Text(f"No setting is conservative, which means that {bound}.")]
     else:
         headline.append(
-            Headline(show(found, "conservative", "gain", form="+.4f"), "gain, conservative setting", "gain")
+            Headline(show(found, "conservative", "gain", form="+.4f"), "gain of the conservative setting", "gain")
         )
-        advice = [Text(f"Conservative: the largest gain where {bound}.")]
+        advice = [Text(f"Conservative: the largest gain among the settings in which {bound}.")]
     numeric = frozenset(range(3, len(_COLUMNS)))
     rows = [[title, *row] for title, row in _choices(found)]
     advice.append(Table(["", *(name for name, _, _ in _COLUMNS)], rows, frozenset(each + 1 for each in numeric)))
@@ -197,12 +197,12 @@ def page(found: Data, run: str, qrels: str) -> Page:
     trade_off = [_row(found, "trade_off", number) for number in range(len(found["trade_off"]))]
     pictures = [_curve(found, cost) for cost in COSTS]
     return Page(
-        title="Which setting, and what it costs",
-        lead=f"{run} reranked in {len(found['points']):,} ways, judged by {qrels}",
+        title="Settings of reranking: gain and cost",
+        lead=f"{run} reranked with {len(found['points']):,} settings, judged by {qrels}",
         data=found,
         headline=headline,
         sections=[
-            Section("What to choose", advice),
+            Section("Recommended settings", advice),
             Section("Alpha", [_alphas(found)]),
             Section(
                 "Gain and cost",
@@ -213,18 +213,19 @@ def page(found: Data, run: str, qrels: str) -> Page:
 
 
 _WHY_UNSEEN = (
-    "Losing is the share of topics that lose more than the bound; every is the seconds between frames. The largest of "
-    "many gains is partly luck. So the choice is made anew without each part of the topics, and measured on that part "
-    "alone: what a setting promises for queries to come is the gain on unseen topics."
+    "Topics worse is the share of topics that lose more than the bound. The largest of many gains is partly chance. "
+    "Therefore the choice is cross-validated: it is repeated without each fold of topics and measured on that fold. "
+    "The gain on unseen topics is the estimate for future queries."
 )
 _COSTS = (
-    "Milliseconds are one query's on this machine, in one thread: its text encoded, its candidates read and scored. Of "
-    "intervals and precisions other than the stored ones, reading is taken to be in proportion to the bytes."
+    "Milliseconds are for one query on this machine, in one thread: encoding its text, reading and scoring its "
+    "candidates. For intervals and precisions other than the stored ones, the reading time is assumed to be "
+    "proportional to the number of bytes."
 )
 
 
 def _alphas(found: Data) -> Picture:
-    """Draw the gain by alpha, for each normalisation, with all else as in the best setting."""
+    """Draw the gain by alpha for each normalisation, with all other settings as in the best one."""
     chosen = found["best"]
 
     def draw(axes: Axes) -> None:
@@ -234,11 +235,11 @@ def _alphas(found: Data) -> Picture:
             line = sorted((each["alpha"], each["gain"]) for each in like if each["normalization"] == normalization)
             axes.plot(*zip(*line, strict=True), marker="o", markersize=3, label=normalization)
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.set_xlabel("alpha: the weight of the engine's own score")
+        axes.set_xlabel("alpha (weight of the engine's score)")
         axes.set_ylabel("mean gain in infAP")
         axes.legend(frameon=False)
 
-    return plots.picture(draw, name="alpha", caption="Mean gain by alpha, with all else as in the best setting.")
+    return plots.picture(draw, name="alpha", caption="Mean gain by alpha; all other settings as in the best one.")
 
 
 def _curve(found: Data, cost: str) -> Picture:
@@ -251,4 +252,4 @@ def _curve(found: Data, cost: str) -> Picture:
         axes.set_xlabel(COSTS[cost])
         axes.set_ylabel("mean gain in infAP")
 
-    return plots.picture(draw, name=f"cost-{cost}", caption=f"Gain against {COSTS[cost]}; blue: what no other beats.")
+    return plots.picture(draw, name=f"cost-{cost}", caption=f"Gain against {COSTS[cost]}; blue: Pareto-optimal.")

@@ -1,4 +1,4 @@
-"""A sweep over all topics of a run: models one after the other, and of each the texts and the store read once."""
+"""A sweep over all topics of a run: one model at a time, whose texts and stored records are read once."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from streamer.store import Store
 
 MAX_VALUES = 50_000_000
-"""Most values (topics x points) of a sweep: 400 MB."""
+"""Most values (topics x points) of a sweep: 400 MB of memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model to sweep with: what it is called, its text side, and the store with its records."""
+    """One model of a sweep: its name, its text encoder, and the store with its records."""
 
     name: str
     encoder: Encoder
@@ -38,10 +38,11 @@ class Model:
 
 
 class Column(NamedTuple):
-    """One setting of everything.
+    """One combination of settings.
 
-    ``ms``: a query's, for encoding its text, reading and scoring its candidates; measured as stored, and for other
-    variants reading in proportion to the bytes. ``bytes_a_clip`` and ``frames_a_clip``: of the embedded candidates.
+    ``ms``: milliseconds per query for encoding its text, reading and scoring its candidates; measured for the stored
+    variant, with the reading time of other variants proportional to their bytes. ``bytes_a_clip`` and
+    ``frames_a_clip``: means over the embedded candidates.
     """
 
     model: str
@@ -54,7 +55,7 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """``values`` (t, c): inferred AP of each of ``topics`` with the setting of each column; ``base`` (t,) the run's."""
+    """``values`` (t, c): inferred AP of each of ``topics`` with each column's settings; ``base`` (t,): of the run."""
 
     topics: tuple[str, ...]
     base: FloatArray
@@ -64,7 +65,7 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class _Topic:
-    """A topic's text and results best first, with what is known of them."""
+    """A topic's text, and its results best first with their judgments."""
 
     text: str
     shots: tuple[str, ...]
@@ -75,14 +76,14 @@ class _Topic:
 def sweep(
     run: Run, topics: Mapping[str, str], qrels: Qrels, models: Iterable[Model], variants: Sequence[Variant], grid: Grid
 ) -> Sweep:
-    """Measure every combination; ``models`` are asked for one at a time.
+    """Measure every combination; ``models`` are consumed one at a time.
 
-    In memory are the results of one topic's candidates at a time, and of each combination the values alone. Raises
+    Memory holds the frame scores of one topic at a time, and only the values of each combination. Raises
     :class:`ReplayError` and :class:`~streamer.store.StoreUnavailableError`.
     """
     common = [topic for topic in run.topics if topic in qrels.topics]
     if not common:
-        raise ReplayError("no topic is in the run and in the qrels")
+        raise ReplayError("no topic is in both the run and the qrels")
     if missing := next((topic for topic in common if topic not in topics), None):
         raise ReplayError(f"topic {missing} of the run has no text among the {len(topics)} topics")
     columns: list[Column] = []
@@ -90,7 +91,7 @@ def sweep(
     base: list[float] = []
     for model in models:
         if len(common) * (len(columns) + len(variants) * len(grid)) > MAX_VALUES:
-            raise ReplayError(f"{len(common)} topics at so many points are more than {MAX_VALUES:,} values")
+            raise ReplayError(f"{len(common)} topics at this many points exceed {MAX_VALUES:,} values")
         costs = Costs()
         text_s = 0.0
         sizes = []

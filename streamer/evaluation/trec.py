@@ -1,11 +1,11 @@
-"""TREC's files: runs, TRECVID AVS judgments (qrels) and topics, read with limits, and written.
+"""Reads (with limits) and writes TREC files: runs, TRECVID AVS judgments (qrels) and topics.
 
     run     topic Q0 shot rank score tag    the rank is not used: the score alone decides (:meth:`Ranking.order`)
     qrels   topic 0 shot stratum rel        rel > 0 relevant, 0 not relevant, < 0 in the pool but not judged
     topics  topic<TAB>text of the query     or NIST's XML: elements with a num, each with a textDescription in it
 
-Fields stand between blanks or tabs, in UTF-8; empty lines are skipped; a file may be gzipped. What cannot be read ends
-in a :class:`TrecError` whose one line says which file, which line, what was expected and what was found.
+Fields are separated by blanks or tabs, in UTF-8; empty lines are skipped; a file may be gzipped. Invalid content raises
+a :class:`TrecError`, one line with the file, the line, what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ MAX_XML_BYTES = 16_777_216
 
 _MAX_REL = 1_000_000
 _SHOWN_BYTES = 80
-"""How much of what was found an error shows."""
+"""The length to which an error message cuts found text."""
 _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _BLANK = re.compile(r"[ \t-\r\0]")
 
 
 class TrecError(Exception):
-    """A file that is not what it should be; the message is one line."""
+    """An invalid file; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +74,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """What an engine returned: a :class:`Ranking` for each topic, in the file's order."""
+    """An engine's results: a :class:`Ranking` for each topic, in the file's order."""
 
     topics: Mapping[str, Ranking]
     tag: str = "run"
@@ -82,7 +82,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgments:
-    """The pool of one topic: distinct ``shots`` (n), the stratum that each was in, and what the assessors said.
+    """The pool of one topic: distinct ``shots`` (n), their strata and their judgments.
 
     ``strata`` (n,): positions in ``stratum_names``. ``rels`` (n,): > 0 relevant, 0 not relevant, < 0 not judged.
     """
@@ -94,7 +94,7 @@ class Judgments:
 
     @classmethod
     def of(cls, shots: Sequence[str], strata: Sequence[str], rels: Iterable[float]) -> Judgments:
-        """Put the judgments together from the columns of their file."""
+        """Build the judgments from the columns of their file."""
         names = sorted(set(strata))
         position = {name: number for number, name in enumerate(names)}
         codes = np.fromiter((position[stratum] for stratum in strata), np.intp, len(strata))
@@ -148,9 +148,9 @@ def read_topics(path: Path) -> dict[str, str]:
 
 
 def write_run(path: Path, run: Run) -> None:
-    """Write a run, the results of each topic ranked best first, its scores so that they are read back exactly.
+    """Write a run, the results of each topic ranked best first; scores are read back exactly.
 
-    Raises :class:`TrecError` for a name that the format cannot hold, since it has white space in it.
+    Raises :class:`TrecError` for a name with white space, which the format cannot represent.
     """
     _write(
         path,
@@ -176,13 +176,13 @@ def write_qrels(path: Path, qrels: Qrels) -> None:
 
 
 def write_topics(path: Path, topics: Mapping[str, str]) -> None:
-    """Write topics, one a line; white space inside a text becomes single blanks."""
+    """Write topics, one per line; white space inside a text becomes single blanks."""
     _write(path, (f"{_word(path, topic)}\t{' '.join(text.split())}\n" for topic, text in topics.items()))
 
 
 @dataclass(slots=True)
 class _Rows:
-    """One topic while its file is read: shots, scores or rels, strata, and the lines that they stand in."""
+    """One topic while its file is read: shots, scores or rels, strata, and their line numbers."""
 
     shots: list[str] = field(default_factory=list)
     values: array[float] = field(default_factory=lambda: array("d"))
@@ -196,7 +196,7 @@ class _Rows:
 
 
 class _Names:
-    """Identifiers of one file, each checked, decoded and kept in memory once."""
+    """The identifiers of one file, each checked and decoded once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -227,7 +227,7 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _rows(path: Path, columns: Sequence[str], *, last_is_text: bool = False) -> Iterator[tuple[int, list[bytes]]]:
-    """Give the number and the fields of each line that is not empty; with ``last_is_text`` the last takes the rest."""
+    """Yield the number and fields of each non-empty line; with ``last_is_text`` the last field takes the rest."""
     most_splits = len(columns) - 1 if last_is_text else -1
     number, empty = 0, True
     with _reading(path) as file:
@@ -282,7 +282,7 @@ def _refuse_repeats(path: Path, topics: Mapping[str, _Rows]) -> None:
 
 
 def _xml_topics(path: Path) -> dict[str, str]:
-    """Read the XML in which NIST publishes topics; entities are refused, since they can be bombs."""
+    """Read the XML in which NIST publishes topics; entities are refused, because they can expand without bound."""
     with _reading(path) as file:
         raw = file.read(MAX_XML_BYTES + 1)
     if len(raw) > MAX_XML_BYTES:

@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from streamer.vectors import ClipVectors
 
 AT_ONCE = 100
-"""Candidates whose vectors are in memory at once."""
+"""Number of candidates whose vectors are in memory at once."""
 COUNTED = 2_000
-"""Clips of which costs are counted where nothing but what is stored is asked for."""
+"""Number of clips whose costs are counted if only the stored variant is measured."""
 _WIDTHS: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
 
 
 class Variant(NamedTuple):
-    """How clips are embedded: ``interval_ms`` between frames and ``precision``; None as they are stored."""
+    """A way of embedding clips: ``interval_ms`` between frames and ``precision``; None means as stored."""
 
     interval_ms: int | None = None
     precision: Precision | None = None
 
     @property
     def is_stored(self) -> bool:
-        """Whether nothing differs from what the store holds."""
+        """Whether this is the stored variant."""
         return self == Variant()
 
 
@@ -50,7 +50,7 @@ class _Vectors(NamedTuple):
 
 @dataclass(slots=True)
 class Cost:
-    """What the embedded candidates of a variant add up to; ``seconds`` for scoring them from memory."""
+    """Sums over the embedded candidates of a variant; ``seconds``: time for scoring them from memory."""
 
     clips: int = 0
     frames: int = 0
@@ -60,23 +60,23 @@ class Cost:
 
 @dataclass(slots=True)
 class Costs:
-    """Of each variant; ``read_s`` is what reading and scoring took with the records as they are stored."""
+    """The costs of each variant; ``read_s``: the seconds for reading and scoring the records as stored."""
 
     of: dict[Variant, Cost] = field(default_factory=dict)
     read_s: float = 0.0
     candidates: int = 0
     scored: int = 0
-    """Candidates that have a record."""
+    """The number of candidates with a record."""
 
 
 def cosines_of(
     store: Store, clip_ids: Sequence[str], query: npt.NDArray[np.float32], variants: Sequence[Variant], costs: Costs
 ) -> dict[Variant, FloatArray]:
-    """Max-pool clips against a query (d,) for each variant: (n,), NaN where there is no record.
+    """Max-pool clips against a query (d,) for each variant: (n,), NaN without a record.
 
-    Each record is read once. Where all that is asked for is what is stored, costs are counted of the first clips only.
-    Raises :class:`~streamer.store.StoreUnavailableError`, and ValueError for vectors that were stored in less than a
-    variant's precision.
+    Each record is read once. If only the stored variant is measured, costs are counted for the first clips only.
+    Raises :class:`~streamer.store.StoreUnavailableError`, and ValueError if vectors are stored with a lower precision
+    than a variant's.
     """
     found = {variant: np.full(len(clip_ids), np.nan) for variant in variants}
     costs.candidates += len(clip_ids)
@@ -100,7 +100,7 @@ def cosines_of(
 
 
 class _Joined(ClipList):
-    """Clips that lie joined in memory, as a store gives them."""
+    """Clips that are contiguous in memory, as a store returns them."""
 
     def __init__(self, clips: Iterable[ClipVectors | None]) -> None:
         super().__init__(clips)
@@ -111,7 +111,7 @@ class _Joined(ClipList):
         self._blocks = [self._block(positions) for positions in by_dtype.values()]
 
     def blocks(self) -> Iterator[Block]:
-        """Give the clips of each precision."""
+        """Yield the clips of each precision."""
         return iter(self._blocks)
 
     def _block(self, positions: Sequence[int]) -> Block:
@@ -145,10 +145,10 @@ def _scored(query: npt.NDArray[np.float32], clips: _Joined, cost: Cost) -> Float
 
 
 def derive(record: Embedding, variant: Variant) -> ClipVectors:
-    """Make of a stored clip what the embedder would have stored with another interval or precision.
+    """Convert a stored clip to what the embedder would have stored with another interval or precision.
 
-    An interval that is a multiple of the stored one gives the very frames that it would have sampled; others, the
-    frames that are stored nearest before them.
+    An interval that is a multiple of the stored one selects exactly the frames that would have been sampled; other
+    intervals select the nearest earlier stored frames.
     """
     matrix, scales, times = record.matrix, record.scales, record.times_ms
     if variant.interval_ms is not None:
@@ -159,6 +159,6 @@ def derive(record: Embedding, variant: Variant) -> ClipVectors:
         scales = None if scales is None else scales[keep]
     if variant.precision is not None and matrix.dtype != np.dtype(variant.precision):
         if _WIDTHS[variant.precision] > matrix.dtype.itemsize:
-            raise ValueError(f"the store's vectors are {matrix.dtype}, which is less than {variant.precision}")
+            raise ValueError(f"the store's vectors are {matrix.dtype}, a lower precision than {variant.precision}")
         matrix, scales = quantize(matrix.astype(np.float32), variant.precision)
     return _Vectors(matrix, scales, times)

@@ -7,9 +7,8 @@ Only this package and the local broker import confluent_kafka. Pipelines need on
 from __future__ import annotations
 
 from streamer.kafka.dead_letters import dead_letter
-from streamer.kafka.inflight.record import InFlightRecord
 from streamer.kafka.loop import FatalError, Loop, Pipeline, Stop
-from streamer.kafka.records import Output, Record, carried
+from streamer.kafka.records import InFlightRecord, Output, Record, carried
 
 __all__ = [
     "FatalError",

@@ -25,8 +25,7 @@ from streamer.kafka.commit.transactions import FencedError, RestartError
 from streamer.kafka.dead_letters import redriven_for
 from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.inflight.partitions import Assignment
-from streamer.kafka.inflight.record import InFlightRecord
-from streamer.kafka.records import record_of
+from streamer.kafka.records import InFlightRecord, record_of
 from streamer.kafka.watch.monitor import Monitor
 from streamer.kafka.watch.topics import TopicWatch
 from streamer.kafka.watch.unreadable import UnreadableWatch

@@ -1,4 +1,4 @@
-"""Records as the consume loop and the pipelines exchange them: consumed records in, outputs out."""
+"""Records as the consume loop and the pipelines exchange them: consumed records in, in flight, and outputs out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import structlog
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from streamer.tracing import TRACEPARENT
 
-    from confluent_kafka import Message
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable, Iterable, Sequence
+
+    from confluent_kafka import KafkaError, Message, Producer
+
+    from streamer.tracing import Trace
 
 log = structlog.get_logger()
 
@@ -78,6 +83,46 @@ def carried(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
     return tuple((name, value) for name, value in headers if name == "traceparent" or name.startswith("ce_"))
 
 
+class InFlightRecord:
+    """One record that was received and is not committed yet.
+
+    A pipeline calls :meth:`complete` exactly once, from any thread; the committer calls it again to replace an output.
+    """
+
+    __slots__ = ("_wake", "completed", "outputs", "record", "revoked", "since", "size", "trace")
+
+    def __init__(self, record: Record, wake: Callable[[], None]) -> None:
+        self.record = record
+        self.outputs: Sequence[Output] | None = None
+        self.since: dt.datetime | None = None
+        self.size = record.size
+        """Bytes held until the record is committed: its own and those of its outputs."""
+        self.completed: deque[InFlightRecord] | None = None
+        """The partition's queue of completed records, to which :meth:`complete` appends this one."""
+        self.revoked = False
+        """True once its partition was revoked or lost: its outputs are dropped, so it need not be processed."""
+        self.trace: Trace | None = None
+        """The record's trace, None where tracing is off."""
+        self._wake = wake
+
+    @property
+    def carried(self) -> Headers:
+        """The headers that its outputs inherit; where it is traced, their ``traceparent`` is the record's own span."""
+        headers = carried(self.record.headers)
+        if self.trace is None:
+            return headers
+        return (TRACEPARENT, self.trace.traceparent), *(each for each in headers if each[0] != TRACEPARENT)
+
+    def complete(self, outputs: Sequence[Output] = (), *, since: dt.datetime | None = None) -> None:
+        """Set the outputs and mark the record as completed; its latency is measured from ``since``."""
+        self.since = since
+        self.size = self.record.size + sum(output.size for output in outputs)
+        self.outputs = outputs
+        if self.completed is not None:
+            self.completed.append(self)
+        self._wake()
+
+
 def _present(value: T | None) -> T:
     """Narrow a field that is optional in the client's types but set on every consumed record."""
     if value is None:
@@ -111,3 +156,24 @@ def _headers(message: Message) -> Headers:
         place = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset()}
         log.warning("headers dropped, a name is not UTF-8", **place, error=str(error))
         return ()
+
+
+def enqueue(producer: Producer, output: Output, delivered: Callable[[KafkaError | None, Message], None]) -> None:
+    """Give one record to a producer, waiting while its queue is full.
+
+    ``delivered`` is its delivery report. Raises :class:`KafkaException` where the client itself refuses it.
+    """
+    while True:
+        try:
+            producer.produce(
+                output.topic,
+                value=output.value,
+                key=output.key,
+                partition=output.partition,
+                headers=list(output.headers),
+                on_delivery=delivered,
+            )
+        except BufferError:
+            producer.poll(0.1)
+        else:
+            return

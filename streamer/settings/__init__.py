@@ -22,7 +22,7 @@ from streamer.settings.commands import (
     TopSettings,
     names_of,
 )
-from streamer.settings.errors import ENV_PREFIX, SettingsError, blame
+from streamer.settings.errors import ENV_PREFIX, SettingsError, invalid_setting
 from streamer.settings.groups import (
     Brokers,
     Connection,
@@ -37,6 +37,8 @@ from streamer.settings.groups import (
     ModelSettings,
     Precision,
     QuerySettings,
+    Sandbox,
+    SandboxSettings,
     ServiceSettings,
     StoreReadSettings,
     StoreSettings,
@@ -68,6 +70,8 @@ __all__ = [
     "QuerySettings",
     "ReplaySettings",
     "RerankSettings",
+    "Sandbox",
+    "SandboxSettings",
     "ServiceSettings",
     "Settings",
     "SettingsError",
@@ -81,8 +85,8 @@ __all__ = [
     "TopicsSettings",
     "TracingSettings",
     "as_variables",
-    "blame",
     "described_default",
+    "invalid_setting",
     "load",
     "markdown",
     "names_of",

@@ -15,6 +15,7 @@ from streamer.settings.groups import (
     MetricsSettings,
     ModelSettings,
     QuerySettings,
+    SandboxSettings,
     ServiceSettings,
     StoreReadSettings,
     StoreSettings,
@@ -61,11 +62,11 @@ class SweepSettings(ModelSettings, StoreSettings, LogSettings):
     """What ``streamer sweep`` takes; alpha, depth and so on are options of its own, which take several values."""
 
 
-class BenchmarkSettings(ModelSettings, EmbeddingSettings, MethodSettings, LogSettings):
+class BenchmarkSettings(ModelSettings, EmbeddingSettings, SandboxSettings, MethodSettings, LogSettings):
     """What ``streamer benchmark`` takes."""
 
 
-class DemoSettings(Brokers, ModelSettings, EmbeddingSettings, MethodSettings, LogSettings):
+class DemoSettings(Brokers, ModelSettings, EmbeddingSettings, SandboxSettings, MethodSettings, LogSettings):
     """What ``streamer demo`` takes; topics, store and ports are its own."""
 
 

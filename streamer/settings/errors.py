@@ -9,6 +9,6 @@ class SettingsError(Exception):
     """A setting that cannot be used; the message is one line and names the setting."""
 
 
-def blame(name: str, problem: object) -> SettingsError:
+def invalid_setting(name: str, problem: object) -> SettingsError:
     """Make the error for setting ``name``, with each way in which it can be given."""
     return SettingsError(f"{name} (--{name.replace('_', '-')}, {ENV_PREFIX}{name.upper()}): {problem}")

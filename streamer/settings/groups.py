@@ -18,12 +18,13 @@ from pydantic_settings import NoDecode
 from streamer.events import MAX_RESULTS
 from streamer.method import Method
 from streamer.scoring import Normalization
-from streamer.settings.errors import blame
+from streamer.settings.errors import invalid_setting
 from streamer.topology import SERVICES
 
 Precision = Literal["float32", "float16", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+Sandbox = Literal["require", "permissive"]
 
 
 class Group(BaseModel):
@@ -146,7 +147,7 @@ class ModelSettings(Group):
     def named_model(self) -> str:
         """Return the model; :class:`SettingsError` where none is named, since no model is right for everybody."""
         if self.model is None:
-            raise blame(
+            raise invalid_setting(
                 "model",
                 "name one, for example --model ViT-B-32 --pretrained laion2b_s34b_b79k (a name and a tag of "
                 "open_clip), or --model demo (the small demonstration model)",
@@ -253,7 +254,17 @@ class EmbeddingSettings(Group):
     precision: Precision = Field("float16", description="Precision of stored vectors")
 
 
-class IntakeSettings(Group):
+class SandboxSettings(Group):
+    """How the processes that decode clips are confined."""
+
+    decoder_sandbox: Sandbox = Field(
+        "require",
+        description="require: refuse to run where decoders get no filter of system calls (seccomp); "
+        "permissive: run with what the kernel offers",
+    )
+
+
+class IntakeSettings(SandboxSettings):
     """Where clips may be fetched from, how large they may be, and what fetching, decoding and encoding may take."""
 
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -401,4 +412,4 @@ def _read_password(name: str, given: SecretStr | None, file: Path | None) -> str
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise blame(f"{name}_file", error) from None
+        raise invalid_setting(f"{name}_file", error) from None

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from pydantic_settings import SettingsError as SourceError
 
 from streamer.settings.commands import Settings
-from streamer.settings.errors import ENV_PREFIX, SettingsError, blame
+from streamer.settings.errors import ENV_PREFIX, SettingsError, invalid_setting
 from streamer.settings.groups import Group, flat_properties
 from streamer.settings.reference import is_secret
 
@@ -60,7 +60,7 @@ def load(
         first = error.errors()[0]
         name = str(first["loc"][0])
         shown = "" if is_secret(name) else f"; got {str(first['input'])[:100]!r}"
-        raise blame(name, first["msg"].removeprefix("Value error, ") + shown) from None
+        raise invalid_setting(name, first["msg"].removeprefix("Value error, ") + shown) from None
     except SourceError as error:
         raise SettingsError(" ".join(str(error).split())) from None
 

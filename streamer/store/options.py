@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from streamer.settings import StoreReadSettings, StoreWriteSettings, blame
+from streamer.settings import StoreReadSettings, StoreWriteSettings, invalid_setting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ class StoreOptions:
         for name in ("store_ca", "store_cert", "store_key"):
             path = getattr(settings, name)
             if path is not None and not path.is_file():
-                raise blame(name, f"{path}: there is no such file")
+                raise invalid_setting(name, f"{path}: there is no such file")
         more: dict[str, Any] = {}
         if isinstance(settings, StoreWriteSettings):
             more |= {"replicas": settings.store_replicas, "tombstone_s": settings.store_tombstone_days * _DAY_S}

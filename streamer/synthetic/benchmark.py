@@ -22,7 +22,8 @@ from streamer.synthetic import avs
 from streamer.synthetic.clips import render_clips
 from streamer.synthetic.engine import BaseEngine
 from streamer.synthetic.measures import average_precision
-from streamer.video.sampling.sample import Sampling, sample
+from streamer.video.isolation.pool import decoder_of_one
+from streamer.video.sampling.sample import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from streamer.evaluation.comparison import Comparison
     from streamer.evaluation.trec import Run
     from streamer.method import Method
-    from streamer.settings import BenchmarkSettings
+    from streamer.settings import BenchmarkSettings, Sandbox
     from streamer.store import Store
     from streamer.synthetic.clips import DemoClip, DemoQuery
 
@@ -68,9 +69,11 @@ def run(settings: BenchmarkSettings, console: Console, size: Size, folder: Path)
     )
     with contextlib.closing(store):
         with console.status("Embedding the clips"):
-            embed(clips, encoder, store, Sampling(settings.frame_interval, settings.max_frames))
+            sampling = Sampling(settings.frame_interval, settings.max_frames)
+            embed(clips, encoder, store, sampling, sandbox=settings.decoder_sandbox)
         with console.status("The stand-in engine indexes whole clips"):
-            engine = BaseEngine(encoder, {clip.clip_id: clip.path for clip in clips})
+            paths = {clip.clip_id: clip.path for clip in clips}
+            engine = BaseEngine(encoder, paths, sandbox=settings.decoder_sandbox)
             answers = {topic.query_id: engine.rank(topic.text, top=len(clips)) for topic in topics}
         with console.status("Reranking"):
             method = settings.method if "depth" in settings.model_fields_set else replace(settings.method, depth=DEPTH)
@@ -79,14 +82,17 @@ def run(settings: BenchmarkSettings, console: Console, size: Size, folder: Path)
     return results
 
 
-def embed(clips: Sequence[DemoClip], encoder: Encoder, store: Store, sampling: Sampling) -> None:
+def embed(
+    clips: Sequence[DemoClip], encoder: Encoder, store: Store, sampling: Sampling, *, sandbox: Sandbox = "require"
+) -> None:
     """Sample, encode and store clips, as the embedder does."""
-    for number, clip in enumerate(clips):
-        sampled = sample(clip.path, sampling, encoder.prepare)
-        vectors = encoder.encode_images(sampled.frames).reshape(-1, encoder.dim)
-        times = np.repeat(sampled.times_ms, encoder.vectors_per_frame)
-        position = Position.of("benchmark", number)
-        store.put([Clip(clip.clip_id, _UPLOADED_AT, position, sampled.duration_ms, vectors, times)])
+    with decoder_of_one(sampling, encoder.prepare, sandbox=sandbox) as decoder:
+        for number, clip in enumerate(clips):
+            with decoder.sampled(clip.path) as sampled:
+                vectors = encoder.encode_images(sampled.frames).reshape(-1, encoder.dim)
+            times = np.repeat(sampled.times_ms, encoder.vectors_per_frame)
+            position = Position.of("benchmark", number)
+            store.put([Clip(clip.clip_id, _UPLOADED_AT, position, sampled.duration_ms, vectors, times)])
 
 
 def measure(

@@ -10,22 +10,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
+from streamer.synthetic.weaker_view import WeakerView
 from streamer.video.errors import ClipError
-from streamer.video.sampling.sample import Sampling, sample
+from streamer.video.isolation.pool import decoder_of_one
+from streamer.video.sampling.sample import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from streamer.encoders import Encoder, Prepared
+    from streamer.encoders import Encoder
+    from streamer.settings import Sandbox
 
 _INTERVAL_S = 2.0
 _MAX_FRAMES = 16
-_VIEW_PIXELS = 48
-"""Longer side of the picture that the engine sees of a frame."""
 
 
 class BaseEngine:
@@ -33,27 +32,22 @@ class BaseEngine:
 
     NAME = "whole-clip-mean"
 
-    def __init__(self, encoder: Encoder, clips: Mapping[str, Path]) -> None:
+    def __init__(self, encoder: Encoder, clips: Mapping[str, Path], *, sandbox: Sandbox = "require") -> None:
         """Index the clips by id; a file that cannot be decoded is not in the index."""
         self._encoder = encoder
         self._clip_ids: list[str] = []
         vectors = []
-        for clip_id, path in clips.items():
-            try:
-                sampled = sample(path, Sampling(_INTERVAL_S, _MAX_FRAMES), self._see)
-            except ClipError:
-                continue
-            mean = encoder.encode_images(sampled.frames).reshape(-1, encoder.dim).mean(axis=0)
-            self._clip_ids.append(clip_id)
-            vectors.append(mean / np.linalg.norm(mean))
+        sampling = Sampling(_INTERVAL_S, _MAX_FRAMES)
+        with decoder_of_one(sampling, WeakerView(encoder.prepare), sandbox=sandbox) as decoder:
+            for clip_id, path in clips.items():
+                try:
+                    with decoder.sampled(path) as sampled:
+                        mean = encoder.encode_images(sampled.frames).reshape(-1, encoder.dim).mean(axis=0)
+                except ClipError:
+                    continue
+                self._clip_ids.append(clip_id)
+                vectors.append(mean / np.linalg.norm(mean))
         self._vectors = np.array(vectors, dtype=np.float32).reshape(-1, encoder.dim)
-
-    def _see(self, frame: npt.NDArray[np.uint8]) -> Prepared:
-        picture = Image.fromarray(frame)
-        small = picture.copy()
-        small.thumbnail((_VIEW_PIXELS, _VIEW_PIXELS))
-        # Enlarged again, since a model's preprocessing expects no thumbnails; what was lost stays lost.
-        return self._encoder.prepare(np.asarray(small.resize(picture.size, Image.Resampling.BILINEAR)))
 
     def rank(self, query: str, *, top: int) -> list[tuple[str, float]]:
         """Return the ``top`` best clips as (clip_id, cosine), best first, ties in the order of indexing."""

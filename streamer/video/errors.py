@@ -1,8 +1,10 @@
-"""Why a clip could not be had: one exception, with its dead-letter code."""
+"""Why a clip could not be had: its own fault, with its dead-letter code, or one of this machine."""
 
 from __future__ import annotations
 
-from enum import Enum, auto
+import errno
+import os
+from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,3 +38,72 @@ class ClipError(Exception):
 
     def __str__(self) -> str:
         return self.detail
+
+
+class Lack(StrEnum):
+    """What a machine can lack."""
+
+    DISK = "disk"
+    DESCRIPTORS = "descriptors"
+    PROCESSES = "processes"
+    MEMORY = "memory"
+    SANDBOX = "sandbox"
+
+
+class MachineError(Exception):
+    """This machine cannot serve any clip just now: it lacks room, descriptors, processes or memory.
+
+    It says nothing about the clip, which is to wait until the lack is over and never ends as a dead letter.
+    """
+
+    def __init__(self, lack: Lack, detail: str) -> None:
+        super().__init__(lack, detail)
+        self.lack = lack
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.lack}: {self.detail}"
+
+
+_LACKS = {
+    errno.ENOSPC: Lack.DISK,
+    errno.EDQUOT: Lack.DISK,
+    errno.EROFS: Lack.DISK,
+    errno.EMFILE: Lack.DESCRIPTORS,
+    errno.ENFILE: Lack.DESCRIPTORS,
+    errno.ETOOMANYREFS: Lack.DESCRIPTORS,  # on their way between processes
+    errno.ENOMEM: Lack.MEMORY,
+    errno.ENOBUFS: Lack.MEMORY,
+}
+_SPARE_DESCRIPTORS = 4
+"""As many as a look-up of a host's name and a connection to it may need."""
+
+
+def machine_error(error: BaseException) -> MachineError | None:
+    """Return the lack of this machine that an error tells of, itself or by what caused it; None for any other."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, MachineError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno in _LACKS:
+            return MachineError(_LACKS[cause.errno], os.strerror(cause.errno))
+        if isinstance(cause, RuntimeError) and str(cause) == "can't start new thread":  # Python has no better name
+            return MachineError(Lack.PROCESSES, str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def missing_descriptors() -> MachineError | None:
+    """Tell whether this process can open nothing more, which libraries hide behind errors of their own."""
+    opened: list[int] = []
+    try:
+        for _ in range(_SPARE_DESCRIPTORS):
+            opened.append(os.open("/", os.O_PATH | os.O_CLOEXEC))  # noqa: PERF401 - those before the failing one count
+    except OSError as error:
+        return machine_error(error)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return None

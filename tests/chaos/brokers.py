@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient
 from streamer.local_kafka.broker import LocalKafka
 from tests.chaos import segments
 from tests.chaos.plan import BROKERS
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -68,11 +69,7 @@ class Brokers:
 
     def await_in_sync(self) -> None:
         """Wait until every partition, Kafka's own included, has all its replicas. Raises TimeoutError."""
-        deadline = time.monotonic() + _IN_SYNC_TIMEOUT_S
-        while not self._in_sync():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"replicas are not in sync after {_IN_SYNC_TIMEOUT_S:.0f} s")
-            time.sleep(0.5)
+        wait_until(self._in_sync, "all replicas to be in sync", seconds=_IN_SYNC_TIMEOUT_S, pause=0.5)
 
     def kill(self, node_ids: Iterable[int], *, away_s: float) -> bool:
         """Kill brokers, start them again after a while; return whether they were gone and others serve."""

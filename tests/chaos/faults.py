@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tests.chaos import broker_faults, service_faults, topic_faults
 from tests.chaos.kinds import BROKER, LANES, TOPIC, TRAITS, Fault
-from tests.chaos.services import await_true
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -121,6 +121,6 @@ class Saboteur:
             return
         alone = step.fault in {Fault.KILL, Fault.STOP, Fault.CLOCK}
         needed = [self._scene.services[step.victim]] if alone else self._scene.role(step.role)
-        await_true(
+        wait_until(
             lambda: all(instance.is_at_work() for instance in needed), seconds=_START_S, what=f"{step.victim} to work"
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaException
 
 from tests.support.driver import left
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.support.driver import Bus
@@ -21,12 +22,9 @@ def await_committed(bus: Bus, group: str, topic: str, *, seconds: float) -> None
     Raises TimeoutError, which says what is left.
     """
     asker = bus.asker(group)
-    deadline = time.monotonic() + seconds
+    left_now = partial(_left, bus, asker, topic)
     try:
-        while what := _left(bus, asker, topic):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"after {seconds:.0f} s {group} has not committed {what}")
-            time.sleep(_POLL_S)
+        wait_until(lambda: not left_now(), lambda: f"{group} to commit {left_now()}", seconds=seconds, pause=_POLL_S)
     finally:
         asker.close()
 

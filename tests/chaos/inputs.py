@@ -1,7 +1,7 @@
 """What is published, and what each record must lead to.
 
-Everything but the files' folder follows from the seed. Each record carries a CloudEvents extension of its own, its
-mark: it is carried over to whatever the record causes, so every output names the record that it came from.
+Everything but the files' folder follows from the seed. Each record carries an extension attribute of CloudEvents,
+`ce_cause`, which is carried over to whatever the record causes, so every output names the record that it came from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.chaos.plan import Scale
 
-MARK = "ce_mark"
+CE_CAUSE = "ce_cause"
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 _SIDE = 64
 _FPS = 2
@@ -87,7 +87,7 @@ class Input:
     @property
     def mark(self) -> str:
         """The record's own mark."""
-        return self.record.header(MARK)
+        return self.record.header(CE_CAUSE)
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -133,7 +133,7 @@ def make_inputs(seed: int, scale: Scale, folder: Path, files: Sequence[str]) -> 
 
 
 def _marked(draft: Input, number: int) -> Input:
-    record = replace(draft.record, headers=((MARK, f"{draft.record.topic}/{number}".encode()),))
+    record = replace(draft.record, headers=((CE_CAUSE, f"{draft.record.topic}/{number}".encode()),))
     return replace(draft, record=record)
 
 
@@ -262,7 +262,7 @@ def unreadable(topic: str, name: str, value: bytes) -> Input:
 
 
 def _named(draft: Input, name: str) -> Input:
-    return replace(draft, record=replace(draft.record, headers=((MARK, name.encode()),)))
+    return replace(draft, record=replace(draft.record, headers=((CE_CAUSE, name.encode()),)))
 
 
 # -- what must be refused ----------------------------------------------------------------------------------

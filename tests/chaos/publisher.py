@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaError, Message, Producer
 
+from tests.support.driver import place_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -98,7 +100,5 @@ class Publisher(threading.Thread):
             self._errors.append(error.str())
             return
         each = self._inputs[number]
-        partition, offset = message.partition(), message.offset()
-        assert partition is not None
-        assert offset is not None
+        _, partition, offset = place_of(message)
         self._placed[number] = each.placed(partition, offset, self._ledger.generation(each.record.topic, partition))

@@ -22,8 +22,8 @@ from confluent_kafka.admin import (
 
 from tests.chaos.groups import await_committed
 from tests.chaos.kinds import EMBED, RERANK
-from tests.chaos.services import await_true
-from tests.support.driver import EMBEDDED, RERANKED, RESULTS, UPLOADED
+from tests.support.driver import EMBEDDED, LATEST, RERANKED, RESULTS, UPLOADED
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +43,6 @@ GROUPS = {EMBED: "streamer-embed", RERANK: "streamer-rerank"}
 INPUTS = {EMBED: UPLOADED, RERANK: RESULTS}
 OUTPUTS = {EMBED: EMBEDDED, RERANK: RERANKED}
 
-LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # so in confluent_kafka
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 
 _REQUEST_S = 10.0
@@ -167,12 +166,12 @@ class Scene:
         partitions = self.partitions(topic)
         before = self.retried(lambda: self.topic_id(topic))
         self.retried(lambda: self.admin.delete_topics([self.full(topic)])[self.full(topic)].result(_REQUEST_S))
-        await_true(lambda: not self.partitions(topic), seconds=_RETRY_S, what=f"{topic} to be gone")
+        wait_until(lambda: not self.partitions(topic), seconds=_RETRY_S, what=f"{topic} to be gone")
         between()
         time.sleep(away_s)
         again = NewTopic(self.full(topic), len(partitions), len(partitions[0].replicas), config=own)
         self.retried(lambda: self.admin.create_topics([again])[self.full(topic)].result(_REQUEST_S))
-        await_true(
+        wait_until(
             lambda: all(each.leader >= 0 for each in self.partitions(topic).values() or [_NOBODY]),
             seconds=_RETRY_S,
             what=f"leaders of {topic}",

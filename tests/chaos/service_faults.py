@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Consumer
 
 from tests.chaos.scene import GROUPS, INPUTS, Outcome
-from tests.chaos.services import Cause, await_true, limit_file_size
+from tests.chaos.services import Cause, limit_file_size
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.chaos.plan import Step
@@ -55,10 +56,11 @@ def freeze(scene: Scene, step: Step) -> Outcome:
     try:
         time.sleep(step.seconds)
         stopped = state(pid) == "T"
-        await_true(
+        wait_until(
             lambda: sum(other.assigned() for other in others) >= len(scene.partitions(INPUTS[step.role])),
             seconds=_MOVE_S,
             what=f"the partitions of {step.victim} to move",
+            pause=0.3,
         )
         still = state(pid) == "T"
     finally:
@@ -82,7 +84,7 @@ def starve(scene: Scene, step: Step) -> Outcome:
     try:
         time.sleep(step.seconds)
         with suppress(TimeoutError):
-            await_true(all_failed, seconds=_WRITE_S, what="a write of each")
+            wait_until(all_failed, seconds=_WRITE_S, what="a write of each")
     finally:
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -116,7 +118,7 @@ def shift_clock(scene: Scene, step: Step) -> Outcome:
             "FAKETIME_DONT_RESET": "1",
         }
         victim.kill(variables=false_time)
-        await_true(victim.is_at_work, seconds=_START_S, what=f"{step.victim} to work under libfaketime")
+        wait_until(victim.is_at_work, seconds=_START_S, what=f"{step.victim} to work under libfaketime")
         offset.write_text(f"+{_AHEAD_S}\n")
         time.sleep(step.seconds)
         ahead = victim.ahead_s() or 0.0

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from streamer.faults import VARIABLE as FAULT_POINT
 from streamer.scrape import Scrape
 from tests.support.driver import STREAMER
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 _POLL_S = 0.2
@@ -305,16 +306,7 @@ class Instance:
 
 def await_at_work(instances: list[Instance], *, seconds: float) -> None:
     """Wait until all of the instances work. Raises TimeoutError."""
-    await_true(lambda: all(instance.is_at_work() for instance in instances), seconds=seconds, what="all at work")
-
-
-def await_true(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
-    """Wait for a condition. Raises TimeoutError."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(_POLL_S)
+    wait_until(lambda: all(instance.is_at_work() for instance in instances), seconds=seconds, what="all at work")
 
 
 def limit_file_size(pid: int, limit: int | None) -> None:

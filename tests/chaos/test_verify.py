@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.chaos.inputs import EPOCH, MARK, Delete, Input, Query, Refused, Upload, make_inputs, unreadable
+from tests.chaos.inputs import CE_CAUSE, EPOCH, Delete, Input, Query, Refused, Upload, make_inputs, unreadable
 from tests.chaos.ledger import Ledger
 from tests.chaos.oracle import living
 from tests.chaos.plan import SMALL
@@ -115,7 +115,7 @@ def test_a_lost_and_a_doubled_output_are_seen(inputs: list[Input], outputs: Outp
 def test_an_output_from_nowhere_or_of_another_record_is_seen(
     inputs: list[Input], outputs: Outputs, store: Store, topic: str
 ) -> None:
-    stranger = Record(b"k", b"{}", ((MARK, b"unheard of"),), topic)
+    stranger = Record(b"k", b"{}", ((CE_CAUSE, b"unheard of"),), topic)
     misplaced = next(each for each in inputs if isinstance(each.meaning, Delete))
     for extra in (stranger, replace(stranger, headers=misplaced.record.headers)):
         assert broken(inputs, outputs | {topic: [*outputs[topic], extra]}, store) == {
@@ -203,8 +203,8 @@ def test_a_clip_unlike_that_of_a_clean_run_is_seen(
 
 def test_what_the_ledger_allows_is_counted_apart(inputs: list[Input], outputs: Outputs, store: Store) -> None:
     [doubled, missing] = [each for each in inputs if isinstance(each.meaning, Query)][:2]
-    answers = {record.header(MARK): record for record in outputs[RERANKED]}
-    outputs[RERANKED] = [each for each in outputs[RERANKED] if each.header(MARK) != missing.mark]
+    answers = {record.header(CE_CAUSE): record for record in outputs[RERANKED]}
+    outputs[RERANKED] = [each for each in outputs[RERANKED] if each.header(CE_CAUSE) != missing.mark]
     outputs[RERANKED].append(answers[doubled.mark])
     assert broken(inputs, outputs, store) == {"every query event is answered exactly once"}
     ledger = Ledger()
@@ -246,7 +246,7 @@ def test_a_query_may_become_a_dead_letter_only_where_its_answer_was_too_large(
         (each for each in inputs if isinstance(each.meaning, Query)),
         key=lambda each: len(each.meaning.candidates) if isinstance(each.meaning, Query) else 0,
     )
-    outputs[RERANKED] = [each for each in outputs[RERANKED] if each.header(MARK) != query.mark]
+    outputs[RERANKED] = [each for each in outputs[RERANKED] if each.header(CE_CAUSE) != query.mark]
     outputs[f"{RESULTS}.dlq"].append(dead_letter(query, Refused("too_large")))
     assert "every query event is answered exactly once" in broken(inputs, outputs, store)
     ledger = Ledger()
@@ -265,7 +265,7 @@ def test_a_batch_that_cannot_be_read_needs_a_dead_letter_that_names_its_place(
     inputs = [*inputs, batch]
     assert broken(inputs, outputs, store) == {"dead letters are exactly those that the inputs explain"}
     letter = replace(dead_letter(batch, Refused("unreadable")), key=None, value=None)
-    letter = replace(letter, headers=tuple(header for header in letter.headers if header[0] != MARK))
+    letter = replace(letter, headers=tuple(header for header in letter.headers if header[0] != CE_CAUSE))
     outputs[f"{RESULTS}.dlq"].append(letter)
     assert broken(inputs, outputs, store) == set()
     elsewhere = dead_letter(batch, Refused("unreadable"), offset=str(place + 1))

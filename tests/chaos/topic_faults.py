@@ -24,13 +24,16 @@ from confluent_kafka.admin import (
 from tests.chaos.brokers import USER
 from tests.chaos.inputs import extra_query, unreadable
 from tests.chaos.kinds import EMBED, RERANK
-from tests.chaos.scene import GROUPS, INPUTS, LATEST, OUTPUTS, Outcome
-from tests.chaos.services import await_true
+from tests.chaos.scene import GROUPS, INPUTS, OUTPUTS, Outcome
 from tests.chaos.signs import Signs
+from tests.support.driver import LATEST, place_of
 from tests.support.kafka_tools import run_tool
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from confluent_kafka import KafkaError, Message
 
     from tests.chaos.inputs import Input
     from tests.chaos.plan import Step
@@ -93,7 +96,7 @@ def _move(scene: Scene, plan: dict[tuple[str, int], list[int]]) -> None:
             for (topic, number), replicas in plan.items()
         )
 
-    await_true(is_done, seconds=_SETTLE_S, what="the replicas to move")
+    wait_until(is_done, seconds=_SETTLE_S, what="the replicas to move")
 
 
 def add_partitions(scene: Scene, step: Step) -> Outcome:
@@ -102,7 +105,7 @@ def add_partitions(scene: Scene, step: Step) -> Outcome:
     before = {topic: len(scene.partitions(topic)) for topic in topics}
     for topic, count in before.items():
         _grow(scene, topic, count + 1)
-    await_true(
+    wait_until(
         lambda: all(len(scene.partitions(topic)) == count + 1 for topic, count in before.items()),
         seconds=_REQUEST_S,
         what="the partition to be there",
@@ -259,10 +262,10 @@ def _write(scene: Scene, producer: Producer, topic: str, each: Input) -> Input:
     """Write an input at once; return it with its place. Raises KafkaException, TimeoutError."""
     placed: list[Input] = []
 
-    def delivered(error: object, message: object) -> None:
+    def delivered(error: KafkaError | None, message: Message) -> None:
         if error is None:
-            generation = scene.ledger.generation(topic, message.partition())  # type: ignore[attr-defined]
-            placed.append(each.placed(message.partition(), message.offset(), generation))  # type: ignore[attr-defined]
+            _, partition, offset = place_of(message)
+            placed.append(each.placed(partition, offset, scene.ledger.generation(topic, partition)))
 
     record = each.record
     producer.produce(

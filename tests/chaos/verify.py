@@ -11,7 +11,7 @@ import numpy as np
 from streamer.codec import JSON
 from streamer.events import ClipEmbedded, InvalidEvent, QueryReranked
 from streamer.store import open_existing
-from tests.chaos.inputs import MARK, Query, Refused, Unreadable, Upload
+from tests.chaos.inputs import CE_CAUSE, Query, Refused, Unreadable, Upload
 from tests.chaos.oracle import living
 from tests.support.driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, check_dead_letter
 
@@ -309,4 +309,4 @@ class Verdict:
 
 
 def _mark(record: Record) -> str:
-    return dict(record.headers).get(MARK, b"").decode()
+    return dict(record.headers).get(CE_CAUSE, b"").decode()

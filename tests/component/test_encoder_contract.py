@@ -27,7 +27,7 @@ from streamer.encoders.open_clip import MAX_TOKENIZER_WORDS, OpenClipEncoder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from streamer.encoders.protocol import Frame
+    from streamer.preprocessing import Frame
 
 CONTEXT = 77
 END_OF_TEXT = 49407
@@ -159,7 +159,9 @@ def make_frames() -> list[Frame]:
 
 def text_lengths(subject: Subject, queries: list[str]) -> list[int]:
     """Encode ``queries`` and return the sequence lengths that the text tower's first block saw."""
-    network = subject.encoder._texts.network
+    texts = subject.encoder._texts
+    assert texts is not None
+    network = texts.network
     tower = network if isinstance(network, open_clip.CLIP) else network.text
     # A class token, where there is one, stands behind the text.
     appended = 0 if getattr(tower, "cls_emb", None) is None else 1
@@ -229,16 +231,19 @@ def test_text_runs_at_its_own_length_where_the_tower_allows_it(subject: Subject)
 def test_frames_are_prepared_alike_in_any_thread(subject: Subject) -> None:
     frames = make_frames() * 4
     expected = [subject.preprocess(Image.fromarray(frame)) for frame in frames]
+    images = subject.encoder._images
+    assert images is not None
     with ThreadPoolExecutor(4) as pool:
         for prepared, wanted in zip(pool.map(subject.encoder.prepare, frames), expected, strict=True):
             batch = torch.from_numpy(prepared[np.newaxis].copy()).to(subject.encoder.device)
-            pixels = subject.encoder._images.normalise(batch)[0].cpu()
+            pixels = images.normalise(batch)[0].cpu()
             # CUDA multiplies by 1 / 255.
             torch.testing.assert_close(pixels, wanted, rtol=0, atol=0 if batch.is_cpu else 1e-6)
 
 
 def test_the_model_is_not_in_training_mode(subject: Subject) -> None:
     for tower in (subject.encoder._images, subject.encoder._texts):
+        assert tower is not None
         assert not any(module.training for module in tower.network.modules())
 
 
@@ -368,6 +373,7 @@ def test_the_tokenizer_does_not_remember_every_word_it_saw(models: Callable[[str
     tokens = bounded(QUERIES)
     assert len(tokenizer.cache) < 200
     assert special_tokens.items() <= tokenizer.cache.items()
+    assert encoder._texts is not None
     assert torch.equal(tokens, encoder._texts._tokenize(QUERIES))
 
 

@@ -17,8 +17,7 @@ import torch
 
 from streamer.encoders import DEMO, EncoderError, load_encoder
 from streamer.encoders.open_clip import OpenClipEncoder
-from streamer.encoders.packing import PackedMlp, PackedSelfAttention, can_pack
-from streamer.encoders.towers import ImageTower, TextTower, part_of
+from streamer.encoders.towers import ImageTower, PackedMlp, PackedSelfAttention, TextTower, can_pack, part_of
 from streamer.encoders.tuning import (
     MIN_COSINE,
     Arithmetic,

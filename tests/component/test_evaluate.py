@@ -141,7 +141,7 @@ def test_the_page_shows_in_a_browser_what_the_json_says(
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
-        ({"--measures": "infAP,bleu"}, 2, "'bleu' is no measure; there are infAP, AP, nDCG@k"),
+        ({"--measures": "infAP,bleu"}, 2, "unknown measure 'bleu'; available: infAP, AP, nDCG@k"),
         ({"--run": "nothing"}, 2, "nothing"),
         ({"--qrels": "base"}, 1, "base:1: expected 5 columns (topic 0 shot stratum rel), found 6: "),
         ({"--json": "no/folder.json"}, 1, "no/folder.json"),

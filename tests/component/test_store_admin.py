@@ -179,8 +179,11 @@ def test_a_scan_that_is_ended_and_resumed_after_each_page_meets_every_record_tha
     def under(tails: set[bytes]) -> set[bytes]:
         return {PREFIX + tail for tail in tails}
 
+    def write(value: bytes, keys: set[bytes]) -> None:
+        scanned._opened().write(lambda transaction: [transaction.put(at, value) for at in keys])
+
     scanned._page_records = page
-    scanned._opened().write(lambda transaction: [transaction.put(at, b"x") for at in under(stays)])
+    write(b"x", under(stays))
     met: list[bytes] = []
     cursor, steps = "", iter(comes_and_goes)
     volatile: set[bytes] = set()
@@ -190,7 +193,7 @@ def test_a_scan_that_is_ended_and_resumed_after_each_page_meets_every_record_tha
         cursor = found.cursor
         scanned.remove(list(volatile))
         volatile = under(next(steps, set()) - stays)
-        scanned._opened().write(lambda transaction, new=volatile: [transaction.put(at, b"y") for at in new])
+        write(b"y", volatile)
     assert sorted(set(met)) == met
     assert under(stays) <= set(met)
     scanned.remove([at for each in (stays, *comes_and_goes) for at in under(each)])

@@ -30,7 +30,8 @@ from streamer.store import (
 from streamer.store.redis.address import Address, Buckets
 from streamer.store.redis.cache import HotRecords
 from streamer.store.redis.store import RedisStore
-from tests.support.redis_servers import Cluster, Server, await_true, move_slot, node_id
+from tests.support.redis_servers import Cluster, Server, move_slot, node_id
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +68,7 @@ def eventually(store: RedisStore, ids: list[str]) -> list[int | None]:
             found.append(versions(store, ids))
         return bool(found)
 
-    await_true(can_be_read, "a read")
+    wait_until(can_be_read, "a read")
     return found[-1]
 
 
@@ -224,7 +225,8 @@ def test_an_acl_user_needs_no_more_than_the_documented_commands(guarded: tuple[s
     scheme, server = guarded
     with contextlib.closing(server.client(password="top")) as admin:  # noqa: S106 - a test's own
         for user, commands in documented_commands().items():
-            admin.execute_command("ACL", "SETUSER", user, "on", f">{user}-secret", "~clips*", *commands)
+            setting = ("ACL", "SETUSER", user, "on", f">{user}-secret", "~clips*", *commands)
+            admin.execute_command(*setting)  # type: ignore[no-untyped-call]  # so in redis-py
     address = f"127.0.0.1:{server.port}"
     with pytest.raises(StoreError) as caught:
         opened(f"{scheme}://writer:wrong@{address}")
@@ -258,7 +260,8 @@ def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
         store = opened(url, ca=paths["ca"], cert=paths["cert"], key=paths["key"])
         store.put([clip("c")])
         assert versions(store, ["c"]) == [1]
-        for incomplete in ({}, {"ca": paths["ca"]}):
+        lacking: list[dict[str, Any]] = [{}, {"ca": paths["ca"]}]
+        for incomplete in lacking:
             with pytest.raises(StoreUnavailableError, match=r"(?i)ssl|certificate"):
                 opened(url, **incomplete).put([clip("c")])
 
@@ -347,10 +350,10 @@ def test_what_a_replica_has_acknowledged_outlives_its_primary(frail: Cluster) ->
     with pytest.raises(StoreUnavailableError):
         store.put([clip(clip_id, 4) for clip_id in IDS])
     assert eventually(store, IDS)[0] is None
-    await_true(lambda: answers(idle), "a store that is not used has noticed the failover")
+    wait_until(lambda: answers(idle), "a store that is not used has noticed the failover")
     assert {*versions(store, IDS[1:])} <= {3, 4}
     victim.start()
-    await_true(frail.is_whole, "the old primary has come back as a replica")
+    wait_until(frail.is_whole, "the old primary has come back as a replica")
     assert store.put([clip(clip_id, 5, 3) for clip_id in IDS]) == [PutOutcome.WRITTEN] * len(IDS)
     assert versions(store, IDS) == [5] * len(IDS)
 
@@ -416,7 +419,7 @@ def test_a_tombstone_expires_and_a_live_record_does_not(valkey: Server) -> None:
     store.put([clip("c", 1, 1)])
     store.delete("c", FIRST, Position.of("log", 2))
     assert store.stats().tombstones == 1
-    await_true(lambda: store.stats().tombstones == 0, "the tombstone has expired")
+    wait_until(lambda: store.stats().tombstones == 0, "the tombstone has expired")
     assert store.put([clip("c", 1, 1)]) == [PutOutcome.WRITTEN]
     store.delete("c", FIRST, Position.of("log", 2))
     assert store.put([clip("c", 2, 3)]) == [PutOutcome.WRITTEN]

@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 
 from streamer.video import ClipError, Retry, SampledClip, Sampling
+from streamer.video.isolation.pool import DecodePool
 from streamer.video.sampling.container import breaks_off
 from streamer.video.sampling.sample import sample
+from streamer.video.sampling.source import Source
 from tests.formats.clips import Clip, Refused, clips, real, refused
 from tests.formats.ffmpeg import Rgb, Shown, psnr, show
+from tests.support.prepares import digest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 sample_module = importlib.import_module("streamer.video.sampling.sample")
@@ -53,6 +57,15 @@ class Ways:
 
     def _try(self, *arguments: object) -> object:
         return self._from_needed(*arguments) if self._by_need else None
+
+
+@pytest.fixture(scope="module")
+def confined() -> Iterator[dict[Sampling, DecodePool]]:
+    """Pools whose processes are confined as those of the service are."""
+    pools = {each: DecodePool(each, digest, workers=1, timeout=60, memory=2 << 30) for each in SAMPLINGS}
+    yield pools
+    for pool in pools.values():
+        pool.close()
 
 
 @pytest.fixture
@@ -96,15 +109,35 @@ def length(clip: Clip, shown: Shown) -> Fraction:
 
 
 @pytest.mark.parametrize("clip", clips(), ids=lambda clip: clip.name)
-def test_the_frames_are_those_of_the_ffmpeg_program(clip: Clip, tmp_path: Path, ways: Ways) -> None:
+def test_the_frames_are_those_of_the_ffmpeg_program(
+    clip: Clip, tmp_path: Path, ways: Ways, confined: dict[Sampling, DecodePool]
+) -> None:
     path = tmp_path / clip.name
     clip.write(path)
     assert_matches(path, clip, ways)
+    assert_same_in_a_confined_process(path, confined)
 
 
 @pytest.mark.parametrize("path", real(), ids=lambda path: path.stem)
-def test_the_frames_of_real_files_are_those_of_the_ffmpeg_program(path: Path, ways: Ways) -> None:
+def test_the_frames_of_real_files_are_those_of_the_ffmpeg_program(
+    path: Path, ways: Ways, confined: dict[Sampling, DecodePool]
+) -> None:
     assert_matches(path, Clip(path.name, lambda _: None, moves=False), ways)
+    assert_same_in_a_confined_process(path, confined)
+
+
+def assert_same_in_a_confined_process(path: Path, confined: dict[Sampling, DecodePool]) -> None:
+    for sampling, pool in confined.items():
+        here = sample(path, sampling, digest)
+        with pool.sampled(path) as there:
+            assert [frame.tobytes() for frame in there.frames] == [frame.tobytes() for frame in here.frames]
+            assert there.times_ms.tolist() == here.times_ms.tolist()
+            assert (there.duration_ms, there.decoded, there.partial) == (here.duration_ms, here.decoded, here.partial)
+
+
+def is_cut_short(path: Path) -> bool:
+    with path.open("rb") as file:
+        return breaks_off(Source(file.fileno()))
 
 
 def assert_matches(path: Path, clip: Clip, ways: Ways) -> None:
@@ -114,14 +147,14 @@ def assert_matches(path: Path, clip: Clip, ways: Ways) -> None:
         got = sample(path, sampling, np.copy)
         assert got.decoded <= len(shown.frames)
         # A hole in what no sample needs is not noticed; a cut always is.
-        assert got.partial == (clip.partial and (ways.in_full > before or breaks_off(path)))
+        assert got.partial == (clip.partial and (ways.in_full > before or is_cut_short(path)))
         seconds = Fraction(got.duration_ms, 1000) if clip.partial else length(clip, shown)
         assert abs(got.duration_ms - seconds * 1000) <= 1
         assert_as_shown(got, shown, sampling, seconds, moves=clip.moves)
         assert_same(got, ways.sample_in_full(path, sampling))
     if clip.sparse is not None:
         assert ways.in_full == (0 if clip.sparse else len(SAMPLINGS))
-    assert not clip.partial or ways.in_full or breaks_off(path)
+    assert not clip.partial or ways.in_full or is_cut_short(path)
 
 
 def assert_same(got: SampledClip[Rgb], in_full: SampledClip[Rgb]) -> None:
@@ -133,17 +166,22 @@ def assert_same(got: SampledClip[Rgb], in_full: SampledClip[Rgb]) -> None:
 
 
 @pytest.mark.parametrize("clip", refused(), ids=lambda clip: clip.name)
-def test_what_is_no_video_is_refused_in_words(clip: Refused, tmp_path: Path) -> None:
+def test_what_is_no_video_is_refused_in_words(
+    clip: Refused, tmp_path: Path, confined: dict[Sampling, DecodePool]
+) -> None:
     path = tmp_path / clip.name
     clip.write(path)
     with pytest.raises(ClipError) as caught:
         sample(path, Sampling(0.5, 64), np.copy)
     assert (caught.value.reason, caught.value.detail) == (clip.reason, clip.detail)
     assert caught.value.retry is Retry.NEVER
+    with pytest.raises(ClipError) as there, confined[SAMPLINGS[0]].sampled(path):
+        pass
+    assert there.value.args == caught.value.args
 
 
 def test_the_matrix_is_large_enough() -> None:
-    names = [clip.name for clip in (*clips(), *refused())]
+    names = [clip.name for clip in clips()] + [each.name for each in refused()]
     assert len(names) == len(set(names))
     assert len(names) >= 60
     assert {"bigbuckbunny", "bikes", "carphone_pristine"} <= {path.stem for path in real()}

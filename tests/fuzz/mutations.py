@@ -202,7 +202,7 @@ def queries(clip_ids: Sequence[str]) -> Event:
     def query(tape: Tape) -> tuple[str, Any]:
         query_id, first = _identifier(tape), tape.below(len(clip_ids))
         shown = [clip_ids[(first + rank) % len(clip_ids)] for rank in range(tape.below(4))]
-        event = {
+        event: dict[str, object] = {
             "query_id": query_id,
             "query": tape.pick(TEXTS[:6]),
             "engine": "bm25-v3",
@@ -392,7 +392,7 @@ def mutate(event: Event, tape: Tape) -> Mutated:
         value = None
     elif chance >= 14:
         for _ in range(1 + tape.below(3)):
-            value = _damage(tape, value)
+            value = _damage(tape, value or b"")
     # As brokers let them pass: without values, repeated, long, of any bytes, with names that we use.
     headers = tuple(_header(tape) for _ in range(tape.below(3)))
     return Mutated(key, value, headers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import orjson
@@ -31,6 +31,8 @@ from tests.fuzz.mutations import mutated, queries, uploads
 
 if TYPE_CHECKING:
     from tests.fuzz.mutations import Mutated
+
+E = TypeVar("E", ClipUploaded, QueryResults)
 
 ABOUT_THE_EVENT = {
     Reason.EMPTY, Reason.TOO_LARGE, Reason.NOT_JSON, Reason.WRONG_TYPE, Reason.LIMIT_EXCEEDED, Reason.BLANK_QUERY,
@@ -77,7 +79,7 @@ def check_upload(event: ClipUploaded) -> None:
     assert len(event.attributes) <= MAX_ATTRIBUTES
 
 
-def outcome(model: type[ClipUploaded | QueryResults], record: Mutated) -> Reason | None:
+def outcome(model: type[E], record: Mutated) -> Reason | None:
     """Decode a record, check what comes of it, and return why it was refused, None where it was not."""
     try:
         event = JSON.decode(model, record.value, record.key)
@@ -92,9 +94,7 @@ def outcome(model: type[ClipUploaded | QueryResults], record: Mutated) -> Reason
     return refused.reason
 
 
-def check_decoded(
-    model: type[ClipUploaded | QueryResults], event: ClipUploaded | QueryResults, record: Mutated
-) -> None:
+def check_decoded(model: type[E], event: E, record: Mutated) -> None:
     assert len(record.value or b"") <= MAX_EVENT_BYTES
     identifier = event.query_id if isinstance(event, QueryResults) else event.clip_id
     assert record.key in {None, identifier.encode()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import av
 import numpy as np
@@ -84,7 +84,7 @@ os.environ.setdefault("SVT_LOG", "1")  # libsvtav1 prints its settings otherwise
 
 def _write(path: Path, base: Base) -> None:
     with av.open(path, "w", options=base.muxing) as container:
-        stream = container.add_stream(base.encoder, rate=RATE, options=base.options)
+        stream = cast("av.VideoStream", container.add_stream(base.encoder, rate=RATE, options=base.options))
         stream.width, stream.height = base.size
         stream.pix_fmt = base.pixels
         stream.codec_context.thread_count = 1

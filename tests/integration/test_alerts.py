@@ -17,8 +17,9 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from streamer.local_kafka.broker import LocalKafka
 from tests.support.dashboards import ALERTS, PANELS, RULES
 from tests.support.driver import RERANKED
-from tests.support.monitored import System, await_true, sooner
+from tests.support.monitored import PATIENCE_S, System, sooner
 from tests.support.picture import draw
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ def bad_input(system: System) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bombs(system: System) -> Iterator[None]:
+def bad_files(system: System) -> Iterator[None]:
     with system.load.flawed("bombs"):
         yield
 
@@ -137,14 +138,14 @@ CAUSES: dict[Callable[[System], contextlib.AbstractContextManager[None]], set[st
     },
     backlog: {"StreamerRerankLate"},
     outputs_refused: {"StreamerTransactionsFailing"},
-    bombs: {"StreamerDecodersCrashing"},
+    bad_files: {"StreamerDecodersFailing"},
     crashes: {"StreamerRestarting"},
     one_embedder_gone: {"StreamerInstanceDown", "StreamerPartitionsUnowned"},
     both_embedders_gone: {"StreamerDown"},
     broker_gone: {"StreamerNotReady"},
 }  # fmt: skip
 """What is done, in this order, and what must fire of it. The last ones leave a system behind that does not work."""
-LONG = {bombs, crashes}
+LONG = {bad_files, crashes}
 """Half a minute and more; `make alerts` sets ALERTS=all and runs them too."""
 RUN = [cause for cause in CAUSES if cause not in LONG or os.environ.get("ALERTS") == "all"]
 
@@ -168,7 +169,7 @@ def test_the_rules_under_test_differ_from_ours_in_their_times_only() -> None:
 def test_nothing_fires_under_a_load_that_is_served(system: System) -> None:
     prometheus = system.prometheus
     served = 'sum(rate(streamer_events_produced_total{job="streamer-rerank"}[10s])) > 0'
-    await_true(lambda: prometheus.query(served), "answers")
+    wait_until(lambda: prometheus.query(served), "answers", seconds=PATIENCE_S)
     quiet_since = time.monotonic()
 
     def is_quiet() -> bool:
@@ -178,7 +179,7 @@ def test_nothing_fires_under_a_load_that_is_served(system: System) -> None:
         return time.monotonic() > quiet_since + PEACE_S
 
     # A machine that is busy with other tests may well be too slow for a while.
-    await_true(is_quiet, lambda: f"silence; fires: {prometheus.firing()}")
+    wait_until(is_quiet, lambda: f"silence; fires: {prometheus.firing()}", seconds=PATIENCE_S)
     assert len(prometheus.query('up{job=~"streamer-(embed|rerank)"} == 1')) == 3
     assert len(prometheus.query("streamer_ready == 1")) == 3
 
@@ -196,7 +197,7 @@ def test_every_query_of_the_dashboard_returns_data(system: System, tmp_path: Pat
     prometheus = system.prometheus
     with bad_input(system):
         with system.frozen_store():
-            await_true(lambda: prometheus.query("sum(streamer_retries_total) > 0"), "a retry")
+            wait_until(lambda: prometheus.query("sum(streamer_retries_total) > 0"), "a retry", seconds=PATIENCE_S)
         queries = [query for panel in PANELS for query in panel.resolved(WINDOW)]
         empty: list[str] = []
 
@@ -204,7 +205,7 @@ def test_every_query_of_the_dashboard_returns_data(system: System, tmp_path: Pat
             empty[:] = [query for query in queries if not prometheus.query(query)]
             return not empty
 
-        await_true(complete, lambda: "data of\n" + "\n".join(empty))
+        wait_until(complete, lambda: "data of\n" + "\n".join(empty), seconds=PATIENCE_S)
         if "DASHBOARD_PICTURE" in os.environ:
             time.sleep(60)  # for lines instead of dots
     picture = Path(os.environ.get("DASHBOARD_PICTURE", tmp_path / "dashboard.png"))

@@ -15,9 +15,9 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from streamer.local_kafka.broker import HOST, BrokerError, LocalKafka
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 OWNER = """
@@ -81,15 +81,6 @@ def is_listening(address: str) -> bool:
         socket.create_connection((host, int(port)), timeout=1).close()
     except OSError:
         return False
-    return True
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
     return True
 
 
@@ -174,7 +165,7 @@ def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
             assert os.getpgid(int(pid)) == int(pid) != os.getpgid(owner.pid)
         finally:
             owner.send_signal(signal.SIGKILL)
-    assert wait_until(lambda: not is_listening(address), seconds=5)
+    wait_until(lambda: not is_listening(address), seconds=5)
 
 
 def test_a_broker_that_ends_while_it_starts_is_an_error_with_the_reason_from_its_log(tmp_path: Path) -> None:

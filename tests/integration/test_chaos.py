@@ -17,7 +17,7 @@ TIMEOUT_S = 420
 
 @pytest.mark.timeout(TIMEOUT_S + 60)
 def test_nothing_is_lost_or_doubled_when_processes_brokers_and_the_store_fail(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.chaos", "--small", "--seed", str(SEED), "--out", tmp_path]
+    command = [sys.executable, "-m", "tests.chaos", "--small", "--seed", str(SEED), "--out", str(tmp_path)]
     done = subprocess.run(
         command,
         cwd=ROOT,

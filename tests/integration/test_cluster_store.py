@@ -29,13 +29,12 @@ from tests.support.driver import (
     Bus,
     Service,
     apply_topics,
-    await_true,
     environment,
 )
 from tests.support.footage import tiny_footage
 from tests.support.load import Metrics, fill_store, publish, query_event, read_answers, stored_dim, upload
 from tests.support.redis_servers import Cluster, Server, move_slot
-from tests.support.redis_servers import await_true as await_servers
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,11 +128,11 @@ def test_three_rerankers_and_two_embedders_on_a_cluster_score_as_lmdb_does_to_th
     answers = platform.answers()
     assert len(answers) == QUERIES
     encoder = load_encoder(DEMO, dtype="float32", threads=1, sides=["texts"])
-    settings = load()
+    method = load().method
     for key, value in questions:
         event = JSON.decode(QueryResults, value, key)
         [vector] = encoder.encode_texts([event.query])
-        expected = rerank_candidates(settings, event.results, vector, lmdb).results
+        expected = rerank_candidates(method, event.results, vector, lmdb).results
         assert answers[event.query_id]["results"] == msgspec.to_builtins(expected)
         assert [each.status for each in expected].count(Status.RERANKED) == len(clip_ids)
     lmdb.close()
@@ -147,7 +146,7 @@ def await_shares(services: list[Service], share: int) -> None:
     def shared() -> bool:
         return all(Metrics(service).total("streamer_assigned_partitions") == share for service in services)
 
-    await_true(shared, f"{share} partitions each", seconds=60, alive=services)
+    wait_until(shared, f"{share} partitions each", seconds=60, alive=services)
 
 
 def produced(service: Service, topic: str) -> float:
@@ -195,7 +194,7 @@ class Questions:
         """Wait until so many queries more are asked and as many more answered."""
         enough = self.asked + count
         topic = self._bus.prefix + RERANKED
-        await_true(lambda: min(self.asked, produced(reranker, topic)) >= enough, what, seconds=90, alive=[reranker])
+        wait_until(lambda: min(self.asked, produced(reranker, topic)) >= enough, what, seconds=90, alive=[reranker])
 
     def _ask(self) -> None:
         while not self._over.wait(0.1):
@@ -219,12 +218,12 @@ def test_a_primary_that_is_killed_and_slots_that_move_cost_no_event(
             with Questions(platform.bus) as questions:
                 questions.await_more(40, "answers in peace", reranker)
                 victim = cluster.primary_of(buckets.heads[0])
-                await_servers(cluster.is_whole, "the replicas are in step")
+                wait_until(cluster.is_whole, "the replicas are in step")
                 victim.kill()
-                await_true(lambda: degraded(reranker) > 0, "degraded answers", seconds=60, alive=[reranker])
+                wait_until(lambda: degraded(reranker) > 0, "degraded answers", seconds=60, alive=[reranker])
                 await_answers_in_peace(questions, reranker)
                 victim.start()
-                await_servers(cluster.is_whole, "the old primary has come back as a replica")
+                wait_until(cluster.is_whole, "the old primary has come back as a replica")
                 for number in range(0, BUCKETS, 2):
                     source = cluster.primary_of(buckets.heads[number])
                     target = next(node for node in primaries(cluster) if node is not source)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +19,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from streamer import service
 from streamer.events import Reason
+from streamer.health import Health
+from streamer.kafka import Stop
+from streamer.metrics import Metrics
 from streamer.preprocessing import Preprocessing
+from streamer.service import Service
+from streamer.settings import IntakeSettings, SettingsError
 from streamer.synthetic.write import write_h264
-from streamer.video.errors import ClipError, Retry
+from streamer.video.errors import ClipError, Lack, MachineError, Retry
+from streamer.video.isolation import landlock
+from streamer.video.isolation.confinement import MODES, Layer, SandboxError
 from streamer.video.isolation.pool import SLOW_NICE, DecodePool, PoolClosedError
+from streamer.video.isolation.process import _FORK_SECONDS, _TEMPLATE
 from streamer.video.sampling.sample import SampledClip, Sampling, sample
-from tests.support.prepares import Act, act, report, report_slowly, shrink
+from tests.support import ordinary
+from tests.support.mean_colour import MeanColour
+from tests.support.prepares import Act, act, enlarge, report, shrink, shrink_slowly
 from tests.support.processes import children
 from tests.support.waiting import wait_until
 
@@ -105,7 +119,9 @@ def is_alive(pid: int) -> bool:
 
 
 def template_of(pool: DecodePool) -> int:
-    return pool._template._process.pid
+    template = pool._template
+    assert template is not None
+    return template._process.pid
 
 
 @pytest.mark.parametrize("path", real_files(), ids=lambda path: path.stem)
@@ -149,10 +165,9 @@ def test_a_process_has_no_torch_no_kafka_client_no_secret_and_no_descriptor_of_t
     told = reported(decoded(pools.make(report), clips[GOOD_SHADE]))
     assert {"torch", "torchvision", "open_clip", "confluent_kafka", "lmdb", "pytest"}.isdisjoint(told["modules"])
     assert {"aiohttp", "botocore", "fsspec"}.isdisjoint(told["modules"]), "what only fetching needs"
-    assert "STREAMER_KAFKA__SASL_PASSWORD" not in told["environment"]
-    # The standard ones, the answers' socket, the clip, and that by which these were listed.
-    assert told["descriptors"] == [0, 1, 2, 3, 4, 5]
-    assert told["threads_of_template"] == 1
+    assert told["environment"] == []
+    # The standard ones, the answers' socket and the clip.
+    assert told["descriptors"] == [0, 1, 2, 3, 4]
 
 
 def test_limits_are_in_force_before_a_clip_is_opened(pools: Pools, clips: dict[int, Path]) -> None:
@@ -166,8 +181,23 @@ def test_limits_are_in_force_before_a_clip_is_opened(pools: Pools, clips: dict[i
     }
     assert told["interrupt_ignored"]
     assert told["terminate_default"]
-    assert told["oom_score"] == 500
-    assert told["nice"] > os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_a_process_gives_way_to_the_service_and_its_template_has_one_thread(
+    pools: Pools, clips: dict[int, Path]
+) -> None:
+    pool = pools.make()
+    assert Layer.SECCOMP in pool.layers, "it has started, and with that forked what tries the layers"
+    with ThreadPoolExecutor(1) as threads:
+        hanging = threads.submit(decoded, pool, clips[Act.SLEEP])
+        wait_until(lambda: len(children(template_of(pool))) == 1)
+        (pid,) = children(template_of(pool))
+        wait_until(lambda: Path(f"/proc/{pid}/oom_score_adj").read_text() == "500\n")
+        assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
+        assert len(os.listdir(f"/proc/{template_of(pool)}/task")) == 1  # noqa: PTH208
+        pool.close()
+        with pytest.raises(PoolClosedError):
+            hanging.result()
 
 
 CRASHES = {
@@ -176,7 +206,9 @@ CRASHES = {
     Act.EXIT: "the decoder's process ended with exit code 7",
     Act.RAISE: "LookupError: of prepare's own",
     Act.ANSWER_NONSENSE: "the decoder's process answered what cannot be read: a header of 4294967295 bytes",
-    Act.CLAIM_TOO_MUCH: "the decoder's process answered what cannot be read: 1 frames of [1073741824, 1073741824]",
+    Act.CLAIM_ANOTHER_SHAPE: (
+        "the decoder's process answered what cannot be read: frames of [16, 17, 3], where [16, 16, 3] are prepared"
+    ),
     Act.POINT_OUTSIDE: "the decoder's process answered what cannot be read: frames [1] of 1 for 1 samples",
     Act.CHANGE_SHAPE: "TypeError: a prepared frame is uint8 (",
 }
@@ -275,12 +307,217 @@ def test_a_template_that_was_killed_while_idle_is_replaced(pools: Pools, clips: 
     assert pools.replaced == []
 
 
-def test_a_process_that_cannot_be_started_is_no_fault_of_the_clip(
+def test_a_template_that_cannot_start_is_the_machine_s_fault_and_the_next_one_may(
     pools: Pools, clips: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    error = failure(pools.make(), clips[GOOD_SHADE])
-    assert (error.reason, error.retry) == (Reason.DECODER_CRASHED, Retry.FOR_A_WHILE)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/bin/false")
+        pool = pools.make()
+        with pytest.raises(MachineError) as raised, pool.sampled(clips[GOOD_SHADE]):
+            pass
+        assert raised.value.lack is Lack.PROCESSES
+    assert len(decoded(pool, clips[GOOD_SHADE]).frames) == 3
+    assert pools.replaced == []
+
+
+def test_a_template_that_somebody_has_stopped_is_replaced(pools: Pools, clips: dict[int, Path]) -> None:
+    pool = pools.make()
+    decoded(pool, clips[GOOD_SHADE])
+    stopped = template_of(pool)
+    os.kill(stopped, signal.SIGSTOP)
+    began = time.monotonic()
+    assert len(decoded(pool, clips[GOOD_SHADE]).frames) == 3
+    assert time.monotonic() - began < _FORK_SECONDS, "it was not waited for"
+    assert template_of(pool) != stopped
+    assert not is_alive(stopped)
+
+
+def test_a_lack_of_descriptors_is_the_machine_s_fault(pools: Pools, clips: dict[int, Path]) -> None:
+    pool = pools.make()
+    decoded(pool, clips[GOOD_SHADE])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # From none at all to one short of what a clip takes: each place at which one can be missing.
+    lacking = []
+    for spare in range(16):
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, limits[1]))
+        try:
+            with pool.sampled(clips[GOOD_SHADE]) as clip:
+                assert len(clip.frames) == 3
+        except MachineError as error:
+            lacking.append(error.lack)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert 3 <= len(lacking) < 16
+    assert set(lacking) == {Lack.DESCRIPTORS}
+    assert len(decoded(pool, clips[GOOD_SHADE]).frames) == 3
+    assert pools.replaced == []
+
+
+NO_FORK = """
+import resource
+import sys
+from pathlib import Path
+
+from tests.support.prepares import shrink
+from streamer.video.errors import MachineError
+from streamer.video.isolation.pool import DecodePool
+from streamer.video.sampling.sample import Sampling
+
+pool = DecodePool(Sampling(0.1, 8), shrink, workers=1, timeout=60, memory=1 << 30)
+
+def count():
+    with pool.sampled(Path(sys.argv[1])) as clip:
+        return len(clip.frames)
+
+print(count())
+template = pool._template._process.pid
+limits = resource.getrlimit(resource.RLIMIT_NPROC)
+resource.prlimit(template, resource.RLIMIT_NPROC, (0, limits[1]))
+try:
+    print(count())
+except MachineError as error:
+    print(error)
+resource.prlimit(template, resource.RLIMIT_NPROC, limits)
+print(count(), pool._template._process.pid == template)
+pool.close()
+"""
+
+
+def test_a_lack_of_processes_is_the_machine_s_fault(clips: dict[int, Path]) -> None:
+    with ordinary.open_folder() as folder:
+        clip = shutil.copy(clips[GOOD_SHADE], folder)
+        told = ordinary.run("-c", NO_FORK, clip, as_nobody=True)
+    assert told == "3\nprocesses: the decoders' template cannot fork\n3 True\n"
+
+
+ORPHANS = """
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tests.support.prepares import act
+from streamer.video.isolation.pool import DecodePool, PoolClosedError
+from streamer.video.sampling.sample import Sampling
+
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans fall to it, as to process 1
+from tests.support.processes import children
+
+pool = DecodePool(Sampling(0.1, 8), act, workers=2, timeout=60, memory=1 << 30, slow_after=60)
+
+def decode():
+    try:
+        with pool.sampled(Path(sys.argv[1])):
+            pass
+    except PoolClosedError:
+        pass
+
+threads = [threading.Thread(target=decode) for _ in range(2)]
+for thread in threads:
+    thread.start()
+# The clips hang; they are decoded again when their template has died once.
+template = pool._template._process.pid
+while len(children(template)) < 2:
+    time.sleep(0.01)
+os.kill(template, signal.SIGKILL)
+while pool._template._process.pid == template or len(children(pool._template._process.pid)) < 2:
+    time.sleep(0.01)
+pool.close()
+for thread in threads:
+    thread.join()
+try:
+    print(os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("no child is left")
+"""
+
+
+def test_no_zombie_is_left_where_orphans_fall_to_the_service(clips: dict[int, Path]) -> None:
+    """As they do to process 1 of a container."""
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHANS, clips[Act.SLEEP]],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("no child is left\n", "")
+
+
+def test_frames_may_keep_a_shape_of_their_own_within_a_limit(
+    pools: Pools, clips: dict[int, Path], tmp_path: Path
+) -> None:
+    pool = pools.make(np.copy)
+    assert {frame.shape for frame in decoded(pool, clips[GOOD_SHADE]).frames} == {(64, 64, 3)}
+    large = tmp_path / "large.y4m"
+    width, height = 4096, 1366
+    large.write_bytes(f"YUV4MPEG2 W{width} H{height} F1:1 C444\nFRAME\n".encode() + bytes(3 * width * height))
+    error = failure(pool, large)
+    assert error.detail.endswith(f"frames of [{height}, {width}, 3], over the limit of {1 << 24} bytes")
+
+
+def test_a_function_that_makes_frames_of_many_megabytes_is_none_of_an_encoder(
+    pools: Pools, clips: dict[int, Path]
+) -> None:
+    with pytest.raises(ValueError, match="are larger than"), pools.make(enlarge).sampled(clips[GOOD_SHADE]):
+        pass
+
+
+def test_without_a_filter_of_system_calls_nothing_is_decoded_unless_that_is_allowed(
+    pools: Pools, clips: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamer.video.isolation.process._TEMPLATE", WITHOUT_SECCOMP)
+    told: list[Layer] = []
+    pool = pools.make(confined=told.append)
+    with pytest.raises(SandboxError, match="seccomp") as raised, pool.sampled(clips[GOOD_SHADE]):
+        pass
+    assert raised.value.lack is Lack.SANDBOX
+    assert Layer.SECCOMP not in told[0]
+    weaker = pools.make(sandbox="permissive")
+    assert len(decoded(weaker, clips[GOOD_SHADE]).frames) == 3
+    assert weaker.layers == told[0]
+
+
+def test_a_service_without_a_filter_of_system_calls_does_not_start_unless_that_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streamer.video.isolation.process._TEMPLATE", WITHOUT_SECCOMP)
+    metrics = Metrics()
+    running = Service("embed", metrics, Health(metrics), None, Stop(), threading.Event())
+    with pytest.raises(SettingsError, match=r"decoder_sandbox.*seccomp.*permissive"):
+        service._decoder(SAMPLING, IntakeSettings(), MeanColour(), running)
+    pool = service._decoder(SAMPLING, IntakeSettings(decoder_sandbox="permissive"), MeanColour(), running)
+    pool.close()
+    mode = pool_mode(metrics)
+    assert mode in {"landlock", "none"}
+    assert running.health.notes() == [f"decoder sandbox: {mode}"]
+
+
+def test_a_service_tells_by_what_its_decoders_are_confined() -> None:
+    metrics = Metrics()
+    running = Service("embed", metrics, Health(metrics), None, Stop(), threading.Event())
+    service._decoder(SAMPLING, IntakeSettings(), MeanColour(), running).close()
+    assert pool_mode(metrics) == ("seccomp+landlock" if landlock.abi() else "seccomp")
+
+
+def pool_mode(metrics: Metrics) -> str:
+    """Return the one mode whose gauge is 1."""
+    (mode,) = [
+        mode for mode in MODES if metrics.registry.get_sample_value("streamer_decoder_sandbox", {"mode": mode}) == 1
+    ]
+    return mode
+
+
+WITHOUT_SECCOMP = _TEMPLATE.replace(
+    "from streamer.video.isolation.worker",
+    "from streamer.video.isolation import confinement\n"
+    "def refuse(): raise OSError\n"
+    "confinement._CONFINE[confinement.Layer.SECCOMP] = refuse\n"
+    "from streamer.video.isolation.worker",
+)
 
 
 def test_fifty_clips_pass_one_that_hangs(pools: Pools, clips: dict[int, Path]) -> None:
@@ -296,15 +533,29 @@ def test_fifty_clips_pass_one_that_hangs(pools: Pools, clips: dict[int, Path]) -
             hanging.result()
 
 
+def priority_of_the_next(pool: DecodePool, path: Path) -> int:
+    """Decode a clip, and return the priority that its process had in the end."""
+    assert Layer.SECCOMP in pool.layers, "it has started, and with that forked what tries the layers"
+    with ThreadPoolExecutor(1) as threads:
+        flying = threads.submit(decoded, pool, path)
+        wait_until(lambda: len(children(template_of(pool))) == 1)
+        (pid,) = children(template_of(pool))
+        last = 0
+        while not flying.done():
+            with contextlib.suppress(ProcessLookupError):
+                last = os.getpriority(os.PRIO_PROCESS, pid)
+            time.sleep(0.01)
+        assert len(flying.result().frames) == 3
+    return last
+
+
 def test_a_slow_clip_is_lowered_and_gets_its_frames_all_the_same(pools: Pools, clips: dict[int, Path]) -> None:
-    clip = decoded(pools.make(report_slowly, slow_after=0.2), clips[GOOD_SHADE])
-    assert reported(clip)["nice"] == SLOW_NICE
-    assert len(clip.frames) == 3
+    assert priority_of_the_next(pools.make(shrink_slowly, slow_after=0.2), clips[GOOD_SHADE]) == SLOW_NICE
 
 
 def test_what_all_clips_take_is_not_slow(pools: Pools, clips: dict[int, Path]) -> None:
-    pool = pools.make(report_slowly, slow_after=0.2)
-    prior = [reported(decoded(pool, clips[GOOD_SHADE]))["nice"] for _ in range(3)]
+    pool = pools.make(shrink_slowly, slow_after=0.2)
+    prior = [priority_of_the_next(pool, clips[GOOD_SHADE]) for _ in range(3)]
     assert prior[0] == SLOW_NICE
     assert all(nice < SLOW_NICE for nice in prior[1:])
 

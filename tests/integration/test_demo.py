@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from streamer.kafka.admin.topics import check
 from streamer.settings import load
 from tests.support import browser
 from tests.support.terminals import on_a_terminal
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -112,12 +112,10 @@ def test_on_a_terminal_it_shows_top_and_kept_running_it_ends_on_ctrl_c_and_takes
 ) -> None:
     command = [*arguments(clips, queries, tmp_path / "report"), "--keep"]
     with on_a_terminal(command, environment(kafka)) as (process, terminal):
-        shown = ""
-        deadline = time.monotonic() + 240
-        while "Ctrl-C ends it" not in shown:
-            assert time.monotonic() < deadline, shown[-2000:]
-            time.sleep(0.1)
-            shown = terminal.text()
+        wait_until(
+            lambda: "Ctrl-C ends it" in terminal.text(), lambda: f"the end of {terminal.text()[-2000:]}", seconds=240
+        )
+        shown = terminal.text()
         children = subprocess.run(
             ["pgrep", "-P", str(process.pid), "-f", "streamer (embed|rerank)"],
             capture_output=True,

@@ -111,7 +111,7 @@ def test_replays_offline_through_kafka_and_by_hand_agree_to_the_last_digit(
         "STREAMER_TOPIC_PREFIX": topic_prefix,
     }
     own = variables(benchmark, **knobs)
-    given = ["replay", "--run", base_run, "--topics", benchmark.folder / "topics.tsv", "--out"]
+    given: list[str | Path] = ["replay", "--run", base_run, "--topics", benchmark.folder / "topics.tsv", "--out"]
     told = streamer(own, *given, tmp_path / "offline")
     assert "5 not embedded" in told
     apply_topics(own, tmp_path)
@@ -160,7 +160,19 @@ def test_a_replay_from_the_topic_gives_what_one_from_a_file_gives_and_silence_is
 
 def test_the_command_renders_embeds_and_measures_a_benchmark_whose_files_the_others_take(tmp_path: Path) -> None:
     folder = tmp_path / "avs"
-    given = ["benchmark", "--out", folder, "--clips", "20", "--topics", "4", "--dtype", "float32", "--threads", "1"]
+    given: list[str | Path] = [
+        "benchmark",
+        "--out",
+        folder,
+        "--clips",
+        "20",
+        "--topics",
+        "4",
+        "--dtype",
+        "float32",
+        "--threads",
+        "1",
+    ]
     table = streamer(dict(os.environ), *given)
     results = json.loads((folder / "results.json").read_bytes())
     assert [engine["name"] for engine in results["engines"]] == ["A", "B", "C", "D", "E"]
@@ -193,11 +205,11 @@ def test_a_sweeps_points_are_replays_and_its_page_shows_its_json(
     benchmark: SmallBenchmark, chromium: Browser, tmp_path: Path
 ) -> None:
     own = variables(benchmark)
-    out = ["--json", tmp_path / "sweep.json", "--html", tmp_path / "sweep.html"]
+    out: list[str | Path] = ["--json", tmp_path / "sweep.json", "--html", tmp_path / "sweep.html"]
     streamer(own, "sweep", *files(benchmark), "--depths", "10,25", "--intervals", "1", "--precisions", "int8", *out)
     found = json.loads((tmp_path / "sweep.json").read_bytes())
     assert len(found["points"]) == 11 * 2 * 3 * 4
-    given = ["--run", benchmark.folder / "base-B.run", "--topics", benchmark.folder / "topics.tsv"]
+    given: list[str | Path] = ["--run", benchmark.folder / "base-B.run", "--topics", benchmark.folder / "topics.tsv"]
     for alpha, depth, how in ((0.4, 25, "minmax"), (0.7, 10, "zscore")):
         knobs = ["--alpha", str(alpha), "--depth", str(depth), "--normalization", how]
         streamer(own, "replay", *given, "--out", tmp_path / "run", *knobs)

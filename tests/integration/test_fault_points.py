@@ -33,9 +33,10 @@ from tests.support import loop_process
 from tests.support.driver import EMBEDDED, UPLOADED, Bus, Record, Service, apply_topics, environment
 from tests.support.footage import tiny_footage
 from tests.support.loop_process import GROUP, INPUT, OUTPUT
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 SCRIPT = Path(loop_process.__file__)
 CLASSIC = {"session.timeout.ms": "3000", "heartbeat.interval.ms": "500"}
@@ -150,13 +151,6 @@ def world(request: pytest.FixtureRequest, impatient_kafka: LocalKafka, topic_pre
     return World(settings, tmp_path)
 
 
-def await_(condition: Callable[[], bool], what: str, seconds: float = 40) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
-
-
 def each_once(*numbers: int) -> Counter[bytes]:
     return Counter(f"q{number}".encode() for number in numbers)
 
@@ -183,7 +177,7 @@ def test_a_crash_after_a_step_leaves_what_is_written_there_and_a_restart_makes_i
 ) -> None:
     with world.process(fault=f"{point}:2") as process:
         world.feed(FIRST)
-        await_(lambda: world.read(committed=True) == each_once(FIRST), "the first transaction")
+        wait_until(lambda: world.read(committed=True) == each_once(FIRST), "the first transaction")
         assert process.poll() is None
         world.feed(*REST)
         assert process.wait(20) == -signal.SIGKILL, world.log()
@@ -198,8 +192,8 @@ def test_a_crash_after_a_step_leaves_what_is_written_there_and_a_restart_makes_i
         assert seen == committed > each_once(FIRST)
         assert offset == committed.total()
     with world.process() as process:
-        await_(lambda: world.read(committed=True) == each_once(*ALL), f"the rest, after {world.log()}")
-        await_(lambda: world.committed_offset() == len(ALL), "the offsets")
+        wait_until(lambda: world.read(committed=True) == each_once(*ALL), f"the rest, after {world.log()}")
+        wait_until(lambda: world.committed_offset() == len(ALL), "the offsets")
         process.terminate()
         assert process.wait(15) == 0, world.log()
     assert world.read(committed=True) == each_once(*ALL)
@@ -214,7 +208,7 @@ def test_a_crash_after_init_leaves_nothing_and_has_ended_what_the_predecessor_le
         assert process.wait(20) == -signal.SIGKILL, world.log()
     assert (world.read(committed=True), world.committed_offset()) == (Counter(), None)
     with world.process() as process:
-        await_(lambda: world.read(committed=True) == each_once(*ALL), "all")
+        wait_until(lambda: world.read(committed=True) == each_once(*ALL), "all")
         process.terminate()
         assert process.wait(15) == 0, world.log()
     assert world.read(committed=True) == each_once(*ALL)
@@ -225,15 +219,15 @@ def test_a_crash_after_init_leaves_nothing_and_has_ended_what_the_predecessor_le
 def test_a_zombie_that_wakes_in_the_middle_of_its_transaction_is_refused(world: World, point: FaultPoint) -> None:
     world.feed(*ALL)
     with world.process(fault=f"{point}:1:STOP") as zombie:
-        await_(lambda: "State:\tT" in Path(f"/proc/{zombie.pid}/status").read_text(), "the freeze")
+        wait_until(lambda: "State:\tT" in Path(f"/proc/{zombie.pid}/status").read_text(), "the freeze")
         with world.process(instance="two"):
             # Where offsets are part of the open transaction, the new owner waits until that is decided.
-            await_(lambda: world.read(committed=True) == each_once(*ALL), "the new owner")
+            wait_until(lambda: world.read(committed=True) == each_once(*ALL), "the new owner")
             zombie.send_signal(signal.SIGCONT)
             # One of the two goes on; the zombie may find that it was fenced, and ends then.
-            await_(lambda: zombie.poll() == 1 or "transaction aborted" in world.log(), "the refusal")
+            wait_until(lambda: zombie.poll() == 1 or "transaction aborted" in world.log(), "the refusal")
             world.feed(99)
-            await_(lambda: world.committed_offset() == len(ALL) + 1, "work to go on")
+            wait_until(lambda: world.committed_offset() == len(ALL) + 1, "work to go on")
             assert world.read(committed=True) == each_once(*ALL, 99)
 
 

@@ -16,7 +16,8 @@ from streamer.kafka.readers.publish import publish
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
 from streamer.topology import EMBED
-from tests.support.loops import INPUT, OUTPUT, await_, echo, feed, read, running, value
+from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running, value
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from streamer.health import Health
@@ -41,12 +42,12 @@ def test_the_offsets_of_a_group_with_members_cannot_be_set(settings: Settings, p
     target = TopicPartition(settings.topic(INPUT), 0, 0)
     reset = ConsumerGroupTopicPartitions(settings.group("streamer-rerank"), [target])
     with running(settings, echo(settings)) as (metrics, health, _, ended):
-        await_(lambda: is_ready(health))
+        wait_until(lambda: is_ready(health))
         feed(settings, 50)
-        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 50)
+        wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 50)
         assert _refusal(admin, reset) in {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.NON_EMPTY_GROUP}
         feed(settings, 20, start=50)
-        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 70)
+        wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 70)
     assert ended == [True]
     expected = Counter(f"q{number}".encode() for number in range(70))
     assert Counter(record.key for record in read(settings, OUTPUT)) == expected
@@ -81,7 +82,7 @@ def test_compaction_before_a_slow_reader_leaves_the_newest_upload_of_each_clip(t
             left = Counter(record.key for record in read(settings, EMBED.input, patience=0.5))
             return sum(count for key, count in left.items() if key and key.startswith(b"c")) < 60
 
-        await_(is_compacted, 60)
+        wait_until(is_compacted, seconds=60, pause=0.3)
         seen: list[tuple[bytes | None, bytes | None]] = []
 
         def work(record: object) -> list[Output]:
@@ -89,8 +90,8 @@ def test_compaction_before_a_slow_reader_leaves_the_newest_upload_of_each_clip(t
             return []
 
         with running(settings, work, service=EMBED) as (_, health, _, ended):
-            await_(lambda: is_ready(health))
-            await_(lambda: {(f"c{clip}".encode(), b"version 4") for clip in range(40)} <= set(seen))
+            wait_until(lambda: is_ready(health))
+            wait_until(lambda: {(f"c{clip}".encode(), b"version 4") for clip in range(40)} <= set(seen))
         assert ended == [True]
         uploads = [each for each in seen if each[0] and each[0].startswith(b"c")]
         assert len(uploads) < 60

@@ -23,11 +23,11 @@ from tests.support.driver import (
     Record,
     Service,
     apply_topics,
-    await_true,
     environment,
     left,
 )
 from tests.support.load import Metrics
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,14 +145,14 @@ def test_two_groups_answer_everything_exactly_once_and_are_told_apart(sets: Sets
         sets.await_done([blue], BLUE)
 
         # Lag is each group's own: what the one has done the other has yet to do.
-        await_true(lambda: lag(blue, blue_name) == 0, "the blue lag to be 0", seconds=30, alive=[blue])
+        wait_until(lambda: lag(blue, blue_name) == 0, "the blue lag to be 0", seconds=30, alive=[blue])
         asker = bus.asker(green_group)
         assert left(asker, bus.ends(RESULTS))
         asker.close()
         with sets.start(GREEN) as again:
             again.await_ready(seconds=150)
             sets.await_done([blue, again], BLUE, GREEN)
-            await_true(lambda: lag(again, green_name) == 0, "the green lag to be 0", seconds=30, alive=[again])
+            wait_until(lambda: lag(again, green_name) == 0, "the green lag to be 0", seconds=30, alive=[again])
 
             answered = Counter((record.event["query_id"], record.event["model_id"]) for record in bus.read(RERANKED))
             assert answered == Counter({(f"q{n}", model): 1 for n in range(EVENTS) for model in models})
@@ -173,7 +173,7 @@ def test_two_groups_answer_everything_exactly_once_and_are_told_apart(sets: Sets
             (report,) = sets.dlq("redrive", "--group", green_name)
             assert report["redriven"] == INVALID
             sets.await_done([blue, again], BLUE, GREEN)
-            await_true(
+            wait_until(
                 lambda: sets.dead_letters() == wanted + Counter({(green_group, key): 1 for key in invalid}),
                 "the green group's dead letters to come again",
                 seconds=30,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamer.store import open_store
-from tests.support.driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, await_true, environment
+from tests.support.driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, environment
 from tests.support.endless import write_endless_clip
 from tests.support.footage import tiny_footage
-from tests.support.load import Metrics, upload
+from tests.support.load import Metrics, stored_dim, upload
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,14 +34,14 @@ def test_fifty_clips_are_embedded_before_one_that_hangs_is_given_up(
 
     with Service("embed", variables, tmp_path) as embedder:
         model_id = Metrics(embedder.await_ready(seconds=150)).label("streamer_build_info", "model_id")
-        store = open_store(variables["STREAMER_STORE"], model_id=model_id, dim=None, read_only=True)
+        store = open_store(variables["STREAMER_STORE"], model_id=model_id, dim=stored_dim(), read_only=True)
         sent = bus.publish(UPLOADED, uploads)
         assert any(each.partition == sent[0].partition for each in sent[1:]), (
             "no clip is in the hanging one's partition"
         )
-        good_keys = {each.key for each in sent[1:]}
-        await_true(lambda: wanted <= set(store.clip_ids()), "50 records", seconds=120, alive=[embedder])
-        await_true(lambda: len(bus.read(EMBEDDED)) >= GOOD, "their events", seconds=60, alive=[embedder])
+        good_keys = {each.key or b"" for each in sent[1:]}
+        wait_until(lambda: wanted <= set(store.clip_ids()), "50 records", seconds=120, alive=[embedder])
+        wait_until(lambda: len(bus.read(EMBEDDED)) >= GOOD, "their events", seconds=60, alive=[embedder])
         assert bus.read(f"{UPLOADED}.dlq") == [], "the good clips did not come before the end of the hanging one"
         bus.await_group("streamer-embed", UPLOADED, seconds=120, alive=[embedder])
         embedder.stop()

@@ -14,7 +14,8 @@ from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
 from streamer.settings import Settings, load
 from tests.support.consumer_groups import describe
-from tests.support.loops import INPUT, OUTPUT, await_, echo, running, value
+from tests.support.loops import INPUT, OUTPUT, echo, running, value
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,11 +101,15 @@ def await_equal(kafka: LocalKafka, settings: Settings, *instances: Metrics, want
     expected = {partition: wanted.get(partition, 0) for partition in range(12)}
     # A transaction that ends makes its log longer by a marker: the tool may see that a second before we ask again.
     for _ in range(2):
-        await_(lambda: lags(settings, *instances) == expected, 60)
+        wait_until(lambda: lags(settings, *instances) == expected)
         told = {number: lag for number, lag in brokers(kafka, settings).items() if lag}
         if told == wanted:
             break
     assert (told, lags(settings, *instances)) == (wanted, expected)
+
+
+def await_no_lag(settings: Settings, metrics: Metrics) -> None:
+    wait_until(lambda: sum(lags(settings, metrics).values()) == 0, "no lag")
 
 
 def await_ages(settings: Settings, metrics: Metrics, timestamps: dict[int, float]) -> None:
@@ -115,7 +120,7 @@ def await_ages(settings: Settings, metrics: Metrics, timestamps: dict[int, float
         ages = {partition: seconds(settings, metrics, partition) for partition in timestamps}
         return max(1e9 if age is None else abs(age - (now - timestamps[each])) for each, age in ages.items())
 
-    await_(lambda: error() < 1, 60)
+    wait_until(lambda: error() < 1)
     until = time.monotonic() + 1
     while time.monotonic() < until:
         assert error() < 1
@@ -145,7 +150,7 @@ def test_at_load_the_brokers_figure_lies_between_ours_before_and_after(kafka: Lo
     with running(settings, work, max_records=100) as (metrics, _, _, _):
         for partition in range(12):
             feeder.produce(partition, 0)
-        await_(lambda: committed(settings, metrics) == 12, 60)
+        wait_until(lambda: committed(settings, metrics) == 12)
         loader = threading.Thread(target=produce)
         loader.start()
 
@@ -157,14 +162,14 @@ def test_at_load_the_brokers_figure_lies_between_ours_before_and_after(kafka: Lo
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            await_(lambda: committed(settings, metrics) > 40 and value(metrics, "streamer_paused_partitions") > 0, 60)
-            await_(lambda: len(seen[-1]) == 12)
+            wait_until(lambda: committed(settings, metrics) > 40 and value(metrics, "streamer_paused_partitions") > 0)
+            wait_until(lambda: len(seen[-1]) == 12)
             first = len(seen)
-            await_(lambda: len(seen) > first + 20)
+            wait_until(lambda: len(seen) > first + 20)
             told = brokers(kafka, settings)
             assert len(told) == 12
             ended_at = time.monotonic()
-            await_(lambda: all(lies_between(told[each], [lag[each] for lag in seen[first:]]) for each in told), 60)
+            wait_until(lambda: all(lies_between(told[each], [lag[each] for lag in seen[first:]]) for each in told))
             assert time.monotonic() - ended_at < SCRAPE_S
         finally:
             ended.set()
@@ -190,7 +195,7 @@ def test_idle_and_caught_up_all_figures_are_0_behind_markers_and_aborted_records
         feeder.produce(partition, 3600, 1800, 900)
     feeder.producer.abort_transaction()
     with running(settings, echo(settings)) as (metrics, _, _, _):
-        await_(lambda: committed(settings, metrics) == 8, 60)
+        wait_until(lambda: committed(settings, metrics) == 8)
         await_equal(kafka, settings, metrics, wanted={})
         for partition in range(12):
             assert seconds(settings, metrics, partition) == 0
@@ -205,14 +210,14 @@ def test_after_a_rebalance_each_instance_reports_what_it_owns(kafka: LocalKafka,
     gate = Gate(settings)
     gate.open()
     with running(quick, gate) as (first, _, _, _):
-        await_(lambda: committed(settings, first) == 12, 60)
+        wait_until(lambda: committed(settings, first) == 12)
         gate.shut()
         for partition in range(12):
             feeder.produce(partition, *[50.0] * (partition + 1))
-        await_(lambda: lags(settings, first) == wanted, 60)
+        wait_until(lambda: lags(settings, first) == wanted)
         other = quick.model_copy(update={"instance_id": "two"})
         with running(other, gate) as (second, _, _, _):
-            await_(lambda: len(lags(settings, first)) == len(lags(settings, second)) == 6, 60)
+            wait_until(lambda: len(lags(settings, first)) == len(lags(settings, second)) == 6)
             await_equal(kafka, settings, first, second, wanted=wanted)
             for metrics in (first, second):
                 for partition in lags(settings, metrics):
@@ -226,7 +231,7 @@ def test_after_retention_has_deleted_unread_records(kafka: LocalKafka, settings:
     feeder.produce(0, *[500.0] * 10)
     feeder.produce(1, *[500.0] * 10)
     with running(settings, echo(settings)) as (metrics, _, _, _):
-        await_(lambda: committed(settings, metrics) == 20, 60)
+        wait_until(lambda: committed(settings, metrics) == 20)
     feeder.produce(0, *[400.0] * 30)
     left = feeder.produce(0, *[300.0] * 20)
     feeder.produce(1, *[400.0] * 50)
@@ -238,7 +243,7 @@ def test_after_retention_has_deleted_unread_records(kafka: LocalKafka, settings:
     gate = Gate(settings)
     with running(settings, gate) as (metrics, _, _, _):
         # The group's own offset stands at 10 until the first of the 20 that are left is done.
-        await_(lambda: value(metrics, "streamer_in_flight_records") == 20, 60)
+        wait_until(lambda: value(metrics, "streamer_in_flight_records") == 20)
         await_equal(kafka, settings, metrics, wanted={0: 50, 1: 50})
         await_ages(settings, metrics, {0: left})
         assert seconds(settings, metrics, 1) == 0
@@ -260,7 +265,7 @@ def test_a_fresh_group_and_one_whose_offsets_have_expired_are_behind_by_all_that
                 told = describe(kafka, settings.topic(GROUP))[3]
                 assert (told.committed, told.end, told.lag) == (None, 3, None)
             gate.open()
-            await_(lambda metrics=metrics: sum(lags(settings, metrics).values()) == 0, 60)
+            await_no_lag(settings, metrics)
             assert seconds(settings, metrics, 3) == 0
         if not expired:
             admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
@@ -277,10 +282,10 @@ def test_a_record_that_is_not_fetched_since_its_partition_is_paused_gives_its_ow
     with running(settings.model_copy(update={"queue_bytes": 1 << 20}), gate) as (metrics, _, _, _):
         for partition in (1, 2):
             feeder.produce(partition, 100_000)
-        await_(lambda: committed(settings, metrics) == 2, 60)
+        wait_until(lambda: committed(settings, metrics) == 2)
         gate.shut()
         stuck = {partition: feeder.produce(partition, 9000, value=b" " * 600_000) for partition in (0, 3)}
-        await_(lambda: value(metrics, "streamer_paused_partitions") == 12, 60)
+        wait_until(lambda: value(metrics, "streamer_paused_partitions") == 12)
         first = feeder.produce(1, 5000, 4000)
         second = feeder.produce(2, 0)
         await_ages(settings, metrics, {**stuck, 1: first, 2: second})
@@ -300,10 +305,10 @@ def test_records_of_an_open_transaction_are_counted_and_have_no_age_before_they_
     Feeder(settings).produce(5, 10)
     feeder = Feeder(settings, "feeder")
     with running(settings, echo(settings)) as (metrics, _, _, _):
-        await_(lambda: committed(settings, metrics) == 1, 60)
+        wait_until(lambda: committed(settings, metrics) == 1)
         feeder.producer.begin_transaction()
         feeder.produce(5, 700, 600)
         await_equal(kafka, settings, metrics, wanted={5: 2})
-        await_(lambda: seconds(settings, metrics, 5) == 0)
+        wait_until(lambda: seconds(settings, metrics, 5) == 0)
         feeder.producer.commit_transaction()
         await_equal(kafka, settings, metrics, wanted={})

@@ -24,7 +24,8 @@ from streamer.kafka.commit.transactions import RestartError, Transactions
 from streamer.kafka.records import record_of
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
-from tests.support.loops import INPUT, OUTPUT, await_, echo, feed, read, running, slowly, value
+from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running, slowly, value
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +53,7 @@ def test_each_record_comes_out_once_though_work_ends_in_any_order(settings: Sett
 
     feed(settings, 600)
     with running(settings, work) as (metrics, _, _, ended):
-        await_(
+        wait_until(
             lambda: (
                 value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT))
                 + value(metrics, "streamer_events_dead_lettered_total", topic=settings.topic(INPUT), reason="not_json")
@@ -75,13 +76,13 @@ def test_a_stop_in_the_middle_of_work_loses_and_doubles_nothing(settings: Settin
         return echo(settings)(record)
 
     with running(hasty, work) as (metrics, _, _, ended):
-        await_(lambda: value(metrics, "streamer_transactions_total", outcome="committed") > 0)
+        wait_until(lambda: value(metrics, "streamer_transactions_total", outcome="committed") > 0)
     assert ended == [False]
     stuck.set()
     with running(settings, echo(settings)) as (metrics, _, _, ended):
         before = len(read(settings, OUTPUT))
         assert before
-        await_(lambda: len(read(settings, OUTPUT, patience=1.5)) == 300, 60)
+        wait_until(lambda: len(read(settings, OUTPUT, patience=1.5)) == 300)
     assert ended == [True]
     assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(300))
 
@@ -103,13 +104,13 @@ def test_a_record_that_hangs_holds_up_no_other_and_no_other_is_done_again_after_
         return value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT))
 
     with running(chosen, work) as (metrics, _, _, ended):
-        await_(lambda: produced(metrics) == 299)
+        wait_until(lambda: produced(metrics) == 299)
     assert ended == [False]
     stuck.set()
     with running(chosen, echo(settings)) as (metrics, _, _, ended):
-        await_(lambda: produced(metrics) == 1)
+        wait_until(lambda: produced(metrics) == 1)
         feed(settings, 300, start=300)
-        await_(lambda: produced(metrics) == 301)
+        wait_until(lambda: produced(metrics) == 301)
         assert value(metrics, "streamer_events_consumed_total", topic=settings.topic(INPUT)) == 301
     assert ended == [True]
     assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(600))
@@ -127,15 +128,15 @@ def test_slow_work_pauses_its_partition_and_costs_no_membership(settings: Settin
 
     feed(settings, 200)
     with running(strict, work, max_records=24) as (metrics, health, _, ended):
-        await_(lambda: value(metrics, "streamer_paused_partitions") > 0)
+        wait_until(lambda: value(metrics, "streamer_paused_partitions") > 0)
         time.sleep(8)
         assert value(metrics, "streamer_in_flight_records") <= 24 + 32
         assert value(metrics, "streamer_rebalances_total", kind="assigned") == 1
         assert value(metrics, "streamer_rebalances_total", kind="lost") == 0
         assert health.liveness_problems() == []
         free.set()
-        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 200)
-        await_(lambda: value(metrics, "streamer_paused_partitions") == 0)
+        wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 200)
+        wait_until(lambda: value(metrics, "streamer_paused_partitions") == 0)
     assert ended == [True]
 
 
@@ -151,25 +152,25 @@ def test_a_partition_that_went_while_it_was_paused_and_came_back_flows_again(set
 
     feed(settings, 600)
     with running(chosen, work, max_records=24) as (metrics, _, _, ended):
-        await_(lambda: value(metrics, "streamer_paused_partitions") == 12)
+        wait_until(lambda: value(metrics, "streamer_paused_partitions") == 12)
         with running(other, work, max_records=24) as (others, _, _, _):
-            await_(lambda: value(others, "streamer_assigned_partitions") == 6)
-        await_(lambda: value(metrics, "streamer_assigned_partitions") == 12)
+            wait_until(lambda: value(others, "streamer_assigned_partitions") == 6)
+        wait_until(lambda: value(metrics, "streamer_assigned_partitions") == 12)
         free.set()
-        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 600, 60)
+        wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 600)
     assert ended == [True]
 
 
 def test_a_second_holder_of_the_transactional_id_fences_the_first(settings: Settings) -> None:
     with running(settings, echo(settings)) as (_, health, _, ended):
-        await_(lambda: "assignment: no partitions assigned yet" not in health.readiness_problems())
+        wait_until(lambda: "assignment: no partitions assigned yet" not in health.readiness_problems())
         with running(settings, echo(settings)) as (_, second, _, second_ended):
-            await_(lambda: not any("broker" in each for each in second.readiness_problems()))
+            wait_until(lambda: not any("broker" in each for each in second.readiness_problems()))
             feed(settings, 400)
-            await_(lambda: bool(ended))
+            wait_until(lambda: bool(ended))
             assert isinstance(ended[0], FatalError)
             assert "--instance-id" in str(ended[0])
-            await_(lambda: len(read(settings, OUTPUT, patience=1.5)) == 400, 60)
+            wait_until(lambda: len(read(settings, OUTPUT, patience=1.5)) == 400)
         assert second_ended == [True]
     assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(400))
 
@@ -185,7 +186,7 @@ def test_an_output_that_no_broker_takes_is_dead_lettered_and_its_partition_goes_
 
     feed(settings, 10)
     with running(settings, work) as (metrics, _, _, ended):
-        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 8)
+        wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 8)
     assert ended == [True]
     dead = {record.key: dict(record.headers) for record in read(settings, INPUT + ".dlq")}
     assert dead.keys() == {b"q3", b"q5"}
@@ -207,7 +208,7 @@ def test_among_records_that_a_broker_refuses_together_only_the_guilty_are_dead_l
         return [Output(topic, record.key, secrets.token_bytes(size), ())]
 
     with running(settings, work) as (metrics, _, _, ended):
-        await_(lambda: value(metrics, "streamer_events_produced_total", topic=topic) == 58, 60)
+        wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=topic) == 58)
     assert ended == [True]
     assert {record.key for record in read(settings, INPUT + ".dlq")} == {b"q7", b"q30"}
     good = {f"q{i}".encode() for i in range(60)} - {b"q7", b"q30"}
@@ -217,21 +218,21 @@ def test_among_records_that_a_broker_refuses_together_only_the_guilty_are_dead_l
 def test_a_missing_topic_is_told_by_readiness_until_it_is_made(kafka: LocalKafka, topic_prefix: str) -> None:
     settings = load({"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": topic_prefix})
     with running(settings, echo(settings)) as (_, health, _, _):
-        await_(lambda: any("streamer topics apply" in each for each in health.readiness_problems()))
+        wait_until(lambda: any("streamer topics apply" in each for each in health.readiness_problems()))
         apply(settings, load_specs())
-        await_(lambda: health.readiness_problems() == ["start: starting"], 40)
+        wait_until(lambda: health.readiness_problems() == ["start: starting"], seconds=40)
 
 
 def test_a_topic_that_is_made_anew_ends_the_service_since_positions_count_in_the_old_one(settings: Settings) -> None:
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
     with running(settings, echo(settings)) as (metrics, health, _, ended):
         feed(settings, 50)
-        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 50)
+        wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 50)
         for future in admin.delete_topics([settings.topic(INPUT)]).values():
             future.result(10)
-        await_(lambda: any("streamer topics apply" in each for each in health.readiness_problems()))
+        wait_until(lambda: any("streamer topics apply" in each for each in health.readiness_problems()))
         apply(settings, load_specs())
-        await_(lambda: bool(ended))
+        wait_until(lambda: bool(ended))
         assert isinstance(ended[0], FatalError)
         assert "deleted and created again" in str(ended[0])
 
@@ -243,8 +244,8 @@ def test_where_brokers_do_not_offer_the_newer_group_protocol_the_classic_one_ser
         apply(settings, load_specs())
         feed(settings, 50)
         with running(settings, echo(settings)) as (metrics, health, _, ended):
-            await_(lambda: value(metrics, "streamer_events_produced_total", topic=OUTPUT) == 50)
-            await_(lambda: health.readiness_problems() == ["start: starting"])
+            wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=OUTPUT) == 50)
+            wait_until(lambda: health.readiness_problems() == ["start: starting"])
         assert ended == [True]
 
 
@@ -264,14 +265,17 @@ def test_brokers_that_stop_or_are_killed_one_after_the_other_cost_nothing_but_ti
             def produced() -> float:
                 return value(metrics, "streamer_events_produced_total", topic=OUTPUT)
 
-            await_(lambda: health.readiness_problems() == ["start: starting"])
+            def await_produced(count: int) -> None:
+                wait_until(lambda: produced() >= count, f"{count} outputs", seconds=90)
+
+            wait_until(lambda: health.readiness_problems() == ["start: starting"])
             for turn, (fault, broker) in enumerate(faults):
                 feed(settings, 150, start=150 * turn)
                 # Each fault strikes among transactions of its own turn, when the fault before is overcome.
-                await_(lambda past=150 * turn: produced() > past, 90)
+                await_produced(150 * turn + 1)
                 fault(broker)
-            await_(lambda: produced() >= 900, 90)
-            await_(lambda: health.readiness_problems() == ["start: starting"])
+            await_produced(900)
+            wait_until(lambda: health.readiness_problems() == ["start: starting"])
         assert ended == [True]
         assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(900))
 
@@ -289,7 +293,7 @@ def test_a_record_with_an_odd_time_or_odd_headers_is_a_record_like_any(settings:
         return echo(settings)(record)
 
     with running(settings, work) as (metrics, _, _, ended):
-        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 2)
+        wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 2)
     assert ended == [True]
     assert times[b"seconds"].year == 1970
 
@@ -337,8 +341,8 @@ def test_a_producer_that_is_lost_twice_is_replaced_and_nothing_is_lost(
 
     monkeypatch.setattr(Transactions, "run", faulty)
     with running(settings, slowly(settings)) as (metrics, _, _, ended):
-        await_(lambda: len(read(settings, OUTPUT, patience=1.5)) == 200, 60)
-        await_(lambda: value(metrics, "streamer_in_flight_records") == 0)
+        wait_until(lambda: len(read(settings, OUTPUT, patience=1.5)) == 200)
+        wait_until(lambda: value(metrics, "streamer_in_flight_records") == 0)
     assert ended == [True]
     assert value(metrics, "streamer_transactions_total", outcome="restarted") == 2
     assert Counter(each.key for each in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(200))
@@ -378,8 +382,8 @@ def test_a_member_whose_question_for_offsets_was_lost_joins_anew(
     monkeypatch.setattr(GroupMembership, "_make", first_unanswered)
     feed(settings, 50)
     with running(settings, echo(settings)) as (metrics, health, _, ended):
-        await_(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 50)
-        await_(lambda: health.readiness_problems() == ["start: starting"])
+        wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 50)
+        wait_until(lambda: health.readiness_problems() == ["start: starting"])
     assert ended == [True]
     assert len(made) == 2
     assert len(read(settings, OUTPUT)) == 50
@@ -401,7 +405,7 @@ def test_an_acknowledged_commit_that_the_group_does_not_know_ends_the_service_an
     monkeypatch.setattr(Transactions, "run", faulty)
     with running(settings, slowly(settings)) as (metrics, _, _, ended):
         feed(settings, committed_before)
-        await_(
+        wait_until(
             lambda: (
                 value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == committed_before
                 and value(metrics, "streamer_in_flight_records") == 0
@@ -410,13 +414,13 @@ def test_an_acknowledged_commit_that_the_group_does_not_know_ends_the_service_an
         # A commit is acknowledged of which nothing is there, as a lone broker did; then the producer is lost.
         faults += [None, RestartError("lost")]
         feed(settings, 200, start=committed_before)
-        await_(lambda: bool(ended))
+        wait_until(lambda: bool(ended))
         assert isinstance(ended[0], FatalError)
         has = r"the group has \d+" if committed_before else "the group has nothing"
         assert re.search(rf"query.results-\d+: \d+ was committed, {has}", str(ended[0]))
         assert faults == []
     with running(settings, echo(settings)) as (_, _, _, ended):
-        await_(lambda: len(read(settings, OUTPUT, patience=1.5)) >= committed_before + 200, 60)
+        wait_until(lambda: len(read(settings, OUTPUT, patience=1.5)) >= committed_before + 200)
     assert ended == [True]
     wanted = Counter(f"q{i}".encode() for i in range(committed_before + 200))
     assert Counter(each.key for each in read(settings, OUTPUT)) == wanted

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-import time
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -36,6 +35,7 @@ from tests.support.misbehaviour import (
     verdict,
 )
 from tests.support.odd_server import CLIP, OddServer, serving
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -221,10 +221,7 @@ def test_many_silent_objects_hold_up_no_other(server: OddServer) -> None:
     threads = [threading.Thread(target=wait) for _ in range(20)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 20
-    while len(server.asked) < len(threads):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(server.asked) >= len(threads), "all requests")
     assert content(source, "s3://clips-bucket/clips/a.mp4") == CLIP
     assert stuck == []
     server.stopped.set()

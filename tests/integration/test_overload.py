@@ -25,6 +25,7 @@ from tests.support.load import (
     read_answers,
     slow_clip,
 )
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -189,14 +190,13 @@ class Load:
         def degraded() -> float:
             return Metrics(self._reranker).total("streamer_events_degraded_total")
 
-        deadline = time.monotonic() + 60
-        while True:
+        def is_whole() -> bool:
             before = degraded()
             self.publish(QUERY_BATCH)
             self.settle()
-            if degraded() == before:
-                return
-            assert time.monotonic() < deadline, "still shedding a minute after the load has ended"
+            return degraded() == before
+
+        wait_until(is_whole, "a round without a degraded answer")
 
 
 BACKLOG, EVENT_BYTES, CANDIDATES = 6_000, 5_000, 100

@@ -5,9 +5,9 @@ A broker that is away: test_services.py.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import subprocess
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,10 +28,10 @@ from tests.support.driver import (
     Record,
     Service,
     apply_topics,
-    await_true,
     environment,
 )
 from tests.support.footage import GREEN, WHITE, scene, write_video
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ class Probed:
             code, body = self.get(path)
             return code == status and text in body
 
-        await_true(answers, f"{path} to say {text}", seconds=120, alive=[self.service])
+        wait_until(answers, f"{path} to say {text}", seconds=120, alive=[self.service])
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -74,13 +74,15 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 def first_answer(port: int) -> tuple[int, str]:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            return get(port, "/readyz")
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    answers: list[tuple[int, str]] = []
+
+    def has_answered() -> bool:
+        with contextlib.suppress(OSError):
+            answers.append(get(port, "/readyz"))
+        return bool(answers)
+
+    wait_until(has_answered, "an answer", pause=0.02)
+    return answers[0]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
 from streamer.settings import Settings, load
 from streamer.topology import RERANK
-from tests.support.loops import OUTPUT, await_, echo, feed, read, running, value
+from tests.support.loops import OUTPUT, echo, feed, read, running, value
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,16 +36,14 @@ def settings(kafka: LocalKafka, topic_prefix: str) -> Settings:
 def nothing_is_young_enough(settings: Settings) -> Iterator[None]:
     """Let the output refuse every record that did not come within its own millisecond, its own markers among them."""
 
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+
     def limit(milliseconds: str) -> None:
         entry = ConfigEntry(
             "message.timestamp.before.max.ms", milliseconds, incremental_operation=AlterConfigOpType.SET
         )
         resource = ConfigResource(ResourceType.TOPIC, settings.topic(OUTPUT), incremental_configs=[entry])
-        [future] = (
-            AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-            .incremental_alter_configs([resource])
-            .values()
-        )
+        [future] = admin.incremental_alter_configs([resource]).values()
         future.result(10)
 
     limit("0")
@@ -61,18 +60,18 @@ def test_refused_timestamps_are_named_and_once_they_are_taken_everything_comes_o
     service = dataclasses.replace(RERANK, producers=producers)
     expected = Counter(f"q{number}".encode() for number in range(20))
     with running(settings, echo(settings), service=service) as (metrics, health, _, ended):
-        await_(lambda: all(each.startswith("start:") for each in health.readiness_problems()))
+        wait_until(lambda: all(each.startswith("start:") for each in health.readiness_problems()))
         with nothing_is_young_enough(settings):
             feed(settings, 20)
-            await_(
+            wait_until(
                 lambda: any(
                     f"{settings.topic(OUTPUT)} refuses the timestamps" in each for each in health.readiness_problems()
                 )
             )
             # Each of the producers has met it, and the first one once more.
-            await_(lambda: value(metrics, "streamer_transactions_total", outcome="aborted") > producers)
-        await_(lambda: len(read(settings, OUTPUT, patience=2)) == len(expected), 15)
-        await_(lambda: all(each.startswith("start:") for each in health.readiness_problems()))
+            wait_until(lambda: value(metrics, "streamer_transactions_total", outcome="aborted") > producers)
+        wait_until(lambda: len(read(settings, OUTPUT, patience=2)) == len(expected), seconds=15)
+        wait_until(lambda: all(each.startswith("start:") for each in health.readiness_problems()))
     assert ended == [True]
     assert Counter(record.key for record in read(settings, OUTPUT)) == expected
 
@@ -81,11 +80,11 @@ def test_a_restart_goes_on_though_the_coordinator_refuses_the_ids_of_before(sett
     expected = Counter(f"q{number}".encode() for number in range(10))
     hasty = settings.model_copy(update={"drain_timeout": 0.5})
     with running(hasty, echo(settings)) as (metrics, health, _, _):
-        await_(lambda: all(each.startswith("start:") for each in health.readiness_problems()))
+        wait_until(lambda: all(each.startswith("start:") for each in health.readiness_problems()))
         with nothing_is_young_enough(settings):
             feed(settings, 10)
-            await_(lambda: value(metrics, "streamer_transactions_total", outcome="aborted") > 3)
+            wait_until(lambda: value(metrics, "streamer_transactions_total", outcome="aborted") > 3)
     with running(settings, echo(settings)) as (_, _, _, ended):
-        await_(lambda: len(read(settings, OUTPUT, patience=2)) == len(expected), 45)
+        wait_until(lambda: len(read(settings, OUTPUT, patience=2)) == len(expected), seconds=45)
     assert ended == [True]
     assert Counter(record.key for record in read(settings, OUTPUT)) == expected

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -29,15 +29,17 @@ from streamer.kafka.readers.request import Requester, RequestError
 from streamer.kafka.readers.tail import Tail
 from streamer.kafka.readers.topic_reader import ReadError
 from streamer.settings import as_variables
-from streamer.topology import SERVICES, TOP
-from tests.support.driver import Service, await_true
+from streamer.topology import RERANK, SERVICES, TOP
+from tests.support.driver import Service
 from tests.support.footage import BLUE, RED, WHITE, scene, write_video
-from tests.support.loops import INPUT, OUTPUT, await_, echo, feed, read, running
+from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running
 from tests.support.secured import SecuredKafka, secured_kafka
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from streamer.health import Health
     from streamer.kafka import Record
     from streamer.settings import Settings
 
@@ -77,6 +79,20 @@ def words(settings: Settings, privilege: Privilege) -> str:
     """Return what a message must say of a missing privilege; it may go on, with the instance's id first."""
     user = settings.kafka["sasl.username"]
     return f"User:{user} lacks {privilege.operation} on the {privilege.resource} {privilege.full_name(settings)}"
+
+
+def await_problem(health: Health, words: str) -> None:
+    wait_until(lambda: any(words in problem for problem in health.readiness_problems()), words)
+
+
+def await_recovery(health: Health) -> None:
+    """Wait until a consume loop reports no problem; "starting" is the service's own, and the loop runs without it."""
+    wait_until(lambda: health.readiness_problems() == ["start: starting"], "no problem", seconds=90)
+
+
+def await_outputs(operator: Settings, topic: str, count: int) -> None:
+    wait_until(lambda: len(read(operator, topic, patience=1)) >= count, f"{count} records in {topic}")
+    assert len(read(operator, topic, patience=1)) == count
 
 
 # -- exactly what is listed --------------------------------------------------------------------------------------------
@@ -119,7 +135,7 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
         for clip_id, path in (("c1", clip), ("c2", other)):
             upload = ClipUploaded(clip_id=clip_id, uri=path.as_uri(), uploaded_at=now())
             publish(operator, [Output(operator.topic("clips.uploaded"), clip_id.encode(), JSON.encode(upload), ())])
-        await_true(lambda: len(read(operator, "clips.embedded", patience=1)) == 2, "two clips", seconds=60, alive=both)
+        wait_until(lambda: len(read(operator, "clips.embedded", patience=1)) == 2, "two clips", seconds=60, alive=both)
         results = [Candidate(clip_id=clip_id, score=score) for clip_id, score in (("c1", 2.0), ("c2", 1.0))]
         query = QueryResults(query_id="q1", query="a red disc", engine="e", issued_at=now(), results=results)
         publish(
@@ -129,14 +145,17 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
                 Output(operator.topic(INPUT), b"q2", b"no event", ()),
             ],
         )
-        await_true(lambda: len(read(operator, OUTPUT, patience=1)) == 1, "the answer", seconds=60, alive=both)
+        wait_until(lambda: len(read(operator, OUTPUT, patience=1)) == 1, "the answer", seconds=60, alive=both)
         [answer] = read(operator, OUTPUT, patience=1)
         assert {result.status for result in JSON.decode(QueryReranked, answer.value).results} == {"reranked"}
-        letters = lambda: len(read(operator, f"{INPUT}.dlq", patience=1))  # noqa: E731
-        await_true(lambda: letters() == 1, "a dead letter", seconds=60, alive=both)
+
+        def letters() -> int:
+            return len(read(operator, f"{INPUT}.dlq", patience=1))
+
+        wait_until(lambda: letters() == 1, "a dead letter", seconds=60, alive=both)
         assert "not_json" in streamer("dlq-show", "dlq", "list", INPUT, "--json")
         streamer("dlq-redrive", "dlq", "redrive", INPUT)
-        await_true(lambda: letters() == 3, "the marker, and the same refused again", seconds=60, alive=both)
+        wait_until(lambda: letters() == 3, "the marker, and the same refused again", seconds=60, alive=both)
         streamer("replay", "replay", "--from-topic", "--through-kafka", "--out", str(tmp_path / "run.txt"))
         assert len((tmp_path / "run.txt").read_text().splitlines()) == 2
         port = f"http://127.0.0.1:{rerank.port}"
@@ -144,14 +163,14 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
         seen = []
 
         def sees(*wanted: str) -> bool:
-            command = [STREAMER, "top", "--once", "--interval", "0.2", "--targets", port]
+            command = [str(STREAMER), "top", "--once", "--interval", "0.2", "--targets", port]
             done = subprocess.run(command, env=looks, capture_output=True, text=True, timeout=60, check=False)
             seen.append(done.stdout + done.stderr)
             return all(told in done.stdout for told in wanted)
 
         # A look takes a second at most, in which a busy machine may not see everything.
         view = "1 of 1 targets answer", "a red disc", "not_json"
-        await_true(lambda: sees(*view), "the view", seconds=60, alive=both)
+        wait_until(lambda: sees(*view), "the view", seconds=60, alive=both)
         assert "lacks" not in seen[-1]
         for service in both:
             service.stop()
@@ -169,31 +188,28 @@ def test_a_service_without_one_of_them_names_it_and_goes_on_when_it_is_there(
     cases = [
         (role, protocol, privilege) for role, protocol in product(SERVICES, PROTOCOLS) for privilege in ROLES[role]
     ]
-    waiting = {"start: starting"}  # that is the service's, and here is the loop alone
     with contextlib.ExitStack() as stack:
-        members = []
+        members: list[tuple[Settings, Privilege, Health, list[Any]]] = []
         for role, protocol, privilege in cases:
             user = user_of(kafka, prefixes[protocol], without(role, privilege))
             settings = kafka.settings(user, prefixes[protocol], group_protocol=protocol)
             service = SERVICES[role]
-            answer = f"{prefixes[protocol]}{service[2]}"
-            work = lambda record, answer=answer: [Output(answer, record.key, b"out", ())]  # noqa: E731
+            work = echo(settings, service.output)
             _, health, _, ended = stack.enter_context(running(settings, work, service=service))
             members.append((settings, privilege, health, ended))
         for settings, privilege, health, _ in members:
-            wanted = words(settings, privilege)
-            await_(lambda wanted=wanted, health=health: any(wanted in told for told in health.readiness_problems()), 60)
+            await_problem(health, words(settings, privilege))
             assert not health.liveness_problems()
         for settings, privilege, _, _ in members:
             kafka.grant(settings.kafka["sasl.username"], settings.topic_prefix, [privilege])
         for _, _, health, ended in members:
-            await_(lambda health=health: set(health.readiness_problems()) == waiting, 60)
+            await_recovery(health)
             assert ended == []
-        for prefix, (_, source, output) in product(prefixes.values(), SERVICES.values()):
+        for prefix, service in product(prefixes.values(), SERVICES.values()):
             operator = kafka.operator(prefix)
-            events = (Output(operator.topic(source), f"k{i}".encode(), b"{}", ()) for i in range(100))
+            events = (Output(operator.topic(service.input), f"k{i}".encode(), b"{}", ()) for i in range(100))
             publish(operator, events)
-            await_(lambda operator=operator, output=output: len(read(operator, output, patience=1)) == 100, 60)
+            await_outputs(operator, service.output, 100)
         assert [ended for *_, ended in members] == [[]] * len(cases)
 
 
@@ -209,7 +225,7 @@ def test_a_privilege_that_is_taken_away_under_work_costs_no_event(
         return [dead_letter(record, Reason.INTERNAL, "as the test wants it")]
 
     with contextlib.ExitStack() as stack:
-        members = []
+        members: list[tuple[Privilege, Settings, Settings, str, Health, list[Any]]] = []
         for number, (privilege, protocol) in enumerate(REVOKED):
             prefix = f"{topic_prefix}{number}."
             make_topics(prefix)
@@ -217,24 +233,23 @@ def test_a_privilege_that_is_taken_away_under_work_costs_no_event(
             settings = kafka.settings(user, prefix, group_protocol=protocol)
             dead = privilege.name.endswith(".dlq")
             _, health, _, ended = stack.enter_context(running(settings, refuse if dead else echo(settings)))
-            members.append((privilege, settings, kafka.operator(prefix), f"{INPUT}.dlq" if dead else OUTPUT))
-            members[-1] += (health, ended)
+            output = RERANK.dead_letters if dead else OUTPUT
+            members.append((privilege, settings, kafka.operator(prefix), output, health, ended))
         for _, _, operator, *_ in members:
             feed(operator, 20)
         for _, _, operator, output, *_ in members:
-            await_(lambda operator=operator, output=output: len(read(operator, output, patience=1)) == 20, 60)
+            await_outputs(operator, output, 20)
         for privilege, settings, operator, *_ in members:
             kafka.revoke(settings.kafka["sasl.username"], settings.topic_prefix, privilege)
             feed(operator, 20, start=20)
         for privilege, settings, _, _, health, _ in members:
-            wanted = words(settings, privilege)
-            await_(lambda wanted=wanted, health=health: any(wanted in told for told in health.readiness_problems()), 60)
+            await_problem(health, words(settings, privilege))
             assert not health.liveness_problems()
         for privilege, settings, *_ in members:
             kafka.grant(settings.kafka["sasl.username"], settings.topic_prefix, [privilege])
         for _, settings, operator, output, health, ended in members:
-            await_(lambda health=health: health.readiness_problems() == ["start: starting"], 90)
-            await_(lambda operator=operator, output=output: len(read(operator, output, patience=1)) >= 40, 60)
+            await_recovery(health)
+            await_outputs(operator, output, 40)
             keys = sorted(record.key or b"" for record in read(operator, output, patience=1))
             assert keys == sorted(f"q{i}".encode() for i in range(40)), settings.topic_prefix
             assert ended == []
@@ -317,5 +332,5 @@ def test_wrong_credentials_and_an_untrusted_certificate_are_told(
     ):
         dead_letters.spans()
     with running(settings, echo(settings)) as (_, health, _, ended):
-        await_(lambda: any("authentication: " in line and told in line for line in health.readiness_problems()), 60)
+        wait_until(lambda: any("authentication: " in line and told in line for line in health.readiness_problems()))
         assert ended == []

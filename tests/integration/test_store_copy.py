@@ -16,7 +16,7 @@ from streamer.store.opening import open_admin
 from streamer.store.redis.admin import RedisAdmin
 from streamer.store.transfer import copy
 from streamer.store.upkeep import compare, drop, survey, verify
-from tests.support.redis_servers import Cluster, Server, await_true, move_slot
+from tests.support.redis_servers import Cluster, Server, move_slot
 from tests.support.store_records import (
     PREFIX,
     copy_and_die,
@@ -28,6 +28,7 @@ from tests.support.store_records import (
     put_unchecked,
     upload,
 )
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,7 +124,7 @@ def test_a_copy_lives_through_the_loss_of_a_server_of_its_target_and_of_its_sour
         copy(lmdb, cluster, advance=killing(("copy", RECORDS // 2), own_cluster.nodes[0]))
         assert digest(cluster) == expected
         own_cluster.nodes[0].start()
-        await_true(own_cluster.is_whole, "the cluster is whole again")
+        wait_until(own_cluster.is_whole, "the cluster is whole again")
         with contextlib.closing(LmdbAdmin(tmp_path / "back", create=True)) as back:
             copy(cluster, back, advance=killing(("verify", RECORDS // 2), own_cluster.nodes[1]))
             assert digest(back) == expected

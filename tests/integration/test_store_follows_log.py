@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import random
 import threading
-import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,9 +34,10 @@ from streamer.video.fetching.fetcher import Fetcher
 from tests.support.encoders import FakeEncoder
 from tests.support.footage import BLUE, GREEN, RED, write_video
 from tests.support.in_process import InProcessDecoder
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from streamer.kafka import InFlightRecord, Record
@@ -141,6 +141,7 @@ class Instance:
         self._pipeline = Embedder(
             own,
             encoder=encoder,
+            codec=JSON,
             store=gated,
             fetcher=Fetcher([files.as_uri()], max_bytes=1 << 24, timeout=5),
             decoder=InProcessDecoder(encoder.prepare),
@@ -182,7 +183,7 @@ class Instance:
         self._stop.set()
         self._thread.join(60)
         assert not self._thread.is_alive()
-        await_(lambda: self.has_finished_its_work)
+        wait_until(lambda: self.has_finished_its_work)
         self._store.close()
 
 
@@ -247,7 +248,7 @@ class Stage:
 
     def require_the_end_that_the_log_says(self) -> None:
         """Wait for each upload's announcement; then there must be one of each, and the store as the log says."""
-        await_(lambda: len(self.embedded(patience=1.5)) >= self.uploads, 90)
+        wait_until(lambda: len(self.embedded(patience=1.5)) >= self.uploads, seconds=90)
         announced: Counter[tuple[str, int]] = Counter()
         for record in self.embedded():
             event = JSON.decode(ClipEmbedded, record.value, record.key)
@@ -277,22 +278,15 @@ def stage(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Iterator[Stag
     made.close()
 
 
-def await_(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_zombie_that_works_on_in_a_queue_of_the_next_owners_clips_changes_nothing(stage: Stage) -> None:
     zombie = stage.start("zombie")
     stage.feed(*(Upload(clip_id, 1, "red") for clip_id in ("again", "gone", "tie", "older", "newer")))
-    await_(lambda: stage.stored() == what_the_log_says(stage.log))
-    await_(lambda: zombie.committed_uploads == 5)
+    wait_until(lambda: stage.stored() == what_the_log_says(stage.log))
+    wait_until(lambda: zombie.committed_uploads == 5)
     before = len(zombie.works)
 
     zombie.gate.shut()
-    events = [
+    events: list[Event] = [
         *(Delete("again"), Upload("again", 2, "blue")),
         *(Upload("gone", 3, "green"), Delete("gone")),
         *(Upload("tie", 4, "green"), Upload("tie", 4, "blue")),  # of one version the later one counts
@@ -301,25 +295,25 @@ def test_a_zombie_that_works_on_in_a_queue_of_the_next_owners_clips_changes_noth
     ]
     zombie.freeze_after(len(events))
     stage.feed(*events)
-    await_(lambda: len(zombie.works) == before + len(events))
+    wait_until(lambda: len(zombie.works) == before + len(events))
     assert zombie.gate.waiting.wait(30)
 
     owner = stage.start("owner")
-    await_(lambda: len(owner.works) == len(events) and owner.has_finished_its_work)
-    await_(lambda: owner.committed_uploads == sum(isinstance(event, Upload) for event in events))
+    wait_until(lambda: len(owner.works) == len(events) and owner.has_finished_its_work)
+    wait_until(lambda: owner.committed_uploads == sum(isinstance(event, Upload) for event in events))
     assert stage.stored() == what_the_log_says(stage.log)
 
     # The zombie's loop still sleeps, so nothing has told its pipeline that the partitions are another's.
     late = zombie.works[before:]
     assert not any(work.revoked for work in late)
     zombie.gate.open()
-    await_(lambda: zombie.has_finished_its_work)
+    wait_until(lambda: zombie.has_finished_its_work)
     assert stage.stored() == what_the_log_says(stage.log)
     written = {position for call in zombie.gate.calls for position in call}
     assert written >= {Position.of(work.record.log, work.record.offset) for work in late}
 
     zombie.thaw()
-    await_(lambda: zombie.count("streamer_rebalances_total", kind="lost") > 0)
+    wait_until(lambda: zombie.count("streamer_rebalances_total", kind="lost") > 0)
     stage.feed(Upload("again", 7, "green"), Delete("tie"), Upload("tie", 5, "red"))
     stage.require_the_end_that_the_log_says()
 
@@ -335,22 +329,22 @@ def test_a_rebalance_while_a_write_is_on_its_way_leaves_the_rest_to_the_next_own
         *(Upload(clip_id, 2, "blue") for clip_id in clips),
         *(Upload(clip_id, 1, "green") for clip_id in clips),
     )
-    await_(lambda: len(first.works) == len(stage.log))
+    wait_until(lambda: len(first.works) == len(stage.log))
 
     second = stage.start("second")
     # Both go on with what is theirs; the first one's only write is still on its way.
-    await_(lambda: bool(second.works))
+    wait_until(lambda: bool(second.works))
     foreign_works = [work for work in first.works if work.revoked]
-    await_(lambda: len(second.works) == len(foreign_works) and second.has_finished_its_work)
+    wait_until(lambda: len(second.works) == len(foreign_works) and second.has_finished_its_work)
     foreign = {Position.of(work.record.log, work.record.offset) for work in foreign_works}
     assert len(first.gate.calls) == 1
     on_its_way = set(first.gate.calls[0])
 
     first.gate.open()
     stage.require_the_end_that_the_log_says()
-    await_(lambda: first.has_finished_its_work)
+    wait_until(lambda: first.has_finished_its_work)
     assert not foreign & {position for call in first.gate.calls[1:] for position in call}
-    await_(lambda: second.committed_uploads == 3 * len({work.record.key for work in foreign_works}))
+    wait_until(lambda: second.committed_uploads == 3 * len({work.record.key for work in foreign_works}))
     # Where the write that was on its way held a clip of the next owner's, it came too late and was refused.
     assert first.gate.outcomes[: len(on_its_way)].count(PutOutcome.SUPERSEDED) == len(on_its_way & foreign)
 
@@ -378,7 +372,7 @@ def test_events_in_any_order_and_restarts_before_the_commit_leave_what_the_log_s
         monkeypatch.setattr(Transactions, "run", committing if is_last else die_before_the_commit)
         stage.feed(*part)
         instance = stage.start("instance")
-        await_(lambda: len(instance.works) == len(stage.log) and instance.has_finished_its_work)  # noqa: B023
+        wait_until(lambda: len(instance.works) == len(stage.log) and instance.has_finished_its_work)  # noqa: B023
         assert stage.stored() == what_the_log_says(stage.log)
         if not is_last:
             stage.end(instance)

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,7 @@ from streamer.top.watch import Watch
 from tests.support.driver import Bus, Service, apply_topics, environment
 from tests.support.footage import TINY_PALETTE, scene, write_video
 from tests.support.terminals import on_a_terminal
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,8 +98,8 @@ class Recorder:
 
     def until(self, condition: Callable[[Frame], bool], *wanted: str, seconds: float = 120) -> str:
         """Look until a frame fulfils the condition and its picture shows what is wanted; return the picture's text."""
-        deadline = time.monotonic() + seconds
-        while True:
+
+        def shows_all() -> bool:
             frame = self._watch.frame()
             with Path(os.devnull).open("w") as nowhere:
                 self.console = Console(
@@ -107,10 +107,10 @@ class Recorder:
                 )
                 self.console.print(View(frame, height=HEIGHT))
             self.text = self.console.export_text(clear=False)
-            if condition(frame) and all(re.search(each, self.text) for each in wanted):
-                return self.text
-            assert time.monotonic() < deadline, self.text
-            time.sleep(0.5)
+            return condition(frame) and all(re.search(each, self.text) for each in wanted)
+
+        wait_until(shows_all, lambda: f"{wanted} in\n{self.text}", seconds=seconds, pause=0.5)
+        return self.text
 
 
 def owned(frame: Frame, target: int) -> int:
@@ -137,7 +137,7 @@ def test_a_rebalance_is_seen_as_it_happens(system: tuple[Settings, dict[str, str
         urls = [f"http://127.0.0.1:{service.port}" for service in (embed, first, second)]
         watch = stack.enter_context(contextlib.closing(Watch(settings, [Target(url) for url in urls], interval=0.5)))
         recorder = Recorder(watch)
-        command = [STREAMER, "top", "--interval", "0.5", "--targets", ",".join(urls)]
+        command = [str(STREAMER), "top", "--interval", "0.5", "--targets", ",".join(urls)]
         process, terminal = stack.enter_context(on_a_terminal(command, variables, width=WIDTH, height=HEIGHT))
 
         # It joins: partitions move, and both instances and their sum are there.

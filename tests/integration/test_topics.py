@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -28,9 +28,10 @@ from streamer.kafka.admin.topic_files import TopicSpec, load_specs
 from streamer.kafka.admin.topics import Outcome, TopicsError, apply, check
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, SettingsError
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 OUTPUT = TopicSpec(
     name="query.reranked", partitions=3, replication=1, config={"retention.ms": "1000", "cleanup.policy": "delete"}
@@ -47,7 +48,7 @@ def admin(kafka: LocalKafka) -> AdminClient:
     return AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
 
 
-def lines(done: list[object]) -> list[str]:
+def lines(done: Sequence[object]) -> list[str]:
     return [str(item) for item in done]
 
 
@@ -167,13 +168,11 @@ def deny(admin: AdminClient, topic: str, operation: AclOperation) -> None:
     denying = binding(operation, AclPermissionType.DENY)
     for future in admin.create_acls([allowing, denying]).values():
         future.result()
+    anyone: Any = None  # what the client takes and its types do not
     ours = AclBindingFilter(
-        ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, None, None, AclOperation.ANY, AclPermissionType.ANY
+        ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, anyone, anyone, AclOperation.ANY, AclPermissionType.ANY
     )
-    deadline = time.monotonic() + 10
-    while len(admin.describe_acls(ours).result()) < 2:
-        assert time.monotonic() < deadline, "the broker has not learnt of the ACLs"
-        time.sleep(0.05)
+    wait_until(lambda: len(admin.describe_acls(ours).result()) >= 2, "the broker to learn of the ACLs")
 
 
 @pytest.fixture(scope="module")

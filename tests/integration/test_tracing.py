@@ -23,10 +23,10 @@ from tests.support.driver import (
     Record,
     Service,
     apply_topics,
-    await_true,
     environment,
 )
 from tests.support.footage import GREEN, WHITE, scene, write_video
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,9 +126,9 @@ def test_a_records_trace_goes_through_every_stage_and_on_to_what_it_causes(
             bus.publish(UPLOADED, [Record.of("c1", upload, [("traceparent", f"00-{TRACE}-{PARENT}-01".encode())])])
             bus.publish(RESULTS, [query(number) for number in range(GOOD)])
             [bad] = bus.publish(RESULTS, [query(GOOD, query=" ")])
-            await_true(lambda: len(bus.read(RERANKED)) == GOOD, "the answers", seconds=120, alive=both)
-            await_true(lambda: len(bus.read(f"{RESULTS}.dlq")) == 1, "the dead letter", seconds=120, alive=both)
-            await_true(lambda: len(bus.read(EMBEDDED)) == 1, "the clip", seconds=120, alive=both)
+            wait_until(lambda: len(bus.read(RERANKED)) == GOOD, "the answers", seconds=120, alive=both)
+            wait_until(lambda: len(bus.read(f"{RESULTS}.dlq")) == 1, "the dead letter", seconds=120, alive=both)
+            wait_until(lambda: len(bus.read(EMBEDDED)) == 1, "the clip", seconds=120, alive=both)
             told = log_of(reranker)[len(quiet) :]
             for service in both:
                 service.stop()

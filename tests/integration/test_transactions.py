@@ -28,6 +28,7 @@ from streamer.kafka.records import Record
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
 from streamer.topology import RERANK
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,10 +84,12 @@ def member(settings: Settings, protocol: str = "consumer") -> Iterator[Consumer]
         }
     )
     consumer.subscribe([settings.topic(INPUT)])
-    deadline = time.monotonic() + 30
-    while not consumer.assignment():
-        assert time.monotonic() < deadline
+
+    def has_joined() -> bool:
         consumer.poll(0.1)
+        return bool(consumer.assignment())
+
+    wait_until(has_joined, "an assignment", pause=0)
     try:
         yield consumer
     finally:
@@ -151,17 +154,19 @@ def test_a_second_producer_of_the_same_id_ends_the_first_for_good(
 
 def test_a_fatal_error_costs_the_producer_and_a_new_one_goes_on(settings: Settings, transactions: Transactions) -> None:
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-    place = (ResourceType.TRANSACTIONAL_ID, transactions.transactional_id, ResourcePatternType.LITERAL)
-    who = ("User:ANONYMOUS", "*", AclOperation.ALL, AclPermissionType.DENY)
+    denial = (
+        ResourceType.TRANSACTIONAL_ID, transactions.transactional_id, ResourcePatternType.LITERAL,
+        "User:ANONYMOUS", "*", AclOperation.ALL, AclPermissionType.DENY,
+    )  # fmt: skip
     with member(settings) as consumer:
-        [denied] = admin.create_acls([AclBinding(*place, *who)]).values()
+        [denied] = admin.create_acls([AclBinding(*denial)]).values()
         denied.result(10)
         with pytest.raises(RestartError, match="lacks Write on the transactional-id"):
             transactions.run(batch(settings, 0), consumer.consumer_group_metadata())
         transactions.restart()
         with pytest.raises(RestartError, match="lacks Write on the transactional-id"):
             transactions.init()
-        [allowed] = admin.delete_acls([AclBindingFilter(*place, *who)]).values()
+        [allowed] = admin.delete_acls([AclBindingFilter(*denial)]).values()
         allowed.result(10)
         transactions.restart()
         transactions.init()

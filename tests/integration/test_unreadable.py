@@ -16,7 +16,8 @@ from streamer.kafka.readers import recovery
 from streamer.kafka.watch import unreadable
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
-from tests.support.loops import INPUT, OUTPUT, await_, echo, read, running, value
+from tests.support.loops import INPUT, OUTPUT, echo, read, running, value
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +89,7 @@ def answered(settings: Settings, *expected: bytes, seconds: float = 60) -> None:
         found.update(keys(settings))
         return len(found) == len(expected)
 
-    await_(complete, seconds)
+    wait_until(complete, seconds=seconds)
     assert found == Counter(expected)
 
 
@@ -125,10 +126,10 @@ def test_a_record_that_decompresses_to_more_than_the_consumers_buffers_is_read_w
         return echo(settings)(record)
 
     with running(settings, work) as (metrics, health, _, ended):  # type: ignore[arg-type]
-        await_(lambda: "[0] stands at offset 1: " in named(health, "unreadable"))
+        wait_until(lambda: "[0] stands at offset 1: " in named(health, "unreadable"))
         assert value(metrics, "streamer_unreadable_partitions") == 1
         answered(settings, b"first", (b"large" + bytes(15)), b"last")
-        await_(lambda: is_ready(health))
+        wait_until(lambda: is_ready(health))
         assert value(metrics, "streamer_unreadable_partitions") == 0
     assert ended == [True]
     assert sorted(seen) == [4, 5, 12 * MB + 5]
@@ -151,7 +152,7 @@ def test_what_no_buffer_holds_is_dead_lettered_by_its_offsets_and_its_partition_
     put(settings, b"last")
     with running(settings, echo(settings)) as (metrics, health, _, ended):
         answered(settings, b"first", b"last")
-        await_(lambda: is_ready(health))
+        wait_until(lambda: is_ready(health))
         assert (
             value(
                 metrics,
@@ -165,7 +166,7 @@ def test_what_no_buffer_holds_is_dead_lettered_by_its_offsets_and_its_partition_
     [(first, last, letter)] = unreadable_letters(settings)
     assert (first, last, letter.key, letter.value) == ("1", "2", None, None)
     with running(settings, echo(settings)) as (_, health, _, _):
-        await_(lambda: is_ready(health))
+        wait_until(lambda: is_ready(health))
         put(settings, b"after the restart")
         answered(settings, b"first", b"last", b"after the restart")
     assert len(unreadable_letters(settings)) == 1
@@ -224,9 +225,9 @@ def test_a_batch_that_is_damaged_on_the_brokers_disk_costs_its_own_records_only(
     with segment.open("r+b") as file:
         file.write(log)
     with running(settings, echo(settings)) as (_, health, _, ended):
-        await_(lambda: "[0] stands at offset 2: " in named(health, "unreadable"))
+        wait_until(lambda: "[0] stands at offset 2: " in named(health, "unreadable"))
         answered(settings, *(each * 20 for each in (b"a", b"b", b"c", b"d")), seconds=120)
-        await_(lambda: is_ready(health))
+        wait_until(lambda: is_ready(health))
     assert ended == [True]
     assert [(first, last) for first, last, _ in unreadable_letters(settings)] == [("2", "6")]
 
@@ -242,7 +243,7 @@ def test_a_batch_that_is_longer_than_any_answer_the_consumer_takes_is_read_with_
         update={"kafka": {"receive.message.max.bytes": "1500000", "fetch.max.bytes": "1000000"}}
     )
     with running(narrow, echo(settings)) as (_, _, _, ended):
-        await_(lambda: sum(keys(settings).values()) == 3, 90)
+        wait_until(lambda: sum(keys(settings).values()) == 3, seconds=90)
     assert ended == [True]
     assert read(settings, INPUT + ".dlq", patience=1) == []
 
@@ -251,7 +252,7 @@ def test_a_partition_without_a_valid_offset_is_named_where_none_may_be_chosen(se
     put(settings, b"first")
     strict = settings.model_copy(update={"kafka": {"auto.offset.reset": "error"}})
     with running(strict, echo(settings)) as (metrics, health, _, _):
-        await_(lambda: f"{settings.topic(INPUT)}{list(range(12))}" in named(health, "position"))
+        wait_until(lambda: f"{settings.topic(INPUT)}{list(range(12))}" in named(health, "position"))
         assert "auto.offset.reset is error" in named(health, "position")
         assert value(metrics, "streamer_unreadable_partitions") == 12
     assert keys(settings) == Counter()

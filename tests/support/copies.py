@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamer.store.opening import open_admin
 from tests.support.store_records import digest, fill, many
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,14 +64,14 @@ def kill_at(source: str, target: str, stage: str, records: int) -> dict[str, int
     process = subprocess.Popen(command("copy", source, target), stdout=subprocess.DEVNULL)
     try:
         with contextlib.closing(open_admin(target, create=True)) as opened:
-            deadline = time.monotonic() + _WAIT_S
-            while True:
+
+            def has_come_so_far() -> bool:
                 noted = json.loads(opened.note() or b"{}")
-                if noted.get("stage") == stage and noted[field] >= records:
-                    break
-                assert process.poll() is None, "the copy has ended before it could be killed"
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
+                reached: bool = noted.get("stage") == stage and noted[field] >= records
+                assert reached or process.poll() is None, "the copy has ended before it could be killed"
+                return reached
+
+            wait_until(has_come_so_far, f"{records} records in stage {stage}", seconds=_WAIT_S, pause=0.001)
             process.kill()
             process.wait()
             noted = json.loads(opened.note() or b"{}")

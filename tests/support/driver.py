@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -32,11 +32,13 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from jsonschema import Draft202012Validator
 
-from tests.support.waiting import free_port
+from tests.support.waiting import free_port, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
+
+    from tests.support.waiting import Alive
 
 UPLOADED, EMBEDDED = "clips.uploaded", "clips.embedded"
 RESULTS, RERANKED = "query.results", "query.reranked"
@@ -103,9 +105,8 @@ class Record:
     @classmethod
     def read(cls, message: Message) -> Self:
         """Make the record of a message that a consumer returned."""
-        headers = tuple(message.headers() or ())
-        place = (message.topic(), message.partition(), message.offset())
-        return cls(message.key(), message.value(), headers, *place)
+        headers = tuple(cast("list[tuple[str, bytes]]", message.headers() or []))
+        return cls(message.key(), message.value(), headers, *place_of(message))
 
     @property
     def place(self) -> tuple[str, int, int]:
@@ -128,13 +129,25 @@ class Record:
         return Counter((name, value) for name, value in self.headers if name.startswith(CARRIED))
 
 
+LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # so in confluent_kafka
+
+
+def place_of(message: Message) -> tuple[str, int, int]:
+    """Return topic, partition and offset of a message that a broker has."""
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None
+    assert partition is not None
+    assert offset is not None
+    return topic, partition, offset
+
+
 class Bus:
     """A platform's view of its brokers, within one topic prefix."""
 
     def __init__(self, bootstrap_servers: str, prefix: str) -> None:
         self.bootstrap_servers = bootstrap_servers
         self.prefix = prefix
-        self._connection = {"bootstrap.servers": bootstrap_servers}
+        self._connection: dict[str, Any] = {"bootstrap.servers": bootstrap_servers}
         self._admin = AdminClient(self._connection)
         self._producer = Producer(self._connection | {"acks": "all", "linger.ms": 5})
 
@@ -159,15 +172,15 @@ class Bus:
             self._producer.poll(0)
         assert self._producer.flush(30) == 0
         return [
-            Record(r.key, r.value, r.headers, m.topic(), m.partition(), m.offset())
-            for r, m in ((record, reports[index]) for index, record in enumerate(given))
+            Record(record.key, record.value, record.headers, *place_of(reports[index]))
+            for index, record in enumerate(given)
         ]
 
     def ends(self, topic: str) -> dict[tuple[str, int], int]:
         """Return the high watermark of each partition that is not empty, open transactions included."""
         name = self.prefix + topic
         partitions = self._admin.list_topics(name, timeout=30).topics[name].partitions
-        asked = {TopicPartition(name, partition): OffsetSpec.latest() for partition in partitions}
+        asked = {TopicPartition(name, partition): LATEST for partition in partitions}
         level = IsolationLevel.READ_UNCOMMITTED
         futures = self._admin.list_offsets(asked, isolation_level=level, request_timeout=10)
         ends = {(place.topic, place.partition): future.result().offset for place, future in futures.items()}
@@ -185,7 +198,7 @@ class Bus:
         ends = self.ends(topic)
         consumer = self.asker(group)
         try:
-            await_true(lambda: not left(consumer, ends), f"{group} to finish {topic}", seconds=seconds, alive=alive)
+            wait_until(lambda: not left(consumer, ends), f"{group} to finish {topic}", seconds=seconds, alive=alive)
         finally:
             consumer.close()
 
@@ -219,11 +232,18 @@ class Bus:
                     records.append(Record.read(message))
                 elif error.code() != KafkaError._PARTITION_EOF:
                     raise KafkaException(error)
-                elif message.offset() >= ends.get((message.topic(), message.partition()), 0):
-                    ends.pop((message.topic(), message.partition()), None)
+                else:
+                    drop_reached(ends, message)
         finally:
             consumer.close()
         return records
+
+
+def drop_reached(ends: dict[tuple[str, int], int], reached: Message) -> None:
+    """Remove the partition whose end a consumer reports to have reached, where it is the end that is wanted."""
+    topic, partition, offset = place_of(reached)
+    if offset >= ends.get((topic, partition), 0):
+        ends.pop((topic, partition), None)
 
 
 def left(asker: Consumer, ends: Mapping[tuple[str, int], int]) -> str:
@@ -237,18 +257,6 @@ def left(asker: Consumer, ends: Mapping[tuple[str, int], int]) -> str:
         for each in found
         if each.error is not None or each.offset != ends[each.topic, each.partition]
     )
-
-
-class Alive(Protocol):
-    """A process that others wait for."""
-
-    def check_alive(self) -> None:
-        """Raise AssertionError where it has ended."""
-        ...
-
-    def tail(self) -> str:
-        """Return the last lines of its log."""
-        ...
 
 
 class Service:
@@ -283,7 +291,7 @@ class Service:
 
     def await_ready(self, *, seconds: float = 60) -> Self:
         """Wait until the service says that it can work."""
-        await_true(self._ready, f"{self.command} to be ready", seconds=seconds, alive=[self])
+        wait_until(self._ready, f"{self.command} to be ready", seconds=seconds, alive=[self])
         return self
 
     def check_alive(self) -> None:
@@ -341,17 +349,6 @@ def apply_topics(variables: dict[str, str], folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def await_true(condition: Callable[[], bool], what: str, *, seconds: float, alive: Sequence[Alive]) -> None:
-    """Wait for a condition while the services that must bring it about are alive."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        for service in alive:
-            service.check_alive()
-        tails = "\n".join(service.tail() for service in alive)
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{tails}"
-        time.sleep(0.1)
 
 
 def check_caused(output: Record, cause: Record, topic: str) -> None:

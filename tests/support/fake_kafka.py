@@ -22,7 +22,7 @@ from streamer.kafka import loop as loop_module
 from streamer.kafka import records
 from streamer.kafka.client import config
 from streamer.kafka.commit import committer, transactions
-from streamer.kafka.commit.bounded import HungError
+from streamer.kafka.commit.transactions import HungError
 from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.loop import Loop, Stop
 from streamer.kafka.records import Output

@@ -16,8 +16,9 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.store import Clip, Position, StoreOptions, open_store
-from tests.support.driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Record, await_true, model_dir
+from tests.support.driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Record, drop_reached, model_dir
 from tests.support.endless import write_endless_clip
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -208,18 +209,18 @@ def read_answers(bus: Bus, *, seconds: float) -> Iterator[tuple[bytes, bytes]]:
             for message in consumer.consume(500, 0.2):
                 error = message.error()
                 if error is None:
-                    yield message.key(), message.value()
+                    yield message.key() or b"", message.value() or b""
                 elif error.code() != KafkaError._PARTITION_EOF:
                     raise KafkaException(error)
-                elif message.offset() >= ends.get((message.topic(), message.partition()), 0):
-                    ends.pop((message.topic(), message.partition()), None)
+                else:
+                    drop_reached(ends, message)
     finally:
         consumer.close()
 
 
 def await_produced(service: Service, topic: str, count: int, *, seconds: float) -> None:
     """Wait until a service has committed so many outputs."""
-    await_true(
+    wait_until(
         lambda: Metrics(service).total("streamer_events_produced_total", topic=topic) >= count,
         f"{count} events in {topic}",
         seconds=seconds,
@@ -264,7 +265,7 @@ def embed_beside(bus: Bus, embedder: Service, slow: Path, small: list[Path], *, 
     def loads() -> float:
         return Metrics(embedder).total("streamer_stage_seconds_count", stage="load")
 
-    await_true(lambda: loads() >= len(names), "the small clips to be loaded", seconds=wait, alive=[embedder])
+    wait_until(lambda: loads() >= len(names), "the small clips to be loaded", seconds=wait, alive=[embedder])
     early = Metrics(embedder)
     assert early.total("streamer_events_produced_total", topic=topic) == len(names), "the slow clip was not slow"
     await_produced(embedder, topic, 1 + len(names), seconds=wait)

@@ -91,8 +91,8 @@ def feed(settings: Settings, count: int, *, start: int = 0, size: int = 2) -> No
     )
 
 
-def echo(settings: Settings) -> Callable[[Record], Sequence[Output]]:
-    return lambda record: [Output(settings.topic(OUTPUT), record.key, b"out", ())]
+def echo(settings: Settings, output: str = OUTPUT) -> Callable[[Record], Sequence[Output]]:
+    return lambda record: [Output(settings.topic(output), record.key, b"out", ())]
 
 
 def slowly(settings: Settings) -> Callable[[Record], Sequence[Output]]:
@@ -109,13 +109,6 @@ def read(settings: Settings, *topics: str, patience: float = 3) -> list[Record]:
         return list(reader.records(patience=patience))
     finally:
         reader.close()
-
-
-def await_(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:

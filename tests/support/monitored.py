@@ -28,7 +28,7 @@ from tests.support.driver import RESULTS, UPLOADED, Bus, apply_topics, environme
 from tests.support.endless import write_endless_clip
 from tests.support.footage import tiny_footage
 from tests.support.redis_servers import Server
-from tests.support.waiting import free_port
+from tests.support.waiting import free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 WINDOWS, WAITS, SHORTEST_S = 60, 120, 4
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
-_PATIENCE_S = 90.0
+PATIENCE_S = 90.0
 
 
 def sooner(rules: str) -> str:
@@ -79,7 +79,7 @@ class Prometheus:
                 ],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
-        await_true(self._is_ready, "Prometheus")
+        wait_until(self._is_ready, "Prometheus", seconds=PATIENCE_S)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,7 +114,7 @@ class Prometheus:
             seen.update(self.firing())
             return wanted <= seen.keys()
 
-        await_true(done, lambda: f"{sorted(wanted - seen.keys())} to fire; fired: {sorted(seen)}")
+        wait_until(done, lambda: f"{sorted(wanted - seen.keys())} to fire; fired: {sorted(seen)}", seconds=PATIENCE_S)
         return {name: seen[name] for name in wanted}
 
     def _is_ready(self) -> bool:
@@ -214,8 +214,9 @@ class Load:
         clips = self._random.sample(self.clips, 20)
         if "clips are unknown" in self.flaws:
             clips[:16] = [f"unknown-{index}" for index in range(16)]
+        query_id = f"query-{self._random.random()}"
         event = {
-            "query_id": f"query-{self._random.random()}",
+            "query_id": query_id,
             "query": f"a red disc number {self._random.randrange(50)}",
             "engine": "engine",
             "issued_at": _ago(10 if "queries are late" in self.flaws and self._random.random() < 0.2 else 0),
@@ -223,7 +224,7 @@ class Load:
         }
         if "queries are poison" in self.flaws and self._random.random() < 0.2:
             event["query"] = " "
-        self._send(RESULTS, event["query_id"], event)
+        self._send(RESULTS, query_id, event)
 
     def _send(self, topic: str, key: str, event: object, *, age: int = 0) -> None:
         value = None if event is None else json.dumps(event).encode()
@@ -278,7 +279,7 @@ class System:
             for clip_id in self.load.clips:
                 self.load.upload(clip_id)
             self.load.flush()
-            self.bus.await_group("streamer-embed", UPLOADED, seconds=_PATIENCE_S, alive=[])
+            self.bus.await_group("streamer-embed", UPLOADED, seconds=PATIENCE_S, alive=[])
             cleanup.enter_context(self.load)
             cleanup.enter_context(self.prometheus)
             self._cleanup = cleanup.pop_all()
@@ -313,7 +314,7 @@ class System:
         before = started()
         self.kill(name)
         self.start(name)
-        await_true(lambda: started() not in {"", before}, f"{name} to be scraped again")
+        wait_until(lambda: started() not in {"", before}, f"{name} to be scraped again", seconds=PATIENCE_S)
 
     def damage_the_store(self) -> int:
         """Flip the last byte of every record; return how many there were."""
@@ -323,7 +324,7 @@ class System:
             records = [key for key in keys if client.strlen(key) > 100]
             for key in records:
                 last = client.strlen(key) - 1
-                byte = client.getrange(key, last, last)
+                byte: Any = client.getrange(key, last, last)  # bytes, since the client decodes nothing
                 client.setrange(key, last, bytes([byte[0] ^ 0xFF]))
         return len(records)
 
@@ -364,11 +365,3 @@ class System:
 
 def _ago(seconds: float) -> str:
     return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
-
-
-def await_true(condition: Any, what: Any, seconds: float = _PATIENCE_S) -> None:
-    """Wait for a condition; ``what`` it is may be asked for at the end only."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what() if callable(what) else what}"
-        time.sleep(0.25)

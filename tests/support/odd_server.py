@@ -30,6 +30,7 @@ class OddServer(ThreadingHTTPServer):
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, clip: bytes = CLIP) -> None:
         super().__init__((host, port), _Handler)
+        self._host = host
         self.asked: list[str] = []
         self.ranges: list[tuple[str | None, str | None]] = []
         self.stopped = threading.Event()
@@ -42,7 +43,7 @@ class OddServer(ThreadingHTTPServer):
 
     @property
     def origin(self) -> str:
-        return f"http://{self.server_address[0]}:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients hang up on purpose here."""

@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from tests.support.monitored import Prometheus
 
 MAIN = (
-    "Events in", "From issued_at to the answer", "From uploaded_at to searchable",
+    "Events in", "Latency from issued_at to the reranked result", "Freshness: uploaded_at to searchable",
     "Lag in seconds", "Candidates", "Dead letters",
-    "A batch's time, mean", "From begin to commit", "A call's time",
+    "Batch time, mean", "Transaction time", "Store latency",
 )  # fmt: skip
 """Three rows of three."""
 _SECONDS = 90
 _STEP_S = 1
+
+
+def _name(legend: str, labels: dict[str, str]) -> str:
+    """Return a legend as Grafana writes it, with each label in place of its ``{{name}}``."""
+    return re.sub(r"{{(\w+)}}", lambda found: labels.get(found[1], ""), legend)
 
 
 def draw(prometheus: Prometheus, panels: list[BoardPanel], path: Path) -> None:
@@ -41,7 +46,7 @@ def draw(prometheus: Prometheus, panels: list[BoardPanel], path: Path) -> None:
                 times, values = np.array(series["values"], dtype=float).T
                 if not np.nan_to_num(values).any():
                     continue  # nothing of that kind has happened
-                name = re.sub(r"{{(\w+)}}", lambda found, of=series: of["metric"].get(found[1], ""), legend)
+                name = _name(legend, series["metric"])
                 axes.plot(times - end, values, label=name, linewidth=1.2)
         axes.set_title(title, fontsize=10, fontweight="bold")
         axes.set_ylim(bottom=0)

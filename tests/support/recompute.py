@@ -159,8 +159,8 @@ def normalised(values: Vectors, normalization: str) -> Vectors:
         return np.full_like(values, 0.5 if normalization == "minmax" else 0.0)
     scaled = values / np.abs(values).max()  # both are blind to scale, and the squares stay finite
     if normalization == "minmax":
-        return (scaled - scaled.min()) / (scaled.max() - scaled.min())
-    return (scaled - scaled.mean()) / scaled.std()
+        return np.asarray((scaled - scaled.min()) / (scaled.max() - scaled.min()), np.float64)
+    return np.asarray((scaled - scaled.mean()) / scaled.std(), np.float64)
 
 
 @dataclass(frozen=True)

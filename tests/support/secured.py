@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from streamer.local_kafka.broker import HOST, LocalKafka
 from streamer.settings import Settings, load
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -101,11 +101,11 @@ class SecuredKafka:
 
     def _await(self, bindings: Iterable[AclBinding], *, there: bool) -> None:
         """Wait until the broker, which learns of it from the controller, acts upon it."""
-        deadline = time.monotonic() + 30
-        for binding in bindings:
-            while bool(self._admin.describe_acls(_filter(binding)).result(30)) != there:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+        filters = [_filter(binding) for binding in bindings]
+        wait_until(
+            lambda: all(bool(self._admin.describe_acls(each).result(30)) == there for each in filters),
+            "the broker to act upon its ACLs",
+        )
 
 
 @contextmanager

@@ -19,9 +19,10 @@ from streamer.store.redis.admin import RedisAdmin
 from streamer.store.transfer import copy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from streamer.settings import Precision
+    from streamer.store.upkeep import Advance
 
 DIM = 8
 FIRST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -100,12 +101,12 @@ def digest(admin: StoreAdmin) -> tuple[int, str]:
     return len(by_key), xxh3_128_hexdigest(together)
 
 
-def dying_after(pages: int, stage: str) -> Callable[[str, int, int], None]:
+def dying_after(pages: int, last: str) -> Advance:
     """Return what kills this process, as ``kill -9`` does, once a stage has come so many pages far."""
     left = itertools.count(pages - 1, -1)
 
-    def advance(now: str, _done: int, _total: int) -> None:
-        if now == stage and next(left) == 0:
+    def advance(stage: str, done: int, total: int) -> None:  # noqa: ARG001 - by name, as Advance says
+        if stage == last and next(left) == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return advance

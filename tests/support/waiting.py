@@ -2,23 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
-def wait_until(condition: Callable[[], object], what: str = "", *, seconds: float = 60, pause: float = 0.02) -> None:
-    """Ask again and again until a condition is true. Raises AssertionError, which names ``what``, after ``seconds``."""
+class Alive(Protocol):
+    """A process that others wait for."""
+
+    def check_alive(self) -> None:
+        """Raise AssertionError where it has ended."""
+        ...
+
+    def tail(self) -> str:
+        """Return the last lines of its log."""
+        ...
+
+
+def wait_until(
+    condition: Callable[[], object],
+    what: str | Callable[[], str] = "",
+    *,
+    seconds: float = 60,
+    pause: float = 0.05,
+    alive: Sequence[Alive] = (),
+) -> None:
+    """Wait until ``condition`` returns a true value, while the processes that must bring it about are alive.
+
+    Raises TimeoutError after ``seconds``, which names ``what`` was waited for (a callable is called at the end only)
+    and holds the last lines of each process's log, and AssertionError as soon as a process has ended.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what or condition}"
+        for process in alive:
+            process.check_alive()
+        if time.monotonic() > deadline:
+            lines = [f"waited {seconds:g} s for {what() if callable(what) else what or condition}"]
+            raise TimeoutError("\n".join(lines + [process.tail() for process in alive]))
         time.sleep(pause)
 
 
-def free_port() -> int:
-    """Return a port of this host that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+def free_port(*, above: int = 0) -> int:
+    """Return a port of this host that nothing listens on.
+
+    Where ``above`` is given, nothing listens on the port that lies so far above it either, nor does that exceed 65535.
+    """
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = int(probe.getsockname()[1])
+        if port + above > _HIGHEST_PORT:
+            port -= above
+        with contextlib.suppress(OSError), contextlib.ExitStack() as all_of_them:
+            for each in {port, port + above}:
+                all_of_them.enter_context(socket.create_server(("127.0.0.1", each)))
+            return port
+
+
+_HIGHEST_PORT = 65_535

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from streamer.kafka.commit.bounded import BoundedCalls, HungError
+from streamer.kafka.commit.transactions import BoundedCalls, HungError
 
 
 def test_results_and_errors_pass() -> None:

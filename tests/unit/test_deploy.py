@@ -38,7 +38,7 @@ def variables(path: Path) -> dict[str, str]:
 def objects(folder: Path) -> list[dict[str, Any]]:
     """Return what a kustomization lists and generates, without merging what an overlay changes."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    found = []
+    found: list[dict[str, Any]] = []
     for resource in kustomization["resources"]:
         path = folder / resource
         found += objects(path) if path.is_dir() else [each for each in yaml.safe_load_all(path.read_text()) if each]

@@ -24,6 +24,7 @@ from streamer.settings import load
 from streamer.store import Position, StoreUnavailableError, open_store
 from streamer.synthetic.write import write_h264
 from streamer.video import ClipError, Retry
+from streamer.video.errors import Lack, MachineError
 from streamer.video.fetching.fetcher import Fetcher
 from tests.support.encoders import FakeEncoder
 from tests.support.in_process import InProcessDecoder
@@ -282,6 +283,52 @@ def test_a_clip_at_which_the_decoder_crashes_twice_is_dead_lettered(tmp_path: Pa
     (outputs,) = harness.run(harness.upload("c1", red))
     assert reason(outputs) == "decoder_crashed"
     assert dict(outputs[0].headers)["dlq.attempts"] == b"2"
+
+
+class Lacking(InProcessDecoder):
+    """Has no process for a clip until there is one."""
+
+    def __init__(self, prepare: Callable[[Any], Any]) -> None:
+        super().__init__(prepare)
+        self.enough = threading.Event()
+
+    def sampled(self, path: Path) -> Any:
+        if not self.enough.is_set():
+            raise MachineError(Lack.PROCESSES, "the decoders' template cannot fork")
+        return super().sampled(path)
+
+
+def test_what_the_machine_lacks_is_waited_for_and_no_upload_is_given_up(
+    tmp_path: Path, store: Store, red: Path
+) -> None:
+    harness = Harness(tmp_path, store, fetch_retry_timeout=0)
+    harness.health.ready("start")
+    harness.embedder._decoder = lacking = Lacking(harness.encoder.prepare)
+    works = [harness.upload(f"c{number}", red) for number in range(3)]
+    harness.embedder.submit(works)
+    wait_until(lambda: put_off(harness) > 5)
+    assert harness.health.readiness_problems() == ["machine: processes: the decoders' template cannot fork"]
+    assert [work.outputs for work in works] == [None] * 3
+    lacking.enough.set()
+    for _ in works:
+        assert harness.done.acquire(timeout=20)
+    assert [outputs[0].topic for outputs in (work.outputs or () for work in works)] == ["clips.embedded"] * 3
+    wait_until(lambda: harness.health.readiness_problems() == [])
+
+
+def put_off(harness: Harness) -> float:
+    return harness.metrics.registry.get_sample_value("streamer_machine_faults_total", {"lack": "processes"}) or 0.0
+
+
+def test_an_upload_that_has_gone_to_another_instance_is_not_waited_for(tmp_path: Path, store: Store, red: Path) -> None:
+    harness = Harness(tmp_path, store)
+    harness.embedder._decoder = Lacking(harness.encoder.prepare)
+    work = harness.upload("c1", red)
+    harness.embedder.submit([work])
+    wait_until(lambda: put_off(harness) > 0)
+    work.revoked = True
+    assert harness.done.acquire(timeout=20)
+    assert work.outputs == []
 
 
 def test_a_clip_that_decodes_in_part_says_so_and_is_counted(tmp_path: Path, store: Store) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import socket
 import ssl
-import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from streamer.endpoints import Access, Endpoints
 from streamer.health import Health
 from streamer.metrics import Metrics
 from streamer.settings import SettingsError, load
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,9 +110,7 @@ def test_a_renewed_certificate_is_used_without_a_restart(authority: Authority) -
         first = presented(endpoints.port, authority)
         renewed = authority.issue()
         assert first != renewed
-        deadline = time.monotonic() + 30
-        while presented(endpoints.port, authority) != renewed:
-            assert time.monotonic() < deadline
+        wait_until(lambda: presented(endpoints.port, authority) == renewed, "the renewed certificate")
         authority.cert.write_text("half a file")
         assert presented(endpoints.port, authority) == renewed
 

@@ -13,24 +13,13 @@ from hypothesis import strategies as st
 from streamer.synthetic.engine import BaseEngine
 from streamer.synthetic.measures import average_precision
 from streamer.synthetic.write import write_h264
-from tests.support.encoders import FakeEncoder
+from tests.support.mean_colour import AXES, MeanColour
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import numpy.typing as npt
-
     from streamer.encoders import Encoder
-
-AXES = {"red": 0, "green": 1, "blue": 2}
-
-
-class MeanColour(FakeEncoder):
-    """An encoder whose vector of a frame is its mean colour, and of a text the colour that it names."""
-
-    def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
-        return np.eye(3, dtype=np.float32)[[AXES[query] for query in queries]]
 
 
 @pytest.fixture

@@ -117,9 +117,10 @@ def test_the_most_that_is_allowed_passes() -> None:
 
 @given(st.binary(max_size=200) | st.from_regex(r'\{"query(_id)?": .{0,40}\}').map(str.encode))
 def test_any_bytes_decode_or_are_refused_and_nothing_else_happens(value: bytes) -> None:
-    for model in (ClipUploaded, QueryResults):
-        with contextlib.suppress(InvalidEvent):
-            assert isinstance(JSON.decode(model, value), model)
+    with contextlib.suppress(InvalidEvent):
+        assert isinstance(JSON.decode(ClipUploaded, value), ClipUploaded)
+    with contextlib.suppress(InvalidEvent):
+        assert isinstance(JSON.decode(QueryResults, value), QueryResults)
 
 
 json_values = st.recursive(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import pytest
 
 from streamer.events import Reason
 from streamer.video import ClipError, Retry
+from streamer.video.errors import Lack, MachineError
 from streamer.video.fetching.fetcher import Fetcher
 from tests.support.odd_server import CLIP, LOOPBACK, OddServer, serving
 
@@ -101,7 +103,8 @@ def test_another_process_opens_the_file_that_was_checked_although_its_name_leads
 def test_a_link_that_is_put_between_the_check_and_the_opening_is_noticed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
 ) -> None:
-    clip, opened, real_open = folder / "clips" / "today" / "a.mp4", [], os.open
+    clip, real_open = folder / "clips" / "today" / "a.mp4", os.open
+    opened: list[object] = []
     clip.parent.mkdir()
     clip.write_bytes(CLIP)
 
@@ -248,14 +251,61 @@ def test_a_query_belongs_to_the_source(server: OddServer) -> None:
         (lambda **_: open("/no/such/folder/a", "wb"), "No such file or directory"),  # noqa: PTH123, SIM115
     ],
 )
-def test_a_temporary_file_that_cannot_be_written_is_a_transient_failure(
+def test_a_temporary_file_that_cannot_be_written_is_no_fault_of_the_source(
     server: OddServer, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., object], words: str
 ) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", trouble)
     uri = f"{server.origin}/clips/a.mp4"
-    with pytest.raises(ClipError, match=words) as caught, fetcher(server.origin).fetch(uri):
+    with pytest.raises(MachineError, match=words) as caught, fetcher(server.origin).fetch(uri):
         pytest.fail("there was room")
-    assert (caught.value.reason, caught.value.retry) == FAILED_FOR_NOW
+    assert caught.value.lack is Lack.DISK
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_a_lack_of_descriptors_is_no_fault_of_the_source(server: OddServer, spare: int) -> None:
+    """It shows where a file, a name's look-up or a connection wants one; some libraries call it by other names."""
+    source = fetcher(server.origin)
+    uri = f"{server.origin}/clips/a.mp4"
+    with source.fetch(uri) as path:
+        assert path.read_bytes() == CLIP
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, limits[1]))
+    try:
+        with pytest.raises(MachineError) as caught, source.fetch(uri):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caught.value.lack is Lack.DESCRIPTORS
+    with source.fetch(uri) as path:
+        assert path.read_bytes() == CLIP
+
+
+def test_a_local_file_that_no_descriptor_is_left_for_is_no_fault_of_the_source(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(CLIP)
+    source = fetcher(tmp_path.as_uri())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(MachineError) as caught, source.fetch((tmp_path / "a.mp4").as_uri()):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caught.value.lack is Lack.DESCRIPTORS
+
+
+def test_threads_that_cannot_be_started_are_no_fault_of_the_source(
+    server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    source = fetcher(server.origin)
+    monkeypatch.setattr("streamer.video.fetching.fetcher.get_loop", start)
+    with pytest.raises(MachineError) as caught, source.fetch(f"{server.origin}/clips/a.mp4"):
+        pass
+    assert caught.value.lack is Lack.PROCESSES
 
 
 def test_many_threads_share_one_fetcher_and_a_slow_source_holds_up_no_other(server: OddServer) -> None:

@@ -57,6 +57,14 @@ def test_ready_only_when_every_condition_holds(server: Endpoints, health: Health
     assert get(server, "/readyz") == (503, "store: disk full\n")
 
 
+def test_what_is_noted_is_told_whether_ready_or_not_and_changes_nothing(server: Endpoints, health: Health) -> None:
+    health.note("decoder sandbox", "seccomp")
+    assert get(server, "/readyz") == (503, "start: starting\ndecoder sandbox: seccomp\n")
+    health.ready("start")
+    assert get(server, "/readyz") == (200, "ok\ndecoder sandbox: seccomp\n")
+    assert get(server, "/livez") == (200, "ok\n")
+
+
 def test_a_dead_thread_is_not_live(server: Endpoints, health: Health) -> None:
     assert get(server, "/livez") == (200, "ok\n")
     thread = threading.Thread(target=lambda: None)

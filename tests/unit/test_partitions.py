@@ -15,8 +15,7 @@ from streamer.events import Reason
 from streamer.kafka.dead_letters import dead_letter, dead_letter_reason, truncated
 from streamer.kafka.inflight.offsets import WINDOW, Progress
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-from streamer.kafka.inflight.record import InFlightRecord
-from streamer.kafka.records import Output, Record, carried
+from streamer.kafka.records import InFlightRecord, Output, Record, carried
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -121,7 +120,7 @@ def test_what_is_passed_over_at_the_end_is_committed_with_the_records_before_it_
     assert partition.progress_after([in_flight]) == Progress(9)
 
 
-def test_passing_over_what_is_gone_keeps_what_is_done_ahead() -> None:
+def test_passing_over_what_is_gone_keeps_what_is_completed_ahead() -> None:
     partition = AssignedPartition("t", 0, "log-0")
     partition.start_from(Progress(5, frozenset({7, 9, 10})))
     assert received(partition, [7]) == []  # retention took 5 and 6
@@ -186,8 +185,8 @@ def test_a_budget_is_shared_and_a_partition_is_resumed_only_when_half_empty(
     arrivals: list[int], max_records: int
 ) -> None:
     assignment = Assignment(max_records=max_records, max_bytes=1 << 30)
-    for partition in range(6):
-        assignment.add("t", partition, f"log-{partition}")
+    for number in range(6):
+        assignment.add("t", number, f"log-{number}")
     offsets = dict.fromkeys(range(6), 0)
     for number in arrivals:
         partition = assignment.get(number)

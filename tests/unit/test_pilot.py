@@ -137,7 +137,7 @@ def test_what_the_figures_decide(changes: dict[str, Any], decision: str) -> None
 def test_what_is_looked_at_must_be_said_once(arguments: list[str]) -> None:
     done = CliRunner().invoke(cli, ["pilot", *arguments])
     assert done.exit_code == 2
-    assert "one of --events, --from-topic, --answers and --answers-from-topic" in done.output
+    assert "give exactly one of --events, --from-topic, --answers and --answers-from-topic" in done.output
 
 
 def test_answers_of_a_file_are_reported_with_their_latency(tmp_path: Path) -> None:

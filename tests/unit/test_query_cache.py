@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.encoders import EncoderError
-from streamer.encoders.cache import MAX_TEXT_BATCH, QueryVectors
+from streamer.reranker import MAX_TEXT_BATCH, QueryVectors
 from tests.support.encoders import FakeEncoder
 
 if TYPE_CHECKING:

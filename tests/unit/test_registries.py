@@ -69,10 +69,10 @@ def test_a_models_scheme_chooses_its_loader(model: str, scheme: str, name: str) 
 
 @pytest.mark.parametrize("scheme", LOADERS)
 def test_every_family_of_encoders_is_reached_by_its_scheme(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setitem(loading.LOADERS, scheme, lambda *arguments: asked.append(arguments))
+    calls = []
+    monkeypatch.setattr(loading, "LOADERS", {scheme: lambda *arguments: calls.append(arguments)})
     loading.load_encoder(f"{scheme}:name", "tag", dtype="bfloat16", threads=3, sides=["texts"])
-    assert asked == [("name", "tag", loading.Options("bfloat16", "auto", 3, ["texts"]))]
+    assert calls == [("name", "tag", loading.Options("bfloat16", "auto", 3, ["texts"]))]
 
 
 def test_an_unsupported_scheme_of_a_model_is_refused_with_those_there_are() -> None:

@@ -128,8 +128,8 @@ def test_a_query_that_cannot_be_encoded_is_named(store: Store) -> None:
 @pytest.mark.parametrize(
     ("answers", "problem"),
     [
-        ([], "nothing to replay"),
-        ([answered(0.5), answered(0.4)], "query id q1 comes twice"),
+        ([], "no queries to replay"),
+        ([answered(0.5), answered(0.4)], "query id q1 occurs twice"),
         ([answered(None)], "none of the candidates is embedded"),
     ],
 )
@@ -141,12 +141,12 @@ def test_what_makes_no_run_is_refused(answers: list[QueryReranked], problem: str
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ([], "one of --run, --events and --from-topic"),
-        (["--run", "FILE"], "--run and --topics belong together"),
-        (["--events", "FILE", "--from-topic"], "one of --run, --events and --from-topic"),
+        ([], "give exactly one of --run, --events and --from-topic"),
+        (["--run", "FILE"], "--run and --topics must be given together"),
+        (["--events", "FILE", "--from-topic"], "give exactly one of --run, --events and --from-topic"),
     ],
 )
-def test_where_result_lists_come_from_must_be_said_once(arguments: list[str], problem: str, tmp_path: Path) -> None:
+def test_exactly_one_source_of_result_lists_must_be_given(arguments: list[str], problem: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text(json.dumps({}))
     given_arguments = [str(file) if each == "FILE" else each for each in arguments]

@@ -13,13 +13,12 @@ import orjson
 import pytest
 
 from streamer.codec import JSON
-from streamer.encoders import QueryVectors
 from streamer.events import Candidate, QueryReranked, QueryResults, now
 from streamer.health import Health
 from streamer.kafka import InFlightRecord, Record
 from streamer.method import FixedPolicy, Method
 from streamer.metrics import Metrics
-from streamer.reranker import Reranker
+from streamer.reranker import QueryVectors, Reranker
 from streamer.settings import load
 from streamer.store import Clip, Embedding, MeasuredStore, Position, StoreUnavailableError, open_store
 from tests.support.encoders import AxisEncoder

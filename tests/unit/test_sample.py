@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import io
 import re
 import resource
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import av
 import numpy as np
@@ -24,6 +25,7 @@ from streamer.events import Reason
 from streamer.video import ClipError, Retry, SampledClip, Sampling
 from streamer.video.sampling.container import breaks_off
 from streamer.video.sampling.sample import sample
+from streamer.video.sampling.source import Source
 from streamer.video.sampling.timeline import BestEffort, select
 
 if TYPE_CHECKING:
@@ -32,19 +34,24 @@ if TYPE_CHECKING:
 Rgb = npt.NDArray[np.uint8]
 
 
+def pts_of(timed: av.VideoFrame | av.Packet[Any]) -> int:
+    assert timed.pts is not None
+    return timed.pts
+
+
 def plain_sample(path: Path, interval: float, max_frames: int) -> tuple[list[int], list[Rgb], int, int]:
     """Times, frames, duration and number of decoded frames; for files whose frames all have a pts."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+        shown = [(pts_of(p), p.duration or 0) for p in container.demux(stream) if p.size and not p.is_discard]
         tick = stream.time_base
         assert tick is not None
-        duration = (max(p.pts + p.duration for p in packets) - min(p.pts for p in packets)) * tick
+        duration = (max(pts + length for pts, length in shown) - min(pts for pts, _ in shown)) * tick
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
-    frames.sort(key=lambda frame: frame.pts)
+    frames.sort(key=pts_of)
     step = max(Fraction(str(interval)), duration / max_frames)
-    times = [(frame.pts - frames[0].pts) * tick for frame in frames]
+    times = [(pts_of(frame) - pts_of(frames[0])) * tick for frame in frames]
     chosen: list[int] = []
     for k in range(max_frames):
         if k * step > times[-1]:
@@ -52,7 +59,7 @@ def plain_sample(path: Path, interval: float, max_frames: int) -> tuple[list[int
         index = max(i for i, time in enumerate(times) if time <= k * step)
         if index not in chosen:
             chosen.append(index)
-    images = [frames[i].to_ndarray(format="rgb24") for i in chosen]
+    images = [np.asarray(frames[i].to_ndarray(format="rgb24"), np.uint8) for i in chosen]
     return [round(times[i] * 1000) for i in chosen], images, round(duration * 1000), len(frames)
 
 
@@ -91,7 +98,7 @@ def make(
     """Write one picture at each of ``times`` (ticks)."""
     with av.open(str(path), "w") as container:
         container.metadata.update(metadata or {})
-        stream = container.add_stream(codec, rate=30, options=options or {})
+        stream = cast("av.VideoStream", container.add_stream(codec, rate=30, options=options or {}))
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = tick
         alter(stream)
@@ -241,7 +248,7 @@ def test_pts_that_libavformat_makes_up_for_avi_are_not_used(tmp_path: Path) -> N
     path = make(tmp_path / "b.avi", range(60), options={"bf": "2"})
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
-    guesses = [frame.pts for frame in frames]
+    guesses = [pts_of(frame) for frame in frames]
     assert guesses != sorted(guesses)
     clip = sample(path, Sampling(0.1, 64), np.copy)
     expected = [frame.to_ndarray(format="rgb24") for frame in frames]
@@ -413,7 +420,7 @@ def test_too_many_encoded_frames_are_refused_before_they_are_decoded(tmp_path: P
     path = make(tmp_path / "many.mp4", range(30))
     assert len(sample(path, Sampling(0.5, 64, max_packets=30), np.copy).frames) == 2
     with pytest.raises(ClipError) as caught:
-        sample(path, Sampling(0.5, 64, max_packets=29), pytest.fail)
+        sample(path, Sampling(0.5, 64, max_packets=29), lambda _: pytest.fail("a frame was decoded"))
     assert caught.value.reason is Reason.CLIP_TOO_LARGE
     assert caught.value.detail == "more than 29 encoded frames, which is the limit"
 
@@ -461,6 +468,11 @@ def test_too_long_a_clip_is_refused(tmp_path: Path) -> None:
     assert sample(path, Sampling(0.5, 64, max_seconds=13 * 3600 + 1), np.copy).duration_ms == 46_800_033
 
 
+def is_cut_short(path: Path) -> bool:
+    with path.open("rb") as file:
+        return breaks_off(Source(file.fileno()))
+
+
 MDAT = (24).to_bytes(4) + b"mdat" + bytes(16)
 RIFF = b"RIFF" + (20).to_bytes(4, "little") + b"AVI " + bytes(16)
 EBML = b"\x1a\x45\xdf\xa3\x84abcd\x18\x53\x80\x67"
@@ -497,7 +509,7 @@ EBML = b"\x1a\x45\xdf\xa3\x84abcd\x18\x53\x80\x67"
 def test_where_a_container_says_that_it_goes_on(tmp_path: Path, content: bytes, ends: bool) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert breaks_off(path) == ends
+    assert is_cut_short(path) == ends
 
 
 def test_metadata_that_is_not_utf8_does_no_harm(tmp_path: Path) -> None:
@@ -536,3 +548,17 @@ def test_mutated_files_end_in_a_clip_or_a_clip_error(tmp_path: Path) -> None:
     assert sum(outcomes.values()) == 160
     assert outcomes["sampled"] > 10
     assert outcomes[Reason.DECODE_FAILED] > 10
+
+
+def test_the_product_decodes_in_confined_processes_only() -> None:
+    """The renderer's writing apart, whatever opens a video goes through the module that a decoder's process runs."""
+    root = Path(importlib.util.find_spec("streamer").submodule_search_locations[0])  # type: ignore[union-attr, index]
+    opening = re.compile(r"\bav\.open\(|\bsample_descriptor\(|(?<![\w.])sample\(|import .*\bsample\b")
+    found = {str(path.relative_to(root)) for path in root.rglob("*.py") if opening.search(path.read_text())}
+    assert found == {
+        "synthetic/write.py",  # writes
+        "video/__init__.py",  # hands on the name, for scripts and tests
+        "video/isolation/worker.py",
+        "video/sampling/container.py",
+        "video/sampling/sample.py",
+    }

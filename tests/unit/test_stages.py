@@ -6,7 +6,7 @@ import gc
 import queue
 import threading
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from streamer.health import Health
 from streamer.metrics import Metrics
 from streamer.stages import Stage, Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.fixture
@@ -25,6 +28,15 @@ def parts() -> dict[str, Any]:
 
 def never(item: object, error: Exception) -> None:
     raise AssertionError(f"{item} failed: {error}")
+
+
+def waiting_for(go: threading.Event) -> Callable[[list[int]], None]:
+    """Return the work of a stage that does nothing until ``go`` is set."""
+
+    def work(_batch: list[int]) -> None:
+        go.wait(10)
+
+    return work
 
 
 def test_what_waits_is_taken_as_one_batch_up_to_the_limit(parts: dict[str, Any]) -> None:
@@ -38,7 +50,7 @@ def test_what_waits_is_taken_as_one_batch_up_to_the_limit(parts: dict[str, Any])
     stage: Stage[int] = Stage("s", work, failed=never, batch_limit=4, **parts)
     stage.put_all(range(9))
     go.set()
-    sizes = []
+    sizes: list[int] = []
     while sum(sizes) < 9:
         batch = batches.get(timeout=10)
         sizes.append(len(batch))
@@ -55,7 +67,7 @@ def test_an_item_heavier_than_the_limit_goes_alone(parts: dict[str, Any]) -> Non
 
 def test_put_blocks_while_the_queue_is_full(parts: dict[str, Any]) -> None:
     go, put = threading.Event(), threading.Semaphore(0)
-    stage: Stage[int] = Stage("s", lambda _batch: go.wait(10) and None, failed=never, capacity=2, **parts)
+    stage: Stage[int] = Stage("s", waiting_for(go), failed=never, capacity=2, **parts)
 
     def fill() -> None:
         for item in range(4):
@@ -73,7 +85,7 @@ def test_put_blocks_while_the_queue_is_full(parts: dict[str, Any]) -> None:
 def test_capacity_counts_sizes_and_the_item_that_fills_the_queue_may_overrun_it(parts: dict[str, Any]) -> None:
     go, put = threading.Event(), threading.Semaphore(0)
     sizes: dict[str, Any] = {"capacity": 10, "size": lambda item: item}
-    stage: Stage[int] = Stage("s", lambda _batch: go.wait(10) and None, failed=never, **sizes, **parts)
+    stage: Stage[int] = Stage("s", waiting_for(go), failed=never, **sizes, **parts)
 
     def fill() -> None:
         for item in (1, 4, 8, 3, 1):
@@ -113,8 +125,13 @@ def test_a_large_item_that_is_taken_makes_room_for_several_that_wait(parts: dict
     stage.put(1)
     assert taken.get(timeout=10) == 1
     stage.put(20)
+
+    def put_one() -> None:
+        stage.put(2)
+        put.release()
+
     for _ in range(3):
-        threading.Thread(target=lambda: (stage.put(2), put.release()), daemon=True).start()
+        threading.Thread(target=put_one, daemon=True).start()
     assert not put.acquire(timeout=0.2)
     go.set()
     assert taken.get(timeout=10) == 20

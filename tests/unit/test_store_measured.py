@@ -49,7 +49,9 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-def test_each_call_is_timed_and_a_store_that_is_away_is_counted(parts: tuple[Metrics, Health], store: Store) -> None:
+def test_each_call_is_timed_and_errors_are_counted(
+    parts: tuple[Metrics, Health], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     metrics, _ = parts
     timed = MeasuredStore(store, metrics)
     timed.put([clip("c1"), clip("c2")])
@@ -58,10 +60,10 @@ def test_each_call_is_timed_and_a_store_that_is_away_is_counted(parts: tuple[Met
     assert timed.delete("c1", AT, Position.of("log", 2))
     assert sorted(timed.clip_ids()) == ["c2"]
 
-    def away(*_: object) -> Any:
+    def full(*_: object) -> Any:
         raise StoreUnavailableError("disk full")
 
-    store.put = away  # type: ignore[method-assign]
+    monkeypatch.setattr(store, "put", full)
     with pytest.raises(StoreUnavailableError):
         timed.put([clip("c4")])
     with pytest.raises(StoreUnavailableError), timed.read(["c2"]):

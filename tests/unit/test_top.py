@@ -8,8 +8,9 @@ import math
 import ssl
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from rich.console import Console
 
-from streamer.events import QueryReranked, RerankedCandidate, now
+from streamer.events import QueryReranked, RerankedCandidate, Status, now
 from streamer.metrics import Metrics
 from streamer.scrape import ExpositionError, Scrape, Window, merged, quantile
 from streamer.settings import SettingsError, load
@@ -82,7 +83,7 @@ def test_growth_adds_up_over_any_restart(growth: list[float], restart_before: in
     count, scrapes = 0.0, [Scrape(0.0, {"c": {frozenset(): 0.0}})]
     for number, more in enumerate(growth):
         count = more if number == restart_before else count + more
-        started = {frozenset(): float(number >= restart_before)}
+        started: dict[frozenset[tuple[str, str]], float] = {frozenset(): float(number >= restart_before)}
         scrapes.append(Scrape(number + 1.0, {"c": {frozenset(): count}, "process_start_time_seconds": started}))
     windows = [Window(*pair) for pair in itertools.pairwise(scrapes[1:])]
     increases = [window.increase("c") for window in windows]
@@ -220,13 +221,13 @@ def test_targets_are_given_by_commas_or_as_json_and_a_wrong_one_shows_no_passwor
 NAN = math.nan
 
 
-def frame(**changes: object) -> Frame:
+def frame(**changes: Any) -> Frame:
     load_ = Load(123.4, 123.4, 0.5, 0.0, 1234, 2.5, 0.007, 0.0123)
     event = QueryReranked(
         query_id="q1", query="a man [b]on a red bicycle", engine="e", issued_at=now(), reranked_at=now(), model_id="m",
         alpha=0.4, depth=100, normalization="minmax", degraded=None,
         results=[RerankedCandidate(clip_id="clip-7", rank=1, score=0.9, initial_rank=5, initial_score=1.0,
-                                   frame_score=0.3, moment_ms=3500, status="reranked")],
+                                   frame_score=0.3, moment_ms=3500, status=Status.RERANKED)],
     )  # fmt: skip
     at = event.issued_at + dt.timedelta(seconds=3)
     made = Frame(
@@ -243,7 +244,7 @@ def frame(**changes: object) -> Frame:
         letters=[Letter("query.results", "rerank", "q9", "not_json", "no [JSON]\nat all", at)],
         problem=None,
     )  # fmt: skip
-    return Frame(**{name: changes.get(name, getattr(made, name)) for name in Frame.__slots__})  # type: ignore[attr-defined]
+    return replace(made, **changes)
 
 
 def drawn(view: View, width: int) -> str:
@@ -299,7 +300,7 @@ def test_no_line_is_longer_than_the_terminal_and_what_matters_stays(width: int) 
 
 @pytest.mark.parametrize("height", [10, 24, 50])
 def test_many_recent_records_fit_the_height(height: int) -> None:
-    several = frame(answers=frame().answers * 50, letters=frame().letters * 50)
+    several = frame(answers=[*frame().answers] * 50, letters=[*frame().letters] * 50)
     lines = drawn(View(several, height=height), 120).splitlines()
     assert len(lines) <= max(height, 28)
     assert "recent dead letters" in "\n".join(lines)

@@ -91,35 +91,34 @@ RESULTS: dict[str, Any] = {
     "issued_at": MOMENT,
     "results": [{"clip_id": "c1", "score": 1.5}],
 }
+BAD_UPLOADS: list[tuple[str, dict[str, Any], Reason]] = [
+    ("id of the wrong type", {"clip_id": 1}, Reason.WRONG_TYPE),
+    ("empty id", {"clip_id": ""}, Reason.LIMIT_EXCEEDED),
+    ("long id", {"clip_id": "x" * 513}, Reason.LIMIT_EXCEEDED),
+    ("null uri", {"uri": None}, Reason.WRONG_TYPE),
+    ("long uri", {"uri": "x" * 4097}, Reason.LIMIT_EXCEEDED),
+    ("time without an offset", {"uploaded_at": "2026-03-01T09:30:00"}, Reason.WRONG_TYPE),
+    ("no time at all", {"uploaded_at": "yesterday"}, Reason.WRONG_TYPE),
+    ("day that does not exist", {"uploaded_at": "2026-02-30T09:30:00Z"}, Reason.WRONG_TYPE),
+    ("attributes that are a list", {"attributes": []}, Reason.WRONG_TYPE),
+    ("many attributes", {"attributes": {str(n): n for n in range(257)}}, Reason.LIMIT_EXCEEDED),
+]
+BAD_RESULTS: list[tuple[str, dict[str, Any], Reason]] = [
+    ("blank query", {"query": " \t"}, Reason.BLANK_QUERY),
+    ("long query", {"query": "x" * 2001}, Reason.LIMIT_EXCEEDED),
+    ("results that are an object", {"results": {}}, Reason.WRONG_TYPE),
+    ("text as a score", {"results": [{"clip_id": "c1", "score": "1"}]}, Reason.WRONG_TYPE),
+    ("candidate without a score", {"results": [{"clip_id": "c1"}]}, Reason.WRONG_TYPE),
+    (
+        "many candidates",
+        {"results": [{"clip_id": str(n), "score": 0} for n in range(5001)]},
+        Reason.LIMIT_EXCEEDED,
+    ),
+    ("user key of the wrong type", {"user_key": 7}, Reason.WRONG_TYPE),
+]
 BAD_DOCUMENTS = [
-    pytest.param("clips.uploaded", UPLOAD | change, reason, id=f"upload-{name}")
-    for name, change, reason in [
-        ("id of the wrong type", {"clip_id": 1}, Reason.WRONG_TYPE),
-        ("empty id", {"clip_id": ""}, Reason.LIMIT_EXCEEDED),
-        ("long id", {"clip_id": "x" * 513}, Reason.LIMIT_EXCEEDED),
-        ("null uri", {"uri": None}, Reason.WRONG_TYPE),
-        ("long uri", {"uri": "x" * 4097}, Reason.LIMIT_EXCEEDED),
-        ("time without an offset", {"uploaded_at": "2026-03-01T09:30:00"}, Reason.WRONG_TYPE),
-        ("no time at all", {"uploaded_at": "yesterday"}, Reason.WRONG_TYPE),
-        ("day that does not exist", {"uploaded_at": "2026-02-30T09:30:00Z"}, Reason.WRONG_TYPE),
-        ("attributes that are a list", {"attributes": []}, Reason.WRONG_TYPE),
-        ("many attributes", {"attributes": {str(n): n for n in range(257)}}, Reason.LIMIT_EXCEEDED),
-    ]
-] + [
-    pytest.param("query.results", RESULTS | change, reason, id=f"results-{name}")
-    for name, change, reason in [
-        ("blank query", {"query": " \t"}, Reason.BLANK_QUERY),
-        ("long query", {"query": "x" * 2001}, Reason.LIMIT_EXCEEDED),
-        ("results that are an object", {"results": {}}, Reason.WRONG_TYPE),
-        ("text as a score", {"results": [{"clip_id": "c1", "score": "1"}]}, Reason.WRONG_TYPE),
-        ("candidate without a score", {"results": [{"clip_id": "c1"}]}, Reason.WRONG_TYPE),
-        (
-            "many candidates",
-            {"results": [{"clip_id": str(n), "score": 0} for n in range(5001)]},
-            Reason.LIMIT_EXCEEDED,
-        ),
-        ("user key of the wrong type", {"user_key": 7}, Reason.WRONG_TYPE),
-    ]
+    *(pytest.param("clips.uploaded", UPLOAD | change, why, id=f"upload-{name}") for name, change, why in BAD_UPLOADS),
+    *(pytest.param("query.results", RESULTS | change, why, id=f"results-{name}") for name, change, why in BAD_RESULTS),
 ]
 
 

@@ -19,7 +19,8 @@ SPELLED_ELSEWHERE = {PACKAGE / "topology.py", PACKAGE / "events.py"}
 """The table itself, and the models by topic, from which the schemas in topics/ are written."""
 NAMES = {
     *(topic for service in SERVICES.values() for topic in service.topics),
-    *(user.group for user in (*SERVICES.values(), DLQ_SHOW, DLQ_REDRIVE, REPLAY, TOP, READER)),
+    *(service.group for service in SERVICES.values()),
+    *(reader.group for reader in (DLQ_SHOW, DLQ_REDRIVE, REPLAY, TOP, READER)),
 }
 
 

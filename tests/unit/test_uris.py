@@ -13,6 +13,18 @@ from streamer.video.errors import ClipError
 from streamer.video.fetching.uris import Prefixes, StoredObject, parse
 
 
+def stored(uri: str) -> StoredObject:
+    found = parse(uri)
+    assert isinstance(found, StoredObject)
+    return found
+
+
+def url(uri: str) -> URL:
+    found = parse(uri)
+    assert isinstance(found, URL)
+    return found
+
+
 @pytest.mark.parametrize(
     ("uri", "source"),
     [
@@ -50,10 +62,10 @@ def test_objects_are_compared_by_bucket_and_by_segments_of_the_key(
 ) -> None:
     prefixes = Prefixes([prefix])
     for uri in inside:
-        prefixes.check_object(parse(uri))
+        prefixes.check_object(stored(uri))
     for uri in outside:
         with pytest.raises(ClipError):
-            prefixes.check_object(parse(uri))
+            prefixes.check_object(stored(uri))
 
 
 @pytest.mark.parametrize(
@@ -78,10 +90,10 @@ def test_urls_are_compared_by_origin_and_by_segments_of_the_path(
 ) -> None:
     prefixes = Prefixes([prefix])
     for uri in inside:
-        prefixes.check_url(parse(uri))
+        prefixes.check_url(url(uri))
     for uri in outside:
         with pytest.raises(ClipError):
-            prefixes.check_url(parse(uri))
+            prefixes.check_url(url(uri))
 
 
 @pytest.mark.parametrize(

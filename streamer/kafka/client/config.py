@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException
 
-from streamer.settings import blame
+from streamer.settings import invalid_setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ def common(settings: Connection) -> dict[str, Any]:
     """Return the properties that every client has; the user's own win, except those that the guarantees depend on."""
     for name, why in _OURS.items():
         if name in settings.kafka:
-            raise blame("kafka", f"{name} cannot be set: {why}")
+            raise invalid_setting("kafka", f"{name} cannot be set: {why}")
     return {
         "bootstrap.servers": settings.bootstrap_servers,
         # Reconnect soon when a broker is back, or when the topics are created after the service started.
@@ -185,6 +185,6 @@ def make_client(kind: Callable[..., Any], properties: dict[str, Any]) -> Any:
     try:
         return kind(properties, logger=LIBRDKAFKA_LOGGER)
     except KafkaException as error:
-        raise blame("kafka", error.args[0].str()) from None
+        raise invalid_setting("kafka", error.args[0].str()) from None
     except (TypeError, ValueError) as error:
-        raise blame("kafka", error) from None
+        raise invalid_setting("kafka", error) from None

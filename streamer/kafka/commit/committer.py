@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from streamer.kafka.commit.group import GroupMembership
     from streamer.kafka.commit.rotation import Rotation
     from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-    from streamer.kafka.inflight.record import InFlightRecord
+    from streamer.kafka.records import InFlightRecord
     from streamer.metrics import Metrics
 
 log = structlog.get_logger()

@@ -30,11 +30,13 @@ offsets, which show it. :class:`FencedError`: another process uses our transacti
 from __future__ import annotations
 
 import contextlib
+import queue
 import secrets
+import threading
 import time
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
@@ -42,19 +44,19 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from streamer.faults import FaultPoint, reach
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
-from streamer.kafka.client.produce import enqueue
 from streamer.kafka.client.refusals import Refusals, refused
-from streamer.kafka.commit.bounded import BoundedCalls, HungError
+from streamer.kafka.records import enqueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from streamer.kafka.inflight.record import InFlightRecord
-    from streamer.kafka.records import Output
+    from streamer.kafka.records import InFlightRecord, Output
     from streamer.settings import Connection, ServiceSettings
     from streamer.topology import Service
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 CALL_TIMEOUT_S = 2.0
 """Timeout of a single request; after it the request is repeated, and the loop polls its consumer in between."""
@@ -381,3 +383,47 @@ def _is_fatal_to_producer(cause: KafkaError) -> bool:
     # A coordinator forgets ids that are idle for days. librdkafka (2.16) asks for an abort and, where the offsets were
     # refused, uses the forgotten producer id again.
     return cause.fatal() or cause.code() == KafkaError.INVALID_PRODUCER_ID_MAPPING
+
+
+class HungError(Exception):
+    """The call did not return in time; it may still be running in its abandoned thread."""
+
+
+class BoundedCalls:
+    """Runs calls one at a time in a thread; a call that hangs is abandoned together with the thread.
+
+    This gives a timeout to a library whose own timeouts do not always hold.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._start()
+
+    def __call__(self, function: Callable[..., T], *arguments: Any, limit: float) -> T:
+        """Return what ``function`` returns, or raise what it raises; :class:`HungError` after ``limit`` seconds."""
+        self._calls.put((function, arguments))
+        try:
+            result, error = self._outcomes.get(timeout=limit)
+        except queue.Empty:
+            self._start()
+            raise HungError(f"no return after {limit:g} s") from None
+        if error is not None:
+            raise error
+        value: T = result
+        return value
+
+    def _start(self) -> None:
+        # New queues too: a late result of the abandoned thread must not be taken for that of the next call.
+        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        arguments = (self._calls, self._outcomes)
+        threading.Thread(target=_serve, args=arguments, name=self._name, daemon=True).start()
+
+
+def _serve(calls: queue.SimpleQueue[Any], outcomes: queue.SimpleQueue[Any]) -> None:
+    while True:
+        function, arguments = calls.get()
+        try:
+            outcomes.put((function(*arguments), None))
+        except BaseException as error:  # noqa: BLE001 - raised again where the call was made
+            outcomes.put((None, error))

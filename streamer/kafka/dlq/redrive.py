@@ -52,8 +52,7 @@ from streamer.kafka.client.acls import Operation, Resource
 from streamer.kafka.commit.transactions import Batch, FencedError, RestartError, TransactionError, Transactions
 from streamer.kafka.dead_letters import REDRIVEN_FOR, REDRIVEN_FROM
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
-from streamer.kafka.inflight.record import InFlightRecord
-from streamer.kafka.records import Output
+from streamer.kafka.records import InFlightRecord, Output
 from streamer.topology import DLQ_REDRIVE, redrive_id
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterable, Iterator
 
-    from streamer.kafka.inflight.record import InFlightRecord
-    from streamer.kafka.records import Record
+    from streamer.kafka.records import InFlightRecord, Record
 
 
 _RESUME_AT = 0.5

@@ -11,10 +11,10 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Produc
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation
 from streamer.kafka.client.connection_errors import ConnectionErrors
-from streamer.kafka.client.produce import enqueue
 from streamer.kafka.client.refusals import Refusals
 from streamer.kafka.readers.record_reader import ConsumeError, End, RecordReader
 from streamer.kafka.readers.topic_reader import ReadError, TopicReader
+from streamer.kafka.records import enqueue
 from streamer.topology import READER
 
 if TYPE_CHECKING:

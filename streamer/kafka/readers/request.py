@@ -10,10 +10,10 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation
-from streamer.kafka.client.produce import enqueue
 from streamer.kafka.client.refusals import Refusals
 from streamer.kafka.readers.record_reader import ConsumeError, End, RecordReader
 from streamer.kafka.readers.topic_reader import TopicReader
+from streamer.kafka.records import enqueue
 from streamer.topology import REPLAY, dead_letter_topic
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ class LagWatch:
         for known in (self._ends, self._beginnings, self._caught_up):
             known.pop(partition, None)
         self._peek.forget(partition)
-        for gauge in (self._metrics.lag, self._metrics.lag_seconds, self._metrics.done_ahead):
+        for gauge in (self._metrics.lag, self._metrics.lag_seconds, self._metrics.completed_ahead):
             gauge.remove(self._topic, str(partition))
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class LagWatch:
         labels = self._topic, str(number)
         self._metrics.lag.labels(*labels).set_function(partial(self._records, partition))
         self._metrics.lag_seconds.labels(*labels).set_function(partial(self._seconds, partition))
-        self._metrics.done_ahead.labels(*labels).set_function(partial(self._done_ahead, partition))
+        self._metrics.completed_ahead.labels(*labels).set_function(partial(self._completed_ahead, partition))
 
     # -- read from any thread --------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class LagWatch:
         earliest = max(last.timestamp() if last else 0.0, self._caught_up.get(partition.partition, 0.0))
         return max(0.0, now - earliest) if earliest else math.nan
 
-    def _done_ahead(self, partition: AssignedPartition) -> float:
+    def _completed_ahead(self, partition: AssignedPartition) -> float:
         progress = partition.progress
         return len(progress.ahead) if progress is not None else 0
 

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from streamer.health import Health
     from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-    from streamer.kafka.inflight.record import InFlightRecord
-    from streamer.kafka.records import Record
+    from streamer.kafka.records import InFlightRecord, Record
     from streamer.metrics import Metrics
     from streamer.settings import ServiceSettings
     from streamer.topology import Service

@@ -29,8 +29,8 @@ from fsspec.asyn import get_loop
 from yarl import URL
 
 from streamer.events import Reason
-from streamer.video.errors import ClipError
-from streamer.video.fetching.download import Sink, failed, no_room
+from streamer.video.errors import ClipError, Lack, MachineError, Retry, machine_error, missing_descriptors
+from streamer.video.fetching.download import Sink, failed
 from streamer.video.fetching.local import opened, path_of
 from streamer.video.fetching.network import Networks
 from streamer.video.fetching.object_stores import GcsObjects, S3Objects
@@ -80,27 +80,37 @@ class Fetcher:
         """Give the source of ``uri`` as a local file for the length of the block.
 
         For ``file:`` that is the file itself, which must not be written to. Raises :class:`ClipError`: URI_REFUSED,
-        NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED.
+        NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED; :class:`MachineError` where this machine has no room for the file, or
+        no descriptor or thread to fetch it with.
         """
         try:
             source = parse(uri)
         except ValueError as error:
             raise ClipError(Reason.URI_REFUSED, str(error)) from None
-        if isinstance(source, Path):
-            with opened(source, self._prefixes.folders, self._max_bytes) as path:
-                yield path
-            return
-        download = self._downloader(source)
         with contextlib.ExitStack() as place:
             try:
-                file = place.enter_context(tempfile.TemporaryFile(buffering=0, prefix="streamer-"))
-                sink = Sink(file, self._max_bytes)
-                # fsspec's event loop, which all filesystems share.
-                asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), get_loop()).result()
-                sink.flush()
-            except OSError as error:
-                raise no_room(error) from error
-            yield path_of(file.fileno())
+                path = self._readable(source, place)
+            except Exception as error:
+                lack = _lack(error)
+                if lack is None:
+                    raise
+                raise lack from error
+            yield path
+
+    def _readable(self, source: Path | URL | StoredObject, place: contextlib.ExitStack) -> Path:
+        """Open or download a source; what is opened is closed with ``place``."""
+        if isinstance(source, Path):
+            return place.enter_context(opened(source, self._prefixes.folders, self._max_bytes))
+        download = self._downloader(source)
+        try:
+            file = place.enter_context(tempfile.TemporaryFile(buffering=0, prefix="streamer-"))  # noqa: SIM115
+            sink = Sink(file, self._max_bytes)
+            loop = get_loop()  # fsspec's, which all filesystems share
+            asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), loop).result()
+            sink.detach()  # flushes it; its end is not the file's
+        except OSError as error:
+            raise MachineError(Lack.DISK, f"downloads: {error.strerror or error}") from error
+        return path_of(file.fileno())
 
     def _downloader(self, source: URL | StoredObject) -> Callable[[Sink], Awaitable[None]]:
         """Check a source, before any client has seen it at all, and return what downloads it."""
@@ -116,3 +126,17 @@ class Fetcher:
                 await transfer
         except TimeoutError as error:
             raise failed(f"not complete after {self._timeout:g} s") from error
+
+
+def _lack(error: Exception) -> MachineError | None:
+    """Tell whether a failure lies in what this machine lacks; a verdict on the source itself stands."""
+    if isinstance(error, MachineError):
+        # Of the temporary file; which of the lacks it is, what caused it knows better.
+        return machine_error(error.__cause__ or error) or error
+    if isinstance(error, ClipError) and error.retry is not Retry.FOR_A_WHILE:
+        return None
+    found = machine_error(error)
+    if found is None and isinstance(error, ClipError):
+        # A name that cannot be looked up for want of a descriptor is to libc one that nobody answers for.
+        found = missing_descriptors()
+    return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import pickle
 import signal
 import statistics
@@ -16,10 +18,12 @@ import msgspec
 import numpy as np
 
 from streamer.events import Reason
-from streamer.video.errors import ClipError, Retry
+from streamer.video.errors import ClipError, Lack, MachineError, Retry, machine_error
+from streamer.video.isolation.confinement import Layer, SandboxError
 from streamer.video.isolation.process import LostError, Process, Template
-from streamer.video.isolation.worker import Refused, Sampled, Task
+from streamer.video.isolation.worker import NOT_CONFINED, Refused, Sampled, Task
 from streamer.video.sampling.sample import SampledClip
+from streamer.video.sampling.source import open_clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from streamer.video.isolation.confinement import Sandbox
+    from streamer.video.isolation.worker import Ready
     from streamer.video.sampling.sample import Sampling
 
     Frame = npt.NDArray[np.uint8]
@@ -41,6 +47,10 @@ _SLOW: Final = 4
 _REMEMBERED: Final = 33
 """Decodes whose times are remembered for that."""
 _MAX_DETAIL_CHARS: Final = 1_000
+_ONE_SECONDS, _ONE_BYTES = 120.0, 2 << 30
+"""Limits of a clip that a command decodes: the defaults of the service's settings."""
+_MAX_FRAME_BYTES: Final = 16 << 20
+"""Of a prepared frame: more than the largest picture that any encoder looks at (1024 x 1024 pixels are 3 MB)."""
 
 
 class PoolClosedError(Exception):
@@ -50,12 +60,16 @@ class PoolClosedError(Exception):
 class DecodePool:
     """Decodes and samples clips, each in a process of its own. Safe to use from several threads at once.
 
-    ``prepare`` makes what is handed on of each sampled RGB frame: uint8 of one and the same shape. It is pickled, and
-    its module imported by the processes, so both should be small. ``timeout``: seconds for decoding one clip. A clip's
-    clock stands still while others have the processor; by all clocks it gets ten times as many.
-    ``memory``: bytes of address space of one process, see :class:`~streamer.video.isolation.worker.Task`. ``replaced``
-    is told of each process that did not end by itself: ``crashed`` or ``timeout``; ``timed`` of each clip for how many
-    seconds it waited for a place, and then for its frames.
+    ``prepare`` makes what is handed on of each sampled RGB frame: uint8, the same shape for all frames of a clip. It is
+    pickled, and its module imported by the processes, so both should be small. It is called for black frames of two
+    sizes first: what it imports and opens it must have from then on, and where it gives both the same shape, as
+    encoders do, no other is taken from a process. ``timeout``: seconds for decoding one clip. A
+    clip's clock stands still while others have the processor; by all clocks it gets ten times as many.
+    ``memory``: bytes of address space of one process, see :class:`~streamer.video.isolation.worker.Task`.
+    ``sandbox``: see :mod:`~streamer.video.isolation.confinement`; a pool that gets less than it requires decodes
+    nothing. ``confined`` is told by what the processes are confined, when that is known. ``replaced`` is told of each
+    process that did not end by itself: ``crashed`` or ``timeout``; ``timed`` of each clip for how many seconds it
+    waited for a place, and then for its frames.
 
     Places. ``workers`` clips have a place: they are being decoded, or their frames are in somebody's hands. A decode
     that takes longer than ``slow_after`` seconds, and four times as long as they usually do, leaves its place to the
@@ -76,36 +90,54 @@ class DecodePool:
         workers: int,
         timeout: float,
         memory: int,
+        sandbox: Sandbox = "require",
+        confined: Callable[[Layer], None] = lambda _layers: None,
         replaced: Callable[[str], None] = lambda _how: None,
         timed: Callable[[float, float], None] = lambda _waited, _took: None,
         slow_after: float = 0.25,
     ) -> None:
         self._most_frames = sampling.max_frames
         self._timeout = timeout
-        self._memory = memory
+        self._confined = confined
         self._replaced = replaced
         self._timed = timed
         self._slow_after = slow_after
         self._lately: deque[float] = deque(maxlen=_REMEMBERED)
         self._places = _Places(workers)
+        self._sandbox = sandbox
         self._task = pickle.dumps(Task(sampling, prepare, memory, timeout))
         self._lock = threading.Lock()
         self._closed = False
-        self._template = Template(self._task)
+        self._template: Template | None = None
+        with contextlib.suppress(LostError):  # it is tried again for the first clip
+            self._running()
+
+    @property
+    def layers(self) -> Layer:
+        """By what the processes are confined; waits until the template has started.
+
+        Raises :class:`SandboxError` where that is less than is required, :class:`MachineError` where it does not start.
+        """
+        try:
+            return Layer(self._checked(self._running()).layers)
+        except LostError as lost:
+            raise lost.lack from None
 
     @contextmanager
     def sampled(self, path: Path) -> Iterator[SampledClip[Frame]]:
         """Give the clip's sampled frames; it keeps its place for the length of the block.
 
         Raises :class:`ClipError`: what :func:`~streamer.video.sampling.sample` raises, DECODE_TIMEOUT, or
-        DECODER_CRASHED.
+        DECODER_CRASHED. :class:`MachineError` where no process is to be had: nothing is known of the clip then.
         """
         came = time.monotonic()
         with _Place(self._places) as place:
             began = time.monotonic()
+            file = open_clip(path)
             try:
-                sampled = self._decode(path, place)
+                sampled = self._decode(file, place)
             finally:
+                os.close(file)
                 self._timed(began - came, time.monotonic() - began)
             yield sampled
 
@@ -113,54 +145,74 @@ class DecodePool:
         """End all processes at once; clips that were being decoded end in :class:`PoolClosedError`."""
         with self._lock:
             self._closed = True
-            self._template.end()
+            if self._template is not None:
+                self._template.end()
 
-    def _decode(self, path: Path, place: _Place) -> SampledClip[Frame]:
+    def _decode(self, file: int, place: _Place) -> SampledClip[Frame]:
         try:
             try:
-                return self._decode_once(path, place)
+                return self._decode_once(file, place)
             except LostError:
                 # The template died, or could not fork: through no fault of the clip, so nobody needs to hear of it.
-                return self._decode_once(path, place)
-        except LostError:
-            detail = "no process to decode it in could be started"
-            raise ClipError(Reason.DECODER_CRASHED, detail, Retry.FOR_A_WHILE) from None
+                return self._decode_once(file, place)
+        except LostError as lost:
+            raise lost.lack from None
 
-    def _decode_once(self, path: Path, place: _Place) -> SampledClip[Frame]:
-        with self._start(path) as process:
+    def _decode_once(self, file: int, place: _Place) -> SampledClip[Frame]:
+        template, process = self._start(file)
+        with process:
             try:
                 self._wait(process, place)
                 header = process.receive_header()
                 if isinstance(header, Sampled):
-                    return self._receive_clip(process, header)
+                    return self._receive_clip(process, header, template.ready())
             except TimeoutError:
                 process.kill()
                 self._replaced("timeout")
                 detail = f"not decoded after {self._timeout:g} s"
                 raise ClipError(Reason.DECODE_TIMEOUT, detail, Retry.ONCE) from None
             except (EOFError, OSError, ValueError, msgspec.MsgspecError) as error:
-                raise self._crash(process, error) from error
+                raise self._crash(template, process, error) from error
         if isinstance(header, Refused):
             raise ClipError(header.reason, header.detail[:_MAX_DETAIL_CHARS], header.retry)
         self._replaced("crashed")
         raise ClipError(Reason.DECODER_CRASHED, header.detail[:_MAX_DETAIL_CHARS], Retry.ONCE)
 
-    def _start(self, path: Path) -> Process:
-        with self._lock:
-            if self._closed:
-                raise PoolClosedError
-            if self._template.ended:
-                try:
-                    self._template = Template(self._task)
-                except OSError:
-                    raise LostError from None
-            template = self._template
+    def _start(self, file: int) -> tuple[Template, Process]:
+        template = self._running()
         try:
-            return template.start(path, self._timeout)
+            self._checked(template)
+            return template, template.start(file, self._timeout)
         except LostError:
             if self._closed:
                 raise PoolClosedError from None
             raise
+
+    def _running(self) -> Template:
+        with self._lock:
+            if self._closed:
+                raise PoolClosedError
+            if self._template is None or self._template.ended:
+                if self._template is not None:
+                    self._template.end()
+                    self._template = None
+                try:
+                    self._template = Template(self._task)
+                except OSError as error:
+                    raise LostError(machine_error(error) or MachineError(Lack.PROCESSES, str(error))) from None
+            return self._template
+
+    def _checked(self, template: Template) -> Ready:
+        """Return what a template says of itself, if clips may be given to it."""
+        ready = template.ready()
+        self._confined(Layer(ready.layers))
+        if self._sandbox == "require" and Layer.SECCOMP not in Layer(ready.layers):
+            raise SandboxError(Layer(ready.layers))
+        if ready.problem:
+            raise ValueError(ready.problem)
+        if ready.shape is not None and math.prod(ready.shape) > _MAX_FRAME_BYTES:
+            raise ValueError(f"prepared frames of {ready.shape} are larger than {_MAX_FRAME_BYTES} bytes")
+        return ready
 
     def _wait(self, process: Process, place: _Place) -> None:
         """Wait for the process to answer or end; TimeoutError where it does neither in time."""
@@ -184,11 +236,14 @@ class DecodePool:
             # How long it waited for the place is not the clip's fault.
             process.begin()
 
-    def _receive_clip(self, process: Process, header: Sampled) -> SampledClip[Frame]:
+    def _receive_clip(self, process: Process, header: Sampled, ready: Ready) -> SampledClip[Frame]:
         count, samples = header.frames, len(header.times_ms)
-        size = count * math.prod(header.shape)
-        if not 1 <= count <= samples <= self._most_frames or size > self._memory:
-            raise ValueError(f"{count} frames of {header.shape} for {samples} samples")
+        if not 1 <= count <= samples <= self._most_frames:
+            raise ValueError(f"{count} frames for {samples} samples")
+        if ready.shape is not None and header.shape != ready.shape:
+            raise ValueError(f"frames of {header.shape}, where {ready.shape} are prepared")
+        if math.prod(header.shape) > _MAX_FRAME_BYTES:
+            raise ValueError(f"frames of {header.shape}, over the limit of {_MAX_FRAME_BYTES} bytes")
         if len(header.frame_of) != samples or max(header.frame_of) >= count:
             raise ValueError(f"frames {header.frame_of} of {count} for {samples} samples")
         frames = np.empty((count, *header.shape), dtype=np.uint8)
@@ -197,12 +252,15 @@ class DecodePool:
         frame_of = np.array(header.frame_of, dtype=np.intp)
         return SampledClip(times, list(frames), frame_of, header.duration_ms, header.decoded, header.partial)
 
-    def _crash(self, process: Process, error: Exception) -> Exception:
+    def _crash(self, template: Template, process: Process, error: Exception) -> Exception:
         code = process.end()
         if self._closed:
             return PoolClosedError()
         if code is None:
-            return LostError()
+            template.end()  # it may be dying still, and must not be asked again
+            return LostError(MachineError(Lack.PROCESSES, "the decoders' template has died"))
+        if code == NOT_CONFINED:
+            return LostError(MachineError(Lack.MEMORY, "a decoder could not be confined"))
         if code == -signal.SIGXCPU:
             self._replaced("timeout")
             return ClipError(Reason.DECODE_TIMEOUT, f"{self._timeout:g} s of processor time used", Retry.ONCE)
@@ -212,6 +270,18 @@ class DecodePool:
         else:
             how = f"answered what cannot be read: {error}"
         return ClipError(Reason.DECODER_CRASHED, f"the decoder's process {how}"[:_MAX_DETAIL_CHARS], Retry.ONCE)
+
+
+@contextmanager
+def decoder_of_one(
+    sampling: Sampling, prepare: Callable[[Frame], Frame], *, sandbox: Sandbox = "require"
+) -> Iterator[DecodePool]:
+    """Give a pool that decodes one clip at a time, as commands do that have a few of them."""
+    pool = DecodePool(sampling, prepare, workers=1, timeout=_ONE_SECONDS, memory=_ONE_BYTES, sandbox=sandbox)
+    try:
+        yield pool
+    finally:
+        pool.close()
 
 
 def _signal_name(number: int) -> str:

@@ -17,17 +17,21 @@ from typing import Final, Self
 
 import msgspec
 
-from streamer.video.isolation.worker import EXIT_CODE, HEADER_LENGTH, PID, Header
+from streamer.video.errors import Lack, MachineError, machine_error
+from streamer.video.isolation.worker import EXIT_CODE, HEADER_LENGTH, ORDER, PID, Header, Ready
 
 STARVED: Final = 10
 """How often over its time a decode may take when the processors are busy with others."""
 
-_TEMPLATE = "from streamer.video.isolation.worker import main; main()"
+_TEMPLATE = "import sys; sys.path[:] = sys.argv[2:]; from streamer.video.isolation.worker import main; main()"
 _START_SECONDS: Final = 60.0
+_FORK_SECONDS: Final = 30.0
+_LOOK_SECONDS: Final = 0.5
 _LAST_SECONDS: Final = 1.0
 _END_SECONDS: Final = 10.0
-"""How long a process may take to start on a busy machine, to end when it has answered, and to give its memory back
-when it is killed."""
+"""How long the template may take to start on a busy machine, and to fork; how often it is looked at meanwhile whether
+somebody has stopped it; how long a process may take to end when it has answered, and to give its memory back when it is
+killed."""
 _PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TZ")
 """Of the environment, which otherwise holds what strangers' files must not come near: passwords and keys."""
 _ONE_THREAD: Final = dict.fromkeys(
@@ -36,71 +40,126 @@ _ONE_THREAD: Final = dict.fromkeys(
 _HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Each process begins with untouched memory and soon fills some 70 MB of it: 18,000 page faults a clip, and a tenth of
 its time, where the pages are small, a fifth as many where the kernel gives large ones (other systems ignore this)."""
+_MAX_READY_BYTES: Final = 1 << 16
 _MAX_HEADER_BYTES: Final = 1 << 20
+_READY: Final = msgspec.json.Decoder(Ready)
 _HEADERS: Final[msgspec.json.Decoder[Header]] = msgspec.json.Decoder(Header)
 
 
 class LostError(Exception):
-    """A clip's process could not be started, or went with its template."""
+    """A clip's process could not be started, or went with its template; ``lack``: what the machine lacks."""
+
+    def __init__(self, lack: MachineError) -> None:
+        super().__init__(lack)
+        self.lack = lack
+
+
+def _lost(detail: str) -> LostError:
+    return LostError(MachineError(Lack.PROCESSES, detail))
 
 
 class Template:
-    """The process that forks one for each clip; started at once, not waited for."""
+    """The process that forks one for each clip; started at once, not waited for.
+
+    It leads a process group, which holds its forks too: what is left of them when it has died can be told from other
+    children of this process, and be waited for where they fall to it (as process 1 of a container they do).
+    Raises OSError where no process is to be had.
+    """
 
     def __init__(self, task: bytes) -> None:
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._orders.settimeout(_START_SECONDS)
-        self._orders.send(task)  # it waits there until the process can read it
         self._lock = threading.Lock()
+        self._ready: Ready | None = None
         kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this package
-                [sys.executable, "-P", "-c", _TEMPLATE, str(theirs.fileno())],
-                env={**kept, **_ONE_THREAD, **_HUGE_PAGES, "PYTHONPATH": os.pathsep.join(sys.path)},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
+            try:
+                self._orders.setblocking(False)
+                self._orders.send(task)  # it waits there until the process can read it
+                self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this package
+                    [sys.executable, "-I", "-c", _TEMPLATE, str(theirs.fileno()), *sys.path],
+                    env={**kept, **_ONE_THREAD, **_HUGE_PAGES},
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    process_group=0,
+                )
+            except BaseException:
+                self._orders.close()
+                raise
 
     @property
     def ended(self) -> bool:
         """Whether it is gone; it does not come back."""
         return self._process.poll() is not None
 
-    def start(self, path: Path, timeout: float) -> Process:
+    def ready(self) -> Ready:
+        """Wait until it has started, and return what it says of itself; raises :class:`LostError`."""
+        with self._lock:
+            if self._ready is None:
+                try:
+                    told = b""
+                    if self._await(self._orders.fileno(), _START_SECONDS):
+                        told = self._orders.recv(_MAX_READY_BYTES)
+                    self._ready = _READY.decode(told)
+                except (OSError, ValueError, msgspec.MsgspecError):
+                    self._process.kill()
+            ready = self._ready
+        if ready is None:
+            self.end()
+            raise _lost("the decoders' template does not start")
+        return ready
+
+    def start(self, file: int, timeout: float) -> Process:
         """Fork a process that decodes this file; raises :class:`LostError` where none came of it."""
+        self.ready()
         with ExitStack() as opened:
             try:
                 answers, theirs = socket.socketpair()
-                status, status_of = os.pipe()
-            except OSError:  # no descriptor is to be had
-                raise LostError from None
-            with theirs, os.fdopen(status_of, "wb", buffering=0):
                 opened.enter_context(answers)
-                opened.callback(os.close, status)
+                opened.enter_context(theirs)
+                status, status_of = os.pipe()
+            except OSError as error:
+                raise LostError(machine_error(error) or MachineError(Lack.DESCRIPTORS, str(error))) from None
+            opened.callback(os.close, status)
+            with theirs, os.fdopen(status_of, "wb", buffering=0):
                 try:
                     with self._lock:
-                        socket.send_fds(self._orders, [os.fsencode(path)], [theirs.fileno(), status_of])
-                except OSError:
-                    self.end()
-                    raise LostError from None
-            told = os.read(status, PID.size) if _readable(status, _START_SECONDS) else b""
+                        socket.send_fds(self._orders, [ORDER], [file, theirs.fileno(), status_of])
+                except OSError as error:
+                    lack = machine_error(error)
+                    if lack is None:
+                        self.end()
+                    raise LostError(lack or MachineError(Lack.PROCESSES, str(error))) from None
+            told = os.read(status, PID.size) if self._await(status, _FORK_SECONDS) else b""
             if not told:
-                # It died or does not answer. Its end is waited for, so that it is not taken for alive once more.
+                # It died, was stopped or hangs. Its end is waited for, so that it is not taken for alive once more.
                 self.end()
-                raise LostError
+                raise _lost("the decoders' template has died or does not answer")
             (pid,) = PID.unpack(told)
             if not pid:
-                raise LostError
+                raise _lost("the decoders' template cannot fork")
+            try:
+                process = Process(pid, answers, status, timeout)
+            except OSError as error:
+                raise LostError(machine_error(error) or MachineError(Lack.DESCRIPTORS, str(error))) from None
             opened.pop_all()
-            return Process(pid, answers, status, timeout)
+            return process
+
+    def _await(self, descriptor: int, seconds: float) -> bool:
+        """Wait until there is something to read; False when time is over, or somebody has stopped the template."""
+        end = time.monotonic() + seconds
+        while not _readable(descriptor, _LOOK_SECONDS):
+            if time.monotonic() >= end or _is_stopped(self._process.pid):
+                return False
+        return True
 
     def end(self) -> None:
-        """Kill it, and with it all that it forked."""
+        """Kill it, and with it all that it forked, and wait for them."""
         self._process.kill()
         self._process.wait()
         with self._lock:
             self._orders.close()
+        _reap(self._process.pid)
 
 
 class Process:
@@ -208,6 +267,22 @@ class Process:
                 code = os.read(self._status, EXIT_CODE.size)
                 self._exit_code = EXIT_CODE.unpack(code)[0] if code else None
         return self._exit_code
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in {"T", "t"}
+    except (OSError, IndexError):
+        return False
+
+
+def _reap(group: int) -> None:
+    """Wait for the processes of a group whose leader has ended, as far as they are this process's children now."""
+    end = time.monotonic() + _END_SECONDS
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < end:
+            if os.waitid(os.P_PGID, group, os.WEXITED | os.WNOHANG) is None:
+                time.sleep(0.005)
 
 
 def _readable(descriptor: int, seconds: float) -> bool:

@@ -1,14 +1,18 @@
 """The processes that decode clips: a template, and for each clip a fork of it that decodes this one and ends.
 
 The template is a fresh interpreter that has imported what decoding needs (no torch, no Kafka client: neither their
-memory nor their threads are there), has one thread and opens no clip. It forks on request, which takes some
+memory nor their threads are there), has one thread and opens no stranger's file. It forks on request, which takes some
 milliseconds where a new interpreter takes half a second. A process for one clip leaves nothing for the next one: no
 leak, no heap that a decoder has overwritten, no priority that cannot be raised again.
 
-Orders come through one socket, a message each: the clip's path, together with the two descriptors that are the
-clip's own. On its ``status`` pipe the template tells the process's id (0 where none is to be had) and, when it has
-ended, its exit code. Through its ``answers`` socket the process itself sends a header of JSON, its length first, and
-then the frames' bytes.
+Before it reads the first byte of its file, a clip's process is confined (:mod:`.confinement`): it can compute, read
+this one file, which it was given as an open descriptor, send its answer, and nothing else. Nothing can be imported or
+opened from then on, so the template rehearses: it samples a clip that it makes up itself.
+
+First the template says that it is :class:`Ready`. Then orders come through the same socket, a message each with the
+three descriptors that are the clip's own: the ``file``, ``answers`` and ``status``. On its ``status`` pipe the template
+tells the process's id (0 where none is to be had) and, when it has ended, its exit code. Through its ``answers`` socket
+the process itself sends a header of JSON, its length first, and then the frames' bytes.
 Nothing that comes from such a process is unpickled: what has read a stranger's file is not trusted.
 
 How a process ends that nobody waits for any more: when the service dies, by whatever means, the template reads the
@@ -19,6 +23,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
+import fcntl
 import gc
 import math
 import os
@@ -39,7 +45,8 @@ import numpy as np
 
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Retry
-from streamer.video.sampling.sample import SampledClip, Sampling, sample
+from streamer.video.isolation.confinement import Layer, confine, hide_memory, offered
+from streamer.video.sampling.sample import SampledClip, Sampling, sample_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +59,9 @@ HEADER_LENGTH = struct.Struct("!I")
 PID = struct.Struct("!I")
 EXIT_CODE = struct.Struct("!i")
 """As subprocess has it: negative is the number of the signal that killed the process."""
+ORDER = b"clip"
+NOT_CONFINED = 3
+"""Exit code of a process that could not be confined, and so has not read its file."""
 
 _NICE = 6
 """Below the service, at a quarter of its weight: its threads poll Kafka, answer probes and encode, which takes longest.
@@ -60,9 +70,15 @@ encoder, and the mean clip of a backlog waited 17 to 21 % longer than the throug
 _OOM_SCORE = 500
 """The kernel, out of memory, ends a decoder and not the service."""
 _OPEN_FILES = 32
+_ANSWERS, _FILE = 3, 4
+_DESCRIPTORS = 3
+"""Descriptors that come with an order."""
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+
+_REHEARSED = ((64, 64), (80, 63))
+"""Widths and heights of the clips of the rehearsal; for an odd height FFmpeg's filters are needed too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +93,17 @@ class Task:
     prepare: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
     memory: int
     seconds: float
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """What the template says first: by what its forks are confined, and what shape a prepared frame has.
+
+    ``shape`` is None where it follows the frame's own. ``problem`` says why no clip will be decoded; empty if none.
+    """
+
+    layers: int
+    shape: list[int] | None
+    problem: str = ""
 
 
 class Sampled(msgspec.Struct, frozen=True, tag=True):
@@ -115,16 +142,47 @@ def main() -> None:
         task = pickle.loads(orders.recv(MAX_ORDER_BYTES))  # noqa: S301 - the service sent it
         av.logging.set_level(None)
         os.nice(_NICE)
+        os.environ.clear()
+        layers = offered()
+        orders.send(msgspec.json.encode(_rehearse(task, layers)))
         # Objects that the collector never looks at are not written to, so their pages stay shared.
         gc.collect()
         gc.freeze()
-        _Template(orders, task).run()
+        _Template(orders, task, layers).run()
+
+
+def _rehearse(task: Task, layers: Layer) -> Ready:
+    """Do once what a confined process will do: what it imports and sets up on the way is then there."""
+    sampling = dataclasses.replace(task.sampling, interval=1, max_frames=2, max_pixels=1 << 16)
+    shapes = []
+    for width, height in _REHEARSED:
+        with open(os.memfd_create("rehearsal"), "wb") as file:  # noqa: PTH123 - it has no path
+            with contextlib.suppress(ClipError):
+                sample_descriptor(file.fileno(), sampling, task.prepare)
+            file.write(_black_clip(width, height))
+            file.flush()
+            try:
+                header = _header(sample_descriptor(file.fileno(), sampling, task.prepare))
+            except (ClipError, OSError, MemoryError):
+                raise  # it is this machine that lacks something: the next template may have it
+            except Exception as error:  # noqa: BLE001 - of the function's own; the service is told
+                return Ready(int(layers), None, f"a black frame cannot be prepared: {type(error).__name__}: {error}")
+            msgspec.json.encode(header)
+            shapes.append(header.shape)
+    return Ready(int(layers), shapes[0] if shapes[0] == shapes[1] else None)
+
+
+def _black_clip(width: int, height: int) -> bytes:
+    """Return two frames as YUV4MPEG2 has them."""
+    luma = width * height
+    return f"YUV4MPEG2 W{width} H{height} F1:1 C444\n".encode() + 2 * (b"FRAME\n" + bytes(luma) + b"\x80" * (2 * luma))
 
 
 class _Template:
-    def __init__(self, orders: socket.socket, task: Task) -> None:
+    def __init__(self, orders: socket.socket, task: Task, layers: Layer) -> None:
         self._orders = orders
         self._task = task
+        self._layers = layers
         self._pid = os.getpid()
         self._statuses: dict[int, int] = {}
         self._woken, wake = socket.socketpair()
@@ -144,37 +202,45 @@ class _Template:
                     self._woken.recv(4096)
                     self._reap()
                 if self._orders in ready:
-                    path, descriptors, _, _ = socket.recv_fds(self._orders, MAX_ORDER_BYTES, 2)
-                    if not path:
+                    order, descriptors, _, _ = socket.recv_fds(self._orders, len(ORDER), _DESCRIPTORS)
+                    if not order:
                         return
-                    self._start(Path(os.fsdecode(path)), *descriptors)
+                    self._start(descriptors)
 
-    def _start(self, path: Path, answers: int, status: int) -> None:
+    def _start(self, descriptors: list[int]) -> None:
+        if len(descriptors) < _DESCRIPTORS:  # no more could be received
+            _close(descriptors)
+            return
+        file, answers, status = descriptors
         try:
             pid = os.fork()
         except OSError:  # no process is to be had
             _tell(status, PID.pack(0))
-            os.close(answers)
-            os.close(status)
+            _close(descriptors)
             return
         if pid == 0:
-            self._decode(path, answers)
-        os.close(answers)
+            self._decode(file, answers)
+        _close([file, answers])
         self._statuses[pid] = status
         _tell(status, PID.pack(pid))
 
-    def _decode(self, path: Path, answers: int) -> NoReturn:
+    def _decode(self, file: int, answers: int) -> NoReturn:
         """Be the process of one clip."""
-        code = 1
+        code = NOT_CONFINED
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # Above those that are to be replaced.
+            file, answers = (fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _OPEN_FILES) for each in (file, answers))
             os.dup2(1, 2)  # /dev/null: nothing that a file makes a library say gets into the service's log
-            os.dup2(answers, 3)
-            os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-            _confine(self._task, self._pid)
-            with socket.socket(fileno=3) as connection:
-                _answer(connection, path, self._task)
+            os.dup2(answers, _ANSWERS)
+            os.dup2(file, _FILE)
+            os.closerange(_FILE + 1, os.sysconf("SC_OPEN_MAX"))
+            with socket.socket(fileno=_ANSWERS) as connection:
+                _limit_all(self._task, self._pid)
+                confine(self._layers)
+                code = 1
+                _answer(connection, _FILE, self._task)
             code = 0
         finally:
             os._exit(code)
@@ -189,22 +255,28 @@ class _Template:
             os.close(descriptor)
 
 
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 def _tell(descriptor: int, message: bytes) -> None:
     with contextlib.suppress(OSError):  # nobody asks any more
         os.write(descriptor, message)
 
 
-def _confine(task: Task, template: int) -> None:
+def _limit_all(task: Task, template: int) -> None:
     """Set the limits of this process, none of which it can raise again.
 
     Not among them is RLIMIT_NPROC, which counts all processes of a user and not one's children.
     """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, *map(ctypes.c_ulong, (signal.SIGKILL, 0, 0, 0)))
     if os.getppid() != template:  # it died before this process could ask to be told
         raise SystemExit
-    _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+    hide_memory()
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
@@ -220,11 +292,11 @@ def _limit(which: int, soft: int, hard: int | None = None) -> None:
     resource.setrlimit(which, (int(min(soft, ceiling)), int(min(soft if hard is None else hard, ceiling))))
 
 
-def _answer(connection: socket.socket, path: Path, task: Task) -> None:
+def _answer(connection: socket.socket, file: int, task: Task) -> None:
     frames: list[npt.NDArray[np.uint8]] = []
     header: Header
     try:
-        clip = sample(path, task.sampling, task.prepare)
+        clip = sample_descriptor(file, task.sampling, task.prepare)
         header, frames = _header(clip), clip.frames
     except ClipError as error:
         header = Refused(error.reason, error.detail, error.retry)

@@ -307,8 +307,6 @@ _READERS: dict[str, Callable[[bytes], Reader]] = {
     "vp9": lambda _: _Independent(_is_vp9_key),
     "av1": lambda _: _Independent(_is_av1_key),
     "mjpeg": lambda _: _MotionJpeg(),
-    **dict.fromkeys(
-        ("prores", "dnxhd", "rawvideo", "v210", "png", "jpeg2000", "dvvideo"), lambda _: _Independent(bool)
-    ),
+    **dict.fromkeys(("prores", "dnxhd", "rawvideo", "v210", "png", "dvvideo"), lambda _: _Independent(bool)),
 }
 """By FFmpeg's names; what a reader is made of is the stream's extradata."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -15,17 +14,37 @@ from streamer.video.errors import ClipError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from fractions import Fraction
-    from pathlib import Path
-    from typing import BinaryIO
 
     from av.container import InputContainer
 
+    from streamer.video.sampling.source import Reader, Source
+
 _FORMATS = (
-    "mov,matroska,avi,mpegts,mpeg,mxf,flv,asf,ogg,nut,ivf,obu,h264,hevc,m4v,mpegvideo,mjpeg,dv,rm,"
+    "mov,matroska,avi,mpegts,mpeg,mxf,flv,asf,ogg,ivf,obu,h264,hevc,m4v,mpegvideo,mjpeg,dv,"
     "gif,apng,webp_pipe,webp_anim,yuv4mpegpipe,mp3,aac,flac,wav"
 )
 """Containers that are opened (audio among them, to be told apart from garbage). Not among them are those that
 name further files or hosts to read, such as playlists (hls, dash, concat) and image sequences."""
+
+CODECS = frozenset({
+    # What cameras, phones and web encoders write.
+    "h264", "hevc", "vp8", "vp9", "libdav1d", "mpeg4", "mjpeg",
+    # What editing and broadcast hand over.
+    "prores", "dnxhd", "mpeg2video", "mpeg1video", "dvvideo", "ffv1", "rawvideo", "v210",
+    # Archives of the last decades' web video.
+    "theora", "h263", "flv", "vp6", "vp6f", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2", "wmv3", "vc1",
+    # Moving pictures.
+    "gif", "apng", "png", "webp",
+})  # fmt: skip
+"""FFmpeg's decoders that may be opened, for whatever stream: of its 304 for video those whose files people have.
+
+The others (of games, of screen recorders, of scientific pictures) are where most faults of memory are found, since
+nobody's files use them. Audio and subtitles are never decoded.
+"""
+CODEC_WHITELIST = ",".join(sorted(CODECS))
+
+_BUFFER_BYTES = 1 << 16
+"""Read at a time. Each read is a call of Python, 2 us beside the millisecond in which so many bytes are decoded."""
 
 DAMAGE = (av.error.FFmpegError, ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
 """What PyAV raises for a file's content: FFmpeg's own errors, and those of the bindings for values that they
@@ -39,35 +58,39 @@ _MOST_PARTS = 200_000
 """Of a file that are looked at for its end: more than the fragments of any honest one."""
 
 
-def open_container(path: Path, max_pixels: int, **probing: str) -> InputContainer:
+def open_container(source: Source, max_pixels: int, **probing: str) -> InputContainer:
     """Open a container; ``probing`` replaces the options of the decoders by which FFmpeg probes its streams.
 
-    Raises :class:`ClipError`: NOT_FOUND or DECODE_FAILED.
+    Raises :class:`ClipError`: DECODE_FAILED.
     """
     try:
         container = av.open(
-            f"file:{path}",
-            # A prefix keeps a name such as "concat:a|b" from being read as one of FFmpeg's protocols.
-            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            source.reader(),
+            mode="r",
+            # No protocol at all: what a file names is not opened, be it another file or a host.
+            container_options={
+                "format_whitelist": _FORMATS,
+                "codec_whitelist": CODEC_WHITELIST,
+                "protocol_whitelist": "",
+            },
             options=probing or {"max_pixels": str(max_pixels)},
             metadata_errors="replace",
+            buffer_size=_BUFFER_BYTES,
         )
     except MemoryError:
         raise
-    except av.error.FileNotFoundError as error:
-        raise ClipError(Reason.NOT_FOUND, words(error)) from error
     except DAMAGE as error:
         raise decode_failed("not a file of an accepted video format", error) from error
-    if container.format.name == "webp_pipe" and _is_animated_webp(path):
+    if container.format.name == "webp_pipe" and _is_animated_webp(source):
         container.close()
         raise decode_failed("animated WebP, which the FFmpeg in use cannot decode")
     return container
 
 
-def check_unread_size(path: Path, max_pixels: int) -> None:
+def check_unread_size(source: Source, max_pixels: int) -> None:
     """Refuse a video of which no size was found because it is over the limit. Raises as :func:`pick` does."""
     # Without the limit, and without decoding, the size can be told.
-    with open_container(path, max_pixels, skip_frame="all") as container:
+    with open_container(source, max_pixels, skip_frame="all") as container:
         pick(container, max_pixels)
 
 
@@ -80,6 +103,8 @@ def pick(container: InputContainer, max_pixels: int) -> av.VideoStream:
     context = stream.codec_context
     if context is None:  # which PyAV's type does not say
         raise decode_failed("no decoder for the video's codec")
+    if context.codec.name not in CODECS:
+        raise decode_failed(f"{context.codec.name} is no accepted video codec")
     check_pixels(context.width, context.height, max_pixels)
     return stream
 
@@ -121,23 +146,22 @@ def packets(
             yield packet
 
 
-def breaks_off(path: Path) -> bool:
+def breaks_off(source: Source) -> bool:
     """Whether the container's own structure says that the file goes on behind its end.
 
     Told by the boxes of an MP4 or QuickTime file, a Matroska segment, an AVI's RIFF chunks and the packets of an
     MPEG transport stream. FFmpeg takes such an end for the regular one, as it does for the other containers.
     """
-    with contextlib.suppress(OSError), path.open("rb") as file:  # a file that is gone by now was read before
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(_TS_PACKET * 2 + 1)
-        if head[::_TS_PACKET] == b"GGG":  # each packet's first byte
-            return size % _TS_PACKET > 0
-        if head[:4] == b"RIFF":
-            return _riff_end(file, size) > size
-        if head[:4] == b"\x1a\x45\xdf\xa3":
-            return _segment_end(file) > size
-        if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
-            return _boxes_end(file, size) > size
+    file, size = source.reader(), source.size
+    head = file.read(_TS_PACKET * 2 + 1)
+    if head[::_TS_PACKET] == b"GGG":  # each packet's first byte
+        return size % _TS_PACKET > 0
+    if head[:4] == b"RIFF":
+        return _riff_end(file, size) > size
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return _segment_end(file) > size
+    if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
+        return _boxes_end(file, size) > size
     return False
 
 
@@ -151,14 +175,12 @@ def decode_failed(what: str, error: BaseException | None = None) -> ClipError:
     return ClipError(Reason.DECODE_FAILED, what if error is None else f"{what}: {words(error)}")
 
 
-def _is_animated_webp(path: Path) -> bool:
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        head = file.read(21)
-        return len(head) == 21 and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)  # noqa: PLR2004
-    return False
+def _is_animated_webp(source: Source) -> bool:
+    head = source.reader().read(21)
+    return len(head) == 21 and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)  # noqa: PLR2004
 
 
-def _riff_end(file: BinaryIO, size: int) -> int:
+def _riff_end(file: Reader, size: int) -> int:
     """Return where the last RIFF chunk ends; files over 1 GB have several (OpenDML)."""
     at = 0
     for _ in range(_MOST_PARTS):
@@ -174,7 +196,7 @@ def _riff_end(file: BinaryIO, size: int) -> int:
     return at
 
 
-def _segment_end(file: BinaryIO) -> int:
+def _segment_end(file: Reader) -> int:
     """Return where the Matroska segment ends, 0 where it does not say."""
     file.seek(4)
     _, header = _ebml_length(file)
@@ -185,7 +207,7 @@ def _segment_end(file: BinaryIO) -> int:
     return file.tell() + length if known else 0
 
 
-def _ebml_length(file: BinaryIO) -> tuple[bool, int]:
+def _ebml_length(file: Reader) -> tuple[bool, int]:
     """Read a variable-length integer (RFC 8794, section 4); all ones mean that it is not known."""
     first = file.read(1)
     extra = 8 - first[0].bit_length() if first else 8
@@ -196,7 +218,7 @@ def _ebml_length(file: BinaryIO) -> tuple[bool, int]:
     return value != (1 << bits) - 1, value
 
 
-def _boxes_end(file: BinaryIO, size: int) -> int:
+def _boxes_end(file: Reader, size: int) -> int:
     """Return the furthest that a box of media reaches (ISO/IEC 14496-12, section 4.2)."""
     at = end = 0
     for _ in range(_MOST_PARTS):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamer.video.sampling.container import DAMAGE, check_pixels, packets, pick, stores_pts, time_base
+from streamer.video.sampling.container import (
+    CODEC_WHITELIST,
+    DAMAGE,
+    check_pixels,
+    packets,
+    pick,
+    stores_pts,
+    time_base,
+)
 from streamer.video.sampling.timeline import BestEffort, Clock, check_length
 
 if TYPE_CHECKING:
@@ -38,7 +46,7 @@ class Decoder:
         # Clips are decoded side by side, which uses the processors better than threads within one of them.
         context.thread_type = "AUTO"
         context.thread_count = 1
-        context.options = {"max_pixels": str(max_pixels)}
+        context.options = {"max_pixels": str(max_pixels), "codec_whitelist": CODEC_WHITELIST}
 
     def all(self) -> Iterator[tuple[int, av.VideoFrame]]:
         """Give (time in ticks, frame) of every frame, past what is damaged."""

@@ -32,6 +32,7 @@ off the stream ends. What is left is sampled. Damage in packets that no sample n
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -45,6 +46,7 @@ from streamer.video.sampling.container import breaks_off, check_unread_size, dec
 from streamer.video.sampling.decode import Decoder, DeviationError
 from streamer.video.sampling.duplicates import distinct
 from streamer.video.sampling.rgb import RgbConverter
+from streamer.video.sampling.source import Source, open_clip
 from streamer.video.sampling.timeline import Survey, choose, plan, select, survey
 
 if TYPE_CHECKING:
@@ -92,19 +94,35 @@ class SampledClip(Generic[T]):
 
 
 def sample(path: Path, sampling: Sampling, prepare: Callable[[npt.NDArray[np.uint8]], T]) -> SampledClip[T]:
-    """Decode a file and sample it as the module's text defines.
+    """Sample a file of our own, in this process.
+
+    Strangers' files go to :class:`~streamer.video.isolation.pool.DecodePool`.
+    Raises as :func:`sample_descriptor` does, and NOT_FOUND.
+    """
+    descriptor = open_clip(path)
+    try:
+        return sample_descriptor(descriptor, sampling, prepare)
+    finally:
+        os.close(descriptor)
+
+
+def sample_descriptor(
+    descriptor: int, sampling: Sampling, prepare: Callable[[npt.NDArray[np.uint8]], T]
+) -> SampledClip[T]:
+    """Decode the regular file that a descriptor is open on, and sample it as the module's text defines.
 
     ``prepare`` gets each sampled frame, (height, width, 3) RGB, as soon as it is decoded, so that full-size
     frames never pile up; what it raises passes through, but for a MemoryError. It may be given frames
-    twice, where the first way of decoding has to be left.
-    Raises :class:`ClipError` and nothing else for whatever the file holds: NOT_FOUND, NO_VIDEO,
-    DECODE_FAILED or CLIP_TOO_LARGE.
+    twice, where the first way of decoding has to be left. The descriptor stays open.
+    Raises :class:`ClipError` and nothing else for whatever the file holds: NO_VIDEO, DECODE_FAILED, CLIP_TOO_LARGE, or
+    FETCH_FAILED where it cannot be read.
     """
+    source = Source(descriptor)
     try:
-        found = _survey(path, sampling)
+        found = _survey(source, sampling)
         step = max(Fraction(str(sampling.interval)), found.duration / sampling.max_frames)
-        taken = _from_needed(path, sampling, found, step, prepare) or _from_all(path, sampling, step, prepare)
-        partial = taken.damaged or found.damaged or breaks_off(path)
+        taken = _from_needed(source, sampling, found, step, prepare) or _from_all(source, sampling, step, prepare)
+        partial = taken.damaged or found.damaged or breaks_off(source)
     except MemoryError as error:
         # It may be what earlier clips left behind in this process that was too much.
         raise ClipError(Reason.DECODE_FAILED, "more memory is needed than there is", Retry.ONCE) from error
@@ -124,10 +142,10 @@ class _Taken(Generic[T]):
     damaged: bool
 
 
-def _survey(path: Path, sampling: Sampling) -> Survey:
-    with open_container(path, sampling.max_pixels) as container:
+def _survey(source: Source, sampling: Sampling) -> Survey:
+    with open_container(source, sampling.max_pixels) as container:
         if not pick(container, sampling.max_pixels).codec_context.width:
-            check_unread_size(path, sampling.max_pixels)
+            check_unread_size(source, sampling.max_pixels)
         return survey(
             container,
             max_pixels=sampling.max_pixels,
@@ -137,7 +155,7 @@ def _survey(path: Path, sampling: Sampling) -> Survey:
 
 
 def _from_needed(
-    path: Path, sampling: Sampling, found: Survey, step: Fraction, prepare: Callable[[npt.NDArray[np.uint8]], T]
+    source: Source, sampling: Sampling, found: Survey, step: Fraction, prepare: Callable[[npt.NDArray[np.uint8]], T]
 ) -> _Taken[T] | None:
     """Decode what the samples need; None where that cannot be told or does not hold."""
     chosen = choose(found, step, sampling.max_frames) if found.exact else None
@@ -147,7 +165,7 @@ def _from_needed(
     wanted = offsets.keys() if proof is None else {*offsets, proof}
     frames: list[T] = []
     to_rgb = RgbConverter()
-    with open_container(path, sampling.max_pixels) as container:
+    with open_container(source, sampling.max_pixels) as container:
         decoder = Decoder(container, max_pixels=sampling.max_pixels, max_seconds=sampling.max_seconds)
         try:
             for pts, frame in decoder.needed(plan(found, wanted), wanted):
@@ -159,10 +177,10 @@ def _from_needed(
 
 
 def _from_all(
-    path: Path, sampling: Sampling, step: Fraction, prepare: Callable[[npt.NDArray[np.uint8]], T]
+    source: Source, sampling: Sampling, step: Fraction, prepare: Callable[[npt.NDArray[np.uint8]], T]
 ) -> _Taken[T]:
     """Decode everything up to the last sample."""
-    with open_container(path, sampling.max_pixels) as container:
+    with open_container(source, sampling.max_pixels) as container:
         decoder = Decoder(container, max_pixels=sampling.max_pixels, max_seconds=sampling.max_seconds)
         to_rgb = RgbConverter()
         ticks: list[int] = []

@@ -19,8 +19,7 @@ from streamer.kafka.commit.transactions import (
     RestartError,
     Transactions,
 )
-from streamer.kafka.inflight.record import InFlightRecord
-from streamer.kafka.records import Record
+from streamer.kafka.records import InFlightRecord, Record
 from streamer.settings import load
 from streamer.topology import RERANK
 

@@ -134,7 +134,7 @@ def test_what_is_done_out_of_order_is_counted_beside_the_lag(case: Case) -> None
     case.publish(5)
     case.partition.mark_committed(Progress(0, frozenset({2, 3})))
     case.tick()
-    assert (case.records, case.value("done_ahead_records")) == (5, 2)
+    assert (case.records, case.value("completed_ahead_records")) == (5, 2)
 
 
 def test_nothing_is_reported_before_it_is_known_what_is_committed(case: Case) -> None:
@@ -208,7 +208,7 @@ def test_a_partition_that_has_gone_is_reported_no_more(case: Case) -> None:
     assert case.records == 3
     case.assignment.remove(0)
     case.watch.forget(0)
-    assert [case.value(name) for name in ("lag_records", "lag_seconds", "done_ahead_records")] == [None] * 3
+    assert [case.value(name) for name in ("lag_records", "lag_seconds", "completed_ahead_records")] == [None] * 3
 
 
 # -- seconds ---------------------------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def test_of_a_record_of_which_nothing_is_known_the_age_is_no_number(case: Case) 
     assert math.isnan(seconds)
 
 
-def test_a_look_that_comes_to_nothing_is_given_up_and_begun_again(case: Case) -> None:
+def test_a_read_of_the_first_record_that_times_out_is_retried(case: Case) -> None:
     case.partition.mark_committed(Progress(0))
     case.publish(1)
     case.tick(0.5)

@@ -12,9 +12,8 @@ from streamer.events import now
 from streamer.health import Health
 from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-from streamer.kafka.inflight.record import InFlightRecord
 from streamer.kafka.readers.recovery import Finished, Unreadable
-from streamer.kafka.records import Record
+from streamer.kafka.records import InFlightRecord, Record
 from streamer.kafka.watch import unreadable
 from streamer.kafka.watch.unreadable import UnreadableWatch
 from streamer.metrics import Metrics

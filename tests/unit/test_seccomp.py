@@ -1,0 +1,131 @@
+"""The filter of system calls, run instruction by instruction as the kernel does, for machines of all kinds."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+import pytest
+
+from streamer.video.isolation.landlock import attributes
+from streamer.video.isolation.seccomp import program
+
+PID = 4711
+ALLOW, KILL = 0x7FFF0000, 0x80000000
+DENY, ABSENT = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
+ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+THREAD = 0x3D0F00
+FORK = 17  # SIGCHLD
+
+
+def verdict(machine: str, number: int, *arguments: int, arch: int | None = None) -> int:
+    """Return what the filter returns for a call."""
+    given = [*arguments, *[0] * (6 - len(arguments))]
+    data = struct.pack("=iIQ6Q", number, ARCH[machine] if arch is None else arch, 0, *given)
+    code = list(struct.iter_unpack("=HBBI", program(machine, PID)))
+    accumulator = at = 0
+    while True:
+        operation, if_true, if_false, k = code[at]
+        at += 1
+        match operation:
+            case 0x20:  # BPF_LD | BPF_W | BPF_ABS
+                (accumulator,) = struct.unpack_from("=I", data, k)
+            case 0x54:  # BPF_ALU | BPF_AND | BPF_K
+                accumulator &= k
+            case 0x15:  # BPF_JMP | BPF_JEQ | BPF_K
+                at += if_true if accumulator == k else if_false
+            case 0x06:  # BPF_RET | BPF_K
+                return int(k)
+            case _:
+                pytest.fail(f"no instruction of the filter: {operation:#x}")
+
+
+@pytest.mark.parametrize("machine", ARCH)
+def test_every_number_has_a_verdict_and_few_are_allowed(machine: str) -> None:
+    allowed = [number for number in range(600) if verdict(machine, number, PID) == ALLOW]
+    assert len(allowed) < 45
+    assert {verdict(machine, number, PID) for number in range(600)} == {ALLOW, DENY, ABSENT}
+
+
+@pytest.mark.parametrize(
+    ("name", "x86_64", "aarch64"),
+    [
+        ("open", 2, None), ("openat", 257, 56), ("openat2", 437, 437), ("stat", 4, None), ("newfstatat", 262, 79),
+        ("statx", 332, 291), ("fstat", 5, 80), ("socket", 41, 198), ("connect", 42, 203), ("sendmsg", 46, 211),
+        ("fork", 57, None), ("vfork", 58, None), ("execve", 59, 221), ("execveat", 322, 281), ("ptrace", 101, 117),
+        ("process_vm_writev", 311, 271), ("io_uring_setup", 425, 425), ("memfd_create", 319, 279), ("tkill", 200, 130),
+        ("pidfd_send_signal", 424, 424), ("unshare", 272, 97), ("ioctl", 16, 29), ("bpf", 321, 280),
+        ("seccomp", 317, 277), ("dup", 32, 23), ("setrlimit", 160, 164), ("personality", 135, 92),
+    ],
+)  # fmt: skip
+def test_what_reaches_beyond_the_process_is_denied(name: str, x86_64: int, aarch64: int | None) -> None:
+    assert name
+    assert verdict("x86_64", x86_64, 0) == DENY
+    if aarch64 is not None:
+        assert verdict("aarch64", aarch64, 0) == DENY
+
+
+@pytest.mark.parametrize(("machine", "clone", "clone3"), [("x86_64", 56, 435), ("aarch64", 220, 435)])
+def test_threads_are_made_and_nothing_else(machine: str, clone: int, clone3: int) -> None:
+    assert verdict(machine, clone, THREAD) == ALLOW
+    assert verdict(machine, clone, THREAD | 0x400000) == ALLOW  # as musl has it
+    for flags in (FORK, 0, THREAD & ~0x10000, THREAD | 0x04000000, THREAD | 1 << 40, THREAD | FORK):
+        assert verdict(machine, clone, flags) == DENY
+    assert verdict(machine, clone3) == ABSENT
+
+
+@pytest.mark.parametrize(("machine", "kill", "tgkill"), [("x86_64", 62, 234), ("aarch64", 129, 131)])
+def test_only_itself_is_signalled(machine: str, kill: int, tgkill: int) -> None:
+    for number in (kill, tgkill):
+        assert verdict(machine, number, PID, 9) == ALLOW
+        for other in (0, 1, PID + 1, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 1 << 64 - PID.bit_length()):
+            assert verdict(machine, number, other, 9) == DENY
+
+
+@pytest.mark.parametrize(("machine", "mmap", "mprotect"), [("x86_64", 9, 10), ("aarch64", 222, 226)])
+def test_no_page_becomes_code(machine: str, mmap: int, mprotect: int) -> None:
+    for number in (mmap, mprotect):
+        assert [verdict(machine, number, 0, 4096, protection) for protection in (0, 1, 3)] == [ALLOW] * 3
+        assert [verdict(machine, number, 0, 4096, protection) for protection in (4, 5, 7)] == [DENY] * 3
+
+
+def test_the_rest_of_a_call_s_arguments_counts() -> None:
+    fcntl, prctl, prlimit, sendto = 72, 157, 302, 44
+    assert [verdict("x86_64", fcntl, 0, command) for command in (1, 3, 1030)] == [ALLOW] * 3
+    assert [verdict("x86_64", fcntl, 0, command) for command in (4, 8, 10, 1024, 1033)] == [DENY] * 5
+    assert verdict("x86_64", prctl, 15) == ALLOW
+    assert [verdict("x86_64", prctl, option) for option in (1, 4, 22, 38)] == [DENY] * 4
+    assert verdict("x86_64", prlimit, 0, 7, 0, 1) == ALLOW
+    assert [verdict("x86_64", prlimit, *given) for given in ((1, 7), (0, 7, 1), (0, 7, 1 << 32))] == [DENY] * 3
+    assert verdict("x86_64", sendto, 3, 1, 1) == ALLOW
+    assert [verdict("x86_64", sendto, 3, 1, 1, 0, address) for address in (1, 1 << 32)] == [DENY] * 2
+
+
+def test_numbers_of_another_architecture_end_the_process() -> None:
+    read, x32 = 0, 0x40000000
+    assert verdict("x86_64", read) == ALLOW
+    assert verdict("x86_64", read, arch=0x40000003) == KILL  # of 32 bits
+    assert verdict("x86_64", read | x32) == DENY
+
+
+def test_a_machine_whose_numbers_are_not_known_has_no_filter() -> None:
+    with pytest.raises(KeyError, match="riscv64"):
+        program("riscv64", PID)
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        (1, [(1 << 13) - 1]),
+        (2, [(1 << 14) - 1]),
+        (3, [(1 << 15) - 1]),
+        (4, [(1 << 15) - 1, 3]),
+        (5, [(1 << 16) - 1, 3]),
+        (6, [(1 << 16) - 1, 3, 3]),
+        (7, [(1 << 16) - 1, 3, 3]),
+        (99, [(1 << 16) - 1, 3, 3]),
+    ],
+)
+def test_landlock_is_asked_for_what_its_version_knows(version: int, words: list[int]) -> None:
+    """Of more the kernel would take nothing."""
+    assert attributes(version) == struct.pack(f"={len(words)}Q", *words)
