@@ -22,6 +22,7 @@ from tests.chaos.scene import GROUPS, INPUTS, Scene
 from tests.chaos.services import Cause, Instance, await_at_work
 from tests.chaos.uncommitted import count_all
 from tests.chaos.verify import OUTPUTS, TOLERANCE, Finding, StoredClip, Verdict, read_store
+from tests.chaos.watch import Watch, named
 from tests.support.driver import UPLOADED, Bus, Record, Service, apply_topics, environment
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Run:
                 clock, ledger = Clock(), Ledger()
                 publisher = Publisher(bus.bootstrap_servers, PREFIX, self.inputs, clock, ledger)
                 scene = Scene(services, brokers, bus, clock, publisher, ledger, self.plan.protocols)
+                watch = Watch(services.values(), clock)
+                watch.start()
                 publisher.start()
                 saboteur = Saboteur(self.plan, scene, limit_s=1.25 * self.scale.seconds + _SPARE_S)
                 saboteur.run()
@@ -79,6 +82,7 @@ class Run:
                 caught_up = _catch_up(bus)
                 await_at_work(list(services.values()), seconds=_START_S)
             with self._timed("stop"):
+                watch.stop()
                 _end(services.values())
             with self._timed("verify"):
                 there = {topic: bus.read(topic) for topic in OUTPUTS}
@@ -97,6 +101,7 @@ class Run:
                 said=_said(services.values()),
                 findings=findings,
                 seen=verdict.seen(),
+                named=named(saboteur.strikes, watch.sightings),
                 counts={
                     **_counts(published),
                     **_aborted(bus, there),
