@@ -5,5 +5,5 @@ Each is a module with ``NAME``, ``measure(quick)``, which returns figures that c
 
 from streamer.encoders.openmp import spin_briefly
 
-# Before torch is imported: what is measured in this process waits as it does in a service.
+# Before torch is imported, so that threads in this process wait as they do in a service.
 spin_briefly()

@@ -1,6 +1,6 @@
 """Run benchmarks and write results.json, a table in Markdown and plots: `python -m bench [NAME ...]`.
 
-Each runs in a process of its own, for a limited time; where one fails the others still run and the exit code is 1.
+Each runs in a process of its own, for a limited time; if one fails, the others still run and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ BENCHMARKS = {
     "hanging_clip": 150,
     "sweep": 420,
 }
-"""Each one's name and the most seconds that it may take."""
+"""The name and the time limit in seconds of each benchmark."""
 BY_NAME_ONLY = frozenset({"decode", "hanging_clip", "store_cluster", "sweep"})
-"""Of the intake of files, of a store beyond one host, and of evaluation; all would make a whole run too long."""
+"""Benchmarks of file intake, of a remote store and of evaluation, which would make a full run too long."""
 _TAIL_LINES = 30
 
 
 @click.command(help=__doc__)
 @click.argument("names", nargs=-1, metavar="[NAME ...]")
-@click.option("--quick", is_flag=True, help="tiny sizes: whether they run, not what they say")
+@click.option("--quick", is_flag=True, help="tiny sizes, to test that the benchmarks run; the figures mean nothing")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("bench-report"), show_default=True
 )
@@ -53,7 +53,7 @@ def main(names: tuple[str, ...], quick: bool, out: Path) -> None:
     """Run the benchmarks named, or all but those of :data:`BY_NAME_ONLY`."""
     unknown = sorted(set(names) - BENCHMARKS.keys())
     if unknown:
-        raise click.BadParameter(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+        raise click.BadParameter(f"unknown benchmark {', '.join(unknown)}; available: {', '.join(BENCHMARKS)}")
     chosen = [name for name in BENCHMARKS if name in names or not (names or name in BY_NAME_ONLY)]
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {**about(), "quick": quick, "benchmarks": {}}
@@ -97,7 +97,7 @@ def run(name: str, limit: float, out: Path, *, quick: bool) -> dict[str, Any]:
         return result
     click.echo()
     click.echo("\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]))
-    return {"seconds": seconds, "error": f"not done in {limit:.0f} s" if code is None else f"exit code {code}"}
+    return {"seconds": seconds, "error": f"exceeded {limit:.0f} s" if code is None else f"exit code {code}"}
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks must reach: each bar is a figure of one of them and its limit."""
+"""The benchmarks' targets: each is a figure of one benchmark and its limit."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Figure(NamedTuple):
 
     @classmethod
     def of(cls, value: float | Mapping[str, float]) -> Figure:
-        """Take it as it stands in the results."""
+        """Read a figure from the results."""
         if isinstance(value, int | float):
             return cls(value, value, value)
         return cls(value["median"], value["min"], value["max"])
 
     def text(self) -> str:
-        """Write it with three significant digits, and its spread where it has one."""
+        """Format it with three significant digits, and its spread if it has one."""
         if self.low == self.high:
             return _short(self.median)
         return f"{_short(self.median)} [{_short(self.low)} .. {_short(self.high)}]"
@@ -47,7 +47,7 @@ class Bar:
     at_least: float | None = None
 
     def figure(self, results: Mapping[str, Any]) -> Figure | None:
-        """Find its figure; None where it was not measured."""
+        """Return its figure; None if it was not measured."""
         node: Any = results.get("benchmarks", {}).get(self.benchmark, {}).get("figures", {})
         for name in self.path:
             if not isinstance(node, dict) or name not in node:
@@ -56,13 +56,13 @@ class Bar:
         return None if node is None else Figure.of(node)
 
     def target(self) -> str:
-        """Write the limit."""
+        """Format the limit."""
         if self.at_most is not None:
             return f"at most {self.at_most:g}"
         return "" if self.at_least is None else f"at least {self.at_least:g}"
 
     def is_met(self, results: Mapping[str, Any]) -> bool | None:
-        """Compare the median; None where there is no figure or no limit."""
+        """Return whether the median meets the limit; None without a figure or a limit."""
         figure = self.figure(results)
         if figure is None:
             return None

@@ -1,4 +1,4 @@
-"""What clips cost in a store, and a query's reads: writes docs/bench/capacity.json, of which docs/capacity.md is made.
+"""The cost of clips and of reads in a store: writes docs/bench/capacity.json, from which docs/capacity.md is made.
 
     make capacity
 

@@ -1,4 +1,4 @@
-"""The tables of docs/capacity.md, from what `make capacity` has measured."""
+"""The tables of docs/capacity.md, from the measurements of `make capacity`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ NODE_BYTES = 64 << 30
 USABLE = 0.75
 """Of a node's memory: the rest is for replication, fragmentation and the system."""
 LEAST_PRIMARIES = 3
-"""A cluster of fewer cannot agree on who has failed."""
+"""Fewer nodes have no majority to detect a failed one."""
 QUERIES_A_SECOND = 1_000
 NEGLIGIBLE = 0.002
-"""Of mean average precision: one query of five hundred that loses all it had."""
+"""Tolerated loss of mean average precision: one query in five hundred that loses everything."""
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -128,7 +128,7 @@ def _precision(results: Mapping[str, Any]) -> str:
         "mean average precision",
         "lost against float32",
         "largest error of a frame score",
-        "same first clip",
+        "same top result",
     )
     return f"{told}\n\n{_table(head, rows)}\n{_is_int8_enough(figures['int8'])}\n"
 

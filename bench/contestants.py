@@ -1,7 +1,7 @@
-"""Processes under test: started, frozen while their backlog is written, and watched at their work.
+"""Processes under test: starts them, freezes them while their backlog is written, and measures their work.
 
-How far a process has come is what its consumer group has committed of its input; what it costs is its processor
-time. Both are read from outside, twenty times a second, in the same way for the service and for its peers.
+The progress of a process is its consumer group's committed offsets, and its cost is its CPU time. Both are read from
+outside, twenty times a second, in the same way for the service and for its peers.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 GROUP = "streamer-rerank"
 PILOT = 1_000
 MOST = 60_000
-"""Queries of a backlog: 300 MB before they are answered, 600 MB then."""
+"""Queries in a backlog: 300 MB, and 600 MB with their results."""
 _NEW_FROM = 20_000_000
-"""Number of the first query of a backlog with new texts: beyond those of all others."""
+"""Number of the first query of a backlog with new texts, greater than all other numbers."""
 _LOOK_S = 0.05
 _WINDOW = (0.1, 0.9)
-"""The part of a backlog that is timed: the beginning fills caches and the end is a transaction of its own size."""
+"""The timed part of a backlog: the beginning fills caches, and the last transaction has another size."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Contestant:
     backlog: int = PILOT
     """Queries in the backlogs to come."""
     new_every: int = 0
-    """One in how many of these asks a text that nobody has asked before; 0: none does."""
+    """One in this many queries has a new text; 0: none has."""
 
     @classmethod
     def start(
@@ -83,7 +83,7 @@ class Contestant:
 
     @classmethod
     def service(cls, place: Place, bus: Bus, count: int = 1, **settings: str) -> Self:
-        """Start ``streamer rerank`` so many times."""
+        """Start ``count`` processes of ``streamer rerank``."""
         environments = [place.variables(bus, STREAMER_INSTANCE_ID=f"i{n}", **settings) for n in range(count)]
         return cls.start("streamer", bus, [str(STREAMER), "rerank"], environments, place.folder)
 
@@ -113,7 +113,7 @@ class Contestant:
     # -- as wait_until takes it ----------------------------------------------------------------
 
     def check_alive(self) -> None:
-        """Raise AssertionError, with the end of its log, where a process has ended."""
+        """Raise AssertionError, with the end of its log, if a process has ended."""
         for process in self.processes:
             code = process.poll()
             if code is not None:
@@ -141,7 +141,7 @@ class Contestant:
         return self
 
     def size(self, place: Place, *, seconds: float, pilot: int = PILOT) -> None:
-        """Make backlogs so large that each takes about so many seconds, by what a small one takes."""
+        """Choose the size of backlogs so that each takes about ``seconds``, from the time of a small one."""
         self.backlog = pilot
         self.backlog = max(pilot, min(MOST, round(seconds * self.drain(place).events_per_second)))
 
@@ -157,7 +157,7 @@ class Contestant:
         return len(members) == len(self.processes) and all(m.assignment.topic_partitions for m in members)
 
     def drain(self, place: Place, *, seconds: float = 120) -> Drain:
-        """Write a backlog while the processes are frozen, let them go, and watch for at most so many seconds."""
+        """Write a backlog while the processes are frozen, resume them, and measure for at most ``seconds``."""
         for process in self.processes:
             process.send_signal(signal.SIGSTOP)
         before, count = self.published, self.backlog
@@ -172,7 +172,7 @@ class Contestant:
         done = 0
         while done < count:
             self.check_alive()
-            assert time.monotonic() < deadline, f"{self.name} has done {done} of {count}\n{self.tail()}"
+            assert time.monotonic() < deadline, f"{self.name} has completed {done} of {count}\n{self.tail()}"
             done = progress.committed() - before
             drain.samples.append(Sample(time.monotonic(), done, sum(map(_seconds, usage)), _seconds(broker)))
             time.sleep(_LOOK_S)
@@ -186,7 +186,7 @@ def _seconds(process: psutil.Process) -> float:
 
 
 class Progress:
-    """How many records of the input a group has committed."""
+    """The number of input records that a group has committed."""
 
     def __init__(self, contestant: Contestant) -> None:
         # A consumer that never joins: the admin client's way to ask for a group's offsets has crashed librdkafka
@@ -197,7 +197,7 @@ class Progress:
 
     def committed(self) -> int:
         """Ask the group's coordinator."""
-        with suppress(KafkaException):  # the group is not made yet, say; the next look will tell
+        with suppress(KafkaException):  # e.g. the group does not exist yet; the next request will succeed
             self._last = sum(max(0, each.offset) for each in self._consumer.committed(self._partitions, 10))
         return self._last
 
@@ -214,7 +214,7 @@ class Sample:
 
 @dataclass
 class Drain:
-    """How a backlog went."""
+    """The measurements of one backlog."""
 
     count: int
     samples: list[Sample] = field(default_factory=list)
@@ -252,9 +252,9 @@ class Drain:
 
 
 def check_answers(contestant: Contestant) -> list[Record]:
-    """Show that each query was answered once, with frames; raises AssertionError. Returns the answers."""
+    """Assert that each query has exactly one result event, with frames. Returns the events."""
     answers = contestant.bus.read(RERANKED, seconds=120)
-    assert len(answers) == contestant.published, f"{len(answers)} answers to {contestant.published} queries"
+    assert len(answers) == contestant.published, f"{len(answers)} result events for {contestant.published} queries"
     statuses = {each["status"] for each in answers[-1].event["results"]}
     assert statuses == {"reranked"}, statuses
     return answers

@@ -29,7 +29,7 @@ import numpy as np
 from bench.clips import ffmpeg, real
 from bench.report import spread
 from streamer.video import Sampling
-from streamer.video.sampling.rgb import RgbConverter
+from streamer.video.sampling.decode import RgbConverter
 from streamer.video.sampling.sample import sample
 from streamer.video.sampling.timeline import select
 

@@ -1,4 +1,4 @@
-"""From files to stored vectors, against the pipeline that one would write in an afternoon.
+"""Files to stored vectors, compared with a simple pipeline.
 
     python -m bench.embedding
 
@@ -153,7 +153,7 @@ class Ours:
         seconds = time.perf_counter() - began
         outputs = [output for work in works for output in work.outputs or ()]
         if refused := [dict(output.headers) for output in outputs if output.topic.endswith(".dlq")]:
-            raise RuntimeError(f"clips were refused: {refused}")
+            raise RuntimeError(f"clips were dead-lettered: {refused}")
         return seconds
 
     def _work(self, path: Path, done: threading.Semaphore) -> InFlightRecord:

@@ -1,4 +1,4 @@
-"""How soon an upload is searchable: from its uploaded_at to its clips.embedded, as a read_committed consumer sees it.
+"""Time until an upload is searchable: from its uploaded_at to its clips.embedded at a read_committed consumer.
 
     python -m bench.freshness
 

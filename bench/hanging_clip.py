@@ -1,4 +1,4 @@
-"""What one clip that decodes for minutes costs fifty good ones: their time with it against their time without it.
+"""The delay of fifty good clips by one clip that decodes for minutes: their time with it and without it.
 
     python -m bench.hanging_clip
 

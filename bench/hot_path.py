@@ -1,13 +1,13 @@
-"""Where the time of one query goes: decode, text, fetch, score, blend, answer, encode, produce, commit.
+"""The time of each step of one query: decode, text, fetch, score, blend, answer, encode, produce, commit.
 
     python bench/hot_path.py
 
 Up to *encode* it is the service's own pipeline, in this process and without Kafka, on micro-batches of a backlog:
-its functions are timed where it calls them, and *answer* is what is left of a batch's time (making the candidates of
-the answer, counting). *Produce* is the call that hands an answer to the client, *commit* the rest of a transaction as
-the running service reports it, divided by the transaction's queries. The service does both in a thread of its own,
-beside the pipeline, so that the sum is more than the time between two answers. What the same service reports at 100
-queries a second is told too: there a query waits for its own transaction, and shares it with hardly any other.
+its functions are timed where it calls them, and *answer* is the rest of a batch's time (making the result event,
+counting). *Produce* is the call that passes a result event to the client, *commit* the rest of a transaction as the
+running service reports it, divided by the transaction's queries. The service does both in a separate thread, in
+parallel to the pipeline, so the sum exceeds the time between two results. The report also has the figures of the same
+service at 100 queries per second: there a query waits for its own transaction, which has hardly any other query.
 """
 
 from __future__ import annotations
@@ -251,13 +251,13 @@ def measure(quick: bool) -> dict[str, Any]:
         where.encoder.encode_texts(["a text that nobody has asked for"])
         new_text_ms = 1e3 * (time.perf_counter() - began)
         bus, port = where.bus("hot"), free_port()
-        to_hot = [Output(bus.prefix + each.topic, each.key, each.value, each.headers) for each in outputs]
+        warm = [Output(bus.prefix + each.topic, each.key, each.value, each.headers) for each in outputs]
         with Contestant.service(where, bus, STREAMER_METRICS_PORT=str(port)) as service:
             service.warm_up(where, seconds=1 if quick else 5)
             reported = Reported(port)
             service.drain(where)
             backlog = reported.figures()
-            produced = [produce_us(bus.bootstrap_servers, to_hot) for _ in range(rounds)]
+            produced = [produce_us(bus.bootstrap_servers, warm) for _ in range(rounds)]
             with asking(service, where) as asker:
                 asker.ask(texts(asked), RATE)
                 steady = reported.figures()

@@ -1,4 +1,4 @@
-"""What a run was made on and with: without it no figure means anything."""
+"""The machine and the versions of a run, without which figures mean nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FLAGS = (
     "bf16",
     "sve",
 )
-"""Of a processor, those that decide how fast vectors are multiplied."""
+"""The processor flags that determine the speed of matrix products."""
 _PACKAGES = (
     "torch", "open_clip_torch", "numpy", "numkong", "msgspec", "orjson", "lmdb", "confluent-kafka", "av", "pillow",
     "torchvision",
@@ -78,7 +78,7 @@ def _accelerator() -> str | None:
 
 
 def _commit() -> str:
-    """Return the commit, with a plus where the tree differs from it."""
+    """Return the commit, with a plus if the working tree differs from it."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(  # noqa: S603 - our own arguments

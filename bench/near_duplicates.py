@@ -30,8 +30,7 @@ from bench.report import print_figures
 from streamer.encoders import DEMO, load_encoder
 from streamer.synthetic.clips import make_queries, render_clips
 from streamer.video import Sampling
-from streamer.video.sampling.duplicates import distinct
-from streamer.video.sampling.sample import sample
+from streamer.video.sampling.sample import distinct, sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

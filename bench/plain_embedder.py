@@ -1,4 +1,4 @@
-"""The embedder that one would write in an afternoon: what ``bench/embedding.py`` compares the product's with.
+"""A simple embedder, with which ``bench/embedding.py`` compares the product's.
 
 It runs as a process of its own, in which nothing of the product chooses how torch uses the processors. One clip after
 the other: PyAV decodes every frame, those of the sample times are kept, go as PIL images through open_clip's own

@@ -1,4 +1,4 @@
-"""Pictures of a run, as SVG."""
+"""Plots of a run, as SVG."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STYLE: dict[Any, Any] = {"svg.hashsalt": "bench", "font.size": 9, "axes.spines.
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw what the run has figures for; return the files."""
+    """Draw the plots for which the run has figures; return the files."""
     with mpl.rc_context(_STYLE):
         drawn = []
         for name, picture in (("bars", _bars), ("throughput", _throughput), ("latency", _latency)):
@@ -40,7 +40,7 @@ def _canvas(height: float) -> tuple[Canvas, Axes]:
 
 
 def _bars(results: Mapping[str, Any]) -> Canvas | None:
-    """Each bar that has a target: how far its figure is on the good side of it."""
+    """For each target, how far its figure is on the good side of it."""
     rows = []
     for bar in reversed(BARS):
         figure = bar.figure(results)
@@ -65,7 +65,7 @@ def _bars(results: Mapping[str, Any]) -> Canvas | None:
     ticks = [tick for tick in ticks if tick <= max(1.1, *(high for *_, high in rows))]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("figure against its target: right of the line is better than asked")
+    axes.set_xlabel("figure relative to its target: right of the line is better than the target")
     return canvas
 
 
@@ -77,7 +77,7 @@ def _named(results: Mapping[str, Any], benchmark: str, names: Mapping[str, str])
 
 
 def _throughput(results: Mapping[str, Any]) -> Canvas | None:
-    """Events per second of whoever drained the backlog."""
+    """Events per second of each process on a backlog."""
     one = {
         "hand-written loop, no frames": "loop_events_per_s",
         "ideal: 1 / (loop + scoring)": "ideal_events_per_s",
@@ -93,7 +93,7 @@ def _throughput(results: Mapping[str, Any]) -> Canvas | None:
 
 
 def _latency(results: Mapping[str, Any]) -> Canvas | None:
-    """Median and 99th percentile at 100 events a second."""
+    """Median and 99th percentile at 100 events per second."""
     found: dict[str, dict[str, float]] = {}
     for percentile in ("p99", "p50"):
         loop = {
@@ -102,7 +102,7 @@ def _latency(results: Mapping[str, Any]) -> Canvas | None:
         }
         peers = {f"{peer}, {percentile}": f"known.{peer}.{percentile}_ms" for peer in ("quixstreams", "faststream")}
         found |= _named(results, "reranking_latency", loop) | _named(results, "reranking_peers", peers)
-    return _horizontal(found, "ms from query to readable answer at 100 events/s, cached texts") if found else None
+    return _horizontal(found, "ms from query to readable result at 100 events/s, cached texts") if found else None
 
 
 def _horizontal(found: Mapping[str, Mapping[str, float]], label: str) -> Canvas:

@@ -1,4 +1,4 @@
-"""Results as text: figures with their spread, the table of targets, and what they were measured on."""
+"""Results as text: figures with their spread, the table of targets, and the machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _flat(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """Return, in Markdown, what was run on what, and the table of targets."""
+    """Return, in Markdown, the machine, the versions and the table of targets."""
     machine, versions = results["machine"], results["versions"]
     with_flags = f" ({', '.join(machine['flags'])})" if machine["flags"] else ""
     accelerator = f", {machine['accelerator']}" if machine["accelerator"] else ""
@@ -64,19 +64,19 @@ def summary(results: Mapping[str, Any]) -> str:
 
 
 def _hot_path(results: Mapping[str, Any]) -> list[str]:
-    """Return where the time of one query goes, as lines of a table."""
+    """Return the time of each step of one query, as lines of a table."""
     steps = results["benchmarks"].get("hot_path", {}).get("figures", {}).get("us_a_query")
     if not steps:
         return []
     told = (
-        "How long each step of one query with 100 candidates takes in a backlog. The pipeline's thread does the steps "
+        "Duration of each step of one query with 100 candidates in a backlog. The pipeline's thread does the steps "
         "down to *encode*; the loop's thread does *produce* and *commit* at the same time:"
     )
     lines = [
         "",
         told,
         "",
-        "| step | microseconds a query |",
+        "| step | microseconds per query |",
         "| --- | --- |",
     ]
     return lines + [f"| {name} | {Figure.of(figure).text()} |" for name, figure in steps.items()]

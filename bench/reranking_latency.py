@@ -1,11 +1,11 @@
-"""How long a search waits: from query.results produced to query.reranked readable by a read_committed consumer.
+"""Latency from producing query.results until query.reranked is readable by a read_committed consumer.
 
     python bench/reranking_latency.py
 
-100 queries a second arrive when they arrive (open loop): a late answer delays no later query. The service and the
-best hand-written transactional loop (``baseline.py``) run side by side, idle by turns, and are asked by turns for a
-few seconds each, by one process that also reads the answers. Then the service is asked texts that it has never seen,
-no faster than a fifth of what the text encoder alone could take: one text at a time is encoded, not a queue of them.
+100 queries per second arrive in an open loop: a late result delays no later query. The service and the best
+hand-written transactional loop (``baseline.py``) run side by side and are loaded in turn for a few seconds each, by one
+process that also reads the results. Then the service gets new texts, at no more than a fifth of the text encoder's
+maximum rate, so that texts are encoded one at a time, without a queue.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Requester:
             due += 1 / rate
         self._listen(time.perf_counter() + _GRACE_S, asked, waits, until_all=True)
         gc.enable()
-        assert not asked, f"{len(asked)} queries have no answer {_GRACE_S} s after the last one was asked"
+        assert not asked, f"{len(asked)} queries have no result {_GRACE_S} s after the last one was sent"
         return waits
 
     def _listen(self, until: float, asked: dict[bytes, float], waits: list[float], *, until_all: bool = False) -> None:
@@ -171,7 +171,7 @@ def figures(results: dict[str, list[list[float]]], alone: list[float], rate: flo
     summary["p99_ratio"] = spread(one[1] / other[1] for one, other in pairs)
     summary["uncached_queries_per_s"] = rate
     summary["text_ms"] = spread(alone)
-    # The bar: at most the loop's p50, half as much again, and one and a half encodings.
+    # The target: at most 1.5 times the sum of the loop's p50 and one encoding.
     summary["uncached_p50_to_allowed_ratio"] = spread(
         uncached[0] / (1.5 * loop[0] + 1.5 * text)
         for uncached, loop, text in zip(at["uncached"], at["loop"], alone, strict=True)

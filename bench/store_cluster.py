@@ -1,12 +1,12 @@
 """Records of 100 candidates from a cluster of three nodes, against LMDB's: `python bench/store_cluster.py`.
 
-Clips have 16 vectors of length 512 in int8, and the nodes of Valkey run beside the reader on one machine: so this is
-what a client and a server must do for a query, without a network between them. Each way reads the same kind of sample
-of clips, from ids to joined blocks with their checksums taken; the ways take turns, query by query.
+Clips have 16 vectors of length 512 in int8, and the nodes of Valkey run beside the reader on one machine: so this
+measures the work of client and server for a query, without a network. Each way reads the same kind of sample of clips,
+from ids to joined blocks with their checksums taken; the ways take turns, query by query.
 
 - *lmdb*: the embedded store.
 - *buckets_3*, *_16*, *_64*, *_256*: the cluster's store with so many buckets, nothing cached.
-- *cached*: with 64 buckets and all of the sample in the reader's memory: the servers are asked whether it is current.
+- *cached*: with 64 buckets and all of the sample in the reader's memory: the servers confirm that it is current.
 - *library_mget*: redis-py's own `mget_nonatomic` of the same keys, 64 buckets.
 - *gets*: a GET for each clip in one of redis-py's pipelines, 64 buckets: what one writes first.
 """

@@ -1,4 +1,4 @@
-"""What the benchmarks of the reranker share: a model, a store full of clips, query events, and a broker's topics."""
+"""Shared by the reranker's benchmarks: a model, a store full of clips, query events, and a broker's topics."""
 
 from __future__ import annotations
 

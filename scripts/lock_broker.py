@@ -14,7 +14,7 @@ from pathlib import Path
 
 LOCK = Path(__file__).parent.parent / "streamer" / "local_kafka" / "broker.lock"
 
-HEADER = "# The jars of the local Kafka and the SHA-256 of each. Written by scripts/lock_broker.py.\n"
+HEADER = "# The jars of the local Kafka with their SHA-256 hashes. Written by scripts/lock_broker.py.\n"
 
 
 def resolve(*roots: str) -> dict[str, str]:

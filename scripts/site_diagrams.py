@@ -10,7 +10,7 @@ import mmdr
 from pymdownx.superfences import SuperFencesException  # type: ignore[import-untyped]  # it has no types
 
 _NAME = re.compile(r"\bmerman\b")
-"""What the renderer calls every drawing."""
+"""The id that the renderer gives every drawing."""
 _LABEL_BACKGROUND = "hsl(-120, 0%, 80%)"
 """The renderer's grey behind the text on an arrow, which hides the ends of a longer text in another font."""
 

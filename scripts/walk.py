@@ -1,15 +1,23 @@
 """Follow one record through a running service on a real broker: `python scripts/walk.py query|upload`.
 
 Prints the modules of ours in the order in which the record first enters them, a line each, and the pairs of modules
-that call each other. The service is the real command in a process of its own, with a profiler that notes each call:
+that call each other. A module is entered when one of its functions runs, on whatever thread, because of this record:
+one that does not run while the service has nothing to do. Importing a module does not count, nor does the use of its
+classes and constants without a call of its functions.
+
+The service is the real command in a process of its own, with a profiler that notes each call:
 
 1. Until the service is ready nothing is noted: modules that only its start needs do not count.
 2. Then it is left idle for a few seconds. What it calls now (to poll, to look after its topics, to beat) it calls
-   without any record, so those functions do not count either.
+   without a record, so those functions do not count either.
 3. One record is published. What is called from now on, until the group has committed the record's offset, is its walk.
+   What the thread calls that looks after the store is none of it: it counts the clips once a minute, whoever comes.
 
-The process that decodes an upload is followed, too. With ``--write`` both walks are stored in docs/walk.json and
-written as the file map into docs/design.md; ``--check`` only compares the page with what is stored, without a broker.
+The process that decodes an upload is followed, too. The query's text is encoded, since no query has had it before, and
+of its two candidates one has a record. Tracing is off, and the store is LMDB, as by default.
+
+With ``--write`` both walks are stored in docs/walk.json and written as the file map into docs/design.md; ``--check``
+only compares the page with what is stored, without a broker.
 """
 
 from __future__ import annotations
@@ -29,6 +37,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from streamer.topology import EMBED, RERANK
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -38,11 +48,10 @@ ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "docs" / "walk.json"
 PAGE = ROOT / "docs" / "design.md"
 START, END = "<!-- file map: written by scripts/walk.py -->", "<!-- end -->"
-MODEL = f"local-dir:{ROOT / 'streamer' / 'demo' / 'model'}"
-COMMANDS = {"query": "rerank", "upload": "embed"}
+MODEL = "demo"
+SERVICES = {"query": RERANK, "upload": EMBED}
 LIMITS = {"query": 22, "upload": 34}
 """Most modules that a record may enter."""
-_INPUTS = {"query": "query.results", "upload": "clips.uploaded"}
 _IDLE_S = 7.0
 """Longer than the longest pause of what a service does by itself, but for counting the store's clips."""
 _BACKGROUND = {"store-watch"}
@@ -61,13 +70,14 @@ class Walk(NamedTuple):
     """Which modules a record enters, first ones first, and which pairs of them call each other.
 
     ``callbacks``: the second of such a pair does not import the first, so that it was handed what it calls.
-    ``calls``: each caller and callee.
+    ``calls``: each caller and callee. ``functions``: each function of the service's own process, by module and name.
     """
 
     modules: list[str]
     back_and_forth: list[tuple[str, str]]
     callbacks: list[tuple[str, str]]
     calls: list[tuple[str, str]]
+    functions: list[tuple[str, str]]
 
 
 # -- inside the service --------------------------------------------------------------------------------------
@@ -107,7 +117,8 @@ class _Profiler:
         both = [(one, other) for one, other in calls if (other, one) in calls]
         pairs = sorted({(one, other) for one, other in both if one < other})
         callbacks = [pair for pair in pairs if not (_imports(*pair) and _imports(*reversed(pair)))]
-        return Walk(modules, [pair for pair in pairs if pair not in callbacks], callbacks, list(calls))
+        functions = list(dict.fromkeys(function for function, _ in self.calls if function not in self.idle))
+        return Walk(modules, [pair for pair in pairs if pair not in callbacks], callbacks, list(calls), functions)
 
 
 def _module_of(frame: FrameType) -> str | None:
@@ -132,10 +143,14 @@ def serve(what: str, folder: Path) -> None:
         while profiler.phase != "end":
             time.sleep(0.02)
             if phase.exists():
-                profiler.phase = phase.read_text(encoding="utf-8")
-        entered = decoder.read_bytes().rstrip(b"\0").decode().splitlines()
+                entered = phase.read_text(encoding="utf-8")
+                if entered == "record" != profiler.phase:
+                    with decoder.open("r+b") as file:  # what was forked before decoded no clip
+                        file.write(bytes(_DECODER_BYTES))
+                profiler.phase = entered
+        decoded = decoder.read_bytes().rstrip(b"\0").decode().splitlines()
         part = folder / "walk.part"
-        part.write_text(json.dumps(profiler.found(entered)._asdict()), encoding="utf-8")
+        part.write_text(json.dumps(profiler.found(decoded)._asdict()), encoding="utf-8")
         part.rename(folder / "walk.json")
 
     threading.Thread(target=follow, name="walk", daemon=True).start()
@@ -144,25 +159,25 @@ def serve(what: str, folder: Path) -> None:
     from streamer.cli import main as command  # noqa: PLC0415 - profiled from here on
     from streamer.video.isolation import process  # noqa: PLC0415
 
-    process._TEMPLATE = f"import walk; walk.profile_decoder({str(decoder)!r}); {process._TEMPLATE}"
-    sys.argv = ["streamer", COMMANDS[what]]
+    follows = f"import walk; walk.profile_decoder({str(decoder)!r}); from streamer"
+    process._TEMPLATE = process._TEMPLATE.replace("from streamer", follows, 1)
+    sys.argv = ["streamer", SERVICES[what].role]
     command()
 
 
 def profile_decoder(path: str) -> None:
     """Note the modules that a process enters which is forked from this one, in a file.
 
-    It may write to no file, but to memory that is one.
+    Such a process may open no file, and make few system calls; it can write to memory that is a file.
     """
     with Path(path).open("r+b") as file:
         memory = mmap.mmap(file.fileno(), _DECODER_BYTES)
-    template = os.getpid()
     seen: set[str] = set()
     end = 0
 
     def note(frame: FrameType, event: str, _argument: object) -> None:
         nonlocal end
-        if event != "call" or os.getpid() == template or frame.f_code.co_name == "<module>":
+        if event != "call" or frame.f_code.co_name == "<module>":
             return
         module = _module_of(frame)
         if module is not None and module not in seen:
@@ -171,7 +186,7 @@ def profile_decoder(path: str) -> None:
             memory[end : end + len(line)] = line
             end += len(line)
 
-    sys.setprofile(note)
+    os.register_at_fork(after_in_child=lambda: sys.setprofile(note))
 
 
 # -- beside it -----------------------------------------------------------------------------------------------
@@ -265,7 +280,7 @@ def _store_clip(settings: Settings) -> None:
     from streamer.encoders import load_encoder  # noqa: PLC0415
     from streamer.store import Clip, Position, open_store  # noqa: PLC0415
 
-    encoder = load_encoder(MODEL, None)
+    encoder = load_encoder(MODEL)
     store = open_store(settings.store, model_id=encoder.model_id, dim=encoder.dim)
     vectors = np.eye(2, encoder.dim, dtype=np.float32)
     times = np.array([0, 500], np.uint32)
@@ -281,7 +296,7 @@ def _record(what: str, settings: Settings, folder: Path) -> Any:
     from streamer.kafka import Output  # noqa: PLC0415
     from streamer.synthetic.write import write_h264  # noqa: PLC0415
 
-    topic = settings.topic(_INPUTS[what])
+    topic = settings.topic(SERVICES[what].input)
     if what == "query":
         results = [Candidate(clip_id=clip_id, score=score) for clip_id, score in (("new", 2.0), ("c1", 1.0))]
         query = QueryResults(query_id="q1", query="a red circle", engine="walk", issued_at=now(), results=results)
@@ -296,11 +311,11 @@ def _committed(what: str, settings: Settings, opened: ExitStack) -> Any:
     """Return a function that tells whether the service's group has committed an offset."""
     from confluent_kafka import Consumer, KafkaException, TopicPartition  # noqa: PLC0415
 
-    group = settings.topic(f"streamer-{COMMANDS[what]}")
+    group = settings.group(SERVICES[what].group)
     client = {"bootstrap.servers": settings.bootstrap_servers, "group.id": group, "enable.auto.commit": False}
     consumer = Consumer(client)
     opened.callback(consumer.close)
-    name = settings.topic(_INPUTS[what])
+    name = settings.topic(SERVICES[what].input)
     partitions = consumer.list_topics(name, timeout=30).topics[name].partitions
 
     def committed() -> bool:
@@ -366,8 +381,9 @@ def rewritten(page: str, walks: dict[str, list[str]]) -> str:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("record", nargs="?", choices=[*COMMANDS], help="which record to follow")
+    parser.add_argument("record", nargs="?", choices=[*SERVICES], help="which record to follow")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--functions", action="store_true", help="print each function that is called, too")
     parser.add_argument("--write", action="store_true", help="store both walks and write the file map")
     parser.add_argument("--check", action="store_true", help="exit 1 where the file map is not what is stored")
     options = parser.parse_args()
@@ -378,10 +394,14 @@ def main() -> None:
         if page != rewritten(page, json.loads(STORED.read_bytes())):
             sys.exit("docs/design.md has another file map than docs/walk.json: python scripts/walk.py --write")
     else:
-        _follow([*COMMANDS] if options.write else [options.record or "query"], write=options.write)
+        _follow(
+            [*SERVICES] if options.write else [options.record or "query"],
+            write=options.write,
+            functions=options.functions,
+        )
 
 
-def _follow(records: list[str], *, write: bool) -> None:
+def _follow(records: list[str], *, write: bool, functions: bool) -> None:
     from streamer.local_kafka.broker import LocalKafka  # noqa: PLC0415
 
     walks = {}
@@ -391,6 +411,8 @@ def _follow(records: list[str], *, write: bool) -> None:
             walks[what] = found.modules
             print(f"{what}: {len(found.modules)} modules, at most {LIMITS[what]}")  # noqa: T201
             print("\n".join(lines(found.modules)))  # noqa: T201
+            if functions:
+                print("\n".join(f"calls {name} of {module}" for module, name in found.functions))  # noqa: T201
             for one, other in found.back_and_forth:
                 print(f"calls back and forth: {one}, {other}")  # noqa: T201
             for one, other in found.callbacks:

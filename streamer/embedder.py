@@ -8,7 +8,7 @@
     store     one durable write for all waiting clips, one for each delete (one thread)
 
 Near-duplicates. If ``duplicate_threshold`` is set, a run of frames that differ by no more than that is encoded once;
-the record keeps a row for every frame (:mod:`streamer.video.sampling.duplicates` says why).
+the record keeps a row for every frame (:func:`streamer.video.sampling.sample.distinct` says why).
 
 All stages run concurrently. A clip that fails permanently is dead-lettered with the reason. A transient error of its
 source is retried with backoff for ``fetch_retry_timeout`` seconds. An error of the store or of this machine (a full
@@ -47,9 +47,8 @@ from streamer.shortages import Shortages
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
 from streamer.topology import EMBED
-from streamer.tracing import stages
 from streamer.video import ClipError
-from streamer.video.fetching.retries import retries
+from streamer.video.fetching.fetcher import retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -238,8 +237,7 @@ class Embedder:
             try:
                 self._shortages.wait_out(partial(self._load_upload, upload))
             finally:
-                following = self._sources.end(upload.source)
-                if following is not None:
+                if (following := self._sources.end(upload.source)) is not None:
                     self._loading.put_at_once(following)
 
     def _load_upload(self, upload: Upload) -> None:
@@ -265,16 +263,15 @@ class Embedder:
 
     def _load(self, upload: Upload, place: ExitStack) -> SampledClip[Any]:
         """Fetch, decode and sample; a clip with frames releases its decoder slot when ``place`` closes."""
-        trace = upload.in_flight.trace
         with ExitStack() as source:
             began = time.time_ns()
             with self._fetching.time():
                 path = source.enter_context(self._fetcher.fetch(upload.event.uri))
-            stages([trace], "fetch", began)
+            upload.in_flight.trace_stage("fetch", began)
             began = time.time_ns()
             with self._health.idle():  # decoding has its own time limit, and waiting for a slot may take long
                 sampled = place.enter_context(self._decoder.sampled(path))
-            stages([trace], "decode", began, frames=len(sampled.frames))
+            upload.in_flight.trace_stage("decode", began, frames=len(sampled.frames))
             return sampled
 
     # -- encode --------------------------------------------------------------------------------------------
@@ -435,8 +432,7 @@ class Embedder:
 
 
 def _bytes_of_frames(loaded: Loaded) -> int:
-    # Prepared frames are arrays or tensors; both have ``nbytes``.
-    return sum(frame.nbytes for frame in loaded.sampled.frames)
+    return sum(frame.nbytes for frame in loaded.sampled.frames)  # arrays or tensors
 
 
 def _bytes_to_store(job: StoreJob) -> int:

@@ -105,8 +105,7 @@ class Reranker:
             began = time.time_ns()
             try:
                 results = self._rerank(event, vector)
-                if in_flight.trace is not None:
-                    in_flight.trace.stage("score", began, candidates=len(results))
+                in_flight.trace_stage("score", began, candidates=len(results))
                 self._answer(in_flight, event, results)
                 self._health.ready("store")
             except StoreUnavailableError as error:

@@ -171,11 +171,6 @@ def _decoder(sampling: Sampling, intake: IntakeSettings, encoder: Encoder, servi
     replaced = metrics.decoder_failures
     for cause in ("crashed", "timeout"):
         replaced.labels(cause)  # exposed from the start, so that the first failure is an increase
-    waiting, decoding = metrics.queue_wait.labels("decode"), metrics.stage.labels("decode")
-
-    def timed(waited: float, took: float) -> None:
-        waiting.observe(waited)
-        decoding.observe(took)
 
     def confined(layers: Layer) -> None:
         service.health.note("decoder sandbox", layers.mode)
@@ -191,7 +186,8 @@ def _decoder(sampling: Sampling, intake: IntakeSettings, encoder: Encoder, servi
         sandbox=intake.decoder_sandbox,
         confined=confined,
         replaced=lambda cause: replaced.labels(cause).inc(),
-        timed=timed,
+        waited=metrics.queue_wait.labels("decode").observe,
+        decoded=metrics.stage.labels("decode").observe,
     )
     try:
         layers = decoder.layers

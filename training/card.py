@@ -1,4 +1,4 @@
-"""The small model's card: what it is, how it was made, and what was measured."""
+"""The small model's model card: its data, training and evaluation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from streamer.synthetic.scenes import BACKGROUNDS, COLOURS, OBJECTS, Item, held_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from training.exam import RerankFigures
+    from training.evaluation import RerankFigures
     from training.loop import Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """All that the card says that is not the same for every run."""
+    """The parts of the card that depend on the run."""
 
     seed: int
     recipe: Recipe
@@ -27,15 +27,15 @@ class Run:
     render_seconds: float
     train_seconds: float
     machine: str
-    examined: int
+    evaluated: int
     recall: Mapping[str, Mapping[str, Mapping[int, float]]]
     """Share of hits by set, direction and k."""
     accuracy: Mapping[str, Mapping[str, tuple[float, int]]]
-    """Share of right answers and number of questions, by set and attribute."""
+    """Share of correct choices and number of stills, by set and attribute."""
     clips: int
     queries: int
     reranked: Mapping[int, RerankFigures]
-    """By the seed of the clips and queries."""
+    """Results by the seed of the clips and queries."""
 
 
 def render_card(run: Run) -> str:

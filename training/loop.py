@@ -1,8 +1,8 @@
 """Contrastive training of a small open_clip model on a CPU, and its export as a ``local-dir:`` folder.
 
-A batch of captions can be told apart by little (background and colour do for most of a hundred), so the
-contrastive loss alone is slow to make the image tower look at shapes. A linear head that names the labels of
-a picture, and is thrown away after training, gives that signal from the first step.
+The captions of a batch can be distinguished by few attributes (background and colour suffice for most of a hundred), so
+with the contrastive loss alone the image tower learns shapes slowly. A linear head that predicts a picture's labels,
+and is discarded after training, gives this signal from the first step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MAX_LOGIT_SCALE = math.log(100)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The knobs of one training run.
+    """The hyperparameters of one training run.
 
     ``learning_rate`` is the peak, after the warm-up; ``label_weight`` that of the labels' loss beside CLIP's.
     """
@@ -59,13 +59,13 @@ def train(
     threads: int,
     report: Callable[[int, int, float], None],
 ) -> nn.Module:
-    """Train a model from nothing with CLIP's symmetric loss, and return it in eval mode.
+    """Train a model from scratch with CLIP's symmetric loss, and return it in eval mode.
 
     ``config``: the content of an ``open_clip_config.json``. ``images``: (n, side, side, 3), of the model's own
     size. ``captions``: for each image those that fit it, one of which is drawn each epoch. ``labels``: (n, k), 1
     where an image shows a thing and else 0, at least one 1 a row. ``report`` gets the step, the number of steps
     and the loss. The same inputs give the same weights on the same processor with the same number of threads.
-    The arithmetic is bfloat16, which halves the time where the processor has it.
+    The arithmetic is bfloat16, which halves the time on processors that support it.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
@@ -119,7 +119,7 @@ def export(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
         for name, value in model.state_dict().items()
     }
     safetensors.torch.save_file(weights, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
-    # safetensors writes for the owner alone; a package's data is for every user.
+    # safetensors makes files readable by the owner only; a package's data must be readable by all users.
     (folder / _WEIGHTS_FILE).chmod(0o644)
     (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -142,7 +142,7 @@ def _tokenize(captions: Sequence[Sequence[str]]) -> tuple[torch.Tensor, list[tup
 def _lengthen(model: nn.Module, model_config: dict[str, Any]) -> nn.Module:
     """Give a model that was trained with short texts the full context; a causal tower's results stay the same.
 
-    Positions beyond the training captions keep their random start, so longer queries mean little to it.
+    Positions beyond the training captions keep their random initial values, so longer queries are not understood.
     """
     full = _build(model_config, context=_CONTEXT)
     state = model.state_dict()

@@ -1,4 +1,4 @@
-"""``python -m training.train --out DIR --seed 0``: train the small model, examine it, write its card."""
+"""``python -m training.train --out DIR --seed 0``: train the small model, evaluate it, write its model card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamer.encoders import load_encoder
 from streamer.synthetic.scenes import OBJECTS, Scene
 from streamer.synthetic.stills import StillSet, draw_stills
 from training.card import Run, render_card
-from training.exam import attribute_accuracy, recall, rerank_fresh_clips
+from training.evaluation import attribute_accuracy, recall, rerank_fresh_clips
 from training.loop import Recipe, export, train
 
 CONFIG: dict[str, Any] = {
@@ -30,7 +30,7 @@ CONFIG: dict[str, Any] = {
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],
         "interpolation": "bicubic",
-        # Squeezed to a square, so that nothing at the sides of a frame is lost.
+        # Resized to a square without cropping, so that the sides of a frame are kept.
         "resize_mode": "squash",
     },
 }
@@ -38,7 +38,7 @@ CONFIG: dict[str, Any] = {
 
 RECIPE = Recipe(epochs=10, batch_size=128, learning_rate=2e-3, weight_decay=0.05, warmup_steps=80, label_weight=1.0)
 SCENES, CAPTIONS_PER_SCENE = 20_000, 8
-EXAMINED = 500
+EVALUATED = 500
 RERANKED_CLIPS, RERANKED_QUERIES, RERANKED_SEEDS = 120, 60, (1001, 1002, 1003)
 _TRAIN, _SEEN, _HELD_OUT = 10, 11, 12
 """Streams of random numbers: no set of stills shares a scene's chances with another."""
@@ -53,8 +53,8 @@ def _objects_shown(scene: Scene) -> list[bool]:
 
 
 @click.command()
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the model")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of scenes, weights and batches")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder for the model")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed")
 def main(out: Path, seed: int) -> None:
     """Train the demo's small CLIP model on rendered scenes, and write it with a model card."""
     began = time.monotonic()
@@ -79,11 +79,11 @@ def main(out: Path, seed: int) -> None:
     )
     export(model, CONFIG, out)
     trained = time.monotonic()
-    # Examined as it is used: float16 weights from the folder, through the service's own encoder.
+    # Evaluated as it is used: float16 weights from the folder, through the service's encoder.
     encoder = load_encoder(f"local-dir:{out}", dtype="float32")
-    examined = {
-        "seen": draw_stills(StillSet(seed, _SEEN, held_out=False), EXAMINED),
-        "held out": draw_stills(StillSet(seed, _HELD_OUT, held_out=True), EXAMINED),
+    evaluated = {
+        "seen": draw_stills(StillSet(seed, _SEEN, held_out=False), EVALUATED),
+        "held out": draw_stills(StillSet(seed, _HELD_OUT, held_out=True), EVALUATED),
     }
     with tempfile.TemporaryDirectory() as folder:
         reranked = {
@@ -100,9 +100,9 @@ def main(out: Path, seed: int) -> None:
         render_seconds=rendered - began,
         train_seconds=trained - rendered,
         machine=f"{platform.machine()}, {os.cpu_count()} cores",
-        examined=EXAMINED,
-        recall={name: recall(encoder, each, at=(1, 5)) for name, each in examined.items()},
-        accuracy={name: attribute_accuracy(encoder, each) for name, each in examined.items()},
+        evaluated=EVALUATED,
+        recall={name: recall(encoder, each, at=(1, 5)) for name, each in evaluated.items()},
+        accuracy={name: attribute_accuracy(encoder, each) for name, each in evaluated.items()},
         clips=RERANKED_CLIPS,
         queries=RERANKED_QUERIES,
         reranked=reranked,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
 import pytest
 
@@ -27,7 +28,7 @@ def test_the_plain_embedder_samples_the_times_that_the_product_samples(name: str
         assert np.abs(np.asarray(image).astype(int) - frame).mean() < 3
 
 
-def test_generated_clips_are_of_the_size_and_length_asked_for(tmp_path: Path) -> None:
+def test_generated_clips_have_the_requested_size_and_length(tmp_path: Path) -> None:
     path = encode(tmp_path / "c.mp4", ["-f", "lavfi", "-i", "testsrc2=s=64x64:r=25"], seconds=1.2, size="96x64")
     clip = sample(path, Sampling(0.5, 64), lambda frame: frame.shape)
     assert (clip.duration_ms, clip.frames) == (1200, [(64, 96, 3)] * 3)
@@ -49,7 +50,16 @@ def test_a_threshold_is_judged_by_what_it_saves_and_how_far_scores_move() -> Non
     assert largest_move(axes, axes, axes[:2]) == pytest.approx(1)
 
 
-def test_decoding_is_compared_on_real_and_generated_files() -> None:
-    figures = decode.measure(quick=True)
-    assert len(figures) == 2
-    assert all(each["min"] > 0 for each in figures.values())
+def test_decoding_is_compared_on_real_and_generated_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {decode.by_sample: 2.0, decode.by_every_frame: 6.0}
+    monkeypatch.setattr(decode, "timed", lambda way, _path, _interval: seconds[way])
+    assert decode.measure(quick=True) == {
+        f"{name}, every 0.5 s: ratio": {"median": 3.0, "min": 3.0, "max": 3.0}
+        for name in (list(real())[-1], "gif 240p")
+    }
+
+
+def test_two_ways_of_decoding_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "by_every_frame", lambda path, interval: decode.by_sample(path, interval)[::-1])
+    with pytest.raises(click.ClickException, match="the two ways differ in"):
+        decode.compare(real()["bikes"], 0.5, 1)

@@ -1,4 +1,4 @@
-"""Every alert, from the rules that Prometheus loads."""
+"""All alerts, from Prometheus' rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "rules.yml"
 
 
 def markdown() -> str:
-    """Return a table of the alerts: name, severity, expression, and how long it must hold."""
+    """Return a table of the alerts: name, severity, expression, and duration."""
     alerts = [
         rule
         for group in yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]

@@ -1,4 +1,4 @@
-"""Every command with its arguments and options, from the command line itself."""
+"""All commands with their arguments and options, from the command line itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def markdown() -> str:
-    """Return a section for each command that does something, groups left out, in the order of the alphabet."""
+    """Return a section for each command, without groups, in alphabetical order."""
     return "\n".join(_section(name, command) for name, command in _commands("streamer", cli))
 
 
@@ -46,7 +46,7 @@ def _section(name: str, command: click.Command) -> str:
 
 
 def _options(command: click.Command) -> tuple[list[click.Option], list[click.Option]]:
-    """Return the command's own options, and those that are made from the settings."""
+    """Return the command's own options and those made from settings."""
     options = [each for each in command.params if isinstance(each, click.Option)]
     if not isinstance(command, SettingsCommand):
         return options, []

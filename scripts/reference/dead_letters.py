@@ -1,4 +1,4 @@
-"""Every reason for which a record is dead-lettered."""
+"""All reasons for which a record is dead-lettered."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _MEANINGS = {
     Reason.DECODER_CRASHED: (
         "clip",
         "The decoder process crashed or exceeded `STREAMER_DECODE_MEMORY`, twice.",
-        "Look at the file: it may be hostile.",
+        "Inspect the file: it may be malicious.",
     ),
     Reason.ENCODE_FAILED: ("service", "The model failed on the clip's frames.", "Read the log, then redrive."),
     Reason.UNREADABLE: (
@@ -56,7 +56,7 @@ _MEANINGS = {
 def markdown() -> str:
     """Return a table of the reasons.
 
-    Raises KeyError where a reason has no explanation here.
+    Raises KeyError if a reason has no explanation here.
     """
     return table(
         ("reason", "concerns", "meaning", "remedy"), ((f"`{reason.value}`", *_MEANINGS[reason]) for reason in Reason)

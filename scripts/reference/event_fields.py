@@ -1,4 +1,4 @@
-"""Every field of the events: types and limits from their JSON Schemas, the meaning from here."""
+"""All fields of the events: types and limits from their JSON Schemas, meanings from this module."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _MEANINGS = {
 def markdown() -> str:
     """Return a section for each topic.
 
-    Raises KeyError where a field has no explanation here, and ValueError where an explanation has no field.
+    Raises KeyError if a field has no explanation here, and ValueError if an explanation has no field.
     """
     parts = []
     for topic in TOPICS:

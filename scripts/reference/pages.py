@@ -1,4 +1,4 @@
-"""Which page holds which written sections; what has a meaning of its own is on exactly one page."""
+"""The generated sections of each page; each section is on exactly one page."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 BENCHMARK = DOCS / "avs" / "results.json"
-"""What `make avs` wrote."""
+"""The output of `make avs`."""
 RESULTS = DOCS / "bench" / "results.json"
-"""What `make bench` wrote on the machine that the performance page describes."""
+"""The output of `make bench` on the machine described by the performance page."""
 
 
 def _benchmark() -> str:

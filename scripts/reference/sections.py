@@ -1,4 +1,4 @@
-"""Sections of a page between two comments, which a script writes and everything around them does not touch."""
+"""Generated sections of a page, each between two comments; the rest of the page is not changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ END = "<!-- end -->"
 def rewritten(text: str, sections: Mapping[str, Callable[[], str]]) -> str:
     """Return the page with the contents of each named section as its function returns it.
 
-    Raises ValueError where the page does not hold a section exactly once.
+    Raises ValueError if the page does not have a section exactly once.
     """
     for name, write in sections.items():
         start = f"<!-- {name}: written by scripts/write_docs.py -->"
@@ -24,7 +24,7 @@ def rewritten(text: str, sections: Mapping[str, Callable[[], str]]) -> str:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table in Markdown; a bar within a cell is escaped."""
+    """Return a Markdown table; a vertical bar in a cell is escaped."""
     columns = list(head)
     cells = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)

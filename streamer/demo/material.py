@@ -1,4 +1,4 @@
-"""What the demo works on: clips and queries, rendered or a user's own."""
+"""The demo's input: clips and queries, rendered or the user's own."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _RENDERED_CLIPS, _RENDERED_QUERIES, _SEED = 120, 60, 7
 
 
 class DemoError(Exception):
-    """The demo cannot show what it promises; the message says why."""
+    """The demo failed; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One query; ``relevant`` are the clips that hold the moment, None where nobody has judged."""
+    """One query; ``relevant``: the clips that contain the moment, None without judgments."""
 
     query_id: str
     text: str
@@ -34,7 +34,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What the demo works on: clip files by id, and queries."""
+    """The demo's input: clip files by id, and queries."""
 
     folder: Path
     clips: Mapping[str, Path]
@@ -42,9 +42,9 @@ class Material:
 
 
 def own_material(clips: Path, queries: Path | None) -> Material:
-    """Take the videos of a folder and the queries of a file. Raises :class:`DemoError`."""
+    """Use the videos of a folder and the queries of a file. Raises :class:`DemoError`."""
     if queries is None:
-        raise DemoError("clips of your own need queries of your own: a text file with one query a line")
+        raise DemoError("--clips needs --queries: a text file with one query per line")
     try:
         files = sorted(path for path in clips.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
         lines = [line.strip() for line in queries.read_text(encoding="utf-8").splitlines()]
@@ -53,10 +53,10 @@ def own_material(clips: Path, queries: Path | None) -> Material:
     texts = list(dict.fromkeys(line for line in lines if line))
     if not 0 < len(files) <= MAX_CLIPS:
         raise DemoError(
-            f"{clips} holds {len(files)} videos ({', '.join(sorted(VIDEO_SUFFIXES))}); 1 to {MAX_CLIPS} are fine"
+            f"{clips} has {len(files)} videos ({', '.join(sorted(VIDEO_SUFFIXES))}); the demo takes 1 to {MAX_CLIPS}"
         )
     if not 0 < len(texts) <= MAX_QUERIES:
-        raise DemoError(f"{queries} holds {len(texts)} queries; 1 to {MAX_QUERIES} are fine")
+        raise DemoError(f"{queries} has {len(texts)} queries; the demo takes 1 to {MAX_QUERIES}")
     return Material(
         clips,
         {path.relative_to(clips).as_posix(): path for path in files},
@@ -70,7 +70,7 @@ def rendered_material(console: Console, work: Path) -> Material:
     with console.status(f"Rendering {_RENDERED_CLIPS} clips"):
         rendered = render_clips(folder, count=_RENDERED_CLIPS, seed=_SEED)
     queries = make_queries(rendered, count=_RENDERED_QUERIES, seed=_SEED)
-    console.print(f"{len(rendered)} clips rendered, {len(queries)} queries; each asks for one moment of some of them")
+    console.print(f"{len(rendered)} clips rendered, {len(queries)} queries, each for one moment of some clips")
     return Material(
         folder,
         {clip.clip_id: clip.path for clip in rendered},

@@ -1,4 +1,4 @@
-"""The demo's report: one self-contained HTML page, and summary.json, what it shows, beside it."""
+"""The demo's report: a self-contained HTML page, and summary.json with its figures."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from streamer.video.isolation.pool import DecodePool
 
 TOP = 5
-"""Results of each query that the page shows."""
+"""Number of results shown per query."""
 
 _JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One reranked query with what is known of it; without judgments all but the event is None."""
+    """One reranked query with its measures; without judgments everything but the event is None."""
 
     event: QueryReranked
     relevant: frozenset[str] | None
@@ -59,7 +59,7 @@ class FramePictures:
         self._clips: dict[str, dict[int, str]] = {}
 
     def at(self, clip_id: str, moment_ms: int) -> str:
-        """Return the sampled frame of that time."""
+        """Return the sampled frame at that time."""
         if clip_id not in self._clips:
             if self._decoder is None:
                 decoder = decoder_of_one(self._sampling, thumbnail, sandbox=self._sandbox)
@@ -85,7 +85,7 @@ def write(
 ) -> Path:
     """Write summary.json (the figures of the run, and the first results of each query) and index.html into ``folder``.
 
-    Return the page's path. Queries with judgments are shown by what they gained.
+    Return the page's path. Queries with judgments are sorted by gain.
     """
     judged = summary.get("map_before") is not None
     if judged:
@@ -98,7 +98,7 @@ def write(
         environment("streamer.demo")
         .get_template("report.html.j2")
         .render(
-            title="CLIPRerank over Kafka: what reranking changed",
+            title="CLIPRerank over Kafka: effect of reranking",
             data=embedded(data),
             answers=data["answers"],
             show=functools.partial(show, data),

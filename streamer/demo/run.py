@@ -1,8 +1,8 @@
-"""``streamer demo``: the whole path on a real Kafka, told as it happens.
+"""``streamer demo``: runs the whole pipeline on a real Kafka and shows its progress.
 
-Clips are rendered (or taken from a folder), a stand-in engine answers queries by whole-clip similarity, and
-the two real commands do the rest as processes. Everything shown is read where a user would read it: events
-from the topics by a read_committed consumer, figures from /metrics.
+Clips are rendered (or taken from a folder), a stand-in engine ranks clips by whole-clip similarity, and the two real
+commands run as processes. All results are read as a user would read them: events from the topics by a read_committed
+consumer, figures from /metrics.
 """
 
 from __future__ import annotations
@@ -65,15 +65,14 @@ def run(
 ) -> None:
     """Run the demo to its end, or with ``keep`` until Ctrl-C.
 
-    Brokers that the settings name are used instead of a local one; without a model it is the small one. ``config`` is
-    for the services, too. ``clips`` and ``queries``: a folder of videos and a file of one query a line, instead of
-    rendered ones. Raises :class:`DemoError`, :class:`ServiceError`,
-    :class:`BrokerError` or :class:`SettingsError`.
+    Configured brokers are used instead of a local one; the default model is the small one. ``config`` is passed to the
+    services, too. ``clips`` and ``queries``: a folder of videos and a file with one query per line, instead of rendered
+    ones. Raises :class:`DemoError`, :class:`ServiceError`, :class:`BrokerError` or :class:`SettingsError`.
     """
     console = Console()
-    # Whatever ends the demo also ends what it started.
+    # However the demo ends, the processes that it started end too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # The console tells the story; the services' logs are in files of their own.
+    # The console shows the progress; the services' logs are in separate files.
     logging.getLogger("streamer").setLevel(logging.WARNING)
     with contextlib.ExitStack() as cleanup:
         work = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="streamer-demo-")))
@@ -105,14 +104,14 @@ def run(
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The two running commands."""
+    """The two running services."""
 
     embed: ServiceProcess
     rerank: ServiceProcess
 
 
 class Demo:
-    """One run on running services: uploads, queries, and what came of them."""
+    """One run on running services: uploads, queries and results."""
 
     def __init__(
         self,
@@ -162,7 +161,7 @@ class Demo:
         self._console.print(f"The report is {page}")
 
     def _embed(self) -> tuple[list[ClipEmbedded], float]:
-        """Publish all uploads, and follow clips.embedded until each clip is there or dead-lettered."""
+        """Publish all uploads, and read clips.embedded until each clip is embedded or dead-lettered."""
         uploads = [
             ClipUploaded(clip_id=clip_id, uri=path.resolve().as_uri(), uploaded_at=now())
             for clip_id, path in self._material.clips.items()
@@ -179,7 +178,7 @@ class Demo:
                 if record.topic == dead:
                     refused += 1
                     why = dict(record.headers).get("dlq.error") or b""
-                    self._console.print(f"[yellow]refused {escape(f'{_text(record.key)}: {_text(why)}')}")
+                    self._console.print(f"[yellow]dead-lettered {escape(f'{_text(record.key)}: {_text(why)}')}")
                 else:
                     embedded.append(JSON.decode(ClipEmbedded, record.value))
                 progress.update(bar, completed=len(embedded))
@@ -188,7 +187,7 @@ class Demo:
             else:
                 self._services.embed.check()
                 raise DemoError(
-                    f"only {len(embedded)} of {len(uploads)} clips were embedded; streamer embed said last:\n"
+                    f"only {len(embedded)} of {len(uploads)} clips were embedded; streamer embed's log ends with:\n"
                     f"{self._services.embed.log_tail()}"
                 )
         if not embedded:
@@ -196,7 +195,7 @@ class Demo:
         return embedded, time.monotonic() - began
 
     def _rerank_steadily(self) -> dict[str, QueryReranked]:
-        """Ask each query, some more than once, at a steady rate; return the last answer to each."""
+        """Publish each query, some more than once, at a steady rate; return the last result of each."""
         queries = self._material.queries
         count = max(_STEADY_EVENTS, len(queries))
         began = time.monotonic()
@@ -207,11 +206,11 @@ class Demo:
                 query = queries[number % len(queries)]
                 yield self._question(query, f"{query.query_id}.{number // len(queries)}")
 
-        answers = self._ask(paced(), count, f"queries reranked, {_STEADY_EVENTS_PER_S:.0f} a second")
+        answers = self._ask(paced(), count, f"queries reranked, {_STEADY_EVENTS_PER_S:.0f} per second")
         return {answer.query_id.rpartition(".")[0]: answer for answer in answers}
 
     def _rerank_backlog(self) -> float:
-        """Ask many queries at once; return how many were answered a second."""
+        """Publish many queries at once; return the number of reranked queries per second."""
         queries = self._material.queries
         began = time.monotonic()
         questions = (
@@ -221,7 +220,7 @@ class Demo:
         return _BACKLOG_EVENTS / (time.monotonic() - began)
 
     def _ask(self, questions: Iterator[Output], count: int, title: str) -> list[QueryReranked]:
-        """Publish questions from a thread of their own and collect the answers."""
+        """Publish queries from a separate thread and collect the results."""
         wanted: set[str] = set()
 
         def ask() -> None:
@@ -246,7 +245,7 @@ class Demo:
                 if len(answers) == count:
                     return answers
         self._services.rerank.check()
-        raise DemoError(f"only {len(answers)} of {count} queries were answered")
+        raise DemoError(f"only {len(answers)} of {count} queries were reranked")
 
     def _question(self, query: Query, query_id: str) -> Output:
         event = QueryResults(
@@ -270,7 +269,7 @@ class Demo:
         return Judged(event, query.relevant, before, after)
 
     def _await_no_lag(self) -> int:
-        """Return the consumer lag of both services once it has settled: the gauges follow every second."""
+        """Return the consumer lag of both services once it is stable: the gauges are updated every second."""
         deadline = time.monotonic() + 5
         while (lag := self._lag()) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -287,7 +286,7 @@ class Demo:
 
 
 def _connection(console: Console, settings: DemoSettings, cleanup: contextlib.ExitStack) -> Connection:
-    """Keep the demo to topics and groups of its own, wherever it runs."""
+    """Give the demo its own topics and groups on any cluster."""
     named = "bootstrap_servers" in settings.model_fields_set
     return Connection(
         bootstrap_servers=settings.bootstrap_servers if named else _start_kafka(console, cleanup),
@@ -297,7 +296,7 @@ def _connection(console: Console, settings: DemoSettings, cleanup: contextlib.Ex
 
 
 def _start_kafka(console: Console, cleanup: contextlib.ExitStack) -> str:
-    with console.status("Starting Apache Kafka (its 42 MB are fetched the first time)"):
+    with console.status("Starting Apache Kafka (42 MB are downloaded the first time)"):
         kafka = cleanup.enter_context(LocalKafka())
     console.print(f"Apache Kafka runs at {kafka.bootstrap_servers}")
     return kafka.bootstrap_servers
@@ -339,7 +338,7 @@ def _start_services(
 def _engine_answers(
     console: Console, settings: DemoSettings, material: Material
 ) -> dict[str, Sequence[tuple[str, float]]]:
-    """Let the stand-in engine answer every query: the base that is reranked."""
+    """Rank all queries by the stand-in engine: the base that is reranked."""
     with console.status("The stand-in engine indexes whole clips"):
         engine = BaseEngine(load_model(settings), material.clips, sandbox=settings.decoder_sandbox)
         return {query.query_id: engine.rank(query.text, top=settings.depth) for query in material.queries}
@@ -360,8 +359,8 @@ def _text(value: bytes | None) -> str:
 
 def _wait_for_ctrl_c(console: Console, connection: Connection, services: Services) -> None:
     console.print(
-        f"Kept running. Kafka: {connection.bootstrap_servers}, topics {connection.topic(EMBED.input)} and so on. "
-        f"Metrics: {services.embed.url}/metrics and {services.rerank.url}/metrics. Ctrl-C ends it."
+        f"Everything keeps running. Kafka: {connection.bootstrap_servers}, topics {connection.topic(EMBED.input)} etc. "
+        f"Metrics: {services.embed.url}/metrics and {services.rerank.url}/metrics. Stop with Ctrl-C."
     )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

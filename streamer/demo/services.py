@@ -1,4 +1,4 @@
-"""The two real commands as child processes, watched through their own probes and metrics."""
+"""The two services as child processes, observed through their probes and metrics."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _STOP_TIMEOUT_S = 15.0
 
 
 class ServiceError(Exception):
-    """A service did not start, or ended; the message holds the end of its log."""
+    """A service did not start, or ended; the message contains the end of its log."""
 
 
 class ServiceProcess:
-    """One running ``streamer embed`` or ``streamer rerank``, configured by variables alone, as in production."""
+    """One running ``streamer embed`` or ``streamer rerank``, configured only by environment variables."""
 
     def __init__(self, command: str, variables: Mapping[str, str], *, log: Path, port: int) -> None:
         self.command = command
@@ -44,7 +44,7 @@ class ServiceProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # Ctrl-C is for the demo, which then stops its services in order.
+                # Ctrl-C must reach only the demo, which then stops its services in order.
                 start_new_session=True,
             )
 
@@ -68,7 +68,7 @@ class ServiceProcess:
         raise ServiceError(f"streamer {self.command} was not ready in {_START_TIMEOUT_S:.0f} s:\n{self.log_tail()}")
 
     def check(self) -> None:
-        """Raise :class:`ServiceError` where the process has ended."""
+        """Raise :class:`ServiceError` if the process has ended."""
         if self._process.poll() is not None:
             raise ServiceError(
                 f"streamer {self.command} ended with exit code {self._process.returncode}:\n{self.log_tail()}"
@@ -79,7 +79,7 @@ class ServiceProcess:
         return Scrape.parse(self._get("/metrics"), at=time.monotonic())
 
     def stop(self) -> None:
-        """End the process by SIGTERM, and by SIGKILL where it does not follow."""
+        """End the process by SIGTERM, or by SIGKILL if it does not stop."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:

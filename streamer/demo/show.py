@@ -1,4 +1,4 @@
-"""What the demo shows: progress, what ``streamer top`` shows meanwhile, queries before and after, figures."""
+"""The demo's output: progress, the view of ``streamer top``, queries before and after, figures."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _TABLE_ROWS, _TABLE_QUERIES = 5, 3
 
 
 _LINES_BESIDE = 3
-"""Lines of the terminal that the view leaves to the progress below it, and to what is printed above it."""
+"""Terminal lines that the view leaves for the progress below it and the output above it."""
 
 
 class Stage:
-    """Where progress is shown: on a terminal below the view of ``streamer top``, else by itself, in plain lines."""
+    """Shows progress: on a terminal below the view of ``streamer top``, otherwise alone, as plain lines."""
 
     def __init__(self, console: Console, watch: Watch) -> None:
-        """``watch`` is this stage's to close."""
+        """``watch`` is closed by this object."""
         self._console = console
         self._watch = watch
         self._frame: Frame | None = None
@@ -56,7 +56,7 @@ class Stage:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:
-        """Show the progress of what is done in this context."""
+        """Show the progress of the work in this context."""
         columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         progress = Progress(*columns, console=self._console)
         if not self._console.is_terminal:
@@ -84,13 +84,13 @@ class Stage:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of the values that are known, None where none is."""
+    """Return the mean of the known values, None if there are none."""
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else None
 
 
 def most_telling(judged: Sequence[Judged]) -> list[Judged]:
-    """Choose the queries that gained most, or without judgments those whose first result climbed highest."""
+    """Choose the queries with the largest gain, or without judgments those whose first result rose most."""
 
     def told(each: Judged) -> float:
         if each.before is not None and each.after is not None:

@@ -1,4 +1,4 @@
-"""Models that turn frames and queries into vectors of one space; all that imports torch and open_clip."""
+"""Models that encode frames and queries as vectors of one space; only this package imports torch and open_clip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loads an encoder: the one place that knows which scheme of a model's name is which family of encoders."""
+"""Loads an encoder by its model's name: the table of encoder families by scheme."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from streamer.settings import Device, Dtype, ModelSettings
 
 DEMO = "demo"
-"""The name of the small model that this project trained on its own rendered clips: for demonstrations and tests."""
+"""The name of the small model that this project trained on rendered clips, for demos and tests."""
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
 
 
 class Options(NamedTuple):
-    """How a model is computed; :func:`load_encoder` explains each."""
+    """Options of computing a model; :func:`load_encoder` explains each."""
 
     dtype: Dtype = "auto"
     device: Device = "auto"
@@ -32,7 +32,7 @@ class Loader(Protocol):
     """Loads a model of one family."""
 
     def __call__(self, name: str, pretrained: str | None, options: Options) -> Encoder:
-        """Load the model of that name, which is without the scheme. Raises :class:`EncoderError`."""
+        """Load the model ``name``, given without its scheme. Raises :class:`EncoderError`."""
         ...
 
 
@@ -44,7 +44,7 @@ def _open_clip(name: str, pretrained: str | None, options: Options) -> Encoder:
 
 def _demo(name: str, pretrained: str | None, options: Options) -> Encoder:
     if name:
-        raise EncoderError(f"{DEMO} is a model's whole name; nothing follows it")
+        raise EncoderError(f"{DEMO} is a complete model name; nothing may follow it")
     return _open_clip(f"local-dir:{DEMO_FOLDER}", pretrained, options)
 
 
@@ -52,7 +52,7 @@ DEFAULT_SCHEME = "open_clip"
 LOADERS: Mapping[str, Loader] = {DEFAULT_SCHEME: _open_clip, DEMO: _demo}
 """The families of encoders, by scheme."""
 _OPEN_CLIP_SCHEMES = ("local-dir", "hf-hub")
-"""What open_clip itself takes before a colon."""
+"""The schemes that open_clip itself accepts."""
 
 
 def loader_of(model: str) -> tuple[Loader, str]:
@@ -80,10 +80,10 @@ def load_encoder(
     ``model`` is ``scheme:name`` with a scheme of :data:`LOADERS`. Without a scheme, model and ``pretrained`` are what
     ``open_clip.create_model_and_transforms`` takes; ``demo`` is the small demonstration model.
 
-    How each of ``sides`` is computed fastest is measured here and logged; what needs another side raises
-    RuntimeError, and that side's weights take no memory. ``dtype="auto"`` takes float32, or the reduced arithmetic
-    whose vectors keep a cosine of 0.9998 to float32's where that is clearly faster. ``threads`` are those of the
-    whole process's arithmetic on a CPU: None leaves it to OMP_NUM_THREADS, or to a measurement where that is not set.
+    The fastest way of computing each of ``sides`` is measured here and logged. Methods that need another side raise
+    RuntimeError, and that side's weights take no memory. ``dtype="auto"`` selects float32, or a reduced precision whose
+    vectors have a cosine of at least 0.9998 to float32's if that is clearly faster. ``threads``: CPU threads for
+    inference in the whole process; None means OMP_NUM_THREADS, or a measurement if that is not set.
 
     Raises :class:`EncoderError`.
     """
@@ -93,9 +93,9 @@ def load_encoder(
 
 
 def load_model(settings: ModelSettings, *, sides: Collection[Side] = SIDES) -> Encoder:
-    """Load the model that the settings name, by :func:`load_encoder`.
+    """Load the configured model by :func:`load_encoder`.
 
-    Raises :class:`~streamer.settings.SettingsError`, also where they name none.
+    Raises :class:`~streamer.settings.SettingsError`, also if no model is configured.
     """
     model = settings.named_model()
     try:

@@ -1,4 +1,4 @@
-"""Any open_clip model as an encoder: where its weights come from, what identifies it, how it is run."""
+"""Any open_clip model as an encoder: loading its weights, computing its model id, and running it."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ T = TypeVar("T", bound=Tower)
 
 CONFIG_NAME = "open_clip_config.json"
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pth")
-"""What open_clip takes for weights in a ``local-dir:``."""
+"""The file names that open_clip accepts as weights in a ``local-dir:``."""
 IMAGE_BATCH = 32
-"""Frames a call on a CPU, where four are within a tenth of the most that any size gives."""
+"""Frames per call on a CPU, where four reach 90 % of the best throughput of any size."""
 MAX_IMAGE_BATCH = 512
 _FRAMES_OF_A_CLIP = 8
 MAX_TOKENIZER_WORDS = 20_000
-"""Words whose tokens are remembered; open_clip's own tokenizer remembers every word that it ever saw."""
+"""Number of words whose tokens are cached; open_clip's own tokenizer caches every word without limit."""
 
 
 class OpenClipEncoder:
-    """An open_clip model, one vector a frame; implements :class:`streamer.encoders.Encoder`."""
+    """An open_clip model, one vector per frame; implements :class:`streamer.encoders.Encoder`."""
 
     vectors_per_frame = 1
 
@@ -73,17 +73,16 @@ class OpenClipEncoder:
         dtype: Dtype = "auto",
         sides: Collection[Side] = SIDES,
     ) -> None:
-        """Take a model as loaded, in float32 on the CPU; ``config`` is its architecture (``model_cfg``).
+        """Take a loaded model, in float32 on the CPU; ``config`` is its architecture (``model_cfg``).
 
-        Of each of ``sides`` the fastest arithmetic is found; it is warm afterwards. A side that is not among them
-        is not kept.
+        The fastest precision for each of ``sides`` is determined, which also warms it up. Other sides are discarded.
         """
         self.model_id = _model_id(network, config)
         self.dim = int(config["embed_dim"])
         visual: Any = network.visual
         self.prepare = _preprocessing(visual.preprocess_cfg, preprocess)
         self.arithmetic: dict[Side, Arithmetic] = {}
-        """As it was chosen."""
+        """The chosen precision of each side."""
         self.device = device
         network.eval()
 
@@ -114,12 +113,12 @@ class OpenClipEncoder:
     ) -> OpenClipEncoder:
         """Load a model: built-in name and tag, name and checkpoint file, ``local-dir:PATH``, ``hf-hub:REPO``.
 
-        Raises :class:`EncoderError` with one line that says which part is wrong. A model is never left with
-        random weights, which open_clip only warns about.
+        Raises :class:`EncoderError` with one line that names the faulty part. A model is never used with random
+        weights, about which open_clip only warns.
         """
         chosen = _device(device)
         if chosen.type == "cuda":
-            # Else a convolution in "float32" has 10 bits of mantissa, and everything is compared with that.
+            # Otherwise a "float32" convolution has a 10-bit mantissa, and it is the reference for all comparisons.
             torch.backends.cudnn.allow_tf32 = False
         source = _locate(model, pretrained)
         try:
@@ -149,7 +148,7 @@ class OpenClipEncoder:
 
     @property
     def computes_in(self) -> str:
-        """The arithmetic in use; of both sides where they differ."""
+        """The precision in use; of both sides if they differ."""
         return "; ".join(dict.fromkeys(str(each) for each in self.arithmetic.values()))
 
     @property
@@ -160,32 +159,32 @@ class OpenClipEncoder:
     def encode_images(self, prepared: Sequence[Frame]) -> npt.NDArray[np.float32]:
         """Encode frames of the model's size in one batch: (n, 1, dim), L2-normalised; n >= 1."""
         if self._images is None:
-            raise RuntimeError("the encoder was loaded without the side that encodes images")
+            raise RuntimeError("the encoder was loaded without its image side")
         return self._images.encode(prepared)[:, np.newaxis]
 
     def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Encode queries in one batch: (n, dim), L2-normalised; n >= 1.
 
-        What is longer than the model's context is cut off, as open_clip's tokenizer does.
+        Texts longer than the model's context are truncated, as open_clip's tokenizer does.
         """
         if self._texts is None:
-            raise RuntimeError("the encoder was loaded without the side that encodes texts")
+            raise RuntimeError("the encoder was loaded without its text side")
         return self._texts.encode(queries)
 
     def warm_up(self) -> None:
-        """Run each side once, with the threads that there are now."""
+        """Run each side once, with the current number of threads."""
         for tower in (self._images, self._texts):
             if tower is not None:
                 tower.run()
 
     def measure_threads(self) -> int:
-        """Return how many of torch's threads are worth taking, for the side that profits from most."""
+        """Return the best number of torch threads, for the side that benefits from the most."""
         most = torch.get_num_threads()
         if most == 1:
             return 1
         runs: dict[str, Callable[[], object]] = {}
         if self._images is not None:
-            # As many frames as keep more than a few threads busy: a clip's, if it is short.
+            # Enough frames to keep more than a few threads busy, as many as a short clip has.
             runs["images"] = partial(self._images.run_batch, _FRAMES_OF_A_CLIP)
         if self._texts is not None:
             runs["texts"] = self._texts.run
@@ -197,27 +196,27 @@ class OpenClipEncoder:
 def _measure(
     side: Side, arithmetics: Sequence[Arithmetic], build: Callable[[Arithmetic], T], device: torch.device
 ) -> Choice[T]:
-    """Choose an arithmetic and log it; raise :class:`RuntimeError` where the first one cannot be used."""
+    """Choose a precision and log it. Raises :class:`RuntimeError` if the first one cannot be used."""
     if device.type == "cpu":
-        # One thread's own time: what else the machine does while a service starts does not count.
+        # The thread's own CPU time, so that other load during the start does not count.
         with use_threads(1):
             choice = fastest(arithmetics, build, time.thread_time)
     else:
         choice = fastest(arithmetics, build, time.perf_counter)
     measured = [str(trial) for trial in choice.trials]
-    log.info("arithmetic measured", side=side, chosen=str(choice.arithmetic), measured=measured)
+    log.info("precision measured", side=side, chosen=str(choice.arithmetic), measured=measured)
     return choice
 
 
 def _trim() -> None:
-    """Give free memory back to the system: glibc keeps what the copies took that were tried, as much as the model."""
+    """Return free memory to the system: glibc keeps the memory of discarded copies, as much as the model takes."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def _device(device: Device) -> torch.device:
-    """Return the device that the setting asks for; raise :class:`EncoderError` where it is not there."""
+    """Return the configured device. Raises :class:`EncoderError` if it does not exist."""
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise EncoderError("torch finds no CUDA device", setting="device")
@@ -225,7 +224,7 @@ def _device(device: Device) -> torch.device:
 
 
 def _preprocessing(config: Mapping[str, Any], reference: Callable[[Image.Image], torch.Tensor]) -> Preprocessing:
-    """Return open_clip's evaluation transform without torch; raise :class:`EncoderError` where it is not the same."""
+    """Return open_clip's evaluation transform without torch. Raises :class:`EncoderError` if the results differ."""
     height, width = (config["size"],) * 2 if isinstance(config["size"], int) else config["size"]
     mine = Preprocessing(height, width, config["resize_mode"], config["interpolation"], config["fill_color"])
     mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
@@ -235,16 +234,16 @@ def _preprocessing(config: Mapping[str, Any], reference: Callable[[Image.Image],
         own = torch.from_numpy(mine(frame).copy()).permute(2, 0, 1).float().div(255).sub(mean).div(std)
         theirs = reference(Image.fromarray(frame))
         if own.shape != theirs.shape or not torch.allclose(own, theirs, atol=1e-6):
-            raise EncoderError("the model's preprocessing is not one that open_clip's configurations describe")
+            raise EncoderError("the model's preprocessing cannot be described by an open_clip configuration")
     return mine
 
 
 def _model_id(network: Any, config: dict[str, Any]) -> str:
     """Identify the vector space: ``clip<dim>-<64 bits of a SHA-256>``.
 
-    Hashed are the architecture, the preprocessing in force and every weight in float32, by name: not where
-    the model came from, nor the precision of its file, which float32 holds exactly. Call it before the
-    model is cast.
+    The hash covers the architecture, the preprocessing in use and every weight in float32, by name; it does not depend
+    on the model's source, nor on the precision of its file, which float32 represents exactly. Call it before the model
+    is cast.
     """
     digest = hashlib.sha256(_canonical([config, network.visual.preprocess_cfg]))
     for name, tensor in sorted(network.state_dict().items()):
@@ -258,7 +257,7 @@ def _canonical(value: Any) -> bytes:
 
 
 def _bound(tokenizer: Any) -> Callable[[Sequence[str]], torch.Tensor]:
-    """Keep open_clip's own tokenizer from remembering without end; others are returned as they are."""
+    """Bound the cache of open_clip's own tokenizer; other tokenizers are returned unchanged."""
     if not isinstance(tokenizer, open_clip.SimpleTokenizer):
         return tokenizer  # type: ignore[no-any-return]  # open_clip is untyped
     special_tokens = dict(tokenizer.cache)
@@ -274,10 +273,10 @@ def _bound(tokenizer: Any) -> Callable[[Sequence[str]], torch.Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A model whose parts are all there, though not yet read.
+    """A model whose parts all exist, though they have not been read.
 
-    ``name`` and ``pretrained`` are what open_clip takes; ``config`` is the architecture (``model_cfg``);
-    ``checkpoints`` are the files among which open_clip finds the weights.
+    ``name`` and ``pretrained`` are open_clip's arguments; ``config`` is the architecture (``model_cfg``);
+    ``checkpoints`` are the candidates for the weights file.
     """
 
     name: str
@@ -287,7 +286,7 @@ class _Source:
 
 
 def _locate(model: str, pretrained: str | None) -> _Source:
-    """Find a model's parts, downloading what has a tag or a repository; raise :class:`EncoderError`."""
+    """Find a model's parts; a tag or repository is downloaded. Raises :class:`EncoderError`."""
     try:
         schema, identifier = parse_model_name(model)
     except ValueError as error:
@@ -296,7 +295,7 @@ def _locate(model: str, pretrained: str | None) -> _Source:
         return _locate_builtin(identifier.replace("/", "-"), pretrained)
     if pretrained:
         raise EncoderError(
-            f"{pretrained!r} has no meaning for model {model}, which brings its own weights", setting="pretrained"
+            f"pretrained {pretrained!r} cannot be combined with model {model}, which has weights", setting="pretrained"
         )
     return _locate_local(model, Path(identifier)) if schema == "local-dir" else _locate_hub(model, identifier)
 
@@ -311,7 +310,7 @@ def _locate_local(model: str, directory: Path) -> _Source:
         config = json.loads(config_path.read_text(encoding="utf-8"))["model_cfg"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EncoderError(
-            f"model {model}: {CONFIG_NAME} is no JSON object with a model_cfg: {_one_line(error)}"
+            f"model {model}: {CONFIG_NAME} is not a JSON object with a model_cfg: {_one_line(error)}"
         ) from None
     checkpoints = tuple(path for path in sorted(directory.iterdir()) if path.suffix in CHECKPOINT_SUFFIXES)
     if not checkpoints:
@@ -332,12 +331,12 @@ def _locate_builtin(name: str, pretrained: str | None) -> _Source:
     config = open_clip.get_model_config(name)
     if config is None:
         close = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(close)}?" if close else "open_clip.list_models() names those there are"
+        hint = f"did you mean {', '.join(close)}?" if close else "open_clip.list_models() lists all models"
         raise EncoderError(f"unknown model {name!r}; {hint}")
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
     choice = f"a checkpoint file or one of the tags {tags}" if tags else "a checkpoint file (there are no tags)"
     if not pretrained:
-        raise EncoderError(f"model {name} has no weights of its own: give {choice}", setting="pretrained")
+        raise EncoderError(f"model {name} needs pretrained weights: give {choice}", setting="pretrained")
     if open_clip.is_pretrained_cfg(name, pretrained):
         try:
             checkpoint = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained))
@@ -350,14 +349,14 @@ def _locate_builtin(name: str, pretrained: str | None) -> _Source:
     elif os.sep in pretrained or Path(pretrained).suffix:
         raise EncoderError(f"{pretrained!r}: no such checkpoint file", setting="pretrained")
     else:
-        raise EncoderError(f"unknown tag {pretrained!r} for model {name}; it takes {choice}", setting="pretrained")
+        raise EncoderError(f"unknown tag {pretrained!r} for model {name}; give {choice}", setting="pretrained")
     return _Source(name, pretrained, config, (Path(checkpoint),))
 
 
 def _explain(source: _Source, error: Exception) -> str:
-    """Say in one line why a model whose parts are there does not load, by trying each part alone.
+    """Return one line that says why a model with existing parts does not load, by trying each part alone.
 
-    open_clip lets through whatever its parts raise, so that the kind of ``error`` tells nothing.
+    open_clip passes on any exception of its parts, so the type of ``error`` is not informative.
     """
     try:
         open_clip.create_model(source.name, load_weights=False, pretrained_text=False)
@@ -365,7 +364,7 @@ def _explain(source: _Source, error: Exception) -> str:
         return f"model {source.name} cannot be built: {type(unbuildable).__name__}: {_one_line(unbuildable)}"
     for checkpoint in source.checkpoints:
         if checkpoint.suffix in (".npz", ".npy"):
-            continue  # big_vision's, which open_clip reads straight into the model
+            continue  # a checkpoint of big_vision, which open_clip reads directly into the model
         try:
             load_state_dict(str(checkpoint))
         except Exception as unreadable:  # noqa: BLE001 - any of pickle's, zip's, safetensors' and torch's errors

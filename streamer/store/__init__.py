@@ -1,7 +1,7 @@
-"""Where frame embeddings are kept: the protocol, and the engines behind it.
+"""The store of frame embeddings: its protocol and its engines.
 
-A record is one clip's matrix of vectors, each with its frame's time. Access is by clip id, whole records,
-a hundred to a thousand at a time. Vectors of different models never meet: ``model_id`` is part of the key.
+A record is one clip's matrix of vectors, each with its frame's time. Whole records are read by clip id, a hundred to a
+thousand at a time. Vectors of different models are separate: ``model_id`` is part of the key.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What an operator does to a whole store: the protocol for it, apart from the services' :class:`Store`.
+"""The protocol for operations on a whole store, separate from the services' :class:`Store`.
 
-Here a record is its bytes, which are the same in every engine, under the key that
-:func:`streamer.store.record_format.key` makes, whatever the engine itself calls it. All models' records and tombstones
-are seen.
+Here a record is its bytes, which are the same in every engine, under the key of
+:func:`streamer.store.record_format.key`, whatever key the engine uses internally. It covers the records and tombstones
+of all models.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 PAGE_RECORDS = 512
-"""Most records that are read, put or removed at once."""
+"""Most records that are read, put or removed in one call."""
 PAGE_BYTES = 4 << 20
-"""Bytes of values from which on a page takes no further record; one record alone may be larger."""
+"""A page is complete when its values reach this many bytes; a single record may be larger."""
 
 
 class Raw(NamedTuple):
@@ -29,24 +29,24 @@ class Raw(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Some records, and the cursor that goes on behind them.
+    """Some records, and the cursor after them.
 
-    ``anew``: with this page the scan begins anew, and what has come before comes again.
+    ``restarted``: the scan starts over with this page, so that earlier records are returned again.
     """
 
     records: list[Raw]
     cursor: str
-    anew: bool = False
+    restarted: bool = False
 
 
 class Merged(StrEnum):
-    """What became of a record that was put as it was read elsewhere."""
+    """The outcome of putting a record that was read elsewhere."""
 
     WRITTEN = "written"
     PRESENT = "present"
-    """The same bytes were there already."""
+    """The target already had the same bytes."""
     KEPT = "kept"
-    """What was there is not older; it stays."""
+    """The target's record is not older; it is kept."""
 
 
 class StoreAdmin(Protocol):
@@ -54,7 +54,7 @@ class StoreAdmin(Protocol):
 
     @property
     def identity(self) -> str:
-        """Tell this store from others, also from one that took its place later; it may change without need."""
+        """An id of this store, different from that of a later one at the same place; it may change needlessly."""
         ...
 
     def models(self) -> dict[bytes, str]:
@@ -62,37 +62,36 @@ class StoreAdmin(Protocol):
         ...
 
     def register(self, models: Mapping[bytes, str]) -> None:
-        """Make models known. Raises :class:`StoreError` where a prefix belongs to another model."""
+        """Register models. Raises :class:`StoreError` if a prefix belongs to another model."""
         ...
 
     def forget(self, prefix: bytes) -> bool:
-        """Take a model's name out; False, changing nothing, where there still are records of it."""
+        """Unregister a model; returns False, changing nothing, if it still has records."""
         ...
 
     def count(self) -> int:
-        """Return about how many records and tombstones there are, at once."""
+        """Return an estimate of the number of records and tombstones, quickly."""
         ...
 
     def scan(self, cursor: str = "", *, prefix: bytes = b"", heads: bool = False) -> Iterator[Page]:
-        """Go through the records whose keys begin with ``prefix``, from ``cursor`` on, in an order of the engine's.
+        """Yield the records whose keys begin with ``prefix``, from ``cursor`` on, in an engine-specific order.
 
-        ``heads`` cuts values to their first :data:`~streamer.store.record_format.HEADER_BYTES`. Every record that is
-        there from the beginning to the end comes at least once, however often the scan was ended and begun again
-        with the cursor of a page; what is written or removed meanwhile comes or does not. Where servers have
-        taken each other's place, the scan begins anew and says so.
+        ``heads`` cuts values to their first :data:`~streamer.store.record_format.HEADER_BYTES`. Every record that
+        exists during the whole scan is returned at least once, however often the scan is resumed with the cursor of a
+        page; records written or removed meanwhile may be returned or not. If servers were replaced by others, the scan
+        starts over and sets ``restarted``.
         """
         ...
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the records under ``keys`` as they are, None where nothing is."""
+        """Return the records under ``keys`` unchanged, None for an absent one."""
         ...
 
     def put(self, records: Sequence[Raw], note: Callable[[list[Merged]], bytes] | None = None) -> list[Merged]:
-        """Put records as they are, each where :func:`streamer.store.record_format.outranks` says so, durably.
+        """Put records unchanged and durably, each if :func:`streamer.store.record_format.outranks` says so.
 
-        A record that cannot be read gives way to any; records that cannot be read must not be put. What ``note``
-        makes of the outcomes takes the place of :meth:`note`, not before the records are durable; it may be
-        called more than once.
+        Any record replaces an unreadable one; unreadable records must not be put. The value that ``note`` returns for
+        the outcomes replaces :meth:`note`, after the records are durable; it may be called more than once.
         """
         ...
 
@@ -101,7 +100,7 @@ class StoreAdmin(Protocol):
         ...
 
     def note(self) -> bytes | None:
-        """Return what a copy that is under way has left here."""
+        """Return the progress note of an unfinished copy, None if there is none."""
         ...
 
     def clear_note(self) -> None:
@@ -109,9 +108,9 @@ class StoreAdmin(Protocol):
         ...
 
     def compact(self, to: Path | None) -> tuple[int, int]:
-        """Give space back, in place or as a copy at ``to``; returns the bytes on disk before and after.
+        """Free unused space, in place or as a copy at ``to``; returns the bytes on disk before and after.
 
-        Raises :class:`StoreError` where the engine does so by itself or the store is in use.
+        Raises :class:`StoreError` if the engine does so by itself or the store is in use.
         """
         ...
 

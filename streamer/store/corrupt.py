@@ -1,4 +1,4 @@
-"""The log of corrupt records that reads have met: each record once."""
+"""Logs corrupt records found by reads, each once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import structlog
 log = structlog.get_logger()
 
 _MAX_REMEMBERED = 10_000
-"""Most corrupt records that are logged."""
+"""The largest number of corrupt records that are logged."""
 
 
 class CorruptRecordLog:
-    """Logs the corrupt records of the store that is called ``store``. May be used by several threads."""
+    """Logs the corrupt records of the store named ``store``. May be used by several threads."""
 
     def __init__(self, store: str) -> None:
         self._store = store
@@ -21,7 +21,7 @@ class CorruptRecordLog:
         self._logged: set[bytes] = set()
 
     def note(self, key: bytes, clip_id: str, error: Exception) -> None:
-        """Log the record under ``key`` where it is met for the first time."""
+        """Log the record under ``key`` when it is found for the first time."""
         with self._lock:
             if key in self._logged or len(self._logged) == _MAX_REMEMBERED:
                 return

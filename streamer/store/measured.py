@@ -1,4 +1,4 @@
-"""What is measured of a store, whatever its engine: the time of its calls, whether it is there, what it holds."""
+"""Metrics of a store, independent of its engine: the duration of its calls, its availability and its size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPERATIONS = ("read", "put", "delete")
 _PING_EVERY_S = 5.0
 _COUNT_EVERY_S = 60.0
 _SHARE_OF_COUNTING = 0.01
-"""Of a store so large that counting takes long, it is counted less often."""
+"""Counting takes at most this share of the time: large stores are counted less often."""
 
 
 class _EndOfRead(Protocol):
@@ -32,10 +32,10 @@ class _EndOfRead(Protocol):
 
 
 class MeasuredStore:
-    """A :class:`~streamer.store.Store` whose calls are timed, and counted where they find it unavailable.
+    """A :class:`~streamer.store.Store` whose calls are timed, and whose errors of availability are counted.
 
-    A read's time is what the store has taken for it, block by block: what is done with a block that it has given is
-    not in it. Corrupt records and what came from the cache are counted when the read ends.
+    The duration of a read is the time spent in the store, block by block, without the processing of its blocks. Corrupt
+    records and cache hits are counted when the read ends.
     """
 
     def __init__(self, store: Store, metrics: Metrics) -> None:
@@ -64,7 +64,7 @@ class MeasuredStore:
         if unavailable:
             self._errors["read"].inc()
         if clips is not None:
-            # Most are 0, and each addition takes a lock.
+            # Most counts are 0, and each increment takes a lock.
             for counter, count in (
                 (self._corrupt, clips.corrupt),
                 (self._cache_hits, clips.cache_hits),
@@ -74,15 +74,15 @@ class MeasuredStore:
                     counter.inc(count)
 
     def clip_ids(self) -> Iterator[str]:
-        """Go through the ids of this model's live clips."""
+        """Yield the ids of this model's live clips."""
         return self._store.clip_ids()
 
     def stats(self) -> StoreStats:
-        """Count what is stored."""
+        """Count the records."""
         return self._store.stats()
 
     def ping(self) -> None:
-        """Raise :class:`StoreUnavailableError` where the store cannot be reached."""
+        """Raise :class:`StoreUnavailableError` if the store is unreachable."""
         self._store.ping()
 
     def close(self) -> None:
@@ -102,9 +102,9 @@ class MeasuredStore:
 
 
 class _MeasuredRead:
-    """A read of another store, timed, and what it gives: no generator, since each query opens one.
+    """A timed read of another store and its result; a class because generators are slower and each query opens one.
 
-    ``ended`` is called once with the store's seconds, and with the clips where there were any.
+    ``ended`` is called once with the seconds spent in the store, and with the clips if there were any.
     """
 
     __slots__ = ("_clips", "_ended", "_read", "_seconds")
@@ -141,7 +141,7 @@ class _MeasuredRead:
             self._ended(self._seconds, self._clips, unavailable=unavailable)
 
     def blocks(self) -> Iterator[Block]:
-        """Give the blocks; the time between them is not the store's."""
+        """Yield the blocks; the time between them does not count."""
         blocks = self._opened.blocks()
         while True:
             began = time.perf_counter()
@@ -181,24 +181,24 @@ class _MeasuredRead:
     @property
     def _opened(self) -> StoredClips:
         if self._clips is None:
-            raise StoreError("the read has not begun")
+            raise StoreError("the read has not been started")
         return self._clips
 
 
 class StoreWatch:
-    """Asks now and then, in a thread of its own, whether the store is there, and what it holds.
+    """Checks periodically, in a separate thread, whether the store is reachable, and counts its clips.
 
-    An instance without work would not notice otherwise that its store has gone.
+    Without it, an idle instance would not notice that its store is unreachable.
     """
 
     def __init__(self, store: Store, model_id: str, *, metrics: Metrics, health: Health, counts: bool) -> None:
-        """Begin; with ``counts`` the clips are counted too, for which all keys are walked over."""
+        """Start; with ``counts`` the clips are counted too, which reads all keys."""
         self._store = store
         self._model_id = model_id
         self._metrics = metrics
         self._health = health
         self._counts = counts
-        self._is_away = False
+        self._is_unreachable = False
         self._next_count = 0.0
         thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
         thread.start()
@@ -210,19 +210,19 @@ class StoreWatch:
             time.sleep(_PING_EVERY_S)
 
     def look(self) -> None:
-        """Ask once."""
+        """Check once."""
         try:
             self._store.ping()
             if self._counts and time.monotonic() >= self._next_count:
                 self._count()
-        except StoreError:  # it was closed: the service stops
+        except StoreError:  # the store was closed because the service stops
             return
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, this thread must go on asking
-            self._is_away = True
+            self._is_unreachable = True
             self._health.not_ready("store", str(error))
         else:
-            if self._is_away:
-                self._is_away = False
+            if self._is_unreachable:
+                self._is_unreachable = False
                 self._health.ready("store")
 
     def _count(self) -> None:

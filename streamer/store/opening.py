@@ -1,4 +1,4 @@
-"""Opens a store by its URL: the one place that knows which scheme is which engine."""
+"""Opens a store by its URL: the table of engines by URL scheme."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """What an engine's module offers; each function takes the whole URL and does what its namesake here says."""
+    """The interface of an engine's module; each function takes the whole URL, see the function of that name here."""
 
     def open_store(
         self, url: str, *, model_id: str, dim: int, precision: Precision, read_only: bool, options: StoreOptions | None
@@ -26,7 +26,7 @@ class Engine(Protocol):
         ...
 
     def open_existing(self, url: str, *, model_id: str, options: StoreOptions | None) -> Store:
-        """Open a store that is there already."""
+        """Open an existing store."""
         ...
 
     def open_admin(self, url: str, *, create: bool, options: StoreOptions | None) -> StoreAdmin:
@@ -55,7 +55,7 @@ ENGINES: Mapping[str, Callable[[], Engine]] = {
     "redis+cluster": _redis,
     "rediss+cluster": _redis,
 }
-"""The engines by URL scheme; each is imported when it is first opened."""
+"""The engines by URL scheme; an engine is imported when it is first used."""
 
 
 def open_store(
@@ -67,11 +67,11 @@ def open_store(
     read_only: bool = False,
     options: StoreOptions | None = None,
 ) -> Store:
-    """Open the store that ``url`` names for one model's vectors of length ``dim``; created where absent.
+    """Open the store at ``url`` for one model's vectors of length ``dim``; created if absent.
 
-    ``read_only`` promises no writes to a store that exists (the engine may still keep reader bookkeeping).
-    ``options`` are for remote stores. Raises :class:`StoreError`, or :class:`StoreUnavailableError` where a later
-    attempt may succeed.
+    ``read_only`` promises not to write to an existing store (the engine may still register readers).
+    ``options`` are for remote stores. Raises :class:`StoreError`, or :class:`StoreUnavailableError` if a later attempt
+    may succeed.
     """
     return _engine(url).open_store(
         url, model_id=model_id, dim=dim, precision=precision, read_only=read_only, options=options
@@ -79,18 +79,18 @@ def open_store(
 
 
 def open_existing(url: str, *, model_id: str = "", options: StoreOptions | None = None) -> Store:
-    """Open a store that is there already, to look into it: nothing is created, vectors may have any length.
+    """Open an existing store to inspect it: nothing is created, and vectors may have any length.
 
-    ``model_id`` is whose records are read; without one :meth:`Store.stats` still tells of all models. Raises
-    :class:`StoreError`, or :class:`StoreUnavailableError` where a later attempt may succeed.
+    ``model_id``: the model whose records are read; without it, :meth:`Store.stats` still covers all models. Raises
+    :class:`StoreError`, or :class:`StoreUnavailableError` if a later attempt may succeed.
     """
     return _engine(url).open_existing(url, model_id=model_id, options=options)
 
 
 def open_admin(url: str, *, create: bool = False, options: StoreOptions | None = None) -> StoreAdmin:
-    """Open the store that ``url`` names; one that is absent is only created with ``create``.
+    """Open the store at ``url`` for upkeep; an absent one is created only with ``create``.
 
-    Raises :class:`StoreError`, or :class:`StoreUnavailableError` where a later attempt may succeed.
+    Raises :class:`StoreError`, or :class:`StoreUnavailableError` if a later attempt may succeed.
     """
     return _engine(url).open_admin(url, create=create, options=options)
 

@@ -1,4 +1,4 @@
-"""What a remote store is used with; its URL says which store it is."""
+"""Options for remote stores, in addition to the URL."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _DAY_S = 86_400
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """How to reach a store and what to ask of it; an embedded store needs none of this.
+    """How to connect to a remote store and what to require of it; an embedded store ignores all of it.
 
-    ``user`` and ``password`` come before those of the URL. ``ca``, ``cert`` and ``key`` are PEM files for TLS.
-    ``timeout_s`` bounds each wait for a server. ``replicas`` must have a write before it counts as durable.
-    ``cache_bytes`` of records are kept in this process; 0 keeps none. A tombstone lives for ``tombstone_s``; 0
-    is for ever.
+    ``user`` and ``password`` override those of the URL. ``ca``, ``cert`` and ``key`` are PEM files for TLS.
+    ``timeout_s``: limit for each wait for a server. ``replicas``: number of replicas that must have a write before it
+    counts as durable. ``cache_bytes``: size of this process's record cache; 0 disables it. ``tombstone_s``: lifetime of
+    tombstones; 0 means for ever.
     """
 
     user: str | None = None
@@ -37,14 +37,14 @@ class StoreOptions:
 
     @classmethod
     def of(cls, settings: StoreSettings) -> StoreOptions:
-        """Read them from the settings, and the password from its file; SettingsError where that is not there.
+        """Read them from the settings, and the password from its file; SettingsError if the file does not exist.
 
-        What the settings do not hold is left at its default: a reader has no replicas to wait for, a writer no cache.
+        Options that the settings do not have keep their defaults: readers have no ``replicas``, writers no cache.
         """
         for name in ("store_ca", "store_cert", "store_key"):
             path = getattr(settings, name)
             if path is not None and not path.is_file():
-                raise invalid_setting(name, f"{path}: there is no such file")
+                raise invalid_setting(name, f"{path}: no such file")
         more: dict[str, Any] = {}
         if isinstance(settings, StoreWriteSettings):
             more |= {"replicas": settings.store_replicas, "tombstone_s": settings.store_tombstone_days * _DAY_S}

@@ -1,4 +1,4 @@
-"""The store protocol, which every engine fulfils."""
+"""The store protocol, which every engine implements."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-"""From which versions are counted."""
+"""The time 0 of versions."""
 
 
 class StoreError(Exception):
-    """The store cannot be used as asked: wrong URL, not writable, not a store of ours. Not worth a retry."""
+    """The store cannot be used: wrong URL, not writable, or not a store of this software. Retrying does not help."""
 
 
 class StoreUnavailableError(Exception):
-    """The store cannot be reached or written just now (disk full, locked, connection lost). Worth a retry."""
+    """The store is unavailable at the moment (disk full, locked, connection lost). Retrying may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where an event stands: ``log`` is the hash of its log's name, ``offset`` (>= 0) counts within that log.
+    """The position of an event: ``log`` is the hash of its partition's name, ``offset`` (>= 0) its offset there.
 
-    Not to be sorted: positions of different logs have no order.
+    Not sortable: positions in different partitions have no order.
     """
 
     log: int
@@ -44,11 +44,11 @@ class Position:
 
     @classmethod
     def of(cls, log_name: str, offset: int) -> Position:
-        """Return the position ``offset`` of the log that is called ``log_name``."""
+        """Return the position ``offset`` in the partition with the unique name ``log_name``."""
         return cls(xxh3_64_intdigest(log_name.encode()), offset)
 
     def precedes(self, other: Position) -> bool:
-        """Tell whether this is earlier in the same log; False where the logs differ."""
+        """Return whether this is earlier in the same partition; False if the partitions differ."""
         return self.log == other.log and self.offset < other.offset
 
 
@@ -58,8 +58,8 @@ class Clip:
 
     ``vectors``: (n, d) float32, L2-normalised rows, n >= 1; the store casts them to its precision.
     ``times_ms``: (n,) uint32, the time of each vector's frame from the clip's start, not decreasing.
-    ``uploaded_at`` orders the versions of a clip (microseconds count), ``position`` its events in the log that
-    brought them; ``duration_ms`` is the clip's length.
+    ``uploaded_at`` orders the versions of a clip (with microseconds), ``position`` its events within a partition;
+    ``duration_ms`` is the clip's length.
     """
 
     clip_id: str
@@ -71,11 +71,11 @@ class Clip:
 
 
 class Embedding(NamedTuple):
-    """One clip as read: arrays that look into the store's own memory, valid only inside :meth:`Store.read`.
+    """One clip as read: arrays that are views of the store's memory, valid only inside :meth:`Store.read`.
 
     ``matrix``: (n, d) float32, float16 or int8. ``scales``: (n,) float32 for int8 (vector = row * scale),
-    else None. ``times_ms``: (n,) uint32. ``uploaded_us``: ``uploaded_at`` in microseconds since 1970 UTC. A
-    tuple, since each query makes a hundred to a thousand of them.
+    else None. ``times_ms``: (n,) uint32. ``uploaded_us``: ``uploaded_at`` in microseconds since 1970 UTC. A tuple,
+    because each query creates a hundred to a thousand of them.
     """
 
     matrix: npt.NDArray[Any]
@@ -91,11 +91,11 @@ class Embedding(NamedTuple):
 
 
 class PutOutcome(StrEnum):
-    """What became of a write."""
+    """The outcome of a write."""
 
     WRITTEN = "written"
     SUPERSEDED = "superseded"
-    """The store holds a newer upload, the same one from later in the log, or a delete that outlasts this one."""
+    """The store has a newer upload, the same upload from a later offset, or a delete that applies to this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +109,10 @@ class StoreStats:
 
 
 class StoredClips(Blocks, Protocol):
-    """The records of one read, in the order of the ids that were given: as blocks, or one by one.
+    """The records of one read, in the order of the requested ids: as blocks, or one by one.
 
-    A record that is absent, deleted or corrupt is in no block, and None one by one. An engine may look records up
-    when they are asked for. The three counts are of what has been looked up so far.
+    An absent, deleted or corrupt record is in no block, and None one by one. An engine may look records up lazily. The
+    three counts cover the records looked up so far.
     """
 
     def __getitem__(self, index: int) -> Embedding | None:
@@ -120,97 +120,97 @@ class StoredClips(Blocks, Protocol):
         ...
 
     def __iter__(self) -> Iterator[Embedding | None]:
-        """Go through the records."""
+        """Iterate over the records."""
         ...
 
     @property
     def corrupt(self) -> int:
-        """How often a corrupt record was met; each is logged once in the life of its store."""
+        """Number of reads of corrupt records; each record is logged only once."""
         ...
 
     @property
     def cache_hits(self) -> int:
-        """How many records were read whose bytes this process had already."""
+        """Number of records read from this process's cache."""
         ...
 
     @property
     def cache_misses(self) -> int:
-        """How many records were read whose bytes had to be transferred; an embedded store transfers none."""
+        """Number of records transferred from a server; 0 for an embedded store."""
         ...
 
 
 class Store(Protocol):
     """Embeddings of one model's clips. Methods may be called from several threads.
 
-    A clip's version is its ``uploaded_at``. A delete has none of its own: its tombstone takes that of what it
-    removes (of the tombstone that stands there already, likewise), else ``deleted_at``. So a duplicate of the
-    deleted upload stays dead and any newer upload lives, whatever the clocks of uploaders and brokers say.
+    A clip's version is its ``uploaded_at``. A delete has no version of its own: its tombstone takes the version of the
+    record or tombstone that it replaces, else ``deleted_at``. So a duplicate of the deleted upload stays deleted and
+    any newer upload is stored, regardless of the clocks of uploaders and brokers.
 
-    Events may come again, and late: after a crash everything since the last commit is replayed, and a paused
-    process may wake and write what its partition's next owner has long gone past. Each record and tombstone
-    therefore keeps the :class:`Position` of the event that wrote it, and what is *earlier* (in the same log,
-    at a smaller offset) is told from what is news:
+    Events may be repeated and late: after a crash everything since the last commit is processed again, and a paused
+    process may wake up and write events that its partition's next owner processed long ago. Each record and tombstone
+    therefore stores the :class:`Position` of the event that wrote it, by which an *earlier* event (in the same
+    partition, at a smaller offset) is recognized:
 
-    - An upload meets a live record: the newer version wins. Of equal ones the upload wins unless it is earlier
-      (a redelivery is written again, which heals the record).
-    - An upload meets a tombstone: it wins if its version is newer than the tombstone's and it is not earlier.
-    - A delete meets a live record or a tombstone: it is ignored where it is earlier, else it applies. A
-      tombstone that is deleted again keeps its version and takes the later position, since what stands between
-      the two deletes in the log must not come back.
-    - What loses changes nothing, the stored position included. Where nothing readable is stored anything applies.
+    - An upload and a live record: the newer version wins. Of equal ones the upload wins unless it is earlier (a
+      redelivery is written again, which repairs a damaged record).
+    - An upload and a tombstone: the upload wins if its version is newer than the tombstone's and it is not earlier.
+    - A delete and a live record or a tombstone: the delete is ignored if it is earlier, else it applies. A tombstone
+      that is deleted again keeps its version and takes the later position, because events between the two deletes must
+      not be restored.
+    - The losing event changes nothing, not even the stored position. If nothing readable is stored, any event applies.
 
-    Why this makes the store end as the log says: in the order of the log, the stored version never falls and
-    the stored position never goes back. Let a log be applied up to some offset, and an event up to there come
-    again. An upload is not newer than what is stored; an equally new live record was written by it or later; a
-    tombstone admits only newer ones. A delete is earlier than a live record, which else it would have removed,
-    and not later than a tombstone, which takes each delete's position. So nothing changes, whatever comes again
-    and how often, as long as each event's *first* application is in the order of the log.
+    Why the store converges to the state that the partition defines: in offset order, the stored version and the stored
+    position never decrease. Suppose that a partition was applied up to some offset, and an event up to there is
+    repeated. An upload is not newer than the stored record; a live record of the same version was written by it or by a
+    later event; a tombstone admits only newer uploads. A delete is earlier than a live record, which it would otherwise
+    have removed, and not later than a tombstone, which takes each delete's position. So repeated events change nothing,
+    as long as each event's *first* application is in offset order.
 
-    What the rules cannot tell: events of different logs (a topic made anew, another cluster, a clip whose key
-    went to another partition when some were added) have no order, so the order of their arrival counts, and a
-    replayed or late delete of the old log removes an upload of the new one. An upload that one attempt could
-    not embed (its source failed for good) and a later attempt of another process could is stored as that later
-    attempt found it. And a delete leaves no tombstone for a model that has no record of the clip: a late write
-    of a process of that other model stays.
+    Limits of the rules: events of different partitions (a recreated topic, another cluster, a clip whose key moved to
+    another partition when partitions were added) have no order, so the order of their arrival counts, and a replayed or
+    late delete of the old partition removes an upload of the new one. An upload that one attempt could not embed (its
+    source failed permanently), but a later attempt of another process could, is stored as the later attempt found it.
+    And a delete leaves no tombstone for a model without a record of the clip: a late write by a process of that model
+    is kept.
 
-    A delete reaches the records of all models, each by its own stored position.
+    A delete applies to the records of all models, each by its own stored position.
     """
 
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
         """Write clips, in their order and durably; each whole, and in an embedded store all of them or none.
 
-        Where it raises, some may be written, and the same call can be made again.
+        If it raises, some may have been written; the call can be repeated.
         """
         ...
 
     def delete(self, clip_id: str, deleted_at: dt.datetime, position: Position) -> bool:
         """Remove a clip durably and leave a tombstone; True where a live record of this model was removed.
 
-        ``position`` is the delete's own place in the log.
+        ``position`` is the delete's own position.
         """
         ...
 
     def read(self, clip_ids: Sequence[str]) -> AbstractContextManager[StoredClips]:
-        """Read records, for the length of a context, after which neither they nor their arrays may be used.
+        """Read records inside a context, after which neither they nor their arrays may be used.
 
-        Each is whole as it was at one moment, which in an embedded store is the same for all of them.
+        Each record is read atomically; in an embedded store all are from one snapshot.
         """
         ...
 
     def clip_ids(self) -> Iterator[str]:
-        """Go through the ids of this model's live clips, in no particular order."""
+        """Yield the ids of this model's live clips, in no particular order."""
         ...
 
     def stats(self) -> StoreStats:
-        """Count what is stored."""
+        """Count the records of all models."""
         ...
 
     def ping(self) -> None:
-        """Raise :class:`StoreUnavailableError` where the store cannot be reached."""
+        """Raise :class:`StoreUnavailableError` if the store is unreachable."""
         ...
 
     def close(self) -> None:
-        """Release the store; views into it must be gone. May be called twice."""
+        """Release the store; no views into it may exist. May be called twice."""
         ...
 
 

@@ -1,9 +1,9 @@
-"""The records of one read: one by one as embeddings, or joined into blocks, which is how they are scored.
+"""The records of one read: one by one as embeddings, or joined into blocks for scoring.
 
-A query reads a hundred to a thousand records, and making array objects of each would cost more than its
-arithmetic. So one short pass of plain Python copies each record whole into a buffer and takes its checksum there;
-heads are checked, and everything else is done, for all records of a block at once. A block's size is a
-compromise: it should still be in the processor's cache when it is scored, and be worth two dozen array operations.
+A query reads a hundred to a thousand records, and creating array objects for each would cost more than its arithmetic.
+So a short loop copies each record whole into a buffer and computes its checksum there; headers are checked, and
+everything else is done, for all records of a block at once. The size of a block is a compromise: it should still be in
+the CPU cache when it is scored, and large enough to amortize two dozen array operations.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from streamer.store.protocol import Embedding
 
 BLOCK_BYTES = 1 << 21
-"""What a block holds at most; a larger record is a block of its own, and not copied."""
+"""The largest size of a block; a larger record is a separate block, which is not copied."""
 _QUAD_BYTES, _WORD_BYTES = 8, 4
 _HEAD = np.array([[0], [1], [6], [7]])
-"""The quads of a record's head that are checked: magic, checksum, d and n, length of the id and precision."""
+"""The 8-byte words of a record's header that are checked: magic, checksum, d and n, id length and precision."""
 _MAGIC = int.from_bytes(record_format.MAGIC, "little")
 
 
 class _Layout:
     """How records of one precision and length of vectors lie in a buffer.
 
-    A matrix begins on a multiple of its rows' size: so the buffer is one matrix, of which some rows are what
-    stands before the vectors of a record.
+    Each matrix begins at a multiple of its row size, so the buffer is one matrix in which some rows are the headers and
+    columns of records.
     """
 
     def __init__(self, code: int, dim: int) -> None:
@@ -46,10 +46,10 @@ class _Layout:
         self.dtype = record_format.DTYPES[code]
         self.row_bytes = dim * self.dtype.itemsize
         self.places: dict[int, tuple[int, int]] = {}
-        """For a record's size, how far it keeps from the record before it, and how many vectors it has."""
+        """For a record's size, its padding after the previous record and its number of vectors."""
 
     def place(self, size: int) -> tuple[int, int] | None:
-        """Find what belongs into ``places``; None where a record of this size has another layout or is too large."""
+        """Compute the entry of ``places``; None if a record of this size has another layout or is too large."""
         vectors = (size - HEADER_BYTES) // (self.row_bytes + record_format.column_bytes(self.code))
         if vectors < 1 or self.row_bytes % _QUAD_BYTES or size > BLOCK_BYTES - self.row_bytes:
             return None
@@ -63,7 +63,7 @@ _layout = lru_cache(maxsize=8)(_Layout)
 
 
 class _Buffer:
-    """Memory for the records of one block at a time, and what is known of each: all that is appended to."""
+    """The buffer for the records of one block at a time, with the lists that describe them."""
 
     def __init__(self) -> None:
         self.bytes = np.zeros(BLOCK_BYTES, np.uint8)
@@ -74,15 +74,15 @@ class _Buffer:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Empty the buffer."""
         self.places: list[int] = []
-        """Of each record three numbers: its clip's position, where it starts, and how many vectors it has."""
+        """Three numbers per record: its clip's position, its start, and its number of vectors."""
         self.checksums: list[int] = []
 
     def block(self, layout: _Layout) -> tuple[Block | None, list[int]]:
-        """Describe what is in the buffer, and begin anew; the list tells of which records it is not good.
+        """Return the buffer's block and empty it; the list contains the records that are corrupt.
 
-        Sizes fit already. What else :func:`streamer.store.record_format.decode` asks for is asked here.
+        Sizes have been checked already. This makes the other checks of :func:`streamer.store.record_format.decode`.
         """
         positions, starts, lengths = np.array(self.places, np.int64).reshape(-1, 3).T
         magic, checksum, shape, kind = self.quads.take(starts // _QUAD_BYTES + _HEAD)
@@ -114,19 +114,19 @@ class _Buffer:
 
 
 _buffers: list[_Buffer] = []
-"""Those that nobody uses just now: as many as there ever were reads at the same time."""
+"""Unused buffers: as many as there ever were concurrent reads."""
 
 
 def _refuse(_: bytes) -> NoReturn:
-    raise StoreError("the read has ended in which these records were looked up")
+    raise StoreError("these records cannot be used after their read has ended")
 
 
 class Records(Sequence["Embedding | None"]):
-    """The records of some clips in one snapshot, looked up when they are asked for; None for what is not there.
+    """The records of some clips in one snapshot, looked up lazily; None for an absent one.
 
-    A :class:`~streamer.store.StoredClips`. ``get`` gives the value under a key; ``on_corrupt`` is called with the
-    position of each corrupt record that is met, and what is wrong with it. The snapshot's owner calls :meth:`end`,
-    after which nothing that came out of this may be used, and this says so itself.
+    Implements :class:`~streamer.store.StoredClips`. ``get`` returns the value under a key; ``on_corrupt`` is called
+    with the position of each corrupt record and its error. The snapshot's owner calls :meth:`end`, after which nothing
+    returned by this object may be used; later calls raise.
     """
 
     def __init__(
@@ -163,25 +163,25 @@ class Records(Sequence["Embedding | None"]):
         return self._embeddings[index]
 
     def end(self) -> None:
-        """Let go of the snapshot; StoreError for whoever asks for more."""
+        """Release the snapshot; later calls raise StoreError."""
         self._get = _refuse
         self._embeddings = None
 
     def blocks(self) -> Iterator[Block]:
-        """Give the clips that are there, joined; each block is valid until the next one is asked for."""
+        """Yield the present clips in blocks; each block is valid until the next one is requested."""
         try:
             buffer = _buffers.pop()
         except IndexError:
             buffer = _Buffer()
         positions: Sequence[int] = range(len(self._keys))
-        # A block has one precision. One round for each, since clips of different ones may alternate.
+        # A block has one precision; there is one round for each, because clips of different precisions may alternate.
         while positions:
             positions = yield from self._round(positions, buffer)
-        # Not where an error ended this before: the buffer may be half full.
+        # Not after an error, when the buffer may be half full.
         _buffers.append(buffer)
 
     def _round(self, positions: Sequence[int], buffer: _Buffer) -> Generator[Block, None, Sequence[int]]:
-        """Give all records of the layout of the first one; returns the positions of the others."""
+        """Yield all records with the layout of the first one; returns the positions of the others."""
         layout = self._layout(positions)
         places, memory = layout.places, buffer.memory
         others: list[int] = []
@@ -204,7 +204,7 @@ class Records(Sequence["Embedding | None"]):
                 end = start + size
             memory[start:end] = value
             buffer.places += position, start, length
-            # Of the copy: what is scored is what was checked.
+            # The checksum is of the copy, so that exactly the checked bytes are scored.
             buffer.checksums.append(xxh3_64_intdigest(memory[start + CHECKED_FROM : end]))
         yield from self._joined(buffer, layout, others)
         return others
@@ -217,7 +217,7 @@ class Records(Sequence["Embedding | None"]):
             yield from self._apart(bad, layout, others)
 
     def _apart(self, positions: Sequence[int], layout: _Layout, others: list[int]) -> Iterator[Block]:
-        """Give the clips that cannot be joined, each as a block; those of another layout are put with the others."""
+        """Yield the clips that cannot be joined, each as a block; those of another layout are added to the others."""
         for position in positions:
             embedding = self._embedding(position)
             if embedding is None:
@@ -228,7 +228,7 @@ class Records(Sequence["Embedding | None"]):
                 others.append(position)
 
     def _layout(self, positions: Sequence[int]) -> _Layout:
-        """Return the layout that the first record claims which seems to be one."""
+        """Return the layout in the header of the first plausible record."""
         for position in positions:
             value = self._get(self._keys[position])
             if value is not None and len(value) > HEADER_BYTES:

@@ -1,27 +1,27 @@
-"""The bytes of one stored clip, the same for every engine, and the key under which an engine keeps them.
+"""The binary format of one stored clip, the same for every engine, and its key.
 
 Layout of a record, little-endian, offsets from its start; gaps are zero:
 
-    0   8s   magic, of which the last byte is the format's version
+    0   8s   magic; its last byte is the format's version
     8   u64  xxh3_64 of everything that follows
     16  i64  uploaded_at, microseconds since 1970 UTC: the version of the clip
-    24  u64  xxh3_64 of the name of the log that the upload or delete came from
-    32  i64  its offset in that log
+    24  u64  xxh3_64 of the name of the partition of the upload or delete
+    32  i64  its offset in that partition
     40  u64  duration_ms
     48  u32  d, the length of a vector
     52  u32  n, the number of vectors; 0 makes the record a tombstone
-    56  u16  length of the id, 0 where the key carries it
+    56  u16  length of the id, 0 if the key contains it
     58  u8   precision: 1 float32, 2 float16, 3 int8
     64       id, UTF-8, padded to 4
              times_ms, n x u32
              scales, n x f32, for int8 alone; then padding to 8
              matrix, n x d
 
-The checksum covers version, position and shape as well: a record that decodes is one that was written, whole.
+The checksum also covers version, position and shape, so that a record that decodes is complete and undamaged.
 
-A key is the model's hash (8 bytes), a tag of 1 or 2 bytes and the id. The tag makes the key's length even: LMDB
-puts a small value right behind its key on a 2-byte boundary, and rows of float16 must be aligned. An id that
-would not fit into LMDB's 511 bytes goes in as its hash, and the record carries the id.
+A key is the model's hash (8 bytes), a tag of 1 or 2 bytes and the id. The tag makes the key's length even: LMDB stores
+a small value directly after its key on a 2-byte boundary, and rows of float16 must be aligned. An id that does not fit
+into LMDB's limit of 511 bytes is replaced by its hash, and the record contains the id.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ IntOrInts = TypeVar("IntOrInts", int, npt.NDArray[np.int64])
 MAX_ID_BYTES = 512
 """Longest clip id in bytes of UTF-8; :mod:`streamer.events` sets the same limit."""
 PREFIX_BYTES = 8
-"""Length of a model's hash, with which all keys of its records begin."""
+"""Length of a model's hash, the prefix of its records' keys."""
 
 MAGIC = b"clipvec\x02"
-"""With which every record begins."""
+"""The first bytes of every record."""
 HEADER_BYTES = 64
-"""Length of what stands before the columns."""
+"""Length of the header."""
 CHECKED_FROM = 16
-"""Where the bytes begin of which the checksum is taken."""
+"""The first byte that the checksum covers."""
 _HEADER = struct.Struct("<8sQqQqQIIHB5x")
 _COUNT = struct.Struct("<I")
 _COUNT_AT = 52
@@ -63,7 +63,7 @@ _LONGEST_TOMBSTONE = HEADER_BYTES + MAX_ID_BYTES
 
 _CODES: dict[Precision, int] = {"float32": 1, "float16": 2, "int8": 3}
 DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("i1")}
-"""Of a matrix, by the code of its precision."""
+"""The dtype of a matrix by the code of its precision."""
 _WIDTHS = {code: dtype.itemsize for code, dtype in DTYPES.items()}
 INT8 = _CODES["int8"]
 """The code of the one precision that has scales."""
@@ -77,15 +77,15 @@ _ID_HASH_BYTES = 32
 
 
 unpack_shape = struct.Struct("<48xII2xB5x").unpack_from
-"""Read d, n and the precision's code from the head of a record, unchecked."""
+"""Read d, n and the precision's code from a record's header, unchecked."""
 
 
 class CorruptRecordError(Exception):
-    """These bytes are no record of the clip asked for: truncated, foreign, damaged or of other vectors."""
+    """The bytes are not a record of the requested clip: truncated, foreign, damaged or with other vectors."""
 
 
 class Version(NamedTuple):
-    """What decides between events of one clip: microseconds since 1970 UTC, clip or tombstone, and who wrote it."""
+    """What orders events of one clip: microseconds since 1970 UTC, clip or tombstone, and the writer's position."""
 
     uploaded_us: int
     live: bool
@@ -93,24 +93,24 @@ class Version(NamedTuple):
 
 
 def model_prefix(model_id: str) -> bytes:
-    """Return the bytes with which the keys of a model's records begin."""
+    """Return the prefix of the keys of a model's records."""
     return blake2b(model_id.encode(), digest_size=PREFIX_BYTES).digest()
 
 
 def key(prefix: bytes, clip_id: str) -> bytes:
-    """Return the key of a clip's record, of even length. Raises ValueError where ``clip_id`` can be no id."""
+    """Return the key of a clip's record, of even length. Raises ValueError for an invalid ``clip_id``."""
     raw = clip_id.encode()
     length = len(raw)
     if not 0 < length <= _MAX_PLAIN_ID_BYTES:
         if not 0 < length <= MAX_ID_BYTES:
             raise ValueError(f"a clip id has 1 to {MAX_ID_BYTES} bytes of UTF-8, not {length}")
-        # A cryptographic hash, since whoever chooses ids could otherwise make two clips share a record.
+        # A cryptographic hash, because an uploader who chooses ids could otherwise make two clips share a record.
         return prefix + _HASHED + blake2b(raw, digest_size=_ID_HASH_BYTES).digest()
     return prefix + (_ODD if length & 1 else _EVEN) + raw
 
 
 def keys(prefix: bytes, clip_ids: Sequence[str]) -> list[bytes]:
-    """Return :func:`key` of many ids in less time."""
+    """Return :func:`key` of many ids, faster."""
     by_parity = prefix + _EVEN, prefix + _ODD
     return [
         by_parity[len(raw) & 1] + raw if 0 < len(raw) <= _MAX_PLAIN_ID_BYTES else key(prefix, clip_id)
@@ -120,7 +120,7 @@ def keys(prefix: bytes, clip_ids: Sequence[str]) -> list[bytes]:
 
 
 def hides_id(at: bytes) -> bool:
-    """Tell whether only the record under this key says whose it is."""
+    """Return whether this key contains no id, so that only its record does."""
     return at.startswith(_HASHED, PREFIX_BYTES)
 
 
@@ -138,21 +138,21 @@ def clip_id(at: bytes, value: memoryview) -> str:
 def checked(at: bytes, value: memoryview) -> Version:
     """Return the version of the record ``value`` that was found under the key ``at``.
 
-    Raises :class:`CorruptRecordError` where it is not whole, or not the record that belongs there.
+    Raises :class:`CorruptRecordError` if it is damaged or belongs under another key.
     """
     *_, id_length, _ = _open(value)
     try:
         expected = clip_id(at, value)
         belongs = key(at[:PREFIX_BYTES], expected) == at and id_length == len(_carried(expected))
-    except ValueError as error:  # no UTF-8, no id
-        raise CorruptRecordError(f"its key or id: {error}") from error
+    except ValueError as error:  # not UTF-8, or not a valid id
+        raise CorruptRecordError(f"invalid key or id: {error}") from error
     if not belongs:
-        raise CorruptRecordError("the record of another clip")
+        raise CorruptRecordError("it is the record of another clip")
     return _version(value)
 
 
 def named(at: bytes) -> str:
-    """Return the id that a key carries, printable; of one that carries none, the key in hexadecimal."""
+    """Return a key's id in printable form; for a key without an id, the key in hexadecimal."""
     for tag in (_ODD, _EVEN):
         if at.startswith(tag, PREFIX_BYTES):
             return repr(at[PREFIX_BYTES + len(tag) :].decode(errors="backslashreplace"))
@@ -181,11 +181,11 @@ def quantize(
 def encode(clip: Clip, precision: Precision) -> bytes:
     """Write a clip's record, its vectors cast to ``precision``.
 
-    Raises ValueError where the clip is not as :class:`~streamer.store.protocol.Clip` says.
+    Raises ValueError if the clip is not as :class:`~streamer.store.protocol.Clip` says.
     """
     vectors = clip.vectors
     if vectors.ndim != 2 or not vectors.size or clip.times_ms.shape != vectors.shape[:1]:  # noqa: PLR2004 - a matrix
-        raise ValueError(f"vectors {vectors.shape} and times {clip.times_ms.shape} make no clip")
+        raise ValueError(f"vectors {vectors.shape} and times {clip.times_ms.shape} do not fit together")
     if not np.isfinite(vectors).all():
         raise ValueError(f"the vectors of clip {clip.clip_id!r} are not finite")
     code = _CODES[precision]
@@ -202,7 +202,7 @@ def encode(clip: Clip, precision: Precision) -> bytes:
 
 
 def encode_tombstone(clip_id: str, tombstone: Version) -> bytes:
-    """Write the record that stands for a deleted clip."""
+    """Write the tombstone of a deleted clip."""
     raw_id = _carried(clip_id)
     log, offset = tombstone.position.log, tombstone.position.offset
     header = _Header(MAGIC, 0, tombstone.uploaded_us, log, offset, 0, 0, 0, len(raw_id), _CODES["float32"])
@@ -212,11 +212,11 @@ def encode_tombstone(clip_id: str, tombstone: Version) -> bytes:
 def decode(value: memoryview, clip_id: str, dim: int | None) -> Embedding | None:
     """Read the record of ``clip_id`` without copying; None for a tombstone.
 
-    Raises :class:`CorruptRecordError`, also where the vectors' length is not ``dim``; None takes any length.
+    Raises :class:`CorruptRecordError`, also if the vectors' length is not ``dim``; None accepts any length.
     """
     _, _, uploaded_us, _, _, duration_ms, length, n, id_length, code = _open(value)
     if id_length and _id_bytes(value, id_length) != clip_id.encode():
-        raise CorruptRecordError("the record of another clip")
+        raise CorruptRecordError("it is the record of another clip")
     if not n:
         return None
     if dim is not None and length != dim:
@@ -228,17 +228,17 @@ def decode(value: memoryview, clip_id: str, dim: int | None) -> Embedding | None
 
 
 def column_bytes(code: int) -> int:
-    """Return the size of what a record holds of a vector besides its row: a time, and for int8 a scale."""
+    """Return the bytes that a record has per vector besides its row: a time, and for int8 a scale."""
     return 8 if code == INT8 else 4
 
 
 def matrix_at(id_length: int, vectors: IntOrInts, code: int) -> IntOrInts:
-    """Return where the matrix of a record with so many vectors begins; of many at once, too."""
+    """Return the offset of the matrix in a record with ``n`` vectors; also for arrays."""
     return _times_at(id_length) + vectors * column_bytes(code) + 7 & ~7
 
 
 def version(stored: memoryview | None) -> Version | None:
-    """Read a record's version; None where nothing is stored, or nothing that can be read."""
+    """Read a record's version; None if nothing readable is stored."""
     try:
         return None if stored is None else _version(stored)
     except CorruptRecordError:
@@ -246,7 +246,7 @@ def version(stored: memoryview | None) -> Version | None:
 
 
 def version_at(at: bytes, stored: bytes | memoryview | None) -> Version | None:
-    """As :func:`version`, and None where what is stored under ``at`` belongs elsewhere."""
+    """As :func:`version`, but None if the record stored under ``at`` belongs under another key."""
     try:
         return None if stored is None else checked(at, memoryview(stored))
     except CorruptRecordError:
@@ -254,9 +254,9 @@ def version_at(at: bytes, stored: bytes | memoryview | None) -> Version | None:
 
 
 def admits(there: Version | None, uploaded_us: int, position: Position) -> bool:
-    """Tell whether an upload takes the place of what is stored, by the rules of :class:`~streamer.store.Store`.
+    """Return whether an upload replaces the stored record, by the rules of :class:`~streamer.store.Store`.
 
-    A corrupt record counts as none: the next upload heals it.
+    A corrupt record counts as absent: the next upload repairs it.
     """
     if there is None:
         return True
@@ -267,7 +267,7 @@ def admits(there: Version | None, uploaded_us: int, position: Position) -> bool:
 
 
 def tombstone(there: Version | None, deleted_us: int, position: Position) -> Version | None:
-    """Return the tombstone that a delete puts in the place of what is stored, None where the delete is ignored."""
+    """Return the tombstone by which a delete replaces the stored record, None if the delete is ignored."""
     if there is None:
         return Version(deleted_us, False, position)
     if position.precedes(there.position):
@@ -276,12 +276,12 @@ def tombstone(there: Version | None, deleted_us: int, position: Position) -> Ver
 
 
 def outranks(copied: Version, there: Version | None) -> bool:
-    """Tell whether a record that was stored elsewhere takes the place of what is stored here.
+    """Return whether a record from another store replaces the record stored here.
 
-    A live record counts as its upload that comes once more, a tombstone as its delete, with the version that it
-    has. Unlike events, records that are copied do not come in an order that means something: so of equal ones
-    what is here stays, and between different logs the version decides and then the tombstone, never the arrival.
-    No record outranks itself, and of two records at most one outranks the other.
+    A live record counts as its upload, repeated, and a tombstone as its delete, with the tombstone's version. Unlike
+    events, copied records arrive in no meaningful order: of equal records the stored one is kept, and for positions in
+    different partitions the version decides and then the tombstone, never the order of arrival. No record outranks
+    itself, and of two records at most one outranks the other.
     """
     if there is None:
         return True
@@ -295,9 +295,9 @@ def outranks(copied: Version, there: Version | None) -> bool:
 
 
 def peek(head: bytes) -> tuple[int | None, bool]:
-    """Read when a clip was uploaded, and whether it is one, from the head of its record, unchecked.
+    """Read a clip's upload time, and whether it is a clip, from the header of its record, unchecked.
 
-    What is too short for a record counts as a clip without a time.
+    A record that is too short counts as a clip without a time.
     """
     if len(head) < HEADER_BYTES:
         return None, True
@@ -306,13 +306,13 @@ def peek(head: bytes) -> tuple[int | None, bool]:
 
 
 def kind(value: bytes) -> str:
-    """Return the precision and length of a record's vectors in words, as ``float16 x 512``."""
+    """Return the precision and length of a record's vectors, such as ``float16 x 512``."""
     dim, _, code = unpack_shape(value)
     return f"{DTYPES[code].name} x {dim}"
 
 
 def is_live(value: memoryview) -> bool:
-    """Tell a clip from a tombstone unchecked, and mostly by the length alone, which touches no page of it."""
+    """Return whether a record is a clip, unchecked; mostly by its length alone, without touching its pages."""
     if len(value) > _LONGEST_TOMBSTONE:
         return True
     return len(value) >= HEADER_BYTES and _COUNT.unpack_from(value, _COUNT_AT) != (0,)
@@ -350,7 +350,7 @@ def _times_at(id_length: int) -> int:
 
 
 def _seal(header: _Header, raw_id: bytes, columns: bytes, matrix: bytes) -> bytes:
-    """Join the parts of a record and put in the checksum; ``columns`` are the times and scales."""
+    """Join the parts of a record and insert the checksum; ``columns``: the times and scales."""
     times_at, rows_at = _times_at(header.id_length), matrix_at(header.id_length, header.vectors, header.code)
     record = bytearray(rows_at + len(matrix))
     _HEADER.pack_into(record, 0, *header)
@@ -363,7 +363,7 @@ def _seal(header: _Header, raw_id: bytes, columns: bytes, matrix: bytes) -> byte
 
 
 def _open(value: memoryview) -> tuple[bytes, int, int, int, int, int, int, int, int, int]:
-    """Return the fields of :class:`_Header` of a record that is whole; a plain tuple, as it is made a lot."""
+    """Return the fields of :class:`_Header` of an undamaged record; a plain tuple for speed."""
     size = len(value)
     if size < HEADER_BYTES:
         raise CorruptRecordError(f"{size} bytes are too few")
@@ -372,9 +372,9 @@ def _open(value: memoryview) -> tuple[bytes, int, int, int, int, int, int, int, 
     if magic != MAGIC:
         raise CorruptRecordError(f"begins with {magic!r}")
     if xxh3_64_intdigest(value[CHECKED_FROM:]) != checksum:
-        raise CorruptRecordError("the checksum does not fit")
+        raise CorruptRecordError("the checksum does not match")
     if code not in _WIDTHS:
-        raise CorruptRecordError(f"precision {code} is unknown")
+        raise CorruptRecordError(f"unknown precision {code}")
     if matrix_at(id_length, n, code) + n * dim * _WIDTHS[code] != size:
         raise CorruptRecordError(f"{n} vectors of length {dim} in {size} bytes")
     return header

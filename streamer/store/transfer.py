@@ -1,26 +1,27 @@
-"""A whole store copied into another one, beside services that go on.
+"""Copies a whole store into another one while services run.
 
-What a copy promises. When it ends, every record and tombstone that was in the source when the copy was first
-begun, and could be read, is in the target as it was then, or as what outranks it (:func:`record_format.outranks`):
-newer by version, or by its place in the same log. What is written to the source meanwhile may be in the target or not;
-once nobody writes to the source, a copy more brings the rest, and since records that are there already are only
-compared, it may be run as often as one likes. The target may be written meanwhile, too.
+Guarantee. When a copy ends, every readable record and tombstone that was in the source when the copy was first started
+is in the target unchanged, or as a record that outranks it (:func:`record_format.outranks`): newer by version, or by
+its position in the same partition. Records written to the source meanwhile may be in the target or not; once nobody
+writes to the source, another copy transfers the rest. Existing records are only compared, so a copy can be repeated at
+any time. The target may be written meanwhile, too.
 
-How. Two passes over the source, each page put with a note of how far the copy has come, so that a copy that was
-killed goes on where it was. The note is kept in the target and not beside it: with a target that was emptied or
-restored from a backup, it is gone or as old as what it speaks of.
+Algorithm. Two passes over the source; each page is put together with a progress note, so that a killed copy is resumed.
+The note is kept in the target: if the target is emptied or restored from a backup, the note is gone or as old as the
+data.
 
-1. *copy*: a page is read, each record's checksum taken, and those that are whole are put. Killed before the put: the
-   page is read again. Killed between put and note (in LMDB they are one transaction): it is put again, and is there.
-2. *verify*: each record is read once more from both and compared, byte by byte. What is missing (a server lost what
-   it had acknowledged, the first pass's cursor has missed it) or has become older is put, and read once more.
+1. *copy*: a page is read, each record's checksum is verified, and the undamaged records are put. Killed before the put:
+   the page is read again. Killed between put and note (in LMDB they are one transaction): it is put again, which
+   changes nothing.
+2. *verify*: each record is read once more from both and compared, byte by byte. Records that are missing (a server lost
+   acknowledged writes, the first pass's cursor missed them) or older are put and read again.
 3. The note is removed. Killed before: the last page is compared again.
 
-A scan's cursor promises what was there throughout, whatever comes and goes (:meth:`StoreAdmin.scan`). Records that
-cannot be read are counted and left out; of what the target has in their place nothing is changed.
+A scan returns every record that exists during the whole scan, regardless of concurrent writes
+(:meth:`StoreAdmin.scan`). Unreadable records are counted and skipped; the target's records in their place are kept.
 
-A tombstone that expired in the source, or was never there, is a delete that the copy does not know of: a target that
-still has the clip keeps it. So a target should be empty, or as young as the source's tombstones live.
+If a tombstone has expired in the source or was never there, the copy does not delete the clip in the target. So a
+target should be empty, or its last copy more recent than the lifetime of the source's tombstones.
 """
 
 from __future__ import annotations
@@ -47,32 +48,32 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PATIENCE_S = 120.0
-"""For how long a store that cannot be reached is tried again: longer than a cluster takes to replace a server."""
+"""Seconds for which an unreachable store is retried: longer than a cluster takes to replace a server."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 
 @dataclass(slots=True)
 class CopyReport:
-    """What became of a copy: the figures of all its runs together; this is also its note."""
+    """The report of a copy, summed over all its runs; also its progress note."""
 
     source: str
     begun_at: dt.datetime
     stage: str = "copy"
     cursor: str = ""
     resumed: int = 0
-    """How often it was begun where another run had ended."""
+    """How often the copy was resumed."""
     read: int = 0
     written: int = 0
     present: int = 0
     kept: int = 0
-    """Records of the target that the source's do not outrank."""
+    """Records of the target that the source's records do not outrank."""
     bytes: int = 0
-    """Of what was written."""
+    """The size of the written records."""
     compared: int = 0
     mended: int = 0
-    """Found missing or older in the second pass, and put."""
+    """Records that the second pass found missing or older, and put."""
     damage: Damage = field(default_factory=Damage)
-    """In the source, as the second pass found it."""
+    """Damaged records of the source, as found in the second pass."""
 
 
 def copy(
@@ -83,10 +84,10 @@ def copy(
     advance: Advance = lambda *_: None,
     patience_s: float = PATIENCE_S,
 ) -> CopyReport:
-    """Bring all of ``source`` into ``target``; goes on with a copy of the same source unless ``restart``.
+    """Copy all of ``source`` into ``target``; resumes a copy of the same source unless ``restart``.
 
-    A store that cannot be reached is tried again for ``patience_s`` after the last page that went well. Raises
-    :class:`StoreError` where the target does not keep what is put into it.
+    An unreachable store is retried for ``patience_s`` after the last successful page. Raises :class:`StoreError` if the
+    target does not keep the records put into it.
     """
     if source.identity == target.identity:
         raise StoreError("a store cannot be copied to itself")
@@ -99,7 +100,7 @@ def copy(
 
 
 class _Copy:
-    """One run of a copy; a step makes the next report, which is what the next run begins with."""
+    """One run of a copy; each step makes the next report, from which a later run resumes."""
 
     def __init__(self, source: StoreAdmin, target: StoreAdmin, report: CopyReport, advance: Advance) -> None:
         self._source = source
@@ -109,7 +110,7 @@ class _Copy:
         self._known: set[bytes] = set()
 
     def run(self, patience_s: float) -> CopyReport:
-        """Make both passes, each as often as it takes."""
+        """Make both passes, retrying each as often as necessary."""
         last, pause_s = "", _SHORTEST_PAUSE_S
         waits_until = time.monotonic() + patience_s
         while self._report.stage != "done":
@@ -121,7 +122,7 @@ class _Copy:
                     last, pause_s, waits_until = self._report.cursor, _SHORTEST_PAUSE_S, now + patience_s
                 if now > waits_until:
                     raise
-                log.warning("store unavailable, the copy waits", error=str(error), pause_s=pause_s)
+                log.warning("store unavailable, copy waits", error=str(error), pause_s=pause_s)
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         return self._report
@@ -134,7 +135,7 @@ class _Copy:
             work, next_stage, done = self._verified, "done", report.compared
         total = self._source.count()
         for page in self._source.scan(report.cursor):
-            if page.anew:
+            if page.restarted:
                 done = 0
                 is_first = report.stage == "copy"
                 self._report = replace(
@@ -185,7 +186,7 @@ class _Copy:
         again = [raw for raw, there in pairs(self._target, Damage().sort(behind)) if there.is_behind]
         if again:
             raise StoreError(
-                f"the target has not kept what was put into it, {record_format.named(again[0].key)} at first"
+                f"the target has not kept the records put into it, first {record_format.named(again[0].key)}"
             )
         return report
 
@@ -198,7 +199,7 @@ class _Copy:
 
 
 def _noted(target: StoreAdmin, source: str) -> CopyReport | None:
-    """Return how far a copy of ``source`` has come; None for a note of another source or release."""
+    """Return the progress of a copy of ``source``; None for a note of another source or release."""
     try:
         noted = orjson.loads(target.note() or b"")
         begun_at, damage = dt.datetime.fromisoformat(noted.pop("begun_at")), Damage(**noted.pop("damage"))

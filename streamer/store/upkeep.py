@@ -1,4 +1,4 @@
-"""Whole stores checked, compared, and rid of a model: in pages, beside services that go on."""
+"""Verifies and compares whole stores, and deletes models: in pages, while services run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from streamer.store.admin import Raw, StoreAdmin
 
 MOST_NAMED = 20
-"""Records that a report names of those that are not as they should be; all are counted."""
+"""Number of defective records that a report names; all are counted."""
 
 
 class Advance(Protocol):
-    """Is told how far a pass has come."""
+    """A callback for progress."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """``done`` records of about ``total``."""
@@ -29,13 +29,13 @@ class Advance(Protocol):
 
 @dataclass(slots=True)
 class Damage:
-    """Records that cannot be read; ``examples`` are the ids of the first ones where they can be told, else keys."""
+    """Unreadable records; ``examples`` are the ids of the first ones if they are known, else keys."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
     def sort(self, records: Iterable[Raw]) -> Iterator[tuple[Raw, record_format.Version]]:
-        """Give the records that are whole, and note the others."""
+        """Yield the undamaged records, and count the others."""
         for raw in records:
             try:
                 version = record_format.checked(raw.key, memoryview(raw.value))
@@ -52,17 +52,17 @@ class Damage:
 
 
 class There(NamedTuple):
-    """What the target has in the place of a record of the source."""
+    """The comparison of one of the source's records with the target's."""
 
     is_same: bool
     is_missing: bool
     is_damaged: bool
     is_behind: bool
-    """It is missing, damaged or older: the source's record belongs there."""
+    """The target's record is missing, damaged or older: the source's record must be put."""
 
 
 def pairs(target: StoreAdmin, records: Iterable[tuple[Raw, record_format.Version]]) -> Iterator[tuple[Raw, There]]:
-    """Look at what the target has in the place of each record."""
+    """Compare each record with the target's."""
     asked = list(records)
     for (raw, version), value in zip(asked, target.get([raw.key for raw, _ in asked]), strict=True):
         there = record_format.version_at(raw.key, value)
@@ -80,37 +80,37 @@ def pairs(target: StoreAdmin, records: Iterable[tuple[Raw, record_format.Version
 
 @dataclass(slots=True)
 class ModelFigures:
-    """What a store holds of one model."""
+    """The counts of one model."""
 
     clips: int = 0
     tombstones: int = 0
     bytes: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
-    """Clips by precision and length of vectors, as ``float16 x 512``."""
+    """Clips by precision and length of vectors, such as ``float16 x 512``."""
 
 
 @dataclass(slots=True)
 class VerifyReport:
-    """What a store holds that is whole, by model id, and what is not."""
+    """The undamaged records of a store by model id, and the damaged ones."""
 
     models: dict[str, ModelFigures]
     damage: Damage = field(default_factory=Damage)
 
 
 def verify(store: StoreAdmin, advance: Advance = lambda *_: None) -> VerifyReport:
-    """Take the checksum of every record; one whose model the store has no name for counts as damaged."""
+    """Verify the checksum of every record; a record of an unregistered model counts as damaged."""
     names = store.models()
     report = VerifyReport({model_id: ModelFigures() for model_id in names.values()})
     done, total = 0, store.count()
     for page in store.scan():
-        if page.anew:
+        if page.restarted:
             done, report = 0, VerifyReport({model_id: ModelFigures() for model_id in names.values()})
         for raw, version in report.damage.sort(page.records):
             prefix = raw.key[: record_format.PREFIX_BYTES]
             if prefix not in names:
                 names = store.models()
             if prefix not in names:
-                report.damage.note(raw.key, "of a model without a name")
+                report.damage.note(raw.key, "of an unregistered model")
                 continue
             figures = report.models.setdefault(names[prefix], ModelFigures())
             figures.bytes += len(raw.value)
@@ -126,33 +126,33 @@ def verify(store: StoreAdmin, advance: Advance = lambda *_: None) -> VerifyRepor
 
 @dataclass(slots=True)
 class CompareReport:
-    """How the records of one store stand in another one; only ``same`` and ``ahead`` are as they should be."""
+    """The comparison of one store's records with another store; only ``same`` and ``ahead`` are good."""
 
     same: int = 0
     ahead: int = 0
-    """The other store has something else that this one's record does not outrank."""
+    """The other store has a different record that this one's does not outrank."""
     behind: int = 0
     """The other store has an older record."""
     missing: int = 0
     damaged: int = 0
-    """Damaged in the other store."""
+    """The other store's record is damaged."""
     damage: Damage = field(default_factory=Damage)
-    """In this store."""
+    """Damaged records of this store."""
     examples: list[str] = field(default_factory=list)
-    """Ids of the first ones that are behind, missing or damaged in the other store."""
+    """Ids of the first records that are older, missing or damaged in the other store."""
 
     @property
     def is_good(self) -> bool:
-        """Tell whether the other store has all that this one has, or newer."""
+        """Whether the other store has all records of this one, or newer ones."""
         return not (self.behind or self.missing or self.damaged or self.damage.count)
 
 
 def compare(source: StoreAdmin, target: StoreAdmin, advance: Advance = lambda *_: None) -> CompareReport:
-    """Look for each record of ``source`` in ``target``; what only the target has is not looked at."""
+    """Look for each record of ``source`` in ``target``; records that only the target has are ignored."""
     report = CompareReport()
     done, total = 0, source.count()
     for page in source.scan():
-        if page.anew:
+        if page.restarted:
             done, report = 0, CompareReport()
         for raw, there in pairs(target, report.damage.sort(page.records)):
             report.same += there.is_same
@@ -169,21 +169,21 @@ def compare(source: StoreAdmin, target: StoreAdmin, advance: Advance = lambda *_
 
 @dataclass(slots=True)
 class ModelSurvey:
-    """What would go with a model."""
+    """What deleting a model would remove."""
 
     clips: int = 0
     tombstones: int = 0
     newest: dt.datetime | None = None
-    """The latest upload among its clips."""
+    """The upload time of its newest clip."""
 
 
 def survey(store: StoreAdmin, prefix: bytes, advance: Advance = lambda *_: None) -> ModelSurvey:
-    """Count a model's records by their heads."""
+    """Count a model's records by their headers."""
     found = ModelSurvey()
     newest_us: int | None = None
     done, total = 0, store.count()
     for page in store.scan(prefix=prefix, heads=True):
-        if page.anew:
+        if page.restarted:
             done, found, newest_us = 0, ModelSurvey(), None
         for raw in page.records:
             uploaded_us, is_live = record_format.peek(raw.value)
@@ -194,16 +194,17 @@ def survey(store: StoreAdmin, prefix: bytes, advance: Advance = lambda *_: None)
         done += len(page.records)
         advance("count", done, total)
     if newest_us is not None:
-        with suppress(OverflowError):  # a damaged record's time may be anything
+        with suppress(OverflowError):  # a damaged record may have any time
             found.newest = EPOCH + dt.timedelta(microseconds=newest_us)
     return found
 
 
 def drop(store: StoreAdmin, prefix: bytes, advance: Advance = lambda *_: None) -> tuple[int, bool]:
-    """Remove a model's records, tombstones included, a page at a time, and then its name.
+    """Remove a model's records, tombstones included, page by page, and then unregister the model.
 
-    Returns how many were removed and whether all is gone: it is not where a service writes that model's records
-    meanwhile; then the name stays, too. Killed, it leaves the rest, and the name, for the next time.
+    Returns the number of removed records and whether the model is gone: it is not if a service wrote records of it
+    meanwhile; then it stays registered. If killed, the remaining records and the registration are left for the next
+    run.
     """
     removed, total = 0, store.count()
     for page in store.scan(prefix=prefix, heads=True):

@@ -1,1 +1,1 @@
-"""Synthetic clips, a stand-in for the search engine, and the benchmark made of both."""
+"""Synthetic clips, a stand-in for the search engine, and the benchmark based on both."""

@@ -1,12 +1,12 @@
 """A synthetic ad-hoc video search benchmark: topics, engines of several strengths, and judgments sampled as NIST does.
 
-What is searched are the demo's clips. A topic asks for an object of a colour or before a background, so that several
-clips are relevant. An engine's score is the stand-in engine's (one vector for a whole clip), with noise, and with a
-bonus for relevant clips, as if it had read what people wrote about some of them: less noise and a larger bonus make a
-stronger engine, and what it knows is independent of what the frames show.
+The collection is the demo's clips. A topic is an object with a colour or before a background, so that several clips are
+relevant. An engine's score is the stand-in engine's (one vector for a whole clip), with noise, and with a bonus for
+relevant clips, as if the engine used descriptions of some of them: less noise and a larger bonus make a stronger
+engine, and the bonus is independent of the frames.
 
-Runs are pooled by depth into strata: the first ranks of any run are judged whole, of what stands deeper a sample. Since
-the scenes are known, so is the truth, and the judgments' estimate can be compared with it.
+Runs are pooled by depth into strata: the first ranks of any run are judged completely, deeper ranks by samples. Because
+the scenes are known, so is the true relevance, with which the estimate from the judgments can be compared.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_RELEVANT_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """One engine: how much a relevant clip's cosine gains, and the standard deviation of the noise on every one."""
+    """One engine: the bonus on a relevant clip's cosine, and the standard deviation of the noise on all cosines."""
 
     name: str
     bonus: float
@@ -53,7 +53,7 @@ STRENGTHS = (
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
-    """Part of a pool: what stands above ``depth`` in some run and in no stratum before; ``rate`` of it is judged."""
+    """A stratum of a pool: clips above ``depth`` in some run, in no earlier stratum; ``rate``: the judged share."""
 
     name: str
     depth: int
@@ -64,9 +64,9 @@ STRATA = (Stratum("1", 40, 1.0), Stratum("2", 200, 0.2))
 
 
 def draw_topics(clips: Sequence[DemoClip], *, count: int, seed: int) -> list[DemoQuery]:
-    """Draw ``count`` different topics, each for what some clip shows, with every clip's truth.
+    """Draw ``count`` different topics, each matching some clip, with the true relevance of all clips.
 
-    Raises :class:`ValueError` where the clips do not hold so many.
+    Raises :class:`ValueError` if the clips do not have so many.
     """
     rng = np.random.default_rng([seed, _TOPIC_STREAM])
     most = max(1, round(_MAX_RELEVANT_SHARE * len(clips)))
@@ -84,7 +84,7 @@ def draw_topics(clips: Sequence[DemoClip], *, count: int, seed: int) -> list[Dem
             chosen[wanted] = DemoQuery(topic, describe(wanted, rng), wanted, moments)
     if len(chosen) == count:
         return list(chosen.values())
-    raise ValueError(f"{len(clips)} clips hold only {len(chosen)} different topics, not {count}")
+    raise ValueError(f"{len(clips)} clips have only {len(chosen)} different topics, not {count}")
 
 
 def base_runs(

@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from streamer.synthetic.clips import DemoClip, DemoQuery
 
 DEPTH = 1000
-"""TRECVID's: all that a run returns is reranked, as in the paper; a ``--depth`` that is given counts instead."""
+"""TRECVID's depth: the whole run is reranked, as in the paper; an explicit ``--depth`` overrides it."""
 SIGNIFICANT = 0.05
 _UPLOADED_AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a benchmark is, and what it is drawn from."""
+    """The size and the seed of a benchmark."""
 
     clips: int
     topics: int
@@ -57,7 +57,7 @@ class Size:
 def run(settings: BenchmarkSettings, console: Console, size: Size, folder: Path) -> dict[str, Any]:
     """Make the benchmark in ``folder`` and measure it there.
 
-    Left behind are the clips, the store, ``topics.tsv``, ``qrels``, for each engine ``base-X.run`` and
+    The folder then has the clips, the store, ``topics.tsv``, ``qrels``, for each engine ``base-X.run`` and
     ``reranked-X.run``, and ``results.json``, which is returned. Raises SettingsError.
     """
     encoder = load_model(settings)
@@ -104,7 +104,7 @@ def measure(
     size: Size,
     folder: Path,
 ) -> dict[str, Any]:
-    """Make the engines' runs of ``answers``, rerank each, pool and judge them all, write the files and compare."""
+    """Make the engines' runs from ``answers``, rerank each, pool and judge all, write the files and compare."""
     texts = {topic.query_id: topic.text for topic in topics}
     bases = avs.base_runs(answers, topics, seed=size.seed)
     reranked = {
@@ -161,13 +161,13 @@ def _mean_ap(run: Run, topics: Sequence[DemoQuery]) -> float:
 
 
 def _reached(run: Run, topics: Sequence[DemoQuery], depth: int) -> float:
-    """Return the mean share of a topic's relevant clips that are within the depth."""
+    """Return the mean share of relevant clips within the depth."""
     within = [len(each.relevant.intersection(run.topics[each.query_id].ranked().shots[:depth])) for each in topics]
     return float(np.mean([found / len(each.relevant) for found, each in zip(within, topics, strict=True)]))
 
 
 def verdict(engines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say whether each engine gains, whether chance explains it, and whether the gain shrinks with strength."""
+    """Return sentences: each engine's gain, its significance, and whether the gain decreases with strength."""
     said = []
     ordered = sorted(engines, key=lambda engine: engine["infAP"]["before"])
     for engine in ordered:
@@ -183,7 +183,7 @@ def verdict(engines: Sequence[Mapping[str, Any]]) -> list[str]:
         if stronger["infAP"]["gain"] >= weaker["infAP"]["gain"]:
             reached = [f"{100 * each['reached']:.0f} % of engine {each['name']}'s" for each in (weaker, stronger)]
             said.append(
-                f"The gain does not shrink from engine {weaker['name']} to {stronger['name']}. What is below the depth "
+                f"The gain does not decrease from engine {weaker['name']} to {stronger['name']}. Clips below the depth "
                 f"cannot rise: within it are {' and '.join(reached)} relevant clips."
             )
     if len(said) == len(ordered):
@@ -192,7 +192,7 @@ def verdict(engines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Return the table of gains, and what it says, for the documentation."""
+    """Return the table of gains, and its interpretation, for the documentation."""
     lines = [
         "| engine | infAP | reranked | gain | 95 % interval | p | topics better / worse | AP, all judged |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -212,7 +212,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     )
     lines += [
         "",
-        f"{drawn} a topic, {judged}; {method}, model `{results['model_id']}`.",
+        f"{drawn} per topic, {judged}; {method}, model `{results['model_id']}`.",
         "",
         *(f"- {line}" for line in results["verdict"]),
     ]

@@ -1,4 +1,4 @@
-"""The demo's clips and queries: several scenes a clip, one moment a query, relevance from the attributes."""
+"""The demo's clips and queries: several scenes per clip, one moment per query, relevance from the attributes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 FPS = 12
 _SCENES = (4, 8)
-"""Scenes of a clip, from the first number to one less than the second."""
+"""Number of scenes per clip, as a half-open range."""
 _SCENE_FRAMES = (12, 31)
-"""Frames of a scene, likewise: 1 to 2.5 seconds."""
+"""Number of frames per scene, likewise: 1 to 2.5 seconds."""
 _MAX_RELEVANT_SHARE = 0.1
-"""A request that more of the clips satisfy is no search for a moment."""
+"""Queries that match a larger share of the clips are rejected, because they do not search for a moment."""
 _TRIES_PER_QUERY = 50
 _CLIP_STREAM, _QUERY_STREAM = 1, 2
 """Separate streams of random numbers under one seed."""
@@ -62,7 +62,7 @@ class DemoQuery:
 
     @property
     def relevant(self) -> frozenset[str]:
-        """The ids of the clips that hold such a moment."""
+        """The ids of the clips that contain such a moment."""
         return frozenset(self.moments)
 
 
@@ -106,7 +106,7 @@ def _frames(
 def make_queries(clips: Sequence[DemoClip], *, count: int, seed: int) -> list[DemoQuery]:
     """Draw ``count`` different requests, each for a scene of some clip, and judge every clip for each.
 
-    Raises :class:`ValueError` where the clips do not hold so many different requests.
+    Raises :class:`ValueError` if the clips do not have so many different requests.
     """
     rng = np.random.default_rng([seed, _QUERY_STREAM])
     most = max(1, round(_MAX_RELEVANT_SHARE * len(clips)))
@@ -121,12 +121,12 @@ def make_queries(clips: Sequence[DemoClip], *, count: int, seed: int) -> list[De
             text = describe(wanted, rng)
             chosen[wanted] = DemoQuery(f"query-{len(chosen):03d}", text, wanted, moments)
     if len(chosen) < count:
-        raise ValueError(f"{len(clips)} clips hold only {len(chosen)} different requests, not {count}")
+        raise ValueError(f"{len(clips)} clips have only {len(chosen)} different requests, not {count}")
     return list(chosen.values())
 
 
 def judge(clips: Sequence[DemoClip], wanted: Scene) -> dict[str, tuple[tuple[int, int], ...]]:
-    """Find the moments, (start_ms, end_ms), that satisfy a description, by the ids of the clips that hold any."""
+    """Find the moments, (start_ms, end_ms), that satisfy a description, by the ids of the clips that contain any."""
     moments = {
         clip.clip_id: tuple((each.start_ms, each.end_ms) for each in clip.scenes if satisfies(each.scene, wanted))
         for clip in clips

@@ -1,8 +1,8 @@
-"""The stand-in base engine: one vector a clip, as the engines have whose results CLIPRerank reranks.
+"""The stand-in base engine: one vector per clip, like the engines whose results CLIPRerank reranks.
 
-It sees each clip through a weaker view (few frames, small and soft pictures) and averages what it sees, so a
-moment that a query asks for is diluted by the rest of the clip. Its scores are the cosines of the query and
-those whole-clip vectors.
+It uses a degraded view of each clip (few, small and blurred frames) and averages their vectors, so the moment that a
+query describes is diluted by the rest of the clip. Its scores are the cosines between the query and these whole-clip
+vectors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_FRAMES = 16
 
 
 class BaseEngine:
-    """An index of whole clips, built once; queries are answered from memory."""
+    """An in-memory index of whole clips, built once."""
 
     NAME = "whole-clip-mean"
 

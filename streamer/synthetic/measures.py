@@ -1,4 +1,4 @@
-"""How good a ranked list is; the demo computes this much itself, so that it needs no extra."""
+"""The quality of a ranked list; computed here so that the demo needs no extra package."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 def average_precision(ranked: Sequence[str], relevant: Collection[str]) -> float:
     """Compute non-interpolated average precision: the mean, over all relevant ids, of the precision at its rank.
 
-    ``ranked``: distinct ids, best first. A relevant id that is not in the list counts 0. Raises
-    :class:`ValueError` where nothing is relevant, since the measure is undefined then.
+    ``ranked``: distinct ids, best first. A relevant id that is not in the list counts as 0. Raises :class:`ValueError`
+    if nothing is relevant, because the measure is undefined then.
     """
     if not relevant:
         raise ValueError("average precision is undefined where nothing is relevant")

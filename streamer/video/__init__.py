@@ -1,4 +1,4 @@
-"""From a URI to sampled frames; all that imports av and fsspec."""
+"""From a URI to sampled frames; only this package imports av and fsspec."""
 
 from __future__ import annotations
 

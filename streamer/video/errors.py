@@ -1,4 +1,4 @@
-"""Why a clip could not be had: its own fault, with its dead-letter code, or one of this machine."""
+"""Why a clip cannot be fetched or decoded: an error of the clip, with its dead-letter code, or of this machine."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
 
 class Retry(Enum):
-    """Whether the same clip may succeed when it is tried again."""
+    """Whether another attempt at the same clip may succeed."""
 
     NEVER = auto()
-    """It lies in the clip: trying again gives the same."""
+    """The error is in the clip: another attempt fails too."""
     ONCE = auto()
-    """It may have been chance: a decoder that crashed or ran out of time on a busy machine."""
+    """The error may be temporary: a decoder that crashed or exceeded its time on a busy machine."""
     FOR_A_WHILE = auto()
-    """It lies in the source, which may recover."""
+    """The error is at the source, which may recover."""
 
 
 class ClipError(Exception):
     """A clip that cannot be fetched or decoded.
 
-    ``reason`` is its dead-letter code, ``detail`` one line for people; neither repeats the URI, whose query
-    may be signed. ``retry``: whether the same clip may well succeed a little later.
+    ``reason`` is its dead-letter code, ``detail`` one line for people; neither contains the URI, whose query may be
+    signed. ``retry``: whether another attempt may succeed.
     """
 
     def __init__(self, reason: Reason, detail: str, retry: Retry = Retry.NEVER) -> None:
-        # All three go to Exception.args, so that the error can be pickled across processes.
+        # All three are in Exception.args, so that the error can be pickled.
         super().__init__(reason, detail, retry)
         self.reason = reason
         self.detail = detail

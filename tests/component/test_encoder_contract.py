@@ -398,18 +398,18 @@ def test_a_name_like_no_other_is_refused() -> None:
 
 def test_an_unknown_tag_is_refused_with_those_there_are() -> None:
     message = refusal("ViT-B-32", "openay")
-    assert message.startswith("unknown tag 'openay' for model ViT-B-32; it takes a checkpoint file or")
+    assert message.startswith("unknown tag 'openay' for model ViT-B-32; give a checkpoint file or")
     assert "openai, laion400m_e31" in message
 
 
 def test_a_model_without_tags_says_so(registered: str) -> None:
-    assert refusal(registered, "openai").endswith("it takes a checkpoint file (there are no tags)")
+    assert refusal(registered, "openai").endswith("give a checkpoint file (there are no tags)")
 
 
 @pytest.mark.parametrize("pretrained", [None, ""])
 def test_random_weights_are_refused(pretrained: str | None) -> None:
     message = refusal("ViT-B/32", pretrained)
-    assert message.startswith("model ViT-B-32 has no weights of its own: give a checkpoint file or")
+    assert message.startswith("model ViT-B-32 needs pretrained weights: give a checkpoint file or")
 
 
 @pytest.mark.parametrize("pretrained", ["missing/weights.pt", "weights.safetensors", "/"])
@@ -491,7 +491,7 @@ def test_a_config_that_is_no_architecture_is_refused(clip_copy: Path) -> None:
     assert "wings" in message
 
 
-def test_a_tokenizer_that_is_not_there_is_named(clip_copy: Path) -> None:
+def test_a_missing_tokenizer_is_named(clip_copy: Path) -> None:
     config = {**KINDS["clip"].config, "text_cfg": {**TEXT, "tokenizer_kwargs": {"clean": "unheard-of"}}}
     (clip_copy / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     assert refusal(f"local-dir:{clip_copy}").startswith(f"model local-dir:{clip_copy} has no usable tokenizer: ")
@@ -499,7 +499,7 @@ def test_a_tokenizer_that_is_not_there_is_named(clip_copy: Path) -> None:
 
 def test_a_tag_beside_a_directory_is_refused_rather_than_ignored(models: Callable[[str], Path]) -> None:
     message = refusal(f"local-dir:{models('clip')}", "openai")
-    assert message.startswith("'openai' has no meaning for model local-dir:")
+    assert message.startswith("pretrained 'openai' cannot be combined with model local-dir:")
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_what_cannot_run_is_not_chosen() -> None:
     assert choose(f32=(1.0, 1.0), bf16p=None, f32p=(0.5, 1.0), bf16=None) == "f32p"
 
 
-def test_what_cannot_run_is_an_error_where_it_is_asked_for() -> None:
+def test_an_arithmetic_that_cannot_run_is_an_error_when_requested() -> None:
     with pytest.raises(RuntimeError, match="not implemented"):
         choose(bf16=None)
 
@@ -140,7 +140,7 @@ def test_auto_tries_float32_first_on_a_processor(*, packable: bool) -> None:
     assert (PACKED_FLOAT32 in found) == packable
 
 
-def test_a_dtype_that_is_asked_for_is_the_only_one() -> None:
+def test_a_requested_dtype_is_the_only_one_tried() -> None:
     assert candidates("bfloat16", CPU, packable=True) == (BFLOAT16, PACKED_BFLOAT16)
     assert candidates("float32", CPU, packable=True) == (FLOAT32,)
     assert candidates("float16", CUDA, packable=True) == (FLOAT16,)
@@ -219,12 +219,12 @@ def test_only_the_side_that_is_wanted_is_measured_and_kept() -> None:
     with structlog.testing.capture_logs() as logs:
         encoder = load_encoder(DEMO, sides=["texts"])
     assert encoder.encode_texts(QUERIES).shape == (len(QUERIES), encoder.dim)
-    measured = [line for line in logs if line["event"] == "arithmetic measured"]
+    measured = [line for line in logs if line["event"] == "precision measured"]
     assert [line["side"] for line in measured] == ["texts"]
     assert measured[0]["measured"][0].startswith("float32: ")
     assert measured[0]["chosen"] in {trial.split(":")[0] for trial in measured[0]["measured"]}
     frame = np.full((70, 50, 3), 99, np.uint8)
-    with pytest.raises(RuntimeError, match="without the side that encodes images"):
+    with pytest.raises(RuntimeError, match="without its image side"):
         encoder.encode_images([encoder.prepare(frame)])
 
 

@@ -147,7 +147,7 @@ def test_the_page_shows_in_a_browser_what_the_json_says(
         ({"--json": "no/folder.json"}, 1, "no/folder.json"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_one_line(
+def test_unusable_input_is_reported_in_one_line(
     files: dict[str, Path],
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

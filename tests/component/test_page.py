@@ -48,7 +48,7 @@ def test_a_value_is_shown_with_its_path(path: tuple[str | int, ...], form: str, 
     assert (str(shown), shown.path) == (text, where)
 
 
-def test_a_value_that_is_not_there_is_an_error() -> None:
+def test_a_missing_value_is_an_error() -> None:
     with pytest.raises(KeyError):
         show(DATA, "missing")
 

@@ -14,7 +14,7 @@ from PIL import Image
 from streamer.encoders import DEMO, Encoder, load_encoder
 from streamer.encoders.loading import DEMO_FOLDER
 from streamer.synthetic.stills import Still, StillSet, draw_stills
-from training.exam import attribute_accuracy, recall, rerank_fresh_clips
+from training.evaluation import attribute_accuracy, recall, rerank_fresh_clips
 from training.loop import Recipe, export, train
 from training.train import CONFIG, RECIPE
 

@@ -28,7 +28,7 @@ from streamer.store import (
     record_format,
 )
 from streamer.store.redis.address import Address, Buckets
-from streamer.store.redis.cache import HotRecords
+from streamer.store.redis.cache import RecordCache
 from streamer.store.redis.store import RedisStore
 from tests.support.redis_servers import Cluster, Server, move_slot, node_id
 from tests.support.waiting import wait_until
@@ -112,7 +112,7 @@ def test_a_url_says_where_the_store_is_and_how_it_is_laid_out() -> None:
         ("redis://", "not of the form"),
         ("redis://?name=a", "a host is missing"),
         ("redis+cluster://a,,b", "a host is missing"),
-        ("redis://a,b", "several hosts make a cluster"),
+        ("redis://a,b", "several hosts need redis"),
         ("redis://a:port", "[Pp]ort"),
         ("redis://a/clips", "/DB takes a number"),
         ("redis+cluster://a/1", "one database"),
@@ -160,13 +160,13 @@ def test_a_store_keeps_its_number_of_buckets(valkey_cluster: Cluster) -> None:
     url = f"{valkey_cluster.url}?name=buckets"
     opened(f"{url}&buckets=5").put([clip("c")])
     assert versions(opened(url), ["c"]) == [1]
-    with pytest.raises(StoreError, match="was made with 5 buckets"):
+    with pytest.raises(StoreError, match="was created with 5 buckets"):
         opened(f"{url}&buckets=64")
 
 
 def test_what_is_no_store_of_ours_is_refused(valkey: Server) -> None:
     valkey.command("SET", "foreign", "value")
-    with pytest.raises(StoreError, match="holds no store"):
+    with pytest.raises(StoreError, match="is not a store"):
         opened(f"{valkey.url}?name=foreign")
 
 
@@ -174,7 +174,7 @@ def test_who_only_reads_creates_nothing(valkey: Server) -> None:
     url = f"{valkey.url}?name=absent"
     reader = opened(url, read_only=True)
     assert versions(reader, ["c"]) == [None]
-    with pytest.raises(StoreError, match="there is no store"):
+    with pytest.raises(StoreError, match="no such store"):
         open_existing(url)
     assert not valkey.command("EXISTS", "absent")
     opened(f"{url}&buckets=7").put([clip("c")])
@@ -284,7 +284,7 @@ def test_the_password_comes_from_a_file_and_is_in_no_representation(tmp_path: Pa
 # -- failures ---------------------------------------------------------------------------------------------------
 
 
-def test_a_store_that_is_not_there_yet_is_used_as_soon_as_it_is(tmp_path: Path) -> None:
+def test_a_store_is_used_as_soon_as_it_exists(tmp_path: Path) -> None:
     server = Server(tmp_path / "server")
     writer, reader = opened(server.url), opened(server.url, read_only=True)
     with pytest.raises(StoreUnavailableError):
@@ -298,7 +298,7 @@ def test_a_store_that_is_not_there_yet_is_used_as_soon_as_it_is(tmp_path: Path) 
         assert eventually(reader, ["c"]) == [1]
 
 
-def test_a_server_that_was_restarted_is_found_again_and_a_store_that_it_lost_is_made_anew(server: Server) -> None:
+def test_after_a_restart_of_the_server_it_reconnects_and_recreates_a_lost_store(server: Server) -> None:
     url = f"{server.url}?buckets=3"
     store = opened(url)
     store.put([clip("c")])
@@ -331,9 +331,9 @@ def test_a_silent_server_is_waited_for_once_and_then_left_alone_for_as_long(serv
 
 def test_without_enough_replicas_a_write_is_not_taken_for_durable(valkey: Server) -> None:
     store = opened(f"{valkey.url}?name=alone", replicas=1, timeout_s=0.5)
-    with pytest.raises(StoreUnavailableError, match="0 of 1 replicas"):
+    with pytest.raises(StoreUnavailableError, match="0 of 1 required replicas"):
         store.put([clip("c")])
-    with pytest.raises(StoreUnavailableError, match="0 of 1 replicas"):
+    with pytest.raises(StoreUnavailableError, match="0 of 1 required replicas"):
         store.delete("c", FIRST, Position.of("log", 2))
 
 
@@ -468,7 +468,7 @@ def test_a_record_that_heals_under_the_same_checksum_is_seen(valkey: Server) -> 
 
 
 def test_the_cache_is_bounded_in_bytes_and_keeps_what_was_used_last() -> None:
-    hot = HotRecords(10_000)
+    hot = RecordCache(10_000)
     for number in range(100):
         hot.keep({b"%d" % number: bytes(800)})
         hot.held([b"0"])

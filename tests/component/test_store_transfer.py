@@ -171,7 +171,7 @@ def noted(note: bytes, _merged: object) -> bytes:
     return note
 
 
-def test_a_copy_of_another_source_begins_anew(source: LmdbAdmin, target: LmdbAdmin) -> None:
+def test_a_copy_of_another_source_starts_from_the_beginning(source: LmdbAdmin, target: LmdbAdmin) -> None:
     fill(source, many(20))
     target.put([], lambda _: b'{"source": "another", "begun_at": "2026-01-01T00:00:00Z", "damage": {}, "cursor": "ff"}')
     assert copy(source, target).read == 20
@@ -219,7 +219,7 @@ def test_a_target_that_does_not_keep_what_it_takes_ends_the_copy(
         copy(source, target)
 
 
-def test_a_store_that_is_away_for_a_while_is_waited_for_and_not_for_ever(
+def test_an_unreachable_store_is_waited_for_up_to_a_limit(
     source: LmdbAdmin, target: LmdbAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(source, many(1_500))

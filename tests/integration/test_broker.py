@@ -130,7 +130,7 @@ def test_data_survives_a_crash_and_a_second_cluster_on_the_same_folder(tmp_path:
     with LocalKafka(data_dir=folder) as second:
         assert second.bootstrap_servers != first.bootstrap_servers
         assert consume(second.bootstrap_servers, "events", 2) == [b"one", b"two"]
-    with pytest.raises(BrokerError, match=r"holds the data of 1 broker\(s\), not of 3"):
+    with pytest.raises(BrokerError, match=r"has the data of 1 broker\(s\), not of 3"):
         LocalKafka(data_dir=folder, brokers=3).start()
 
 

@@ -83,7 +83,7 @@ def test_own_clips_are_embedded_reranked_measured_and_pictured(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "refused deeper/broken.mp4" in done.stdout
+    assert "dead-lettered deeper/broken.mp4" in done.stdout
     summary = json.loads((report / "summary.json").read_text())
     assert summary.keys() >= FIGURES
     assert (summary["clips"], summary["queries"], summary["lag_records"]) == (3, 2, 0)
@@ -136,7 +136,7 @@ def test_on_a_terminal_it_shows_top_and_kept_running_it_ends_on_ctrl_c_and_takes
         assert told in shown
 
 
-def test_clips_without_queries_are_told_in_one_line(kafka: LocalKafka, clips: Path) -> None:
+def test_clips_without_queries_are_reported_in_one_line(kafka: LocalKafka, clips: Path) -> None:
     done = subprocess.run(
         [STREAMER, "demo", "--clips", clips],
         env=environment(kafka),
@@ -146,4 +146,4 @@ def test_clips_without_queries_are_told_in_one_line(kafka: LocalKafka, clips: Pa
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr == "streamer: clips of your own need queries of your own: a text file with one query a line\n"
+    assert done.stderr == "streamer: --clips needs --queries: a text file with one query per line\n"

@@ -223,7 +223,7 @@ def test_a_later_redrive_fences_an_earlier_and_each_is_put_back_once(settings: S
     assert copies(settings) == {f"q{i}": 1 for i in range(count)}
 
 
-def test_a_marker_behind_an_open_transaction_is_waited_for(settings: Settings) -> None:
+def test_a_marker_after_an_open_transaction_is_waited_for(settings: Settings) -> None:
     fail(settings, 1)
     service = transactional(settings, "service")
     send(service, failed(settings, "undecided"))
@@ -369,7 +369,7 @@ def test_show_finds_one_by_place_and_by_key_and_escapes_what_a_terminal_obeys(se
     assert (missing.exit_code, missing.output) == (1, f"Error: no such dead letter in {settings.topic(DLQ)}\n")
 
 
-def test_topics_that_do_not_exist_and_brokers_that_are_away_are_one_line(kafka: LocalKafka, topic_prefix: str) -> None:
+def test_missing_topics_and_unreachable_brokers_are_one_line(kafka: LocalKafka, topic_prefix: str) -> None:
     for servers, told in (
         (kafka.bootstrap_servers, f"{topic_prefix}{DLQ} does not exist; streamer topics apply creates it"),
         ("127.0.0.1:1", "Kafka at 127.0.0.1:1: "),

@@ -138,7 +138,7 @@ def test_other_normalisations_agree_with_numpy_too(
     assert sorted(offline.splitlines()) == by_hand(benchmark, base_run, normalised)
 
 
-def test_a_replay_from_the_topic_gives_what_one_from_a_file_gives_and_silence_is_told(
+def test_a_replay_from_the_topic_equals_one_from_a_file_and_a_missing_reply_is_an_error(
     benchmark: SmallBenchmark, kafka: LocalKafka, topic_prefix: str, tmp_path: Path
 ) -> None:
     own = variables(benchmark, STREAMER_BOOTSTRAP_SERVERS=kafka.bootstrap_servers, STREAMER_TOPIC_PREFIX=topic_prefix)

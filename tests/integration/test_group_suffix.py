@@ -129,7 +129,7 @@ def sets(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Sets:
     return Sets(Bus(kafka.bootstrap_servers, topic_prefix), tmp_path)
 
 
-def test_two_groups_answer_everything_exactly_once_and_are_told_apart(sets: Sets) -> None:
+def test_two_groups_answer_everything_exactly_once_and_are_distinguished(sets: Sets) -> None:
     bus = sets.bus
     blue_group, green_group = sets.group(BLUE), sets.group(GREEN)
     blue_name, green_name = bus.prefix + blue_group, bus.prefix + green_group

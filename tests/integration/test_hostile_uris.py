@@ -116,7 +116,7 @@ def refused(fetcher: Fetcher, uri: str) -> str:
     began = time.monotonic()
     with pytest.raises(ClipError) as caught, fetcher.fetch(uri) as path:
         pytest.fail(f"{uri!r} was fetched as {path}")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert (caught.value.reason, caught.value.retry) == (Reason.URI_REFUSED, Retry.NEVER), caught.value.detail
     assert caught.value.detail.isprintable()
     assert "secret" not in caught.value.detail
@@ -124,7 +124,7 @@ def refused(fetcher: Fetcher, uri: str) -> str:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_uri_is_refused_with_its_reason_and_nothing_is_asked_for(place: Place, name: str) -> None:
+def test_a_hostile_uri_is_refused_with_its_reason_and_nothing_is_requested(place: Place, name: str) -> None:
     template, words = HOSTILE[name]
     assert words in refused(place.fetcher, place.uri(template))
     assert place.asked == []
@@ -278,7 +278,7 @@ THROUGH_THE_SERVICE = [
 ]  # fmt: skip
 
 
-def test_the_service_dead_letters_hostile_uris_and_embeds_the_good_clip_behind_them(
+def test_the_service_dead_letters_hostile_uris_and_embeds_the_good_clip_after_them(
     kafka: LocalKafka, topic_prefix: str, tmp_path: Path
 ) -> None:
     make_files(tmp_path)

@@ -182,7 +182,7 @@ def lies_between(lag: int | None, ours: list[float]) -> bool:
     return lag is not None and min(ours) <= lag <= max(ours)
 
 
-def test_idle_and_caught_up_all_figures_are_0_behind_markers_and_aborted_records_too(
+def test_idle_and_caught_up_all_figures_are_0_after_markers_and_aborted_records_too(
     kafka: LocalKafka, settings: Settings
 ) -> None:
     feeder = Feeder(settings, "feeder")
@@ -251,7 +251,7 @@ def test_after_retention_has_deleted_unread_records(kafka: LocalKafka, settings:
         await_equal(kafka, settings, metrics, wanted={})
 
 
-def test_a_fresh_group_and_one_whose_offsets_have_expired_are_behind_by_all_that_is_there(
+def test_a_new_group_and_one_whose_offsets_have_expired_lag_by_all_records(
     kafka: LocalKafka, settings: Settings
 ) -> None:
     feeder = Feeder(settings)

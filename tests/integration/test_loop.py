@@ -215,7 +215,7 @@ def test_among_records_that_a_broker_refuses_together_only_the_guilty_are_dead_l
     assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(good)
 
 
-def test_a_missing_topic_is_told_by_readiness_until_it_is_made(kafka: LocalKafka, topic_prefix: str) -> None:
+def test_readiness_reports_a_missing_topic_until_it_is_created(kafka: LocalKafka, topic_prefix: str) -> None:
     settings = load({"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": topic_prefix})
     with running(settings, echo(settings)) as (_, health, _, _):
         wait_until(lambda: any("streamer topics apply" in each for each in health.readiness_problems()))
@@ -223,7 +223,7 @@ def test_a_missing_topic_is_told_by_readiness_until_it_is_made(kafka: LocalKafka
         wait_until(lambda: health.readiness_problems() == ["start: starting"], seconds=40)
 
 
-def test_a_topic_that_is_made_anew_ends_the_service_since_positions_count_in_the_old_one(settings: Settings) -> None:
+def test_a_recreated_topic_ends_the_service_since_positions_refer_to_the_old_one(settings: Settings) -> None:
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
     with running(settings, echo(settings)) as (metrics, health, _, ended):
         feed(settings, 50)
@@ -369,9 +369,7 @@ class UnansweredConsumer:
         return []
 
 
-def test_a_member_whose_question_for_offsets_was_lost_joins_anew(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_member_whose_offset_fetch_was_lost_rejoins(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     make = GroupMembership._make
     made: list[Consumer] = []
 

@@ -178,7 +178,7 @@ def odd_s3() -> Iterator[tuple[OddServer, dict[str, Fetcher]]]:
 
 
 @pytest.mark.parametrize("fault", NEVER_DONE, ids=by_name)
-def test_an_s3_endpoint_that_never_comes_to_an_end_is_left(
+def test_a_download_that_never_ends_is_abandoned_on_s3(
     odd_s3: tuple[OddServer, dict[str, Fetcher]], fault: Fault
 ) -> None:
     server, sources = odd_s3
@@ -190,7 +190,9 @@ def test_an_s3_endpoint_that_never_comes_to_an_end_is_left(
 
 
 @pytest.mark.parametrize("fault", S3_FAULTS, ids=by_name)
-def test_what_an_s3_endpoint_does_wrong_is_told(odd_s3: tuple[OddServer, dict[str, Fetcher]], fault: Fault) -> None:
+def test_each_fault_of_an_s3_endpoint_has_its_reason(
+    odd_s3: tuple[OddServer, dict[str, Fetcher]], fault: Fault
+) -> None:
     server, sources = odd_s3
     source = sources["usual"]
     server.asked.clear()
@@ -246,7 +248,7 @@ def test_a_store_without_credentials_is_a_failure_for_now(server: OddServer) -> 
 
 
 @pytest.mark.parametrize(("name", "value"), [("AWS_PROFILE", "absent"), ("AWS_ENDPOINT_URL_S3", "not a url")])
-def test_an_environment_that_s3_cannot_use_is_told_at_construction(name: str, value: str) -> None:
+def test_an_environment_that_s3_cannot_use_is_reported_at_construction(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"S3 cannot be used with this environment: .*{value}"):
         s3_fetcher(operator("http://127.0.0.1:1") | {name: value}, "s3://clips-bucket/")
 
@@ -274,7 +276,7 @@ def gs(server: OddServer, monkeypatch: pytest.MonkeyPatch) -> Fetcher:
 
 
 @pytest.mark.parametrize("fault", GS_FAULTS, ids=by_name)
-def test_what_a_gs_endpoint_does_wrong_is_told(gs: Fetcher, fault: Fault) -> None:
+def test_each_fault_of_a_gs_endpoint_has_its_reason(gs: Fetcher, fault: Fault) -> None:
     error = failure(gs, f"gs://clips-bucket/clips/{fault.name}", within=SHORT_TOTAL_S)
     assert verdict(error) == fault.verdict, error.detail
     assert fault.words in error.detail

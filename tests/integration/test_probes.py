@@ -167,7 +167,7 @@ def test_a_worker_that_does_not_end_its_batch_is_not_live(probed: dict[str, Prob
     assert "consume loop" not in probed["worker"].get("/livez")[1]
 
 
-def test_not_ready_while_the_store_is_away_from_an_idle_service(probed: dict[str, Probed]) -> None:
+def test_an_idle_service_is_not_ready_while_the_store_is_unreachable(probed: dict[str, Probed]) -> None:
     embedder = probed["embed"]
     embedder.await_answer("/readyz", 200, "ok")
     store = embedder.folder / "store"

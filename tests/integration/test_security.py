@@ -179,7 +179,7 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
 # -- each of them is needed, and named ---------------------------------------------------------------------------------
 
 
-def test_a_service_without_one_of_them_names_it_and_goes_on_when_it_is_there(
+def test_a_service_without_one_privilege_names_it_and_continues_once_it_is_granted(
     kafka: SecuredKafka, topic_prefix: str, make_topics: Callable[[str], None]
 ) -> None:
     prefixes = {protocol: f"{topic_prefix}{protocol}." for protocol in PROTOCOLS}
@@ -218,7 +218,7 @@ REVOKED = [(privilege, "consumer") for privilege in ROLES["rerank"]] + [
 ]
 
 
-def test_a_privilege_that_is_taken_away_under_work_costs_no_event(
+def test_a_privilege_that_is_revoked_under_load_costs_no_event(
     kafka: SecuredKafka, topic_prefix: str, make_topics: Callable[[str], None]
 ) -> None:
     def refuse(record: Record) -> list[Output]:
@@ -318,7 +318,7 @@ STRANGERS = [({"sasl.password": "wrong"}, "Authentication failed"), ({"ssl.ca.lo
 
 
 @pytest.mark.parametrize(("changed", "told"), STRANGERS)
-def test_wrong_credentials_and_an_untrusted_certificate_are_told(
+def test_wrong_credentials_and_an_untrusted_certificate_are_reported(
     kafka: SecuredKafka, topic_prefix: str, changed: dict[str, str], told: str
 ) -> None:
     settings = kafka.settings(user_of(kafka, topic_prefix, ()), topic_prefix)

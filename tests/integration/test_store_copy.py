@@ -148,7 +148,7 @@ def test_slots_that_move_while_they_are_scanned_take_no_record_with_them(
                     for slot in slots[::3]:
                         source = owner(own_cluster, slot)
                         move_slot(slot, source, primaries[(primaries.index(source) + 1) % 3], keys_at_once=100)
-                if page.anew:
+                if page.restarted:
                     anew.append(number)
                 yield page
 
@@ -165,7 +165,7 @@ def test_slots_that_move_while_they_are_scanned_take_no_record_with_them(
         source = owner(own_cluster, slot)
         move_slot(slot, source, primaries[(primaries.index(source) + 1) % 3], keys_at_once=100)
         pages = list(cluster.scan(first.cursor))
-        assert [page.anew for page in pages] == [True] + [False] * (len(pages) - 1)
+        assert [page.restarted for page in pages] == [True] + [False] * (len(pages) - 1)
         assert {raw.key for page in pages for raw in page.records} == set(met)
 
 

@@ -140,7 +140,7 @@ def test_concurrent_applies_agree(settings: Settings) -> None:
     assert check(settings, specs) == []
 
 
-def test_a_broker_that_is_not_there_is_one_line_within_the_time_allowed() -> None:
+def test_an_unreachable_broker_is_one_line_within_the_timeout() -> None:
     with socket.socket() as taken:
         # Bound and not listening: nobody else gets the port, and connections are refused.
         taken.bind(("127.0.0.1", 0))
@@ -148,7 +148,7 @@ def test_a_broker_that_is_not_there_is_one_line_within_the_time_allowed() -> Non
         started = time.monotonic()
         with pytest.raises(TopicsError, match=f"no response from Kafka at {servers} within 1 s: .*refused") as error:
             check(Settings(bootstrap_servers=servers), [OUTPUT], timeout=1)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     assert "\n" not in str(error.value)
 
 

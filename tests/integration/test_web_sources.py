@@ -44,7 +44,7 @@ def server() -> Iterator[OddServer]:
 
 
 @pytest.mark.parametrize("fault", NEVER_DONE, ids=by_name)
-def test_an_http_server_that_never_comes_to_an_end_is_left(server: OddServer, fault: Fault) -> None:
+def test_a_download_that_never_ends_is_abandoned_over_http(server: OddServer, fault: Fault) -> None:
     source = fetcher(server.origin, total=SHORT_TOTAL_S, silence=SHORT_SILENCE_S)
     error = failure(source, f"{server.origin}/clips/{fault.name}", within=SHORT_TOTAL_S)
     assert verdict(error) == fault.verdict, error.detail
@@ -53,7 +53,7 @@ def test_an_http_server_that_never_comes_to_an_end_is_left(server: OddServer, fa
 
 
 @pytest.mark.parametrize("fault", [*TOO_MUCH, *DROPPED, *WORDS, *STATUSES], ids=by_name)
-def test_what_an_http_server_does_wrong_is_told(server: OddServer, fault: Fault) -> None:
+def test_each_fault_of_an_http_server_has_its_reason(server: OddServer, fault: Fault) -> None:
     error = failure(fetcher(server.origin), f"{server.origin}/clips/{fault.name}?signature=secret")
     assert verdict(error) == fault.verdict, error.detail
     assert fault.words in error.detail
@@ -77,7 +77,9 @@ def test_a_download_is_decoded_in_a_process_apart(server: OddServer, tmp_path: P
         pool.close()
 
 
-def test_what_comes_behind_the_announced_length_is_no_part_of_the_clip_nor_the_next_answer(server: OddServer) -> None:
+def test_bytes_after_the_announced_length_belong_neither_to_the_clip_nor_to_the_next_response(
+    server: OddServer,
+) -> None:
     source = fetcher(server.origin)
     for _ in range(3):
         assert content(source, f"{server.origin}/clips/long") == CLIP[:1000]
@@ -94,7 +96,7 @@ def test_a_server_that_is_unavailable_at_first_gives_the_clip_at_the_next_try(se
     assert content(source, uri) == CLIP
 
 
-def test_nothing_of_one_clip_is_told_to_the_server_with_the_next(server: OddServer) -> None:
+def test_nothing_of_one_clip_is_sent_to_the_server_with_the_next(server: OddServer) -> None:
     origin = f"http://localhost:{server.port}"  # a name, since addresses get no cookies back in any case
     source = fetcher(origin)
     for _ in range(2):
@@ -107,7 +109,7 @@ def test_a_dropped_transfer_goes_on_where_it_ended(server: OddServer, name: str,
     assert server.ranges == [(None, None), ("bytes=40000-", version), ("bytes=80000-", version)]
 
 
-def test_a_source_that_was_replaced_during_a_drop_is_taken_anew(server: OddServer) -> None:
+def test_a_drop_starts_over_when_its_source_was_replaced_meanwhile(server: OddServer) -> None:
     assert content(fetcher(server.origin), f"{server.origin}/clips/drops-changed") == CLIP[::-1]
     assert server.ranges == [(None, None), ("bytes=40000-", '"v1"')]
 

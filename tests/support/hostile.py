@@ -9,7 +9,7 @@ SCHEME = "only file:, http:, https:, s3: and gs: URIs are fetched"
 CREDENTIALS = "credentials in the URI"
 ENCODE = "must be percent-encoded"
 ODD_ADDRESS = "not written as four decimal numbers"
-NOT_A_URL = "a host or port that is none"
+NOT_A_URL = "an invalid host or port"
 NO_HOST = "needs a host"
 NOT_REGULAR = "not a regular file"
 NOT_PUBLIC = "is neither public nor in an allowed network"
@@ -119,7 +119,7 @@ HOSTILE = {
     "s3: access point": ("s3://arn:aws:s3:us-east-1:123456789012:accesspoint/x/clips/a.mp4", "no bucket"),
     "s3: endpoint": ("s3://{other}/clips-bucket/clips/a.mp4", "no bucket"),
     "s3: credentials": ("s3://AKIA:secret@clips-bucket/clips/a.mp4", CREDENTIALS),
-    "s3: one slash": ("s3:/clips-bucket/clips/a.mp4", "is named as s3://BUCKET/KEY"),
+    "s3: one slash": ("s3:/clips-bucket/clips/a.mp4", "an object URI has the form s3://BUCKET/KEY"),
     "s3: chained": ("s3://clips-bucket/clips/a.zip::http://{other}/a.zip", "chain"),
     "s3: newline": ("s3://clips-bucket/clips/a\nb.mp4", CONTROL),
     "gs: not allowed": ("gs://clips-bucket/clips/a.mp4", OUTSIDE),
@@ -152,7 +152,7 @@ HOSTILE = {
     "file: chained": ("file:{clips}/a.zip::zip://a.mp4", ENCODE),
 }  # fmt: skip
 
-NO_URL = "redirected to something that is no http(s) URL"
+NO_URL = "redirected to something other than an http(s) URL"
 REDIRECTS = {
     "out": OUTSIDE,
     "dots": OUTSIDE,

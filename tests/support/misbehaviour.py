@@ -54,18 +54,18 @@ DROPPED = [
     Fault("short", FAILED_FOR_NOW, "payload"),
     Fault("drops-weak", FAILED_FOR_NOW, "payload"),
     Fault("drops-rangeless", FAILED_FOR_NOW, "payload"),
-    Fault("drops-misplaced", FAILED, "http 206 is no answer with a body", asked=2),
+    Fault("drops-misplaced", FAILED, "http 206 is not a response with a body", asked=2),
     Fault("drops-at-once", FAILED_FOR_NOW, "payload"),
 ]
 WORDS = [
-    Fault("noise", FAILED_BY_CHANCE, "the answer is no valid HTTP"),
-    Fault("long-at-once", FAILED_BY_CHANCE, "the answer is no valid HTTP"),
+    Fault("noise", FAILED_BY_CHANCE, "the response is not valid HTTP"),
+    Fault("long-at-once", FAILED_BY_CHANCE, "the response is not valid HTTP"),
     Fault("strange-words", FAILED_FOR_NOW, "http 500: Internal Server Error"),
     Fault("gzip", FAILED, "the body is compressed (gzip)"),
-    Fault("part", FAILED, "http 206 is no answer with a body"),
+    Fault("part", FAILED, "http 206 is not a response with a body"),
     Fault("round", FAILED, "too many redirects", asked=10),
-    Fault("204", FAILED, "http 204 is no answer with a body"),
-    Fault("304", FAILED, "http 304 is no answer with a body"),
+    Fault("204", FAILED, "http 204 is not a response with a body"),
+    Fault("304", FAILED, "http 304 is not a response with a body"),
 ]
 STATUSES = [
     Fault("400", FAILED, "http 400"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
 FOLDER = Path(__file__).parent
 SERVERS = {"kafka", "valkey", "redis", "valkey_cluster", "chromium"}
@@ -25,6 +25,18 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(FOLDER) and (used := SERVERS & set(getattr(item, "fixturenames", ()))):
             raise pytest.UsageError(f"{item.nodeid} uses {sorted(used)}: it belongs in tests/component")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Refuse a module of this folder that imports a heavy package."""
+    before = HEAVY & sys.modules.keys()
+    report = yield
+    if imported := (HEAVY & sys.modules.keys()) - before:
+        raise pytest.UsageError(f"{collector.nodeid} imports {sorted(imported)}: it belongs in tests/component")
+    return report
 
 
 @pytest.fixture(autouse=True)

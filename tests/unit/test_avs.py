@@ -35,7 +35,7 @@ def test_topics_are_different_and_their_truth_is_that_of_the_scenes(clips: list[
         truth = {clip.clip_id for clip in clips if any(satisfies(each.scene, topic.wanted) for each in clip.scenes)}
         assert topic.relevant == truth
         assert 1 <= len(truth) <= 30
-    with pytest.raises(ValueError, match="hold only"):
+    with pytest.raises(ValueError, match="have only"):
         avs.draw_topics(clips[:1], count=40, seed=2)
 
 

@@ -17,7 +17,7 @@ def test_results_and_errors_pass() -> None:
     assert bounded(str, 5, limit=10) == "5"
 
 
-def test_a_hung_call_is_left_behind_and_its_late_result_is_nobodys() -> None:
+def test_a_hung_call_is_abandoned_and_its_late_result_ignored() -> None:
     bounded = BoundedCalls("test")
     go = threading.Event()
     with pytest.raises(HungError, match="no return"):

@@ -85,13 +85,13 @@ def test_store_get_shows_a_record(store: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("get", "none"), ("get", "gone"), ("get", "c1", "--model-id", "m2")])
-def test_store_get_says_what_is_not_there(store: str, arguments: tuple[str, ...]) -> None:
+def test_store_get_names_what_is_missing(store: str, arguments: tuple[str, ...]) -> None:
     result = CliRunner().invoke(cli, ["store", *arguments, "--store", store])
     assert result.exit_code == 1
     assert "is not in" in result.output
 
 
-def test_a_store_that_is_not_there_is_not_created(tmp_path: Path) -> None:
+def test_a_missing_store_is_not_created(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "streamer", "store", "stats", "--store", f"lmdb:{tmp_path / 'none'}"],
         capture_output=True,

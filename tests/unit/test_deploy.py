@@ -177,7 +177,7 @@ def test_scaling_follows_the_groups_lag_up_to_the_partitions() -> None:
     assert triggers == {each.group: each.input for each in SERVICES.values()}
 
 
-def test_the_example_patches_what_is_there() -> None:
+def test_the_example_patches_existing_objects() -> None:
     found = {(each["kind"], each["metadata"]["name"]): each for each in objects(BASE)}
     kustomization = yaml.safe_load((EXAMPLE / "kustomization.yaml").read_text())
     for patch in kustomization["patches"]:

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from streamer.synthetic.write import write_h264
 from streamer.video import Sampling
-from streamer.video.sampling.duplicates import BLOCK, difference, distinct
-from streamer.video.sampling.sample import sample
+from streamer.video.sampling.sample import BLOCK, difference, distinct, sample
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -388,7 +388,9 @@ class Recovering:
         return self._guarded(self._store.delete, clip_id, deleted_at, position)
 
 
-def test_a_store_that_is_away_is_waited_for_and_no_upload_is_blamed(tmp_path: Path, store: Store, red: Path) -> None:
+def test_an_unreachable_store_is_waited_for_and_no_upload_is_dead_lettered(
+    tmp_path: Path, store: Store, red: Path
+) -> None:
     away = Recovering(store)
     harness = Harness(tmp_path, away)
     work = harness.upload("c1", red)
@@ -403,7 +405,7 @@ def test_a_store_that_is_away_is_waited_for_and_no_upload_is_blamed(tmp_path: Pa
     assert dominant(store, "c1") == 0
 
 
-def test_what_turns_stale_while_the_store_is_away_is_not_written_and_holds_up_nothing(
+def test_what_turns_stale_while_the_store_is_unreachable_is_not_written_and_blocks_nothing(
     tmp_path: Path, store: Store, red: Path, blue: Path
 ) -> None:
     away = Recovering(store)

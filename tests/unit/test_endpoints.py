@@ -153,12 +153,12 @@ def test_the_settings_and_a_file_give_the_password(tmp_path: Path, authority: Au
         ({"metrics_key": "/nowhere"}, "metrics_cert"),
     ],
 )
-def test_what_does_not_go_together_is_told_by_name(given: dict[str, str], named: str) -> None:
+def test_conflicting_options_are_reported_by_name(given: dict[str, str], named: str) -> None:
     with pytest.raises(SettingsError, match=f"^{named} "):
         Access.of(load(given))
 
 
-def test_a_certificate_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_an_unusable_certificate_is_reported(tmp_path: Path) -> None:
     (tmp_path / "tls.crt").write_text("no certificate")
     with pytest.raises(SettingsError, match=r"^metrics_cert "), serving(Access(None, tmp_path / "tls.crt", tmp_path)):
         pass

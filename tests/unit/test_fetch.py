@@ -196,7 +196,7 @@ def test_the_byte_limit_counts_for_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("networks", "words"), [(("10.0.0.0/33",), "'10.0.0.0/33' is no network"), (("10.0.0.1/8",), "host bits set")]
+    ("networks", "words"), [(("10.0.0.0/33",), "'10.0.0.0/33' is not a network"), (("10.0.0.1/8",), "host bits set")]
 )
 def test_a_wrong_network_is_named_at_construction(networks: tuple[str, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import threading
-import time
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, get_type_hints
 
 import pytest
 
 from streamer import health as health_module
 from streamer.endpoints import Endpoints
-from streamer.health import Health
+from streamer.health import LOOP_STALL_TIMEOUT_S, Health
 from streamer.metrics import CATALOGUE, Metrics, markdown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -34,6 +34,18 @@ def server(health: Health, metrics: Metrics) -> Iterator[Endpoints]:
     server = Endpoints(health, metrics, host="127.0.0.1", port=0)
     yield server
     server.close()
+
+
+@pytest.fixture
+def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Replace the clock of health by one that stands still but for these sleeps."""
+    now = [1000.0]
+
+    def advance(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(health_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return advance
 
 
 def get(server: Endpoints, path: str) -> tuple[int, str]:
@@ -74,38 +86,38 @@ def test_a_dead_thread_is_not_live(server: Endpoints, health: Health) -> None:
     assert get(server, "/livez") == (503, "encode-0 is dead\n")
 
 
-def test_a_loop_that_no_longer_turns_is_not_live(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_module, "LOOP_STALL_TIMEOUT_S", 0.05)
+def test_a_loop_that_no_longer_iterates_is_not_live(sleep: Callable[[float], None], health: Health) -> None:
     health.beat()
+    sleep(LOOP_STALL_TIMEOUT_S - 1)
     assert health.liveness_problems() == []
-    time.sleep(0.1)
+    sleep(2)
     assert "has not iterated" in health.liveness_problems()[0]
     health.beat()
     assert health.liveness_problems() == []
 
 
-def test_a_worker_is_stuck_in_its_work_alone(metrics: Metrics) -> None:
-    health = Health(metrics, worker_stall_timeout=0.1)
+def test_a_worker_is_stuck_in_its_work_alone(metrics: Metrics, sleep: Callable[[float], None]) -> None:
+    health = Health(metrics, worker_stall_timeout=10)
     me = threading.current_thread().name
     with health.busy():
-        time.sleep(0.15)
+        sleep(11)
         assert health.liveness_problems()[0].startswith(f"{me} has been busy with one call")
         health.progress()
         assert health.liveness_problems() == []
         with health.idle():
-            time.sleep(0.15)
+            sleep(11)
             assert health.liveness_problems() == []
-        assert health.liveness_problems() == []  # it begins anew
-    time.sleep(0.15)
+        assert health.liveness_problems() == []  # the time starts again
+    sleep(11)
     assert health.liveness_problems() == []
     health.progress()
     with health.idle():
         pass
-    time.sleep(0.15)
+    sleep(11)
     assert health.liveness_problems() == []
 
 
-def test_other_paths_are_told_where_to_look(server: Endpoints) -> None:
+def test_other_paths_are_answered_with_the_known_ones(server: Endpoints) -> None:
     status, text = get(server, "/")
     assert status == 404
     assert "/metrics" in text

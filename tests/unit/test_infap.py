@@ -66,7 +66,7 @@ def test_ties_go_by_shot_id_bytewise_descending() -> None:
     assert infap(tied, pool) == pytest.approx(1 / 3, abs=1e-4)
 
 
-def test_scores_that_float32_cannot_tell_apart_are_told_apart() -> None:
+def test_scores_that_float32_cannot_distinguish_are_distinguished() -> None:
     low, high = 0.123456789012, 0.123456789013
     assert np.float32(low) == np.float32(high)
     assert infap({"a": high, "z": low}, {"a": ("1", 1), "z": ("1", 0)}) == 1.0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
+from streamer.cli import main
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,20 +24,18 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_that_scores_wants_a_model_and_says_how_to_name_one(command: str, tmp_path: Path) -> None:
+def test_a_command_that_scores_wants_a_model_and_says_how_to_name_one(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("run", "topics", "qrels"):
         (tmp_path / name).touch()
-    done = subprocess.run(
-        [sys.executable, "-m", "streamer", command, *COMMANDS[command]],
-        cwd=tmp_path,
-        env={"PYTHONPATH": ":".join(sys.path), "STREAMER_MODEL": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STREAMER_MODEL", "")
+    monkeypatch.setattr(sys, "argv", ["streamer", command, *COMMANDS[command]])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("streamer: model (--model, STREAMER_MODEL): name one, ")
     assert "--model demo" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["qrels", "run", "topics"]

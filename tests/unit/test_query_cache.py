@@ -65,7 +65,7 @@ def test_a_query_that_comes_twice_in_a_call_is_encoded_once() -> None:
     assert (vectors.hits, vectors.misses) == (1, 2)
 
 
-def test_the_least_recently_asked_for_goes_first() -> None:
+def test_the_least_recently_used_entry_is_evicted_first() -> None:
     encoder = CountingEncoder()
     vectors = QueryVectors(encoder, 2)
     vectors.get(["a", "b"])

@@ -181,7 +181,7 @@ def test_a_tombstone_keeps_its_version_and_position_and_holds_no_vectors(
 
 
 @given(clips(), PRECISIONS)
-def test_a_clip_is_told_from_a_tombstone_without_reading_it_all(clip: Clip, precision: Precision) -> None:
+def test_a_clip_is_distinguished_from_a_tombstone_without_reading_it_all(clip: Clip, precision: Precision) -> None:
     value = memoryview(record_format.encode(clip, precision))
     assert record_format.is_live(value)
     assert record_format.version(value) == (record_format.microseconds(clip.uploaded_at), True, clip.position)
@@ -312,5 +312,5 @@ def test_what_can_be_no_id_is_refused(clip_id: str) -> None:
     ],
 )
 def test_what_is_no_clip_is_not_written(vectors: np.ndarray, times: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"make no clip|not finite"):
+    with pytest.raises(ValueError, match=r"do not fit together|not finite"):
         record_format.encode(Clip("c1", dt.datetime.now(dt.UTC), HERE, 0, vectors, times), "float16")

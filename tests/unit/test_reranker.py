@@ -138,7 +138,7 @@ def test_an_empty_result_list_comes_back_empty(store: Store) -> None:
     assert Harness(store).answer(event("axis 0")).results == []
 
 
-def test_a_store_that_is_away_degrades_and_keeps_the_initial_order() -> None:
+def test_an_unreachable_store_degrades_and_keeps_the_initial_order() -> None:
     harness = Harness(Absent())
     answer = harness.answer(event("axis 2", ("c0", 1.0), ("c2", 5.0)))
     assert answer.degraded == "store_unavailable"
@@ -213,7 +213,7 @@ def test_each_event_is_answered_by_the_method_that_the_policy_gives_it(store: St
     ]
 
 
-def test_scoring_has_a_time_of_its_own_for_each_event_that_is_scored(store: Store) -> None:
+def test_scoring_is_timed_separately_for_each_event_that_is_scored(store: Store) -> None:
     harness = Harness(MeasuredStore(store, metrics := Metrics()), deadline_ms=1000)
     began = time.perf_counter()
     harness.answer(event("axis 2", ("c0", 1.0), ("c2", 0.5)))

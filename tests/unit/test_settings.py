@@ -65,7 +65,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert settings.model is None
 
 
-def test_full_names_have_the_prefix_before_them_and_those_of_groups_the_suffix_behind() -> None:
+def test_full_names_begin_with_the_prefix_and_those_of_groups_end_with_the_suffix() -> None:
     settings = load({"topic_prefix": "eu.", "group_suffix": "-blue"})
     assert settings.topic("query.results") == "eu.query.results"
     assert settings.group("streamer-rerank") == "eu.streamer-rerank-blue"
@@ -111,7 +111,7 @@ def test_librdkafkas_properties_come_from_everywhere_and_merge(tmp_path: Path, m
         ("metrics_port", "70000", "less than or equal to 65535"),
     ],
 )
-def test_a_wrong_value_is_told_in_one_line_that_names_the_setting(
+def test_an_invalid_value_is_reported_in_one_line_that_names_the_setting(
     name: str, value: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"STREAMER_{name.upper()}", value)
@@ -127,13 +127,13 @@ def test_a_wrong_value_is_told_in_one_line_that_names_the_setting(
     ("text", "problem"),
     [("alpa = 0.3", "alpa: no such setting"), ("alpha = ", "not TOML"), ("\0", "not TOML")],
 )
-def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, text: str, problem: str) -> None:
+def test_an_invalid_file_is_reported_in_one_line(tmp_path: Path, text: str, problem: str) -> None:
     with pytest.raises(SettingsError, match=problem) as wrong:
         load(config=toml(tmp_path, text))
     assert "streamer.toml" in str(wrong.value)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="No such file"):
         load(config=tmp_path / "none.toml")
 
@@ -268,7 +268,7 @@ def test_the_options_of_a_store_are_those_of_its_group(tmp_path: Path) -> None:
     assert (reader.cache_bytes, reader.timeout_s, reader.replicas) == (0, 3, 0)
 
 
-def test_a_password_file_that_is_not_there_is_an_error_of_that_setting() -> None:
+def test_a_missing_password_file_is_an_error_of_that_setting() -> None:
     with pytest.raises(SettingsError, match=r"^store_password_file \(--store-password-file, .*No such file"):
         StoreOptions.of(StoreReadSettings(store_password_file=Path("/nowhere")))
 

@@ -238,7 +238,7 @@ def test_turns_let_a_keys_items_through_in_their_order_and_never_more_than_the_l
     assert not turns._waiting
 
 
-def test_what_is_nobodys_never_waits() -> None:
+def test_items_without_a_key_never_wait() -> None:
     turns: Turns[int] = Turns(1)
     assert all(turns.take(None, number) for number in range(5))
     assert turns.end(None) is None

@@ -167,7 +167,7 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path: Path, text: s
     assert "\n" not in str(refused.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.toml: No such file"):
         load_specs(tmp_path / "nowhere.toml")
 
@@ -230,7 +230,7 @@ def test_a_single_broker_has_one_replica_and_one_in_sync() -> None:
     assert lines(single, brokers=3) == ["x.query.results: replication is 1, not 3"]
 
 
-def test_a_broker_that_is_away_makes_no_difference() -> None:
+def test_an_unreachable_broker_makes_no_difference() -> None:
     assert lines(state(), brokers=2) == []
 
 

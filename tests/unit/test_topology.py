@@ -56,7 +56,7 @@ def test_every_service_and_tool_has_its_privileges() -> None:
 
 
 @pytest.mark.parametrize("service", [EMBED, RERANK])
-def test_a_group_suffix_is_behind_the_group_and_before_the_instance_in_what_acls_grant(
+def test_a_group_suffix_stands_between_group_and_instance_in_acls(
     service: topology.Service,
 ) -> None:
     settings = load({"topic_prefix": "eu.", "group_suffix": "-blue"})

@@ -122,7 +122,7 @@ def test_qrels_that_are_none_are_refused_in_one_line(file: Path, raw: bytes, mes
     assert str(caught.value) == f"{file}{message}"
 
 
-def test_a_file_that_cannot_be_read_or_written_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_or_written_is_reported(tmp_path: Path) -> None:
     with pytest.raises(TrecError, match=r"nothing: No such file or directory"):
         read_run(tmp_path / "nothing")
     with pytest.raises(TrecError, match=r"Is a directory"):

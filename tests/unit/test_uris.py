@@ -126,7 +126,7 @@ def test_urls_are_compared_by_origin_and_by_segments_of_the_path(
     ],
 )
 def test_a_wrong_prefix_is_named(prefix: str) -> None:
-    with pytest.raises(ValueError, match="is no URI prefix: ") as caught:
+    with pytest.raises(ValueError, match="is not a URI prefix: ") as caught:
         Prefixes(["file:/clips", prefix])
     assert repr(prefix) in str(caught.value)
 

@@ -155,6 +155,7 @@ class Transactions:
         self._delivery_timeout = _DELIVERY_TIMEOUT_S
         self._abort_cause = AbortedError("")
         self._clock_refused = ""
+        self._broker_refused = False
         self._blocked_since: float | None = None
         self._unknown_since: float | None = None
         self._first_id = self.transactional_id
@@ -219,7 +220,7 @@ class Transactions:
             self._blocked_since = None
             return
         self._blocked_since = self._blocked_since or began
-        limit = _REFUSED_BLOCKED_S if self._clock_refused else _BLOCKED_S
+        limit = _REFUSED_BLOCKED_S if self._broker_refused else _BLOCKED_S
         if time.monotonic() - self._blocked_since < limit:
             return
         blocked = self.transactional_id
@@ -267,7 +268,7 @@ class Transactions:
     def _fill(self, batch: Batch, group_metadata: Any) -> None:
         outputs = (output.topic for in_flight in batch.records for output in in_flight.outputs or ())
         self._touched = frozenset((*outputs, *(offset.topic for offset in batch.offsets)))
-        self._clock_refused = ""
+        self._clock_refused, self._broker_refused = "", False
         self._producer.begin_transaction()
         reach(FaultPoint.BEGUN)
         rejected: list[tuple[InFlightRecord, str]] = []
@@ -288,7 +289,8 @@ class Transactions:
             with contextlib.suppress(KafkaException):  # which the abort meets again
                 self._producer.poll(0)  # delivery reports say more than what the client makes of them
             why = self._clock_refused or self._describe(cause)
-            self._abort(AbortedError(why, rejected, refused=refused(cause)))
+            # Where it is the clock's fault, no record is to blame.
+            self._abort(AbortedError(why, () if self._clock_refused else rejected, refused=refused(cause)))
 
     def _request(self, function: Callable[..., object], *arguments: Any) -> None:
         """Make one blocking request, whose last argument is its timeout."""
@@ -316,16 +318,19 @@ class Transactions:
 
     def _produce(self, in_flight: InFlightRecord, output: Output, rejected: list[tuple[InFlightRecord, str]]) -> None:
         def delivered(error: KafkaError | None, _message: object) -> None:
-            if error is not None and error.code() in (
-                KafkaError.MSG_SIZE_TOO_LARGE,
-                KafkaError.INVALID_RECORD,
+            if error is None:
+                return
+            self._broker_refused |= error.code() in (KafkaError.INVALID_RECORD, KafkaError.INVALID_TIMESTAMP)
+            # Of several records of a batch the client says only that they are invalid; the broker's words say why.
+            if error.code() == KafkaError.INVALID_TIMESTAMP or (
+                error.code() == KafkaError.INVALID_RECORD and "timestamp" in error.str().lower()
             ):
-                rejected.append((in_flight, error.str()))
-            elif error is not None and error.code() == KafkaError.INVALID_TIMESTAMP:
                 self._clock_refused = (
                     f"{output.topic} refuses the timestamps of our records: is this host's clock right? The topic's "
                     "message.timestamp.before.max.ms and message.timestamp.after.max.ms say how far off it may be"
                 )
+            elif error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD):
+                rejected.append((in_flight, error.str()))
 
         try:
             enqueue(self._producer, output, delivered)
@@ -348,7 +353,7 @@ class Transactions:
             self._handle(error.args[0])
         self._state = _State.NONE
         self._unknown_since = None
-        if self._clock_refused:
+        if self._broker_refused:
             # librdkafka (2.16) would go on with sequence numbers that the broker does not know. Besides, if the broker
             # refuses its own marker too, that is seen at the next init, and not in the middle of a transaction.
             self.restart()

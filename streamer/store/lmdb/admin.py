@@ -1,4 +1,4 @@
-"""An operator's view of an LMDB store."""
+"""Operations on a whole LMDB store."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class LmdbAdmin:
         page_records: int = PAGE_RECORDS,
     ) -> None:
         if not str(path):
-            raise StoreError("lmdb: names no path")
+            raise StoreError("lmdb: needs a path")
         self._path = Path(path)
         if not (create or (self._path / DATA_FILE).is_file()):
-            raise StoreError(f"{path}: there is no store")
+            raise StoreError(f"{path}: no such store")
         self._page_records = page_records
         self._environment: Environment | None = acquire(self._path, map_bytes)
 
@@ -61,7 +61,7 @@ class LmdbAdmin:
             return models(transaction)
 
     def register(self, models: Mapping[bytes, str]) -> None:
-        """Make models known. Raises :class:`StoreError` where a prefix belongs to another model."""
+        """Register models. Raises :class:`StoreError` if a prefix belongs to another model."""
 
         def work(transaction: Transaction) -> None:
             for prefix, model_id in models.items():
@@ -70,7 +70,7 @@ class LmdbAdmin:
         self._opened().write(work)
 
     def forget(self, prefix: bytes) -> bool:
-        """Take a model's name out; False, changing nothing, where there still are records of it."""
+        """Unregister a model; returns False, changing nothing, if it still has records."""
 
         def work(transaction: Transaction) -> bool:
             if next(_behind(transaction, b"", prefix), None) is not None:
@@ -81,19 +81,19 @@ class LmdbAdmin:
         return self._opened().write(work)
 
     def count(self) -> int:
-        """Return how many records and tombstones there are, and a handful of other keys."""
+        """Return the number of keys: records, tombstones and a few others."""
         with self._opened().reading() as transaction:
             return int(transaction.stat()["entries"])
 
     def scan(self, cursor: str = "", *, prefix: bytes = b"", heads: bool = False) -> Iterator[Page]:
-        """Go through the records in the order of their keys; each comes once. A cursor is a key in hexadecimal.
+        """Yield the records in key order, each once. A cursor is a key in hexadecimal.
 
-        Each page is a transaction of its own, as in :meth:`Environment.scan`.
+        Each page is a separate transaction, as in :meth:`Environment.scan`.
         """
         try:
             last = bytes.fromhex(cursor)
         except ValueError:
-            raise StoreError(f"{self._path}: {cursor[:100]!r} is no cursor of an LMDB store") from None
+            raise StoreError(f"{self._path}: {cursor[:100]!r} is not a cursor of an LMDB store") from None
         while True:
             records: list[Raw] = []
             size = 0
@@ -109,7 +109,7 @@ class LmdbAdmin:
             yield Page(records, last.hex())
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the records under ``keys`` as they are, None where nothing is."""
+        """Return the records under ``keys`` unchanged, None for an absent one."""
         with self._opened().reading() as transaction:
             values = (transaction.get(at) for at in keys)
             return [None if value is None else bytes(value) for value in values]
@@ -145,7 +145,7 @@ class LmdbAdmin:
         self._opened().write(work)
 
     def note(self) -> bytes | None:
-        """Return what a copy that is under way has left here."""
+        """Return the progress note of an unfinished copy, None if there is none."""
         with self._opened().reading() as transaction:
             found = transaction.get(_NOTE)
             return None if found is None else bytes(found)
@@ -155,9 +155,9 @@ class LmdbAdmin:
         self._opened().write(lambda transaction: transaction.delete(_NOTE))
 
     def compact(self, to: Path | None) -> tuple[int, int]:
-        """Write a copy without unused pages to the folder ``to``, or in the place of the store, which this closes.
+        """Write a copy without unused pages to the folder ``to``, or replace the store by it, which closes the store.
 
-        Raises :class:`StoreError` where ``to`` holds a store, or the store is open anywhere else.
+        Raises :class:`StoreError` if ``to`` already has a store, or if the store is open elsewhere.
         """
         environment = self._opened()
         before = environment.bytes_on_disk()
@@ -165,7 +165,7 @@ class LmdbAdmin:
             compact_to(environment, to)
             return before, bytes_on_disk(to)
         if environment.users > 1:
-            raise StoreError(f"{self._path}: is open elsewhere in this process")
+            raise StoreError(f"{self._path}: the store is open elsewhere in this process")
         self.close()
         compact_in_place(self._path)
         return before, bytes_on_disk(self._path)
@@ -183,7 +183,7 @@ class LmdbAdmin:
 
 
 def _behind(transaction: Transaction, last: bytes, prefix: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Give the records whose keys begin with ``prefix`` and come after ``last``."""
+    """Yield the records whose keys begin with ``prefix`` and come after ``last``."""
     cursor = transaction.cursor()
     for raw, value in cursor.iternext() if cursor.set_range(max(last, prefix)) else ():
         at = bytes(raw)

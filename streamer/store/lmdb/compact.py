@@ -1,19 +1,19 @@
-"""Makes an LMDB file small again, by a copy without the pages that are not in use.
+"""Compacts an LMDB file by copying it without its unused pages.
 
-LMDB fills the pages of what was removed with what comes later, but never gives them back to the disk. A copy beside
-running services is safe: it is one snapshot. To put it in the place of the original is not: whoever has the old file
-open would go on in it, and the lock table, which is told by its path, would speak of another file's transactions. So
-in place it is done only while nobody has the store open, and whoever comes to open it waits:
+LMDB reuses the pages of removed records for later ones, but never returns them to the disk. Copying while services run
+is safe: the copy is one snapshot. Replacing the original is not: processes that have the old file open would continue
+to use it, and the lock table, which is found by path, would describe another file's transactions. Therefore the file is
+replaced only while no process has the store open, and processes that open it meanwhile wait:
 
-1. Who opens a store takes a shared lock on the first byte of ``lock.mdb`` before it opens ``data.mdb``, and keeps
-   it. We take it exclusively, or refuse.
-2. The copy is written to a folder beside the original and made durable. A crash leaves the store as it was, and that
+1. A process that opens a store takes a shared lock on the first byte of ``lock.mdb`` before it opens ``data.mdb``, and
+   keeps it. Compaction takes the lock exclusively, or fails.
+2. The copy is written to a folder beside the original and made durable. A crash leaves the store unchanged, and that
    folder, which the next compaction removes.
-3. The lock table is made invalid. Who waits for the lock, if we die from here on, is told that it is none, and ends;
-   who opens the store alone begins the table anew, as always.
-4. The copy is renamed over the original. A crash leaves the one or the other.
-5. LMDB opens the store once in this process, to which the lock belongs, and so takes itself to be alone: it begins
-   the lock table anew, for the new file, and shares the lock. Those who waited go on.
+3. The lock table is invalidated. If this process dies from here on, a process that waits for the lock finds the table
+   invalid and fails; a process that opens the store alone creates a new table, as always.
+4. The copy is renamed over the original. A crash leaves one of the two.
+5. LMDB opens the store once in this process. Because this process has the lock, LMDB takes itself to be the only user:
+   it creates a new lock table for the new file and downgrades the lock to a shared one. The waiting processes continue.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ _LOCK_TABLE_HEAD = bytes(64)
 
 
 def compact_to(environment: Environment, folder: Path) -> None:
-    """Write a compact snapshot of a store, which may be in use, to ``folder``, which must hold no store."""
+    """Write a compact snapshot of a store, which may be in use, to ``folder``, which must not contain a store."""
     if (folder / DATA_FILE).exists():
-        raise StoreError(f"{folder}: there is a store already")
+        raise StoreError(f"{folder}: contains a store already")
     with _faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with _copied(environment.copy, environment.path, folder) as copy:
-            # Unlike a rename, a link does not take the place of what somebody else has put there meanwhile.
+            # Unlike a rename, a link does not overwrite a file that another process has created meanwhile.
             (folder / DATA_FILE).hardlink_to(copy)
             sync_folders(folder)
 
 
 def compact_in_place(path: Path) -> None:
-    """Put a compact copy in the place of the store in ``path``; StoreError where anybody has it open."""
+    """Replace the store in ``path`` by a compact copy. Raises StoreError if any process has it open."""
     with _faults(path), (path / LOCK_FILE).open("r+b", buffering=0) as table:
         try:
             fcntl.lockf(table, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
         except BlockingIOError:
             raise StoreError(
-                f"{path}: is in use; stop its services, or let them run and write a compact copy elsewhere (--to)"
+                f"{path}: the store is in use; stop its services, or write a compact copy to another folder (--to)"
             ) from None
 
         def copy(folder: Path) -> None:
-            # Without LMDB's own lock: to close lock.mdb anywhere in this process would release ours.
+            # Without LMDB's own lock: closing lock.mdb anywhere in this process would release our lock.
             with lmdb.open(str(path), readonly=True, lock=False) as env:
                 env.copy(str(folder), compact=True)
 
@@ -76,7 +76,7 @@ def compact_in_place(path: Path) -> None:
 
 @contextmanager
 def _copied(copy: Callable[[Path], None], original: Path, folder: Path) -> Iterator[Path]:
-    """Have a durable copy in a temporary folder below ``folder``, with the owner and rights of the original."""
+    """Make a durable copy in a temporary folder below ``folder``, with the original's owner and permissions."""
     for left_over in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(left_over)
     with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as temporary:

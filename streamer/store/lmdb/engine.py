@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 def open_store(
     url: str, *, model_id: str, dim: int, precision: Precision, read_only: bool, options: StoreOptions | None
 ) -> LmdbStore:
-    """Open the store in a folder; ``options`` mean nothing to it."""
+    """Open the store in a folder; ``options`` are ignored."""
     del options
     return LmdbStore(_path(url), model_id=model_id, dim=dim, precision=precision, read_only=read_only)
 
 
 def open_existing(url: str, *, model_id: str, options: StoreOptions | None) -> LmdbStore:
-    """Open the store in a folder that has one; ``options`` mean nothing to it."""
+    """Open the existing store in a folder; ``options`` are ignored."""
     del options
     path = _path(url)
     if not is_store(path):
-        raise StoreError(f"{path}: there is no store")
+        raise StoreError(f"{path}: no such store")
     return LmdbStore(path, model_id=model_id, dim=None, read_only=True)
 
 
 def open_admin(url: str, *, create: bool, options: StoreOptions | None) -> LmdbAdmin:
-    """Open the store in a folder for upkeep; ``options`` mean nothing to it."""
+    """Open the store in a folder for upkeep; ``options`` are ignored."""
     del options
     return LmdbAdmin(_path(url), create=create)
 

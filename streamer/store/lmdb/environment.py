@@ -1,10 +1,10 @@
-"""One LMDB environment a process: shared by its stores, opened, grown and closed with nobody inside.
+"""The LMDB environments of a process, each shared by its stores; opened, grown and closed without open transactions.
 
-Three facts of LMDB shape this module. Opening the same files twice in a process breaks LMDB's locks, so stores
-of one path share one environment, counted. A map is as large as it was when it was opened: a writer that fills
-it gets MDB_MAP_FULL, and a process that meets data behind its map's end MDB_MAP_RESIZED; both open a larger
-map. And whatever unmaps the file while a view into it lives crashes the process, so transactions pass a gate
-that closes before the map does.
+Three properties of LMDB determine this module. Opening the same files twice in a process breaks LMDB's locks, so stores
+of one path share one environment with a reference count. A map keeps the size with which it was opened: a writer that
+fills it gets MDB_MAP_FULL, and a process that finds data after its map's end gets MDB_MAP_RESIZED; both open a larger
+map. And unmapping the file while a view into it exists crashes the process, so transactions pass a gate that closes
+before the map does.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RESERVED = bytes(8)
-"""Prefix of the keys that hold no clip: alone the format's key, with a model's hash behind it that model's.
+"""Prefix of the keys that are not clips: alone it is the key of the format, followed by a model's hash that model's
+key.
 
-With anything else behind it, it is of no concern to services.
+Services ignore it when anything else follows it.
 """
 _MODEL_KEY_BYTES = len(RESERVED) + PREFIX_BYTES
 DEFAULT_MAP_BYTES = 1 << 40
-"""Address space, not memory or disk: on 64-bit Linux a large map costs nothing and never has to grow."""
+"""Initial map size; this is address space, not memory or disk: on 64-bit Linux a large map is free and rarely grows."""
 DATA_FILE, LOCK_FILE = "data.mdb", "lock.mdb"
 _STAT_BLOCK = 512
 _SMALLEST_MAP_BYTES = 1 << 20
@@ -51,7 +52,7 @@ _GATE_TIMEOUT_S = 30.0
 
 
 class _Gate:
-    """Lets in any number of transactions, or one caller alone."""
+    """A lock that any number of transactions share, or that one caller has exclusively."""
 
     def __init__(self, name: Path) -> None:
         self._name = name
@@ -60,10 +61,10 @@ class _Gate:
         self._claimed = False
 
     def enter(self) -> int:
-        """Begin a transaction; returns what :meth:`leave` takes, since another thread may end it."""
+        """Begin a transaction; returns the argument for :meth:`leave`, because another thread may end it."""
         me = threading.get_ident()
         with self._turn:
-            # Who is inside already may nest: waiting here would be waiting for itself.
+            # A thread that is inside may enter again: it would otherwise wait for itself.
             while self._claimed and me not in self._inside:
                 self._turn.wait()
             self._inside[me] += 1
@@ -80,17 +81,17 @@ class _Gate:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until every transaction has ended, and hold up new ones."""
+        """Wait until all transactions have ended, and block new ones."""
         with self._turn:
             if threading.get_ident() in self._inside:
                 raise StoreError(f"{self._name}: the store cannot grow or close inside a read of the same thread")
             if not self._turn.wait_for(lambda: not self._claimed, _GATE_TIMEOUT_S):
-                raise StoreUnavailableError(f"{self._name}: another thread has been growing the store for too long")
+                raise StoreUnavailableError(f"{self._name}: another thread takes too long to grow the store")
             self._claimed = True
             if not self._turn.wait_for(lambda: not self._inside, _GATE_TIMEOUT_S):
                 self._claimed = False
                 self._turn.notify_all()
-                raise StoreUnavailableError(f"{self._name}: a read is open for more than {_GATE_TIMEOUT_S:.0f} s")
+                raise StoreUnavailableError(f"{self._name}: a read has been open for more than {_GATE_TIMEOUT_S:.0f} s")
         try:
             yield
         finally:
@@ -100,9 +101,9 @@ class _Gate:
 
 
 class Environment:
-    """The environment of one folder. Get it by :func:`acquire`, give it back by :func:`release`.
+    """The environment of one folder, obtained by :func:`acquire` and returned by :func:`release`.
 
-    LMDB's errors leave its methods as :class:`StoreUnavailableError`.
+    Its methods raise LMDB's errors as :class:`StoreUnavailableError`.
     """
 
     def __init__(self, path: Path, map_bytes: int) -> None:
@@ -123,7 +124,7 @@ class Environment:
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
-        """Hold a read transaction, which is a snapshot; values are views that end with the block."""
+        """Open a read transaction, which is a snapshot; values are views that are valid inside the block."""
         with self._faults():
             while True:
                 with self._inside() as env:
@@ -138,7 +139,7 @@ class Environment:
                 self._grow(seen)
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        """Run ``work`` in one transaction, durable on return; anew from its start where the map has to grow."""
+        """Run ``work`` in one transaction, durable on return; it is run again if the map has to grow."""
         with self._faults():
             while True:
                 with self._inside() as env:
@@ -152,9 +153,9 @@ class Environment:
                 self._grow(seen)
 
     def scan(self, prefix: bytes, look: Callable[[bytes, memoryview], T]) -> Iterator[T]:
-        """Give ``look(key, value)`` of every key with ``prefix``.
+        """Yield ``look(key, value)`` for every key with ``prefix``.
 
-        A transaction lasts a page of them only, so that a slow or abandoned iteration keeps no old pages in use.
+        Each page is a separate transaction, so that a slow or abandoned iteration does not keep old pages in use.
         """
         start: bytes | None = prefix
         while start is not None:
@@ -174,18 +175,18 @@ class Environment:
             yield from page
 
     def check(self) -> None:
-        """Raise where nothing can be read, or where the file of this environment is no longer the path's."""
+        """Raise if nothing can be read, or if the path now leads to another file."""
         with self.reading():
             self._require_identity()
 
     def bytes_on_disk(self) -> int:
-        """Return what the data file occupies."""
+        """Return the bytes that the data file occupies."""
         return bytes_on_disk(self.path)
 
     def copy(self, folder: Path) -> None:
-        """Write what is stored, without unused pages, to ``data.mdb`` in ``folder``, as one snapshot.
+        """Write a snapshot without unused pages to ``data.mdb`` in ``folder``.
 
-        Meanwhile services that write must leave in the file what the snapshot needs, and it grows.
+        Meanwhile, writing services cannot reuse the snapshot's pages, so the original file grows.
         """
         with self._faults(), self._inside() as env:
             env.copy(str(folder), compact=True)
@@ -195,7 +196,7 @@ class Environment:
         try:
             yield
         except lmdb.PanicError as error:
-            # LMDB refuses all further work on this handle; the next caller opens a new one.
+            # LMDB refuses further use of this handle; the next caller opens a new one.
             self.close()
             raise StoreUnavailableError(explain(self.path, error)) from error
         except lmdb.Error as error:
@@ -203,9 +204,9 @@ class Environment:
 
     @contextmanager
     def _inside(self) -> Iterator[lmdb.Environment]:
-        """Be inside the gate, with the map open."""
+        """Enter the gate, with the map open."""
         if os.getpid() != self._pid:
-            raise StoreError(f"{self.path}: opened before a fork; LMDB may be opened in the child alone")
+            raise StoreError(f"{self.path}: opened before a fork; open the store in the child process instead")
         while True:
             token = self._gate.enter()
             try:
@@ -219,7 +220,7 @@ class Environment:
                     self._reopen(self._map_bytes)
 
     def _open(self) -> None:
-        """Map the file; with half the size, and so on, where address space is short."""
+        """Map the file; if address space is short, with half the size, and so on."""
         while True:
             try:
                 self._lmdb = lmdb.open(str(self.path), map_size=self._map_bytes, max_readers=_MAX_READERS)
@@ -238,14 +239,14 @@ class Environment:
 
     def _reopen(self, map_bytes: int) -> None:
         self._shut()
-        # LMDB would make a new, empty file.
+        # LMDB would create a new, empty file.
         self._require_identity()
         self._map_bytes = map_bytes
         self._open()
 
     def _require_identity(self) -> None:
         if _identity(self.path) != self.identity:
-            raise StoreUnavailableError(f"{self.path}: was removed or replaced since it was opened")
+            raise StoreUnavailableError(f"{self.path}: the store was removed or replaced after it was opened")
 
     def _grow(self, seen: int) -> None:
         """Open a map larger than ``seen`` bytes, unless another thread has done so."""
@@ -254,11 +255,11 @@ class Environment:
                 self._reopen(2 * seen)
             if self._map_bytes <= seen:
                 raise StoreUnavailableError(
-                    f"{self.path}: no address space for a map of more than {seen} bytes (ulimit -v)"
+                    f"{self.path}: not enough address space for a map of more than {seen} bytes (ulimit -v)"
                 )
 
     def _reap(self, env: lmdb.Environment) -> None:
-        """Clear dead readers now and then: the pages of their snapshots are not reused before."""
+        """Clear dead readers periodically: the pages of their snapshots cannot be reused until then."""
         now = time.monotonic()
         if now - self._reaped_at > _REAP_EVERY_S:
             self._reaped_at = now
@@ -266,7 +267,7 @@ class Environment:
 
 
 def models(transaction: Transaction) -> dict[bytes, str]:
-    """Return the ids of the models that a store knows, by the prefixes of their records' keys."""
+    """Return the ids of a store's registered models, by the prefixes of their records' keys."""
     found = {}
     cursor = transaction.cursor()
     for at, name in cursor.iternext() if cursor.set_range(RESERVED + b"\0") else ():
@@ -278,13 +279,13 @@ def models(transaction: Transaction) -> dict[bytes, str]:
 
 
 def register(transaction: Transaction, path: Path, prefix: bytes, model_id: str) -> None:
-    """Keep a model's name beside its hash: deletes and statistics go by it, and no two may share one."""
+    """Register a model's name under its hash, for deletes and statistics; two models must not share a hash."""
     at, name = RESERVED + prefix, model_id.encode()
     known = transaction.get(at)
     if known is None:
         transaction.put(at, name)
     elif known != name:
-        raise StoreError(f"{path}: model {model_id!r} has the hash of {bytes(known).decode()!r}")
+        raise StoreError(f"{path}: model {model_id!r} has the same hash as {bytes(known).decode()!r}")
 
 
 _environments: dict[tuple[int, int], Environment] = {}
@@ -292,10 +293,10 @@ _registry = threading.Lock()
 
 
 def acquire(path: Path, map_bytes: int) -> Environment:
-    """Return this process's environment of the folder ``path``; it is created where absent.
+    """Return this process's environment of the folder ``path``, which is created if absent.
 
-    ``map_bytes`` counts for the first user of the folder. Raises :class:`StoreError` where the folder cannot be
-    used or holds other data, :class:`StoreUnavailableError` where the disk is full.
+    ``map_bytes`` is used for the first user of the folder. Raises :class:`StoreError` if the folder cannot be used or
+    contains other data, :class:`StoreUnavailableError` if the disk is full.
     """
     with _registry:
         try:
@@ -321,7 +322,7 @@ def acquire(path: Path, map_bytes: int) -> Environment:
 
 
 def release(environment: Environment) -> None:
-    """Give an environment back; the last user closes it."""
+    """Release an environment; its last user closes it."""
     with _registry:
         if environment.users == 1:
             environment.close()
@@ -330,7 +331,7 @@ def release(environment: Environment) -> None:
 
 
 def _claim(environment: Environment) -> None:
-    """Mark a new environment as ours, or see that an old one is."""
+    """Mark a new environment as a store, or verify that an existing one is."""
 
     def mark(transaction: Transaction) -> None:
         if not transaction.stat()["entries"]:
@@ -343,15 +344,15 @@ def _claim(environment: Environment) -> None:
         environment.write(mark)
     elif known.startswith(_FORMAT_NAME) and known != _FORMAT:
         raise StoreError(
-            f"{environment.path}: a store in the format {known.decode()!r}; this release takes {_FORMAT.decode()!r}. "
-            "Name an empty folder and embed the clips again"
+            f"{environment.path}: the store's format is {known.decode()!r}, this release's is {_FORMAT.decode()!r}. "
+            "Use an empty folder and re-embed the clips"
         )
     elif known != _FORMAT:
-        raise StoreError(f"{environment.path}: an LMDB file that is no store of this release")
+        raise StoreError(f"{environment.path}: the LMDB file is not a store of this release")
 
 
 def bytes_on_disk(path: Path) -> int:
-    """Return what the data file in the folder ``path`` occupies."""
+    """Return the bytes that the data file in the folder ``path`` occupies."""
     try:
         return (path / DATA_FILE).stat().st_blocks * _STAT_BLOCK
     except OSError as error:
@@ -359,13 +360,13 @@ def bytes_on_disk(path: Path) -> int:
 
 
 def explain(path: Path, error: Exception) -> str:
-    """Say in one line what is wrong with the store in the folder ``path``."""
+    """Return one line that says what is wrong with the store in the folder ``path``."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"{path}: {' '.join(reason.removeprefix(f'{path}: ').split())}"
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Tell data files apart, whatever links lead to them; zeros where there is none."""
+    """Return an id of a data file that does not depend on links to it; zeros if there is none."""
     try:
         status = (path / DATA_FILE).stat()
     except OSError:
@@ -374,7 +375,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def sync_folders(path: Path) -> None:
-    """Make the new file's names durable, as LMDB makes its content."""
+    """Make a new file's directory entries durable; LMDB does so only for its content."""
     for folder in (path, path.resolve().parent):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -384,7 +385,7 @@ def sync_folders(path: Path) -> None:
 
 
 def _affordable(map_bytes: int) -> int:
-    """Leave most of a limited address space (``ulimit -v``) to the rest of the process."""
+    """Limit the map to a part of a limited address space (``ulimit -v``)."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return _whole_pages(map_bytes if limit == resource.RLIM_INFINITY else min(map_bytes, limit // 4))
 

@@ -1,7 +1,7 @@
 """The embedded store: LMDB, shared by the processes of one host, read without copying.
 
-One process writes and any number read, each from its own snapshot; a write is on the disk before the call
-returns, and a process that dies in the middle of one leaves the store as it was before.
+One process writes and any number read, each from its own snapshot. A write is on disk before the call returns; a
+process that dies during a write leaves the store as it was before.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ if TYPE_CHECKING:
 class LmdbStore:
     """:class:`~streamer.store.Store` in the folder ``path``.
 
-    Stores of one process on one path share an environment; the first one's ``map_bytes`` is its map's initial
-    size, which grows by itself. A store must be opened after a fork, not before it. :meth:`clip_ids` and
-    :meth:`stats` walk over all keys, about a second a million, in short transactions: what is written
-    meanwhile may be seen or not.
+    Stores of one process on one path share an environment; the first one's ``map_bytes`` is the initial size of its
+    map, which grows automatically. Open a store after a fork, not before it. :meth:`clip_ids` and :meth:`stats` read
+    all keys, about a second per million, in short transactions: concurrent writes may be seen or not.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class LmdbStore:
         map_bytes: int = DEFAULT_MAP_BYTES,
     ) -> None:
         if not str(path):
-            raise StoreError("lmdb: names no path")
+            raise StoreError("lmdb: needs a path")
         self._path = Path(path)
         self._model_id = model_id
         self._prefix = record_format.model_prefix(model_id)
@@ -72,18 +71,19 @@ class LmdbStore:
             raise
 
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
-        """Write clips in one durable transaction; ValueError where one is not as :class:`Clip` says."""
+        """Write clips in one durable transaction; ValueError if one is not as :class:`Clip` says."""
         environment = self._writable()
         rows = []
         for clip in clips:
             if clip.vectors.shape[-1:] != (self._dim,):
-                raise ValueError(f"vectors {clip.vectors.shape} in a store of length {self._dim}")
+                raise ValueError(f"vectors of shape {clip.vectors.shape} in a store of vectors of length {self._dim}")
             at = record_format.key(self._prefix, clip.clip_id)
             uploaded_us = record_format.microseconds(clip.uploaded_at)
             rows.append((at, uploaded_us, clip.position, record_format.encode(clip, self._precision)))
 
         def work(transaction: Transaction) -> list[PutOutcome]:
-            # Once more: an operator may have dropped the model since, and records without a name are lost to all.
+            # Again, because an operator may have dropped the model meanwhile, and records without a registered model
+            # are lost.
             register(transaction, self._path, self._prefix, self._model_id)
             outcomes = []
             for at, uploaded_us, position, value in rows:
@@ -97,7 +97,7 @@ class LmdbStore:
         return environment.write(work)
 
     def delete(self, clip_id: str, deleted_at: dt.datetime, position: Position) -> bool:
-        """Put a tombstone in the place of every model's record that is not later, and of none in this model's."""
+        """Replace every model's record that is not later by a tombstone; for this model also an absent one."""
         deleted_us = record_format.microseconds(deleted_at)
         own = record_format.key(self._prefix, clip_id)
 
@@ -120,7 +120,7 @@ class LmdbStore:
 
     @contextmanager
     def read(self, clip_ids: Sequence[str]) -> Iterator[Records]:
-        """Read records from one snapshot; None for what is absent, deleted or corrupt."""
+        """Read records from one snapshot; None for an absent, deleted or corrupt one."""
         keys = record_format.keys(self._prefix, clip_ids)
 
         def corrupt(position: int, error: Exception) -> None:
@@ -134,19 +134,19 @@ class LmdbStore:
                 records.end()
 
     def clip_ids(self) -> Iterator[str]:
-        """Go through the ids of this model's live clips; a store may be written meanwhile."""
+        """Yield the ids of this model's live clips; the store may be written meanwhile."""
 
         def look(at: bytes, value: memoryview) -> str | None:
             try:
                 return record_format.clip_id(at, value) if record_format.is_live(value) else None
             except record_format.CorruptRecordError:
-                # Only a long id is in the record; what it was is lost, and :meth:`read` reports it.
+                # The id of a damaged record with a long id is lost; :meth:`read` reports the damage.
                 return None
 
         return (found for found in self._opened().scan(self._prefix, look) if found is not None)
 
     def stats(self) -> StoreStats:
-        """Count what is stored, of all models."""
+        """Count the records of all models."""
         environment = self._opened()
         with environment.reading() as transaction:
             known = models(transaction)
@@ -159,7 +159,7 @@ class LmdbStore:
         return StoreStats(clips, tombstones, environment.bytes_on_disk())
 
     def ping(self) -> None:
-        """Raise :class:`StoreUnavailableError` where the store cannot be read, or its files were replaced."""
+        """Raise :class:`StoreUnavailableError` if the store cannot be read or its files were replaced."""
         self._opened().check()
 
     def close(self) -> None:
@@ -177,7 +177,7 @@ class LmdbStore:
 
     def _writable(self) -> Environment:
         if self._read_only:
-            raise StoreError(f"{self._path}: the store was opened for reading only")
+            raise StoreError(f"{self._path}: the store was opened read-only")
         return self._opened()
 
     def _register(self) -> None:
@@ -189,5 +189,5 @@ class LmdbStore:
 
 
 def is_store(path: str | Path) -> bool:
-    """Tell whether the folder holds LMDB's data file."""
+    """Return whether the folder contains LMDB's data file."""
     return (Path(path) / DATA_FILE).is_file()

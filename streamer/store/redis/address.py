@@ -1,19 +1,18 @@
-"""Under which keys a store lies in a Redis keyspace, and what its URL says.
+"""The keys of a store in a Redis keyspace, and the parsing of its URL.
 
 ``redis://[USER:PASSWORD@]HOST[:PORT][/DB]``, ``rediss://`` with TLS, ``redis+cluster://HOST[:PORT],HOST...`` and
-``rediss+cluster://`` for a cluster, of which a few nodes are named; each with ``?name=`` and ``?buckets=``.
+``rediss+cluster://`` for a cluster, with a few of its nodes; each with ``?name=`` and ``?buckets=``.
 
-A record's key is the store's name, its bucket's tag in braces, and the key that it has in every engine
-(:func:`streamer.store.record_format.key`). A cluster places keys by what stands in braces: a bucket is a set of clips
-that lie in one slot, so that one command reads all of them that a query wants. Fewer buckets mean fewer commands; a
-bucket is also the least that can be moved, and there can be no more nodes than buckets. The tags are chosen so that
-buckets lie evenly in the range of slots, and a cluster that divides it evenly holds evenly many of them. All records of
-a clip lie in one bucket, whichever their models.
+A record's key is the store's name, its bucket's hash tag in braces, and the engine-independent key
+(:func:`streamer.store.record_format.key`). A cluster places keys by their hash tag: a bucket is a set of clips in one
+slot, so that one command reads all of a query's clips in it. Fewer buckets mean fewer commands; but a bucket is also
+the smallest unit that can be moved, so there cannot be more nodes than buckets. Tags are chosen so that buckets are
+evenly distributed over the slots, and a cluster that divides the slots evenly has equally many buckets on each node.
+All records of a clip are in one bucket, for all models.
 
-Beside its records a bucket holds a hash of the models that have written to it, ids by prefixes. It is written before
-the records and on the same node, so whatever replica takes over with a record knows of the model, and a delete finds
-all of a clip's records. The store's name alone is the key of its format, which no other number of buckets can be
-used with.
+Besides its records, a bucket has a hash of the models that have written to it, ids by prefixes. It is written before
+the records and on the same node, so that a replica that takes over a record also has its model, and a delete finds all
+of a clip's records. The key of the store's format, which fixes the number of buckets, is the store's name alone.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ DEFAULT_PORT: Final = 6379
 _SCHEMES = {
     "redis": (False, False), "rediss": (False, True), "redis+cluster": (True, False), "rediss+cluster": (True, True),
 }  # fmt: skip
-"""Whether a scheme means a cluster, and whether TLS."""
+"""For each scheme whether it means a cluster, and whether TLS."""
 SCHEMES: Final = frozenset(_SCHEMES)
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _FORMAT_NAME = "clip embeddings 2 buckets "
 MODELS: Final = bytes(PREFIX_BYTES)
-"""Stands behind a bucket's tag in the key of its models; no model has this prefix."""
+"""Follows a bucket's tag in the key of its models; no model has this prefix."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """What a URL says; ``public`` is the URL without its password."""
+    """A parsed URL; ``public`` is the URL without its password."""
 
     public: str
     is_cluster: bool
@@ -57,11 +56,11 @@ class Address:
     db: int
     name: str
     buckets: int | None
-    """None where the URL leaves it to the store, or to :data:`DEFAULT_BUCKETS` where there is none yet."""
+    """None if the URL does not set it: then the store decides, or :data:`DEFAULT_BUCKETS` for a new store."""
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Read a URL; :class:`StoreError` says what is wrong with it, and never shows its password."""
+        """Parse a URL. Raises :class:`StoreError` with the problem, without the password."""
         public = masked(url)
         try:
             return cls._parse(url, public)
@@ -74,18 +73,18 @@ class Address:
         if scheme not in _SCHEMES or not rest:
             raise ValueError("not of the form redis://HOST:PORT")
         is_cluster, tls = _SCHEMES[scheme]
-        # Of our own scheme, since the standard library takes no list of hosts.
+        # Parsed here because the standard library does not accept a list of hosts.
         parts = urlsplit(f"redis://{rest}")
         credentials, _, hosts = parts.netloc.rpartition("@")
         user, _, password = credentials.partition(":")
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
         name, buckets = query.pop("name", "clips"), query.pop("buckets", None)
         if query:
-            raise ValueError(f"?{next(iter(query))}= is unknown; there are ?name= and ?buckets=")
+            raise ValueError(f"?{next(iter(query))}= is unknown; only ?name= and ?buckets= are allowed")
         if not _NAME.fullmatch(name):
             raise ValueError("?name= takes 1 to 64 of A-Z, a-z, 0-9 and ._:-")
         if parts.fragment or (is_cluster and parts.path not in {"", "/"}):
-            raise ValueError("nothing may follow the hosts but ?name= and ?buckets=: a cluster has one database")
+            raise ValueError("only ?name= and ?buckets= may follow the hosts, because a cluster has only one database")
         return cls(
             public=public,
             is_cluster=is_cluster,
@@ -108,19 +107,19 @@ class Buckets:
         self.count = count
         self.slots = [key_slot(tag) for tag in tags]
         self.heads = [b"%s{%s}" % (self.name, tag) for tag in tags]
-        """What the keys of a bucket begin with."""
+        """The prefix of a bucket's keys."""
         self.numbers = {head: number for number, head in enumerate(self.heads)}
 
     def of(self, key: bytes) -> int:
-        """Return the bucket of a record's key; of the id alone, so that all models' records lie together."""
+        """Return the bucket of a record's key; it depends only on the id, so that all models' records are together."""
         return xxh3_64_intdigest(key[PREFIX_BYTES:]) % self.count
 
     def full(self, key: bytes) -> bytes:
-        """Return the key under which the servers have a record."""
+        """Return a record's key on the servers."""
         return self.heads[self.of(key)] + key
 
     def record_key(self, full: bytes) -> bytes | None:
-        """Return the record's key for what a server has, None where that is no record of this store."""
+        """Return the record key of a server's key, None if it is not a record of this store."""
         head, brace, key = full.partition(b"}")
         return key if head + brace in self.numbers and not key.startswith(MODELS) else None
 
@@ -130,18 +129,18 @@ class Buckets:
 
 
 def format_of(buckets: int) -> bytes:
-    """Return what stands under a store's name."""
+    """Return the value under a store's name."""
     return f"{_FORMAT_NAME}{buckets}".encode()
 
 
 def buckets_of(stored: bytes, address: Address) -> int:
-    """Return the number of buckets that a store was made with; :class:`StoreError` where it is not the URL's."""
+    """Return a store's number of buckets. Raises :class:`StoreError` if the URL has another one."""
     text = stored.decode(errors="replace")
     if not re.fullmatch(_FORMAT_NAME + r"\d+", text):
-        raise StoreError(f"{address.public}: the key {address.name!r} holds no store of this release")
+        raise StoreError(f"{address.public}: the key {address.name!r} is not a store of this release")
     found = int(text.removeprefix(_FORMAT_NAME))
     if address.buckets not in {None, found}:
-        raise StoreError(f"{address.public}: the store was made with {found} buckets, which cannot be changed")
+        raise StoreError(f"{address.public}: the store was created with {found} buckets, which cannot be changed")
     return found
 
 
@@ -153,19 +152,19 @@ def _hosts(text: str, is_cluster: bool) -> tuple[tuple[str, int], ...]:
             raise ValueError("a host is missing")
         hosts.append((parts.hostname, DEFAULT_PORT if parts.port is None else parts.port))
     if len(hosts) > 1 and not is_cluster:
-        raise ValueError("several hosts make a cluster: redis+cluster://")
+        raise ValueError("several hosts need redis+cluster://")
     return tuple(hosts)
 
 
 def _number(what: str, text: str, least: int, most: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 8 and least <= int(text) <= most):  # noqa: PLR2004
-        raise ValueError(f"{what} takes a number from {least} to {most}, not {text[:20]!r}")
+        raise ValueError(f"{what} must be a number from {least} to {most}, not {text[:20]!r}")
     return int(text)
 
 
 @lru_cache(maxsize=8)
 def _tags(count: int) -> tuple[bytes, ...]:
-    """Return the smallest numbers whose slots lie one in each of ``count`` equal ranges of slots."""
+    """Return the smallest numbers such that each of ``count`` equal ranges of slots has the slot of one of them."""
     tags: dict[int, bytes] = {}
     number = 0
     while len(tags) < count:

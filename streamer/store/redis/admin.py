@@ -1,11 +1,10 @@
-"""An operator's view of a store beyond one host.
+"""Operations on a whole remote store.
 
-Servers promise of a scan that what is there from its beginning to its end comes at least once, but each server for
-itself, for its own cursor, and as long as it runs: another one that takes its place has its keys in another order,
-and a slot that moves may do so from a server that has yet to be scanned to one that has been. So a scan notes which
-processes serve which slots, at which epochs. Where that has changed when it ends, or a slot was on the move at
-either moment, or it is not what a cursor was made under, the scan begins anew, and ends after a round in which
-nothing has changed.
+A server's SCAN returns every key that exists from its beginning to its end at least once, but only for that server, for
+its own cursor and while it runs: a replica that takes over has its keys in another order, and a slot may migrate from a
+server that has yet to be scanned to one that has been. So a scan notes which processes serve which slots, at which
+epochs. If this has changed when it ends, if a slot was migrating at either moment, or if it differs from the state in a
+cursor, the scan starts over, and it ends after a round without any change.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _FIRST_FETCH = 32
-"""Records that are fetched at once before it is known how large they are."""
+"""Number of records that are fetched at once while their sizes are unknown."""
 _ROUND_PAUSE_S = 1.0
-"""Before a scan begins anew: slots are moved for minutes."""
+"""Pause before a scan starts over: a migration of slots takes minutes."""
 
 
 class _Topology(NamedTuple):
-    """Who serves what: ``mark`` is the same only while nothing has changed, ``nodes`` are in one order then."""
+    """The cluster's topology: ``mark`` stays equal, and the order of ``nodes``, only while nothing changes."""
 
     mark: str
     is_settled: bool
@@ -50,7 +49,7 @@ class _Topology(NamedTuple):
 class RedisAdmin:
     """:class:`~streamer.store.admin.StoreAdmin` of the store at a URL of :mod:`streamer.store.redis.address`.
 
-    A tombstone that is put lives as long as a new one.
+    A tombstone that is put has the lifetime of a new one.
     """
 
     def __init__(
@@ -62,13 +61,13 @@ class RedisAdmin:
         self._page_records = page_records
         self._space: Space | None = Space.open(self._address, self._options, create=create)
         if self._space is None:
-            raise StoreError(f"{self._name}: there is no store")
-        # Behind what no store's name has in it.
+            raise StoreError(f"{self._name}: no such store")
+        # Separated by a character that no store's name contains.
         self._note_key = f"{self._address.name}/note".encode()
 
     @property
     def identity(self) -> str:
-        """As :attr:`StoreAdmin.identity <streamer.store.admin.StoreAdmin.identity>`: changed by a restart, too."""
+        """As :attr:`StoreAdmin.identity <streamer.store.admin.StoreAdmin.identity>`: also changed by a restart."""
         link = self._opened().link
         with link.faults():
             if self._address.is_cluster:
@@ -82,16 +81,16 @@ class RedisAdmin:
         return self._opened().models()
 
     def register(self, models: Mapping[bytes, str]) -> None:
-        """Make models known. Raises :class:`StoreError` where a prefix belongs to another model."""
+        """Register models. Raises :class:`StoreError` if a prefix belongs to another model."""
         space = self._opened()
         for prefix, model_id in models.items():
             space.check_model(prefix, model_id)
         space.register(range(space.buckets.count), models)
 
     def forget(self, prefix: bytes) -> bool:
-        """Take a model's name out; False where there still are records of it, which keep it.
+        """Unregister a model; returns False if it still has records, and then keeps it.
 
-        A service makes its model known with every write, so one that comes right afterwards has its name, too.
+        A service registers its model with every write, so a write right afterwards registers it again.
         """
         space = self._opened()
         name = space.models().get(prefix)
@@ -102,45 +101,45 @@ class RedisAdmin:
         return True
 
     def count(self) -> int:
-        """Return how many keys the servers have, those of others included."""
+        """Return the servers' number of keys, including keys of other applications."""
         link = self._opened().link
         with link.faults():
             return sum(int(node.dbsize()) for node in link.nodes(fresh=True))
 
     def scan(self, cursor: str = "", *, prefix: bytes = b"", heads: bool = False) -> Iterator[Page]:
-        """As :meth:`StoreAdmin.scan <streamer.store.admin.StoreAdmin.scan>`; a record may come twice.
+        """As :meth:`StoreAdmin.scan <streamer.store.admin.StoreAdmin.scan>`; a record may be returned twice.
 
-        A cursor is what the servers were, which of them is being scanned, and that one's own cursor.
+        A cursor consists of the topology's mark, the number of the current server, and that server's own cursor.
         """
         mark, number, at = self._parsed(cursor)
         topology = self._topology()
-        anew = bool(cursor) and mark != topology.mark
-        if anew:
+        restarted = bool(cursor) and mark != topology.mark
+        if restarted:
             number = at = 0
         while True:
             for page in self._round(topology, number, at, prefix, heads):
-                yield page._replace(anew=anew)
-                anew = False
+                yield page._replace(restarted=restarted)
+                restarted = False
             now = self._topology()
             if now.mark == topology.mark and now.is_settled:
                 return
-            log.info("servers or slots have moved, the scan begins anew", store=self._name)
+            log.info("servers or slots have changed, scan starts over", store=self._name)
             time.sleep(_ROUND_PAUSE_S)
-            topology, number, at, anew = self._topology(), 0, 0, True
+            topology, number, at, restarted = self._topology(), 0, 0, True
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the records under ``keys`` as they are, None where nothing is."""
+        """Return the records under ``keys`` unchanged, None for an absent one."""
         return self._opened().get(keys)
 
     def put(self, records: Sequence[Raw], note: Callable[[list[Merged]], bytes] | None = None) -> list[Merged]:
-        """As :meth:`StoreAdmin.put <streamer.store.admin.StoreAdmin.put>`, each record on its own, the note last."""
+        """As :meth:`StoreAdmin.put <streamer.store.admin.StoreAdmin.put>`, each record separately, the note last."""
         space = self._opened()
         edits = []
         for key, value in records:
             version = record_format.checked(key, memoryview(value))
             lives_ms = 0 if version.live else int(1000 * self._options.tombstone_s)
             edits.append(Edit(key, _merge(key, value, version), lives_ms))
-        # Most are new to the store: what it has is asked for where this turns out to be wrong.
+        # Most records are new to the store: existing ones are read only if this assumption fails.
         made = space.apply(edits, [None] * len(edits))
         space.settle({space.buckets.of(edit.key) for edit in edits})
         outcomes = [
@@ -158,7 +157,7 @@ class RedisAdmin:
         space.settle({space.buckets.of(key) for key in keys})
 
     def note(self) -> bytes | None:
-        """Return what a copy that is under way has left here."""
+        """Return the progress note of an unfinished copy, None if there is none."""
         found = self._opened().link.one("GET", self._note_key)
         return None if found is None else bytes(found)
 
@@ -167,10 +166,10 @@ class RedisAdmin:
         self._opened().link.one("DEL", self._note_key)
 
     def compact(self, to: Path | None) -> tuple[int, int]:  # noqa: ARG002 - as the protocol has it
-        """Refuse: the servers see to that."""
+        """Raise StoreError: the servers free memory themselves."""
         raise StoreError(
-            f"{self._name}: servers of the Redis protocol give memory back by themselves (activedefrag in Redis and "
-            "Valkey), those on disks have a command of their own; there is nothing to do from here"
+            f"{self._name}: servers of the Redis protocol free memory by themselves (activedefrag in Redis and "
+            "Valkey), servers on disk have their own command; this command cannot do it"
         )
 
     def close(self) -> None:
@@ -185,7 +184,7 @@ class RedisAdmin:
         return self._space
 
     def _round(self, topology: _Topology, number: int, at: int, prefix: bytes, heads: bool) -> Iterator[Page]:
-        """Go through the servers from the one at ``number`` on, of which ``at`` is the cursor."""
+        """Scan the servers from number ``number`` on, whose cursor is ``at``."""
         space = self._opened()
         at_once = min(_FIRST_FETCH, self._page_records)
         for each in range(number, len(topology.nodes)):
@@ -215,7 +214,9 @@ class RedisAdmin:
             mark, number, at = orjson.loads(cursor)
             return str(mark), int(number), int(at)
         except (TypeError, ValueError):
-            raise StoreError(f"{self._name}: {cursor[:100]!r} is no cursor of a store of the Redis protocol") from None
+            raise StoreError(
+                f"{self._name}: {cursor[:100]!r} is not a cursor of a store of the Redis protocol"
+            ) from None
 
     def _topology(self) -> _Topology:
         link = self._opened().link
@@ -232,13 +233,13 @@ class RedisAdmin:
                     is_settled = is_settled and own.is_settled
                 served.append((process, node))
         if self._address.is_cluster and slots != SLOTS:
-            raise StoreUnavailableError(f"{self._name}: {slots} of {SLOTS} slots are served")
+            raise StoreUnavailableError(f"{self._name}: only {slots} of {SLOTS} slots are served")
         served.sort(key=lambda each: each[0])
         return _Topology(_hash(";".join(process for process, _ in served)), is_settled, [node for _, node in served])
 
 
 class _Own(NamedTuple):
-    """What a node of a cluster says of itself; ``served`` are its ranges of slots."""
+    """A node's own entry of CLUSTER NODES; ``served``: its ranges of slots."""
 
     epoch: str
     served: str
@@ -248,7 +249,9 @@ class _Own(NamedTuple):
     @classmethod
     def of(cls, node: Redis) -> _Own:
         (fields,) = (fields for fields in _nodes(node) if "myself" in fields[2].split(","))
-        moving = [each for each in fields[8:] if each.startswith("[")]  # [slot->-node] goes, [slot-<-node] comes
+        moving = [
+            each for each in fields[8:] if each.startswith("[")
+        ]  # [slot->-node]: migrating, [slot-<-node]: importing
         ranges = [each.split("-") for each in fields[8:] if not each.startswith("[")]
         slots = sum(int(each[-1]) - int(each[0]) + 1 for each in ranges)
         return cls(fields[6], " ".join(fields[8:]), slots, not moving and "master" in fields[2].split(","))

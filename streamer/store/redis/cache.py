@@ -1,9 +1,9 @@
-"""Records that were read lately, kept in this process: bounded in bytes, least recently used out first.
+"""This process's LRU cache of records, bounded in bytes.
 
-Nothing here is ever taken for what is stored: whoever reads asks for the record *unless* its checksum is still that
-of the copy here, and the server decides (:data:`streamer.store.redis.scripts.READ_UNLESS`). So there is nothing to
-invalidate, and nothing that a lost connection, a failover or a slot on the move could leave stale; what a hit saves
-is the transfer, not the question.
+A cached record is never used without validation: a read requests the record *unless* its checksum still equals that of
+the cached copy, and the server decides (:data:`streamer.store.redis.scripts.READ_UNLESS`). So there is nothing to
+invalidate, and a lost connection, a failover or a migrating slot cannot leave stale records; a hit saves the transfer,
+not the request.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _ENTRY_BYTES = 200
-"""About what a record takes here besides its bytes."""
+"""Approximate memory overhead of a cached record."""
 
 
-class HotRecords:
+class RecordCache:
     """Records by their keys, at most ``limit`` bytes of them. May be used by several threads."""
 
     def __init__(self, limit: int) -> None:
@@ -32,7 +32,7 @@ class HotRecords:
         return len(self._records)
 
     def held(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
-        """Return the records of those keys that are here, and take them for used."""
+        """Return the cached records of those keys, and mark them as used."""
         if not self._records:
             return {}
         with self._lock:
@@ -43,7 +43,7 @@ class HotRecords:
             return found
 
     def keep(self, fresh: Mapping[bytes, bytes]) -> None:
-        """Keep records that have just been transferred."""
+        """Add records that have just been transferred."""
         if not self._limit:
             return
         with self._lock:
@@ -55,7 +55,7 @@ class HotRecords:
                 self._drop(next(iter(self._records)))
 
     def drop(self, key: bytes) -> None:
-        """Forget a record: it is damaged, and what heals it may have the same checksum in its head."""
+        """Drop a damaged record: its replacement may have the same checksum in its header."""
         with self._lock:
             self._drop(key)
 

@@ -1,4 +1,4 @@
-"""The engine of remote stores that speak the Redis protocol: ``redis://HOST:PORT`` and its relatives."""
+"""The engine of remote stores with the Redis protocol: ``redis://HOST:PORT`` and its variants."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def open_store(
 
 
 def open_existing(url: str, *, model_id: str, options: StoreOptions | None) -> RedisStore:
-    """Open the store at a URL that has one."""
+    """Open the existing store at a URL."""
     return RedisStore(url, model_id=model_id, dim=None, read_only=True, existing=True, options=options)
 
 

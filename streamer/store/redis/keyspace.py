@@ -1,4 +1,4 @@
-"""One store's part of a Redis keyspace: records read, replaced, listed; the models that it knows; its durability."""
+"""One store's part of a Redis keyspace: reads, replaces and lists records, registers models, waits for replicas."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from streamer.store.redis.address import Address
 
 _CONTENTION_S = 30.0
-"""For which a write tries to come between those of others."""
+"""Seconds for which a write is retried while other writers change the same record."""
 _SCAN_KEYS = 1_000
 _LAST_WRITE = MODELS + b"last write"
-"""Stands behind a bucket's tag in the key that is written to wait for replicas."""
+"""Follows a bucket's tag in the key that is written in order to wait for replicas."""
 _WAIT_SHARE = 0.5
-"""Of the time that a server has to answer, what it may spend on waiting for its replicas."""
+"""The share of the timeout for which a server may wait for its replicas."""
 
 
 class Edit(NamedTuple):
-    """What is to become of one record.
+    """A conditional replacement of one record.
 
-    ``decide`` is given what is stored under ``key`` and returns what takes its place, or None where that stays. It
-    is asked again where something else has come there meanwhile. ``lives_ms``: 0 is for ever.
+    ``decide`` is called with the value stored under ``key`` and returns its replacement, or None to keep it. It is
+    called again if another writer has changed the value meanwhile. ``lives_ms``: lifetime; 0 means for ever.
     """
 
     key: bytes
@@ -44,7 +44,7 @@ class Edit(NamedTuple):
 
 
 class Space:
-    """The store of an address, over a link. May be used by several threads."""
+    """The store at an address, accessed through a link. May be used by several threads."""
 
     def __init__(self, link: Link, buckets: Buckets, options: StoreOptions) -> None:
         self.link = link
@@ -54,13 +54,13 @@ class Space:
 
     @classmethod
     def open(cls, address: Address, options: StoreOptions, *, create: bool) -> Space | None:
-        """Connect; None where there is no store yet and none is made."""
+        """Connect; None if the store does not exist and is not created."""
         link = Link(address, options)
         try:
             name = address.name.encode()
             stored = link.one("GET", name)
             if stored is None and create:
-                # Whoever comes first says how many buckets there are.
+                # The first process determines the number of buckets.
                 link.one("SET", name, format_of(address.buckets or DEFAULT_BUCKETS), "NX")
                 stored = link.one("GET", name)
             if stored is None:
@@ -76,7 +76,7 @@ class Space:
         return self.link.all([self._call("GET", key) for key in keys])
 
     def heads(self, keys: Sequence[bytes]) -> list[memoryview]:
-        """Return so much of each record as tells whether it is live and whose it is; empty where it is gone."""
+        """Return enough of each record to see whether it is live and its id; empty if it is gone."""
         calls = [
             self._call("GET", key)
             if record_format.hides_id(key)
@@ -86,14 +86,14 @@ class Space:
         return [memoryview(head or b"") for head in self.link.all(calls)]
 
     def starts(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Return the first ``HEADER_BYTES`` of each record; empty where it is gone."""
+        """Return the first ``HEADER_BYTES`` of each record; empty if it is gone."""
         return self.link.all([self._call("GETRANGE", key, 0, record_format.HEADER_BYTES - 1) for key in keys])
 
     def apply(self, edits: Sequence[Edit], stored: Sequence[bytes | None]) -> list[tuple[bool, bytes | None]]:
-        """Make edits, each at once and apart from the others; edits of one record in their order.
+        """Apply edits, each atomically and independently; edits of one record in order.
 
-        ``stored`` is what is thought to be there; nothing goes wrong where it is not. Returns of each edit whether
-        it was made, and what was there before it.
+        ``stored``: the values that are assumed to be stored; a wrong assumption is harmless. Returns for each edit
+        whether it was applied, and the value before it.
         """
         there = list(stored)
         made = [False] * len(edits)
@@ -108,7 +108,7 @@ class Space:
                     asked.append(number)
                     calls.append(self._replace(edit, (before or b"")[: record_format.HEADER_BYTES], value))
             if time.monotonic() > deadline:
-                raise StoreUnavailableError(f"{self.link.name}: others have been writing the same clips all the time")
+                raise StoreUnavailableError(f"{self.link.name}: other writers keep changing the same clips")
             waiting = []
             for number, reply in zip(asked, self.link.all(calls), strict=True):
                 if reply == REPLACED:
@@ -119,14 +119,14 @@ class Space:
         return list(zip(made, there, strict=True))
 
     def remove(self, keys: Sequence[bytes]) -> None:
-        """Remove records, whatever they are."""
+        """Remove records unconditionally."""
         self.link.all([self._call("UNLINK", key) for key in keys])
 
     def register(self, numbers: Iterable[int], models: Mapping[bytes, str]) -> None:
-        """Make models known in some buckets, before anything of theirs is written there.
+        """Register models in some buckets, before any of their records is written there.
 
-        The format is written too where it is gone, with a server that kept nothing or had it only from a short
-        while before it failed.
+        The format's key is written again if it is lost, because a server kept no data or failed soon after the first
+        write.
         """
         places = [(number, prefix) for number in numbers for prefix in models]
         slots, keys = self.buckets.slots, self.buckets.models
@@ -135,13 +135,13 @@ class Space:
         self.link.all([Call(key_slot(name), ("SET", name, format_of(self.buckets.count), "NX")), *calls])
 
     def check_model(self, prefix: bytes, model_id: str) -> None:
-        """Raise :class:`StoreError` where the prefix belongs to another model."""
+        """Raise :class:`StoreError` if the prefix belongs to another model."""
         known = self.link.one("HGET", self.buckets.models(0), prefix)
         if known not in {None, model_id.encode()}:
-            raise StoreError(f"{self.link.name}: model {model_id!r} has the hash of {known.decode()!r}")
+            raise StoreError(f"{self.link.name}: model {model_id!r} has the same hash as {known.decode()!r}")
 
     def forget(self, prefix: bytes) -> None:
-        """Take a model's name out of all buckets."""
+        """Unregister a model in all buckets."""
         buckets = self.buckets
         self.link.all([Call(slot, ("HDEL", buckets.models(n), prefix)) for n, slot in enumerate(buckets.slots)])
 
@@ -157,11 +157,11 @@ class Space:
         return {
             prefix: name.decode()
             for prefixes, names in zip(replies[::2], replies[1::2], strict=True)
-            for prefix, name in zip(prefixes, names, strict=False)  # one may be added between the two
+            for prefix, name in zip(prefixes, names, strict=False)  # a model may be added between the two commands
         }
 
     def scan(self, prefix: bytes = b"") -> Iterator[list[bytes]]:
-        """Go through the keys of records that begin with ``prefix``, some hundred at once; a key may come twice."""
+        """Yield the keys of records that begin with ``prefix``, some hundred at once; a key may be repeated."""
         for node in self.link.nodes():
             cursor, keys = self.scan_node(node, 0, prefix)
             yield keys
@@ -170,7 +170,7 @@ class Space:
                 yield keys
 
     def scan_node(self, node: Redis, cursor: int, prefix: bytes = b"") -> tuple[int, list[bytes]]:
-        """Return some of the keys of one server, and its next cursor, which is 0 at the end."""
+        """Return some keys of one server, and its next cursor, 0 at the end."""
         pattern = b"%s{*}%s*" % (self.buckets.name, re.sub(rb"([\[\]*?\\^-])", rb"\\\1", prefix))
         with self.link.faults():
             reply: Any = node.scan(cursor, match=pattern, count=_SCAN_KEYS)
@@ -178,15 +178,15 @@ class Space:
         return int(after), [key for full in found if (key := self.buckets.record_key(full)) is not None]
 
     def bytes_used(self) -> int:
-        """Return the memory that the servers with records occupy, whatever else they hold."""
+        """Return the memory used by the servers that have records, including other data."""
         with self.link.faults():
             return sum(int(node.info("memory")["used_memory"]) for node in self.link.nodes())
 
     def settle(self, numbers: Iterable[int]) -> None:
-        """Wait until what was written to some buckets is where it must be, see :class:`StoreOptions`.
+        """Wait until the writes to some buckets are on as many replicas as :class:`StoreOptions` requires.
 
-        A server tells for one connection's writes how many replicas have them. Replicas take all writes in one
-        order, so a last write on a connection of ours stands for those before it, whoever made them.
+        WAIT returns how many replicas have one connection's writes. Replicas apply all writes in one order, so a final
+        write on our connection covers all earlier writes of any connection.
         """
         if not self._replicas:
             return
@@ -201,7 +201,9 @@ class Space:
                 raise StoreUnavailableError(f"{self.link.name}: {reply}") from reply
         fewest = min(replies[1::2], default=self._replicas)
         if fewest < self._replicas:
-            raise StoreUnavailableError(f"{self.link.name}: {fewest} of {self._replicas} replicas have the last write")
+            raise StoreUnavailableError(
+                f"{self.link.name}: {fewest} of {self._replicas} required replicas have the last write"
+            )
 
     def _call(self, command: str, key: bytes, *more: int) -> Call:
         number = self.buckets.of(key)

@@ -1,9 +1,9 @@
 """The connections to one server or to a cluster's nodes.
 
-redis-py knows the cluster: which node serves which slot, its redirections, its failures. What it does per command
-costs a query of a hundred clips more than the transfer, so :meth:`Link.run` sends what one caller wants to all nodes
-at once over redis-py's own connections, and reads the replies in order; whatever does not go well that way is asked
-once more by :meth:`Link.one`, which leaves everything to redis-py.
+redis-py tracks the cluster: the node of each slot, redirections and failures. Its overhead per command costs a query of
+a hundred clips more than the transfer, so :meth:`Link.run` sends a caller's commands to all nodes at once over
+redis-py's connections, and reads the replies in order. Commands that fail this way are repeated by :meth:`Link.one`,
+which leaves everything to redis-py.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ if TYPE_CHECKING:
 _RETRIES = 2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
 _FAULTS = (RedisError, RedisClusterException, IndexError)
-"""What redis-py raises; the last where the nodes of a cluster say that nobody serves any slot."""
+"""The errors that redis-py raises; the last one if no node of a cluster serves a slot."""
 _READ_BYTES = 1 << 18
-"""What a connection takes from its socket at once: a node's share of a query is some hundred kilobytes."""
+"""The size of a socket read: a node's share of a query is some hundred kilobytes."""
 
 
 class Call(NamedTuple):
-    """A command, and the slot of its keys, which decides where it goes."""
+    """A command, and the slot of its keys, which determines its node."""
 
     slot: int
     command: tuple[Any, ...]  # of bytes, str and int
 
 
 class _Share:
-    """The commands of one :meth:`Link.run` that go to one node, by their numbers, and the connection for them."""
+    """The commands of one :meth:`Link.run` for one node, by number, and their connection."""
 
     def __init__(self, pool: ConnectionPool, numbers: list[int]) -> None:
         self.pool = pool
         self.error: RedisError | None = None
-        """What has become of the node; commands have errors of their own."""
+        """The error of the node, if any; commands have their own errors."""
         self._numbers = numbers
         self._connection: Any = None
         self._is_done = False
 
     def send(self, calls: Sequence[Call]) -> None:
-        """Send the commands in one piece."""
+        """Send the commands in one write."""
         try:
             self._connection = self.pool.get_connection()
             packed = b"".join([pack_command(calls[number].command) for number in self._numbers])
@@ -74,7 +74,7 @@ class _Share:
             self.error = error
 
     def receive(self, replies: list[Any]) -> None:
-        """Put each command's reply in its place."""
+        """Store each command's reply by its number."""
         for number in self._numbers:
             if self.error is None:
                 try:
@@ -89,7 +89,7 @@ class _Share:
         self._is_done = self.error is None
 
     def end(self) -> None:
-        """Give the connection back; a closed one where replies may be on their way that nobody will take."""
+        """Return the connection to its pool, closed if unread replies may still arrive on it."""
         if self._connection is not None:
             if not self._is_done:
                 self._connection.disconnect()
@@ -97,10 +97,10 @@ class _Share:
 
 
 class Link:
-    """What a store asks servers by. May be used by several threads.
+    """A store's access to its servers. May be used by several threads.
 
-    All that redis-py raises leaves this as :class:`StoreUnavailableError`, but from the constructor, where what no
-    later attempt can mend is a :class:`StoreError`.
+    Errors of redis-py are raised as :class:`StoreUnavailableError`; the constructor raises :class:`StoreError` for
+    errors that no retry can fix.
     """
 
     def __init__(self, address: Address, options: StoreOptions) -> None:
@@ -139,9 +139,9 @@ class Link:
             raise StoreUnavailableError(self._explain(error)) from error
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
-        """Run commands, those of one node in their order; an error of a command or its node is its reply.
+        """Run commands, those for one node in order; the error of a command or of its node is its reply.
 
-        Raises where a node does not answer in time: nobody waits for it twice.
+        Raises if a node does not respond in time, so that no caller waits for it twice.
         """
         by_pool: dict[ConnectionPool, list[int]] = {}
         with self.faults():
@@ -164,12 +164,12 @@ class Link:
         return replies
 
     def one(self, *command: bytes | str | int) -> Any:
-        """Run one command wherever its key is by now, with a few retries."""
+        """Run one command on the current node of its key, with a few retries."""
         with self.faults():
             return self._client.execute_command(*command)
 
     def all(self, calls: Sequence[Call]) -> list[Any]:
-        """Run commands as :meth:`run` does, and once more by :meth:`one` those that did not go well."""
+        """Run commands by :meth:`run`, and repeat failed ones by :meth:`one`."""
         replies = self.run(calls)
         return [
             self.one(*call.command) if isinstance(reply, Exception) else reply
@@ -177,7 +177,7 @@ class Link:
         ]
 
     def nodes(self, *, fresh: bool = False) -> list[Redis]:
-        """Return a client for each node that holds records; ``fresh`` asks the cluster which ones do."""
+        """Return a client for each primary; ``fresh`` reloads the topology from the cluster."""
         cluster = self._cluster
         if cluster is None:
             return [self._client]
@@ -187,13 +187,13 @@ class Link:
             return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]  # type: ignore[no-untyped-call]
 
     def ping(self, *, fresh: bool = False) -> None:
-        """Ask each of :meth:`nodes` for a sign of life."""
+        """Ping each of :meth:`nodes`."""
         for node in self.nodes(fresh=fresh):
             with self.faults():
                 node.ping()
 
     def place(self, slot: int) -> object:
-        """Return what stands for the node that serves a slot, to compare."""
+        """Return an identifier of the node that serves a slot, for comparison."""
         with self.faults():
             return self._pool(slot)
 
@@ -202,25 +202,25 @@ class Link:
         self._client.close()
 
     def _refuse_cluster(self, client: Redis) -> None:
-        """Ask a lone server for a sign of life, and whether it is one."""
+        """Ping a single server, and verify that it is not a node of a cluster."""
         with suppress(NoPermissionError):
             if client.info("cluster").get("cluster_enabled"):
-                raise StoreError(f"{self.name}: is a node of a cluster; use redis+cluster://")
+                raise StoreError(f"{self.name}: the server is a node of a cluster; use redis+cluster://")
 
     def _pool(self, slot: int) -> ConnectionPool:
-        """Return the connections to the node of a slot; the library's own way takes five times as long."""
+        """Return the connection pool of a slot's node; the library's own lookup takes five times as long."""
         cluster = self._cluster
         if cluster is None:
             lone: ConnectionPool = self._client.connection_pool
             return lone
         nodes = cluster.nodes_manager.slots_cache.get(slot)
         if not nodes:
-            raise SlotNotCoveredError(f"nobody serves slot {slot}")
+            raise SlotNotCoveredError(f"no node serves slot {slot}")
         client = nodes[0].redis_connection or cluster.get_redis_connection(nodes[0])
         return client.connection_pool
 
     def _look_again(self, silent: ConnectionPool) -> None:
-        """Ask the nodes who serves what, the one that was silent last: it may have been replaced."""
+        """Reload the topology, asking the node that did not respond last: it may have been replaced."""
         if self._cluster is not None:
             host, port = (silent.connection_kwargs[key] for key in ("host", "port"))
             with self.faults():
@@ -228,7 +228,7 @@ class Link:
 
     @contextmanager
     def faults(self) -> Iterator[None]:
-        """Turn what redis-py raises into :class:`StoreUnavailableError`."""
+        """Convert errors of redis-py to :class:`StoreUnavailableError`."""
         try:
             yield
         except _FAULTS as error:
@@ -239,7 +239,7 @@ class Link:
 
 
 def _refusal(error: BaseException) -> BaseException | None:
-    """Return what among an error's causes says that servers are there and will not have us."""
+    """Return the cause of an error that means that reachable servers refuse us, if there is one."""
     each: BaseException | None = error
     while each is not None:
         refused = isinstance(each, AuthenticationError | ResponseError) and not isinstance(each, ClusterDownError)

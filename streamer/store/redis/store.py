@@ -1,7 +1,7 @@
-"""The store beyond one host: a server of the Redis protocol, or a cluster of them.
+"""The remote store: a server of the Redis protocol, or a cluster of them.
 
-Nothing spans clips here: a clip is written and read whole, but a put of several may be seen in part, and a read takes
-each clip as it is at its turn.
+Operations are atomic per clip: each clip is written and read whole, but a put of several clips may be seen in part, and
+a read of several is not a snapshot.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streamer.store.options import StoreOptions
 from streamer.store.protocol import PutOutcome, StoreError, StoreStats, StoreUnavailableError
 from streamer.store.read_batch import Records
 from streamer.store.redis.address import Address
-from streamer.store.redis.cache import HotRecords
+from streamer.store.redis.cache import RecordCache
 from streamer.store.redis.keyspace import Edit, Space
 from streamer.store.redis.link import Call
 from streamer.store.redis.scripts import READ_UNLESS, UNCHANGED
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _PUT_BYTES = 4 << 20
-"""What is written at once; a server must take it within the time that it has to answer."""
+"""The bytes written at once; a server must accept them within its timeout."""
 _ABSENT = b"-"
-"""A checksum that no record has."""
+"""Bytes that differ from every record's checksum."""
 
 
 class RedisStore:
     """:class:`~streamer.store.Store` at a URL of :mod:`streamer.store.redis.address`.
 
-    A store that cannot be reached when it is opened is reached for whenever it is used, unless it must be there
-    already (``existing``). A failed read holds up those after it for as long as it took, without asking anybody:
-    a query must not wait for a store that is not there. :meth:`clip_ids` and :meth:`stats` ask for the head of
-    every record, some ten seconds a million; an id may come twice, what is written meanwhile may come or not.
+    If the store is unreachable when it is opened, each later call tries to connect, unless the store must exist already
+    (``existing``). After a failed read, reads fail immediately for as long as the failed one took: queries must not
+    wait for an unreachable store. :meth:`clip_ids` and :meth:`stats` read the header of every record, some ten seconds
+    per million; an id may be repeated, and concurrent writes may be seen or not.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class RedisStore:
         self._space: Space | None = None
         self._closed = False
         self._corrupt = CorruptRecordLog(self._address.public)
-        self._hot = HotRecords(self._options.cache_bytes)
+        self._cache = RecordCache(self._options.cache_bytes)
         self._away_until = 0.0
         self._why_away = ""
         try:
@@ -79,18 +79,18 @@ class RedisStore:
         except StoreUnavailableError as error:
             if existing:
                 raise
-            log.warning("the store is not there yet", error=str(error))
+            log.warning("store unreachable, connecting later", error=str(error))
         else:
             if found is None and existing:
-                raise StoreError(f"{self._address.public}: there is no store")
+                raise StoreError(f"{self._address.public}: no such store")
 
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
-        """Write clips, each on its own; where it raises, some may be written, and it can be done again."""
+        """Write clips, each atomically; if it raises, some may have been written, and the call can be repeated."""
         space = self._writable()
         edits, sizes = [], []
         for clip in clips:
             if clip.vectors.shape[-1:] != (self._dim,):
-                raise ValueError(f"vectors {clip.vectors.shape} in a store of length {self._dim}")
+                raise ValueError(f"vectors of shape {clip.vectors.shape} in a store of vectors of length {self._dim}")
             key = record_format.key(self._prefix, clip.clip_id)
             value = record_format.encode(clip, self._precision)
             edits.append(
@@ -101,14 +101,14 @@ class RedisStore:
         for some in _portions(edits, sizes):
             numbers = {space.buckets.of(edit.key) for edit in some}
             space.register(numbers, {self._prefix: self._model_id})
-            # Most clips are new: what a server has is asked for where this turns out to be wrong.
+            # Most clips are new: existing records are read only if this assumption fails.
             made = space.apply(some, [None] * len(some))
             space.settle(numbers)
             outcomes += [PutOutcome.WRITTEN if each else PutOutcome.SUPERSEDED for each, _ in made]
         return outcomes
 
     def delete(self, clip_id: str, deleted_at: dt.datetime, position: Position) -> bool:
-        """Put a tombstone in the place of every model's record that is not later, and of none in this model's."""
+        """Replace every model's record that is not later by a tombstone; for this model also an absent one."""
         space = self._writable()
         own = record_format.key(self._prefix, clip_id)
         number = space.buckets.of(own)
@@ -125,12 +125,12 @@ class RedisStore:
 
     @contextmanager
     def read(self, clip_ids: Sequence[str]) -> Iterator[Records]:
-        """Read records, each whole; None for what is absent, deleted or corrupt."""
+        """Read records, each atomically; None for an absent, deleted or corrupt one."""
         keys = record_format.keys(self._prefix, clip_ids)
         found, transferred = self._fetch(keys)
 
         def corrupt(position: int, error: Exception) -> None:
-            self._hot.drop(keys[position])
+            self._cache.drop(keys[position])
             self._corrupt.note(keys[position], clip_ids[position], error)
 
         hits = len(found) - transferred
@@ -141,7 +141,7 @@ class RedisStore:
             records.end()
 
     def clip_ids(self) -> Iterator[str]:
-        """Go through the ids of this model's live clips."""
+        """Yield the ids of this model's live clips."""
         space = self._opened()
         if space is None:
             return
@@ -151,12 +151,12 @@ class RedisStore:
                     try:
                         found = record_format.clip_id(key, head)
                     except record_format.CorruptRecordError:
-                        # Only a long id is in the record; what it was is lost, and :meth:`read` reports it.
+                        # The id of a damaged record with a long id is lost; :meth:`read` reports the damage.
                         continue
                     yield found
 
     def stats(self) -> StoreStats:
-        """Count what is stored, of all models; ``bytes`` is the memory of the servers, whatever else they hold."""
+        """Count the records of all models; ``bytes`` is the memory of the servers, including other data."""
         space = self._opened()
         if space is None:
             return StoreStats({}, 0, 0)
@@ -175,14 +175,14 @@ class RedisStore:
         return StoreStats(clips, tombstones, space.bytes_used())
 
     def ping(self) -> None:
-        """Raise :class:`StoreUnavailableError` where a server that holds records does not answer."""
+        """Raise :class:`StoreUnavailableError` if a server with records does not respond."""
         space = self._opened()
         if space is None:
             return
         try:
             space.link.ping()
         except StoreUnavailableError:
-            # Another may have taken its place, which who neither reads nor writes has not noticed.
+            # It may have been replaced, which a process that neither reads nor writes has not noticed.
             space.link.ping(fresh=True)
 
     def close(self) -> None:
@@ -194,7 +194,7 @@ class RedisStore:
                 self._space = None
 
     def _opened(self) -> Space | None:
-        """Return the connected store; None where there is none yet, which this model's writers will make."""
+        """Return the connected store; None if it does not exist yet, until a writer of this model creates it."""
         space = self._space
         if space is not None:
             return space
@@ -215,16 +215,16 @@ class RedisStore:
 
     def _writable(self) -> Space:
         if self._read_only:
-            raise StoreError(f"{self._address.public}: the store was opened for reading only")
+            raise StoreError(f"{self._address.public}: the store was opened read-only")
         space = self._opened()
         if space is None:
             raise StoreUnavailableError(f"{self._address.public}: the store was removed")
         return space
 
     def _fetch(self, keys: Sequence[bytes]) -> tuple[dict[bytes, memoryview], int]:
-        """Return what is stored, by key, and how many records of it were transferred.
+        """Return the stored records by key, and how many of them were transferred.
 
-        The others are from this process's memory, since the servers say that they are the same.
+        The others come from the cache, after the servers confirmed that they are current.
         """
         began = time.monotonic()
         if began < self._away_until:
@@ -243,7 +243,7 @@ class RedisStore:
         by_bucket: dict[int, list[bytes]] = {}
         for key in dict.fromkeys(keys):
             by_bucket.setdefault(buckets.of(key), []).append(key)
-        held = self._hot.held(keys)
+        held = self._cache.held(keys)
         calls = []
         for number, wanted in by_bucket.items():
             full = [buckets.heads[number] + key for key in wanted]
@@ -255,7 +255,7 @@ class RedisStore:
         fresh: dict[bytes, bytes] = {}
         found: dict[bytes, memoryview] = {}
         for wanted, reply in zip(by_bucket.values(), space.link.run(calls), strict=True):
-            # One by one where a bucket is on the move, and a command for several keys is refused.
+            # One by one while a bucket migrates, when commands with several keys are refused.
             values = [space.link.one("GET", buckets.full(k)) for k in wanted] if isinstance(reply, Exception) else reply
             for key, value in zip(wanted, values, strict=True):
                 if value == UNCHANGED:
@@ -263,7 +263,7 @@ class RedisStore:
                 elif value is not None:
                     fresh[key] = value
                     found[key] = memoryview(value)
-        self._hot.keep(fresh)
+        self._cache.keep(fresh)
         return found, len(fresh)
 
 
@@ -279,7 +279,7 @@ def _delete(clip_id: str, deleted_us: int, position: Position, is_own: bool, sto
 
 
 def _portions(edits: Sequence[Edit], sizes: Sequence[int]) -> Iterator[list[Edit]]:
-    """Divide uploads so that each portion can be sent at once."""
+    """Split uploads into portions that can be sent at once."""
     some: list[Edit] = []
     size = 0
     for edit, each in zip(edits, sizes, strict=True):

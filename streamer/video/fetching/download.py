@@ -1,4 +1,4 @@
-"""What all transfers share: a bounded sink, resumption, and how failures are told."""
+"""Shared by all downloads: a bounded sink, resumption, and the errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _PAUSES = (0.1, 0.5, 2.0)
-"""Seconds before a dropped transfer is taken up again. More drops than these end it: it is tried anew, later."""
+"""Seconds before each resumption of a dropped transfer; after more drops, the transfer fails and is retried later."""
 _DETAIL_CHARS = 200
 
 
@@ -31,12 +31,12 @@ class Sink(io.BufferedWriter):
         self.size = 0
 
     def announce(self, more: int) -> None:
-        """Refuse at once a source that says that it has too many bytes to come."""
+        """Refuse a source immediately if its announced size exceeds the limit."""
         if self.size + more > self._limit:
             raise too_large(self._limit, self.size + more)
 
     def write(self, chunk: ReadableBuffer, /) -> int:
-        """Take a chunk, unless it passes the limit."""
+        """Write a chunk, unless it exceeds the limit."""
         length = memoryview(chunk).nbytes
         if self.size + length > self._limit:
             raise too_large(self._limit)
@@ -44,14 +44,14 @@ class Sink(io.BufferedWriter):
         return super().write(chunk)
 
     def restart(self) -> None:
-        """Forget what was taken."""
+        """Discard all bytes."""
         self.seek(0)
         self.truncate()
         self.size = 0
 
 
 async def resuming(attempt: Callable[[], Awaitable[None]], sink: Sink, can_resume: Callable[[], bool]) -> None:
-    """Run ``attempt``, again after each drop that left more in the sink than there was, while ``can_resume``."""
+    """Run ``attempt``; repeat it after each drop that made progress, while ``can_resume``."""
     for pause in _PAUSES:
         had = sink.size
         try:
@@ -72,7 +72,7 @@ def too_large(limit: int, size: int | None = None) -> ClipError:
 
 
 def failed(detail: str, retry: Retry = Retry.FOR_A_WHILE) -> ClipError:
-    """Return the error for a source that cannot be had; ``detail`` may hold what a server said."""
+    """Return the error for a source that cannot be fetched; ``detail`` may quote the server."""
     words = " ".join(detail.split())
     return ClipError(
         Reason.FETCH_FAILED, "".join(char if char.isprintable() else "?" for char in words)[:_DETAIL_CHARS], retry
@@ -80,5 +80,5 @@ def failed(detail: str, retry: Retry = Retry.FOR_A_WHILE) -> ClipError:
 
 
 def no_room(error: OSError) -> ClipError:
-    """Return the error for a temporary file that cannot be written, which is no fault of the source."""
+    """Return the error for a temporary file that cannot be written, which is not the source's fault."""
     return failed(error.strerror or type(error).__name__)

@@ -1,19 +1,19 @@
-"""From a URI to a file that can be read here, under an allow-list, a byte limit and time limits.
+"""From a URI to a readable local file, with an allow-list, a byte limit and time limits.
 
-Uploads name their own source, so the URI is hostile until shown otherwise. It is read once (:mod:`.uris`), checked
-against the allowed prefixes, and handed in parts to what opens it:
+Uploads name their own source, so the URI is untrusted. It is parsed once (:mod:`.uris`), checked against the allowed
+prefixes, and passed in parts to the module that opens it:
 
-- ``file:`` is opened where it is (:mod:`.local`); links and ``..`` lead out of no allowed folder.
-- ``http:`` and ``https:`` are downloaded (:mod:`.web`) from public addresses and from allowed networks only
-  (:mod:`.network`); redirects lead only to where the URI itself could have pointed.
-- ``s3:`` and ``gs:`` are downloaded from the stores that the environment names (:mod:`.objects`).
+- ``file:`` is opened in place (:mod:`.local`); links and ``..`` cannot lead out of an allowed folder.
+- ``http:`` and ``https:`` are downloaded (:mod:`.web`) only from public addresses and allowed networks
+  (:mod:`.network`); a redirect is followed only if its target would be allowed as a URI.
+- ``s3:`` and ``gs:`` are downloaded from the stores configured in the environment (:mod:`.object_stores`).
 
-Credentials in the URI, fsspec's chained URLs (``zip://*::http://...``) and every other scheme are refused. fsspec is
-never given a URI to choose a filesystem by.
+Credentials in the URI, fsspec's chained URLs (``zip://*::http://...``) and every other scheme are refused. fsspec never
+chooses a filesystem from a URI.
 
-A download goes to an anonymous temporary file, which has no name and is gone with the last descriptor of it, however
-the process ends. What a caller gets is a path below ``/proc``, good for every process of this user: the decoder, which
-is one of its own, opens exactly the file that was checked or downloaded here.
+A download goes to an anonymous temporary file, which has no name and disappears with its last descriptor, however the
+process ends. Callers get a path below ``/proc``, valid for every process of this user: the decoder, which is a separate
+process, opens exactly the file that was checked or downloaded here.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tenacity
 from fsspec.asyn import get_loop
 from yarl import URL
 
@@ -46,10 +47,10 @@ if TYPE_CHECKING:
 class Fetcher:
     """Makes allowed sources readable as local files. Safe to use from several threads at once.
 
-    ``allowed``: URI prefixes, see :mod:`streamer.video.fetching.uris`. ``allowed_networks``: networks (CIDR) in which
-    http(s) sources may be besides public addresses. ``max_bytes``: largest source. ``timeout``: seconds for downloading
-    one source, from the first connection to the last byte. ``first_byte_timeout``: seconds until a source has answered,
-    and for which it may fall silent afterwards. ValueError names a prefix or a network that cannot be used.
+    ``allowed``: URI prefixes, see :mod:`streamer.video.fetching.uris`. ``allowed_networks``: networks (CIDR) of http(s)
+    sources in addition to public addresses. ``max_bytes``: largest source. ``timeout``: seconds for downloading one
+    source, from the first connection to the last byte. ``first_byte_timeout``: seconds until a source responds, and the
+    longest pause afterwards. Raises ValueError, which names the prefix or network, if one cannot be used.
     """
 
     def __init__(
@@ -77,10 +78,10 @@ class Fetcher:
 
     @contextlib.contextmanager
     def fetch(self, uri: str) -> Iterator[Path]:
-        """Give the source of ``uri`` as a local file for the length of the block.
+        """Provide the source of ``uri`` as a local file inside the block.
 
-        For ``file:`` that is the file itself, which must not be written to. Raises :class:`ClipError`: URI_REFUSED,
-        NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED; :class:`MachineError` where this machine has no room for the file, or
+        For ``file:`` this is the file itself, which must not be written. Raises :class:`ClipError`: URI_REFUSED,
+        NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED; :class:`MachineError` if this machine has no room for the file, or
         no descriptor or thread to fetch it with.
         """
         try:
@@ -113,7 +114,7 @@ class Fetcher:
         return path_of(file.fileno())
 
     def _downloader(self, source: URL | StoredObject) -> Callable[[Sink], Awaitable[None]]:
-        """Check a source, before any client has seen it at all, and return what downloads it."""
+        """Check a source before any client sees it, and return its download function."""
         if isinstance(source, URL):
             self._prefixes.check_url(source)
             return partial(self._web.download, source)
@@ -140,3 +141,28 @@ def _lack(error: Exception) -> MachineError | None:
         # A name that cannot be looked up for want of a descriptor is to libc one that nobody answers for.
         found = missing_descriptors()
     return found
+
+
+def retries(seconds: float, before: Callable[[], None]) -> tenacity.Retrying:
+    """Make the attempts at one clip: those worth another one with backoff, where it is its source for ``seconds``.
+
+    ``before`` is called before each repetition. Raises the last attempt's :class:`ClipError`.
+    """
+    out_of_time = tenacity.stop_before_delay(seconds)
+    return tenacity.Retrying(
+        retry=_is_worth_another_attempt,
+        wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=15),
+        stop=lambda state: _retry_of(state) is Retry.FOR_A_WHILE and out_of_time(state),
+        before_sleep=lambda _state: before(),
+        reraise=True,
+    )
+
+
+def _retry_of(state: tenacity.RetryCallState) -> Retry:
+    error = state.outcome.exception() if state.outcome else None
+    return error.retry if isinstance(error, ClipError) else Retry.NEVER
+
+
+def _is_worth_another_attempt(state: tenacity.RetryCallState) -> bool:
+    retry = _retry_of(state)
+    return retry is Retry.FOR_A_WHILE or (retry is Retry.ONCE and state.attempt_number == 1)

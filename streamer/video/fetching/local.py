@@ -1,12 +1,12 @@
-"""Opening ``file:`` sources: what is handed out is the file that was checked, whatever its path leads to later.
+"""Opens ``file:`` sources such that the checked file is used even if its path is changed later.
 
-1. The real path, with ``..`` and symbolic links resolved, must lie in an allowed folder's own real path. Nothing
-   outside is touched further, so nobody learns what exists there, and no device notices.
+1. The real path, with ``..`` and symbolic links resolved, must be in an allowed folder's own real path. Nothing outside
+   is accessed, so an uploader cannot find out what exists there, and no device is opened.
 2. The file is opened with O_PATH, which has no effect on the file, even if its name has become a FIFO or a device by
-   now. What is open cannot be exchanged any more. The kernel tells its kind and where it lies, and this is checked
-   again: a link or a folder that was swapped after step 1 is noticed here.
-3. That very file is opened for reading through /proc, and handed out as ``/proc/PID/fd/N``. Opening this path, in
-   another process too, leads to the same file without looking at any name, for as long as it is kept open here.
+   now. An open file cannot be replaced any more. Its type and its path according to the kernel are checked again, which
+   detects a link or a folder that was replaced after step 1.
+3. This file is opened for reading through /proc and returned as ``/proc/PID/fd/N``. Opening this path, also in another
+   process, opens the same file without resolving names, as long as it is open here.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 _LASTING = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 _KERNEL = (Path("/proc"), Path("/sys"))
-"""What lies here looks like regular files, and is the state of processes and devices."""
+"""Files here look like regular files, but are the state of processes and devices."""
 
 
 @contextlib.contextmanager
 def opened(path: Path, folders: Sequence[Path], max_bytes: int) -> Iterator[Path]:
-    """Give a file that lies in one of ``folders`` by a path that is good for the length of the block.
+    """Provide a file in one of ``folders`` by a path that is valid inside the block.
 
     Raises :class:`ClipError`: URI_REFUSED, NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED.
     """
@@ -45,7 +45,7 @@ def opened(path: Path, folders: Sequence[Path], max_bytes: int) -> Iterator[Path
 
 
 def path_of(descriptor: int) -> Path:
-    """Return the path by which every process of this user opens what is open here."""
+    """Return the path by which every process of this user can open an open descriptor."""
     return Path(f"/proc/{os.getpid()}/fd/{descriptor}")
 
 
@@ -65,7 +65,7 @@ def _open(path: Path, folders: Sequence[Path], max_bytes: int, descriptors: cont
 
 
 def _check_place(real: Path, folders: Sequence[Path]) -> None:
-    # An allowed folder may itself be a link that is moved on, so it is resolved each time.
+    # An allowed folder may itself be a link that changes, so it is resolved each time.
     if not any(real.is_relative_to(os.path.realpath(folder)) for folder in folders):
         raise ClipError(Reason.URI_REFUSED, "the file is outside every allowed prefix")
     if any(real.is_relative_to(folder) for folder in _KERNEL):

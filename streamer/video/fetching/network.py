@@ -1,11 +1,12 @@
-"""Which addresses http(s) sources may have, checked on the very address that a connection is made to.
+"""The allowed addresses of http(s) sources, checked on exactly the address of each connection.
 
-A name is checked neither once and then resolved again (it may answer otherwise the second time), nor by what it looks
-like: the addresses that the resolver returns are checked and are those that are connected to, and the socket itself
-is made only for an address that passes. That catches literal addresses too, which no resolver sees.
+A name is neither checked once and resolved again later (the second result may differ), nor judged by its spelling: the
+addresses returned by the resolver are checked and used, and a socket is created only for an allowed address. This
+covers literal addresses too, which bypass the resolver.
 
-Public is what IANA's registries call globally reachable, as :mod:`ipaddress` knows them, and unicast. An IPv4 address
-inside an IPv6 one (IPv4-mapped, NAT64) is judged as the IPv4 address, since that is where it leads.
+An address is public if it is unicast and globally reachable according to IANA's registries, as implemented by
+:mod:`ipaddress`. An IPv4 address inside an IPv6 one (IPv4-mapped, NAT64) is treated as the IPv4 address, because
+packets are delivered there.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
 _NAT64 = IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _LOOKUPS = 32
-"""Names looked up at the same time; a name that is being looked up is not looked up again meanwhile."""
+"""Number of concurrent lookups; a name is never looked up twice at the same time."""
 
 
 class Networks:
-    """Where connections may go: public addresses, and ``allowed`` networks in CIDR notation.
+    """The allowed targets of connections: public addresses, and ``allowed`` networks in CIDR notation.
 
-    ValueError names a network that is none.
+    Raises ValueError, which names it, for an invalid network.
     """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
@@ -42,7 +43,7 @@ class Networks:
             try:
                 self._allowed.append(ip_network(network))
             except ValueError as error:
-                raise ValueError(f"{network!r} is no network: {error}") from None
+                raise ValueError(f"{network!r} is not a network: {error}") from None
 
     def check(self, address: str) -> None:
         """Raise :class:`ClipError` URI_REFUSED unless connections may go to this address."""
@@ -55,17 +56,17 @@ class Networks:
             )
 
     def open_socket(self, found: tuple[Any, ...]) -> socket.socket:
-        """Make the socket for one result of ``getaddrinfo``, just before it is connected."""
+        """Create the socket for one result of ``getaddrinfo``, just before it is connected."""
         family, kind, protocol, _, address = found
         self.check(address[0])
         return socket.socket(family, kind, protocol)
 
 
 class CheckedResolver(AbstractResolver):
-    """Resolves names to addresses that may be connected to; a name that has any other is refused.
+    """Resolves names to allowed addresses; a name with any other address is refused.
 
-    It has threads of its own: those of the event loop are few, and a name server that does not answer holds one for
-    longer than anybody waits.
+    It has its own threads, because the event loop has few, and an unresponsive name server blocks one for longer than
+    any caller waits.
     """
 
     def __init__(self, networks: Networks) -> None:
@@ -75,14 +76,14 @@ class CheckedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Return the addresses of a host. Raises :class:`ClipError` and, where there is none, OSError."""
+        """Return the addresses of a host. Raises :class:`ClipError`, or OSError if there is none."""
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(
             self._threads, lambda: socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
         )
         results = []
         for its_family, _, protocol, _, address in found:
-            # Where Python has no IPv6 support an IPv6 address comes as raw bytes, and cannot be connected to.
+            # Without IPv6 support in Python, an IPv6 address is raw bytes and cannot be used.
             if not isinstance(address[0], str):
                 continue
             self._networks.check(address[0])
@@ -99,7 +100,7 @@ class CheckedResolver(AbstractResolver):
         return results
 
     async def close(self) -> None:
-        """Look up nothing any more."""
+        """Stop the resolver."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -112,7 +113,7 @@ def _embedded(address: IPv6Address) -> IPv4Address | None:
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
     if isinstance(address, IPv6Address):
-        # 6to4 and Teredo lie in global unicast space, and lead to IPv4 hosts by way of relays that nobody runs now.
+        # 6to4 and Teredo are global unicast addresses of IPv4 hosts, through relays that no longer exist.
         tunnelled = address.sixtofour is not None or address.teredo is not None
         return address in _GLOBAL_UNICAST and address.is_global and not tunnelled
     return address.is_global and not address.is_multicast

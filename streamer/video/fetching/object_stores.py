@@ -1,12 +1,11 @@
-"""Sources in object stores: S3 through s3fs, Google Cloud Storage through gcsfs where that is installed.
+"""Sources in object stores: S3 through s3fs, Google Cloud Storage through gcsfs if it is installed.
 
 Credentials, region and endpoint come from the stores' own environment (``AWS_*``, ``~/.aws``, ``GOOGLE_*``,
-``STORAGE_EMULATOR_HOST``), never from a URI. The endpoint is the operator's own setting and may well be a private
-address, so :mod:`streamer.video.fetching.network` has no say here.
+``STORAGE_EMULATOR_HOST``), never from a URI. The endpoint is set by the operator and may be a private address, so
+:mod:`streamer.video.fetching.network` does not apply.
 
-Neither filesystem is given a URI to parse: what was checked, a bucket and a key, is what is asked for. S3's GetObject
-takes the two as they are. gcsfs wants one path, and it is looked at whether it will take that apart again into the
-same two.
+Neither filesystem parses a URI: exactly the checked bucket and key are requested. S3's GetObject takes both unchanged.
+gcsfs takes one path, and it is verified that gcsfs splits it into the same two parts.
 """
 
 from __future__ import annotations
@@ -33,20 +32,19 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 18
 _CONNECTIONS = 1000
-"""More than there are callers at a time: botocore's own default, 10, would let slow objects hold up others."""
+"""More than the number of concurrent callers: with botocore's default, 10, slow objects would delay others."""
 _PASSES = {
     "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "RequestTimeTooSkewed",
     "ExpiredToken", "InternalError", "ServiceUnavailable", "OperationAborted", "PreconditionFailed",
 }  # fmt: skip
-"""S3's codes for what may be otherwise in a while, whatever their status. PreconditionFailed: the object was
-replaced while it was being read."""
+"""S3's codes for temporary errors, whatever their status. PreconditionFailed: the object was replaced during a read."""
 _ABSENT = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion"}
 
 
 class S3Objects:
-    """Downloads of S3 objects. ``patience``: seconds that the store may say nothing.
+    """Downloads S3 objects. ``patience``: seconds that the store may send nothing.
 
-    ValueError says why the environment's configuration (a profile, an endpoint) cannot be used.
+    Raises ValueError if the environment's configuration (a profile, an endpoint) cannot be used.
     """
 
     def __init__(self, *, patience: float) -> None:
@@ -58,12 +56,12 @@ class S3Objects:
                 "connect_timeout": patience,
                 "read_timeout": patience,
                 "max_pool_connections": _CONNECTIONS,
-                "retries": {"total_max_attempts": 1},  # the embedder tries again, and counts
+                "retries": {"total_max_attempts": 1},  # the embedder retries, and counts retries
             },
         )
         self._files.retries = 1
         try:
-            self._files.connect()  # reads the configuration, which takes a second that no source should be charged
+            self._files.connect()  # reads the configuration, which takes a second
         except (BotoCoreError, ValueError) as error:
             raise ValueError(f"S3 cannot be used with this environment: {error}") from None
 
@@ -79,12 +77,12 @@ class S3Objects:
                     answer = await self._files._call_s3("get_object", Bucket=source.bucket, Key=source.key, **wanted)
                 version = answer.get("ETag")
                 if sink.size and not str(answer.get("ContentRange")).startswith(f"bytes {sink.size}-"):
-                    sink.restart()  # not all that speak S3 know ranges
+                    sink.restart()  # not every S3-compatible store supports ranges
                 await self._take(answer, sink)
             except TimeoutError as error:
                 raise failed(f"nothing received for {self._patience:g} s") from error
             except (BotoCoreError, aiohttp.ClientError) as error:
-                # By its kind alone, since its text holds the key.
+                # Only its type, because its text contains the key.
                 raise failed(f"s3: {type(error).__name__}") from error
             except OSError as error:
                 raise _s3_failure(error) from error
@@ -102,9 +100,9 @@ class S3Objects:
 
 
 class GcsObjects:
-    """Downloads of objects of Google Cloud Storage. ``patience``: seconds that the store may say nothing.
+    """Downloads objects of Google Cloud Storage. ``patience``: seconds that the store may send nothing.
 
-    ImportError where gcsfs is not installed.
+    Raises ImportError if gcsfs is not installed.
     """
 
     def __init__(self, *, patience: float) -> None:
@@ -118,7 +116,7 @@ class GcsObjects:
     async def download(self, source: StoredObject, sink: Sink) -> None:
         """Download an object. Raises :class:`ClipError`.
 
-        gcsfs writes to a path and tries again by itself; the file that it writes is read back from there.
+        gcsfs writes to a path and retries by itself; its file is read back from there.
         """
         path = f"{source.bucket}/{source.key}"
         if self._files.split_path(path) != (source.bucket, source.key, None):
@@ -126,7 +124,7 @@ class GcsObjects:
         with TemporaryDirectory(prefix="streamer-") as folder:
             copy = Path(folder, "clip")
             try:
-                # One range after the other: many at once would have to be bounded in memory.
+                # One range at a time, because concurrent ranges would need a memory bound.
                 await self._files._get_file(path, str(copy), callback=_Limit(sink), concurrency=1)
             except ClipError:
                 raise
@@ -145,7 +143,7 @@ def _read_back(copy: Path, sink: Sink) -> None:
 
 
 class _Limit(Callback):  # type: ignore[misc]  # fsspec is untyped
-    """Ends a transfer that passes the sink's limit; fsspec tells it what has come."""
+    """Ends a transfer that exceeds the sink's limit; fsspec reports the progress to it."""
 
     def __init__(self, sink: Sink) -> None:
         super().__init__()
@@ -153,7 +151,7 @@ class _Limit(Callback):  # type: ignore[misc]  # fsspec is untyped
 
     def set_size(self, size: int | None) -> None:
         super().set_size(size)
-        self.value = 0  # also when gcsfs begins anew
+        self.value = 0  # also when gcsfs starts over
         self._sink.announce(size or 0)
 
     def call(self, *_: Any, **__: Any) -> None:
@@ -161,23 +159,23 @@ class _Limit(Callback):  # type: ignore[misc]  # fsspec is untyped
 
 
 def _s3_failure(error: OSError) -> ClipError:
-    """Read what s3fs made of the store's answer, or of a local file's fault."""
+    """Convert an error of s3fs: the store's response, or an error of the local file."""
     answer = error.__cause__
     if not isinstance(answer, ClientError):
         return no_room(error)
     code = str(answer.response.get("Error", {}).get("Code", ""))
     status = int(answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    # Not the message, which may name the key, or whose credentials they are.
+    # Not the message, which may contain the key or the owner of the credentials.
     told = failed(f"s3 {status}: {code}", Retry.FOR_A_WHILE if code in _PASSES or _may_pass(status) else Retry.NEVER)
     absent = code in _ABSENT or status == HTTPStatus.NOT_FOUND
     return ClipError(Reason.NOT_FOUND, told.detail) if absent else told
 
 
 def _gs_failure(error: Exception) -> ClipError:
-    """Read what gcsfs made of the store's answer: exceptions of several libraries, by what they have in common."""
+    """Convert an error of gcsfs: exceptions of several libraries, by their common attributes."""
     if isinstance(error, OSError) and str(error).startswith("Forbidden"):
         return failed("gs 403", Retry.NEVER)
-    if isinstance(error, ValueError):  # gcsfs' word for a bad request
+    if isinstance(error, ValueError):  # gcsfs' exception for a bad request
         return failed("gs 400", Retry.NEVER)
     status = getattr(error, "code", None) or getattr(error, "status", None)
     if isinstance(status, int):

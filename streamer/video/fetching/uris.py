@@ -1,15 +1,15 @@
-"""What a source's URI says, and whether it is allowed: hostile text in, a checked name out.
+"""Parses and checks the URIs of sources, which are untrusted text.
 
-Every scheme has one reading here, and what was read is handed on in parts (a path, a URL object, a bucket and a
-key), so that nothing behind this module parses the text a second time and finds something else in it. What is
-allowed is a list of prefixes, each a folder or a single source. They are compared by component, never as text:
+Each scheme is parsed once, here, and passed on in parts (a path, a URL object, a bucket and a key), so that no later
+code parses the text again with another result. The allow-list consists of prefixes, each a folder or a single source.
+They are compared by component, never as text:
 
 - ``file:`` by real paths, see :mod:`streamer.video.fetching.local`.
-- ``http:`` and ``https:`` by scheme, host and port, which must be equal, and by path segments. A query is part of a
-  source (signed URLs) but never of a prefix.
-- ``s3:`` and ``gs:`` by bucket, which must be equal, and by the segments of the key. A key is everything behind the
-  bucket, as it stands: nothing in it is decoded, and ``?versionId=`` or ``#`` are characters like others. Only ``.``
-  and ``..`` as segments are refused, which proxies in front of object stores are known to resolve.
+- ``http:`` and ``https:`` by scheme, host and port, which must be equal, and by path segments. A source may have a
+  query (signed URLs), a prefix may not.
+- ``s3:`` and ``gs:`` by bucket, which must be equal, and by the segments of the key. A key is everything after the
+  bucket, unchanged: nothing in it is decoded, and ``?versionId=`` or ``#`` are ordinary characters. Only the segments
+  ``.`` and ``..`` are refused, because proxies in front of object stores may resolve them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SCHEMES = "file:, http:, https:, s3: and gs:"
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object of an object store; as a prefix, ``key`` may be empty."""
+    """An object of an object store; ``key`` may be empty in a prefix."""
 
     scheme: Literal["s3", "gs"]
     bucket: str
@@ -49,7 +49,7 @@ Source = Path | URL | StoredObject
 
 
 class Prefixes:
-    """The URI prefixes from which sources may come. ValueError names one that cannot be used."""
+    """The allowed URI prefixes. Raises ValueError, which names it, for an invalid one."""
 
     def __init__(self, allowed: Sequence[str]) -> None:
         self.folders: list[Path] = []
@@ -59,7 +59,7 @@ class Prefixes:
             try:
                 self._add(parse(prefix))
             except ValueError as error:
-                raise ValueError(f"{prefix!r} is no URI prefix: {error}") from None
+                raise ValueError(f"{prefix!r} is not a URI prefix: {error}") from None
 
     def _add(self, prefix: Source) -> None:
         match prefix:
@@ -73,7 +73,7 @@ class Prefixes:
                 self.objects.append(prefix)
 
     def check_url(self, url: URL) -> None:
-        """Raise :class:`ClipError` URI_REFUSED unless ``url`` lies in a prefix."""
+        """Raise :class:`ClipError` URI_REFUSED unless ``url`` is in a prefix."""
         try:
             _check_path(url)
         except ValueError as error:
@@ -82,7 +82,7 @@ class Prefixes:
             raise ClipError(Reason.URI_REFUSED, f"{url.origin()} or its path is outside every allowed prefix")
 
     def check_object(self, source: StoredObject) -> None:
-        """Raise :class:`ClipError` URI_REFUSED unless the object lies in a prefix and has a key."""
+        """Raise :class:`ClipError` URI_REFUSED unless the object is in a prefix and has a key."""
         place = f"{source.scheme}://{source.bucket}"
         parts = source.key.split("/")
         if not any(
@@ -91,11 +91,11 @@ class Prefixes:
         ):
             raise ClipError(Reason.URI_REFUSED, f"{place} or the key is outside every allowed prefix")
         if not source.key:
-            raise ClipError(Reason.URI_REFUSED, "the URI names a bucket and no object")
+            raise ClipError(Reason.URI_REFUSED, "the URI names a bucket but no object")
 
 
 def parse(uri: str) -> Source:
-    """Read a source or a prefix. ValueError says what is wrong, without repeating what may be secret."""
+    """Parse a source or a prefix. Raises ValueError, whose message contains no secrets."""
     if any(char < " " or char == "\x7f" for char in uri):
         raise ValueError("control characters in the URI")
     if any("\ud800" <= char <= "\udfff" for char in uri):
@@ -117,7 +117,7 @@ def _parse_file(rest: str) -> Path:
     if rest.startswith("//"):
         host, slash, path = rest[2:].partition("/")
         if host.lower() not in {"", "localhost"}:
-            raise ValueError("a file: URI names no other host")
+            raise ValueError("a file: URI must not name another host")
         rest = slash + path
     if not rest.startswith("/"):
         raise ValueError("a file: URI needs an absolute path")
@@ -131,9 +131,9 @@ def _parse_file(rest: str) -> Path:
 
 def _parse_http(uri: str) -> URL:
     try:
-        url = URL(uri)  # the parser that the HTTP client uses, so there are no two readings of one URL
+        url = URL(uri)  # the HTTP client's parser, so that a URL is never parsed differently
     except ValueError:
-        raise ValueError("an http(s) URI with a host or port that is none") from None  # its own words repeat the URI
+        raise ValueError("an http(s) URI with an invalid host or port") from None  # its own message contains the URI
     if url.raw_host is None:
         raise ValueError("an http(s) URI needs a host")
     if url.raw_user is not None or url.raw_password is not None:
@@ -147,7 +147,7 @@ def _parse_http(uri: str) -> URL:
 
 
 def _check_path(url: URL) -> None:
-    # Literal dots are resolved by now. Servers may also resolve those between encoded slashes or with parameters
+    # Literal dots have been resolved. Servers may also resolve dots between encoded slashes or with parameters
     # ("..;x"), and decode twice.
     path = url.raw_path
     while (decoded := unquote(path)) != path:
@@ -157,7 +157,7 @@ def _check_path(url: URL) -> None:
 
 
 def _is_odd_address(host: str) -> bool:
-    """Whether the system takes a name for an IPv4 address in another spelling: 127.1, 0x7f.1, 2130706433."""
+    """Return whether the system treats a name as an IPv4 address in another notation: 127.1, 0x7f.1, 2130706433."""
     try:
         packed = socket.inet_aton(host)
     except OSError:
@@ -167,12 +167,12 @@ def _is_odd_address(host: str) -> bool:
 
 def _parse_object(scheme: Literal["s3", "gs"], rest: str) -> StoredObject:
     if not rest.startswith("//"):
-        raise ValueError(f"an object is named as {scheme}://BUCKET/KEY")
+        raise ValueError(f"an object URI has the form {scheme}://BUCKET/KEY")
     bucket, _, key = rest[2:].partition("/")
     if "@" in bucket:
         raise ValueError("credentials in the URI")
     if not _BUCKET.fullmatch(bucket):
-        raise ValueError("no bucket has such a name")
+        raise ValueError("invalid bucket name")
     if "::" in key:
         raise ValueError("'::' in a key: it would chain URLs")
     if not {".", ".."}.isdisjoint(key.split("/")):
@@ -185,6 +185,6 @@ def _is_same_origin(url: URL, prefix: URL) -> bool:
 
 
 def _begins(parts: Sequence[str], prefix: Sequence[str]) -> bool:
-    """Whether ``parts`` begin with ``prefix``, whose last segment is empty where it ends in a slash."""
+    """Return whether ``parts`` begin with ``prefix``, whose last segment is empty if it ends in a slash."""
     wanted = prefix[:-1] if prefix[-1] == "" else prefix
     return list(parts[: len(wanted)]) == list(wanted)

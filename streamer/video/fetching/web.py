@@ -1,14 +1,14 @@
 """http(s) sources, through fsspec's HTTP filesystem.
 
-The checks sit inside the HTTP client, before each request, so that they see what is really asked for after all
-parsing; a redirect is followed only to where the URI itself could have pointed, and connections go only where
-:mod:`streamer.video.fetching.network` lets them. Nothing of the environment plays a part (proxies, .netrc), and nothing
-is carried from one source to the next: no cookies, and no connections, in which a server could leave an answer to a
-question that has not been asked yet.
+The checks are inside the HTTP client, before each request, so that they apply to the request as it is really sent,
+after all parsing. A redirect is followed only if its target would be allowed as a URI, and connections are made only to
+addresses allowed by :mod:`streamer.video.fetching.network`. The environment (proxies, .netrc) is ignored, and nothing
+is kept from one source to the next: no cookies, and no connections, on which a server could send a response to a later
+request in advance.
 
-The body is taken as it is sent. A server that compresses it although it was asked not to is refused, rather than
-its bombs unpacked. A transfer that drops in the middle goes on where it ended if the server can tell that the source
-is still the same (RFC 9110, If-Range): by a strong ETag, or a Last-Modified that was a minute old at the time.
+The body is not decoded. A server that compresses it although it was asked not to is refused, because a compressed body
+could decompress without bound. A dropped transfer is resumed if the server can confirm that the source is unchanged
+(RFC 9110, If-Range): by a strong ETag, or a Last-Modified that was a minute old at the time.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _TRY_LATER = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_M
 _CHANGED = {HTTPStatus.PRECONDITION_FAILED, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}
 _COMPRESSED = {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"}
 _SETTLED_S = 60
-"""A Last-Modified this much older than the answer tells versions apart (RFC 9110, 8.8.2.2)."""
+"""A Last-Modified this much older than the response identifies the version (RFC 9110, 8.8.2.2)."""
 
 
 class WebSources:
-    """Downloads of http(s) URLs that lie in ``prefixes`` from hosts in ``networks``.
+    """Downloads http(s) URLs in ``prefixes`` from hosts in ``networks``.
 
-    ``patience``: seconds that a server may say nothing, from the first connection on.
+    ``patience``: seconds that a server may send nothing, from the first connection on.
     """
 
     def __init__(self, prefixes: Prefixes, networks: Networks, *, patience: float) -> None:
@@ -65,7 +65,7 @@ class WebSources:
     async def _client(self, **_: Any) -> aiohttp.ClientSession:
         """Make the client; called in the event loop that it works in."""
         connector = aiohttp.TCPConnector(
-            limit=0,  # callers are bounded, and a slow source must not hold up the others
+            limit=0,  # callers are bounded, and a slow source must not delay the others
             force_close=True,
             ttl_dns_cache=0,
             resolver=CheckedResolver(self._networks),
@@ -82,9 +82,9 @@ class WebSources:
 
 
 class _Transfer:
-    """One source on its way, perhaps over several connections.
+    """The download of one source, possibly over several connections.
 
-    ``version``: by what the server tells that the source is the same, in the words of If-Range; None if it cannot.
+    ``version``: the source's version as a value of If-Range; None if the server provides none.
     """
 
     def __init__(self, sources: WebSources, url: URL, sink: Sink) -> None:
@@ -99,14 +99,14 @@ class _Transfer:
             wanted = {"Range": f"bytes={self._sink.size}-", "If-Range": self.version}
         try:
             await self._sources.files._get_file(str(self._url), self._sink, headers=wanted, middlewares=(self._guard,))
-        except FileNotFoundError:  # fsspec's word for a 404
+        except FileNotFoundError:  # fsspec's exception for a 404
             raise ClipError(Reason.NOT_FOUND, "http 404") from None
         except aiohttp.ClientResponseError as error:
             raise _http_failure(error) from error
         except aiohttp.RedirectClientError as error:
-            raise ClipError(Reason.URI_REFUSED, "redirected to something that is no http(s) URL") from error
-        except aiohttp.InvalidURL as error:  # whose words repeat the URL
-            raise ClipError(Reason.URI_REFUSED, "the HTTP client takes it for no URL") from error
+            raise ClipError(Reason.URI_REFUSED, "redirected to something other than an http(s) URL") from error
+        except aiohttp.InvalidURL as error:  # its message contains the URL
+            raise ClipError(Reason.URI_REFUSED, "the HTTP client rejects the URL") from error
         except TimeoutError as error:
             raise failed(f"nothing received for {self._sources.patience:g} s") from error
         except aiohttp.ClientError as error:
@@ -117,9 +117,9 @@ class _Transfer:
     async def _guard(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Check each request, the first and those that redirects ask for, and the head of each answer."""
+        """Check each request, including redirected ones, and the header of each response."""
         self._sources.prefixes.check_url(request.url)
-        # From looking up the name to the end of the head, which may drip in too.
+        # From the name lookup to the end of the header, which may arrive slowly too.
         async with asyncio.timeout(self._sources.patience):
             response = await handler(request)
         try:
@@ -138,14 +138,14 @@ class _Transfer:
             case HTTPStatus.PARTIAL_CONTENT if self._continues(headers):
                 pass
             case status if status in _CHANGED and self._sink.size:
-                raise failed(f"http {status} to the rest of a dropped transfer")
+                raise failed(f"http {status} when resuming a dropped transfer")
             case status if status >= HTTPStatus.BAD_REQUEST or "Location" in headers:
-                return  # fsspec's and aiohttp's to tell
+                return  # handled by fsspec and aiohttp
             case status:
-                raise failed(f"http {status} is no answer with a body", Retry.NEVER)
+                raise failed(f"http {status} is not a response with a body", Retry.NEVER)
         coding = headers.get("Content-Encoding", "").strip().lower()
         if coding in _COMPRESSED:
-            raise failed(f"the body is compressed ({coding}), which was not asked for", Retry.NEVER)
+            raise failed(f"the body is compressed ({coding})although no compression was requested", Retry.NEVER)
         self._sink.announce(response.content_length or 0)
         self.version = _version(headers)
 
@@ -169,8 +169,8 @@ def _version(headers: Mapping[str, str]) -> str | None:
 
 
 def _http_failure(error: aiohttp.ClientResponseError) -> ClipError:
-    if isinstance(error.__cause__, HttpProcessingError):  # told with the status 400, which nobody sent
-        return failed("the answer is no valid HTTP", Retry.ONCE)
+    if isinstance(error.__cause__, HttpProcessingError):  # reported with the status 400, which the server did not send
+        return failed("the response is not valid HTTP", Retry.ONCE)
     status = error.status
     words = "too many redirects" if isinstance(error, aiohttp.TooManyRedirects) else _phrase(status)
     transient = status in _TRY_LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR
@@ -179,7 +179,7 @@ def _http_failure(error: aiohttp.ClientResponseError) -> ClipError:
 
 
 def _phrase(status: int) -> str:
-    """Return the usual words for a status, since the server's own may repeat what it was asked for."""
+    """Return the standard phrase of a status, because the server's own may contain the request."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:

@@ -68,8 +68,8 @@ class DecodePool:
     ``memory``: bytes of address space of one process, see :class:`~streamer.video.isolation.worker.Task`.
     ``sandbox``: see :mod:`~streamer.video.isolation.confinement`; a pool that gets less than it requires decodes
     nothing. ``confined`` is told by what the processes are confined, when that is known. ``replaced`` is told of each
-    process that did not end by itself: ``crashed`` or ``timeout``; ``timed`` of each clip for how many seconds it
-    waited for a place, and then for its frames.
+    process that did not end by itself: ``crashed`` or ``timeout``; ``waited`` of each clip for how many seconds it
+    waited for a place, ``decoded`` for how many it then waited for its frames.
 
     Places. ``workers`` clips have a place: they are being decoded, or their frames are in somebody's hands. A decode
     that takes longer than ``slow_after`` seconds, and four times as long as they usually do, leaves its place to the
@@ -93,14 +93,16 @@ class DecodePool:
         sandbox: Sandbox = "require",
         confined: Callable[[Layer], None] = lambda _layers: None,
         replaced: Callable[[str], None] = lambda _how: None,
-        timed: Callable[[float, float], None] = lambda _waited, _took: None,
+        waited: Callable[[float], None] = lambda _seconds: None,
+        decoded: Callable[[float], None] = lambda _seconds: None,
         slow_after: float = 0.25,
     ) -> None:
         self._most_frames = sampling.max_frames
         self._timeout = timeout
         self._confined = confined
         self._replaced = replaced
-        self._timed = timed
+        self._waited = waited
+        self._decoded = decoded
         self._slow_after = slow_after
         self._lately: deque[float] = deque(maxlen=_REMEMBERED)
         self._places = _Places(workers)
@@ -138,7 +140,8 @@ class DecodePool:
                 sampled = self._decode(file, place)
             finally:
                 os.close(file)
-                self._timed(began - came, time.monotonic() - began)
+                self._waited(began - came)
+                self._decoded(time.monotonic() - began)
             yield sampled
 
     def close(self) -> None:

@@ -245,7 +245,7 @@ def test_a_new_producer_that_cannot_start_yet_is_tried_until_it_can(case: Case) 
     assert case.count("restarted") == 2
 
 
-def test_a_lost_commit_is_told_from_one_that_never_was(case: Case) -> None:
+def test_a_lost_commit_is_distinguished_from_one_that_never_happened(case: Case) -> None:
     case.complete(*case.receive(0, 1))
     assert case.committer.commit_completed()
     case.complete(*case.receive(2))
@@ -419,7 +419,7 @@ def test_a_start_that_fails_for_another_reason_is_not_tried_again(fake: FakeKafk
 @pytest.mark.parametrize(
     ("kind", "name", "looked_up"), [("topic", OUTPUT, 1), ("group", GROUP, 0)], ids=["topic", "group"]
 )
-def test_a_privilege_that_is_taken_away_is_waited_for(case: Case, kind: str, name: str, looked_up: int) -> None:
+def test_a_revoked_privilege_is_waited_for(case: Case, kind: str, name: str, looked_up: int) -> None:
     case.complete(*case.receive(0))
     case.fake.cluster.denied.add((kind, name))
     case.turns(lambda: case.count("aborted") == 3)

@@ -147,7 +147,7 @@ def test_nothing_is_reported_before_it_is_known_what_is_committed(case: Case) ->
 # -- asking ----------------------------------------------------------------------------------------------------
 
 
-def test_the_ends_are_asked_for_once_a_second_and_the_beginning_while_nothing_is_committed(case: Case) -> None:
+def test_end_offsets_are_requested_once_a_second_and_beginnings_while_nothing_is_committed(case: Case) -> None:
     case.publish(1)
     case.tick(4.9)
     asked = case.fake.count("list_offsets")
@@ -157,13 +157,13 @@ def test_the_ends_are_asked_for_once_a_second_and_the_beginning_while_nothing_is
     assert 4 <= case.fake.count("list_offsets") - asked <= 6
 
 
-def test_without_partitions_nothing_is_asked_and_no_client_made(case: Case) -> None:
+def test_without_partitions_nothing_is_requested_and_no_client_made(case: Case) -> None:
     case.assignment.remove(0)
     case.tick(5)
     assert case.fake.process.clients == []
 
 
-def test_while_no_answer_comes_the_last_figures_stand_and_nothing_more_is_asked(case: Case) -> None:
+def test_while_a_request_is_pending_the_last_figures_stand_and_no_other_is_sent(case: Case) -> None:
     case.publish(3)
     case.partition.mark_committed(Progress(0))
     case.tick()
@@ -202,7 +202,7 @@ def test_an_answer_for_a_partition_that_has_gone_is_dropped(case: Case) -> None:
     assert case.records is None
 
 
-def test_a_partition_that_has_gone_is_reported_no_more(case: Case) -> None:
+def test_a_revoked_partition_is_no_longer_reported(case: Case) -> None:
     case.publish(3)
     case.tick()
     assert case.records == 3
@@ -230,7 +230,7 @@ def test_the_age_is_that_of_the_first_record_in_flight_and_grows_while_the_loop_
     assert case.peeks() == 0
 
 
-def test_a_record_that_is_not_fetched_is_looked_at_with_a_consumer_of_its_own(case: Case) -> None:
+def test_a_record_that_is_not_fetched_is_read_with_a_separate_consumer(case: Case) -> None:
     case.partition.mark_committed(Progress(0))
     case.publish(1)
     case.fake.clock.sleep(50)

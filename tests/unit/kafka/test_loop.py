@@ -46,7 +46,7 @@ def test_nothing_is_worked_on_before_it_is_known_what_is_done(fake: FakeKafka) -
     assert one.value("streamer_events_consumed_total", topic=INPUT) == 2
 
 
-def test_the_question_what_is_done_is_not_asked_at_every_turn(fake: FakeKafka) -> None:
+def test_progress_is_not_computed_at_every_iteration(fake: FakeKafka) -> None:
     fake.cluster.publish(INPUT, b"a")
     refused = error(KafkaError.COORDINATOR_LOAD_IN_PROGRESS, retriable=True)
     fault = fake.fail("committed", refused, times=1_000_000)
@@ -109,14 +109,14 @@ def test_it_waits_for_a_topic_that_is_missing_and_says_which(fake: FakeKafka, mi
     assert one.run(story())
 
 
-def test_it_joins_no_group_before_the_input_topic_is_there(fake: FakeKafka) -> None:
+def test_it_joins_no_group_before_the_input_topic_exists(fake: FakeKafka) -> None:
     del fake.cluster.topics[INPUT]
     one = Instance(fake)
     assert one.run(nothing_happens(fake, 5))
     assert fake.count("join") == 0
 
 
-def test_a_topic_that_is_made_anew_ends_the_process(fake: FakeKafka) -> None:
+def test_a_recreated_topic_ends_the_process(fake: FakeKafka) -> None:
     fake.cluster.publish(INPUT, b"a", b"b")
     one = Instance(fake)
 
@@ -265,7 +265,7 @@ def test_a_stop_before_any_broker_answers_is_a_clean_end(fake: FakeKafka) -> Non
 # -- brokers ---------------------------------------------------------------------------------------------------
 
 
-def test_brokers_that_are_away_at_the_start_are_waited_for(fake: FakeKafka) -> None:
+def test_brokers_that_are_unreachable_at_the_start_are_waited_for(fake: FakeKafka) -> None:
     fake.cluster.publish(INPUT, b"a")
     fake.cluster.down = True
     one = Instance(fake)
@@ -280,7 +280,7 @@ def test_brokers_that_are_away_at_the_start_are_waited_for(fake: FakeKafka) -> N
     fake.assert_exactly_once()
 
 
-def test_brokers_that_go_away_while_records_are_in_flight_cost_nothing(fake: FakeKafka) -> None:
+def test_brokers_that_become_unreachable_while_records_are_in_flight_cost_nothing(fake: FakeKafka) -> None:
     fake.cluster.publish(INPUT, b"a", b"b")
     one = Instance(fake)
     one.work.hold = True

@@ -61,7 +61,7 @@ def test_what_is_not_done_of_a_revoked_partition_is_left_after_half_of_the_drain
     assert fake.outputs() == []
 
 
-def test_work_that_completes_after_its_partition_was_revoked_reports_to_nobody(fake_pair: FakeKafka) -> None:
+def test_work_that_completes_after_its_partition_was_revoked_is_not_reported(fake_pair: FakeKafka) -> None:
     fake = fake_pair
     fake.cluster.publish(INPUT, b"a", partition=1)
     one = Instance(fake, drain_timeout=1.0)
@@ -232,7 +232,7 @@ def test_a_message_of_a_partition_that_is_not_ours_any_more_is_dropped(fake: Fak
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     ],
 )
-def test_an_offset_fetch_that_the_client_does_not_repeat_has_it_join_anew(fake: FakeKafka, code: int) -> None:
+def test_after_an_offset_fetch_that_the_client_does_not_repeat_it_rejoins(fake: FakeKafka, code: int) -> None:
     fake.cluster.publish(INPUT, b"a")
     fake.fail("offset_fetch", error(code))
     one = Instance(fake)
@@ -320,7 +320,7 @@ def test_a_group_that_may_not_be_joined_is_named_and_joined_when_it_may(fake: Fa
     assert "assignment" not in one.not_ready
 
 
-def test_a_member_of_the_newer_protocol_that_was_refused_joins_anew_after_two_seconds(fake: FakeKafka) -> None:
+def test_a_refused_member_of_the_consumer_protocol_rejoins_after_two_seconds(fake: FakeKafka) -> None:
     fake.cluster.publish(INPUT, b"a")
     one = Instance(fake)
     first = one.consumer

@@ -63,7 +63,7 @@ def test_the_newest_protocol_is_tried_first(case: Case) -> None:
     assert (case.membership.protocol, case.consumer.properties["group.protocol"]) == ("consumer", "consumer")
 
 
-def test_a_member_that_has_joined_is_told_of_its_partitions(case: Case) -> None:
+def test_a_member_that_has_joined_is_assigned_its_partitions(case: Case) -> None:
     case.join()
     assert case.told == [("assigned", [0, 1])]
 
@@ -99,7 +99,7 @@ def test_a_missing_privilege_is_no_reason_for_another_protocol(case: Case) -> No
     assert case.membership.protocol == "consumer"
 
 
-def test_to_join_anew_is_to_leave_first(case: Case) -> None:
+def test_rejoining_leaves_the_group_first(case: Case) -> None:
     case.join()
     case.membership.rejoin()
     assert case.fake.cluster.group(GROUP).members == {}
@@ -128,7 +128,7 @@ def test_what_the_group_has_committed_comes_with_its_metadata(case: Case) -> Non
     assert [Progress.of(each) for each in found] == [progress, None]
 
 
-def test_nothing_is_asked_for_no_partitions(case: Case) -> None:
+def test_nothing_is_requested_without_partitions(case: Case) -> None:
     assert case.membership.committed([]) == []
     assert case.fake.count("committed") == 0
 

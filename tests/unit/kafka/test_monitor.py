@@ -98,7 +98,7 @@ def test_when_all_brokers_are_down_it_is_unready_until_one_is_up(case: Case) -> 
 
 
 @pytest.mark.parametrize("code", [KafkaError._AUTHENTICATION, KafkaError._SSL])
-def test_credentials_that_are_refused_are_told_until_a_broker_is_up(case: Case, code: int) -> None:
+def test_refused_credentials_are_reported_until_a_broker_is_up(case: Case, code: int) -> None:
     case.monitor.on_error(KafkaError(code, "wrong password"))
     assert case.waits_for("authentication") == "authentication: wrong password"
     case.statistics()

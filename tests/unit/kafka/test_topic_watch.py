@@ -43,7 +43,7 @@ def case(fake: FakeKafka) -> Case:
     return Case(fake)
 
 
-def test_it_is_unready_before_anything_was_asked(case: Case) -> None:
+def test_it_is_unready_before_the_first_request(case: Case) -> None:
     assert (case.watch.found, case.watch.topic_id) == (False, None)
     assert case.waits_for is not None
 
@@ -67,20 +67,20 @@ def test_a_topic_that_is_missing_is_named_with_the_command_that_makes_it(case: C
     assert case.waits_for is None
 
 
-def test_what_is_missing_is_asked_for_once_a_second(case: Case) -> None:
+def test_missing_topics_are_requested_once_a_second(case: Case) -> None:
     del case.fake.cluster.topics[DEAD]
     for _ in range(40):
         case.look(0.1)
     assert 4 * 3 <= case.fake.count("describe_topics") <= 5 * 3
 
 
-def test_what_was_found_is_not_asked_for_again(case: Case) -> None:
+def test_found_topics_are_not_requested_again(case: Case) -> None:
     for _ in range(5):
         case.look(10)
     assert case.fake.count("describe_topics") == 3
 
 
-def test_answers_that_have_not_come_are_not_waited_for(case: Case) -> None:
+def test_pending_requests_are_not_waited_for(case: Case) -> None:
     case.fake.held = []
     case.look()
     case.look(10)
@@ -96,7 +96,7 @@ def test_answers_that_have_not_come_are_not_waited_for(case: Case) -> None:
     assert case.fake.count("describe_topics") == 3
 
 
-def test_no_answer_is_an_answer_and_is_asked_for_again(case: Case) -> None:
+def test_a_request_that_times_out_is_reported_and_repeated(case: Case) -> None:
     case.fake.fail("describe_topics", TIMED_OUT)
     case.look()
     assert case.waits_for is not None
@@ -175,7 +175,7 @@ def test_other_errors_of_the_consumer_are_none_of_its_business(case: Case) -> No
     assert case.watch.found
 
 
-def test_what_was_asked_before_it_was_invalidated_is_no_answer(case: Case) -> None:
+def test_a_response_to_a_request_from_before_an_invalidation_is_ignored(case: Case) -> None:
     case.fake.held = []
     case.look()
     stale, case.fake.held = case.fake.held, None

@@ -98,7 +98,7 @@ def test_the_steps_come_in_the_order_that_the_text_says(case: Case, monkeypatch:
 # -- init ------------------------------------------------------------------------------------------------------
 
 
-def test_an_init_that_is_not_answered_is_asked_again(case: Case) -> None:
+def test_an_init_without_a_response_is_repeated(case: Case) -> None:
     case.fake.fail("init_transactions", TIMED_OUT)
     with pytest.raises(OutcomeUnknownError):
         case.transactions.init()
@@ -125,7 +125,7 @@ def test_an_init_that_is_fenced_by_a_newer_one_says_so(case: Case) -> None:
         case.transactions.init()
 
 
-def test_an_init_that_hangs_costs_the_producer_and_no_more_than_its_limit(case: Case) -> None:
+def test_an_init_that_hangs_is_given_up_at_its_time_limit_with_its_producer(case: Case) -> None:
     case.fake.fail("init_transactions", HangError())
     began = case.fake.clock.now
     with pytest.raises(RestartError, match="init_transactions did not return"):
@@ -141,7 +141,7 @@ def test_an_init_that_hangs_costs_the_producer_and_no_more_than_its_limit(case: 
 
 @pytest.mark.parametrize("is_decided", [False, True], ids=["not decided", "decided"])
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_commit_that_is_not_answered_is_only_asked_for_again(case: Case, is_decided: bool, times: int) -> None:
+def test_a_commit_without_a_response_is_only_repeated(case: Case, is_decided: bool, times: int) -> None:
     case.fake.fail("commit_transaction", TIMED_OUT, applied=is_decided, times=times)
     batch = case.batch(b"a", b"b")
     for _ in range(times):
@@ -154,7 +154,7 @@ def test_a_commit_that_is_not_answered_is_only_asked_for_again(case: Case, is_de
 
 
 @pytest.mark.parametrize("is_decided", [False, True], ids=["not decided", "decided"])
-def test_an_abort_that_is_not_answered_is_asked_for_again_and_keeps_its_cause(case: Case, is_decided: bool) -> None:
+def test_an_abort_without_a_response_is_repeated_and_keeps_its_cause(case: Case, is_decided: bool) -> None:
     case.fake.fail("send_offsets", error(KafkaError.ILLEGAL_GENERATION, abortable=True))
     case.fake.fail("abort_transaction", TIMED_OUT, applied=is_decided)
     batch = case.batch(b"a")
@@ -373,7 +373,9 @@ def test_a_transaction_that_stood_still_for_too_long_is_fenced(case: Case) -> No
 
 
 @pytest.mark.parametrize("step", STEPS[1:])
-def test_an_id_that_the_coordinator_has_forgotten_is_taken_anew_by_a_new_producer(case: Case, step: str) -> None:
+def test_a_transactional_id_that_the_coordinator_has_expired_is_initialised_by_a_new_producer(
+    case: Case, step: str
+) -> None:
     case.transactions.init()
     if step == "commit_transaction":
         case.fake.fail(step, lambda: case.fake.cluster.forget_transactional_id(ID))
@@ -440,7 +442,7 @@ def test_a_batch_of_offsets_alone_has_nothing_to_produce(case: Case) -> None:
     assert case.fake.count("produce") == 0
 
 
-def test_aborted_outputs_stay_in_the_log_and_are_shown_to_nobody(case: Case) -> None:
+def test_aborted_outputs_stay_in_the_log_and_no_read_committed_consumer_sees_them(case: Case) -> None:
     case.fake.fail("commit_transaction", error(KafkaError.INVALID_TXN_STATE, abortable=True))
     batch = case.batch(b"a")
     with pytest.raises(AbortedError):

@@ -1,4 +1,4 @@
-"""Examines a model: retrieval and attributes on stills it never saw, and reranking of fresh clips."""
+"""Evaluates a model: retrieval and attributes on held-out stills, and reranking of new clips."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FloatArray = npt.NDArray[np.float32]
 
 _BATCH = 64
 _INTERVAL_S, _MAX_FRAMES, _ALPHA, _DEPTH = 0.5, 64, 0.4, 100
-"""The service's defaults."""
+"""The service's default settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class RerankFigures:
 
 
 def recall(encoder: Encoder, stills: Sequence[Still], *, at: Sequence[int]) -> dict[str, dict[int, float]]:
-    """Compute recall@k of finding each still's own caption among all, and each caption's own still.
+    """Compute recall@k for retrieving each still's own caption among all, and each caption's own still.
 
-    Stills that happen to share a caption count as misses of each other.
+    If stills happen to share a caption, retrieving the other one counts as a miss.
     """
     similarities = _images(encoder, stills) @ _texts(encoder, [still.caption for still in stills]).T
     return {
@@ -100,10 +100,10 @@ _QUESTIONS: dict[str, _Question] = {
 
 
 def attribute_accuracy(encoder: Encoder, stills: Sequence[Still]) -> dict[str, tuple[float, int]]:
-    """Compute how often the true value of an attribute fits best, all else of the caption being given.
+    """Compute how often the true value of an attribute scores best, with the rest of the caption given.
 
-    Asked of scenes with one kind of object; "whose colour" of those with two, where the other choice has their
-    colours swapped. Returns the share that is right and the number of stills asked, by attribute.
+    Uses scenes with one kind of object; "whose colour" uses those with two, where the other choice has their colours
+    swapped. Returns the share of correct choices and the number of stills by attribute.
     """
     images = _images(encoder, stills)
     result = {}
@@ -112,7 +112,7 @@ def attribute_accuracy(encoder: Encoder, stills: Sequence[Still]) -> dict[str, t
         for still, image in zip(stills, images, strict=True):
             if question.fits(still.scene):
                 choices = question.choices(still.scene)
-                # The same words for all choices, but for the attribute in question.
+                # The same words for all choices except for the tested attribute.
                 texts = [describe(choice, np.random.default_rng(0)) for choice in choices]
                 best = int((_texts(encoder, texts) @ image).argmax())
                 answers.append(choices[best] == still.scene)

@@ -192,7 +192,7 @@ def limited(which: int, limit: int) -> Iterator[None]:
         resource.setrlimit(which, (soft, hard))
 
 
-def test_a_disk_that_takes_no_more_makes_the_store_unavailable_until_there_is_room(folder: Path) -> None:
+def test_a_full_disk_makes_the_store_unavailable_until_there_is_room(folder: Path) -> None:
     store = open_lmdb(folder)
     store.put([clip(0)])
     # Python ignores SIGXFSZ, so that a write behind the limit fails as one to a full disk does.
@@ -217,7 +217,7 @@ def test_a_map_that_cannot_be_opened_again_makes_the_store_unavailable_until_it_
     assert is_whole(tiny, 39)
 
 
-def test_after_a_fatal_error_of_lmdb_the_environment_is_opened_anew(tiny: LmdbStore) -> None:
+def test_after_a_fatal_error_of_lmdb_the_environment_is_reopened(tiny: LmdbStore) -> None:
     tiny.put([clip(0)])
     environment = tiny._opened()
     broken = environment._lmdb
