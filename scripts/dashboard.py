@@ -184,7 +184,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel("Decoder failures", [_per_second("decoder_failures", "cause")], "cps", ("decoder_failures",)),
         Panel("Instances by sandbox", [_gauge("sum", "decoder_sandbox", "mode")], "short", ("decoder_sandbox",)),
-        Panel("Uploads put off by the machine", [_per_second("machine_faults", "lack")], "cps", ("machine_faults",)),
+        Panel("Postponed uploads by shortage", [_per_second("machine_faults", "lack")], "cps", ("machine_faults",)),
     ],
     "Store": [
         Panel(

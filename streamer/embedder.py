@@ -381,8 +381,7 @@ class Embedder:
             embedded_at=now(),
             partial=upsert.partial,
         )
-        value = self._codec.encode(event)
-        return Output(self._output, event.clip_id.encode(), value, upsert.in_flight.carried)
+        return Output(self._output, event.clip_id.encode(), self._codec.encode(event), upsert.in_flight.carried)
 
     def _remove(self, delete: Delete) -> None:
         in_flight = delete.in_flight

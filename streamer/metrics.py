@@ -46,7 +46,8 @@ LABELS = {
     "group": "on every metric of a service: its consumer group under its full name",
     "topic": "the topics that the command reads or writes, under their full names",
     "partition": "the input topic's partitions that this instance owns",
-    "reason": "dead letters: the `dlq.reason` codes; degraded events: the values of `degraded`",
+    "reason": "dead letters: the `dlq.reason` codes; degraded events: the values of `degraded`; "
+    "log resets: behind_end, moved, translated, foreign",
     "status": "the values of a candidate's `status`",
     "stage": "embed: read, load, fetch, decode, encode, store; rerank: rerank, text",
     "operation": "read, put, delete",
@@ -119,6 +120,31 @@ CATALOGUE = {
         "Completed records beyond the committed offset (out-of-order commits); they are part of the lag in records.",
         "Does one slow record hold back the committed offset?",
     ),
+    "unstable": Metric(
+        "streamer_unstable_records", "gauge", "records", ("topic", "partition"),
+        "Offsets from the last stable offset to the end of the log: they wait for an open transaction of a producer.",
+        "Does somebody's hung transaction keep records from being read?",
+    ),
+    "unstable_seconds": Metric(
+        "streamer_unstable_seconds", "gauge", "seconds", ("topic", "partition"),
+        "For how long the last stable offset has stood still before the end of the log; 0 where nothing waits.",
+        "How long has that transaction been open?",
+    ),
+    "log_resets": Metric(
+        "streamer_log_resets_total", "counter", "count", ("topic", "reason"),
+        "Times that a partition's log did not match what was committed or read; the reason says what was done.",
+        "Was a log truncated, lost or mirrored, or were offsets set?",
+    ),
+    "retention_lost": Metric(
+        "streamer_retention_lost_offsets_total", "counter", "count", ("topic",),
+        "Offsets that the broker deleted before they were read: retention is shorter than the service was behind.",
+        "Did retention delete unprocessed events?",
+    ),
+    "commits_shortened": Metric(
+        "streamer_commits_shortened_total", "counter", "count", (),
+        "Commits without the list of records done ahead, since the brokers' offset.metadata.max.bytes is too small.",
+        "Would a restart process records again?",
+    ),
     "partitions": Metric(
         "streamer_topic_partitions", "gauge", "partitions", ("topic",),
         "Partitions of the input topic, whoever owns them.",
@@ -161,12 +187,12 @@ CATALOGUE = {
     ),
     "decoder_sandbox": Metric(
         "streamer_decoder_sandbox", "gauge", "count", ("mode",),
-        "1 for what confines decoders: seccomp+landlock, seccomp, landlock or none.",
-        "Are uploads kept from the service?",
+        "1 for the mode that confines decoders: seccomp+landlock, seccomp, landlock or none.",
+        "Are decoders sandboxed?",
     ),
     "machine_faults": Metric(
         "streamer_machine_faults_total", "counter", "count", ("lack",),
-        "Attempts at an upload put off for lack of disk, descriptors, processes, memory or a sandbox on this machine.",
+        "Attempts at an upload postponed because this machine is short of a resource.",
         "Is the machine too small, or full?",
     ),
     "frames_encoded": Metric(
@@ -283,6 +309,11 @@ class Metrics:
     lag: Gauge
     lag_seconds: Gauge
     completed_ahead: Gauge
+    unstable: Gauge
+    unstable_seconds: Gauge
+    log_resets: Counter
+    retention_lost: Counter
+    commits_shortened: Counter
     partitions: Gauge
     unreadable: Gauge
     latency: Histogram

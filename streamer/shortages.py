@@ -1,7 +1,7 @@
-"""Waiting out what this machine lacks: room on the disk, descriptors, processes, memory.
+"""Waits while this machine is short of a resource: disk space, descriptors, processes or memory.
 
-No upload is to blame for it, so none is given up: its attempt is put off until there is enough again, and the service
-says meanwhile that it is not ready, and why.
+A shortage is not the upload's fault, so no upload is dead-lettered for it: its attempt is postponed until there is
+enough again, and meanwhile the service is not ready and reports the reason.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _LONGEST_PAUSE_S: Final = 5.0
 
 
 class Shortages:
-    """Repeats attempts for as long as this machine lacks what they need; from several threads at once.
+    """Retries attempts while this machine is short of a resource. May be used by several threads.
 
-    The condition ``machine`` holds when nobody waits any more, not when somebody else, who needed less, has succeeded.
+    The condition ``machine`` is ready when no attempt waits any more, not when another, which needed less, succeeds.
     """
 
     def __init__(self, metrics: Metrics, health: Health) -> None:
@@ -35,10 +35,10 @@ class Shortages:
         self._lock = threading.Lock()
         self._waiting: set[int] = set()
         for lack in Lack:
-            metrics.machine_faults.labels(lack)  # shown before there is one, so that the first is seen as an increase
+            metrics.machine_faults.labels(lack)  # exposed from the start, so that the first fault is an increase
 
     def wait_out(self, attempt: Callable[[], None]) -> None:
-        """Make the attempt, again after each :class:`MachineError`; what else it raises passes through."""
+        """Make the attempt, and retry it after each :class:`MachineError`; other exceptions pass through."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(MachineError),
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=_LONGEST_PAUSE_S),

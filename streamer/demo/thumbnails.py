@@ -1,7 +1,7 @@
-"""Small pictures of frames, made where the clip is decoded: any proportions, in an array of one size.
+"""Thumbnails of frames, made in the decoder process: any aspect ratio, in an array of fixed size.
 
-A decoder hands on frames of one shape (:class:`~streamer.video.isolation.pool.DecodePool`), and this module is all that
-it has to import for it.
+A decoder returns frames of one shape (:class:`~streamer.video.isolation.pool.DecodePool`); it has to import only this
+module.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy.typing as npt
 from PIL import Image
 
 LONGER_SIDE = 220
-"""Pixels of a picture's longer side."""
+"""Longer side of a thumbnail, in pixels."""
 _HEAD = 2
 
 
 def thumbnail(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Make of a frame (height, width, 3) its width and height, a byte each, and its pixels, filled up to one size."""
+    """Encode a frame (height, width, 3) as its width and height, a byte each, and its pixels, padded to one size."""
     small = Image.fromarray(frame)
     small.thumbnail((LONGER_SIDE, LONGER_SIDE))
     pixels = np.asarray(small).reshape(-1)
@@ -27,7 +27,7 @@ def thumbnail(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def picture(flat: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the picture (height, width, 3) of what :func:`thumbnail` has made. ValueError: none can be in it."""
+    """Return the picture (height, width, 3) from the result of :func:`thumbnail`. Raises ValueError if invalid."""
     width, height = int(flat[0]), int(flat[1])
     if not 1 <= width <= LONGER_SIDE or not 1 <= height <= LONGER_SIDE:
         raise ValueError(f"a picture of {width} x {height} pixels")

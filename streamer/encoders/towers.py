@@ -1,17 +1,17 @@
 """The two sides of an open_clip model, each with its own precision: bytes or text in, unit vectors out.
 
-Text towers that are causal and pooled at the end-of-text token need no padding: a position sees only what comes before
-it, so nothing after that token can reach the vector that is pooled there. open_clip nevertheless runs all positions of
-the context, 77 for most models; running a batch at its own token length gives the same vectors for a fraction of the
-arithmetic (:class:`CausalTextTower`).
+Text towers that are causal and pooled at the end-of-text token need no padding: a position depends only on earlier
+positions, so nothing after that token affects the vector that is pooled there. open_clip nevertheless runs all
+positions of the context, 77 for most models; running a batch at its own token length gives the same vectors for a
+fraction of the arithmetic (:class:`CausalTextTower`).
 
-Transformer blocks may have weights that lie in memory as oneDNN's kernels read them (:func:`pack`). `torch.nn.Linear`
-keeps a plain matrix. For bfloat16, oneDNN brings it into its own blocked order on every call, which for the few tokens
-of one query costs more than the product itself; in float32 torch calls MKL, which on other makers' processors is slow.
-Ordered once, both are faster, with the same sums in another order. What lies between the products stays in float32,
-which costs next to nothing and makes the error of bfloat16 several times smaller: it is the rounding of the residual
-stream, layer by layer, that does most of the harm. The operators are those that torch.compile emits for a model with
-frozen weights; compiling would add minutes to a start.
+Transformer blocks may have weights in the memory layout of oneDNN's kernels (:func:`pack`). `torch.nn.Linear`
+keeps a plain matrix. For bfloat16, oneDNN converts it to its own blocked layout on every call, which for the few tokens
+of one query costs more than the product itself; in float32 torch calls MKL, which is slow on processors of other
+makers. Packed once, both are faster, with the same sums in another order. Everything between the products stays in
+float32, which costs next to nothing and makes the error of bfloat16 several times smaller: most of the error comes from
+rounding the residual stream in each layer. The operators are those that torch.compile emits for a model with frozen
+weights; compiling would add minutes to the start.
 """
 
 from __future__ import annotations
@@ -130,9 +130,9 @@ class ImageTower:
 
 @dataclass(frozen=True, slots=True)
 class CausalTextTower:
-    """The text side of an open_clip model, run no further than the last end-of-text token of a batch.
+    """The text side of an open_clip model, run only up to the last end-of-text token of a batch.
 
-    ``tower`` is the module that holds the parts, under the same names in both of open_clip's layouts: the
+    ``tower`` is the module with the parts, under the same names in both of open_clip's layouts: the
     model itself (``CLIP``) or its ``text`` (``CustomTextCLIP``).
     """
 
@@ -142,10 +142,10 @@ class CausalTextTower:
 
     @classmethod
     def of(cls, network: torch.nn.Module) -> CausalTextTower | None:
-        """Return the text tower of ``network``, or None where it must run in full.
+        """Return the text tower of ``network``, or None if it must run in full.
 
-        That is where attention is not causal (SigLIP), where another position is pooled (``first``,
-        ``last``, CoCa's appended class token), and where the tower is not open_clip's own (Hugging Face).
+        It must if attention is not causal (SigLIP), if another position is pooled (``first``, ``last``, CoCa's appended
+        class token), or if the tower is not open_clip's own (Hugging Face).
         """
         if isinstance(network, CLIP):
             found = cls(network, network.text_pool_type, network.text_eos_id)
@@ -159,7 +159,7 @@ class CausalTextTower:
         return found if is_causal and found.pool_type in ("argmax", "eos") else None
 
     def truncate(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Cut a batch (n, context) behind the last position that any of its queries is pooled at."""
+        """Truncate a batch (n, context) after the last position at which one of its queries is pooled."""
         is_end = tokens if self.pool_type == "argmax" else torch.eq(tokens, self.eos_id).int()
         return tokens[:, : int(is_end.argmax(dim=-1).max()) + 1]
 
@@ -169,7 +169,7 @@ class CausalTextTower:
         dtype = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        # The norm is one position's own affair, so it can wait until one position is left.
+        # The norm is computed per position, so it can be applied after pooling.
         pooled = tower.ln_final(text_global_pool(x, tokens, self.pool_type, self.eos_id))
         projection = tower.text_projection
         if projection is None:
@@ -245,7 +245,7 @@ def _unit(features: torch.Tensor, arithmetic: Arithmetic) -> npt.NDArray[np.floa
 
 
 def can_pack(network: nn.Module) -> bool:
-    """Tell whether this torch has the operators, and ``network`` has blocks that :func:`pack` knows."""
+    """Return whether this torch has the operators and ``network`` has blocks that :func:`pack` supports."""
     operators = torch.ops.mkldnn
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -258,9 +258,9 @@ def can_pack(network: nn.Module) -> bool:
 def pack(network: nn.Module, dtype: torch.dtype) -> None:
     """Replace the products in open_clip's own blocks by packed ones in ``dtype``, in place; for inference on a CPU.
 
-    ``network`` is in float32, and what lies between the products stays so. Other modules (convolutions, towers of
-    timm or Hugging Face) are left as they are. The weights that were replaced are free afterwards. Raises
-    :class:`RuntimeError` where the processor has no such kernel.
+    ``network`` is in float32, and everything between the products stays so. Other modules (convolutions, towers of timm
+    or Hugging Face) are unchanged. The replaced weights are freed. Raises :class:`RuntimeError` if the processor has no
+    such kernel.
     """
     for block in list(network.modules()):
         if _is_known(block):
@@ -270,7 +270,7 @@ def pack(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _is_known(block: object) -> bool:
-    if not isinstance(block, ResidualAttentionBlock) or hasattr(block, "ln_1_kv"):  # which attends to another sequence
+    if not isinstance(block, ResidualAttentionBlock) or hasattr(block, "ln_1_kv"):  # cross-attention
         return False
     attention = block.attn
     return (
@@ -296,7 +296,7 @@ class PackedLinear(nn.Module):
         self._activation = activation
         self._product = torch.ops.mkldnn._linear_pointwise.default
         self.weight = torch.empty(0)
-        """What open_clip asks for the dtype between layers."""
+        """The attribute from which open_clip takes the dtype between layers."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (..., outputs) in float32."""
@@ -311,11 +311,11 @@ class PackedLinear(nn.Module):
 
 
 _ALGORITHMS = {"none": "", "gelu": "none"}
-"""Of an activation; GELU's ``none`` is the exact one, without an approximation by tanh."""
+"""Arguments of an activation; GELU's ``none`` means exact, without the approximation by tanh."""
 
 
 class PackedSelfAttention(nn.Module):
-    """``torch.nn.MultiheadAttention`` as open_clip's blocks call it: of a sequence to itself, batch first."""
+    """``torch.nn.MultiheadAttention`` as open_clip's blocks call it: self-attention, batch first."""
 
     def __init__(self, attention: nn.MultiheadAttention, dtype: torch.dtype) -> None:
         super().__init__()
@@ -334,7 +334,7 @@ class PackedSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, None]:
         """Return (batch, length, width) for x of the same shape, and no weights; key and value are x."""
         if need_weights:
-            raise ValueError("attention weights are not kept")
+            raise ValueError("attention weights are not available")
         batch, length, width = x.shape
         # (3, batch, heads, length, width of a head)
         parts = self._inputs(x).view(batch, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streamer.events import Reason, now
-from streamer.kafka.records import Output, Record
-from streamer.topology import DLQ_SUFFIX, dead_letter_topic
+from streamer.kafka.records import REASON_HEADER, Output, Record
+from streamer.topology import dead_letter_topic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +27,6 @@ LAST_OFFSET_HEADER = "dlq.last_offset"
 """Header of a dead letter that stands for a whole batch: the last of its offsets."""
 REDRIVEN_FROM = "dlq.redriven_from"
 """Header of a redriven record: ``<dead letter topic>/<partition>/<offset>``."""
-REDRIVEN_FOR = "dlq.redriven_for"
-"""Header of a redriven record: the group that could not process the original; other groups skip the copy."""
 
 _TRUNCATED = "dlq.truncated_from"
 _TRUNCATED_BYTES = 100_000
@@ -39,7 +37,7 @@ _TRUNCATED_HEADERS = 100
 def dead_letter(record: Record, reason: Reason, error: str, *, attempts: int = 1) -> Output:
     """Wrap a record that cannot be processed: its key, value and headers, and the reason."""
     why: Sequence[tuple[str, str]] = (
-        ("dlq.reason", reason.value),
+        (REASON_HEADER, reason.value),
         ("dlq.error", error[:_MAX_ERROR_CHARS]),
         ("dlq.topic", record.topic),
         ("dlq.partition", str(record.partition)),
@@ -64,22 +62,6 @@ def unreadable(partition: TopicPartition, last: int, error: str, *, log: str, gr
     letter = dead_letter(record, Reason.UNREADABLE, error)
     headers = (*letter.headers, (LAST_OFFSET_HEADER, str(last).encode()))
     return record, Output(letter.topic, None, None, headers)
-
-
-def redriven_for(record: Record) -> str | None:
-    """Return the group for which a record was redriven; None for any other record."""
-    if not record.headers:  # the usual case; this is called for every record
-        return None
-    return next(
-        (value.decode(errors="replace") for name, value in record.headers if name == REDRIVEN_FOR and value), None
-    )
-
-
-def dead_letter_reason(output: Output) -> str | None:
-    """Return the reason of a dead letter, None for any other output."""
-    if not output.topic.endswith(DLQ_SUFFIX):
-        return None
-    return next((value.decode() for name, value in output.headers if name == "dlq.reason" and value), None)
 
 
 def truncated(dead: Output) -> Output:

@@ -22,11 +22,10 @@ from streamer.kafka.commit.committer import Committer, LostCommitError
 from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.commit.transactions import FencedError, RestartError
-from streamer.kafka.dead_letters import redriven_for
-from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.inflight.partitions import Assignment
-from streamer.kafka.records import InFlightRecord, record_of
+from streamer.kafka.records import InFlightRecord, record_of, redriven_for
 from streamer.kafka.watch.monitor import Monitor
+from streamer.kafka.watch.resets import Resets
 from streamer.kafka.watch.topics import TopicWatch
 from streamer.kafka.watch.unreadable import UnreadableWatch
 
@@ -134,6 +133,7 @@ class Loop:
             health=health,
             on_partitions=self._unreadable.on_statistics,
         )
+        self._resets = Resets(settings, service, self._assignment, metrics=metrics, consumer=lambda: self._consumer)
         self._topics = TopicWatch(settings, service, health)
         self._topic_id: str | None = None
         on_error, on_statistics = self._on_client_error, self._monitor.on_statistics
@@ -290,11 +290,17 @@ class Loop:
         # Revoked while it waited in the client's queue, or what comes after a batch that the client cannot decode.
         if partition is None or partition.stalled:
             return None
-        return self._begin(partition, record_of(message, log=partition.log, group=self._group))
+        if partition.goes_back(message.offset() or 0):
+            partition = self._rewind(partition, message.offset() or 0)
+        return self._begin(
+            partition, record_of(message, log=partition.log, group=self._group), leader_epoch=message.leader_epoch()
+        )
 
-    def _begin(self, partition: AssignedPartition, record: Record) -> InFlightRecord | None:
+    def _begin(
+        self, partition: AssignedPartition, record: Record, *, leader_epoch: int | None = None
+    ) -> InFlightRecord | None:
         in_flight = InFlightRecord(record, self._wake.set)
-        if not partition.add(in_flight):
+        if not partition.add(in_flight, leader_epoch):
             return None
         if self._tracing is not None:
             in_flight.trace = self._tracing.begin(record.topic, record.partition, record.offset, record.headers)
@@ -315,9 +321,32 @@ class Loop:
         for each in committed:
             partition = self._assignment.get(each.partition)
             if partition is not None:
-                self._submit(partition.start_from(Progress.of(each)), pipeline)
+                records = self._resets.begin(partition, each)
+                if records is None:
+                    self._next_fetch = time.monotonic() + _IDLE_POLL_S
+                    continue
+                self._submit(records, pipeline)
+                self._control_flow()
+
+    def _rewind(self, partition: AssignedPartition, offset: int) -> AssignedPartition:
+        """Begin anew with a partition whose position has gone back to ``offset``.
+
+        Its log may also be another one: then the topic has another id, and nothing is committed before that was
+        looked up.
+        """
+        renewed = self._resets.rewind(partition, offset)
+        self._confirm_topic()
+        self._control_flow()
+        return renewed
+
+    def _confirm_topic(self) -> None:
+        self._topics.invalidate()
+        self._hold_until = time.monotonic() + _TOPIC_CHECK_S
 
     def _commit(self) -> None:
+        self._topics.check()
+        if self._topics.topic_id != self._topic_id or not self._topics.may_commit:
+            return  # a commit under the old topic's name would land in the new one's offsets
         if self._committer.commit_completed():
             self._control_flow()
 
@@ -365,8 +394,7 @@ class Loop:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("assigned").inc()
         # A reassignment may also mean that the topic was deleted and created again.
-        self._topics.invalidate()
-        self._hold_until = time.monotonic() + _TOPIC_CHECK_S
+        self._confirm_topic()
         for each in partitions:
             self._assignment.add(each.topic, each.partition, f"{self._topic_id}-{each.partition}")
         if not self._stopping:
@@ -417,6 +445,8 @@ class Loop:
         if error.code() == KafkaError._PARTITION_EOF:
             partition = self._assignment.get(message.partition())
             if partition is not None:
+                if partition.goes_back(message.offset() or 0):
+                    partition = self._rewind(partition, message.offset() or 0)
                 partition.reached_end(message.offset() or 0)
         elif self._topics.on_error(error) or self._unreadable.on_error(message.partition(), message.offset(), error):
             return

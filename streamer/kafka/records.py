@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
 
+from streamer.topology import DLQ_SUFFIX
 from streamer.tracing import TRACEPARENT
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 Headers = tuple[tuple[str, bytes | None], ...]
+
+REDRIVEN_FOR = "dlq.redriven_for"
+"""Header of a redriven record: the group that could not process the original; other groups skip the copy."""
+REASON_HEADER = "dlq.reason"
+"""Header of a dead letter: why its record could not be processed."""
 
 
 T = TypeVar("T")
@@ -81,6 +87,22 @@ def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
 def carried(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
     """Return the headers that are copied to a record's outputs: W3C trace context and CloudEvents."""
     return tuple((name, value) for name, value in headers if name == "traceparent" or name.startswith("ce_"))
+
+
+def redriven_for(record: Record) -> str | None:
+    """Return the group for which a record was redriven; None for any other record."""
+    if not record.headers:  # the usual case; this is called for every record
+        return None
+    return next(
+        (value.decode(errors="replace") for name, value in record.headers if name == REDRIVEN_FOR and value), None
+    )
+
+
+def dead_letter_reason(output: Output) -> str | None:
+    """Return the reason of a dead letter, None for any other output."""
+    if not output.topic.endswith(DLQ_SUFFIX):
+        return None
+    return next((value.decode() for name, value in output.headers if name == REASON_HEADER and value), None)
 
 
 class InFlightRecord:

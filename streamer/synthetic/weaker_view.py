@@ -1,4 +1,4 @@
-"""A small and soft view of frames, as the stand-in engine sees them; made where the clip is decoded."""
+"""The stand-in engine's degraded view of frames, small and blurred; computed in the decoder process."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     Frame = npt.NDArray[np.uint8]
 
 _VIEW_PIXELS = 48
-"""Longer side of the picture that is left of a frame."""
+"""Longer side of a reduced frame, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeakerView:
-    """Prepares frames as ``prepare`` does, but of a picture that has lost its detail."""
+    """Prepares frames as ``prepare`` does, after removing their detail."""
 
     prepare: Callable[[Frame], Frame]
 
@@ -30,5 +30,5 @@ class WeakerView:
         seen = Image.fromarray(frame)
         small = seen.copy()
         small.thumbnail((_VIEW_PIXELS, _VIEW_PIXELS))
-        # Enlarged again, since a model's preprocessing expects no thumbnails; what was lost stays lost.
+        # Enlarged again, because a model's preprocessing expects larger frames; the lost detail is not restored.
         return self.prepare(np.asarray(small.resize(seen.size, Image.Resampling.BILINEAR)))

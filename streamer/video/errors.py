@@ -80,7 +80,7 @@ _SPARE_DESCRIPTORS = 4
 
 
 def machine_error(error: BaseException) -> MachineError | None:
-    """Return the lack of this machine that an error tells of, itself or by what caused it; None for any other."""
+    """Return the shortage of this machine that an error or its cause indicates; None for any other error."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:

@@ -141,4 +141,4 @@ except ClipError as error:
     print(error.reason.value, error.detail, error.retry.name, sep="|")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "decode_failed|more memory is needed than there is|ONCE\n"
+    assert done.stdout == "decode_failed|not enough memory|ONCE\n"

@@ -432,7 +432,7 @@ def test_the_commands_copy_and_verify(urls: tuple[str, str], source: LmdbAdmin) 
 
 
 def test_a_copy_from_nowhere_or_from_no_engine_ends_in_one_line(tmp_path: Path) -> None:
-    for source, complaint in ((f"lmdb:{tmp_path / 'none'}", "there is no store"), ("what", "unsupported store scheme")):
+    for source, complaint in ((f"lmdb:{tmp_path / 'none'}", "no such store"), ("what", "unsupported store scheme")):
         result = run("copy", source, f"lmdb:{tmp_path / 'copy'}")
         assert isinstance(result.exception, StoreError)
         assert complaint in str(result.exception)

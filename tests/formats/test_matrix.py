@@ -16,9 +16,8 @@ import pytest
 
 from streamer.video import ClipError, Retry, SampledClip, Sampling
 from streamer.video.isolation.pool import DecodePool
-from streamer.video.sampling.container import breaks_off
+from streamer.video.sampling.container import Source, breaks_off
 from streamer.video.sampling.sample import sample
-from streamer.video.sampling.source import Source
 from tests.formats.clips import Clip, Refused, clips, real, refused
 from tests.formats.ffmpeg import Rgb, Shown, psnr, show
 from tests.support.prepares import digest

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streamer.video.isolation import landlock
+from streamer.video.isolation.confinement import landlock_abi
 from tests.support import attempts, ordinary
 
 PROGRAM = "from tests.support.attempts import main; main()"
@@ -42,8 +42,8 @@ def test_a_decoder_that_a_file_has_taken_over_cannot(name: str, as_nobody: bool)
 def test_landlock_denies_files_tcp_and_signals_without_the_filter(
     abi: int, names: tuple[str, ...], as_nobody: bool
 ) -> None:
-    if landlock.abi() < abi:
-        pytest.skip(f"the kernel's Landlock is ABI {landlock.abi()}")
+    if landlock_abi() < abi:
+        pytest.skip(f"the kernel's Landlock is ABI {landlock_abi()}")
     told = outcomes(as_nobody=as_nobody)
     assert {name: told["landlock"][name] for name in names} == {
         name: "EPERM" if name == "kill_the_service" else "EACCES" for name in names

@@ -29,8 +29,7 @@ from streamer.service import Service
 from streamer.settings import IntakeSettings, SettingsError
 from streamer.synthetic.write import write_h264
 from streamer.video.errors import ClipError, Lack, MachineError, Retry
-from streamer.video.isolation import landlock
-from streamer.video.isolation.confinement import MODES, Layer, SandboxError
+from streamer.video.isolation.confinement import MODES, Layer, SandboxError, landlock_abi
 from streamer.video.isolation.pool import SLOW_NICE, DecodePool, PoolClosedError
 from streamer.video.isolation.process import _FORK_SECONDS, _TEMPLATE
 from streamer.video.sampling.sample import SampledClip, Sampling, sample
@@ -205,11 +204,11 @@ CRASHES = {
     Act.KILL: "the decoder's process killed by SIGKILL",
     Act.EXIT: "the decoder's process ended with exit code 7",
     Act.RAISE: "LookupError: of prepare's own",
-    Act.ANSWER_NONSENSE: "the decoder's process answered what cannot be read: a header of 4294967295 bytes",
+    Act.ANSWER_NONSENSE: "the decoder's process sent an unreadable response: a header of 4294967295 bytes",
     Act.CLAIM_ANOTHER_SHAPE: (
-        "the decoder's process answered what cannot be read: frames of [16, 17, 3], where [16, 16, 3] are prepared"
+        "the decoder's process sent an unreadable response: frames of [16, 17, 3], where [16, 16, 3] are prepared"
     ),
-    Act.POINT_OUTSIDE: "the decoder's process answered what cannot be read: frames [1] of 1 for 1 samples",
+    Act.POINT_OUTSIDE: "the decoder's process sent an unreadable response: frames [1] of 1 for 1 samples",
     Act.CHANGE_SHAPE: "TypeError: a prepared frame is uint8 (",
 }
 
@@ -500,7 +499,7 @@ def test_a_service_tells_by_what_its_decoders_are_confined() -> None:
     metrics = Metrics()
     running = Service("embed", metrics, Health(metrics), None, Stop(), threading.Event())
     service._decoder(SAMPLING, IntakeSettings(), MeanColour(), running).close()
-    assert pool_mode(metrics) == ("seccomp+landlock" if landlock.abi() else "seccomp")
+    assert pool_mode(metrics) == ("seccomp+landlock" if landlock_abi() else "seccomp")
 
 
 def pool_mode(metrics: Metrics) -> str:

@@ -263,7 +263,7 @@ def in_a_process(name: str, target: Target, confine: Callable[[], None] = lambda
 def main() -> None:
     # What the decoders need not import.
     from streamer.video.errors import ClipError  # noqa: PLC0415
-    from streamer.video.isolation import landlock  # noqa: PLC0415
+    from streamer.video.isolation.confinement import confine_by_landlock  # noqa: PLC0415
     from streamer.video.isolation.pool import DecodePool  # noqa: PLC0415
     from streamer.video.sampling.sample import Sampling  # noqa: PLC0415
 
@@ -275,7 +275,9 @@ def main() -> None:
         target = Target(os.getpid(), str(store), str(folder / "new"), listener.getsockname()[1])
         plain = {name: in_a_process(name, target) for name in ATTEMPTS}
         landlocked = {
-            name: in_a_process(name, target, landlock.confine) for names in LANDLOCK_DENIES.values() for name in names
+            name: in_a_process(name, target, confine_by_landlock)
+            for names in LANDLOCK_DENIES.values()
+            for name in names
         }
         pool = DecodePool(Sampling(1, 1), Try(target), workers=1, timeout=60, memory=1 << 30)
         confined = {}

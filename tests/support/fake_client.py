@@ -30,6 +30,7 @@ _ABORTABLE = (
     KafkaError.GROUP_AUTHORIZATION_FAILED,
     KafkaError.UNKNOWN_MEMBER_ID,
     KafkaError.ILLEGAL_GENERATION,
+    KafkaError.OFFSET_METADATA_TOO_LARGE,
     KafkaError.INVALID_PRODUCER_ID_MAPPING,
 )
 
@@ -122,6 +123,9 @@ class FakeMessage:
 
     def headers(self) -> list[tuple[str, bytes | None]] | None:
         return list(self._entry.headers) if self._entry is not None else None
+
+    def leader_epoch(self) -> int | None:
+        return self._entry.leader_epoch if self._entry is not None else None
 
     def timestamp(self) -> tuple[int, int]:
         return 1, round((self._entry.at if self._entry is not None else 0.0) * 1000)

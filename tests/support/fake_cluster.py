@@ -96,6 +96,7 @@ class Committed:
     offset: int
     metadata: str = ""
     sequence: int = 0
+    leader_epoch: int | None = None
 
 
 @dataclass(eq=False)
@@ -121,6 +122,7 @@ class Entry:
     at: float
     transaction: Transaction | None
     is_marker: bool = False
+    leader_epoch: int = 0
 
     @property
     def size(self) -> int:
@@ -135,6 +137,8 @@ class Log:
         self.start = 0
         self.end = 0
         """The high watermark."""
+        self.epochs = [(0, 0)]
+        """The leaders' epochs, and the offset at which each begins."""
         self._first: dict[Transaction, int] = {}
         """Where each transaction begins that was open when it was looked last."""
 
@@ -154,7 +158,7 @@ class Log:
         *,
         is_marker: bool = False,
     ) -> int:
-        entry = Entry(self.end, key, value, headers, at, transaction, is_marker)
+        entry = Entry(self.end, key, value, headers, at, transaction, is_marker, self.leader_epoch)
         if is_marker and transaction is not None:
             self._first.pop(transaction, None)
         elif transaction is not None:
@@ -173,6 +177,14 @@ class Log:
             if not each.is_marker and (each.transaction is None or each.transaction.outcome is Outcome.COMMITTED):
                 yield each
 
+    @property
+    def leader_epoch(self) -> int:
+        return self.epochs[-1][0]
+
+    def end_of_epoch(self, epoch: int) -> int:
+        """Answer OffsetsForLeaderEpoch: where the records of an epoch, and of those before it, end."""
+        return next((start for later, start in self.epochs if later > epoch), self.end)
+
     def delete_before(self, offset: int) -> None:
         """Retention."""
         self.start = max(self.start, offset)
@@ -184,9 +196,13 @@ class Log:
         self.entries = [each for each in self.entries if each.offset not in gone]
 
     def truncate(self, end: int) -> None:
-        """Lose the end, as by an election of a replica that was behind."""
+        """Lose the end, as by an election of a replica that was behind, which begins another epoch."""
         self.entries = [each for each in self.entries if each.offset < end]
         self.end = min(self.end, end)
+        self.start = min(self.start, self.end)
+        self._first = {each: offset for each, offset in self._first.items() if offset < self.end}
+        kept = [each for each in self.epochs if each[1] < self.end]
+        self.epochs = [*kept, (self.leader_epoch + 1, self.end)]
 
 
 class Topic:
@@ -238,6 +254,7 @@ class Cluster:
         self.denied: set[tuple[str, str]] = set()
         """Kind (topic, group, transactional-id) and name of what may not be used; for topics: not written to."""
         self.down = False
+        self.max_metadata_bytes = 4_096
         self.protocols = {"consumer", "classic"}
         """The group protocols that the brokers offer."""
         self._ids = itertools.count(1)
@@ -316,8 +333,10 @@ class Cluster:
             raise RefusedError(KafkaError.UNKNOWN_MEMBER_ID)
         if name and members[name].epoch != epoch:
             raise RefusedError(KafkaError.ILLEGAL_GENERATION)
+        if any(len(each.metadata) > self.max_metadata_bytes for each in offsets.values()):
+            raise RefusedError(KafkaError.OFFSET_METADATA_TOO_LARGE)
         for place, each in offsets.items():
-            sent = Committed(each.offset, each.metadata, next(self._sequence))
+            sent = Committed(each.offset, each.metadata, next(self._sequence), each.leader_epoch)
             transaction.offsets[group, place] = sent
 
     def end(self, transaction: Transaction, outcome: Outcome) -> None:

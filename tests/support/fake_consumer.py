@@ -7,14 +7,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
 from tests.support.fake_client import Client, FakeMessage, error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from tests.support.fake_cluster import Member, Place
+    from tests.support.fake_cluster import Committed, Log, Member, Place
     from tests.support.fake_kafka import FakeKafka
 
 _JOIN_AGAIN_S = 0.5
@@ -43,6 +43,9 @@ class FakeConsumer(Client):
         self._join_at = 0.0
         self._unstarted: set[Place] = set()
         self._at_end: dict[Place, int] = {}
+        self._epochs: dict[Place, int] = {}
+        """The leader's epoch of what precedes each position, where it is known: whether that is still there is checked
+        when the leader is another one (KIP-320)."""
 
     def _use(self) -> None:
         self._live()
@@ -77,6 +80,7 @@ class FakeConsumer(Client):
             self.positions.pop(place, None)
             self._unstarted.discard(place)
             self._at_end.pop(place, None)
+            self._epochs.pop(place, None)
             if self.member is not None:
                 self.member.owned.discard(place)
 
@@ -177,7 +181,13 @@ class FakeConsumer(Client):
             return
         for place in places:
             committed = known.get(place)
-            self.positions[place] = self._reset(place) if committed is None else committed.offset
+            self._at_end.pop(place, None)
+            if committed is None:
+                self.positions[place] = self._reset(place)
+                continue
+            self.positions[place] = committed.offset
+            if committed.leader_epoch is not None:
+                self._epochs[place] = committed.leader_epoch
 
     def _reset(self, place: Place) -> int:
         log = self.cluster.log(*place)
@@ -188,18 +198,26 @@ class FakeConsumer(Client):
         if place[0] not in self.cluster.topics or self.owned.get(place, self._topic_id(place)) != self._topic_id(place):
             return None
         log = self.cluster.log(*place)
-        if not log.start <= self.positions[place] <= log.end:
+        if self._is_outside(log, place):
             self.positions[place] = self._reset(place)
+            self._epochs.pop(place, None)
         position = self.positions[place]
         entry = next(log.readable(position), None)
         if entry is not None:
             self.positions[place] = entry.offset + 1
+            self._epochs[place] = entry.leader_epoch
             return FakeMessage(*place, entry=entry)
         end = self.positions[place] = max(position, log.stable_end)
         if not self.properties.get("enable.partition.eof") or self._at_end.get(place) == end:
             return None
         self._at_end[place] = end
         return FakeMessage(*place, fault=KafkaError(KafkaError._PARTITION_EOF), offset=end)
+
+    def _is_outside(self, log: Log, place: Place) -> bool:
+        position, epoch = self.positions[place], self._epochs.get(place)
+        if epoch is not None and epoch != log.leader_epoch and position > log.end_of_epoch(epoch):
+            return True
+        return not log.start <= position <= log.end
 
     # -- what an application asks for ----------------------------------------------------------------------
 
@@ -208,9 +226,7 @@ class FakeConsumer(Client):
         places = [(each.topic, each.partition) for each in partitions]
         known = self._request("committed", lambda: self.cluster.committed(self.group, places), timeout)
         return [
-            TopicPartition(*place, known[place].offset, metadata=known[place].metadata)
-            if place in known
-            else TopicPartition(*place, OFFSET_INVALID)
+            _committed(place, known[place]) if place in known else TopicPartition(*place, OFFSET_INVALID)
             for place in places
         ]
 
@@ -221,6 +237,17 @@ class FakeConsumer(Client):
     def resume(self, partitions: list[TopicPartition]) -> None:
         self._use()
         self.paused -= {(each.topic, each.partition) for each in partitions}
+
+    def seek(self, partition: TopicPartition) -> None:
+        self._use()
+        place = partition.topic, partition.partition
+        if place not in self.positions:
+            raise KafkaException(KafkaError(KafkaError._STATE))
+        log = self.cluster.log(*place)
+        logical = {OFFSET_BEGINNING: log.start, OFFSET_END: log.stable_end}
+        self.positions[place] = logical.get(partition.offset, partition.offset)
+        self._epochs.pop(place, None)
+        self._at_end.pop(place, None)
 
     def assign(self, partitions: list[TopicPartition]) -> None:
         self._use()
@@ -243,3 +270,8 @@ class FakeConsumer(Client):
             self.cluster.leave(self.group, self.member)
             self.member = None
         self.is_closed = True
+
+
+def _committed(place: Place, known: Committed) -> TopicPartition:
+    epoch: dict[str, Any] = {} if known.leader_epoch is None else {"leader_epoch": known.leader_epoch}
+    return TopicPartition(*place, known.offset, metadata=known.metadata, **epoch)

@@ -23,7 +23,7 @@ from streamer.kafka import records
 from streamer.kafka.client import config
 from streamer.kafka.commit import committer, transactions
 from streamer.kafka.commit.transactions import HungError
-from streamer.kafka.inflight.offsets import Progress
+from streamer.kafka.inflight.offsets import Progress, read_commit
 from streamer.kafka.loop import Loop, Stop
 from streamer.kafka.records import Output
 from streamer.kafka.watch import lag, monitor, topics
@@ -138,7 +138,8 @@ class FakeKafka:
         found = self.cluster.group(group).committed.get((topic, partition))
         if found is None:
             return None
-        return Progress.of(TopicPartition(topic, partition, found.offset, metadata=found.metadata))
+        log = f"{self.cluster.topics[topic].topic_id}-{partition}"
+        return read_commit(TopicPartition(topic, partition, found.offset, metadata=found.metadata), log).progress
 
     def assert_exactly_once(self) -> None:
         """Each readable record of the input has one output, and the group is at the end of each partition."""

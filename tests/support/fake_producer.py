@@ -146,7 +146,14 @@ class FakeProducer(Client):
         self._expect("open")
         if self._abortable is not None:
             raise KafkaException(self._abortable)
-        sent = {(each.topic, each.partition): Committed(each.offset, each.metadata or "") for each in offsets}
+        sent = {
+            (each.topic, each.partition): Committed(
+                each.offset,
+                each.metadata or "",
+                leader_epoch=None if each.leader_epoch in (None, -1) else each.leader_epoch,
+            )
+            for each in offsets
+        }
 
         def send() -> None:
             self.cluster.add_offsets(self._opened(), metadata.group, (metadata.member, metadata.epoch), sent)

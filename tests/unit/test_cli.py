@@ -99,5 +99,5 @@ def test_a_missing_store_is_not_created(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr == f"streamer: {tmp_path / 'none'}: there is no store\n"
+    assert done.stderr == f"streamer: {tmp_path / 'none'}: no such store\n"
     assert not (tmp_path / "none").exists()

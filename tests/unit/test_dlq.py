@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from streamer.cli import cli
 from streamer.events import Reason
 from streamer.kafka import Output, Record, dead_letter
-from streamer.kafka.dead_letters import REDRIVEN_FOR, redriven_for, truncated
+from streamer.kafka.dead_letters import truncated
 from streamer.kafka.dlq.letters import (
     MARKER_HEADER,
     DeadLetter,
@@ -28,6 +28,7 @@ from streamer.kafka.dlq.letters import (
     parse_time,
 )
 from streamer.kafka.dlq.report import described_in_full, printable
+from streamer.kafka.records import REDRIVEN_FOR, redriven_for
 
 NOW = dt.datetime(2026, 11, 24, 10, tzinfo=dt.UTC)
 TOPIC = "query.results"

@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.events import Reason
-from streamer.kafka.dead_letters import dead_letter, dead_letter_reason, truncated
-from streamer.kafka.inflight.offsets import WINDOW, Progress
+from streamer.kafka.dead_letters import dead_letter, truncated
+from streamer.kafka.inflight.offsets import WINDOW, Origin, Progress, read_commit
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-from streamer.kafka.records import InFlightRecord, Output, Record, carried
+from streamer.kafka.records import InFlightRecord, Output, Record, carried, dead_letter_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+LOG = "log-0"
 AT = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
 
 
@@ -44,7 +45,7 @@ def test_records_are_committed_in_any_order_and_each_once_over_any_number_of_own
     outputs: list[int] = []
     while len(outputs) < len(offsets):
         owner = AssignedPartition("t", 0, "log-0")
-        owner.start_from(Progress.of(as_committed(committed)))
+        owner.start_from(read(as_committed(committed)))
         start = committed.offset if committed is not None else 0
         records = received(owner, [offset for offset in offsets if offset >= start][: draw.randint(1, len(offsets))])
         assert not {in_flight.record.offset for in_flight in records} & set(outputs)
@@ -72,8 +73,13 @@ def as_committed(progress: Progress | None) -> TopicPartition:
     """Return what the group gives back for what it was given."""
     if progress is None:
         return TopicPartition("t", 0, -1001)
-    assert len(progress.metadata) < 4096
-    return TopicPartition("t", 0, progress.offset, metadata=progress.metadata)
+    metadata = progress.metadata(LOG)
+    assert len(metadata) < 4096
+    return TopicPartition("t", 0, progress.offset, metadata=metadata)
+
+
+def read(committed: TopicPartition) -> Progress | None:
+    return read_commit(committed, LOG).progress
 
 
 def test_nothing_is_committed_further_ahead_than_the_metadata_can_say() -> None:
@@ -84,7 +90,7 @@ def test_nothing_is_committed_further_ahead_than_the_metadata_can_say() -> None:
     ready = list(partition.committable())
     assert [in_flight.record.offset for in_flight in ready] == list(range(11, 10 + WINDOW))
     progress = partition.progress_after(ready)
-    assert Progress.of(as_committed(progress)) == progress
+    assert read(as_committed(progress)) == progress
     partition.mark_committed(progress)
     assert len(partition) == 101
     first.complete()
@@ -93,7 +99,7 @@ def test_nothing_is_committed_further_ahead_than_the_metadata_can_say() -> None:
 
 @pytest.mark.parametrize("metadata", ["", "2026-11-25 by hand", "done1:", "done1:~~~~~'", "done2:abc"])
 def test_metadata_of_others_says_nothing(metadata: str) -> None:
-    assert Progress.of(TopicPartition("t", 0, 7, metadata=metadata)) == Progress(7)
+    assert read_commit(TopicPartition("t", 0, 7, metadata=metadata), LOG) == (Progress(7), Origin.UNMARKED)
 
 
 def test_records_that_come_before_it_is_known_what_is_done_wait_for_that() -> None:

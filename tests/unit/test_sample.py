@@ -18,9 +18,8 @@ from PIL import Image
 import streamer
 from streamer.events import Reason
 from streamer.video import ClipError, SampledClip, Sampling
-from streamer.video.sampling.container import breaks_off
+from streamer.video.sampling.container import Source, breaks_off
 from streamer.video.sampling.sample import sample
-from streamer.video.sampling.source import Source
 from streamer.video.sampling.timeline import BestEffort, select
 from tests.support.clips import Rgb, make, picture, pts_of, refusal
 

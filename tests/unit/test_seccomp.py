@@ -7,8 +7,7 @@ import struct
 
 import pytest
 
-from streamer.video.isolation.landlock import attributes
-from streamer.video.isolation.seccomp import program
+from streamer.video.isolation.confinement import landlock_attributes, seccomp_program
 
 PID = 4711
 ALLOW, KILL = 0x7FFF0000, 0x80000000
@@ -22,7 +21,7 @@ def verdict(machine: str, number: int, *arguments: int, arch: int | None = None)
     """Return what the filter returns for a call."""
     given = [*arguments, *[0] * (6 - len(arguments))]
     data = struct.pack("=iIQ6Q", number, ARCH[machine] if arch is None else arch, 0, *given)
-    code = list(struct.iter_unpack("=HBBI", program(machine, PID)))
+    code = list(struct.iter_unpack("=HBBI", seccomp_program(machine, PID)))
     accumulator = at = 0
     while True:
         operation, if_true, if_false, k = code[at]
@@ -110,7 +109,7 @@ def test_numbers_of_another_architecture_end_the_process() -> None:
 
 def test_a_machine_whose_numbers_are_not_known_has_no_filter() -> None:
     with pytest.raises(KeyError, match="riscv64"):
-        program("riscv64", PID)
+        seccomp_program("riscv64", PID)
 
 
 @pytest.mark.parametrize(
@@ -128,4 +127,4 @@ def test_a_machine_whose_numbers_are_not_known_has_no_filter() -> None:
 )
 def test_landlock_is_asked_for_what_its_version_knows(version: int, words: list[int]) -> None:
     """Of more the kernel would take nothing."""
-    assert attributes(version) == struct.pack(f"={len(words)}Q", *words)
+    assert landlock_attributes(version) == struct.pack(f"={len(words)}Q", *words)

@@ -90,9 +90,14 @@ def consumer(
     }
     if protocol == "classic":
         defaults["partition.assignment.strategy"] = "cooperative-sticky"
+    own = common(settings)
+    if begins_at_the_end(settings):
+        # For the client this would also be the answer to a truncated log, and everything before its end would be
+        # skipped. The loop itself goes to the end where the group has committed nothing.
+        own["auto.offset.reset"] = "earliest"
     return {
         **defaults,
-        **common(settings),
+        **own,
         "group.id": group,
         "group.protocol": protocol,
         "client.id": f"{group}-{settings.instance_id}",

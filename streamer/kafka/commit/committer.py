@@ -20,8 +20,9 @@ from confluent_kafka import KafkaException, TopicPartition
 from streamer.events import Reason, now
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.commit.transactions import AbortedError, Batch, OutcomeUnknownError, RestartError
-from streamer.kafka.dead_letters import dead_letter, dead_letter_reason, log_dead_letter, truncated
-from streamer.kafka.inflight.offsets import Progress
+from streamer.kafka.dead_letters import dead_letter, log_dead_letter, truncated
+from streamer.kafka.inflight.offsets import Progress, read_commit
+from streamer.kafka.records import dead_letter_reason
 from streamer.tracing import since
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ _BACKOFF_S = (0.05, 2.0)
 _IDLE_BEFORE_COMMIT_S = 1.0
 """How long nothing must be in flight before offsets are committed without records; usually they go with records."""
 _UNREADY_AFTER_FAILURES = 3
+_METADATA = ("all", "the log's name", "nothing")
+"""What commit metadata contains, from the most to the least; less where the brokers refuse its length."""
 OUTCOMES = ("committed", "aborted", "unknown", "restarted", "fenced")
 """Outcomes of transactions as they are counted; the last one is counted by the loop, which it ends."""
 
@@ -89,6 +92,7 @@ class Committer:
         self._idle_since: float | None = None
         for outcome in OUTCOMES:
             metrics.transactions.labels(outcome)
+        self._metadata: tuple[str, ...] = _METADATA
         self.lingers = False
         """Whether completed records wait for others to complete."""
 
@@ -151,10 +155,7 @@ class Committer:
             # The outputs are still in memory and no offset was committed: the next iteration sends them again.
             self._pending = None
             self._metrics.transactions.labels("aborted").inc()
-            self._handle_rejected(error.rejected)
-            self._backoff("transaction aborted", error)
-            if error.refused is Resource.TOPIC:
-                self._topic_refused()
+            self._handle_aborted(error)
         except RestartError as error:
             self._lose_producer(error)
         else:
@@ -177,15 +178,29 @@ class Committer:
     def _next_batch(self) -> Batch | None:
         most = 1 if self._one_by_one else _MAX_BATCH_RECORDS
         records: list[InFlightRecord] = []
-        offsets: list[TopicPartition] = []
+        progress: list[tuple[AssignedPartition, Progress]] = []
         for partition in self._assignment:
             own = list(itertools.islice(partition.committable(), most - len(records)))
             if own:
                 records += own
-                offsets.append(_offset(partition, own))
+                progress.append((partition, partition.progress_after(own)))
         if records or self._is_idle():
-            offsets += [_offset(partition, ()) for partition in self._assignment if partition.has_skipped]
-        return Batch(records, offsets) if offsets else None
+            skipped = [partition for partition in self._assignment if partition.has_skipped]
+            progress += [(partition, partition.progress_after(())) for partition in skipped]
+        return Batch(records, [self._offset(*each) for each in progress], progress) if progress else None
+
+    def _offset(self, partition: AssignedPartition, progress: Progress) -> TopicPartition:
+        what = self._metadata[0]
+        said = progress if what == "all" else Progress(progress.offset)
+        metadata = said.metadata(partition.log) if what != "nothing" else ""
+        epoch = partition.epoch_for(progress.offset)
+        return TopicPartition(
+            partition.topic,
+            partition.partition,
+            progress.offset,
+            metadata=metadata,
+            **({} if epoch is None else {"leader_epoch": epoch}),
+        )
 
     def _is_idle(self) -> bool:
         """Tell whether nothing has been in flight for a while.
@@ -207,7 +222,7 @@ class Committer:
         self._metrics.transactions.labels("committed").inc()
         if batch.records:
             self._metrics.transaction_size.observe(len(batch.records))
-        self._advance(batch.offsets)
+        self._mark_committed(batch)
         committed_at = now()
         produced: Counter[str] = Counter()
         latency = self._metrics.latency.labels(batch.offsets[0].topic)
@@ -229,17 +244,48 @@ class Committer:
         for topic, count in produced.items():
             self._metrics.produced.labels(topic).inc(count)
 
-    def _advance(self, offsets: Iterable[TopicPartition]) -> None:
-        """Forget the records that these commits cover."""
-        for offset in offsets:
-            assigned = self._assignment.get(offset.partition)
-            progress = Progress.of(offset)
-            if assigned is None or not assigned.known or progress is None:
-                continue
-            # A commit whose outcome was unknown may be answered when the partition has been to another member and
-            # back: the group has more by now, which this process has read.
-            if assigned.progress is None or progress.covers(assigned.progress):
+    def _mark_committed(self, batch: Batch) -> None:
+        for partition, progress in batch.progress:
+            # An acknowledgement that comes late may concern a partition that has been to another member and back, or
+            # was renewed: then it says nothing of the object that stands for it now.
+            if self._assignment.get(partition.partition) is partition:
+                partition.mark_committed(progress)
+        if self._metadata[0] != "all":
+            self._metrics.commits_shortened.inc()
+
+    def _shorten_metadata(self, error: AbortedError) -> None:
+        """Say less in commits from now on, since the brokers take no more.
+
+        Without the bitmap a restart processes the records after the committed offset again, and without the log's
+        name a commit that was in flight when the topic was created again is believed.
+        """
+        if len(self._metadata) > 1:
+            refused_part, self._metadata = self._metadata[0], self._metadata[1:]
+            log.error(
+                "commit metadata refused; records that are done after the committed offset will be processed again by "
+                "the next owner of their partition. Raise the brokers' offset.metadata.max.bytes to its default, 4096",
+                refused=refused_part,
+                using=self._metadata[0],
+                error=str(error),
+            )
+
+    def _advance(self, committed: Iterable[TopicPartition]) -> None:
+        """Forget the records that the group's commits cover."""
+        for each in committed:
+            assigned = self._assignment.get(each.partition)
+            if assigned is None or not assigned.known or assigned.rewound:
+                continue  # a rewound one: what the group has may be what is void; its records are sent again
+            progress = read_commit(each, assigned.log).progress
+            if progress is not None and (assigned.progress is None or progress.covers(assigned.progress)):
                 assigned.mark_committed(progress)
+
+    def _handle_aborted(self, error: AbortedError) -> None:
+        if error.metadata_refused:
+            self._shorten_metadata(error)
+        self._handle_rejected(error.rejected)
+        self._backoff("transaction aborted", error)
+        if error.refused is Resource.TOPIC:
+            self._topic_refused()
 
     def _handle_rejected(self, rejected: Sequence[tuple[InFlightRecord, str]]) -> None:
         """Replace an output that the broker rejects; where several were, first find out which one causes it."""
@@ -297,10 +343,14 @@ class Committer:
             for each in committed
             if (assigned := self._assignment.get(each.partition)) is not None
             and assigned.progress is not None
-            and not (Progress.of(each) or Progress(0)).covers(assigned.progress)
+            and not (read_commit(each, assigned.log).progress or Progress(0)).covers(self._said(assigned.progress))
         ]
         if lost:
             raise LostCommitError("; ".join(lost))
+
+    def _said(self, progress: Progress) -> Progress:
+        """Return that part of a progress which commits contain."""
+        return progress if self._metadata[0] == "all" else Progress(progress.offset)
 
     def _backoff(self, what: str, error: object) -> None:
         first, most = _BACKOFF_S
@@ -319,9 +369,3 @@ class Committer:
         self._failures = 0
         self._last_error = ""
         self._health.ready("transactions")
-
-
-def _offset(partition: AssignedPartition, records: Iterable[InFlightRecord]) -> TopicPartition:
-    """Return what to commit for a partition once ``records`` are committed too."""
-    progress = partition.progress_after(records)
-    return TopicPartition(partition.topic, partition.partition, progress.offset, metadata=progress.metadata)

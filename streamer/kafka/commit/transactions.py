@@ -50,6 +50,8 @@ from streamer.kafka.records import enqueue
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from streamer.kafka.inflight.offsets import Progress
+    from streamer.kafka.inflight.partitions import AssignedPartition
     from streamer.kafka.records import InFlightRecord, Output
     from streamer.settings import Connection, ServiceSettings
     from streamer.topology import Service
@@ -79,15 +81,22 @@ class TransactionError(Exception):
     """Base of what :meth:`Transactions.run` raises.
 
     ``rejected`` are the records of which an output can never be produced, each with the reason; ``refused`` is of what
-    kind the resource is for which a privilege is missing, where that is the cause.
+    kind the resource is for which a privilege is missing, where that is the cause; ``metadata_refused`` is whether the
+    broker takes no commit metadata of this length (offset.metadata.max.bytes).
     """
 
     def __init__(
-        self, message: str, rejected: Sequence[tuple[InFlightRecord, str]] = (), *, refused: Resource | None = None
+        self,
+        message: str,
+        rejected: Sequence[tuple[InFlightRecord, str]] = (),
+        *,
+        refused: Resource | None = None,
+        metadata_refused: bool = False,
     ) -> None:
         super().__init__(message)
         self.rejected = rejected
         self.refused = refused
+        self.metadata_refused = metadata_refused
 
 
 class AbortedError(TransactionError):
@@ -108,10 +117,14 @@ class FencedError(TransactionError):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Completed records, and the offsets to commit with their outputs: none for a reader outside any group."""
+    """Completed records, and the offsets to commit with their outputs: none for a reader outside any group.
+
+    ``progress`` is what the offsets mean: of each partition, what is committed once they are.
+    """
 
     records: Sequence[InFlightRecord]
     offsets: Sequence[TopicPartition] = ()
+    progress: Sequence[tuple[AssignedPartition, Progress]] = ()
 
 
 class _State(Enum):
@@ -289,8 +302,10 @@ class Transactions:
             with contextlib.suppress(KafkaException):  # which the abort meets again
                 self._producer.poll(0)  # delivery reports say more than what the client makes of them
             why = self._clock_refused or self._describe(cause)
-            # Where it is the clock's fault, no record is to blame.
-            self._abort(AbortedError(why, () if self._clock_refused else rejected, refused=refused(cause)))
+            too_long = cause.code() == KafkaError.OFFSET_METADATA_TOO_LARGE
+            # If the timestamps are refused, the cause is a clock and no record.
+            blamed = () if self._clock_refused else rejected
+            self._abort(AbortedError(why, blamed, refused=refused(cause), metadata_refused=too_long))
 
     def _request(self, function: Callable[..., object], *arguments: Any) -> None:
         """Make one blocking request, whose last argument is its timeout."""

@@ -50,9 +50,9 @@ from confluent_kafka import IsolationLevel
 from streamer.events import now
 from streamer.kafka.client.acls import Operation, Resource
 from streamer.kafka.commit.transactions import Batch, FencedError, RestartError, TransactionError, Transactions
-from streamer.kafka.dead_letters import REDRIVEN_FOR, REDRIVEN_FROM
+from streamer.kafka.dead_letters import REDRIVEN_FROM
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
-from streamer.kafka.records import InFlightRecord, Output
+from streamer.kafka.records import REDRIVEN_FOR, InFlightRecord, Output
 from streamer.topology import DLQ_REDRIVE, redrive_id
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from streamer.kafka.records import InFlightRecord, Record
 
 
+_MOST_GAPS = 1_000
 _RESUME_AT = 0.5
 """A partition is resumed at half its budget, so that it is not paused and resumed all the time."""
 
@@ -27,6 +28,9 @@ class AssignedPartition:
     """The records in flight of one assigned partition, in offset order. Used by the loop's thread only.
 
     Until the group's committed offset is known, none of its records may be processed: they may be completed already.
+
+    A position that goes back (:meth:`goes_back`) means that the log is not what it was: its end was lost, or all of it.
+    What is known of the partition is void then, and :meth:`Assignment.renew` puts a new object in its place.
     """
 
     def __init__(self, topic: str, partition: int, log: str) -> None:
@@ -42,8 +46,18 @@ class AssignedPartition:
         """What is committed; None where nothing is, or where it has not been fetched yet."""
         self.last_timestamp: dt.datetime | None = None
         """The timestamp of the last record received."""
+        self.rewound = False
+        """Whether the group's commit is void, and none of ours has replaced it yet."""
+        self.gaps: list[tuple[int, int]] = []
+        """Ranges of offsets that the consumer passed over since they were last taken from here."""
         self._in_flight: deque[InFlightRecord] = deque()
+        self._start: int | None = None
+        """The offset of the first record received, or of the end where that came first."""
         self._received = 0
+        self._epoch: int | None = None
+        """The leader's epoch of the last record received, or committed."""
+        self._epoch_until = 0
+        """All before this offset was written in that epoch or before it."""
         # Updated incrementally: summing thousands of records in each iteration took a tenth of the time of a backlog.
         self._sizes: dict[int, int] = {}
         self._bytes = 0
@@ -79,23 +93,58 @@ class AssignedPartition:
 
     def _forget(self, in_flight: InFlightRecord) -> None:
         offset = in_flight.record.offset
-        self._bytes -= self._sizes.pop(offset, 0)  # 0: a partition that was truncated has delivered it twice
+        self._bytes -= self._sizes.pop(offset)
         self._completed_offsets.discard(offset)
 
-    def add(self, in_flight: InFlightRecord) -> bool:
+    @property
+    def _next(self) -> int | None:
+        """The lowest offset that may come next; None where nothing is known."""
+        return self._received if self._start is not None else self.committed_offset
+
+    def goes_back(self, offset: int) -> bool:
+        """Whether a record, or the end, at ``offset`` contradicts what was received or committed before."""
+        following = self._next
+        return following is not None and offset < following
+
+    def add(self, in_flight: InFlightRecord, leader_epoch: int | None = None) -> bool:
         """Add a received record; False where it is committed already, perhaps by an earlier owner of the partition."""
-        self._received = in_flight.record.offset + 1
+        offset = in_flight.record.offset
+        self._move(offset, offset + 1)
+        if leader_epoch is not None:
+            self._epoch, self._epoch_until = leader_epoch, self._received
         self.last_timestamp = in_flight.record.timestamp
-        if self.progress is not None and self.progress.includes(in_flight.record.offset):
+        if self.progress is not None and self.progress.includes(offset):
             return False
         self._in_flight.append(in_flight)
-        self._count(in_flight.record.offset, in_flight.size)
+        self._count(offset, in_flight.size)
         in_flight.completed = self._completed
         return True
 
     def reached_end(self, end: int) -> None:
         """Note that all readable records before ``end`` were received: the rest are markers and aborted records."""
-        self._received = max(self._received, end)
+        self._move(end, end)
+
+    def _move(self, offset: int, following: int) -> None:
+        expected = self._next
+        if expected is not None and offset > expected and len(self.gaps) < _MOST_GAPS:
+            self.gaps.append((expected, offset))
+        if self._start is None:
+            self._start = offset
+        self._received = max(self._received, following)
+
+    def saw_leader(self, epoch: int) -> None:
+        """Note the epoch of the partition's leader, as the client knows it after what was received."""
+        if epoch == self._epoch and self._start is not None:
+            self._epoch_until = self._received
+
+    def epoch_for(self, offset: int) -> int | None:
+        """Return an epoch in which, or before which, all before ``offset`` was written; None where that is not known.
+
+        Committed with the offset, it shows the client that the log was truncated while nobody read it (KIP-320). Where
+        markers follow the last record, a leader elected since may have written them: an epoch that is too low would
+        look like a truncation.
+        """
+        return self._epoch if offset <= self._epoch_until else None
 
     @property
     def oldest(self) -> Record | None:
@@ -123,13 +172,28 @@ class AssignedPartition:
 
     @property
     def has_skipped(self) -> bool:
-        """Whether nothing is in flight and the committed offset can still advance, over markers or deleted records."""
-        return self.known and not self._in_flight and self._received > (self.committed_offset or 0)
+        """Whether nothing is in flight and the committed offset can still change.
 
-    def start_from(self, progress: Progress | None) -> list[InFlightRecord]:
-        """Set what the group has committed; return the records in flight that are still to be processed."""
+        It advances over markers and deleted records, and goes back where the group's commit is void.
+        """
+        if not self.known or self._in_flight or self._start is None:
+            return False
+        return self.rewound or self._received > (self.committed_offset or 0)
+
+    def start_from(self, progress: Progress | None, leader_epoch: int | None = None) -> list[InFlightRecord]:
+        """Set what the group has committed; return the records in flight that are still to be processed.
+
+        ``leader_epoch`` is the one that was committed. Where the consumer began before the committed offset, that one
+        is not in the log any more: :attr:`rewound` is set, and everything is to be processed.
+        """
         self.known = True
-        if progress is not None:
+        if progress is not None and self._start is not None and self._start < progress.offset:
+            self.rewound = True
+        elif progress is not None:
+            if self._start is not None and self._start > progress.offset:
+                self.gaps.append((progress.offset, self._start))
+            if leader_epoch is not None and self._epoch is None:
+                self._epoch, self._epoch_until = leader_epoch, progress.offset
             self.mark_committed(progress)
         return list(self._in_flight)
 
@@ -170,6 +234,7 @@ class AssignedPartition:
                     self._forget(in_flight)
             self._in_flight = deque(in_flight for in_flight in records if in_flight.record.offset not in progress.ahead)
         self.progress = progress
+        self.rewound = False
 
     def abandon(self) -> int:
         """Mark the records in flight as revoked and return how many there are.
@@ -216,6 +281,15 @@ class Assignment:
         """Remove a partition and return how many records in flight are left to its next owner."""
         removed = self._partitions.pop(partition, None)
         return removed.abandon() if removed is not None else 0
+
+    def renew(self, partition: AssignedPartition) -> AssignedPartition:
+        """Forget all that is known of a partition, and abandon its records in flight: its log is not what it was."""
+        partition.abandon()
+        new = AssignedPartition(partition.topic, partition.partition, partition.log)
+        new.known, new.paused, new.stalled = partition.known, partition.paused, partition.stalled
+        new.rewound = partition.known
+        self._partitions[partition.partition] = new
+        return new
 
     def drop_unknown(self, partitions: Iterable[int]) -> None:
         """Drop the records of those partitions whose committed offset was never fetched; the next owner reads them."""

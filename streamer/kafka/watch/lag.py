@@ -24,6 +24,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import structlog
 from confluent_kafka import IsolationLevel, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
@@ -31,13 +32,14 @@ from streamer.kafka.client import config
 from streamer.kafka.readers.record_reader import ConsumeError, End, RecordReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from concurrent.futures import Future
 
     from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
     from streamer.metrics import Metrics
     from streamer.settings import ServiceSettings
     from streamer.topology import Service
+
+log = structlog.get_logger()
 
 _END: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _BEGINNING: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
@@ -64,6 +66,9 @@ class LagWatch:
         self._next_request = 0.0
         self._ends: dict[int, int] = {}
         self._beginnings: dict[int, int] = {}
+        self._stable: dict[int, _Stable] = {}
+        self._passed: dict[int, list[tuple[int, int]]] = {}
+        """Offsets that the consumer had passed over when the beginnings were requested."""
         self._caught_up: dict[int, float] = {}
         """When the end of a partition was last reached, in seconds since the epoch."""
         self._peek = _Peek(settings, assignment, service)
@@ -77,16 +82,29 @@ class LagWatch:
         self._next_request = time.monotonic() + _REQUEST_EVERY_S
         if self._admin is None:
             self._admin = config.make_client(AdminClient, config.common(self._settings))
-        self._request("ends", self._assignment, _END)
-        uncommitted = [each for each in self._assignment if each.committed_offset is None]
-        self._request("beginnings", uncommitted, _BEGINNING)
+        for each in self._assignment:
+            self._passed.setdefault(each.partition, []).extend(each.gaps)
+            each.gaps = []
+        self._request("ends", _END)
+        self._request("stable ends", _END, IsolationLevel.READ_COMMITTED)
+        self._request("beginnings", _BEGINNING)
 
     def forget(self, partition: int) -> None:
         """Stop reporting a partition that is no longer assigned."""
-        for known in (self._ends, self._beginnings, self._caught_up):
-            known.pop(partition, None)
+        self._ends.pop(partition, None)
+        self._beginnings.pop(partition, None)
+        self._caught_up.pop(partition, None)
+        self._stable.pop(partition, None)
+        self._passed.pop(partition, None)
         self._peek.forget(partition)
-        for gauge in (self._metrics.lag, self._metrics.lag_seconds, self._metrics.completed_ahead):
+        metrics = self._metrics
+        for gauge in (
+            metrics.lag,
+            metrics.lag_seconds,
+            metrics.completed_ahead,
+            metrics.unstable,
+            metrics.unstable_seconds,
+        ):
             gauge.remove(self._topic, str(partition))
 
     def close(self) -> None:
@@ -94,11 +112,13 @@ class LagWatch:
         self._admin = None
         self._peek.close()
 
-    def _request(self, what: str, partitions: Iterable[AssignedPartition], spec: OffsetSpec) -> None:
-        requests = {TopicPartition(each.topic, each.partition): spec for each in partitions}
+    def _request(
+        self, what: str, spec: OffsetSpec, isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED
+    ) -> None:
+        requests = {TopicPartition(each.topic, each.partition): spec for each in self._assignment}
         if requests and self._admin is not None:
             self._requests[what] = self._admin.list_offsets(
-                requests, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=_REQUEST_TIMEOUT_S
+                requests, isolation_level=isolation, request_timeout=_REQUEST_TIMEOUT_S
             )
 
     def _take_responses(self) -> None:
@@ -107,15 +127,39 @@ class LagWatch:
         ):
             return
         for what, responses in self._requests.items():
-            known = self._ends if what == "ends" else self._beginnings
             for place, response in responses.items():
                 # Where the broker does not respond, /readyz says so, and the last values remain until it does.
                 if self._assignment.get(place.partition) is not None and response.exception() is None:
-                    known[place.partition] = response.result().offset
+                    self._take(what, place.partition, response.result().offset)
         self._requests = {}
         for partition in self._assignment:
             if partition.known and partition.partition in self._ends:
                 self._report(partition)
+
+    def _take(self, what: str, number: int, offset: int) -> None:
+        if what == "ends":
+            self._ends[number] = offset
+        elif what == "beginnings":
+            self._beginnings[number] = offset
+            self._count_lost(number, offset)
+        elif number not in self._stable or self._stable[number].offset != offset:
+            self._stable[number] = _Stable(offset, time.time())
+        elif offset >= self._ends.get(number, 0):
+            self._stable[number] = _Stable(offset, time.time())  # nothing waits, however long nothing is written
+
+    def _count_lost(self, number: int, beginning: int) -> None:
+        """Count what the consumer passed over since retention had deleted it; the rest are markers and compaction."""
+        passed = self._passed.pop(number, [])
+        lost = sum(max(0, min(end, beginning) - start) for start, end in passed)
+        if lost:
+            self._metrics.retention_lost.labels(self._topic).inc(lost)
+            log.error(
+                "records were deleted by retention before they were read",
+                topic=self._topic,
+                partition=number,
+                offsets=lost,
+                beginning=beginning,
+            )
 
     def _report(self, partition: AssignedPartition) -> None:
         number = partition.partition
@@ -128,6 +172,8 @@ class LagWatch:
         self._metrics.lag.labels(*labels).set_function(partial(self._records, partition))
         self._metrics.lag_seconds.labels(*labels).set_function(partial(self._seconds, partition))
         self._metrics.completed_ahead.labels(*labels).set_function(partial(self._completed_ahead, partition))
+        self._metrics.unstable.labels(*labels).set_function(partial(self._unstable, number))
+        self._metrics.unstable_seconds.labels(*labels).set_function(partial(self._unstable_seconds, number))
 
     # -- read from any thread --------------------------------------------------------------------------------
 
@@ -155,6 +201,14 @@ class LagWatch:
         progress = partition.progress
         return len(progress.ahead) if progress is not None else 0
 
+    def _unstable(self, number: int) -> float:
+        stable = self._stable.get(number)
+        return max(0, self._ends.get(number, 0) - stable.offset) if stable is not None else 0
+
+    def _unstable_seconds(self, number: int) -> float:
+        stable = self._stable.get(number)
+        return max(0.0, time.time() - stable.since) if stable is not None and self._unstable(number) else 0.0
+
     def _position(self, partition: AssignedPartition) -> int:
         return max(partition.position, self._beginning(partition) if partition.committed_offset is None else 0)
 
@@ -162,6 +216,13 @@ class LagWatch:
         """Return the offset at which a group without a committed offset begins."""
         known = self._ends if config.begins_at_the_end(self._settings) else self._beginnings
         return known.get(partition.partition, 0)
+
+
+class _Stable(NamedTuple):
+    """A last stable offset, and since when it is known to have stood there with something waiting behind it."""
+
+    offset: int
+    since: float
 
 
 class _FirstRecord(NamedTuple):

@@ -51,6 +51,7 @@ class Monitor:
         # Counters are exposed at 0 from the start, so that their first increment is seen as an increase.
         metrics.consumed.labels(self._topic)
         metrics.produced.labels(settings.topic(service.output))
+        metrics.retention_lost.labels(self._topic)
         for reason in Reason:
             metrics.dead_lettered.labels(self._topic, reason)
         for kind in ("assigned", "revoked", "lost"):
@@ -78,6 +79,8 @@ class Monitor:
         topic: dict[str, Any] = statistics["topics"].get(self._topic, {"partitions": {}})
         # -1 is librdkafka's internal partition for records without a partition.
         self._metrics.partitions.labels(self._topic).set(sum(int(number) >= 0 for number in topic["partitions"]))
+        for partition in self._assignment:
+            partition.saw_leader(topic["partitions"].get(str(partition.partition), {}).get("leader_epoch", -1))
         self._on_partitions(topic["partitions"])
         self.measure()
 

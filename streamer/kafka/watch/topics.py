@@ -6,6 +6,7 @@ request fails because of it.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from streamer.topology import Service
 
 _CHECK_EVERY_S = 1.0
+_CONFIRM_EVERY_S = 3.0
+"""How often topics that were found are described again: a client of the classic protocol does not notice that a topic
+was deleted and created again."""
+_CONFIRMED_FOR_S = 10.0
+"""How old the last description of the input topic may be when offsets are committed."""
+_HELD_FOR_S = 20.0
+"""How long commits wait for a description that does not come. Then they go on: one that lands in the offsets of a new
+topic is void there, since it names its log."""
 _CHECK_TIMEOUT_S = 5.0
 _UNKNOWN_TOPIC = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -34,7 +43,7 @@ _UNKNOWN_TOPIC = (
 
 
 class TopicWatch:
-    """Checks the topics until all exist; used from the loop's thread, and never waits."""
+    """Checks that the topics exist, and that the input is still the same; used from the loop's thread, never waits."""
 
     def __init__(self, settings: Connection, service: Service, health: Health) -> None:
         self._settings = settings
@@ -44,7 +53,9 @@ class TopicWatch:
         self._refusals = Refusals(settings, service.role)
         self._admin: AdminClient | None = None
         self._responses: dict[str, Future[Any]] = {}
-        self._next_check = 0.0
+        self._checked_at = self._confirmed_at = -math.inf
+        self._known_at = 0.0
+        """When the topic was last seen or the watch was last told to look."""
         self.found = False
         """Whether all topics existed and could be used at the last check."""
         self.topic_id: str | None = None
@@ -66,40 +77,49 @@ class TopicWatch:
         """Check again: a topic may have been deleted, or deleted and created again."""
         self.found = False
         self._responses = {}
-        self._next_check = 0.0
+        self._checked_at = self._confirmed_at = -math.inf
+        self._known_at = time.monotonic()
 
     def check(self) -> None:
-        """Request the topics' descriptions periodically until all exist, and take the responses that have arrived."""
-        if self.found:
-            return
+        """Request the topics' descriptions periodically, and take the responses that have arrived."""
         if self._responses:
             if all(response.done() for response in self._responses.values()):
                 self._take(self._responses)
                 self._responses = {}
-        elif time.monotonic() >= self._next_check:
-            self._next_check = time.monotonic() + _CHECK_EVERY_S
+        elif time.monotonic() >= self._checked_at + (_CONFIRM_EVERY_S if self.found else _CHECK_EVERY_S):
+            self._checked_at = time.monotonic()
             if self._admin is None:
                 self._admin = config.make_client(AdminClient, config.common(self._settings))
             self._responses = self._admin.describe_topics(
                 TopicCollection(self._names), include_authorized_operations=True, request_timeout=_CHECK_TIMEOUT_S
             )
 
+    @property
+    def may_commit(self) -> bool:
+        """Whether the input topic was lately seen to have the id :attr:`topic_id`, or cannot be seen for long."""
+        now = time.monotonic()
+        return now - self._confirmed_at <= _CONFIRMED_FOR_S or now - self._known_at > _HELD_FOR_S
+
     def _take(self, responses: dict[str, Future[Any]]) -> None:
         for name in self._names:
             try:
                 described = responses[name].result()
             except KafkaException as error:
+                if self.found and not _is_definite(error.args[0]):
+                    return  # the brokers are busy or away, which says nothing of the topics
+                self.found = False
                 self._health.not_ready("topic", self._problem(name, error.args[0]))
                 return
             allowed = described.authorized_operations
             # Some brokers do not report the allowed operations.
             if allowed and (AclOperation.READ if name == self._names[0] else AclOperation.WRITE) not in allowed:
+                self.found = False
                 self._health.not_ready("topic", self._refusals.missing(Resource.TOPIC, name))
                 return
             if name == self._names[0]:
                 self.topic_id = str(described.topic_id)
+                self._confirmed_at = self._known_at = self._checked_at
         self.found = True
-        self._admin = None  # the next check is usually far away: no connection is kept open for it
         self._health.ready("topic")
 
     def _problem(self, name: str, error: KafkaError) -> str:
@@ -107,3 +127,7 @@ class TopicWatch:
             return self._refusals.describe(error, name)
         missing = error.code() in _UNKNOWN_TOPIC
         return f"{name} {'does not exist; streamer topics apply creates it' if missing else error.str()}"
+
+
+def _is_definite(error: KafkaError) -> bool:
+    return error.code() in _UNKNOWN_TOPIC or refused(error) is not None

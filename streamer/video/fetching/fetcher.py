@@ -138,7 +138,7 @@ def _lack(error: Exception) -> MachineError | None:
         return None
     found = machine_error(error)
     if found is None and isinstance(error, ClipError):
-        # A name that cannot be looked up for want of a descriptor is to libc one that nobody answers for.
+        # If no descriptor is left for a lookup, libc reports that no name server responds.
         found = missing_descriptors()
     return found
 

@@ -1,4 +1,4 @@
-"""Decoding in processes apart, so that a crash, a hang or a bomb costs its clip and nothing else."""
+"""Decodes clips in separate processes, so that a crash, a hang or a decompression bomb affects only its own clip."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from streamer.video.errors import ClipError, Lack, MachineError, Retry, machine_
 from streamer.video.isolation.confinement import Layer, SandboxError
 from streamer.video.isolation.process import LostError, Process, Template
 from streamer.video.isolation.worker import NOT_CONFINED, Refused, Sampled, Task
+from streamer.video.sampling.container import open_clip
 from streamer.video.sampling.sample import SampledClip
-from streamer.video.sampling.source import open_clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     Frame = npt.NDArray[np.uint8]
 
 SLOW_NICE: Final = 14
-"""Priority of a decode that takes long: a sixth of the weight of those that have a place, 1/23 of the service's."""
+"""Niceness of a slow decode: a sixth of the weight of those that have a slot, 1/23 of the service's."""
 _RUN_SECONDS, _REST_SECONDS = 0.1, 0.7
 """How it takes turns while other clips have a place. Its priority alone would not do: whatever processor is free for a
 moment is its own then, and a decoder of huge frames takes the memory's bandwidth from all."""
 _SLOW: Final = 4
-"""How many times longer than the median of the last ones a decode must take to be slow."""
+"""A decode is slow if it takes this many times the median of recent decodes."""
 _REMEMBERED: Final = 33
-"""Decodes whose times are remembered for that."""
+"""Number of recent decodes in that median."""
 _MAX_DETAIL_CHARS: Final = 1_000
 _ONE_SECONDS, _ONE_BYTES = 120.0, 2 << 30
 """Limits of a clip that a command decodes: the defaults of the service's settings."""
@@ -54,7 +54,7 @@ _MAX_FRAME_BYTES: Final = 16 << 20
 
 
 class PoolClosedError(Exception):
-    """The pool was closed before the clip was decoded, which says nothing about the clip."""
+    """The pool was closed before the clip was decoded; this is not an error of the clip."""
 
 
 class DecodePool:
@@ -64,12 +64,12 @@ class DecodePool:
     pickled, and its module imported by the processes, so both should be small. It is called for black frames of two
     sizes first: what it imports and opens it must have from then on, and where it gives both the same shape, as
     encoders do, no other is taken from a process. ``timeout``: seconds for decoding one clip. A
-    clip's clock stands still while others have the processor; by all clocks it gets ten times as many.
+    clip's clock stops while other processes use the CPU; by the wall clock it gets ten times as many.
     ``memory``: bytes of address space of one process, see :class:`~streamer.video.isolation.worker.Task`.
     ``sandbox``: see :mod:`~streamer.video.isolation.confinement`; a pool that gets less than it requires decodes
-    nothing. ``confined`` is told by what the processes are confined, when that is known. ``replaced`` is told of each
-    process that did not end by itself: ``crashed`` or ``timeout``; ``waited`` of each clip for how many seconds it
-    waited for a place, ``decoded`` for how many it then waited for its frames.
+        nothing. ``confined`` is told by what the processes are confined, when that is known or changes. ``replaced`` is
+    told of each process that did not end by itself: ``crashed`` or ``timeout``; ``waited`` of each clip for how many
+    seconds it waited for a place, ``decoded`` for how many it then waited for its frames.
 
     Places. ``workers`` clips have a place: they are being decoded, or their frames are in somebody's hands. A decode
     that takes longer than ``slow_after`` seconds, and four times as long as they usually do, leaves its place to the
@@ -100,6 +100,7 @@ class DecodePool:
         self._most_frames = sampling.max_frames
         self._timeout = timeout
         self._confined = confined
+        self._told: Layer | None = None
         self._replaced = replaced
         self._waited = waited
         self._decoded = decoded
@@ -145,7 +146,7 @@ class DecodePool:
             yield sampled
 
     def close(self) -> None:
-        """End all processes at once; clips that were being decoded end in :class:`PoolClosedError`."""
+        """Kill all processes; clips that were being decoded raise :class:`PoolClosedError`."""
         with self._lock:
             self._closed = True
             if self._template is not None:
@@ -156,7 +157,7 @@ class DecodePool:
             try:
                 return self._decode_once(file, place)
             except LostError:
-                # The template died, or could not fork: through no fault of the clip, so nobody needs to hear of it.
+                # The template died, or could not fork, which is not the clip's fault and is not reported.
                 return self._decode_once(file, place)
         except LostError as lost:
             raise lost.lack from None
@@ -208,9 +209,12 @@ class DecodePool:
     def _checked(self, template: Template) -> Ready:
         """Return what a template says of itself, if clips may be given to it."""
         ready = template.ready()
-        self._confined(Layer(ready.layers))
-        if self._sandbox == "require" and Layer.SECCOMP not in Layer(ready.layers):
-            raise SandboxError(Layer(ready.layers))
+        layers = Layer(ready.layers)
+        if layers != self._told:
+            self._told = layers
+            self._confined(layers)
+        if self._sandbox == "require" and Layer.SECCOMP not in layers:
+            raise SandboxError(layers)
         if ready.problem:
             raise ValueError(ready.problem)
         if ready.shape is not None and math.prod(ready.shape) > _MAX_FRAME_BYTES:
@@ -218,8 +222,8 @@ class DecodePool:
         return ready
 
     def _wait(self, process: Process, place: _Place) -> None:
-        """Wait for the process to answer or end; TimeoutError where it does neither in time."""
-        # What is slow for one machine, or for clips of two minutes, is usual for another.
+        """Wait for the process to respond or end. Raises TimeoutError if it does neither in time."""
+        # What is slow on one machine, or for other clips, is normal elsewhere.
         slow_after = max(self._slow_after, _SLOW * statistics.median(self._lately.copy() or [0]))
         look = slow_after
         while not process.ready(look):
@@ -236,7 +240,7 @@ class DecodePool:
                 process.rest(_REST_SECONDS)
         self._lately.append(process.ran)
         if place.return_():
-            # How long it waited for the place is not the clip's fault.
+            # The time of waiting for a slot does not count for the clip.
             process.begin()
 
     def _receive_clip(self, process: Process, header: Sampled, ready: Ready) -> SampledClip[Frame]:
@@ -271,7 +275,7 @@ class DecodePool:
         if isinstance(error, EOFError | ConnectionError):
             how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         else:
-            how = f"answered what cannot be read: {error}"
+            how = f"sent an unreadable response: {error}"
         return ClipError(Reason.DECODER_CRASHED, f"the decoder's process {how}"[:_MAX_DETAIL_CHARS], Retry.ONCE)
 
 

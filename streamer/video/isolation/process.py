@@ -21,7 +21,7 @@ from streamer.video.errors import Lack, MachineError, machine_error
 from streamer.video.isolation.worker import EXIT_CODE, HEADER_LENGTH, ORDER, PID, Header, Ready
 
 STARVED: Final = 10
-"""How often over its time a decode may take when the processors are busy with others."""
+"""Limit of a decode's wall-clock time as a multiple of its time limit, for busy processors."""
 
 _TEMPLATE = "import sys; sys.path[:] = sys.argv[2:]; from streamer.video.isolation.worker import main; main()"
 _START_SECONDS: Final = 60.0
@@ -33,7 +33,7 @@ _END_SECONDS: Final = 10.0
 somebody has stopped it; how long a process may take to end when it has answered, and to give its memory back when it is
 killed."""
 _PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TZ")
-"""Of the environment, which otherwise holds what strangers' files must not come near: passwords and keys."""
+"""The environment variables that decoders get; others may be secrets, such as passwords and keys."""
 _ONE_THREAD: Final = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
 )
@@ -89,7 +89,7 @@ class Template:
 
     @property
     def ended(self) -> bool:
-        """Whether it is gone; it does not come back."""
+        """Whether it has ended for good."""
         return self._process.poll() is not None
 
     def ready(self) -> Ready:
@@ -154,7 +154,7 @@ class Template:
         return True
 
     def end(self) -> None:
-        """Kill it, and with it all that it forked, and wait for them."""
+        """Kill it and all its forks, and wait for them."""
         self._process.kill()
         self._process.wait()
         with self._lock:
@@ -175,7 +175,7 @@ class Process:
         try:
             self._handle: int | None = os.pidfd_open(pid)
         except ProcessLookupError:
-            self._handle = None  # it has ended already
+            self._handle = None  # it has already ended
 
     def __enter__(self) -> Self:
         return self
@@ -188,7 +188,7 @@ class Process:
             os.close(self._handle)
 
     def begin(self) -> None:
-        """Let the clip's time begin now."""
+        """Start the clip's clock."""
         self._began, self._starved_before, self._rested = time.monotonic(), self._starved(), 0.0
 
     @property
@@ -198,7 +198,7 @@ class Process:
 
     @property
     def left(self) -> float:
-        """Seconds until the clip's time is over."""
+        """Seconds until the clip's time limit."""
         return min(self._timeout - self.ran, STARVED * self._timeout - (time.monotonic() - self._began))
 
     def _starved(self) -> float:
@@ -234,7 +234,7 @@ class Process:
             buffer = buffer[count:]
 
     def rest(self, seconds: float) -> None:
-        """Stop it for a while."""
+        """Pause the process for a while."""
         began = time.monotonic()
         self._signal(signal.SIGSTOP)
         time.sleep(seconds)
@@ -248,7 +248,7 @@ class Process:
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
 
     def kill(self) -> None:
-        """End it at once, if it has not ended."""
+        """Kill it if it has not ended."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -257,7 +257,7 @@ class Process:
                 signal.pidfd_send_signal(self._handle, number)
 
     def end(self) -> int | None:
-        """Wait until the process has ended, killing it if need be; return its exit code, if it can be known."""
+        """Wait until the process has ended, killing it if necessary; return its exit code if it is known."""
         if self._exit_code is None:
             if not _readable(self._status, _LAST_SECONDS):
                 self.kill()

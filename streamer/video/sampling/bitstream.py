@@ -216,7 +216,7 @@ class _Mpeg2(_Mpeg):
 
 
 class _MotionJpeg:
-    """ISO/IEC 10918-1, annex B. Tables hold until they are defined anew."""
+    """ISO/IEC 10918-1, annex B. Tables apply until they are redefined."""
 
     def __init__(self) -> None:
         self.believed = ALL

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class DeviationError(Exception):
-    """The decoder did not give what the packets promised."""
+    """The decoder's output differs from what the packets announced."""
 
 
 class Decoder:

@@ -42,9 +42,16 @@ import numpy.typing as npt
 
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Retry
-from streamer.video.sampling.container import breaks_off, check_unread_size, decode_failed, open_container, pick
+from streamer.video.sampling.container import (
+    Source,
+    breaks_off,
+    check_unread_size,
+    decode_failed,
+    open_clip,
+    open_container,
+    pick,
+)
 from streamer.video.sampling.decode import Decoder, DeviationError, RgbConverter
-from streamer.video.sampling.source import Source, open_clip
 from streamer.video.sampling.timeline import Survey, choose, plan, select, survey
 
 if TYPE_CHECKING:
@@ -126,7 +133,7 @@ def sample_descriptor(
         partial = taken.damaged or found.damaged or breaks_off(source)
     except MemoryError as error:
         # It may be what earlier clips left behind in this process that was too much.
-        raise ClipError(Reason.DECODE_FAILED, "more memory is needed than there is", Retry.ONCE) from error
+        raise ClipError(Reason.DECODE_FAILED, "not enough memory", Retry.ONCE) from error
     times_ms = np.array([round(ticks * found.time_base * 1000) for ticks in taken.ticks], dtype=np.uint32)
     frames, frame_of = distinct(taken.frames, sampling.duplicate_threshold)
     duration_ms = round(found.duration * 1000)

@@ -16,9 +16,9 @@ from streamer.kafka.commit.committer import Committer, LostCommitError
 from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.commit.transactions import FencedError, RestartError
-from streamer.kafka.dead_letters import dead_letter_reason
 from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
+from streamer.kafka.records import dead_letter_reason
 from streamer.metrics import Metrics
 from streamer.settings import load
 from streamer.topology import RERANK
@@ -58,7 +58,7 @@ class Case:
         self.membership.join(on_assign=lambda *_: None, on_revoke=lambda *_: None, on_lost=lambda *_: None)
         for _ in range(3):
             self.membership.consumer.poll(0)
-        self.assignment.add(INPUT, 0, "log-0")
+        self.assignment.add(INPUT, 0, f"{fake.cluster.topics[INPUT].topic_id}-0")
         self.partition.start_from(None)
 
     def _look_up_topics(self) -> None:
@@ -182,7 +182,7 @@ def test_what_is_passed_over_at_the_end_is_committed_after_a_second_of_rest(case
 def test_what_is_passed_over_goes_along_with_the_records_of_another_partition(fake_pair: FakeKafka) -> None:
     case = Case(fake_pair)
     case.start()
-    case.assignment.add(INPUT, 1, "log-1")
+    case.assignment.add(INPUT, 1, f"{fake_pair.cluster.topics[INPUT].topic_id}-1")
     other = case.assignment.get(1)
     assert other is not None
     other.start_from(Progress(3))

@@ -67,7 +67,7 @@ class Histories(RuleBasedStateMachine):
     def _do(self, name: str, act: Callable[[], None]) -> None:
         try:
             act()
-        except (CrashError, FatalError, FencedError):
+        except (CrashError, FatalError, FencedError, HangError):  # the last: its supervisor kills it
             self._kill(name)
 
     @initialize(count=st.integers(1, 5))

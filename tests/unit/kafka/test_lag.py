@@ -147,14 +147,53 @@ def test_nothing_is_reported_before_it_is_known_what_is_committed(case: Case) ->
 # -- asking ----------------------------------------------------------------------------------------------------
 
 
-def test_end_offsets_are_requested_once_a_second_and_beginnings_while_nothing_is_committed(case: Case) -> None:
+def test_both_ends_and_the_beginning_are_requested_once_a_second(case: Case) -> None:
     case.publish(1)
     case.tick(4.9)
-    asked = case.fake.count("list_offsets")
-    assert 10 <= asked <= 12
-    case.partition.mark_committed(Progress(1))
-    case.tick(4.9)
-    assert 4 <= case.fake.count("list_offsets") - asked <= 6
+    assert 4 * 3 <= case.fake.count("list_offsets") <= 6 * 3
+
+
+# -- what was deleted, and what waits ----------------------------------------------------------------------------
+
+
+def test_offsets_that_retention_deleted_before_they_were_read_are_counted_once(case: Case) -> None:
+    case.publish(20)
+    case.partition.start_from(Progress(3))
+    case.fake.cluster.log(INPUT).delete_before(10)
+    case.receive(10, 11)
+    case.tick(3)
+    assert case.metrics.registry.get_sample_value("streamer_retention_lost_offsets_total", {"topic": INPUT}) == 7
+
+
+def test_offsets_that_compaction_removed_and_markers_are_not_lost(case: Case) -> None:
+    case.publish(20)
+    case.partition.start_from(Progress(0))
+    case.fake.cluster.log(INPUT).compact([1, 2, 3])
+    case.receive(0, 4)
+    case.partition.reached_end(20)
+    case.tick(3)
+    assert not case.metrics.registry.get_sample_value("streamer_retention_lost_offsets_total", {"topic": INPUT})
+
+
+def test_records_behind_an_open_transaction_are_counted_and_their_wait_grows(case: Case) -> None:
+    case.publish(2)
+    producer = case.fake.producer()
+    producer.begin_transaction()
+    producer.produce(INPUT, b"x", b"open", 0)
+    producer.poll(0)
+    case.publish(5)
+    case.partition.start_from(Progress(2))
+    case.tick(1)
+    labels = {"topic": INPUT, "partition": "0"}
+    assert case.metrics.registry.get_sample_value("streamer_unstable_records", labels) == 6
+    case.tick(30)
+    waited = case.metrics.registry.get_sample_value("streamer_unstable_seconds", labels)
+    assert waited is not None
+    assert 29 < waited < 33
+    producer.commit_transaction(1)
+    case.tick(2)
+    assert case.metrics.registry.get_sample_value("streamer_unstable_records", labels) == 0
+    assert case.metrics.registry.get_sample_value("streamer_unstable_seconds", labels) == 0
 
 
 def test_without_partitions_nothing_is_requested_and_no_client_made(case: Case) -> None:
@@ -171,8 +210,9 @@ def test_while_a_request_is_pending_the_last_figures_stand_and_no_other_is_sent(
     case.publish(2)
     case.tick(10)
     assert case.records == 3
-    assert len(case.fake.held) == 1
-    case.fake.held[0]()
+    assert len(case.fake.held) == 3
+    for answer in case.fake.held:
+        answer()
     case.tick()
     assert case.records == 5
 

@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streamer.kafka.commit.group import GroupMembership
-from streamer.kafka.inflight.offsets import Progress
+from streamer.kafka.inflight.offsets import Progress, read_commit
 from streamer.kafka.inflight.partitions import AssignedPartition
 from streamer.settings import load
 from streamer.topology import RERANK
@@ -123,9 +123,9 @@ def test_two_members_share_the_partitions_and_one_that_leaves_gives_them_back(ca
 
 def test_what_the_group_has_committed_comes_with_its_metadata(case: Case) -> None:
     progress = Progress(3, frozenset({5, 9}))
-    case.fake.cluster.commit(GROUP, (INPUT, 0), progress.offset, progress.metadata)
+    case.fake.cluster.commit(GROUP, (INPUT, 0), progress.offset, progress.metadata("log-0"))
     found = case.membership.committed([partition(0), partition(1)])
-    assert [Progress.of(each) for each in found] == [progress, None]
+    assert [read_commit(each, "log-0").progress for each in found] == [progress, None]
 
 
 def test_nothing_is_requested_without_partitions(case: Case) -> None:

@@ -74,10 +74,37 @@ def test_missing_topics_are_requested_once_a_second(case: Case) -> None:
     assert 4 * 3 <= case.fake.count("describe_topics") <= 5 * 3
 
 
-def test_found_topics_are_not_requested_again(case: Case) -> None:
-    for _ in range(5):
-        case.look(10)
-    assert case.fake.count("describe_topics") == 3
+def test_topics_that_were_found_are_described_again_every_three_seconds(case: Case) -> None:
+    for _ in range(60):
+        case.look(0.5)
+    assert 9 * 3 <= case.fake.count("describe_topics") <= 11 * 3
+
+
+def test_a_topic_that_is_created_again_shows_another_id_within_three_seconds(case: Case) -> None:
+    case.look()
+    new = case.fake.cluster.recreate_topic(INPUT)
+    case.look(3.1)
+    assert case.watch.topic_id == new.topic_id
+
+
+def test_commits_wait_for_a_description_of_the_topic_but_not_for_ever(case: Case) -> None:
+    case.look()
+    assert case.watch.may_commit
+    case.fake.held = []
+    case.look(9.9)
+    assert case.watch.may_commit
+    case.look(0.2)
+    assert not case.watch.may_commit
+    case.look(10)
+    assert case.watch.may_commit
+
+
+def test_brokers_that_do_not_answer_say_nothing_of_topics_that_were_found(case: Case) -> None:
+    case.look()
+    case.fake.fail("describe_topics", TIMED_OUT, times=3)
+    case.look(3.1)
+    assert case.watch.found
+    assert case.waits_for is None
 
 
 def test_pending_requests_are_not_waited_for(case: Case) -> None:
