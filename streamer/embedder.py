@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.health import Health
-    from streamer.kafka import InFlightRecord
+    from streamer.kafka import InFlightRecord, Record
     from streamer.metrics import Metrics
     from streamer.settings import EmbedSettings
     from streamer.store import Store
@@ -360,7 +360,7 @@ class Embedder:
         return Clip(
             clip_id=upsert.event.clip_id,
             uploaded_at=upsert.event.uploaded_at,
-            position=Position.of(upsert.in_flight.record.log, upsert.in_flight.record.offset),
+            position=_position(upsert.in_flight.record),
             duration_ms=upsert.duration_ms,
             vectors=upsert.vectors,
             times_ms=np.repeat(upsert.times_ms, self._encoder.vectors_per_frame),
@@ -387,9 +387,7 @@ class Embedder:
         in_flight = delete.in_flight
         if in_flight.revoked:
             return
-        self._store.delete(
-            delete.clip_id, in_flight.record.timestamp, Position.of(in_flight.record.log, in_flight.record.offset)
-        )
+        self._store.delete(delete.clip_id, in_flight.record.timestamp, _position(in_flight.record))
         faults.reach(faults.FaultPoint.STORED)
         self._health.ready("store")
         self._metrics.deleted.inc()
@@ -428,6 +426,10 @@ class Embedder:
             return
         log.error("embedding failed", place=in_flight.record.place, exc_info=error)
         self._done(in_flight, [dead_letter(in_flight.record, reason, f"{type(error).__name__}: {error}")])
+
+
+def _position(record: Record) -> Position:
+    return Position.of(record.log, record.offset, record.leader_epoch)
 
 
 def _bytes_of_frames(loaded: Loaded) -> int:

@@ -49,6 +49,8 @@ class Record:
     headers: Headers
     timestamp: dt.datetime
     log: str = ""
+    leader_epoch: int | None = None
+    """Of the leader that wrote the record; None where that is not known."""
     group: str = ""
     """Full name of the consumer group as whose member we read it; empty outside a group."""
 
@@ -171,6 +173,7 @@ def record_of(message: Message, *, log: str = "", group: str = "") -> Record:
         headers=_headers(message),
         timestamp=timestamp,
         log=log,
+        leader_epoch=message.leader_epoch(),
         group=group,
     )
 

@@ -14,6 +14,7 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from tests.chaos.plan import Plan, Step
     from tests.chaos.scene import Outcome, Scene
@@ -68,8 +69,10 @@ class Strike:
 class Saboteur:
     """Runs the lanes of a plan side by side."""
 
-    def __init__(self, plan: Plan, scene: Scene, *, limit_s: float) -> None:
-        """What has not struck after `limit_s` does not strike any more: a run must end."""
+    def __init__(self, plan: Plan, scene: Scene, log: Path, *, limit_s: float) -> None:
+        """What has not struck after `limit_s` does not strike any more: a run must end. `log` takes a line for each."""
+        self._log = log
+        self._writing = threading.Lock()
         self._plan = plan
         self._limit_s = limit_s
         self._scene = scene
@@ -98,6 +101,16 @@ class Saboteur:
                     stack.enter_context(self._free[taken])
                 self._strike(lane, step, following)
 
+    def _note(self, strike: Strike) -> None:
+        """Keep what came of a step, and write it down at once: a run that breaks off tells how far it came."""
+        with self._writing:
+            self.strikes.append(strike)
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(
+                    f"{strike.at:7.1f} s to {strike.until:7.1f} s  {'struck' if strike.fired else 'DID NOT STRIKE'}  "
+                    f"{strike.step.victim}: {strike.step.fault}  {strike.note}\n"
+                )
+
     def _strike(self, lane: str, step: Step, following: float) -> None:
         at = self._clock.wall()
         try:
@@ -107,11 +120,11 @@ class Saboteur:
             self._clock.expect(lane, following)
             at = self._clock.wall()
             came = HOW[step.fault](self._scene, step)
-            self.strikes.append(Strike(step, at, self._clock.wall(), came.fired, came.point_fired, came.note))
+            self._note(Strike(step, at, self._clock.wall(), came.fired, came.point_fired, came.note))
         except Exception as error:  # noqa: BLE001 - a fault that did not come about is a finding of the run
             self._clock.expect(lane, following)
             note = f"{type(error).__name__}: {error}"
-            self.strikes.append(Strike(step, at, self._clock.wall(), fired=False, note=note))
+            self._note(Strike(step, at, self._clock.wall(), fired=False, note=note))
 
     def _await_victim(self, step: Step) -> None:
         """Wait until the victim works: to kill what has not begun shows nothing."""

@@ -74,7 +74,9 @@ class Run:
                 watch = Watch(services.values(), clock)
                 watch.start()
                 publisher.start()
-                saboteur = Saboteur(self.plan, scene, limit_s=1.25 * self.scale.seconds + _SPARE_S)
+                saboteur = Saboteur(
+                    self.plan, scene, self.folder / "strikes.log", limit_s=1.25 * self.scale.seconds + _SPARE_S
+                )
                 saboteur.run()
                 published = publisher.published() + scene.extra
             with self._timed("catch up"):
