@@ -91,12 +91,17 @@ def topics_apply(settings: TopicsSettings, file: Path | None) -> None:
 @topics.command("check", cls=SettingsCommand, uses="topics")
 @_FILE_OPTION
 def topics_check(settings: TopicsSettings, file: Path | None) -> None:
-    """Compare the cluster's topics with the file, without changing anything. Exit 1 if they differ."""
+    """Compare the cluster's topics with the file, without changing anything. Exit 1 if they differ.
+
+    Warns where a service's input and output have different numbers of partitions.
+    """
     from streamer.kafka.admin import topic_files  # noqa: PLC0415
     from streamer.kafka.admin import topics as admin  # noqa: PLC0415
 
     differences = admin.check(settings, topic_files.load_specs(file))
     _print_lines(differences or ["all topics match the file"])
+    for warning in admin.copartitioning_warnings(settings):
+        click.echo(f"warning: {warning}", err=True)
     sys.exit(1 if differences else 0)
 
 

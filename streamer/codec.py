@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 import orjson
 
 from streamer.events import (
     MAX_EVENT_BYTES,
+    TIME,
+    TIME_FIELDS,
     ClipEmbedded,
     ClipUploaded,
     Event,
@@ -22,12 +24,21 @@ from streamer.events import (
     QueryResults,
     Reason,
 )
+from streamer.foreign_formats import recognised, recognised_document
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 E = TypeVar("E", ClipUploaded, ClipEmbedded, QueryResults, QueryReranked)
 
 
 class Codec(Protocol):
     """Reads and writes events. Its methods may be called from several threads."""
+
+    @property
+    def content_type(self) -> str:
+        """The media type of what it writes (RFC 9110)."""
+        ...
 
     def decode(self, model: type[E], value: bytes | None, key: bytes | None = None) -> E:
         """Read one record's value as ``model``.
@@ -49,6 +60,8 @@ class JsonCodec:
     encodes, in a third of the time that orjson takes for its structs.
     """
 
+    content_type = "application/json"
+
     def __init__(self) -> None:
         self._encoder = msgspec.json.Encoder()
 
@@ -59,7 +72,8 @@ class JsonCodec:
             event = msgspec.convert(document, model)
         except msgspec.ValidationError as error:
             # msgspec wraps only ValueError and TypeError of __post_init__, so InvalidEvent passes through.
-            raise InvalidEvent(_classify(error), str(error)) from None
+            raise InvalidEvent(_classify(error), _hinted(str(error), recognised_document(document))) from None
+        _check_times(model, document)
         check_key(event, key)
         return event
 
@@ -87,26 +101,67 @@ def _load(value: bytes | None) -> Any:
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        reason = Reason.NON_FINITE_SCORE if _has_non_finite(value) else Reason.NOT_JSON
-        raise InvalidEvent(reason, str(error)) from None
+        return _load_leniently(value, error)
 
 
-def _has_non_finite(value: bytes) -> bool:
-    """Return whether a document that orjson rejected is JSON except for NaN, Infinity or numbers such as 1e999."""
-    found = False
+def _load_leniently(value: bytes, why: orjson.JSONDecodeError) -> Any:
+    """Read a document with numbers beyond a double, which JSON may have; they are infinite, and no score may be.
 
-    def number(text: str) -> float:
-        nonlocal found
-        parsed = float(text)
-        found = found or not math.isfinite(parsed)
-        return parsed
+    In fields that are ignored they are ignored too, as a JSON Schema does. NaN is never JSON; as a score it has a
+    reason of its own.
+    """
+    constants = 0
+
+    def constant(text: str) -> float:
+        nonlocal constants
+        constants += 1
+        return float(text)
 
     try:
-        # Decoded here because json would also accept other encodings than UTF-8.
-        json.loads(value.decode(), parse_float=number, parse_constant=number)
-    except (ValueError, RecursionError):
-        return False
-    return found
+        # Decoded here, since json would guess at encodings other than UTF-8. An integer of thousands of digits becomes
+        # a float, since Python refuses to make an int of it.
+        document = json.loads(value.decode(), parse_int=_integer, parse_constant=constant)
+        orjson.dumps(document)  # lone surrogates, which json lets pass
+    except (ValueError, RecursionError, TypeError):
+        raise InvalidEvent(Reason.NOT_JSON, _hinted(str(why), recognised(value))) from None
+    bad = next((score for score in _scores(document) if not math.isfinite(score)), None)
+    if bad is not None:
+        raise InvalidEvent(Reason.NON_FINITE_SCORE, f"a score is {bad if constants else 'out of range'}: {why}")
+    if constants:
+        raise InvalidEvent(Reason.NOT_JSON, f"NaN and Infinity are not JSON: {why}")
+    return document
+
+
+_MOST_DIGITS = 20
+"""Of an integer of 64 bits, with its sign; larger ones are floats, as orjson has them."""
+
+
+def _integer(text: str) -> int | float:
+    number = int(text) if len(text) <= _MOST_DIGITS else math.inf
+    return number if -(2**63) <= number < 2**64 else float(text)
+
+
+def _scores(document: Any) -> Iterator[float]:
+    results = document.get("results") if isinstance(document, dict) else None
+    for candidate in results if isinstance(results, list) else ():
+        if isinstance(candidate, dict):
+            for name in _SCORES:
+                if isinstance(candidate.get(name), float):
+                    yield candidate[name]
+
+
+_SCORES = ("score", "initial_score", "frame_score")
+
+
+def _hinted(error: str, hint: str | None) -> str:
+    return f"{error}; it looks like {hint}" if hint else error
+
+
+def _check_times(model: type[Event], document: Any) -> None:
+    """Refuse what msgspec takes for a time beside RFC 3339: a space for the T, an offset without its colon."""
+    for name in TIME_FIELDS[model]:
+        if not TIME.fullmatch(document[name]):
+            raise InvalidEvent(Reason.WRONG_TYPE, f"{name} is not a time as RFC 3339 writes it: {document[name]!r:.80}")
 
 
 _LIMIT_WORDS = ("length <=", "length >=")

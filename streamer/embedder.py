@@ -42,7 +42,7 @@ import tenacity
 
 from streamer import faults
 from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, now
-from streamer.kafka import Output, dead_letter
+from streamer.kafka import Outputs, dead_letter
 from streamer.shortages import Shortages
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.health import Health
-    from streamer.kafka import InFlightRecord, Record
+    from streamer.kafka import InFlightRecord, Output
     from streamer.metrics import Metrics
     from streamer.settings import EmbedSettings
     from streamer.store import Store
@@ -155,8 +155,8 @@ class Embedder:
         health: Health,
     ) -> None:
         self._settings = settings
-        self._output = settings.topic(EMBED.output)
         self._codec = codec
+        self._outputs = Outputs(settings, EMBED, codec.content_type)
         self._encoder = encoder
         self._store = store
         self._fetcher = fetcher
@@ -343,24 +343,25 @@ class Embedder:
             self._done(delete.in_flight, [])
 
     def _put(self, uploads: Sequence[Upsert]) -> None:
-        current = [self._clip(each) for each in uploads if not each.in_flight.revoked]
+        current = [each for each in uploads if not each.in_flight.revoked]
         if not current:
             return
-        outcomes = self._store.put(current)
+        outcomes = self._store.put([self._clip(each) for each in current])
         faults.reach(faults.FaultPoint.STORED)
         self._health.ready("store")
         searchable_at = now()
-        for clip, outcome in zip(current, outcomes, strict=True):
+        for each, outcome in zip(current, outcomes, strict=True):
             if outcome is PutOutcome.SUPERSEDED:
                 self._metrics.superseded.inc()
             else:
-                self._metrics.freshness.observe(max(0.0, (searchable_at - clip.uploaded_at).total_seconds()))
+                fresh_s = max(0.0, (searchable_at - each.event.uploaded_at).total_seconds())
+                self._metrics.freshness.observe(fresh_s, each.in_flight.exemplar)
 
     def _clip(self, upsert: Upsert) -> Clip:
         return Clip(
             clip_id=upsert.event.clip_id,
             uploaded_at=upsert.event.uploaded_at,
-            position=_position(upsert.in_flight.record),
+            position=Position.of(upsert.in_flight.record.log, upsert.in_flight.record.order),
             duration_ms=upsert.duration_ms,
             vectors=upsert.vectors,
             times_ms=np.repeat(upsert.times_ms, self._encoder.vectors_per_frame),
@@ -381,13 +382,15 @@ class Embedder:
             embedded_at=now(),
             partial=upsert.partial,
         )
-        return Output(self._output, event.clip_id.encode(), self._codec.encode(event), upsert.in_flight.carried)
+        return self._outputs.of(upsert.in_flight, event.clip_id, self._codec.encode(event))
 
     def _remove(self, delete: Delete) -> None:
         in_flight = delete.in_flight
         if in_flight.revoked:
             return
-        self._store.delete(delete.clip_id, in_flight.record.timestamp, _position(in_flight.record))
+        self._store.delete(
+            delete.clip_id, in_flight.record.timestamp, Position.of(in_flight.record.log, in_flight.record.order)
+        )
         faults.reach(faults.FaultPoint.STORED)
         self._health.ready("store")
         self._metrics.deleted.inc()
@@ -426,10 +429,6 @@ class Embedder:
             return
         log.error("embedding failed", place=in_flight.record.place, exc_info=error)
         self._done(in_flight, [dead_letter(in_flight.record, reason, f"{type(error).__name__}: {error}")])
-
-
-def _position(record: Record) -> Position:
-    return Position.of(record.log, record.offset, record.leader_epoch)
 
 
 def _bytes_of_frames(loaded: Loaded) -> int:

@@ -83,7 +83,7 @@ class Endpoints:
         exposition = make_wsgi_app(metrics.registry)
         probes = {"/livez": health.liveness_problems, "/readyz": health.readiness_problems}
 
-        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             path = environ.get("PATH_INFO", "")
             admitted = access.admits(environ.get("HTTP_AUTHORIZATION", ""))
             headers = [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")]
@@ -102,6 +102,16 @@ class Endpoints:
             status = "200 OK" if not problems else "503 Service Unavailable" if probe else "404 Not Found"
             start_response(status, headers)
             return ["\n".join([*(problems or ["ok"]), *notes, ""]).encode()]
+
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            if environ["REQUEST_METHOD"] != "HEAD":
+                return answer(environ, start_response)
+            started: list[tuple[str, list[tuple[str, str]]]] = []
+            got = {**environ, "REQUEST_METHOD": "GET"}
+            size = sum(map(len, answer(got, lambda status, headers: started.append((status, headers)))))
+            [(status, headers)] = started
+            start_response(status, [*headers, ("Content-Length", str(size))])
+            return []
 
         tls = _Certificate(access.cert, access.key) if access.cert and access.key else None
         kind = type("Server", (_Server,), {"tls": tls, "address_family": _family(host)})

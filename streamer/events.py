@@ -8,6 +8,7 @@ checked in ``__post_init__`` and raise the same :class:`InvalidEvent`.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections import Counter
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -86,7 +87,20 @@ class Degraded(StrEnum):
 Normalization = Literal["minmax", "zscore", "none"]
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES, description="At most 512 bytes of UTF-8")]
-Time = Annotated[dt.datetime, msgspec.Meta(tz=True, description="RFC 3339")]
+_TIME = (
+    # No leap second, no year 0, and nothing that is before year 1 or after 9999 in UTC: no datetime holds those.
+    "^(?!0000|0001-01-01.*[+]|9999-12-31.*-[0-9]{2}:[0-9]{2}$)"
+    "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt]"
+    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]+)?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+)
+TIME = re.compile(_TIME.removesuffix("$"))
+"""What a time looks like, for ``fullmatch``; the schemas have it too, since to them ``date-time`` is only a note."""
+_BLANK = r"\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+"""All that is white space to Unicode, to Python or to ECMAScript, which differ in what ``\\s`` is."""
+
+Time = Annotated[
+    dt.datetime, msgspec.Meta(tz=True, description="RFC 3339, no leap second", extra_json_schema={"pattern": _TIME})
+]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, description="Milliseconds from the start of the clip")]
 
@@ -147,7 +161,7 @@ class QueryResults(msgspec.Struct, frozen=True, kw_only=True):
     """Topic ``query.results``, key query_id: the engine's results, best candidate first."""
 
     query_id: Id
-    query: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_QUERY_CHARS, pattern=r"\S")]
+    query: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_QUERY_CHARS, pattern=f"[^{_BLANK}]")]
     engine: Annotated[str, msgspec.Meta(max_length=MAX_ENGINE_CHARS)]
     issued_at: Time
     results: Annotated[list[Candidate], msgspec.Meta(max_length=MAX_RESULTS)]
@@ -207,6 +221,12 @@ TOPICS: dict[str, type[Event]] = {
     "query.reranked": QueryReranked,
 }
 """The event type of each topic, by the topic's name without prefix."""
+
+
+TIME_FIELDS: dict[type[Event], tuple[str, ...]] = {
+    model: tuple(name for name, kind in model.__annotations__.items() if kind == "Time") for model in TOPICS.values()
+}
+"""The names of each event's times."""
 
 
 def now() -> dt.datetime:

@@ -97,6 +97,10 @@ class Health:
         if gone is not None:
             log.info("condition ready", condition=condition, service_ready=ready)
 
+    def is_ready(self, condition: str) -> bool:
+        """Tell whether a condition is ready."""
+        return condition not in self._not_ready
+
     def note(self, name: str, text: str) -> None:
         """Let the readiness probe tell this too, ready or not; it depends on nothing."""
         self._notes[name] = text

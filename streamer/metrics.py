@@ -80,6 +80,11 @@ CATALOGUE = {
         "streamer_events_dead_lettered_total", "counter", "events", ("topic", "reason"),
         "Records written to the dead-letter topic of their input topic.", "Which events cannot be processed, and why?",
     ),
+    "retimed": Metric(
+        "streamer_output_timestamps_refused_total", "counter", "events", ("topic",),
+        "Outputs produced with the current time, since their topic refused the input record's.",
+        "Do event-time joins miss outputs?",
+    ),
     "deleted": Metric(
         "streamer_clips_deleted_total", "counter", "clips", (),
         "Deletes (null values) applied to the store.", "Do deletes arrive?",
@@ -301,6 +306,7 @@ class Metrics:
     consumed: Counter
     produced: Counter
     dead_lettered: Counter
+    retimed: Counter
     deleted: Counter
     superseded: Counter
     candidates: Counter
@@ -379,10 +385,12 @@ class _Labelled(Collector):
 
 
 def _make(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    # OpenMetrics has a unit only where the name ends in it.
+    unit = metric.unit if metric.name.removesuffix("_total").endswith(f"_{metric.unit}") else ""
     if metric.kind == "histogram":
-        return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry)
+        return Histogram(metric.name, metric.help, metric.labels, unit=unit, buckets=metric.buckets, registry=registry)
     kind = Counter if metric.kind == "counter" else Gauge
-    return kind(metric.name, metric.help, metric.labels, registry=registry)
+    return kind(metric.name, metric.help, metric.labels, unit=unit, registry=registry)
 
 
 def markdown() -> str:

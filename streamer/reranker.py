@@ -17,7 +17,7 @@ import structlog
 
 from streamer import faults
 from streamer.events import Degraded, InvalidEvent, QueryResults, Reason, RerankedCandidate, Status, now
-from streamer.kafka import InFlightRecord, Output, dead_letter
+from streamer.kafka import InFlightRecord, Outputs, dead_letter
 from streamer.method import answer, rerank_candidates, unscored
 from streamer.stages import Stage
 from streamer.store import StoreUnavailableError
@@ -63,8 +63,8 @@ class Reranker:
         health: Health,
     ) -> None:
         self._settings = settings
-        self._output = settings.topic(RERANK.output)
         self._codec = codec
+        self._outputs = Outputs(settings, RERANK, codec.content_type)
         self._policy = policy
         self._queries = queries
         self._model_id = model_id
@@ -176,8 +176,9 @@ class Reranker:
         degraded: Degraded | None = None,
     ) -> None:
         reranked = answer(self._policy.method_for(event), event, results, self._model_id, degraded)
-        output = Output(self._output, event.query_id.encode(), self._codec.encode(reranked), in_flight.carried)
-        in_flight.complete([output], since=event.issued_at)
+        in_flight.complete(
+            [self._outputs.of(in_flight, event.query_id, self._codec.encode(reranked))], since=event.issued_at
+        )
 
     def _failed(self, in_flight: InFlightRecord, error: Exception) -> None:
         """Dead-letter a record on which our own code failed, so that nothing is lost and its partition continues."""

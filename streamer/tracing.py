@@ -1,6 +1,6 @@
 """A trace of each record: spans by OpenTelemetry, in the trace that the record's ``traceparent`` names.
 
-Off by default; then no tracing code runs for a record, and ``traceparent`` is copied to its outputs unchanged. When it
+Off by default; then no tracing code runs for a record, and its context is copied to its outputs unchanged. When it
 is on, a record has one span from its receipt to its commit, ``<topic> process``, whose parent is the record's own
 ``traceparent``, and a child span for each of its stages, named like the stage's metrics. The record's outputs have that
 first span as their ``traceparent``, so that their consumers continue the trace.
@@ -14,6 +14,7 @@ a bounded queue; if it is full, spans are dropped, and no record waits for it.
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,24 @@ if TYPE_CHECKING:
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
-TRACEPARENT = "traceparent"
+TRACEPARENT, TRACESTATE, BAGGAGE = "traceparent", "tracestate", "baggage"
+"""Headers of W3C's Trace Context and Baggage."""
+_CONTEXT = (TRACEPARENT, TRACESTATE)
 _FLUSH_MS = 1_000
 """Seconds for exporting the last spans when the service ends."""
+
+
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f][13579bdf](-.*)?")
+_NO_TRACE = "0" * 32
+
+
+def exemplar(headers: Headers) -> dict[str, str] | None:
+    """Return the trace in which a record was sampled, as the labels of an OpenMetrics exemplar; None where in none."""
+    given = next((value for name, value in headers if name == TRACEPARENT and value), None)
+    found = _TRACEPARENT.fullmatch(given) if given is not None else None
+    if found is None or found[1].decode() == _NO_TRACE:
+        return None
+    return {"trace_id": found[1].decode(), "span_id": found[2].decode()}
 
 
 class Tracing:
@@ -79,7 +95,7 @@ class Trace:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
         propagator = TraceContextTextMapPropagator()
-        given = {name: (value or b"").decode("ascii", "replace") for name, value in headers if name == TRACEPARENT}
+        given = {name: (value or b"").decode("ascii", "replace") for name, value in headers if name in _CONTEXT}
         self._tracer = tracer
         self._span: Span = tracer.start_span(
             f"{topic} process",
@@ -96,8 +112,14 @@ class Trace:
         self._context = set_span_in_context(self._span)
         carrier: dict[str, str] = {}
         propagator.inject(carrier, self._context)
-        self.traceparent = carrier[TRACEPARENT].encode()
-        """The ``traceparent`` of the record's outputs."""
+        self._propagated = tuple((name, text.encode()) for name, text in carrier.items())
+
+    def propagated(self, headers: Headers) -> Headers:
+        """Return the headers of what the record causes, with this span as its parent.
+
+        ``tracestate`` goes on where its ``traceparent`` was valid; otherwise W3C has it discarded.
+        """
+        return (*(each for each in headers if each[0] not in _CONTEXT), *self._propagated)
 
     def stage(self, name: str, began_ns: int, **attributes: Any) -> None:
         """Report a stage that has just ended; ``began_ns``: nanoseconds since 1970."""

@@ -23,6 +23,10 @@ _MAX_ERROR_CHARS = 1_000
 
 GROUP_HEADER = "dlq.group"
 """Header of a dead letter: the full name of the consumer group that could not process the record."""
+TIMESTAMP_HEADER = "dlq.timestamp"
+"""Header of a dead letter: the record's own time, in milliseconds since 1970. The dead letter's time is its own."""
+TIMESTAMP_TYPE_HEADER = "dlq.timestamp_type"
+"""Header of a dead letter: whose time that was, ``CreateTime`` or ``LogAppendTime``."""
 LAST_OFFSET_HEADER = "dlq.last_offset"
 """Header of a dead letter that stands for a whole batch: the last of its offsets."""
 REDRIVEN_FROM = "dlq.redriven_from"
@@ -42,6 +46,8 @@ def dead_letter(record: Record, reason: Reason, error: str, *, attempts: int = 1
         ("dlq.topic", record.topic),
         ("dlq.partition", str(record.partition)),
         ("dlq.offset", str(record.offset)),
+        *(((TIMESTAMP_HEADER, str(record.timestamp_ms)),) if record.timestamp_type else ()),
+        *(((TIMESTAMP_TYPE_HEADER, record.timestamp_type),) if record.timestamp_type else ()),
         ("dlq.attempts", str(attempts)),
         *(((GROUP_HEADER, record.group),) if record.group else ()),
         ("dlq.at", now().isoformat().replace("+00:00", "Z")),
@@ -49,16 +55,20 @@ def dead_letter(record: Record, reason: Reason, error: str, *, attempts: int = 1
     # A redriven record that fails again carries the newest reason only.
     kept = tuple((name, value) for name, value in record.headers if not name.startswith("dlq."))
     headers = kept + tuple((name, text.encode(errors="replace")) for name, text in why)
-    return Output(dead_letter_topic(record.topic), record.key, record.value, headers)
+    return Output(record.dead_letters or dead_letter_topic(record.topic), record.key, record.value, headers)
 
 
-def unreadable(partition: TopicPartition, last: int, error: str, *, log: str, group: str) -> tuple[Record, Output]:
+def unreadable(
+    partition: TopicPartition, last: int, error: str, *, log: str, group: str, dead_letters: str
+) -> tuple[Record, Output]:
     """Return what stands for the offsets from ``partition``'s to ``last``, which nobody can read, and its dead letter.
 
     Neither has a key, a value or headers of its own: all that is known of the records is their place.
     """
     place = partition.topic, partition.partition, partition.offset
-    record = Record(*place, key=None, value=None, headers=(), timestamp=now(), log=log, group=group)
+    record = Record(
+        *place, key=None, value=None, headers=(), timestamp=now(), log=log, group=group, dead_letters=dead_letters
+    )
     letter = dead_letter(record, Reason.UNREADABLE, error)
     headers = (*letter.headers, (LAST_OFFSET_HEADER, str(last).encode()))
     return record, Output(letter.topic, None, None, headers)

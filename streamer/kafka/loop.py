@@ -1,9 +1,9 @@
 """The consume loop: poll records, hand them to the pipeline, commit completed ones; one thread owns both Kafka clients.
 
-Records are processed in the pipeline's threads (:class:`Pipeline`). The loop's thread never waits for slow processing,
-so polling, heartbeats and rebalances go on while a clip takes a minute; a partition whose queue is full is paused.
-Completed records are committed in transactions (:mod:`streamer.kafka.commit.transactions`), also out of order
-(:mod:`streamer.kafka.inflight.offsets`).
+Records are processed in the threads of a :class:`~streamer.kafka.pipeline.Pipeline`. The loop's thread never waits for
+slow processing, so polling, heartbeats and rebalances go on while a clip takes a minute; a partition whose queue is
+full is paused. Completed records are committed in transactions (:mod:`streamer.kafka.commit.transactions`), also out
+of order (:mod:`streamer.kafka.inflight.offsets`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -20,9 +20,10 @@ from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import refused
 from streamer.kafka.commit.committer import Committer, LostCommitError
 from streamer.kafka.commit.group import GroupMembership
+from streamer.kafka.commit.outcomes import FencedError, RestartError
 from streamer.kafka.commit.rotation import Rotation
-from streamer.kafka.commit.transactions import FencedError, RestartError
 from streamer.kafka.inflight.partitions import Assignment
+from streamer.kafka.pipeline import FatalError
 from streamer.kafka.records import InFlightRecord, record_of, redriven_for
 from streamer.kafka.watch.monitor import Monitor
 from streamer.kafka.watch.resets import Resets
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from streamer.health import Health
     from streamer.kafka.inflight.partitions import AssignedPartition
+    from streamer.kafka.pipeline import Pipeline, Stop
     from streamer.kafka.records import Record
     from streamer.metrics import Metrics
     from streamer.settings import ServiceSettings
@@ -64,32 +66,6 @@ _REFUSED_WAIT_S = 2.0
 is refused."""
 
 
-class FatalError(Exception):
-    """The service cannot go on; the process ends with exit code 1 and its supervisor starts it again."""
-
-
-class Stop(threading.Event):
-    """The request to stop, and when it was made: ``at`` on the monotonic clock, 0.0 before."""
-
-    at = 0.0
-
-    def set(self) -> None:
-        """Request the stop; only the first request sets the time."""
-        self.at = self.at or time.monotonic()
-        super().set()
-
-
-class Pipeline(Protocol):
-    """Turns records into outputs, in threads of its own."""
-
-    def submit(self, records: Sequence[InFlightRecord]) -> None:
-        """Take records in flight, each partition's in offset order, and call ``complete`` of each one later.
-
-        Must not block.
-        """
-        ...
-
-
 class Loop:
     """Processes one input topic exactly once: outputs and offsets are committed together."""
 
@@ -108,6 +84,7 @@ class Loop:
         self._service = service
         self._topic = settings.topic(service.input)
         self._group = settings.group(service.group)
+        self._dead_letters = settings.topic(service.dead_letters)
         self._metrics = metrics
         self._health = health
         self._tracing = tracing
@@ -292,9 +269,8 @@ class Loop:
             return None
         if partition.goes_back(message.offset() or 0):
             partition = self._rewind(partition, message.offset() or 0)
-        return self._begin(
-            partition, record_of(message, log=partition.log, group=self._group), leader_epoch=message.leader_epoch()
-        )
+        record = record_of(message, log=partition.log, group=self._group, dead_letters=self._dead_letters)
+        return self._begin(partition, record, leader_epoch=message.leader_epoch())
 
     def _begin(
         self, partition: AssignedPartition, record: Record, *, leader_epoch: int | None = None

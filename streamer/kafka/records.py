@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
 
-from streamer.topology import DLQ_SUFFIX
-from streamer.tracing import TRACEPARENT
+from streamer.tracing import exemplar
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from confluent_kafka import KafkaError, Message, Producer
 
     from streamer.tracing import Trace
 
 log = structlog.get_logger()
+
+_OFFSET_BITS = 40
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -49,10 +51,25 @@ class Record:
     headers: Headers
     timestamp: dt.datetime
     log: str = ""
-    leader_epoch: int | None = None
-    """Of the leader that wrote the record; None where that is not known."""
     group: str = ""
     """Full name of the consumer group as whose member we read it; empty outside a group."""
+    dead_letters: str = ""
+    """Full name of the topic for its dead letter; empty: its own topic's name and the suffix."""
+    timestamp_ms: int = -1
+    """The record's own time as it is in the log, in milliseconds since 1970; -1 where it has none."""
+    timestamp_type: str = ""
+    """Whose time that is: ``CreateTime`` the producer's, ``LogAppendTime`` the broker's, empty where it has none."""
+    leader_epoch: int = 0
+    """The epoch of the partition's leader when it was written; 0 where the broker does not say."""
+
+    @property
+    def order(self) -> int:
+        """Its place among all records that ``log`` ever had: later ones have higher numbers.
+
+        A log that lost its end gives the same offsets again, under a leader of a later epoch. Offsets have 40 bits, a
+        trillion records in a partition, and epochs 23.
+        """
+        return self.leader_epoch << _OFFSET_BITS | self.offset
 
     @property
     def size(self) -> int:
@@ -75,6 +92,10 @@ class Output:
     headers: Headers
     partition: int = -1
     """Where it goes; -1 leaves that to the key."""
+    timestamp: int | None = None
+    """Its time in milliseconds since 1970; None is the time at which it is produced."""
+    retimed: bool = False
+    """Whether the topic has refused the time that it had before (``message.timestamp.before.max.ms`` and ``after``)."""
 
     @property
     def size(self) -> int:
@@ -86,9 +107,7 @@ def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
     return 200 + len(key or b"") + len(value or b"") + sum(len(name) + len(data or b"") for name, data in headers)
 
 
-def carried(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
-    """Return the headers that are copied to a record's outputs: W3C trace context and CloudEvents."""
-    return tuple((name, value) for name, value in headers if name == "traceparent" or name.startswith("ce_"))
+_TIMESTAMP_TYPES = {TIMESTAMP_CREATE_TIME: "CreateTime", TIMESTAMP_LOG_APPEND_TIME: "LogAppendTime"}
 
 
 def redriven_for(record: Record) -> str | None:
@@ -102,8 +121,7 @@ def redriven_for(record: Record) -> str | None:
 
 def dead_letter_reason(output: Output) -> str | None:
     """Return the reason of a dead letter, None for any other output."""
-    if not output.topic.endswith(DLQ_SUFFIX):
-        return None
+    # No other output has such a header: it is not among those that are carried over.
     return next((value.decode() for name, value in output.headers if name == REASON_HEADER and value), None)
 
 
@@ -130,12 +148,11 @@ class InFlightRecord:
         self._wake = wake
 
     @property
-    def carried(self) -> Headers:
-        """The headers that its outputs inherit; where it is traced, their ``traceparent`` is the record's own span."""
-        headers = carried(self.record.headers)
-        if self.trace is None:
-            return headers
-        return (TRACEPARENT, self.trace.traceparent), *(each for each in headers if each[0] != TRACEPARENT)
+    def exemplar(self) -> dict[str, str] | None:
+        """The trace that it belongs to, for a histogram's exemplar: its own span, or that of its ``traceparent``."""
+        if self.trace is not None:
+            return exemplar(self.trace.propagated(()))
+        return exemplar(self.record.headers) if self.record.headers else None
 
     def trace_stage(self, name: str, began_ns: int, **attributes: Any) -> None:
         """Tell the record's trace, where it has one, of a stage that has just ended; ``began_ns`` since 1970."""
@@ -159,9 +176,9 @@ def _present(value: T | None) -> T:
     return value
 
 
-def record_of(message: Message, *, log: str = "", group: str = "") -> Record:
-    """Convert a consumed message; ``log`` and ``group`` are given by members of a group."""
-    _, milliseconds = message.timestamp()
+def record_of(message: Message, *, log: str = "", group: str = "", dead_letters: str = "") -> Record:
+    """Convert a consumed message; ``log``, ``group`` and ``dead_letters`` are given by members of a group."""
+    kind, milliseconds = message.timestamp()
     # A producer that stamps in microseconds must not date its records into the far future.
     timestamp = dt.datetime.fromtimestamp(min(max(0.0, milliseconds / 1000), time.time()), dt.UTC)
     return Record(
@@ -173,8 +190,11 @@ def record_of(message: Message, *, log: str = "", group: str = "") -> Record:
         headers=_headers(message),
         timestamp=timestamp,
         log=log,
-        leader_epoch=message.leader_epoch(),
         group=group,
+        dead_letters=dead_letters,
+        timestamp_ms=milliseconds if kind in _TIMESTAMP_TYPES else -1,
+        timestamp_type=_TIMESTAMP_TYPES.get(kind, ""),
+        leader_epoch=message.leader_epoch() or 0,
     )
 
 
@@ -186,6 +206,10 @@ def _headers(message: Message) -> Headers:
         place = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset()}
         log.warning("headers dropped, a name is not UTF-8", **place, error=str(error))
         return ()
+
+
+_NOW = 0
+"""The timestamp by which the client takes the current time."""
 
 
 def enqueue(producer: Producer, output: Output, delivered: Callable[[KafkaError | None, Message], None]) -> None:
@@ -201,6 +225,7 @@ def enqueue(producer: Producer, output: Output, delivered: Callable[[KafkaError 
                 key=output.key,
                 partition=output.partition,
                 headers=list(output.headers),
+                timestamp=output.timestamp or _NOW,
                 on_delivery=delivered,
             )
         except BufferError:

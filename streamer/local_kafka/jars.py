@@ -48,10 +48,10 @@ class Jar:
         return f"{self.group}:{self.artifact}:{self.version}"
 
 
-def read_lock() -> list[Jar]:
-    """Return the pinned jars."""
+def read_lock(path: Path | None = None) -> list[Jar]:
+    """Return the jars that a lock pins: those of the broker where no other one is named."""
     jars = []
-    for line in _LOCK.read_text(encoding="utf-8").splitlines():
+    for line in (path or _LOCK).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             coordinates, digest = line.split()
             group, artifact, version = coordinates.split(":")

@@ -8,6 +8,7 @@ property through to librdkafka.
 
 from __future__ import annotations
 
+from streamer.settings.base import Group
 from streamer.settings.commands import (
     COMMANDS,
     BenchmarkSettings,
@@ -29,12 +30,10 @@ from streamer.settings.groups import (
     Device,
     Dtype,
     EmbeddingSettings,
-    Group,
     IntakeSettings,
-    LogSettings,
     MethodSettings,
-    MetricsSettings,
     ModelSettings,
+    OutputSettings,
     Precision,
     QuerySettings,
     Sandbox,
@@ -43,10 +42,9 @@ from streamer.settings.groups import (
     StoreReadSettings,
     StoreSettings,
     StoreWriteSettings,
-    TargetSettings,
-    TracingSettings,
 )
 from streamer.settings.loading import load
+from streamer.settings.observability import LogSettings, MetricsSettings, TargetSettings, TracingSettings
 from streamer.settings.reference import as_variables, described_default, markdown, unknown_variables
 
 __all__ = [
@@ -66,6 +64,7 @@ __all__ = [
     "MethodSettings",
     "MetricsSettings",
     "ModelSettings",
+    "OutputSettings",
     "Precision",
     "QuerySettings",
     "ReplaySettings",

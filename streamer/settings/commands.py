@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streamer.settings.base import Group
 from streamer.settings.groups import (
     Brokers,
     Connection,
     EmbeddingSettings,
-    Group,
     IntakeSettings,
-    LogSettings,
     MethodSettings,
-    MetricsSettings,
     ModelSettings,
+    OutputSettings,
     QuerySettings,
     SandboxSettings,
     ServiceSettings,
     StoreReadSettings,
     StoreSettings,
     StoreWriteSettings,
-    TargetSettings,
-    TracingSettings,
 )
+from streamer.settings.observability import LogSettings, MetricsSettings, TargetSettings, TracingSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 
 class EmbedSettings(
     ServiceSettings,
+    OutputSettings,
     ModelSettings,
     StoreWriteSettings,
     EmbeddingSettings,
@@ -43,6 +42,7 @@ class EmbedSettings(
 
 class RerankSettings(
     ServiceSettings,
+    OutputSettings,
     ModelSettings,
     StoreReadSettings,
     MethodSettings,

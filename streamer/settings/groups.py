@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from streamer.events import MAX_RESULTS
 from streamer.method import Method
 from streamer.scoring import Normalization
+from streamer.settings.base import Group, read_password
 from streamer.settings.errors import invalid_setting
-from streamer.topology import SERVICES
+from streamer.topology import DLQ_SUFFIX, SERVICES, dead_letter_topic
 
 Precision = Literal["float32", "float16", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 Sandbox = Literal["require", "permissive"]
-
-
-class Group(BaseModel):
-    """Settings that belong together."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 # -- Kafka ---------------------------------------------------------------------------------------------------
@@ -69,6 +65,13 @@ def flat_properties(value: dict[str, object]) -> dict[str, str]:
     return flat
 
 
+TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] | None
+
+
+def _own_topic(of: str) -> Any:
+    return Field(None, description=f"Full name of the topic of {of}; no prefix precedes it")
+
+
 class Connection(Brokers):
     """How to reach Kafka, and what our topics and consumer groups are called there."""
 
@@ -84,13 +87,48 @@ class Connection(Brokers):
         "can share topics",
     )
 
+    topic_clips_uploaded: TopicName = _own_topic("uploads, clips.uploaded")
+    topic_clips_embedded: TopicName = _own_topic("announcements, clips.embedded")
+    topic_query_results: TopicName = _own_topic("query results, query.results")
+    topic_query_reranked: TopicName = _own_topic("reranked results, query.reranked")
+    topic_clips_uploaded_dlq: TopicName = _own_topic("dead letters of uploads, by default that of uploads and .dlq")
+    topic_query_results_dlq: TopicName = _own_topic(
+        "dead letters of queries, by default that of query results and .dlq"
+    )
+    group_embed: TopicName = Field(
+        None,
+        description="Consumer group of embed instead of streamer-embed; the suffix follows it, no prefix precedes it",
+    )
+    group_rerank: TopicName = Field(
+        None,
+        description="Consumer group of rerank instead of streamer-rerank; the suffix follows it, no prefix precedes it",
+    )
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        names = [self.topic(name) for service in SERVICES.values() for name in service.topics]
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(f"topic_*: {twice} is the name of two topics: what is written would be read again")
+        groups = [self.group(service.group) for service in SERVICES.values()]
+        if len(set(groups)) != len(groups):
+            raise ValueError(f"group_embed, group_rerank: both services would be in the group {groups[0]}")
+        return self
+
     def topic(self, name: str) -> str:
-        """Return the full name of a topic."""
+        """Return the full name of a topic: the one that a setting gives it, or the prefix and ``name``."""
+        own: str | None = getattr(self, f"topic_{name.replace('.', '_')}", None)
+        if own is not None:
+            return own
+        if name.endswith(DLQ_SUFFIX):
+            return dead_letter_topic(self.topic(name.removesuffix(DLQ_SUFFIX)))
         return self.topic_prefix + name
 
     def group(self, name: str) -> str:
         """Return the full name of a consumer group or transactional id."""
-        return self.topic_prefix + name + self.group_suffix
+        role = next((service.role for service in SERVICES.values() if service.group == name), None)
+        own: str | None = getattr(self, f"group_{role}", None) if role else None
+        return (own if own is not None else self.topic_prefix + name) + self.group_suffix
 
 
 class ServiceSettings(Connection):
@@ -118,6 +156,25 @@ class ServiceSettings(Connection):
         300.0,
         gt=0,
         description="Fail /livez if a worker is busy with one call for this many seconds (consume loop: at most 60)",
+    )
+
+
+class OutputSettings(Group):
+    """How the outputs are marked."""
+
+    output_timestamps: Literal["input", "now"] = Field(
+        "input",
+        description="Time of output records: input: that of the record that they answer, so that event-time joins and "
+        "replays match; now: when they are produced",
+    )
+    cloudevents: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="CloudEvents attributes on outputs; auto: where the record that they answer is a CloudEvent",
+    )
+    cloudevents_source: str | None = Field(
+        None,
+        pattern=r"^[!-~]{1,1000}$",
+        description="ce_source of outputs, a URI reference; by default / and the consumer group's name",
     )
 
 
@@ -210,7 +267,7 @@ class StoreSettings(Group):
 
     def read_store_password(self) -> str | None:
         """Return the password, from its file where there is one; :class:`SettingsError` if that cannot be read."""
-        return _read_password("store_password", self.store_password, self.store_password_file)
+        return read_password("store_password", self.store_password, self.store_password_file)
 
 
 class StoreWriteSettings(StoreSettings):
@@ -332,84 +389,3 @@ _LISTS_IN_JSON = {
     "allowed_uris": '["file:/clips", "https://cdn.example.com/"]',
     "allowed_networks": '["10.0.0.0/8", "fd00::/8"]',
 }
-
-
-# -- observability -------------------------------------------------------------------------------------------
-
-
-class MetricsSettings(Group):
-    """The HTTP endpoint with metrics and probes."""
-
-    metrics_host: str = Field("0.0.0.0", description="Address of /metrics, /livez and /readyz")  # noqa: S104
-    metrics_port: int | None = Field(
-        None, ge=0, le=65_535, description="Port of /metrics, /livez and /readyz; 0: any free port"
-    )
-    metrics_user: str | None = Field(
-        None, min_length=1, description="User name that /metrics asks for; the probes ask for none"
-    )
-    metrics_password: SecretStr | None = Field(
-        None, description="Password that /metrics asks for; prefer the variable or a file to the flag"
-    )
-    metrics_password_file: Path | None = Field(None, description="File that holds the password that /metrics asks for")
-    metrics_cert: Path | None = Field(None, description="PEM file with the certificate (chain) for TLS on that port")
-    metrics_key: Path | None = Field(None, description="PEM file with the key of that certificate")
-
-    def read_metrics_password(self) -> str | None:
-        """Return the password, from its file where there is one; :class:`SettingsError` if that cannot be read."""
-        return _read_password("metrics_password", self.metrics_password, self.metrics_password_file)
-
-
-class TracingSettings(Group):
-    """Traces of single records."""
-
-    tracing: Literal["off", "otlp"] = Field(
-        "off",
-        description="otlp: send a trace of each record by OTLP/HTTP to the collector that the OTEL_* variables name "
-        "(needs the extra otel)",
-    )
-
-
-class TargetSettings(Group):
-    """The instances that are watched."""
-
-    targets: Annotated[tuple[str, ...], NoDecode] = Field(
-        tuple(f"http://localhost:{service.metrics_port}" for service in SERVICES.values()),
-        min_length=1,
-        repr=False,  # it may hold passwords
-        description="URLs of the /metrics of the instances to watch, comma-separated; https://USER:PASSWORD@HOST:PORT "
-        "where they are protected",
-    )
-    targets_ca: Path | None = Field(
-        None,
-        description="PEM file with the certificate authorities that https targets are checked against, instead of the "
-        "system's",
-    )
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        if value.startswith("["):  # as the other lists are written
-            return orjson.loads(value)
-        return [part.strip() for part in value.split(",") if part.strip()]
-
-
-class LogSettings(Group):
-    """What is logged, and how it looks."""
-
-    log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="Format of log lines; auto: console on a terminal, else JSON"
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest severity that is logged"
-    )
-
-
-def _read_password(name: str, given: SecretStr | None, file: Path | None) -> str | None:
-    if file is None:
-        return given.get_secret_value() if given else None
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise invalid_setting(f"{name}_file", error) from None

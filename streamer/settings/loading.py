@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from streamer.settings.base import Group
 from streamer.settings.commands import Settings
 from streamer.settings.errors import ENV_PREFIX, SettingsError, invalid_setting
-from streamer.settings.groups import Group, flat_properties
+from streamer.settings.groups import flat_properties
 from streamer.settings.reference import is_secret
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def load(
         return command.model_validate(_merged(layers, command.model_fields))
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of several settings, which the message names
+            raise SettingsError(first["msg"].removeprefix("Value error, ")) from None
         name = str(first["loc"][0])
         shown = "" if is_secret(name) else f"; got {str(first['input'])[:100]!r}"
         raise invalid_setting(name, first["msg"].removeprefix("Value error, ") + shown) from None

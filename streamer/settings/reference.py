@@ -15,7 +15,7 @@ from streamer.settings.errors import ENV_PREFIX
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from streamer.settings.groups import Group
+    from streamer.settings.base import Group
 
 _DEFAULTS_IN_WORDS = {
     "kafka": "",

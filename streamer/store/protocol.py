@@ -34,12 +34,10 @@ class StoreUnavailableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The position of an event: ``log`` is the hash of its partition's name, ``offset`` (>= 0) orders its events.
+    """The position of an event: ``log`` is the hash of its partition's name, ``offset`` (>= 0) its order there.
 
-    A partition that has lost its end gives the same offsets to other events, under a later leader. The lower 43 bits of
-    ``offset`` are therefore Kafka's offset, and the bits above are the epoch of the leader that wrote the event, plus
-    one: both only grow within a partition, and what is written after a loss is later than what was lost. The upper bits
-    are 0 if the epoch is unknown, as in records of earlier versions; only offsets are compared then.
+    That is its offset, with the epoch of the partition's leader in the higher bits: offsets are used again where a log
+    has lost its end (:attr:`streamer.kafka.records.Record.order`).
 
     Not sortable: positions in different partitions have no order.
     """
@@ -48,28 +46,13 @@ class Position:
     offset: int
 
     @classmethod
-    def of(cls, log_name: str, offset: int, leader_epoch: int | None = None) -> Position:
+    def of(cls, log_name: str, offset: int) -> Position:
         """Return the position ``offset`` in the partition with the unique name ``log_name``."""
-        epoch = 0 if leader_epoch is None or leader_epoch < 0 else leader_epoch + 1
-        if epoch < _EPOCHS and offset <= _OFFSET:
-            offset |= epoch << _OFFSET_BITS
         return cls(xxh3_64_intdigest(log_name.encode()), offset)
 
     def precedes(self, other: Position) -> bool:
         """Return whether this is earlier in the same partition; False if the partitions differ."""
-        if self.log != other.log:
-            return False
-        mine, its = self.offset >> _OFFSET_BITS, other.offset >> _OFFSET_BITS
-        if mine and its and mine != its:
-            return mine < its
-        return self.offset & _OFFSET < other.offset & _OFFSET
-
-
-_OFFSET_BITS = 43
-_OFFSET = (1 << _OFFSET_BITS) - 1
-"""The largest offset that leaves room for an epoch: a partition of a million records a second has it after 100 days."""
-_EPOCHS = 1 << 20
-"""How many epochs fit above it into a signed number of 64 bits."""
+        return self.log == other.log and self.offset < other.offset
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from streamer.kafka.readers.tail import Tail
 from streamer.metrics import CATALOGUE
 from streamer.scrape import Scrape, Window, merged, quantile
 from streamer.top.targets import TargetError
-from streamer.topology import DEAD_LETTER_TOPICS, DLQ_SUFFIX, QUERY_RERANKED, TOP
+from streamer.topology import DEAD_LETTER_TOPICS, INPUT_TOPICS, QUERY_RERANKED, TOP, dead_letter_topic
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -170,6 +170,7 @@ class Watch:
         self._pool = ThreadPoolExecutor(max(1, len(self._watched)), thread_name_prefix="scrape")
         topics = [QUERY_RERANKED, *DEAD_LETTER_TOPICS]
         self._tail = Tail(settings, [settings.topic(name) for name in topics], TOP)
+        self._sources = {settings.topic(dead_letter_topic(name)): name for name in INPUT_TOPICS}
         self._answers: deque[Answer] = deque(maxlen=_KEPT)
         self._letters: deque[Letter] = deque(maxlen=_KEPT)
 
@@ -208,7 +209,7 @@ class Watch:
             return
         headers = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
         if "dlq.reason" in headers:  # otherwise it marks dead letters that were redriven
-            source = record.topic.removeprefix(self._settings.topic_prefix).removesuffix(DLQ_SUFFIX)
+            source = self._sources[record.topic]
             key = (record.key or b"").decode(errors="replace")
             group, error = headers.get(GROUP_HEADER, ""), headers.get("dlq.error", "")
             self._letters.append(Letter(source, group, key, headers["dlq.reason"], error, record.timestamp))

@@ -20,7 +20,8 @@ from streamer.kafka import FatalError, Output, dead_letter
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
 from streamer.kafka.commit.group import GroupMembership
-from streamer.kafka.commit.transactions import RestartError, Transactions
+from streamer.kafka.commit.outcomes import RestartError
+from streamer.kafka.commit.transactions import Transactions
 from streamer.kafka.records import record_of
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load

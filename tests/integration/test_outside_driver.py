@@ -125,6 +125,9 @@ def trace() -> list[tuple[str, bytes]]:
         ("traceparent", span.encode()),
         ("ce_id", uuid.uuid4().bytes_le.hex().encode()),
         ("ce_source", "/söurce".encode()),
+        ("ce_tenant", "ténant".encode()),
+        ("tracestate", b"rojo=1"),
+        ("baggage", b"user=1"),
         ("x-shard", b"\x00\xff"),
     ]
 

@@ -24,7 +24,8 @@ from streamer.health import Health
 from streamer.kafka import Loop, Output, Stop
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
-from streamer.kafka.commit.transactions import AbortedError, Transactions
+from streamer.kafka.commit.outcomes import AbortedError
+from streamer.kafka.commit.transactions import Transactions
 from streamer.kafka.readers.publish import Reader, publish
 from streamer.metrics import Metrics
 from streamer.settings import Settings, load

@@ -98,7 +98,11 @@ def read(service: str, span: Any) -> Span:
 
 def query(number: int, **changes: object) -> Record:
     event = {"query_id": f"q{number}", "query": "a cat", "engine": "e", "issued_at": AT, "results": []} | changes
-    headers = [("traceparent", f"00-{TRACE}-{PARENT}-01".encode()), ("ce_id", b"7")] if number == 0 else []
+    headers = (
+        [("traceparent", f"00-{TRACE}-{PARENT}-01".encode()), ("tracestate", b"rojo=1"), ("ce_tenant", b"7")]
+        if number == 0
+        else []
+    )
     return Record.of(f"q{number}", event, headers)
 
 
@@ -138,7 +142,8 @@ def test_a_records_trace_goes_through_every_stage_and_on_to_what_it_causes(
     [embedded] = bus.read(EMBEDDED)
     stages = {"read", "load", "fetch", "decode", "encode", "store", "commit"}
     check_trace(spans, embedded, f"{topic_prefix}{UPLOADED}", "streamer-embed", stages)
-    assert answer.header("ce_id") == "7"
+    assert answer.header("ce_tenant") == "7"
+    assert answer.header("tracestate") == "rojo=1"
 
     # Whoever sent no traceparent gets a trace of his own; each good record has one, and so does the bad one.
     processed = [span for span in spans if span.name == f"{topic_prefix}{RESULTS} process"]

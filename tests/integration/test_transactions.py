@@ -22,7 +22,8 @@ from streamer.events import now
 from streamer.kafka import InFlightRecord, Output
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
-from streamer.kafka.commit.transactions import AbortedError, Batch, FencedError, RestartError, Transactions
+from streamer.kafka.commit.outcomes import AbortedError, Batch, FencedError, RestartError
+from streamer.kafka.commit.transactions import Transactions
 from streamer.kafka.readers.publish import Reader
 from streamer.kafka.records import Record
 from streamer.local_kafka.broker import LocalKafka

@@ -48,8 +48,10 @@ SCHEMAS = Path(__file__).parents[2] / "topics"
 
 _REQUEST_S = 5.0
 
-CARRIED = ("traceparent", "ce_")
-"""How the names of those headers begin that go from a record to all that it causes."""
+CARRIED = ("traceparent", "tracestate", "baggage", "ce_tenant")
+"""Those headers that go from a record to all that it causes."""
+OWN = ("ce_id", "ce_source", "ce_type", "ce_time")
+"""Those that identify an event, and so differ between a record and what it causes."""
 
 
 def model_dir() -> Path:
@@ -126,7 +128,7 @@ class Record:
 
     def carried(self) -> Counter[tuple[str, bytes]]:
         """Return the headers that what this record causes must have too."""
-        return Counter((name, value) for name, value in self.headers if name.startswith(CARRIED))
+        return Counter((name, value) for name, value in self.headers if name in CARRIED)
 
 
 LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # so in confluent_kafka
@@ -356,6 +358,11 @@ def check_caused(output: Record, cause: Record, topic: str) -> None:
     validator(topic).validate(output.event)
     assert output.key == cause.key
     assert cause.carried() <= Counter(output.headers)
+    assert output.header("content-type") == "application/json"
+    if any(name == "ce_id" for name, _ in cause.headers):
+        assert output.header("ce_type") == f"io.cliprerank.{topic}.v1"
+        given = dict(cause.headers)
+        assert all(output.header(name).encode() != given.get(name) for name in OWN)
 
 
 def check_dead_letter(letter: Record, original: Record) -> None:

@@ -51,6 +51,11 @@ class FakeAdmin(Client):
         names: list[str] = topics.topic_names
         return {name: self._future("describe_topics", partial(describe, name)) for name in names}
 
+    def describe_consumer_groups(self, groups: list[str], **_options: object) -> dict[str, Future[Any]]:
+        return {
+            name: self._future("describe_consumer_groups", partial(self.kafka.describe_group, name)) for name in groups
+        }
+
     def list_offsets(
         self, wanted: dict[TopicPartition, OffsetSpec], *, isolation_level: IsolationLevel, **_options: object
     ) -> dict[TopicPartition, Future[Any]]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Place: TypeAlias = tuple[str, int]
 Headers: TypeAlias = tuple[tuple[str, bytes | None], ...]
+Produced: TypeAlias = tuple[bytes | None, bytes | None, Headers, float | None]
+"""What a producer sends: key, value, headers, and the time in seconds where it sets one."""
 
 _TRANSACTION_TIMEOUT_S = 60.0
 
@@ -212,6 +214,8 @@ class Topic:
         self.topic_id = topic_id
         self.logs = [Log() for _ in range(partitions)]
         self.max_message_bytes = 1 << 30
+        self.accepts_since = float("-inf")
+        """The oldest time, in seconds, that a producer may set."""
 
 
 @dataclass(eq=False)
@@ -297,9 +301,7 @@ class Cluster:
         self.epochs[transactional_id] = self.epochs.get(transactional_id, -1) + 1
         return self.epochs[transactional_id]
 
-    def append(
-        self, transaction: Transaction | None, place: Place, records: list[tuple[bytes | None, bytes | None, Headers]]
-    ) -> list[int]:
+    def append(self, transaction: Transaction | None, place: Place, records: list[Produced]) -> list[int]:
         """Append a batch to a partition. Raises :class:`RefusedError`, for all of it."""
         name, partition = place
         if name not in self.topics:
@@ -308,11 +310,15 @@ class Cluster:
         if transaction is not None:
             self._check_open(transaction)
             transaction.places.add(place)
-        sizes = [Entry(0, *record, 0.0, None).size for record in records]
+        sizes = [Entry(0, *record[:3], 0.0, None).size for record in records]
         if sum(sizes) > self.topics[name].max_message_bytes:
             raise RefusedError(KafkaError.MSG_SIZE_TOO_LARGE)
+        if any(at is not None and at < self.topics[name].accepts_since for *_, at in records):
+            raise RefusedError(KafkaError.INVALID_TIMESTAMP)
         log = self.log(name, partition)
-        return [log.append(*record, self.clock.time(), transaction) for record in records]
+        return [
+            log.append(key, value, headers, at or self.clock.time(), transaction) for key, value, headers, at in records
+        ]
 
     def begin(self, transactional_id: str, epoch: int) -> Transaction:
         """Open a transaction, as its first partition does."""

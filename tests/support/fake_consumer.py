@@ -273,5 +273,6 @@ class FakeConsumer(Client):
 
 
 def _committed(place: Place, known: Committed) -> TopicPartition:
-    epoch: dict[str, Any] = {} if known.leader_epoch is None else {"leader_epoch": known.leader_epoch}
-    return TopicPartition(*place, known.offset, metadata=known.metadata, **epoch)
+    if known.leader_epoch is None:
+        return TopicPartition(*place, known.offset, metadata=known.metadata)
+    return TopicPartition(*place, known.offset, metadata=known.metadata, leader_epoch=known.leader_epoch)

@@ -14,19 +14,20 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import ConsumerGroupState, TopicPartition
 
 from streamer import health as health_module
 from streamer.health import Health
 from streamer.kafka import loop as loop_module
-from streamer.kafka import records
+from streamer.kafka import pipeline, records
 from streamer.kafka.client import config
-from streamer.kafka.commit import committer, transactions
+from streamer.kafka.commit import committer, sizing, transactions
 from streamer.kafka.commit.transactions import HungError
 from streamer.kafka.inflight.offsets import Progress, read_commit
-from streamer.kafka.loop import Loop, Stop
+from streamer.kafka.loop import Loop
+from streamer.kafka.pipeline import Stop
 from streamer.kafka.records import Output
-from streamer.kafka.watch import lag, monitor, topics
+from streamer.kafka.watch import lag, monitor, surplus, topics
 from streamer.metrics import Metrics
 from streamer.settings import load
 from streamer.topology import RERANK
@@ -60,6 +61,9 @@ class FakeKafka:
         self.faults: list[Fault] = []
         self.calls: list[tuple[str, str]] = []
         """Each request that a client made: its client.id and the call's name."""
+        self.described: dict[str, tuple[int, int]] = {}
+        """A group's description: how many partitions each member has, and will have, by its client.id."""
+        self.group_state = ConsumerGroupState.STABLE
         self.held: list[Callable[[], None]] | None = None
         """Where it is a list, admin clients get no answers but have them put there, to be given by calling them."""
 
@@ -95,6 +99,18 @@ class FakeKafka:
             if fault.strikes(point, self.process.name):
                 self.process.crash()
                 raise CrashError
+
+    def describe_group(self, _group: str) -> SimpleNamespace:
+        """Return what an admin client is told of the group."""
+        members = [
+            SimpleNamespace(
+                client_id=client_id,
+                assignment=SimpleNamespace(topic_partitions=[object()] * has),
+                target_assignment=SimpleNamespace(topic_partitions=[object()] * gets),
+            )
+            for client_id, (has, gets) in self.described.items()
+        ]
+        return SimpleNamespace(state=self.group_state, members=members)
 
     def bury(self, process: Process) -> None:
         """Let the group notice that a process is gone, as by a session timeout."""
@@ -174,7 +190,19 @@ def fake_kafka(partitions: int = 1) -> Iterator[FakeKafka]:
     kafka.cluster.create_topic(DEAD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, "make_client", kafka.make_client)
-        for module in (loop_module, committer, transactions, lag, monitor, topics, records, health_module):
+        for module in (
+            loop_module,
+            committer,
+            sizing,
+            pipeline,
+            transactions,
+            lag,
+            monitor,
+            surplus,
+            topics,
+            records,
+            health_module,
+        ):
             patch.setattr(module, "time", clock)
         patch.setattr(loop_module, "threading", SimpleNamespace(Event=lambda: Event(clock)))
         patch.setattr(transactions, "BoundedCalls", lambda _name: _Immediate(clock))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
-    from tests.support.fake_cluster import Headers, Place
+    from tests.support.fake_cluster import Place, Produced
     from tests.support.fake_kafka import FakeKafka
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class FakeProducer(Client):
         self._transaction: Transaction | None = None
         self._fatal: KafkaError | None = None
         self._abortable: KafkaError | None = None
-        self._queue: list[tuple[Place, tuple[bytes | None, bytes | None, Headers], Any]] = []
+        self._queue: list[tuple[Place, Produced, Any]] = []
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -83,6 +83,7 @@ class FakeProducer(Client):
         key: bytes | None = None,
         partition: int = -1,
         headers: Sequence[tuple[str, bytes | None]] = (),
+        timestamp: int = 0,
         on_delivery: Callable[[KafkaError | None, Message], None] | None = None,
     ) -> None:
         if self._id:
@@ -94,7 +95,7 @@ class FakeProducer(Client):
         def enqueue() -> None:
             partitions = len(self.cluster.topics[topic].logs) if topic in self.cluster.topics else 1
             place = topic, partition if partition >= 0 else sum(key or b"") % partitions
-            self._queue.append((place, (key, value, tuple(headers)), on_delivery))
+            self._queue.append((place, (key, value, tuple(headers), timestamp / 1_000 or None), on_delivery))
 
         self._request("produce", enqueue, 0)
 
@@ -112,7 +113,7 @@ class FakeProducer(Client):
         """Send what is queued, a batch for each partition, and report the deliveries; returns how many."""
         if self.cluster.down or not self._queue:
             return 0
-        batches: dict[Place, list[tuple[tuple[bytes | None, bytes | None, Headers], Any]]] = {}
+        batches: dict[Place, list[tuple[Produced, Any]]] = {}
         for place, record, on_delivery in self._queue:
             batches.setdefault(place, []).append((record, on_delivery))
         count, self._queue = len(self._queue), []
@@ -123,7 +124,7 @@ class FakeProducer(Client):
                     on_delivery(problem, cast("Message", FakeMessage(*place)))
         return count
 
-    def _send(self, place: Place, records: list[tuple[bytes | None, bytes | None, Headers]]) -> KafkaError | None:
+    def _send(self, place: Place, records: list[Produced]) -> KafkaError | None:
         def append() -> None:
             self.cluster.append(self._opened() if self._id else None, place, records)
 

@@ -81,7 +81,7 @@ def test_what_is_said_of_the_gains() -> None:
     ]
     growing = verdict([engine("A", 0.1, 0.1, 0.001), engine("B", 0.4, 0.2, 0.001)])
     assert growing[-1] == (
-        "The gain does not shrink from engine A to B. What is below the depth cannot rise: within it are 10 % of "
+        "The gain does not decrease from engine A to B. Clips below the depth cannot rise: within it are 10 % of "
         "engine A's and 40 % of engine B's relevant clips."
     )
     results = {"engines": [engine("A", 0.1, 0.3, 0.001)], "topics": 2, "clips": 9, "relevant_a_topic": 1.5, "pooled": 8,

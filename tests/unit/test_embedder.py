@@ -139,7 +139,9 @@ def test_an_upload_is_stored_with_each_vectors_time_and_announced(tmp_path: Path
     event = JSON.decode(ClipEmbedded, output.value, output.key)
     assert (event.clip_id, event.model_id, event.frames, event.duration_ms) == ("c1", "colour", 4, 2000)
     assert event.uploaded_at == T0
-    assert output.headers == (("ce_id", b"9"),)
+    headers = dict(output.headers)
+    assert headers["content-type"] == b"application/json"
+    assert (headers["ce_id"], headers["ce_subject"]) == (b"embed-uploads-0-1", b"c1")
     with store.read(["c1"]) as (embedding,):
         assert embedding is not None
         assert embedding.times_ms.tolist() == [0, 0, 500, 500, 1000, 1000, 1500, 1500]

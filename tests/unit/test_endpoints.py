@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import socket
 import ssl
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 import trustme
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from streamer.endpoints import Access, Endpoints
 from streamer.health import Health
-from streamer.metrics import Metrics
+from streamer.metrics import CATALOGUE, Metrics
 from streamer.settings import SettingsError, load
 from tests.support.waiting import wait_until
 
@@ -162,3 +164,50 @@ def test_an_unusable_certificate_is_reported(tmp_path: Path) -> None:
     (tmp_path / "tls.crt").write_text("no certificate")
     with pytest.raises(SettingsError, match=r"^metrics_cert "), serving(Access(None, tmp_path / "tls.crt", tmp_path)):
         pass
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/nothing"])
+def test_head_is_answered_as_get_without_the_body(path: str) -> None:
+    with serving() as (endpoints, _):
+        answers = {}
+        for method in ("GET", "HEAD"):
+            connection = http.client.HTTPConnection("127.0.0.1", endpoints.port, timeout=30)
+            with closing(connection):
+                connection.request(method, path)
+                response = connection.getresponse()
+                answers[method] = response.status, response.getheader("Content-Type"), len(response.read())
+                length = int(response.getheader("Content-Length") or 0)
+        assert answers["HEAD"] == (*answers["GET"][:2], 0)
+        # What is counted between the two may take a digit more.
+        assert abs(length - answers["GET"][2]) < 100
+
+
+def test_head_asks_for_the_password_too() -> None:
+    with serving(Access(credentials=b"a:b")) as (endpoints, _):
+        connection = http.client.HTTPConnection("127.0.0.1", endpoints.port, timeout=30)
+        with closing(connection):
+            connection.request("HEAD", "/metrics")
+            assert connection.getresponse().status == 401
+
+
+def test_openmetrics_has_units_and_the_traces_of_slow_events() -> None:
+    metrics = Metrics()
+    metrics.latency.labels("query.results").observe(0.2, {"trace_id": "0af7651916cd43dd8448eb211c80319c"})
+    endpoints = Endpoints(Health(metrics), metrics, host="127.0.0.1", port=0)
+    try:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{endpoints.port}/metrics",
+            headers={"Accept": "application/openmetrics-text; version=1.0.0"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+            text = response.read().decode()
+    finally:
+        endpoints.close()
+    families = {family.name: family for family in text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
+    for metric in CATALOGUE.values():
+        name = metric.name.removesuffix("_total")
+        assert families[name].unit == (metric.unit if name.endswith(f"_{metric.unit}") else "")
+    assert families["streamer_event_latency_seconds"].unit == "seconds"
+    samples = families["streamer_event_latency_seconds"].samples
+    [traced] = [sample.exemplar for sample in samples if sample.exemplar]
+    assert traced.labels == {"trace_id": "0af7651916cd43dd8448eb211c80319c"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,7 @@ from streamer.events import Reason
 from streamer.kafka.dead_letters import dead_letter, truncated
 from streamer.kafka.inflight.offsets import WINDOW, Origin, Progress, read_commit
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-from streamer.kafka.records import InFlightRecord, Output, Record, carried, dead_letter_reason
+from streamer.kafka.records import InFlightRecord, Output, Record, dead_letter_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -143,10 +144,6 @@ def test_done_wakes_the_loop_after_the_outputs_are_there() -> None:
     assert in_flight.since == AT
 
 
-def test_trace_context_and_cloud_events_are_carried_and_nothing_else() -> None:
-    assert carried(record(1).headers) == (("traceparent", b"00"), ("ce_id", b"1"))
-
-
 def test_a_dead_letter_keeps_the_record_and_says_why() -> None:
     dead = dead_letter(record(7, b"broken"), Reason.NOT_JSON, "because", attempts=3)
     headers = dict(dead.headers)
@@ -157,8 +154,21 @@ def test_a_dead_letter_keeps_the_record_and_says_why() -> None:
     assert (headers["dlq.topic"], headers["dlq.partition"], headers["dlq.offset"]) == (b"t", b"0", b"7")
     assert headers["dlq.attempts"] == b"3"
     assert dt.datetime.fromisoformat((headers["dlq.at"] or b"").decode()).tzinfo is dt.UTC
+    assert "dlq.timestamp" not in headers
     assert dead_letter_reason(dead) == "not_json"
-    assert dead_letter_reason(Output("t", None, None, dead.headers)) is None
+    assert dead_letter_reason(Output("t", None, None, record(7).headers)) is None
+
+
+def test_a_dead_letter_goes_to_the_topic_of_its_reader_s_settings() -> None:
+    assert dead_letter(replace(record(7), dead_letters="refused"), Reason.NOT_JSON, "no").topic == "refused"
+
+
+def test_a_dead_letter_says_the_records_own_time_and_whose_it_was() -> None:
+    timed = replace(record(7), timestamp_ms=1_700_000_000_123, timestamp_type="LogAppendTime")
+    dead = dead_letter(timed, Reason.NOT_JSON, "no")
+    assert dead.timestamp is None
+    assert dict(dead.headers)["dlq.timestamp"] == b"1700000000123"
+    assert dict(dead.headers)["dlq.timestamp_type"] == b"LogAppendTime"
 
 
 def test_a_record_that_fails_again_carries_the_newest_reason_only() -> None:
@@ -223,3 +233,24 @@ def test_work_of_a_revoked_partition_is_marked_stale() -> None:
     assert in_flight.revoked
     assert assignment.get(3) is None
     assert assignment.remove(3) == 0
+
+
+def test_records_that_were_received_before_the_committed_offset_void_it() -> None:
+    partition = AssignedPartition("t", 0, LOG)
+    received(partition, range(3))
+    left = partition.start_from(Progress(1_000, frozenset({1_001})))
+    assert [in_flight.record.offset for in_flight in left] == [0, 1, 2]
+    assert (partition.rewound, partition.progress) == (True, None)
+
+
+def test_the_epoch_is_committed_only_where_everything_before_the_offset_is_of_it_or_older() -> None:
+    partition = AssignedPartition("t", 0, LOG)
+    partition.start_from(None)
+    partition.add(InFlightRecord(record(4), lambda: None), 7)
+    assert (partition.epoch_for(4), partition.epoch_for(5)) == (7, 7)
+    partition.reached_end(9)  # markers, perhaps of a leader elected since
+    assert partition.epoch_for(9) is None
+    partition.saw_leader(8)
+    assert partition.epoch_for(9) is None
+    partition.saw_leader(7)
+    assert partition.epoch_for(9) == 7

@@ -272,41 +272,6 @@ def test_positions_of_one_log_have_an_order_and_those_of_different_logs_have_non
     assert not other.precedes(second)
 
 
-def test_a_position_under_a_later_leader_is_later_though_the_log_has_lost_its_end() -> None:
-    lost, kept = Position.of("a-0", 9, 4), Position.of("a-0", 5, 4)
-    anew = Position.of("a-0", 6, 5)
-    assert kept.precedes(anew)
-    assert lost.precedes(anew)
-    assert not anew.precedes(lost)
-    assert Position.of("a-0", 6, 5).precedes(Position.of("a-0", 7, 5))
-    assert not Position.of("a-1", 1, 1).precedes(anew)
-
-
-@pytest.mark.parametrize("unknown", [None, -1])
-def test_a_position_without_an_epoch_is_compared_by_its_offset(unknown: int | None) -> None:
-    before, after = Position.of("a-0", 5, unknown), Position.of("a-0", 7, unknown)
-    for epoch in (0, 3):
-        here = Position.of("a-0", 6, epoch)
-        assert before.precedes(here)
-        assert here.precedes(after)
-        assert not here.precedes(before)
-        assert not after.precedes(here)
-
-
-@given(st.integers(0, 2**63 - 1), st.integers(-1, 2**31 - 1))
-def test_every_offset_and_epoch_fit_into_a_record(offset: int, epoch: int) -> None:
-    position = Position.of("a-0", offset, epoch)
-    assert 0 <= position.offset < 2**63
-    assert not position.precedes(position)
-
-
-def test_a_delete_after_the_logs_end_was_lost_is_no_late_one() -> None:
-    there = Version(5, True, Position.of("a-0", 9, 4))
-    delete = Position.of("a-0", 6, 5)
-    assert record_format.tombstone(there, 9, delete) == (5, False, delete)
-    assert record_format.admits(Version(5, False, Position.of("a-0", 9, 4)), 6, Position.of("a-0", 7, 5))
-
-
 @given(st.lists(IDS, min_size=2, unique=True))
 def test_different_ids_have_different_keys_of_even_length_that_fit_lmdb(clip_ids: list[str]) -> None:
     keys = [record_format.key(PREFIX, clip_id) for clip_id in clip_ids]

@@ -100,7 +100,7 @@ class Harness:
     def answer(self, event: QueryResults) -> QueryReranked:
         ((output,),) = self.run(event)
         assert (output.topic, output.key) == ("query.reranked", event.query_id.encode())
-        assert output.headers == (("traceparent", b"00-1"),)
+        assert output.headers == (("content-type", b"application/json"), ("traceparent", b"00-1"))
         return JSON.decode(QueryReranked, output.value, output.key)
 
 
@@ -229,6 +229,8 @@ def test_scoring_is_timed_separately_for_each_event_that_is_scored(store: Store)
 class MsgPack:
     """Events in another format."""
 
+    content_type = "application/vnd.msgpack"
+
     def decode(self, model: type[E], value: bytes | None, _key: bytes | None = None) -> E:
         return msgspec.msgpack.decode(value or b"", type=model)
 
@@ -241,3 +243,4 @@ def test_events_are_read_and_written_by_the_codec_that_is_handed_over(store: Sto
     ((output,),) = Harness(store, codec=codec).run(codec.encode(event("axis 2", ("c0", 2.0), ("c2", 1.0))))
     answer = codec.decode(QueryReranked, output.value)
     assert [result.clip_id for result in answer.results] == ["c2", "c0"]
+    assert dict(output.headers)["content-type"] == b"application/vnd.msgpack"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.kafka.commit import rotation
+from streamer.kafka.commit.outcomes import AbortedError, Batch, FencedError, OutcomeUnknownError, RestartError
 from streamer.kafka.commit.rotation import Rotation
-from streamer.kafka.commit.transactions import AbortedError, Batch, FencedError, OutcomeUnknownError, RestartError
 from streamer.topology import RERANK
 
 if TYPE_CHECKING:

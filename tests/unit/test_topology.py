@@ -11,7 +11,7 @@ import streamer
 from streamer import topology
 from streamer.events import TOPICS
 from streamer.kafka.client.acls import ROLES, Resource, as_objects
-from streamer.settings import load
+from streamer.settings import SettingsError, load
 from streamer.topology import DLQ_REDRIVE, DLQ_SHOW, EMBED, READER, REPLAY, RERANK, SERVICES, TOP
 
 PACKAGE = Path(streamer.__file__).parent
@@ -64,6 +64,56 @@ def test_a_group_suffix_stands_between_group_and_instance_in_acls(
     assert (Resource.GROUP, f"eu.{service.group}-blue") in names
     assert (Resource.TRANSACTIONAL_ID, f"eu.{service.group}-blue-") in names
     assert {name for resource, name in names if resource is Resource.TOPIC} == {f"eu.{name}" for name in service.topics}
+
+
+OWN = {
+    "topic_prefix": "eu.",
+    "topic_query_results": "source.query.results",
+    "topic_query_reranked": "answers",
+    "topic_clips_uploaded_dlq": "bad-uploads",
+    "group_rerank": "search-team",
+    "group_suffix": "-blue",
+}
+
+
+def test_names_of_ones_own_stand_for_the_defaults_and_take_no_prefix() -> None:
+    settings = load(OWN)
+    assert [settings.topic(name) for name in RERANK.topics] == [
+        "source.query.results",
+        "answers",
+        "source.query.results.dlq",
+    ]
+    assert [settings.topic(name) for name in EMBED.topics] == ["eu.clips.uploaded", "eu.clips.embedded", "bad-uploads"]
+    assert settings.group(RERANK.group) == "search-team-blue"
+    assert settings.group(EMBED.group) == "eu.streamer-embed-blue"
+
+
+@pytest.mark.parametrize("role", [*SERVICES, DLQ_REDRIVE.role, REPLAY.role, TOP.role])
+def test_acls_are_for_the_names_of_ones_own(role: str) -> None:
+    names = {
+        each["name"] for each in as_objects(load(OWN), role) if each["resource"] in (Resource.TOPIC, Resource.GROUP)
+    }
+    known = load(OWN)
+    assert names <= {
+        *(known.topic(name) for service in SERVICES.values() for name in service.topics),
+        *(known.group(service.group) for service in SERVICES.values()),
+    }
+    assert not any(name.startswith("eu.query") for name in names)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"topic_query_results": "query.reranked"},
+        {"topic_clips_uploaded": "all", "topic_query_results": "all"},
+        {"topic_query_results_dlq": "clips.uploaded.dlq"},
+        {"group_embed": "one", "group_rerank": "one"},
+        {"group_embed": "streamer-rerank"},
+    ],
+)
+def test_two_topics_or_groups_of_one_name_are_refused(given: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"topic_\*|group_embed"):
+        load(given)
 
 
 def test_redrives_of_a_topic_share_one_transactional_id_whatever_the_group_suffix() -> None:

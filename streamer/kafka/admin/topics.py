@@ -8,6 +8,7 @@ several machines: a topic that another process has just created is compared like
 
 from __future__ import annotations
 
+import contextlib
 import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -31,7 +32,7 @@ from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation
 from streamer.kafka.client.connection_errors import ConnectionErrors
 from streamer.kafka.client.refusals import Refusals
-from streamer.topology import DEMO, TOPICS_APPLY, TOPICS_CHECK
+from streamer.topology import DEMO, SERVICES, TOPICS_APPLY, TOPICS_CHECK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -154,6 +155,17 @@ def check(settings: Connection, specs: Sequence[TopicSpec], *, timeout: float = 
     return _Cluster(settings, specs, timeout, TOPICS_CHECK).differences()
 
 
+def copartitioning_warnings(settings: Connection, *, timeout: float = TIMEOUT_S) -> list[str]:
+    """Return a line for each service whose input and output topics differ in their number of partitions.
+
+    Records of one key then lie in different partitions, and Kafka Streams refuses to join the two topics. Topics that
+    do not exist, or that this client may not describe, are passed over. Raises as :func:`check` does.
+    """
+    return _Cluster(settings, (), timeout, TOPICS_CHECK).copartitioning_warnings(
+        [(settings.topic(service.input), settings.topic(service.output)) for service in SERVICES.values()]
+    )
+
+
 def apply(settings: Connection, specs: Sequence[TopicSpec], *, timeout: float = TIMEOUT_S) -> list[Change]:
     """Reconcile the cluster's topics with ``specs``, and return one or more lines for each topic.
 
@@ -234,6 +246,21 @@ class _Cluster:
             difference
             for topic, spec in self.specs.items()
             for difference in compare(topic, spec, states.get(topic), self._brokers)
+        ]
+
+    def copartitioning_warnings(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """Compare the partition counts of each pair of topics."""
+        names = TopicCollection(list(dict.fromkeys(name for pair in pairs for name in pair)))
+        counts: dict[str, int] = {}
+        for topic, future in self._admin.describe_topics(names, request_timeout=self._timeout).items():
+            # `check` reports what is missing, and what may not be described.
+            with contextlib.suppress(KafkaException):
+                counts[topic] = len(self._result(future).partitions)
+        return [
+            f"{left} has {counts[left]} partitions and {right} {counts[right]}: records of one key are in different "
+            "partitions, and Kafka Streams cannot join the two"
+            for left, right in pairs
+            if left in counts and right in counts and counts[left] != counts[right]
         ]
 
     def settle(self, done: Callable[[list[Difference]], bool]) -> list[Difference]:

@@ -29,6 +29,10 @@ LIBRDKAFKA_LOGGER.addFilter(lambda record: not any(words in record.getMessage() 
 MAX_PRODUCED_BYTES = 8 << 20
 """Largest record that we produce; ``topics.toml`` lets outputs and dead letters be that large."""
 
+PARTITIONER = "murmur2_random"
+"""The partitioner of Java's clients, so that Kafka Streams and others join our topics with theirs by key. That of
+librdkafka itself, ``consistent_random``, is another one: it takes CRC32."""
+
 _MAX_QUEUED_KB = 2_097_151
 
 _OURS = {
@@ -77,6 +81,11 @@ def group_protocols(settings: Connection) -> list[str]:
     return ["classic"] if _CLASSIC_ONLY & settings.kafka.keys() else ["consumer", "classic"]
 
 
+def client_id(settings: ServiceSettings, service: Service) -> str:
+    """Return the client id of an instance's consumer, by which its group's description shows it."""
+    return f"{settings.group(service.group)}-{settings.instance_id}"
+
+
 def consumer(
     settings: ServiceSettings, service: Service, protocol: str, callbacks: dict[str, Callable[..., None]]
 ) -> dict[str, Any]:
@@ -100,7 +109,7 @@ def consumer(
         **own,
         "group.id": group,
         "group.protocol": protocol,
-        "client.id": f"{group}-{settings.instance_id}",
+        "client.id": client_id(settings, service),
         "enable.auto.commit": False,
         "enable.partition.eof": True,
         "isolation.level": "read_committed",
@@ -172,16 +181,26 @@ def begins_at_the_end(settings: Connection) -> bool:
     return settings.kafka.get("auto.offset.reset", "earliest").lower() in {"latest", "largest", "end"}
 
 
+def publisher(settings: Connection) -> dict[str, Any]:
+    """Return the properties of a producer without transactions, for tools."""
+    return {
+        "partitioner": PARTITIONER,
+        # A missing topic must not come into being with the broker's defaults: one partition, a week's retention.
+        "allow.auto.create.topics": False,
+        **common(settings),
+        "enable.idempotence": True,
+    }
+
+
 def producer(settings: Connection, transactional_id: str) -> dict[str, Any]:
     """Return the properties of a transactional producer."""
     return {
         "linger.ms": 0,
         "message.max.bytes": MAX_PRODUCED_BYTES,
         "transaction.timeout.ms": 60_000,
-        **common(settings),
+        **publisher(settings),
         "client.id": transactional_id,
         "transactional.id": transactional_id,
-        "enable.idempotence": True,
     }
 
 

@@ -19,7 +19,8 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from streamer.events import Reason, now
 from streamer.kafka.client.acls import Resource
-from streamer.kafka.commit.transactions import AbortedError, Batch, OutcomeUnknownError, RestartError
+from streamer.kafka.commit.outcomes import AbortedError, Batch, OutcomeUnknownError, RestartError
+from streamer.kafka.commit.sizing import BatchSizing
 from streamer.kafka.dead_letters import dead_letter, log_dead_letter, truncated
 from streamer.kafka.inflight.offsets import Progress, read_commit
 from streamer.kafka.records import dead_letter_reason
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_MAX_BATCH_RECORDS = 1_000
 _LINGER_S = 0.05
 """How long completed records may wait for others that are being processed: each transaction has a fixed cost."""
 _BACKOFF_S = (0.05, 2.0)
@@ -60,7 +60,7 @@ class LostCommitError(Exception):
 class Committer:
     """Commits the completed records of the assignment in transactions; used from the loop's thread.
 
-    Every method may raise :class:`~streamer.kafka.commit.transactions.FencedError`, and :meth:`commit_ready`
+    Every method may raise :class:`~streamer.kafka.commit.outcomes.FencedError`, and :meth:`commit_ready`
     :class:`LostCommitError`.
     """
 
@@ -83,7 +83,7 @@ class Committer:
         self._health = health
         self._pending: Batch | None = None
         self._producer_lost = False
-        self._one_by_one = 0
+        self._sizing = BatchSizing()
         self._failures = 0
         self._last_error = ""
         self._not_before = 0.0
@@ -99,7 +99,7 @@ class Committer:
     def start(self) -> bool:
         """Initialise the transactional producers; False where no coordinator answers yet (call again).
 
-        Raises :class:`~streamer.kafka.commit.transactions.RestartError` where that is impossible. A missing privilege
+        Raises :class:`~streamer.kafka.commit.outcomes.RestartError` where that is impossible. A missing privilege
         is retried, and /readyz names it.
         """
         if time.monotonic() < self._not_before:
@@ -155,7 +155,7 @@ class Committer:
             # The outputs are still in memory and no offset was committed: the next iteration sends them again.
             self._pending = None
             self._metrics.transactions.labels("aborted").inc()
-            self._handle_aborted(error)
+            self._handle_aborted(error, batch)
         except RestartError as error:
             self._lose_producer(error)
         else:
@@ -176,11 +176,13 @@ class Committer:
         return 2 * done < self._assignment.records and at < self._done_since + _LINGER_S
 
     def _next_batch(self) -> Batch | None:
-        most = 1 if self._one_by_one else _MAX_BATCH_RECORDS
+        most = self._sizing.records
         records: list[InFlightRecord] = []
         progress: list[tuple[AssignedPartition, Progress]] = []
         for partition in self._assignment:
             own = list(itertools.islice(partition.committable(), most - len(records)))
+            for in_flight in own:
+                self._recognise_too_large(in_flight)
             if own:
                 records += own
                 progress.append((partition, partition.progress_after(own)))
@@ -218,7 +220,7 @@ class Committer:
 
     def _settle(self, batch: Batch, took: float) -> None:
         """Update metrics, traces and offsets for a committed batch; ``took`` is the transaction's time in seconds."""
-        self._one_by_one = max(0, self._one_by_one - 1)
+        self._sizing.passed()
         self._metrics.transactions.labels("committed").inc()
         if batch.records:
             self._metrics.transaction_size.observe(len(batch.records))
@@ -234,13 +236,15 @@ class Committer:
                 )
             for output in in_flight.outputs or ():
                 reason = dead_letter_reason(output)
+                if output.retimed:
+                    self._metrics.retimed.labels(output.topic).inc()
                 if reason is None:
                     produced[output.topic] += 1
                 else:
                     self._metrics.dead_lettered.labels(in_flight.record.topic, reason).inc()
                     log_dead_letter(in_flight.record, output.headers)
             if in_flight.since is not None:
-                latency.observe(max(0.0, (committed_at - in_flight.since).total_seconds()))
+                latency.observe(max(0.0, (committed_at - in_flight.since).total_seconds()), in_flight.exemplar)
         for topic, count in produced.items():
             self._metrics.produced.labels(topic).inc(count)
 
@@ -279,22 +283,37 @@ class Committer:
             if progress is not None and (assigned.progress is None or progress.covers(assigned.progress)):
                 assigned.mark_committed(progress)
 
-    def _handle_aborted(self, error: AbortedError) -> None:
+    def _handle_aborted(self, error: AbortedError, batch: Batch) -> None:
         if error.metadata_refused:
             self._shorten_metadata(error)
-        self._handle_rejected(error.rejected)
-        self._backoff("transaction aborted", error)
+        if not self._handle_rejected(error.rejected, len(batch.records)):
+            self._backoff("transaction aborted", error)
         if error.refused is Resource.TOPIC:
             self._topic_refused()
 
-    def _handle_rejected(self, rejected: Sequence[tuple[InFlightRecord, str]]) -> None:
-        """Replace an output that the broker rejects; where several were, first find out which one causes it."""
-        if len(rejected) > 1:
-            # A broker rejects the client's whole batch: the next transactions have one record each.
-            self._one_by_one = len(rejected)
-            return
-        for in_flight, why in rejected:
+    def _handle_rejected(self, rejected: Sequence[tuple[InFlightRecord, str]], count: int) -> bool:
+        """Replace an output that the broker rejects; where several were, first find out which one causes it.
+
+        ``count`` is how many records the transaction had. True where smaller transactions will find out, which need
+        not wait: each refusal halves them.
+        """
+        if len(rejected) > 1 and count > 1:
+            log.info("outputs refused for their size, trying fewer at a time", records=count, refused=len(rejected))
+            self._sizing.refused(count)
+            return True
+        for in_flight, why in rejected[:1]:  # one record, of which several outputs may be refused
+            for output in in_flight.outputs or ():
+                if dead_letter_reason(output) is None:
+                    self._sizing.found(output)
             self._replace_rejected(in_flight, why)
+        return False
+
+    def _recognise_too_large(self, in_flight: InFlightRecord) -> None:
+        """Dead-letter a record of whose output it is known that its topic takes none of this size."""
+        for output in in_flight.outputs or ():
+            if dead_letter_reason(output) is None and self._sizing.is_too_large(output):
+                self._replace_rejected(in_flight, f"{output.topic} has just refused a smaller record")
+                return
 
     def _replace_rejected(self, in_flight: InFlightRecord, why: str) -> None:
         """Dead-letter a record whose output the broker rejects; truncate a dead letter that is itself too large."""

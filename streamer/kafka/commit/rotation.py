@@ -29,12 +29,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streamer.kafka.commit.transactions import AbortedError, OutcomeUnknownError, RestartError, Transactions
+from streamer.kafka.commit.outcomes import AbortedError, OutcomeUnknownError, RestartError
+from streamer.kafka.commit.transactions import Transactions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamer.kafka.commit.transactions import Batch
+    from streamer.kafka.commit.outcomes import Batch
     from streamer.settings import ServiceSettings
     from streamer.topology import Service
 

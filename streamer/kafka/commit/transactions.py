@@ -34,24 +34,30 @@ import queue
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streamer.faults import FaultPoint, reach
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import Refusals, refused
+from streamer.kafka.commit.outcomes import (
+    AbortedError,
+    Batch,
+    FencedError,
+    OutcomeUnknownError,
+    RestartError,
+    TransactionError,
+)
 from streamer.kafka.records import enqueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from streamer.kafka.inflight.offsets import Progress
-    from streamer.kafka.inflight.partitions import AssignedPartition
     from streamer.kafka.records import InFlightRecord, Output
     from streamer.settings import Connection, ServiceSettings
     from streamer.topology import Service
@@ -75,56 +81,6 @@ _UNKNOWN_S = 30.0
 """How long the end of a transaction may stay unknown; then the producer is replaced, and the group's offsets know."""
 
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED)
-
-
-class TransactionError(Exception):
-    """Base of what :meth:`Transactions.run` raises.
-
-    ``rejected`` are the records of which an output can never be produced, each with the reason; ``refused`` is of what
-    kind the resource is for which a privilege is missing, where that is the cause; ``metadata_refused`` is whether the
-    broker takes no commit metadata of this length (offset.metadata.max.bytes).
-    """
-
-    def __init__(
-        self,
-        message: str,
-        rejected: Sequence[tuple[InFlightRecord, str]] = (),
-        *,
-        refused: Resource | None = None,
-        metadata_refused: bool = False,
-    ) -> None:
-        super().__init__(message)
-        self.rejected = rejected
-        self.refused = refused
-        self.metadata_refused = metadata_refused
-
-
-class AbortedError(TransactionError):
-    """The transaction was aborted; the batch may be tried again."""
-
-
-class OutcomeUnknownError(TransactionError):
-    """The coordinator has not acknowledged the commit or abort in time; call again with the same batch."""
-
-
-class RestartError(TransactionError):
-    """The producer is unusable; the group's committed offsets show whether its last transaction was committed."""
-
-
-class FencedError(TransactionError):
-    """Another producer took over our transactional.id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Completed records, and the offsets to commit with their outputs: none for a reader outside any group.
-
-    ``progress`` is what the offsets mean: of each partition, what is committed once they are.
-    """
-
-    records: Sequence[InFlightRecord]
-    offsets: Sequence[TopicPartition] = ()
-    progress: Sequence[tuple[AssignedPartition, Progress]] = ()
 
 
 class _State(Enum):
@@ -340,9 +296,15 @@ class Transactions:
             if error.code() == KafkaError.INVALID_TIMESTAMP or (
                 error.code() == KafkaError.INVALID_RECORD and "timestamp" in error.str().lower()
             ):
+                whose = "of our records: is this host's clock right?"
+                if output.timestamp is not None:
+                    # The next attempt goes with the current time: late in an event-time join is better than nowhere.
+                    given = in_flight.outputs or ()
+                    in_flight.outputs = [replace(each, timestamp=None, retimed=True) for each in given]
+                    whose = "of input records, so their outputs get the current time."
                 self._clock_refused = (
-                    f"{output.topic} refuses the timestamps of our records: is this host's clock right? The topic's "
-                    "message.timestamp.before.max.ms and message.timestamp.after.max.ms say how far off it may be"
+                    f"{output.topic} refuses the timestamps {whose} The topic's message.timestamp.before.max.ms and "
+                    "message.timestamp.after.max.ms say how far off they may be"
                 )
             elif error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD):
                 rejected.append((in_flight, error.str()))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from streamer.events import Reason, Time
-from streamer.kafka.dead_letters import GROUP_HEADER
+from streamer.kafka.dead_letters import GROUP_HEADER, TIMESTAMP_HEADER
 from streamer.kafka.readers.topic_reader import TopicReader
 from streamer.topology import DLQ_SHOW, Tool, dead_letter_topic
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from streamer.settings import Connection
 
 MARKER_HEADER = "dlq.marker"
+_TIME_DIGITS = 15
+"""Of a time in milliseconds: enough for the year 33,000."""
 UNKNOWN_REASON = "unknown"
 """Reason shown for a record without one, which another client wrote."""
 
@@ -69,6 +71,8 @@ class DeadLetter:
     at: dt.datetime
     group: str
     """Full name of the consumer group that wrote it, empty where it does not say."""
+    timestamp: int | None = None
+    """The original's time in milliseconds since 1970, None where it does not say."""
 
     @property
     def original_headers(self) -> Headers:
@@ -155,7 +159,12 @@ def classify(record: Record, topic: str, redriven: Iterable[int] = ()) -> DeadLe
         attempts=_number(fields.get("dlq.attempts"), 1),
         at=at,
         group=fields.get(GROUP_HEADER, ""),
+        timestamp=_time(fields.get(TIMESTAMP_HEADER)),
     )
+
+
+def _time(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdecimal() and len(text) <= _TIME_DIGITS else None
 
 
 def _number(text: str | None, default: int) -> int:
@@ -185,7 +194,7 @@ class DeadLetterTopic(TopicReader):
     def __init__(self, settings: Connection, topic: str, tool: Tool = DLQ_SHOW) -> None:
         """``topic`` is the input topic's name without prefix, ``tool`` the command that reads it."""
         self.source = settings.topic(topic)
-        super().__init__(settings, dead_letter_topic(self.source), tool)
+        super().__init__(settings, settings.topic(dead_letter_topic(topic)), tool)
 
     def letters(self, spans: Iterable[Span]) -> Iterator[DeadLetter]:
         """Go through the dead letters in order of partition and offset."""

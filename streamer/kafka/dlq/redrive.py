@@ -49,7 +49,8 @@ from confluent_kafka import IsolationLevel
 
 from streamer.events import now
 from streamer.kafka.client.acls import Operation, Resource
-from streamer.kafka.commit.transactions import Batch, FencedError, RestartError, TransactionError, Transactions
+from streamer.kafka.commit.outcomes import Batch, FencedError, RestartError, TransactionError
+from streamer.kafka.commit.transactions import Transactions
 from streamer.kafka.dead_letters import REDRIVEN_FROM
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
 from streamer.kafka.records import REDRIVEN_FOR, InFlightRecord, Output
@@ -201,6 +202,7 @@ class _Copier:
         )
         self._partitions = dead_letters.partitions_of(dead_letters.source)
         self._dead_letters = dead_letters
+        self._retention_ms = dead_letters.retention_ms(dead_letters.source)
 
     def init(self) -> None:
         """Step 1."""
@@ -237,7 +239,14 @@ class _Copier:
             headers = (*headers, (REDRIVEN_FOR, letter.group.encode()))
         # Where the key's other records are, whichever partitioner put them there.
         partition = letter.partition if letter.partition in self._partitions else _ANY_PARTITION
-        return Output(self._dead_letters.source, record.key, record.value, headers, partition)
+        return Output(
+            self._dead_letters.source, record.key, record.value, headers, partition, timestamp=self._time_of(letter)
+        )
+
+    def _time_of(self, letter: DeadLetter) -> int | None:
+        """Return the original's time, where retention leaves the copy alone until it has been read."""
+        age_ms = now().timestamp() * 1_000 - (letter.timestamp or 0)
+        return letter.timestamp if 0 <= age_ms < self._retention_ms / 2 else None
 
     def _retry(self, call: Callable[[], None]) -> None:
         """Call until it succeeds, fails permanently, or has been retried for too long."""

@@ -43,9 +43,7 @@ def publish(settings: Connection, outputs: Iterable[Output]) -> None:
         if error is not None:
             errors.append(refusals.describe(error, message.topic() or "", operation=Operation.WRITE))
 
-    producer: Producer = config.make_client(
-        Producer, {**config.common(settings), "enable.idempotence": True, "error_cb": connection_errors}
-    )
+    producer: Producer = config.make_client(Producer, {**config.publisher(settings), "error_cb": connection_errors})
     topic = ""
     try:
         for number, output in enumerate(outputs):

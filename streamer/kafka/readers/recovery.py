@@ -187,7 +187,12 @@ class Recovery:
             silent_s = 0.0
             error = message.error()
             if error is None:
-                record = record_of(message, log=self._log, group=self._settings.group(self._service.group))
+                record = record_of(
+                    message,
+                    log=self._log,
+                    group=self._settings.group(self._service.group),
+                    dead_letters=self._settings.topic(self._service.dead_letters),
+                )
                 if first <= record.offset < end:
                     self._put(record)
                 self._next = record.offset + 1

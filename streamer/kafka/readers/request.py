@@ -47,9 +47,7 @@ class Requester:
                 places += [TopicPartition(name, span.partition, span.end) for span in reader.spans()]
         self._reader = RecordReader(config.reader(settings, settings.topic(REPLAY.group)))
         self._reader.assign(places)
-        self._producer: Producer = config.make_client(
-            Producer, {**config.common(settings), "enable.idempotence": True, "linger.ms": 0}
-        )
+        self._producer: Producer = config.make_client(Producer, {**config.publisher(settings), "linger.ms": 0})
 
     def request(self, output: Output, *, timeout: float) -> Record:
         """Publish ``output`` and return the reply.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AclOperation, AdminClient, OffsetSpec
+from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation, Resource
@@ -28,6 +29,7 @@ TIMEOUT_S = 10.0
 PATIENCE_S = 90.0
 """Longest wait for the next record; the coordinator ends a crashed service's transaction within 70 s."""
 _POLL_S = 0.2
+_UNKNOWN_RETENTION_MS = 86_400_000.0
 
 
 class ReadError(Exception):
@@ -87,6 +89,21 @@ class TopicReader:
                 waits = error.args[0].code() in _UNREACHABLE and not self._connection_errors.is_final
                 if not waits or time.monotonic() > deadline:
                     raise self.failed(error) from None
+
+    def retention_ms(self, topic: str) -> float:
+        """Return for how long a topic's records are kept, which a compacted topic's are for ever.
+
+        One day, the least that ``topics.toml`` has, where this client may not describe the topic's configuration.
+        """
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        try:
+            (response,) = self._admin.describe_configs([resource], request_timeout=TIMEOUT_S).values()
+            entries = response.result(TIMEOUT_S + 1)
+            kept_ms = float(entries["retention.ms"].value)
+            deletes = "delete" in entries["cleanup.policy"].value.split(",")
+        except (KafkaException, TimeoutError, KeyError):
+            return _UNKNOWN_RETENTION_MS
+        return kept_ms if deletes and kept_ms >= 0 else math.inf
 
     def spans(self, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED) -> list[Span]:
         """Return what there is to read: up to the last stable offset, with READ_UNCOMMITTED to the high watermark.

@@ -11,6 +11,7 @@ from confluent_kafka import KafkaError
 
 from streamer.events import Reason
 from streamer.kafka.watch.lag import LagWatch
+from streamer.kafka.watch.surplus import SurplusWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,11 +48,13 @@ class Monitor:
         self._metrics = metrics
         self._health = health
         self._lag = LagWatch(settings, assignment, service=service, metrics=metrics)
+        self._surplus = SurplusWatch(settings, service, health)
         self._quiet_until: dict[int, float] = {}
         # Counters are exposed at 0 from the start, so that their first increment is seen as an increase.
         metrics.consumed.labels(self._topic)
         metrics.produced.labels(settings.topic(service.output))
         metrics.retention_lost.labels(self._topic)
+        metrics.retimed.labels(settings.topic(service.output))
         for reason in Reason:
             metrics.dead_lettered.labels(self._topic, reason)
         for kind in ("assigned", "revoked", "lost"):
@@ -87,10 +90,12 @@ class Monitor:
     def tick(self) -> None:
         """Do periodic work; never waits."""
         self._lag.tick()
+        self._surplus.tick(assigned=len(self._assignment))
 
     def close(self) -> None:
         """Close the clients."""
         self._lag.close()
+        self._surplus.close()
 
     def forget(self, partition: int) -> None:
         """Stop reporting a partition that is no longer assigned."""

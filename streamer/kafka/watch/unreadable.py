@@ -63,6 +63,7 @@ class UnreadableWatch:
         self._consumer = consumer
         self._take_in_flight = begin
         self._group = settings.group(service.group)
+        self._dead_letters = settings.topic(service.dead_letters)
         self._settings = settings
         self._service = service
         self._assignment = assignment
@@ -133,7 +134,14 @@ class UnreadableWatch:
 
     def _give_up(self, partition: AssignedPartition, found: Unreadable) -> None:
         place = TopicPartition(partition.topic, partition.partition, found.first)
-        record, letter = unreadable(place, found.last, found.error, log=partition.log, group=self._group)
+        record, letter = unreadable(
+            place,
+            found.last,
+            found.error,
+            log=partition.log,
+            group=self._group,
+            dead_letters=self._dead_letters,
+        )
         if (in_flight := self._take_in_flight(partition, record)) is not None:
             in_flight.complete([letter])
         # At once, so that the commit that has the dead letter is behind all that it stands for.

@@ -12,13 +12,8 @@ from streamer.events import now
 from streamer.kafka import Output
 from streamer.kafka.client import config
 from streamer.kafka.commit import transactions
-from streamer.kafka.commit.transactions import (
-    AbortedError,
-    Batch,
-    OutcomeUnknownError,
-    RestartError,
-    Transactions,
-)
+from streamer.kafka.commit.outcomes import AbortedError, Batch, OutcomeUnknownError, RestartError
+from streamer.kafka.commit.transactions import Transactions
 from streamer.kafka.records import InFlightRecord, Record
 from streamer.settings import load
 from streamer.topology import RERANK

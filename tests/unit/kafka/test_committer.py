@@ -14,8 +14,8 @@ from streamer.health import Health
 from streamer.kafka import InFlightRecord, Output, Record
 from streamer.kafka.commit.committer import Committer, LostCommitError
 from streamer.kafka.commit.group import GroupMembership
+from streamer.kafka.commit.outcomes import FencedError, RestartError
 from streamer.kafka.commit.rotation import Rotation
-from streamer.kafka.commit.transactions import FencedError, RestartError
 from streamer.kafka.inflight.offsets import Progress
 from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
 from streamer.kafka.records import dead_letter_reason
@@ -332,14 +332,48 @@ def test_among_several_suspects_the_guilty_one_alone_becomes_a_dead_letter(case:
     assert case.fake.progress() == Progress(4)
 
 
-def test_suspects_are_sent_one_by_one_and_then_together_again(case: Case) -> None:
+def test_suspects_are_halved_until_they_pass_and_then_go_together_again(case: Case) -> None:
     case.fake.cluster.topics[OUTPUT].max_message_bytes = 250
-    case.complete(*case.receive(0, 1, 2), size=90)
+    case.complete(*case.receive(*range(8)), size=90)  # two of them pass together, three do not
     case.turns(case.committed)
-    assert case.count("committed") == 3
-    case.complete(*case.receive(3, 4), size=90)
+    assert (case.count("aborted"), case.count("committed")) == (2, 4)
+    case.fake.clock.sleep(60)
+    case.complete(*case.receive(8, 9), size=90)
     case.turns(case.committed)
-    assert case.count("committed") == 4
+    case.fake.cluster.topics[OUTPUT].max_message_bytes = 1 << 20  # an operator raises it
+    case.complete(*case.receive(*range(10, 14)), size=90)
+    case.turns(case.committed)
+    assert (case.count("aborted"), case.count("committed")) == (2, 6)
+
+
+def test_one_output_too_large_costs_a_thousand_neighbours_a_few_transactions(case: Case) -> None:
+    case.fake.cluster.topics[OUTPUT].max_message_bytes = 100_000
+    records = case.receive(*range(1_000))
+    case.complete(*records[:700], *records[701:], size=10)
+    case.complete(records[700], size=200_000)
+    began = case.fake.clock.now
+    case.turns(case.committed)
+    assert len(case.fake.outputs()) == 999
+    assert case.fake.outputs(DEAD) == [b"k700"]
+    assert case.count("aborted") + case.count("committed") < 30
+    assert case.fake.clock.now - began < 2
+
+
+def test_the_next_one_too_large_is_recognised_for_a_minute(case: Case) -> None:
+    case.fake.cluster.topics[OUTPUT].max_message_bytes = 1_000
+    case.complete(*case.receive(0), size=2_000)
+    case.turns(case.committed)
+    assert case.count("aborted") == 1
+    large, small = case.receive(1, 2)
+    case.complete(large, size=2_000)
+    case.complete(small, size=900)
+    case.turns(case.committed)
+    assert (case.count("aborted"), case.fake.outputs(), case.fake.outputs(DEAD)) == (1, [b"k2"], [b"k0", b"k1"])
+    case.fake.cluster.topics[OUTPUT].max_message_bytes = 5_000
+    case.fake.clock.sleep(61)
+    case.complete(*case.receive(3), size=2_000)
+    case.turns(case.committed)
+    assert (case.count("aborted"), case.fake.outputs()) == (1, [b"k2", b"k3"])
 
 
 @pytest.mark.parametrize(("limit", "value_bytes"), [(150_000, 100_000), (1_000, 0)], ids=["cut", "reason alone"])
@@ -428,3 +462,24 @@ def test_a_revoked_privilege_is_waited_for(case: Case, kind: str, name: str, loo
     case.fake.cluster.denied.clear()
     case.turns(case.committed)
     assert case.fake.outputs() == [b"k0"]
+
+
+def test_an_output_whose_time_is_refused_goes_with_the_current_one_and_is_counted(case: Case) -> None:
+    case.fake.cluster.topics[OUTPUT].accepts_since = 1_000.0
+    old, new = case.receive(0, 1)
+    old.complete([Output(OUTPUT, b"k0", b"x", (("h", b"1"),), timestamp=999_000)], since=AT)
+    new.complete([Output(OUTPUT, b"k1", b"x", (), timestamp=1_000_500)], since=AT)
+    case.turns(case.committed)
+    entries = case.fake.cluster.read(OUTPUT)
+    assert [(entry.key, entry.headers) for entry in entries] == [(b"k0", (("h", b"1"),)), (b"k1", ())]
+    assert entries[0].at >= 1_001.0
+    # A broker refuses whole batches, so both go with the current time.
+    labels = {"topic": OUTPUT}
+    assert case.metrics.registry.get_sample_value("streamer_output_timestamps_refused_total", labels) == 2
+
+
+def test_an_output_keeps_the_time_that_it_was_given(case: Case) -> None:
+    (record,) = case.receive(0)
+    record.complete([Output(OUTPUT, b"k0", b"x", (), timestamp=1_234)], since=AT)
+    case.turns(case.committed)
+    assert [entry.at for entry in case.fake.cluster.read(OUTPUT)] == [1.234]

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from streamer.faults import FaultPoint
 from streamer.kafka import FatalError
-from streamer.kafka.commit.transactions import FencedError
+from streamer.kafka.commit.outcomes import FencedError
 from tests.support.fake_client import TIMED_OUT, CrashError, HangError, error
 from tests.support.fake_kafka import INPUT, Instance, fake_kafka
 

@@ -48,11 +48,10 @@ class FakeMessage:
     def offset(self) -> int:
         return self._offset
 
-    def leader_epoch(self) -> int:
-        return 0
-
     def error(self) -> KafkaError | None:
         return self._error
+
+    def leader_epoch(self) -> None: ...
 
     def key(self) -> None: ...
 

@@ -9,6 +9,7 @@ from confluent_kafka import TopicPartition
 
 from streamer.kafka import FatalError
 from streamer.kafka.inflight.offsets import Origin, Progress, read_commit
+from streamer.store import Position
 from tests.support.fake_kafka import GROUP, INPUT, Instance, nothing_happens, until
 
 if TYPE_CHECKING:
@@ -238,3 +239,24 @@ def test_brokers_that_refuse_the_metadata_get_less_of_it(fake: FakeKafka, limit:
 
 def _log(fake: FakeKafka) -> str:
     return f"{fake.cluster.topics[INPUT].topic_id}-0"
+
+
+# -- the order of events in the store -------------------------------------------------------------------------
+
+
+def test_an_offset_that_a_truncated_log_uses_again_is_later_than_the_lost_ones(fake: FakeKafka) -> None:
+    fake.cluster.publish(INPUT, *values(*range(10)))
+    one = Instance(fake)
+
+    def story() -> Iterator[None]:
+        yield from until(lambda: fake.progress() == Progress(10))
+        fake.cluster.log(INPUT).truncate(4)
+        fake.cluster.publish(INPUT, b"new")
+        yield from until(lambda: b"new" in fake.outputs())
+
+    assert one.run(story())
+    read = [each.record for each in one.work.submitted]
+    lost, new = read[9], read[-1]
+    assert (lost.offset, new.offset) == (9, 4)
+    assert Position.of(lost.log, lost.order).precedes(Position.of(new.log, new.order))
+    assert [each.order for each in read[10:14]] == [each.order for each in read[:4]]

@@ -11,14 +11,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from streamer.faults import FaultPoint
 from streamer.kafka import InFlightRecord, Output, Record
 from streamer.kafka.client.acls import Resource
-from streamer.kafka.commit.transactions import (
-    AbortedError,
-    Batch,
-    FencedError,
-    OutcomeUnknownError,
-    RestartError,
-    Transactions,
-)
+from streamer.kafka.commit.outcomes import AbortedError, Batch, FencedError, OutcomeUnknownError, RestartError
+from streamer.kafka.commit.transactions import Transactions
 from streamer.settings import load
 from streamer.topology import RERANK
 from tests.support.fake_client import TIMED_OUT, HangError, error

@@ -1,0 +1,66 @@
+"""What a transaction takes, and how it may end: the batch of records, and the errors of an attempt to commit it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from confluent_kafka import TopicPartition
+
+    from streamer.kafka.client.acls import Resource
+    from streamer.kafka.inflight.offsets import Progress
+    from streamer.kafka.inflight.partitions import AssignedPartition
+    from streamer.kafka.records import InFlightRecord
+
+
+class TransactionError(Exception):
+    """Base of what :meth:`Transactions.run` raises.
+
+    ``rejected`` are the records of which an output can never be produced, each with the reason; ``refused`` is of what
+    kind the resource is for which a privilege is missing, where that is the cause; ``metadata_refused`` is whether the
+    broker takes no commit metadata of this length (offset.metadata.max.bytes).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        rejected: Sequence[tuple[InFlightRecord, str]] = (),
+        *,
+        refused: Resource | None = None,
+        metadata_refused: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.rejected = rejected
+        self.refused = refused
+        self.metadata_refused = metadata_refused
+
+
+class AbortedError(TransactionError):
+    """The transaction was aborted; the batch may be tried again."""
+
+
+class OutcomeUnknownError(TransactionError):
+    """The coordinator has not acknowledged the commit or abort in time; call again with the same batch."""
+
+
+class RestartError(TransactionError):
+    """The producer is unusable; the group's committed offsets show whether its last transaction was committed."""
+
+
+class FencedError(TransactionError):
+    """Another producer took over our transactional.id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Completed records, and the offsets to commit with their outputs: none for a reader outside any group.
+
+    ``progress`` is what the offsets mean: of each partition, what is committed once they are.
+    """
+
+    records: Sequence[InFlightRecord]
+    offsets: Sequence[TopicPartition] = ()
+    progress: Sequence[tuple[AssignedPartition, Progress]] = ()

@@ -1,0 +1,94 @@
+"""What a record causes: where it is produced, with which time, and with which headers.
+
+The headers follow CloudEvents' Kafka protocol binding (version 1.0.2, binary mode) and W3C's Trace Context and Baggage.
+An output is an event of its own: it carries the trace and the extension attributes of its cause, but its own identity.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamer.events import now
+from streamer.kafka.records import Output
+from streamer.tracing import BAGGAGE, TRACEPARENT, TRACESTATE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from streamer.kafka.records import Headers, InFlightRecord
+    from streamer.settings import EmbedSettings, RerankSettings
+    from streamer.topology import Service
+
+CONTENT_TYPE = "content-type"
+_TRACE = (TRACEPARENT, TRACESTATE, BAGGAGE)
+_CE = "ce_"
+_SPECVERSION = "1.0"
+_OF_THE_CAUSE = frozenset(
+    f"{_CE}{name}"
+    for name in (
+        *("id", "source", "specversion", "type", "time", "subject", "dataschema", "datacontenttype"),
+        # The extension that says where the event's value is kept: that of the cause, not ours.
+        "dataref",
+    )
+)
+"""CloudEvents attributes that describe one event and are not carried over to what it causes."""
+_MAX_AHEAD_MS = 3_600_000
+"""How far ahead of our clock a record's time may be to be taken for its outputs: Kafka's default for what brokers
+accept. A producer that stamps in microseconds must not date our outputs into the year 50,000."""
+
+
+def carried(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
+    """Return the headers that are copied to a record's outputs: its trace, and CloudEvents extension attributes."""
+    return tuple(
+        (name, value)
+        for name, value in headers
+        if name in _TRACE or (name.startswith(_CE) and name not in _OF_THE_CAUSE)
+    )
+
+
+def is_cloud_event(headers: Iterable[tuple[str, bytes | None]]) -> bool:
+    """Tell whether a record is a CloudEvent in binary mode: it has the attributes that say so."""
+    names = {name for name, _ in headers}
+    return f"{_CE}specversion" in names or f"{_CE}id" in names
+
+
+class Outputs:
+    """Makes the outputs of one service; may be used from several threads."""
+
+    def __init__(self, settings: EmbedSettings | RerankSettings, service: Service, content_type: str) -> None:
+        self._role = service.role
+        self._topic = settings.topic(service.output)
+        self._type = f"io.cliprerank.{service.output}.v1".encode()
+        self._source = (settings.cloudevents_source or f"/{settings.group(service.group)}").encode()
+        self._always = settings.cloudevents == "on"
+        self._never = settings.cloudevents == "off"
+        self._own_time = settings.output_timestamps == "now"
+        self._content_type = (CONTENT_TYPE, content_type.encode())
+
+    def of(self, cause: InFlightRecord, event_id: str, value: bytes) -> Output:
+        """Return the output of ``cause``, whose event has this id (its key) and value."""
+        headers = (self._content_type, *self._cloud_event(cause, event_id), *carried(cause.record.headers))
+        if cause.trace is not None:
+            headers = cause.trace.propagated(headers)
+        return Output(self._topic, event_id.encode(), value, headers, timestamp=self._timestamp(cause))
+
+    def _cloud_event(self, cause: InFlightRecord, event_id: str) -> Headers:
+        if self._never or not (self._always or is_cloud_event(cause.record.headers)):
+            return ()
+        record = cause.record
+        # By the place of its cause: an answer that is made again after a crash is the same event.
+        log = record.log or f"{record.topic}-{record.partition}"
+        return (
+            (f"{_CE}specversion", _SPECVERSION.encode()),
+            (f"{_CE}id", f"{self._role}-{log}-{record.offset}".encode()),
+            (f"{_CE}source", self._source),
+            (f"{_CE}type", self._type),
+            (f"{_CE}subject", event_id.encode()),
+            (f"{_CE}time", now().isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()),
+        )
+
+    def _timestamp(self, cause: InFlightRecord) -> int | None:
+        at = cause.record.timestamp_ms
+        if self._own_time or at <= 0 or at > now().timestamp() * 1_000 + _MAX_AHEAD_MS:
+            return None
+        return at

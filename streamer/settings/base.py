@@ -1,0 +1,30 @@
+"""What all groups of settings share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from streamer.settings.errors import invalid_setting
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic import SecretStr
+
+
+class Group(BaseModel):
+    """Settings that belong together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def read_password(name: str, given: SecretStr | None, file: Path | None) -> str | None:
+    """Return a password, from its file where there is one; :class:`SettingsError` if that cannot be read."""
+    if file is None:
+        return given.get_secret_value() if given else None
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise invalid_setting(f"{name}_file", error) from None
