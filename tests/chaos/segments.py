@@ -25,7 +25,7 @@ def last_batches(folder: Path, count: int) -> int:
 
 
 def cut(folder: Path, offset: int) -> None:
-    """Lose all batches from ``offset`` on, and whatever describes the segments: brokers make it anew."""
+    """Lose all batches from ``offset`` on, and whatever describes the segments, which brokers write again."""
     for segment in _segments(folder):
         position = next((position for base, position in _batches(segment) if base >= offset), None)
         if position is not None:

@@ -207,7 +207,7 @@ def _bound(scene: Scene, binding: AclBinding) -> Iterator[None]:
 
 
 def require_too_many_replicas(scene: Scene, step: Step) -> Outcome:
-    """Let the output take no write, for want of in-sync replicas."""
+    """Let the output take no write: it has fewer in-sync replicas than writes need."""
     topic = scene.full(OUTPUTS[step.role])
     probe = Producer(
         {
