@@ -129,7 +129,7 @@ class Verdict:
             for letter in self._outputs[DEAD_LETTERS[RESULTS]]
             if (cause := self._cause(letter)) is not None and self._is_refused_answer(cause, letter)
         ]
-        self._seen["answers too large, dead letters instead"] = Counter({"seen": len(refused)})
+        self._seen["answers too large, dead letters instead"] = Counter({"once": len(refused)})
         self._account(finding, "queries", queries, self._marks(RERANKED) + Counter(map(_mark, refused)))
         return finding
 
@@ -288,7 +288,8 @@ class Verdict:
             if kind in {"lost", "doubled"}:
                 by_count[kind, count].append(f"{each.mark} at {each.order}")
         self._seen[name] = seen
-        finding.counted = ", ".join(f"{count} {kind}" for kind, count in seen.items())
+        if seen:
+            finding.counted = ", ".join(f"{count} {kind}" for kind, count in seen.items())
         finding.problems += [
             f"{place} came out {count} times" for (_, count), places in by_count.items() for place in places
         ]
