@@ -151,12 +151,13 @@ class LocalKafka:
         """End a running broker as a crash does (SIGKILL) and return when the process is gone."""
         self._running(node_id).kill()
 
-    def restart(self, node_id: int) -> None:
-        """Stop a broker in order if it runs, start it again, and return when it is in service."""
-        node = self._node(node_id)
-        _stop([node])
-        node.spawn()
-        _await_service([node])
+    def restart(self, *node_ids: int) -> None:
+        """Stop brokers in order where they run, start them again together, and return when they are in service."""
+        nodes = [self._node(node_id) for node_id in node_ids]
+        _stop(nodes)
+        for node in nodes:
+            node.spawn()
+        _await_service(nodes)
 
     def _node(self, node_id: int) -> _Node:
         if not 0 <= node_id < len(self._nodes):

@@ -1,16 +1,25 @@
-"""Exactly once, shown by breaking it: a program that kills, freezes and starves the service, and counts afterwards.
+"""Nothing lost and nothing doubled, shown by breaking it: a program that breaks services, brokers, disks and topics.
 
-plan.py         which fault hits whom and when: a pure function of a seed
-inputs.py       uploads, deletes, queries and refused records, and what each must lead to
-clock.py        the time of the plan, which a busy machine stretches
-publisher.py    puts the inputs on the bus at their times
-brokers.py      three brokers, of which never two are away
-services.py     the service's processes, each started again whenever it ends
-faults.py       carries a plan out, and says of each fault whether it really struck
-groups.py       how far a consumer group has come
-oracle.py       which clips the log says are alive
-verify.py       what came out, against what went in
-uncommitted.py  what aborted transactions left in a topic
-report.py       the tables and the JSON file
-run.py          the whole story
+kinds.py            the kinds of faults, how long each lasts and what must not happen meanwhile
+plan.py             which fault hits whom and when: a pure function of a seed
+inputs.py           uploads, deletes, queries and refused records, and what each must lead to
+clock.py            the time of the plan, which a busy machine stretches
+publisher.py        puts the inputs on the bus at their times
+brokers.py          three brokers, which can be killed, frozen and robbed of their data
+segments.py         the files of a partition, cut at the end
+services.py         the service's processes, each started again whenever it ends
+scene.py            what a fault acts upon: brokers, services, topics, groups
+faults.py           carries a plan out, and says of each fault whether it really struck
+service_faults.py   what is done to services
+broker_faults.py    what is done to brokers and their disks
+topic_faults.py     what is done to topics, offsets and privileges
+signs.py            what services show of a fault
+watch.py            what /readyz says meanwhile
+ledger.py           what a fault entitles to: records that may come out again, or never
+groups.py           how far a consumer group has come
+oracle.py           which clips the log says are alive
+verify.py           what came out, against what went in
+uncommitted.py      what aborted transactions left in a topic
+report.py           the tables and the JSON file
+run.py              the whole story
 """

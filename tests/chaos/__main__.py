@@ -1,4 +1,4 @@
-"""`python -m chaos [--seed N] [--small] [--out FOLDER]`: exit code 0 only if all faults struck and all was kept."""
+"""`python -m tests.chaos [--seed N] [--count N] [--hours N]`: exit code 0 if all faults struck and all was kept."""
 
 from __future__ import annotations
 
@@ -7,44 +7,73 @@ import os
 import shutil
 import signal
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from tests.chaos.kinds import Fault
 from tests.chaos.plan import FULL, SMALL
 from tests.chaos.run import Run
+from tests.chaos.service_faults import library_of_false_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+    from tests.chaos.plan import Scale
+
 
 def main() -> int:
-    """Run once, report, and keep the logs of a run that failed."""
+    """Run once, or seed after seed for so many hours and until the first difference."""
     arguments = _arguments()
-    folder: Path = (arguments.out / f"seed-{arguments.seed}").absolute()
+    console = Console(width=120)
+    signal.signal(signal.SIGTERM, _interrupt)
+    until = time.monotonic() + 3_600 * arguments.hours
+    seed = arguments.seed
+    while _run(seed, _scale(arguments, seed, console), arguments.out, console):
+        seed += 1
+        if time.monotonic() >= until:
+            console.print(f"{seed - arguments.seed} run(s), and no difference")
+            return 0
+    return 1
+
+
+def _run(seed: int, scale: Scale, out: Path, console: Console) -> bool:
+    """Run once, report, and keep the logs of a run that failed."""
+    folder: Path = (out / f"seed-{seed}").absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    console = Console(width=120)
-    console.print(f"Chaos with seed {arguments.seed}; logs in {folder}")
-    signal.signal(signal.SIGTERM, _interrupt)
+    console.print(f"Chaos with seed {seed}, {scale.count} faults; logs in {folder}")
     try:
         with _standard_error_in(folder / "harness.log"):
-            report = Run(arguments.seed, SMALL if arguments.small else FULL, folder).run()
+            report = Run(seed, scale, folder).run()
     except BaseException:
         console.print(f"[red]The run broke off[/]; logs and data are in {folder}")
         raise
     report.show(console)
     report.write(folder / "report.json")
-    if report.passed:
-        for name in ("kafka", "store", "clean-store", "clips"):
-            shutil.rmtree(folder / name)
-        console.print(f"[green]Every fault struck, every guarantee was kept[/]: {folder}/report.json")
-        return 0
-    console.print(f"[red]FAILED[/]; logs and data are in {folder}, all findings in its report.json")
-    return 1
+    if not report.passed:
+        console.print(f"[red]FAILED[/]; logs and data are in {folder}, all findings in its report.json")
+        return False
+    for name in ("kafka", "store", "clean-store", "clips"):
+        shutil.rmtree(folder / name)
+    console.print(f"[green]Every fault struck, every guarantee was kept[/]: {folder}/report.json")
+    return True
+
+
+def _scale(arguments: argparse.Namespace, seed: int, console: Console) -> Scale:
+    if arguments.small:
+        return SMALL
+    kinds = set(arguments.kinds or Fault)
+    if Fault.CLOCK in kinds and library_of_false_time() is None:
+        console.print(f"Left out: {Fault.CLOCK}. It needs libfaketime (on Debian: apt-get install faketime).")
+        kinds.remove(Fault.CLOCK)
+    if kinds == set(Fault) and arguments.count >= FULL.count:
+        return FULL
+    return FULL.reduced(seed, arguments.count, kinds)
 
 
 @contextmanager
@@ -60,11 +89,21 @@ def _standard_error_in(path: Path) -> Iterator[None]:
         os.close(kept)
 
 
+def _kinds(text: str) -> list[Fault]:
+    try:
+        return [Fault[name.strip().upper()] for name in text.split(",")]
+    except KeyError as error:
+        raise argparse.ArgumentTypeError(f"{error}: one of {', '.join(each.name.lower() for each in Fault)}") from None
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="chaos", description="Break the service, and count what came of it.")
     parser.add_argument("--seed", type=int, default=1, help="of the faults and of the inputs")
+    parser.add_argument("--count", type=int, default=FULL.count, help=f"faults of a run, {FULL.count} at most")
+    parser.add_argument("--kinds", type=_kinds, help="only these, separated by commas: kill,truncated")
+    parser.add_argument("--hours", type=float, default=0.0, help="go on with new seeds for so long")
     parser.add_argument("--small", action="store_true", help="the slice that belongs to the tests")
-    parser.add_argument("--out", type=Path, default=Path("build/chaos"), help="takes a folder for the run")
+    parser.add_argument("--out", type=Path, default=Path("build/chaos"), help="takes a folder for each run")
     return parser.parse_args()
 
 

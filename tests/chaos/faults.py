@@ -3,39 +3,64 @@
 from __future__ import annotations
 
 import math
-import signal
 import threading
-import time
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.chaos.plan import BROKERS, Fault
-from tests.chaos.services import Cause, limit_file_size
+from tests.chaos import broker_faults, service_faults, topic_faults
+from tests.chaos.kinds import BROKER, LANES, TOPIC, TRAITS, Fault
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
-    from tests.chaos.brokers import Brokers
-    from tests.chaos.clock import Clock
     from tests.chaos.plan import Plan, Step
-    from tests.chaos.services import Instance
+    from tests.chaos.scene import Outcome, Scene
 
 _START_S = 90.0
-_MOVE_S = 20.0
-_WRITE_S = 20.0
-_MOVED_PARTITIONS = 12
-"""Of each input topic, as topics.toml has it."""
+
+HOW: Mapping[Fault, Callable[[Scene, Step], Outcome]] = {
+    Fault.KILL: service_faults.kill,
+    Fault.STOP: service_faults.restart,
+    Fault.FREEZE: service_faults.freeze,
+    Fault.UNWRITABLE: service_faults.starve,
+    Fault.CLOCK: service_faults.shift_clock,
+    Fault.FLAPPING: service_faults.flap,
+    Fault.BROKER_KILL: broker_faults.kill,
+    Fault.BROKER_RESTART: broker_faults.restart,
+    Fault.BROKER_HANG: broker_faults.freeze,
+    Fault.BROKER_FROZEN: broker_faults.freeze_out_of_sync,
+    Fault.TWO_FROZEN: broker_faults.freeze_two,
+    Fault.ROLLING_RESTART: broker_faults.restart_in_turn,
+    Fault.ALL_KILLED: broker_faults.kill_all,
+    Fault.DISK_LOST: broker_faults.lose_disk,
+    Fault.TRUNCATED: broker_faults.truncate,
+    Fault.REASSIGNED: topic_faults.reassign,
+    Fault.PARTITIONS_ADDED: topic_faults.add_partitions,
+    Fault.THROTTLED: topic_faults.throttle,
+    Fault.TIMESTAMPS_REFUSED: topic_faults.refuse_timestamps,
+    Fault.TOO_FEW_IN_SYNC: topic_faults.require_too_many_replicas,
+    Fault.OUTPUT_LIMITED: topic_faults.limit_output,
+    Fault.DENIED: topic_faults.deny,
+    Fault.HUNG_TRANSACTION: topic_faults.leave_transaction_open,
+    Fault.UNREADABLE: topic_faults.write_unreadable,
+    Fault.EXPIRED: topic_faults.delete_unread,
+    Fault.OFFSETS_BACK: topic_faults.set_offsets_back,
+    Fault.OFFSETS_BEYOND: topic_faults.set_offset_beyond,
+    Fault.OUTPUT_RECREATED: topic_faults.recreate_output,
+    Fault.INPUT_RECREATED: topic_faults.recreate_input,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """What came of one step, `at` so many true seconds after the start; a point is None where the step has none."""
+    """What came of one step, from `at` to `until` true seconds after the start; a point is None where it has none."""
 
     step: Step
     at: float
+    until: float
     fired: bool
     point_fired: bool | None = None
     note: str = ""
@@ -44,15 +69,15 @@ class Strike:
 class Saboteur:
     """Runs the lanes of a plan side by side."""
 
-    def __init__(
-        self, plan: Plan, services: Mapping[str, Instance], brokers: Brokers, clock: Clock, *, limit_s: float
-    ) -> None:
-        """What has not struck after `limit_s` does not strike any more: a run must end."""
+    def __init__(self, plan: Plan, scene: Scene, log: Path, *, limit_s: float) -> None:
+        """What has not struck after `limit_s` does not strike any more: a run must end. `log` takes a line for each."""
+        self._log = log
+        self._writing = threading.Lock()
         self._plan = plan
         self._limit_s = limit_s
-        self._services = services
-        self._brokers = brokers
-        self._clock = clock
+        self._scene = scene
+        self._clock = scene.clock
+        self._free = {lane: threading.Lock() for lane in LANES}
         self.strikes: list[Strike] = []
 
     def run(self) -> None:
@@ -71,113 +96,44 @@ class Saboteur:
         self._clock.expect(lane, due[0])
         for step, following in zip(steps, due[1:], strict=True):
             self._clock.sleep_until(step.at)
-            at = self._clock.wall()
-            try:
-                if at > self._limit_s:
-                    raise TimeoutError("out of time")  # noqa: TRY301 - told like any other reason
-                self._await_victim(step)
-                self._clock.expect(lane, following)
-                at = self._clock.wall()
-                self.strikes.append(self._strike(step, at))
-            except Exception as error:  # noqa: BLE001 - a fault that did not come about is a finding of the run
-                self._clock.expect(lane, following)
-                self.strikes.append(Strike(step, at, fired=False, note=f"{type(error).__name__}: {error}"))
+            with ExitStack() as stack:
+                for taken in step.lanes:
+                    stack.enter_context(self._free[taken])
+                self._strike(lane, step, following)
 
-    def _strike(self, step: Step, at: float) -> Strike:
-        match step.fault:
-            case Fault.KILL:
-                return self._kill(step, at)
-            case Fault.FREEZE:
-                return self._freeze(step, at)
-            case Fault.UNWRITABLE:
-                return self._starve(step, at)
-            case Fault.BROKER_KILL | Fault.BROKER_RESTART:
-                return self._break_broker(step, at)
+    def _note(self, strike: Strike) -> None:
+        """Keep what came of a step, and write it down at once: a run that breaks off tells how far it came."""
+        with self._writing:
+            self.strikes.append(strike)
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(
+                    f"{strike.at:7.1f} s to {strike.until:7.1f} s  {'struck' if strike.fired else 'DID NOT STRIKE'}  "
+                    f"{strike.step.victim}: {strike.step.fault}  {strike.note}\n"
+                )
+
+    def _strike(self, lane: str, step: Step, following: float) -> None:
+        at = self._clock.wall()
+        try:
+            if at > self._limit_s:
+                raise TimeoutError("out of time")  # noqa: TRY301 - told like any other reason
+            self._await_victim(step)
+            self._clock.expect(lane, following)
+            at = self._clock.wall()
+            came = HOW[step.fault](self._scene, step)
+            self._note(Strike(step, at, self._clock.wall(), came.fired, came.point_fired, came.note))
+        except Exception as error:  # noqa: BLE001 - a fault that did not come about is a finding of the run
+            self._clock.expect(lane, following)
+            note = f"{type(error).__name__}: {error}"
+            self._note(Strike(step, at, self._clock.wall(), fired=False, note=note))
 
     def _await_victim(self, step: Step) -> None:
         """Wait until the victim works: to kill what has not begun shows nothing."""
-        if step.fault in {Fault.BROKER_KILL, Fault.BROKER_RESTART}:
-            self._brokers.await_in_sync()
+        if BROKER in step.lanes:
+            self._scene.brokers.await_in_sync()
+        if step.lane == BROKER or (step.lane == TOPIC and not TRAITS[step.fault].stops_group):
             return
-        needed = [self._services[step.victim]] if step.fault is Fault.KILL else self._role(step.lane)
+        alone = step.fault in {Fault.KILL, Fault.STOP, Fault.CLOCK}
+        needed = [self._scene.services[step.victim]] if alone else self._scene.role(step.role)
         wait_until(
             lambda: all(instance.is_at_work() for instance in needed), seconds=_START_S, what=f"{step.victim} to work"
         )
-
-    def _role(self, role: str) -> list[Instance]:
-        return [instance for instance in self._services.values() if instance.command == role]
-
-    # -- the faults ----------------------------------------------------------------------------------------
-
-    def _kill(self, step: Step, at: float) -> Strike:
-        victim = self._services[step.victim]
-        count = len(victim.exits)
-        ended = victim.kill(step.point)
-        fired = ended.cause is Cause.KILLED
-        if not step.point:
-            return Strike(step, at, fired)
-        again = victim.await_exit(count + 1, seconds=_START_S)
-        return Strike(step, at, fired, again.cause is Cause.FAULT_POINT, note=again.cause)
-
-    def _freeze(self, step: Step, at: float) -> Strike:
-        """Stop a process, and see that the others of its group own everything before it goes on."""
-        victim = self._services[step.victim]
-        others = [instance for instance in self._role(step.lane) if instance is not victim]
-        pid = victim.pid
-        victim.signal(pid, signal.SIGSTOP)
-        try:
-            time.sleep(step.seconds)
-            stopped = _state(pid) == "T"
-            wait_until(
-                lambda: sum(other.assigned() for other in others) == _MOVED_PARTITIONS,
-                seconds=_MOVE_S,
-                what=f"the partitions of {step.victim} to move",
-            )
-            still = _state(pid) == "T"
-        finally:
-            victim.signal(pid, signal.SIGCONT)
-        return Strike(step, at, stopped and still, note=f"stopped for {self._clock.wall() - at:.1f} s")
-
-    def _starve(self, step: Step, at: float) -> Strike:
-        """Let no process of a role write files for a while, and see each of them try in vain."""
-        victims = self._role(step.lane)
-        pids = [victim.pid for victim in victims]
-        before = [_store_retries(victim) for victim in victims]
-        for pid in pids:
-            limit_file_size(pid, 0)
-        risen = [0.0 for _ in victims]
-
-        def all_failed() -> bool:
-            risen[:] = [_store_retries(victim) - earlier for victim, earlier in zip(victims, before, strict=True)]
-            return all(count > 0 for count in risen)
-
-        try:
-            time.sleep(step.seconds)
-            with suppress(TimeoutError):
-                wait_until(all_failed, seconds=_WRITE_S, what="a write of each")
-        finally:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    limit_file_size(pid, None)
-        retries = ", ".join(f"{victim.name} {count:.0f}" for victim, count in zip(victims, risen, strict=True))
-        return Strike(step, at, all(count > 0 for count in risen), note=f"failed writes: {retries}")
-
-    def _break_broker(self, step: Step, at: float) -> Strike:
-        node_id = int(step.victim.rpartition("-")[2])
-        assert node_id < BROKERS
-        if step.fault is Fault.BROKER_KILL:
-            fired = self._brokers.kill(node_id, away_s=step.seconds)
-        else:
-            fired = self._brokers.restart(node_id)
-        return Strike(step, at, fired)
-
-
-def _state(pid: int) -> str:
-    """Return the state of a process as /proc has it: T where it is stopped."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def _store_retries(instance: Instance) -> float:
-    metrics = instance.metrics()
-    assert metrics is not None, f"{instance.name} does not answer"
-    return metrics.total("streamer_retries_total", stage="store")

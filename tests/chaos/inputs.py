@@ -63,28 +63,40 @@ class Refused:
     reason: str
 
 
-Meaning = Upload | Delete | Query | Refused
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record that the service's client may be unable to read: its dead letter names its place, and maybe no more."""
+
+
+Meaning = Upload | Delete | Query | Refused | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
     """One record, when it is published (seconds from the start of the faults), and what it means.
 
-    `record.topic` is without the prefix; its partition and offset are known once it is published.
+    `record.topic` is without the prefix; its partition and offset are known once it is published. `generation` counts
+    the logs that its partition has had: a recreated topic has another one, and so has a partition whose end was lost.
     """
 
     at: float
     record: Record
     meaning: Meaning
+    generation: int = 0
 
     @property
     def mark(self) -> str:
         """The record's own mark."""
         return self.record.header(CE_CAUSE)
 
-    def placed(self, partition: int, offset: int) -> Input:
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Where it stands among the inputs of its partition, whatever became of the log."""
+        return self.record.partition, self.generation, self.record.offset
+
+    def placed(self, partition: int, offset: int, generation: int = 0) -> Input:
         """Return this input with its place in its topic."""
-        return replace(self, record=replace(self.record, partition=partition, offset=offset))
+        return replace(self, record=replace(self.record, partition=partition, offset=offset), generation=generation)
 
 
 def make_footage(folder: Path, count: int, seed: int) -> list[str]:
@@ -234,6 +246,23 @@ def _query_event(query_id: str, text: str, candidates: Sequence[str]) -> dict[st
         "issued_at": EPOCH.isoformat(),
         "results": [{"clip_id": clip_id, "score": 30 - 0.25 * rank} for rank, clip_id in enumerate(candidates)],
     }
+
+
+def extra_query(draw: random.Random) -> Input:
+    """Return a query that is published beside the others; nobody has uploaded its candidates."""
+    query_id = f"extra-{draw.getrandbits(64):x}"
+    candidates = tuple(f"stranger-{draw.randrange(10**6)}-{index}" for index in range(_CANDIDATES[0]))
+    event = _query_event(query_id, _text(draw), candidates)
+    return _named(_input(0, RESULTS, query_id, event, Query(query_id, candidates)), query_id)
+
+
+def unreadable(topic: str, name: str, value: bytes) -> Input:
+    """Return a record whose value the service's client may be unable to read; ``name`` is its key and its mark."""
+    return _named(_input(0, topic, name, value, Unreadable()), name)
+
+
+def _named(draft: Input, name: str) -> Input:
+    return replace(draft, record=replace(draft.record, headers=((CE_CAUSE, name.encode()),)))
 
 
 # -- what must be refused ----------------------------------------------------------------------------------

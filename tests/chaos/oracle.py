@@ -21,7 +21,7 @@ def living(inputs: Iterable[Input]) -> dict[str, Upload]:
     """
     alive: dict[str, Upload] = {}
     dead: dict[str, datetime] = {}
-    for each in sorted(inputs, key=lambda each: each.record.place):
+    for each in sorted(inputs, key=lambda each: each.order):
         match each.meaning:
             case Delete(clip_id):
                 removed = alive.pop(clip_id, None)

@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from streamer.faults import FaultPoint
+from tests.chaos.kinds import BROKER, EMBED, LANES, RERANK, TOPIC, TRAITS, Fault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 T = TypeVar("T")
-
-EMBED, RERANK, BROKER = "embed", "rerank", "broker"
-LANES = (EMBED, RERANK, BROKER)
-"""Faults of one lane come one after the other; those of different lanes meet as chance has it."""
 
 BROKERS = 3
 PROTOCOLS = ("classic", "consumer")
 """Kafka's two ways to run a consumer group; each run has a group of either."""
-
-
-class Fault(StrEnum):
-    """What is done to the system."""
-
-    KILL = "kill -9 of a service"
-    FREEZE = "SIGSTOP beyond the session timeout"
-    UNWRITABLE = "store not writable"
-    BROKER_KILL = "kill -9 of a broker"
-    BROKER_RESTART = "restart of a broker"
+ALL = "all"
+"""In the name of a victim: every broker at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +29,8 @@ class Step:
     Attributes:
         at: Seconds from the start of the faults; it comes later where its lane is still busy.
         fault: What is done.
-        victim: A service's or broker's name; a lane's, where all of it is hit at the same time.
+        victim: A service's or broker's name; a lane's, where all of it is hit at the same time; ``topic-`` and a
+            role, where that role's topics or group are.
         seconds: How long the fault lasts.
         point: Where the victim of a kill dies once more, by itself, after it was started again; else empty.
 
@@ -58,10 +47,38 @@ class Step:
         """The lane that the victim belongs to."""
         return self.victim.partition("-")[0]
 
+    @property
+    def role(self) -> str:
+        """The role whose service, topics or group are hit; of a broker's step, that whose log it damages."""
+        return self.victim.partition("-")[2] if self.lane == TOPIC else self.lane
+
+    @property
+    def room(self) -> float:
+        """The seconds that a step keeps its lane for itself, until the next one may come."""
+        return self.seconds + TRAITS[self.fault].room + (_POINT_S if self.point else 0.0)
+
+    @property
+    def lanes(self) -> list[str]:
+        """The lanes in which nothing else may happen meanwhile, in the order in which they are taken."""
+        traits = TRAITS[self.fault]
+        taken = {self.lane, *traits.excludes} | ({self.role} if traits.stops_group else set())
+        return [lane for lane in LANES if lane in taken]
+
+
+_POINT_S = 17.0
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much of everything; `points` are kills after which the victim dies at a fault point as well."""
+    """How much of everything.
+
+    Attributes:
+        seconds: From the first fault to the last.
+        faults: How often each kind strikes, by its lane; in the lane of topics, by the role whose topics are hit.
+        points: Kills after which the victim dies at a fault point as well, by role.
+        durations: How long a kind lasts where it is not its usual time.
+
+    """
 
     seconds: float
     services: Mapping[str, int]
@@ -70,34 +87,121 @@ class Scale:
     refused: int
     clips: int
     files: int
-    kills: Mapping[str, int]
+    faults: Mapping[str, Mapping[Fault, int]]
     points: Mapping[str, int]
-    freezes: Mapping[str, int]
-    broker_kills: int
-    broker_restarts: int
-    unwritable_s: float
-    freeze_s: float = 9.0
+    durations: Mapping[Fault, float] = field(default_factory=dict)
 
     def names(self, role: str) -> list[str]:
         """Return the instances of a role."""
         return [f"{role}-{index}" for index in range(self.services[role])]
 
+    @property
+    def count(self) -> int:
+        """How many faults there are."""
+        return sum(sum(kinds.values()) for kinds in self.faults.values())
+
+    def reduced(self, seed: int, count: int, kinds: Collection[Fault]) -> Scale:
+        """Return a scale of ``count`` faults of these kinds, drawn from this one's, with inputs for as long.
+
+        Each kind comes up before any comes up twice.
+        """
+        draw = random.Random(f"selection {seed}")  # noqa: S311 - reproducible, not secret
+        pool = {
+            fault: [lane for lane, faults in self.faults.items() for _ in range(faults.get(fault, 0))]
+            for fault in draw.sample(sorted(kinds), len(kinds))
+        }
+        chosen: list[tuple[str, Fault]] = []
+        while len(chosen) < count and any(pool.values()):
+            for fault, lanes in pool.items():
+                if lanes and len(chosen) < count:
+                    chosen.append((lanes.pop(draw.randrange(len(lanes))), fault))
+        faults = {lane: {fault: chosen.count((lane, fault)) for fault in Fault} for lane in self.faults}
+        points = {
+            lane: min(most, faults[lane][Fault.KILL] * most // max(1, self.faults[lane][Fault.KILL]))
+            for lane, most in self.points.items()
+        }
+        scale = replace(self, faults=faults, points=points)
+        seconds = max(30.0, 1.1 * max(sum(step.room for step in steps) for steps in _drafts(draw, scale).values()))
+        share = seconds / self.seconds
+        return replace(
+            scale,
+            seconds=seconds,
+            uploads=round(share * self.uploads),
+            queries=round(share * self.queries),
+            refused=max(16, round(share * self.refused)),
+            clips=max(80, round(share * self.clips)),
+            files=min(self.files, max(12, round(share * self.files))),
+        )
+
 
 FULL = Scale(
-    seconds=420,
+    seconds=1_260,
     services={EMBED: 2, RERANK: 2},
-    uploads=2_000,
-    queries=5_000,
-    refused=60,
-    clips=700,
+    uploads=3_500,
+    queries=10_000,
+    refused=120,
+    clips=1_200,
     files=50,
-    kills={EMBED: 15, RERANK: 15},
+    faults={
+        EMBED: {
+            Fault.KILL: 22,
+            Fault.STOP: 5,
+            Fault.FREEZE: 4,
+            Fault.UNWRITABLE: 3,
+            Fault.CLOCK: 3,
+            Fault.FLAPPING: 4,
+        },
+        RERANK: {
+            Fault.KILL: 25,
+            Fault.STOP: 6,
+            Fault.FREEZE: 4,
+            Fault.CLOCK: 4,
+            Fault.FLAPPING: 5,
+        },
+        BROKER: {
+            Fault.BROKER_KILL: 14,
+            Fault.BROKER_RESTART: 7,
+            Fault.BROKER_HANG: 8,
+            Fault.BROKER_FROZEN: 7,
+            Fault.TWO_FROZEN: 4,
+            Fault.ROLLING_RESTART: 2,
+            Fault.ALL_KILLED: 2,
+            Fault.DISK_LOST: 4,
+            Fault.TRUNCATED: 4,
+        },
+        f"{TOPIC}-{EMBED}": {
+            Fault.REASSIGNED: 2,
+            Fault.PARTITIONS_ADDED: 2,
+            Fault.THROTTLED: 2,
+            Fault.TIMESTAMPS_REFUSED: 2,
+            Fault.TOO_FEW_IN_SYNC: 2,
+            Fault.DENIED: 3,
+            Fault.HUNG_TRANSACTION: 2,
+            Fault.OFFSETS_BACK: 2,
+            Fault.OFFSETS_BEYOND: 2,
+            Fault.OUTPUT_RECREATED: 2,
+            Fault.INPUT_RECREATED: 1,
+        },
+        f"{TOPIC}-{RERANK}": {
+            Fault.REASSIGNED: 3,
+            Fault.PARTITIONS_ADDED: 3,
+            Fault.THROTTLED: 3,
+            Fault.TIMESTAMPS_REFUSED: 3,
+            Fault.TOO_FEW_IN_SYNC: 3,
+            Fault.OUTPUT_LIMITED: 4,
+            Fault.DENIED: 4,
+            Fault.HUNG_TRANSACTION: 3,
+            Fault.UNREADABLE: 3,
+            Fault.EXPIRED: 4,
+            Fault.OFFSETS_BACK: 3,
+            Fault.OFFSETS_BEYOND: 3,
+            Fault.OUTPUT_RECREATED: 3,
+            Fault.INPUT_RECREATED: 2,
+        },
+    },
     points={EMBED: 7, RERANK: 6},
-    freezes={EMBED: 2, RERANK: 2},
-    broker_kills=4,
-    broker_restarts=2,
-    unwritable_s=20,
 )
+"""200 faults."""
 SMALL = Scale(
     seconds=38,
     services={EMBED: 1, RERANK: 2},
@@ -106,12 +210,13 @@ SMALL = Scale(
     refused=16,
     clips=80,
     files=12,
-    kills={EMBED: 2, RERANK: 2},
+    faults={
+        EMBED: {Fault.KILL: 2, Fault.UNWRITABLE: 1},
+        RERANK: {Fault.KILL: 2, Fault.FREEZE: 1},
+        BROKER: {Fault.BROKER_KILL: 1},
+    },
     points={EMBED: 0, RERANK: 0},
-    freezes={EMBED: 0, RERANK: 1},
-    broker_kills=1,
-    broker_restarts=0,
-    unwritable_s=4,
+    durations={Fault.UNWRITABLE: 4.0},
 )
 """Fault points are left to the tests that kill at each of them."""
 
@@ -131,11 +236,7 @@ class Plan:
 def make_plan(seed: int, scale: Scale) -> Plan:
     """Draw a plan. Raises ValueError where the faults do not fit into the time."""
     draw = random.Random(f"faults {seed}")  # noqa: S311 - reproducible, not secret
-    steps = [
-        *_spread(draw, _service_faults(draw, EMBED, scale), scale.seconds),
-        *_spread(draw, _service_faults(draw, RERANK, scale), scale.seconds),
-        *_spread(draw, _broker_faults(draw, scale), scale.seconds),
-    ]
+    steps = [step for drafts in _drafts(draw, scale).values() for step in _spread(draw, drafts, scale.seconds)]
     protocols = draw.sample(PROTOCOLS, 2)
     return Plan(sorted(steps, key=lambda step: step.at), dict(zip((EMBED, RERANK), protocols, strict=True)))
 
@@ -146,31 +247,59 @@ def points_of(role: str) -> list[FaultPoint]:
     return [point for point in FaultPoint if point.partition(".")[0] in {own, "transaction"}]
 
 
+def _drafts(draw: random.Random, scale: Scale) -> dict[str, list[Step]]:
+    """Draw the steps of each lane in their order, without their times."""
+    return {
+        EMBED: _service_faults(draw, EMBED, scale),
+        RERANK: _service_faults(draw, RERANK, scale),
+        BROKER: _broker_faults(draw, scale),
+        TOPIC: _topic_faults(draw, scale),
+    }
+
+
 def _service_faults(draw: random.Random, role: str, scale: Scale) -> list[Step]:
     points = [_armed(draw, point) for point in _cycled(draw, points_of(role), scale.points[role])]
-    kinds = [
-        *((Fault.KILL, 0.0, point) for point in points),
-        *((Fault.KILL, 0.0, "") for _ in range(scale.kills[role] - len(points))),
-        *((Fault.FREEZE, scale.freeze_s, "") for _ in range(scale.freezes[role])),
-        *((Fault.UNWRITABLE, scale.unwritable_s, "") for _ in range(role == EMBED)),
-    ]
+    kinds = [(fault, "") for fault in _listed(scale.faults[role])]
+    kinds = [(fault, points.pop() if fault is Fault.KILL and points else "") for fault, _ in kinds]
     draw.shuffle(kinds)
     # In turns: a process needs some seconds to start, and one that has not begun to work is no victim.
     victims = itertools.cycle(draw.sample(scale.names(role), scale.services[role]))
     return [
-        Step(0, fault, role if fault is Fault.UNWRITABLE else next(victims), seconds, point)
-        for fault, seconds, point in kinds
+        _step(scale, fault, role if fault in {Fault.UNWRITABLE, Fault.FLAPPING} else next(victims), point)
+        for fault, point in kinds
     ]
 
 
 def _broker_faults(draw: random.Random, scale: Scale) -> list[Step]:
-    kinds = [Fault.BROKER_KILL] * scale.broker_kills + [Fault.BROKER_RESTART] * scale.broker_restarts
+    kinds = _listed(scale.faults.get(BROKER, {}))
     draw.shuffle(kinds)
-    victims = _cycled(draw, [f"{BROKER}-{index}" for index in range(BROKERS)], len(kinds))
+    victims = iter(_cycled(draw, [f"{BROKER}-{index}" for index in range(BROKERS)], len(kinds)))
     return [
-        Step(0, fault, victim, draw.uniform(1, 6) if fault is Fault.BROKER_KILL else 0.0)
-        for fault, victim in zip(kinds, victims, strict=True)
+        replace(
+            _step(scale, fault, f"{BROKER}-{ALL}" if TRAITS[fault].hits_all else next(victims)),
+            seconds=draw.uniform(1, 6) if fault is Fault.BROKER_KILL else TRAITS[fault].lasts,
+        )
+        for fault in kinds
     ]
+
+
+def _topic_faults(draw: random.Random, scale: Scale) -> list[Step]:
+    steps = [
+        _step(scale, fault, lane)
+        for lane, faults in scale.faults.items()
+        if lane.startswith(f"{TOPIC}-")
+        for fault in _listed(faults)
+    ]
+    draw.shuffle(steps)
+    return steps
+
+
+def _listed(faults: Mapping[Fault, int]) -> list[Fault]:
+    return [fault for fault, count in faults.items() for _ in range(count)]
+
+
+def _step(scale: Scale, fault: Fault, victim: str, point: str = "") -> Step:
+    return Step(0, fault, victim, scale.durations.get(fault, TRAITS[fault].lasts), point)
 
 
 def _armed(draw: random.Random, point: FaultPoint) -> str:
@@ -185,30 +314,14 @@ def _cycled(draw: random.Random, items: Sequence[T], count: int) -> list[T]:
     return list(itertools.islice(rounds, count))
 
 
-def _room(step: Step) -> float:
-    """Return the seconds that a step keeps its lane for itself, until the next one may come."""
-    if step.fault is Fault.KILL:
-        return 25.0 if step.point else 8.0
-    return (
-        step.seconds
-        + {
-            Fault.FREEZE: 10.0,
-            Fault.UNWRITABLE: 8.0,
-            Fault.BROKER_KILL: 15.0,
-            Fault.BROKER_RESTART: 15.0,
-        }[step.fault]
-    )
-
-
 def _spread(draw: random.Random, steps: Sequence[Step], seconds: float) -> Iterable[Step]:
     """Give the steps of a lane their times: random ones, with room for each."""
-    rooms = [_room(step) for step in steps]
+    rooms = [step.room for step in steps]
     slack = seconds - sum(rooms)
     if slack < 0:
         raise ValueError(f"{len(steps)} faults take {sum(rooms):.0f} s, more than {seconds:.0f} s")
     before = itertools.accumulate(rooms, initial=0.0)
     pauses = sorted(draw.uniform(0, slack) for _ in steps)
     return [
-        Step(round(pause + start, 1), step.fault, step.victim, step.seconds, step.point)
-        for step, pause, start in zip(steps, pauses, before, strict=False)
+        replace(step, at=round(pause + start, 1)) for step, pause, start in zip(steps, pauses, before, strict=False)
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,49 +13,80 @@ from confluent_kafka import KafkaError, Message, Producer
 from tests.support.driver import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tests.chaos.clock import Clock
     from tests.chaos.inputs import Input
+    from tests.chaos.ledger import Ledger
 
 _SERVE_S = 0.05
 _FLUSH_S = 60.0
+_OFTEN = {"topic.metadata.refresh.interval.ms": 2_000}
+"""New partitions get records soon."""
 
 
 class Publisher(threading.Thread):
     """Publishes all inputs once, in their order, each no earlier than its time on the clock of the faults.
 
-    `clock` tells the time of the plan: events must be under way as long as something is broken.
+    `clock` tells the time of the plan: events must be under way as long as something is broken. `ledger` knows which
+    log a partition has when a record is written to it.
     """
 
-    def __init__(self, bootstrap_servers: str, prefix: str, inputs: Sequence[Input], clock: Clock) -> None:
+    def __init__(
+        self, bootstrap_servers: str, prefix: str, inputs: Sequence[Input], clock: Clock, ledger: Ledger
+    ) -> None:
         super().__init__(name="publisher", daemon=True)
+        self._servers = bootstrap_servers
         self._prefix = prefix
         self._inputs = inputs
         self._clock = clock
+        self._ledger = ledger
         self.ended_at = 0.0
         """When the last record was handed over, in true seconds."""
         self._placed: dict[int, Input] = {}
         self._errors: list[str] = []
+        self._turn = threading.Lock()
+        """Held while records are handed over, and by whoever wants none to be."""
+        self._producer = self._make()
+
+    def _make(self) -> Producer:
         # Idempotent: a record is never doubled, nor overtaken by a later one of its partition.
-        self._producer = Producer({"bootstrap.servers": bootstrap_servers, "enable.idempotence": True, "linger.ms": 5})
+        return Producer({"bootstrap.servers": self._servers, "enable.idempotence": True, "linger.ms": 5, **_OFTEN})
 
     def run(self) -> None:
         """Publish; what goes wrong is told by :meth:`published`."""
         for number, each in enumerate(self._inputs):
             while self._clock.now() < each.at:
-                self._producer.poll(_SERVE_S)
+                time.sleep(_SERVE_S)
+                with self._turn:
+                    self._producer.poll(0)
             record = each.record
-            self._producer.produce(
-                self._prefix + record.topic,
-                key=record.key,
-                value=record.value,
-                headers=list(record.headers),
-                on_delivery=partial(self._delivered, number),
-            )
-            self._producer.poll(0)
+            with self._turn:
+                self._producer.produce(
+                    self._prefix + record.topic,
+                    key=record.key,
+                    value=record.value,
+                    headers=list(record.headers),
+                    on_delivery=partial(self._delivered, number),
+                )
+                self._producer.poll(0)
         self.ended_at = self._clock.wall()
-        self._producer.flush(_FLUSH_S)
+        with self._turn:
+            self._producer.flush(_FLUSH_S)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Publish nothing, with all that was handed over acknowledged; go on with a new producer.
+
+        What a producer knows of a log does not hold for the next one. Raises TimeoutError.
+        """
+        with self._turn:
+            if self._producer.flush(_FLUSH_S):
+                raise TimeoutError("some records are not acknowledged")
+            try:
+                yield
+            finally:
+                self._producer = self._make()
 
     def published(self) -> list[Input]:
         """Return the inputs with their places in the log, once all are acknowledged."""
@@ -65,5 +98,7 @@ class Publisher(threading.Thread):
     def _delivered(self, number: int, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self._errors.append(error.str())
-        else:
-            self._placed[number] = self._inputs[number].placed(*place_of(message)[1:])
+            return
+        each = self._inputs[number]
+        _, partition, offset = place_of(message)
+        self._placed[number] = each.placed(partition, offset, self._ledger.generation(each.record.topic, partition))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from tests.chaos.plan import Fault
+from tests.chaos.kinds import Fault
 from tests.chaos.services import Cause
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 POINT = "death at a fault point"
 _EXAMPLES = 5
+_MOST_NAMED = 4
 
 
 @dataclass
@@ -38,6 +39,10 @@ class Report:
     said: Mapping[str, Counter[str]]
     """What the services logged, by role."""
     findings: Sequence[Finding]
+    seen: Mapping[str, Counter[str]]
+    """What a read_committed reader from outside sees come out, by kind of input."""
+    named: Mapping[str, Counter[str]]
+    """In how many strikes of a kind /readyz named each condition meanwhile."""
     counts: Mapping[str, int]
     seconds: Mapping[str, float] = field(default_factory=dict)
     """How long each part of the run took."""
@@ -71,6 +76,8 @@ class Report:
             "protocols": self.plan.protocols,
             "seconds": self.seconds,
             "counts": self.counts,
+            "seen": self.seen,
+            "named": self.named,
             "faults": {
                 kind: {"planned": planned, "fired": self.fired()[kind]} for kind, planned in self.planned().items()
             },
@@ -85,7 +92,9 @@ class Report:
         """Print the tables."""
         protocols = ", ".join(f"{role}: {protocol}" for role, protocol in self.plan.protocols.items())
         console.print(f"\nSeed {self.seed}; group protocols {protocols}")
-        console.print(self._table("Faults", ("fault", "planned", "fired"), self._fault_rows()))
+        console.print(
+            self._table("Faults", ("fault", "planned", "struck", "named by /readyz meanwhile"), self._fault_rows())
+        )
         console.print(
             self._table("What they caused, as the services logged it", ("event", *self.said), self._said_rows())
         )
@@ -99,6 +108,9 @@ class Report:
             console.print(f"[red]unexpected end[/]: {each.name} with {each.code} at {each.at}", highlight=False)
             console.print("\n".join(each.log_tail[-_EXAMPLES:]), markup=False, highlight=False)
         self._show_findings(console)
+        kinds = ("once", "again, as told", "deleted unread", "lost", "doubled")
+        rows = [(name, sum(seen.values()), *(seen[kind] for kind in kinds)) for name, seen in self.seen.items()]
+        console.print(self._table("What a read_committed reader sees", ("inputs", "how many", *kinds), rows))
 
     def _show_findings(self, console: Console) -> None:
         table = Table(title="Guarantees", title_justify="left")
@@ -113,13 +125,22 @@ class Report:
                 for problem in finding.problems[:_EXAMPLES]:
                     console.print(f"  {problem}", markup=False, highlight=False)
 
-    def _fault_rows(self) -> list[tuple[str, int, int]]:
+    def _fault_rows(self) -> list[tuple[str, int, int, str]]:
         fired = self.fired()
         order = [*Fault, POINT]
-        return [
-            (kind, planned, fired[kind])
+        rows = [
+            (
+                kind,
+                planned,
+                fired[kind],
+                ", ".join(
+                    f"{name} {count}" for name, count in self.named.get(kind, Counter()).most_common(_MOST_NAMED)
+                ),
+            )
             for kind, planned in sorted(self.planned().items(), key=lambda row: order.index(row[0]))
+            if planned
         ]
+        return [*rows, ("all", len(self.plan.steps), sum(strike.fired for strike in self.strikes), "")]
 
     def _said_rows(self) -> list[tuple[Any, ...]]:
         events = sorted({event for counter in self.said.values() for event in counter})

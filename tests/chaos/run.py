@@ -12,14 +12,18 @@ from tests.chaos.brokers import SESSION_S, Brokers
 from tests.chaos.clock import Clock
 from tests.chaos.faults import Saboteur
 from tests.chaos.groups import await_committed
-from tests.chaos.inputs import EPOCH, Delete, Query, Refused, Upload, make_footage, make_inputs
-from tests.chaos.plan import EMBED, RERANK, make_plan
+from tests.chaos.inputs import EPOCH, Delete, Query, Refused, Unreadable, Upload, make_footage, make_inputs
+from tests.chaos.kinds import EMBED
+from tests.chaos.ledger import Ledger
+from tests.chaos.plan import make_plan
 from tests.chaos.publisher import Publisher
 from tests.chaos.report import Report
+from tests.chaos.scene import GROUPS, INPUTS, Scene
 from tests.chaos.services import Cause, Instance, await_at_work
 from tests.chaos.uncommitted import count_all
 from tests.chaos.verify import OUTPUTS, TOLERANCE, Finding, StoredClip, Verdict, read_store
-from tests.support.driver import RESULTS, UPLOADED, Bus, Record, Service, apply_topics, environment
+from tests.chaos.watch import Watch, named
+from tests.support.driver import UPLOADED, Bus, Record, Service, apply_topics, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
     from tests.chaos.plan import Scale
 
 PREFIX, CLEAN_PREFIX = "chaos.", "clean."
-GROUPS = {EMBED: ("streamer-embed", UPLOADED), RERANK: ("streamer-rerank", RESULTS)}
 _START_S = 120.0
 _SPARE_S = 60.0
 _CATCH_UP_S = 180.0
@@ -60,26 +63,33 @@ class Run:
                 bus = Bus(brokers.kafka.bootstrap_servers, PREFIX)
                 variables = self._variables(bus, "store")
                 apply_topics(variables, self.folder)
-                services = self._start_services(variables)
+                services = self._start_services(variables | _settings(brokers.client()))
                 stack.callback(_end, services.values())
                 model_id, clean = self._clean_run(brokers.kafka.bootstrap_servers)
                 await_at_work(list(services.values()), seconds=_START_S)
             with self._timed("faults"):
-                clock = Clock()
-                publisher = Publisher(bus.bootstrap_servers, PREFIX, self.inputs, clock)
+                clock, ledger = Clock(), Ledger()
+                publisher = Publisher(bus.bootstrap_servers, PREFIX, self.inputs, clock, ledger)
+                scene = Scene(services, brokers, bus, clock, publisher, ledger, self.plan.protocols)
+                watch = Watch(services.values(), clock)
+                watch.start()
                 publisher.start()
-                saboteur = Saboteur(self.plan, services, brokers, clock, limit_s=1.5 * self.scale.seconds + _SPARE_S)
+                saboteur = Saboteur(
+                    self.plan, scene, self.folder / "strikes.log", limit_s=1.25 * self.scale.seconds + _SPARE_S
+                )
                 saboteur.run()
-                published = publisher.published()
+                published = publisher.published() + scene.extra
             with self._timed("catch up"):
                 brokers.await_in_sync()
                 caught_up = _catch_up(bus)
                 await_at_work(list(services.values()), seconds=_START_S)
             with self._timed("stop"):
+                watch.stop()
                 _end(services.values())
             with self._timed("verify"):
-                outputs = {topic: bus.read(topic) for topic in OUTPUTS}
-                verdict = Verdict(published, outputs)
+                there = {topic: bus.read(topic) for topic in OUTPUTS}
+                outputs = {topic: ledger.kept(topic) + records for topic, records in there.items()}
+                verdict = Verdict(published, outputs, ledger)
                 findings = [
                     caught_up,
                     *verdict.findings(read_store(self._store("store"), model_id), clean),
@@ -92,9 +102,11 @@ class Run:
                 exits=[each for service in services.values() for each in service.exits],
                 said=_said(services.values()),
                 findings=findings,
+                seen=verdict.seen(),
+                named=named(saboteur.strikes, watch.sightings),
                 counts={
                     **_counts(published),
-                    **_aborted(bus, outputs),
+                    **_aborted(bus, there),
                     "faults after the last input": sum(strike.at > publisher.ended_at for strike in saboteur.strikes),
                 },
                 seconds=self.seconds,
@@ -146,7 +158,7 @@ class Run:
         with Service(EMBED, variables, self.folder) as embedder:
             embedder.await_ready(seconds=_START_S)
             bus.publish(UPLOADED, [Record.of(event["clip_id"], event) for event in events])
-            bus.await_group(*GROUPS[EMBED], seconds=_START_S, alive=[embedder])
+            bus.await_group(GROUPS[EMBED], UPLOADED, seconds=_START_S, alive=[embedder])
             model_id = bus.read("clips.embedded")[0].event["model_id"]
             embedder.stop()
         clean = read_store(self._store("clean-store"), model_id)
@@ -154,6 +166,16 @@ class Run:
         for one, other in itertools.combinations(clean.values(), 2):
             assert one.distance(other) > 10 * TOLERANCE, "two files look alike: no mix-up could be seen"
         return model_id, clean
+
+
+def _settings(properties: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that give a service these properties of the Kafka client."""
+    variables = {"STREAMER_BOOTSTRAP_SERVERS": properties["bootstrap.servers"]}
+    return variables | {
+        f"STREAMER_KAFKA__{name.upper().replace('.', '_')}": value
+        for name, value in properties.items()
+        if name != "bootstrap.servers"
+    }
 
 
 def _group_settings(protocol: str) -> dict[str, str]:
@@ -167,9 +189,9 @@ def _group_settings(protocol: str) -> dict[str, str]:
 def _catch_up(bus: Bus) -> Finding:
     """Wait until both groups have committed all that there is."""
     finding = Finding("both groups commit everything once the faults are over", f"within {_CATCH_UP_S:.0f} s")
-    for group, topic in GROUPS.values():
+    for role, group in GROUPS.items():
         try:
-            await_committed(bus, group, topic, seconds=_CATCH_UP_S)
+            await_committed(bus, group, INPUTS[role], seconds=_CATCH_UP_S)
         except TimeoutError as error:
             finding.problems.append(str(error))
     return finding
@@ -203,7 +225,13 @@ def _said(services: Iterable[Instance]) -> dict[str, Counter[str]]:
 
 def _counts(published: Sequence[Input]) -> dict[str, int]:
     kinds = Counter(type(each.meaning) for each in published)
-    names = {Upload: "valid uploads", Delete: "deletes", Query: "valid query events", Refused: "records to refuse"}
+    names = {
+        Upload: "valid uploads",
+        Delete: "deletes",
+        Query: "valid query events",
+        Refused: "records to refuse",
+        Unreadable: "batches hard to decompress",
+    }
     return {name: kinds[kind] for kind, name in names.items()}
 
 

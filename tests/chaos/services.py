@@ -8,10 +8,12 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter, deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +23,15 @@ from tests.support.driver import STREAMER
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 _POLL_S = 0.2
 _PAUSE_S = 0.5
 """Between an end and the next start."""
 _TAIL_LINES = 40
+_STOP_S = 15.0
+"""The contract gives a service ten between SIGTERM and its end."""
 
 # As in streamer.local_kafka.jvm: the shell becomes the service after leaving a watcher behind, which ends the process
 # group once this program is gone. Here the watcher must not hold the pipe that the log comes through.
@@ -39,8 +43,10 @@ class Cause(StrEnum):
 
     KILLED = "killed by us"
     FAULT_POINT = "died at its fault point"
+    RESTARTED = "restarted in order"
     STOPPED = "stopped in order"
     FENCED = "fenced after it was frozen"
+    RECREATED = "ended because its topic was recreated"
     UNEXPECTED = "unexpected"
 
 
@@ -70,6 +76,8 @@ class Instance:
         self.exits: list[Exit] = []
         self.said: Counter[str] = Counter()
         """How often each warning or error, and each change of the assignment, was logged."""
+        self.topic_recreated = False
+        """Whether its input topic was ever deleted and created again, upon which a process may end."""
         self._variables = {
             **variables,
             "STREAMER_INSTANCE_ID": name,
@@ -83,9 +91,12 @@ class Instance:
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._point = ""
+        self._once: Mapping[str, str] = {}
         self._killed: int | None = None
+        self._terminated: int | None = None
         self._frozen: int | None = None
         self._stopping = False
+        self._halted = False
         self._thread = threading.Thread(target=self._supervise, name=name, daemon=True)
 
     def start(self) -> None:
@@ -107,6 +118,19 @@ class Instance:
             return Scrape.parse(response.read().decode(), at=time.monotonic())
         return None
 
+    def readiness(self) -> list[str]:
+        """Return the conditions that /readyz names; none while it says that all is well, or nobody answers."""
+        url = f"http://127.0.0.1:{self._port}/readyz"
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return []
+        except urllib.error.HTTPError as error:
+            with error:
+                lines = error.read().decode(errors="replace").splitlines()
+            return [line.partition(": ")[0] for line in lines if ": " in line]
+        except OSError:
+            return []
+
     def is_at_work(self) -> bool:
         """Tell whether the process is ready and owns partitions."""
         metrics = self.metrics()
@@ -119,14 +143,58 @@ class Instance:
         metrics = self.metrics()
         return int(metrics.total("streamer_assigned_partitions")) if metrics else 0
 
-    def kill(self, point: str = "") -> Exit:
-        """Kill the process by SIGKILL and return its end; `point` is where the next one is to die by itself."""
+    @staticmethod
+    def conditions(metrics: Scrape) -> set[str]:
+        """Return the conditions of readiness that do not hold."""
+        return {dict(labels)["condition"] for labels, value in metrics.series("streamer_unready").items() if value}
+
+    def ahead_s(self) -> float | None:
+        """Return how far the process's clock is ahead of ours, as its HTTP server tells the time; None without one."""
+        url = f"http://127.0.0.1:{self._port}/livez"
+        with suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
+            return parsedate_to_datetime(response.headers["Date"]).timestamp() - time.time()
+        return None
+
+    def kill(self, point: str = "", variables: Mapping[str, str] = {}) -> Exit:
+        """Kill the process by SIGKILL and return its end.
+
+        The next one, and only that, has ``variables`` besides, and dies by itself at ``point``.
+        """
         with self._changed:
             pid, before = self.pid, len(self.exits)
             self._point = point
+            self._once = variables
             self._killed = pid
         self.signal(pid, signal.SIGKILL)
         return self.await_exit(before, seconds=30)
+
+    def restart(self) -> Exit:
+        """Ask the process to end, and return its end; another one is started, unless the instance is halted."""
+        with self._changed:
+            self._terminated, before = self.pid, len(self.exits)
+        self.signal(self._terminated, signal.SIGTERM)
+        return self.await_exit(before, seconds=_STOP_S)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have the process stand still meanwhile. Raises ProcessLookupError where none runs."""
+        pid = self.pid
+        self.signal(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                self.signal(pid, signal.SIGCONT)
+
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        """Stop the process in order, and start none for the time being. Raises TimeoutError."""
+        self._halted = True
+        try:
+            self.restart()
+            yield
+        finally:
+            self._halted = False
 
     def signal(self, pid: int, number: signal.Signals) -> None:
         """Send a signal to our process `pid`, as long as it is not reaped."""
@@ -163,7 +231,8 @@ class Instance:
 
     def _supervise(self) -> None:
         while not self._stopping:
-            self._run_once()
+            if not self._halted:
+                self._run_once()
             time.sleep(_PAUSE_S)
 
     def _run_once(self) -> None:
@@ -171,7 +240,8 @@ class Instance:
             if self._stopping:
                 return
             point, self._point = self._point, ""
-            armed = {FAULT_POINT: point} if point else {}
+            once, self._once = self._once, {}
+            armed = {**once, **({FAULT_POINT: point} if point else {})}
             began = time.monotonic()
             process = subprocess.Popen(
                 ["/bin/sh", "-c", _DIE_WITH_PARENT, "sh", STREAMER, self.command],
@@ -202,13 +272,24 @@ class Instance:
             self._changed.notify_all()
 
     def _cause(self, pid: int, code: int, point: str, tail: Iterable[str]) -> Cause:
+        if code == 1:
+            return self._told_cause(pid, tail)
         if code == -signal.SIGKILL and pid == self._killed:
             return Cause.KILLED
         if code == -signal.SIGKILL and point:
             return Cause.FAULT_POINT
+        if code == 0 and pid == self._terminated:
+            return Cause.RESTARTED
         if code == 0 and self._stopping:
             return Cause.STOPPED
-        if code == 1 and pid == self._frozen and any(" is fenced: " in line for line in tail):
+        return Cause.UNEXPECTED
+
+    def _told_cause(self, pid: int, tail: Iterable[str]) -> Cause:
+        """Return why a process ended by itself, as its last lines tell it, if what we did explains that."""
+        said = "\n".join(tail)
+        if self.topic_recreated and "deleted and created again" in said:
+            return Cause.RECREATED
+        if pid == self._frozen and " is fenced: " in said:
             return Cause.FENCED
         return Cause.UNEXPECTED
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.chaos.inputs import CE_CAUSE, EPOCH, Delete, Input, Query, Refused, Upload, make_inputs
+from tests.chaos.inputs import CE_CAUSE, EPOCH, Delete, Input, Query, Refused, Upload, make_inputs, unreadable
+from tests.chaos.ledger import Ledger
 from tests.chaos.oracle import living
 from tests.chaos.plan import SMALL
 from tests.chaos.verify import OUTPUTS, TOLERANCE, StoredClip, Verdict
@@ -90,8 +91,12 @@ def store(inputs: list[Input]) -> Store:
     return {clip_id: stored(upload.file, upload) for clip_id, upload in living(inputs).items()}
 
 
-def broken(inputs: list[Input], outputs: Outputs, store: Store) -> set[str]:
-    return {finding.guarantee for finding in Verdict(inputs, outputs).findings(store, CLEAN) if not finding.kept}
+def broken(inputs: list[Input], outputs: Outputs, store: Store, ledger: Ledger | None = None) -> set[str]:
+    return {
+        finding.guarantee
+        for finding in Verdict(inputs, outputs, ledger or Ledger()).findings(store, CLEAN)
+        if not finding.kept
+    }
 
 
 def test_a_sound_run_keeps_every_guarantee(inputs: list[Input], outputs: Outputs, store: Store) -> None:
@@ -160,9 +165,9 @@ def test_an_announcement_of_another_upload_is_seen(
 def test_a_dead_letter_of_another_place_or_reason_is_seen(
     inputs: list[Input], outputs: Outputs, store: Store, changed: dict[str, str]
 ) -> None:
-    cause, refused = next((each, each.meaning) for each in inputs if isinstance(each.meaning, Refused))
+    cause, meaning = next((each, each.meaning) for each in inputs if isinstance(each.meaning, Refused))
     letters = outputs[f"{cause.record.topic}.dlq"]
-    letters[0] = dead_letter(cause, refused, **changed)
+    letters[0] = dead_letter(cause, meaning, **changed)
     assert broken(inputs, outputs, store) == {"dead letters are exactly those that the inputs explain"}
 
 
@@ -196,6 +201,81 @@ def test_a_clip_unlike_that_of_a_clean_run_is_seen(
     assert broken(inputs, outputs, store) == {"each clip is stored as a clean run stores it, in the right version"}
 
 
+def test_what_the_ledger_allows_is_counted_apart(inputs: list[Input], outputs: Outputs, store: Store) -> None:
+    [doubled, missing] = [each for each in inputs if isinstance(each.meaning, Query)][:2]
+    answers = {record.header(CE_CAUSE): record for record in outputs[RERANKED]}
+    outputs[RERANKED] = [each for each in outputs[RERANKED] if each.header(CE_CAUSE) != missing.mark]
+    outputs[RERANKED].append(answers[doubled.mark])
+    assert broken(inputs, outputs, store) == {"every query event is answered exactly once"}
+    ledger = Ledger()
+    ledger.allow_again(RESULTS, 0, doubled.record.offset, doubled.record.offset + 1)
+    assert broken(inputs, outputs, store, ledger) == {"every query event is answered exactly once"}
+    ledger.allow_gone(RESULTS, 0, missing.record.offset, missing.record.offset + 1)
+    assert broken(inputs, outputs, store, ledger) == set()
+    verdict = Verdict(inputs, outputs, ledger)
+    verdict.findings(store, CLEAN)
+    assert verdict.seen()["queries"] == {"once": 18, "again, as told": 1, "deleted unread": 1}
+    outputs[RERANKED].append(answers[doubled.mark])
+    assert broken(inputs, outputs, store, ledger) == {"every query event is answered exactly once"}
+
+
+def test_an_allowance_holds_for_its_topic_its_partition_and_its_log(inputs: list[Input]) -> None:
+    one = next(each for each in inputs if isinstance(each.meaning, Query))
+    offset = one.record.offset
+    for topic, partition, first, end, most in (
+        (RESULTS, 0, offset, offset + 1, 2),
+        (RESULTS, 0, offset + 1, offset + 2, 1),
+        (RESULTS, 0, 0, offset, 1),
+        (RESULTS, 1, offset, offset + 1, 1),
+        (UPLOADED, 0, offset, offset + 1, 1),
+    ):
+        ledger = Ledger()
+        ledger.allow_again(topic, partition, first, end)
+        assert ledger.bounds(one) == (1, most)
+    ledger = Ledger()
+    ledger.replace_log(RESULTS, 0)
+    ledger.allow_gone(RESULTS, 0, offset, offset + 1)
+    assert ledger.bounds(one) == (1, 1)
+    assert ledger.bounds(replace(one, generation=1)) == (0, 1)
+
+
+def test_a_query_may_become_a_dead_letter_only_where_its_answer_was_too_large(
+    inputs: list[Input], outputs: Outputs, store: Store
+) -> None:
+    query = max(
+        (each for each in inputs if isinstance(each.meaning, Query)),
+        key=lambda each: len(each.meaning.candidates) if isinstance(each.meaning, Query) else 0,
+    )
+    outputs[RERANKED] = [each for each in outputs[RERANKED] if each.header(CE_CAUSE) != query.mark]
+    outputs[f"{RESULTS}.dlq"].append(dead_letter(query, Refused("too_large")))
+    assert "every query event is answered exactly once" in broken(inputs, outputs, store)
+    ledger = Ledger()
+    ledger.limit(RERANKED, 200)
+    assert broken(inputs, outputs, store, ledger) == set()
+    ledger = Ledger()
+    ledger.limit(RERANKED, 10**6)
+    assert "every query event is answered exactly once" in broken(inputs, outputs, store, ledger)
+
+
+def test_a_batch_that_cannot_be_read_needs_a_dead_letter_that_names_its_place(
+    inputs: list[Input], outputs: Outputs, store: Store
+) -> None:
+    place = len(inputs)
+    batch = unreadable(RESULTS, "unreadable", b"").placed(0, place)
+    inputs = [*inputs, batch]
+    assert broken(inputs, outputs, store) == {"dead letters are exactly those that the inputs explain"}
+    letter = replace(dead_letter(batch, Refused("unreadable")), key=None, value=None)
+    letter = replace(letter, headers=tuple(header for header in letter.headers if header[0] != CE_CAUSE))
+    outputs[f"{RESULTS}.dlq"].append(letter)
+    assert broken(inputs, outputs, store) == set()
+    elsewhere = dead_letter(batch, Refused("unreadable"), offset=str(place + 1))
+    outputs[f"{RESULTS}.dlq"][-1] = replace(elsewhere, headers=elsewhere.headers[1:])
+    assert broken(inputs, outputs, store) == {
+        "dead letters are exactly those that the inputs explain",
+        "nothing else is in the output topics",
+    }
+
+
 def test_the_oracle_follows_the_log() -> None:
     old, new = (Upload("c", file, EPOCH + timedelta(hours=hour)) for hour, file in enumerate(FILES[:2]))
     delete = Delete("c")
@@ -216,3 +296,9 @@ def test_the_oracle_follows_the_log() -> None:
             for offset, meaning in enumerate(lives)
         ]
         assert living(reversed(log)) == ({"c": alive} if alive else {}), lives
+
+
+def test_the_oracle_follows_a_partition_from_one_log_to_the_next() -> None:
+    upload = Input(0, Record(b"c", None, topic=UPLOADED, partition=0, offset=9), Upload("c", FILES[0], EPOCH))
+    delete = Input(0, Record(b"c", None, topic=UPLOADED, partition=0, offset=2), Delete("c"), generation=1)
+    assert living([delete, upload]) == {}

@@ -11,7 +11,7 @@ import numpy as np
 from streamer.codec import JSON
 from streamer.events import ClipEmbedded, InvalidEvent, QueryReranked
 from streamer.store import open_existing
-from tests.chaos.inputs import CE_CAUSE, Query, Refused, Upload
+from tests.chaos.inputs import CE_CAUSE, Query, Refused, Unreadable, Upload
 from tests.chaos.oracle import living
 from tests.support.driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, check_dead_letter
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tests.chaos.inputs import Input
+    from tests.chaos.ledger import Ledger
     from tests.support.driver import Record
 
 M = TypeVar("M")
@@ -87,11 +88,22 @@ class Finding:
 class Verdict:
     """Compares the outputs of a run with its inputs."""
 
-    def __init__(self, inputs: Sequence[Input], outputs: Mapping[str, Sequence[Record]]) -> None:
+    def __init__(self, inputs: Sequence[Input], outputs: Mapping[str, Sequence[Record]], ledger: Ledger) -> None:
         """`outputs` holds what read_committed consumers see of each topic of :data:`OUTPUTS`."""
         self._inputs = inputs
         self._outputs = outputs
+        self._ledger = ledger
         self._by_mark = {each.mark: each for each in inputs}
+        self._unreadable = {
+            (each.record.topic, each.record.partition, each.record.offset): each
+            for each in inputs
+            if isinstance(each.meaning, Unreadable)
+        }
+        self._seen: dict[str, Counter[str]] = {}
+
+    def seen(self) -> dict[str, Counter[str]]:
+        """Return how many inputs of each kind a reader from outside sees come out how; after :meth:`findings`."""
+        return self._seen
 
     def findings(self, store: Mapping[str, StoredClip], clean: Mapping[str, StoredClip]) -> list[Finding]:
         """Judge every guarantee; `clean` is what a run without faults stored of each file."""
@@ -112,8 +124,22 @@ class Verdict:
     def _answered(self) -> Finding:
         queries = self._meant(Query)
         finding = Finding("every query event is answered exactly once", f"{len(queries)} events")
-        _exactly_once(finding, queries, self._marks(RERANKED))
+        refused = [
+            letter
+            for letter in self._outputs[DEAD_LETTERS[RESULTS]]
+            if (cause := self._cause(letter)) is not None and self._is_refused_answer(cause, letter)
+        ]
+        self._seen["answers too large, dead letters instead"] = Counter({"once": len(refused)})
+        self._account(finding, "queries", queries, self._marks(RERANKED) + Counter(map(_mark, refused)))
         return finding
+
+    def _is_refused_answer(self, cause: Input, letter: Record) -> bool:
+        """Whether a dead letter stands for an answer that was too large for its topic, when that was made small."""
+        return (
+            isinstance(cause.meaning, Query)
+            and letter.header("dlq.reason") == "too_large"
+            and self._ledger.may_be_too_large(cause, len(cause.meaning.candidates))
+        )
 
     def _permuted(self) -> Finding:
         finding = Finding("every answer is a permutation of its candidates", f"{len(self._outputs[RERANKED])} answers")
@@ -144,7 +170,7 @@ class Verdict:
     def _announced(self) -> Finding:
         uploads = self._meant(Upload)
         finding = Finding("every upload is announced exactly once", f"{len(uploads)} uploads")
-        _exactly_once(finding, uploads, self._marks(EMBEDDED))
+        self._account(finding, "uploads", uploads, self._marks(EMBEDDED))
         return finding
 
     def _announcements_fit(self, clean: Mapping[str, StoredClip]) -> Finding:
@@ -193,10 +219,13 @@ class Verdict:
     def _dead_letters(self) -> Finding:
         refused = self._meant(Refused)
         finding = Finding("dead letters are exactly those that the inputs explain", f"{len(refused)} dead letters")
-        _exactly_once(finding, refused, sum((self._marks(topic) for topic in DEAD_LETTERS.values()), Counter()))
+        causes = [cause for topic in DEAD_LETTERS.values() for cause in map(self._cause, self._outputs[topic]) if cause]
+        found = Counter(cause.mark for cause in causes)
+        self._account(finding, "records to refuse", refused, found)
+        self._account(finding, "batches hard to decompress", self._meant(Unreadable), found)
         for source, topic in DEAD_LETTERS.items():
             for letter in self._outputs[topic]:
-                original = self._by_mark.get(_mark(letter))
+                original = self._cause(letter)
                 if original is None or not isinstance(original.meaning, Refused):
                     continue
                 try:
@@ -211,21 +240,59 @@ class Verdict:
 
     def _nothing_else(self) -> Finding:
         """Show that no output came from nowhere, or from a record that should not cause it."""
-        meanings = {EMBEDDED: Upload, RERANKED: Query} | dict.fromkeys(DEAD_LETTERS.values(), Refused)
+        meanings = {EMBEDDED: Upload, RERANKED: Query} | dict.fromkeys(DEAD_LETTERS.values(), Refused | Unreadable)
         total = sum(len(records) for records in self._outputs.values())
         finding = Finding("nothing else is in the output topics", f"{total} records")
         for topic, meaning in meanings.items():
             for record in self._outputs[topic]:
-                cause = self._by_mark.get(_mark(record))
+                cause = self._cause(record)
                 if cause is None:
                     finding.problems.append(f"{topic}: {record.key!r} comes from nowhere")
-                elif not isinstance(cause.meaning, meaning):
+                elif not isinstance(cause.meaning, meaning) and not (
+                    topic == DEAD_LETTERS[RESULTS] and self._is_refused_answer(cause, record)
+                ):
                     why = dict(record.headers).get("dlq.error", b"").decode(errors="replace")
                     finding.problems.append(f"{topic}: {cause.mark} {cause.meaning} {why}")
         return finding
 
-    def _meant(self, meaning: type[M]) -> list[str]:
-        return [each.mark for each in self._inputs if isinstance(each.meaning, meaning)]
+    def _meant(self, meaning: type[M]) -> list[Input]:
+        return [each for each in self._inputs if isinstance(each.meaning, meaning)]
+
+    def _cause(self, record: Record) -> Input | None:
+        """Return the input that a record of an output topic came from: by its mark, or by the place that it names."""
+        cause = self._by_mark.get(_mark(record))
+        headers = dict(record.headers)
+        if cause is not None or "dlq.offset" not in headers:
+            return cause
+        topic = headers["dlq.topic"].decode()
+        place = (int(headers["dlq.partition"]), int(headers["dlq.offset"]))
+        return next(
+            (each for (own, *rest), each in self._unreadable.items() if topic.endswith(own) and place == tuple(rest)),
+            None,
+        )
+
+    def _account(self, finding: Finding, name: str, inputs: Iterable[Input], found: Mapping[str, int]) -> None:
+        """Compare how often inputs came out with how often they may."""
+        seen: Counter[str] = Counter()
+        by_count: dict[tuple[str, int], list[str]] = defaultdict(list)
+        for each in inputs:
+            count = found[each.mark]
+            fewest, most = self._ledger.bounds(each)
+            if count < fewest:
+                kind = "lost"
+            elif count > most:
+                kind = "doubled"
+            else:
+                kind = "once" if count == 1 else "again, as told" if count else "deleted unread"
+            seen[kind] += 1
+            if kind in {"lost", "doubled"}:
+                by_count[kind, count].append(f"{each.mark} at {each.order}")
+        self._seen[name] = seen
+        if seen:
+            finding.counted = ", ".join(f"{count} {kind}" for kind, count in seen.items())
+        finding.problems += [
+            f"{place} came out {count} times" for (_, count), places in by_count.items() for place in places
+        ]
 
     def _marks(self, topic: str) -> Counter[str]:
         return Counter(_mark(record) for record in self._outputs[topic])
@@ -233,7 +300,7 @@ class Verdict:
     def _caused(self, topic: str, meaning: type[M], model: type[E]) -> Iterator[tuple[M, E | InvalidEvent]]:
         """Go through the outputs of a topic that come from inputs of one meaning."""
         for record in self._outputs[topic]:
-            cause = self._by_mark.get(_mark(record))
+            cause = self._cause(record)
             if cause is None or not isinstance(cause.meaning, meaning):
                 continue
             try:
@@ -244,12 +311,3 @@ class Verdict:
 
 def _mark(record: Record) -> str:
     return dict(record.headers).get(CE_CAUSE, b"").decode()
-
-
-def _exactly_once(finding: Finding, expected: Iterable[str], found: Counter[str]) -> None:
-    by_count = defaultdict(list)
-    for mark in expected:
-        by_count[found[mark]].append(mark)
-    finding.problems += [
-        f"{mark} came out {count} times" for count in by_count if count != 1 for mark in by_count[count]
-    ]

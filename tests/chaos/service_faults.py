@@ -1,0 +1,173 @@
+"""What is done to the services: killed, stopped, starved, misled about the time, disturbed in their group."""
+
+from __future__ import annotations
+
+import glob
+import signal
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from confluent_kafka import Consumer
+
+from tests.chaos.scene import GROUPS, INPUTS, Outcome
+from tests.chaos.services import Cause, limit_file_size
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.chaos.plan import Step
+    from tests.chaos.scene import Scene
+    from tests.chaos.services import Instance
+
+_START_S = 90.0
+_MOVE_S = 20.0
+_WRITE_S = 20.0
+_JOIN_S = 20.0
+_AHEAD_S = 7_200
+_FLAPS = 3
+
+
+def kill(scene: Scene, step: Step) -> Outcome:
+    """Kill a process; at a point, let the one after it die by itself."""
+    victim = scene.services[step.victim]
+    count = len(victim.exits)
+    fired = victim.kill(step.point).cause is Cause.KILLED
+    if not step.point:
+        return Outcome(fired)
+    again = victim.await_exit(count + 1, seconds=_START_S)
+    return Outcome(fired, str(again.cause), again.cause is Cause.FAULT_POINT)
+
+
+def restart(scene: Scene, step: Step) -> Outcome:
+    """Ask a process to end, as a deployment does."""
+    ended = scene.services[step.victim].restart()
+    return Outcome(ended.cause is Cause.RESTARTED, f"exit code {ended.code}")
+
+
+def freeze(scene: Scene, step: Step) -> Outcome:
+    """Stop a process, and see that the others of its group own everything before it goes on."""
+    victim = scene.services[step.victim]
+    others = [instance for instance in scene.role(step.role) if instance is not victim]
+    pid = victim.pid
+    began = time.monotonic()
+    victim.signal(pid, signal.SIGSTOP)
+    try:
+        time.sleep(step.seconds)
+        stopped = state(pid) == "T"
+        wait_until(
+            lambda: sum(other.assigned() for other in others) >= len(scene.partitions(INPUTS[step.role])),
+            seconds=_MOVE_S,
+            what=f"the partitions of {step.victim} to move",
+            pause=0.3,
+        )
+        still = state(pid) == "T"
+    finally:
+        victim.signal(pid, signal.SIGCONT)
+    return Outcome(stopped and still, f"stopped for {time.monotonic() - began:.1f} s")
+
+
+def starve(scene: Scene, step: Step) -> Outcome:
+    """Let no process of a role write files for a while, and see each of them try in vain."""
+    victims = scene.role(step.role)
+    pids = [victim.pid for victim in victims]
+    before = [_store_retries(victim) for victim in victims]
+    for pid in pids:
+        limit_file_size(pid, 0)
+    risen = [0.0 for _ in victims]
+
+    def all_failed() -> bool:
+        risen[:] = [_store_retries(victim) - earlier for victim, earlier in zip(victims, before, strict=True)]
+        return all(count > 0 for count in risen)
+
+    try:
+        time.sleep(step.seconds)
+        with suppress(TimeoutError):
+            wait_until(all_failed, seconds=_WRITE_S, what="a write of each")
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                limit_file_size(pid, None)
+    retries = ", ".join(f"{victim.name} {count:.0f}" for victim, count in zip(victims, risen, strict=True))
+    return Outcome(all(count > 0 for count in risen), f"failed writes: {retries}")
+
+
+def library_of_false_time() -> str | None:
+    """Return the path of libfaketime, which Debian's package ``faketime`` brings; None where it is not installed."""
+    return next(iter(sorted(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1"))), None)  # noqa: PTH207 - below the root
+
+
+def shift_clock(scene: Scene, step: Step) -> Outcome:
+    """Let a process's clock jump two hours ahead while it works, and back again.
+
+    Only the clock on the wall: what is measured with the monotonic one stays true, as on a host whose time is set.
+    """
+    library = library_of_false_time()
+    if library is None:
+        return Outcome(fired=False, note="libfaketime is not installed")
+    victim = scene.services[step.victim]
+    with tempfile.TemporaryDirectory(prefix="streamer-time-") as folder:
+        offset = Path(folder) / "offset"
+        offset.write_text("+0\n")
+        false_time = {
+            "LD_PRELOAD": library,
+            "FAKETIME_TIMESTAMP_FILE": str(offset),
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_DONT_RESET": "1",
+        }
+        victim.kill(variables=false_time)
+        wait_until(victim.is_at_work, seconds=_START_S, what=f"{step.victim} to work under libfaketime")
+        offset.write_text(f"+{_AHEAD_S}\n")
+        time.sleep(step.seconds)
+        ahead = victim.ahead_s() or 0.0
+        offset.write_text("+0\n")
+        time.sleep(2)
+        back = victim.ahead_s() or 0.0
+        victim.kill()
+    jumped = abs(ahead - _AHEAD_S) < 60 and abs(back) < 60
+    return Outcome(jumped, f"ahead by {ahead:.0f} s, then by {back:.0f} s")
+
+
+def flap(scene: Scene, step: Step) -> Outcome:
+    """Let a stranger join the group, take partitions, do nothing with them and leave; again and again."""
+    taken = []
+    for _ in range(_FLAPS):
+        member = Consumer(
+            {
+                "bootstrap.servers": scene.bus.bootstrap_servers,
+                "group.id": scene.full(GROUPS[step.role]),
+                "group.protocol": scene.protocols[step.role],
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                **(
+                    {"partition.assignment.strategy": "cooperative-sticky"}
+                    if scene.protocols[step.role] == "classic"
+                    else {}
+                ),
+            }
+        )
+        try:
+            member.subscribe([scene.full(INPUTS[step.role])])
+            deadline = time.monotonic() + _JOIN_S
+            while not member.assignment() and time.monotonic() < deadline:
+                member.poll(0.2)
+            taken.append(len(member.assignment()))
+            deadline = time.monotonic() + step.seconds / _FLAPS
+            while time.monotonic() < deadline:
+                member.poll(0.2)
+        finally:
+            member.close()
+    return Outcome(all(taken), f"partitions taken: {taken}")
+
+
+def state(pid: int) -> str:
+    """Return the state of a process as /proc has it: T where it is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _store_retries(victim: Instance) -> float:
+    metrics = victim.metrics()
+    assert metrics is not None, f"{victim.name} does not answer"
+    return metrics.total("streamer_retries_total", stage="store")

@@ -1,0 +1,58 @@
+"""What services show of a fault: transactions that fail, dead letters, conditions of readiness."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from streamer.scrape import Scrape
+    from tests.chaos.services import Instance
+
+
+class Signs:
+    """What has grown or appeared since the first look, over all the processes that an instance has had."""
+
+    def __init__(self, instances: Iterable[Instance]) -> None:
+        self._instances = list(instances)
+        self._last: dict[str, dict[str, float]] = {}
+        self._seen: Counter[str] = Counter()
+        self.look()
+
+    def look(self) -> None:
+        """Look once more."""
+        for instance in self._instances:
+            metrics = instance.metrics()
+            if metrics is None:
+                continue
+            found = _counters(metrics)
+            last = self._last.get(instance.name)
+            if last is not None:
+                # A counter that is lower than before is that of another process.
+                self._seen.update(
+                    {
+                        name: round(value - last.get(name, 0) if value >= last.get(name, 0) else value)
+                        for name, value in found.items()
+                        if value != last.get(name, 0)
+                    }
+                )
+            self._last[instance.name] = found
+            self._seen.update(f"not ready: {condition}" for condition in instance.conditions(metrics))
+
+    def __bool__(self) -> bool:
+        return any(self._seen.values())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} ({count})" for name, count in sorted(self._seen.items()) if count)
+
+
+def _counters(metrics: Scrape) -> dict[str, float]:
+    found: dict[str, float] = defaultdict(float)
+    for labels, value in metrics.series("streamer_transactions_total").items():
+        outcome = dict(labels)["outcome"]
+        if outcome != "committed":
+            found[f"transactions {outcome}"] += value
+    found["dead letters too_large"] += metrics.total("streamer_events_dead_lettered_total", reason="too_large")
+    return found
