@@ -37,7 +37,7 @@ _START_S = 120.0
 _SPARE_S = 60.0
 _CATCH_UP_S = 180.0
 _STOP_S = 10.0
-"""What the contract gives a service between SIGTERM and its end."""
+"""Seconds that a service may take from SIGTERM to its end."""
 
 
 class Run:

@@ -31,7 +31,7 @@ _PAUSE_S = 0.5
 """Between an end and the next start."""
 _TAIL_LINES = 40
 _STOP_S = 15.0
-"""The contract gives a service ten between SIGTERM and its end."""
+"""A service may take ten seconds from SIGTERM to its end."""
 
 # As in streamer.local_kafka.jvm: the shell becomes the service after leaving a watcher behind, which ends the process
 # group once this program is gone. Here the watcher must not hold the pipe that the log comes through.

@@ -78,7 +78,7 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What the contract says of one candidate; `moments` are the exact milliseconds that are acceptable."""
+    """What the definition says of one candidate; `moments` are the exact milliseconds that are acceptable."""
 
     status: str
     score: float | None
@@ -222,7 +222,7 @@ def close(actual: float, expected: float) -> bool:
 
 
 def check_candidate(result: Mapping[str, Any], expected: Expectation) -> None:
-    """Compare one emitted candidate with what the contract says of it."""
+    """Compare one emitted candidate with what the definition says of it."""
     assert result["status"] == expected.status, result
     if expected.score is None:
         assert result["score"] is None, result
