@@ -172,6 +172,12 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Transaction time", [_quantile(q, "transaction", "job") for q in (0.5, 0.99)], "s", ("transaction",)
         ),
+        Panel(
+            "Outputs with the current time instead of the input's",
+            [_per_second("retimed", "topic")],
+            "cps",
+            ("retimed",),
+        ),
         Panel("Records per transaction, mean", [_mean("transaction_size", "job")], "short", ("transaction_size",)),
     ],
     "Ingest": [

@@ -150,8 +150,17 @@ LONG = {bad_files, crashes}
 RUN = [cause for cause in CAUSES if cause not in LONG or os.environ.get("ALERTS") == "all"]
 
 
-def test_every_alert_has_a_cause_here() -> None:
-    assert set().union(*CAUSES.values()) == ALERTS.keys()
+RULES_ONLY = {
+    "StreamerLogReset", "StreamerRetentionLoss", "StreamerUpstreamTransactionOpen", "StreamerCommitMetadataRefused",
+    "StreamerMachineShort",
+}  # fmt: skip
+"""Alerts whose cause no system here is made to have; tests/data/prometheus/rules_test.yml lets each fire."""
+
+
+def test_every_alert_has_a_cause_here_or_is_named_as_tested_by_its_rule_alone() -> None:
+    caused = set().union(*CAUSES.values())
+    assert caused | RULES_ONLY == ALERTS.keys()
+    assert not caused & RULES_ONLY
 
 
 def test_the_rules_under_test_differ_from_ours_in_their_times_only() -> None:

@@ -162,6 +162,8 @@ def test_the_command_renders_embeds_and_measures_a_benchmark_whose_files_the_oth
     folder = tmp_path / "avs"
     given: list[str | Path] = [
         "benchmark",
+        "--model",
+        "demo",
         "--out",
         folder,
         "--clips",

@@ -367,7 +367,8 @@ class UnansweredConsumer:
         if self._told or not self._consumer.assignment():
             return None
         self._told = True
-        return SimpleNamespace(error=lambda: KafkaError(KafkaError.NOT_COORDINATOR, "no committed offsets"))
+        error = KafkaError(KafkaError.NOT_COORDINATOR, "no committed offsets")
+        return SimpleNamespace(error=lambda: error, partition=lambda: None, offset=lambda: None)
 
     def consume(self, _count: int, _timeout: float) -> list[object]:
         return []

@@ -125,7 +125,7 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
         return done.stdout
 
     assert f"{topic_prefix}query.results: created" in streamer("topics-apply", "topics", "apply")
-    assert "as they should be" in streamer("topics-check", "topics", "check")
+    assert "all topics match the file" in streamer("topics-check", "topics", "check")
     # One service on each protocol of groups.
     with (
         Service("embed", environment("embed", group_protocol="consumer"), tmp_path) as embed,

@@ -327,7 +327,14 @@ class Transactions:
             # Purges what is queued, waits for what is on its way, ends the transaction.
             self._request(self._producer.abort_transaction)
         except KafkaException as error:
-            self._handle(error.args[0])
+            try:
+                self._handle(error.args[0])
+            except RestartError:
+                cause = self._abort_cause
+                if cause.refused is None:
+                    raise
+                # Why it was to be aborted says more than why that failed.
+                raise RestartError(str(cause), cause.rejected, refused=cause.refused) from None
         self._state = _State.NONE
         self._unknown_since = None
         if self._broker_refused:
