@@ -127,7 +127,7 @@ def test_on_a_terminal_it_shows_top_and_kept_running_it_ends_on_ctrl_c_and_takes
         assert process.wait(60) == 0
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     for told in (
-        "2 of 2 targets answer",
+        "2 of 2 targets reachable",
         "recent queries",
         "a rabbit on grass",
         "clips embedded",

@@ -145,8 +145,14 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
                 Output(operator.topic(INPUT), b"q2", b"no event", ()),
             ],
         )
-        wait_until(lambda: len(read(operator, OUTPUT, patience=1)) == 1, "the answer", seconds=60, alive=both)
-        [answer] = read(operator, OUTPUT, patience=1)
+        answers: list[Record] = []
+
+        def answered() -> bool:
+            answers[:] = read(operator, OUTPUT, patience=1)
+            return bool(answers)
+
+        wait_until(answered, "the answer", seconds=60, alive=both)
+        [answer] = answers
         assert {result.status for result in JSON.decode(QueryReranked, answer.value).results} == {"reranked"}
 
         def letters() -> int:
@@ -169,7 +175,7 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
             return all(told in done.stdout for told in wanted)
 
         # A look takes a second at most, in which a busy machine may not see everything.
-        view = "1 of 1 targets answer", "a red disc", "not_json"
+        view = "1 of 1 targets reachable", "a red disc", "not_json"
         wait_until(lambda: sees(*view), "the view", seconds=60, alive=both)
         assert "lacks" not in seen[-1]
         for service in both:
