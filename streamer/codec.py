@@ -67,7 +67,7 @@ class JsonCodec:
 
     def decode(self, model: type[E], value: bytes | None, key: bytes | None = None) -> E:
         """Read one record's value, as :class:`Codec` says."""
-        document = _load(value)
+        document = _load(model, value)
         try:
             event = msgspec.convert(document, model)
         except msgspec.ValidationError as error:
@@ -93,7 +93,7 @@ def check_key(event: Event, key: bytes | None) -> None:
         raise InvalidEvent(Reason.KEY_MISMATCH, f"the key {key[:80]!r} is not the event's id {identifier[:80]!r}")
 
 
-def _load(value: bytes | None) -> Any:
+def _load(model: type[Event], value: bytes | None) -> Any:
     if not value:
         raise InvalidEvent(Reason.EMPTY, "the record has no value")
     if len(value) > MAX_EVENT_BYTES:
@@ -101,10 +101,10 @@ def _load(value: bytes | None) -> Any:
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        return _load_leniently(value, error)
+        return _load_leniently(model, value, error)
 
 
-def _load_leniently(value: bytes, why: orjson.JSONDecodeError) -> Any:
+def _load_leniently(model: type[Event], value: bytes, why: orjson.JSONDecodeError) -> Any:
     """Read a document with numbers beyond a double, which JSON may have; they are infinite, and no score may be.
 
     In fields that are ignored they are ignored too, as a JSON Schema does. NaN is never JSON; as a score it has a
@@ -124,7 +124,8 @@ def _load_leniently(value: bytes, why: orjson.JSONDecodeError) -> Any:
         orjson.dumps(document)  # lone surrogates, which json lets pass
     except (ValueError, RecursionError, TypeError):
         raise InvalidEvent(Reason.NOT_JSON, _hinted(str(why), recognised(value))) from None
-    bad = next((score for score in _scores(document) if not math.isfinite(score)), None)
+    scores = _scores(document) if "results" in model.__struct_fields__ else ()
+    bad = next((score for score in scores if not math.isfinite(score)), None)
     if bad is not None:
         raise InvalidEvent(Reason.NON_FINITE_SCORE, f"a score is {bad if constants else 'out of range'}: {why}")
     if constants:

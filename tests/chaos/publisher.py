@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from tests.chaos.ledger import Ledger
 
 _SERVE_S = 0.05
-_FLUSH_S = 60.0
+_DELIVERY_S = 300
+"""For a record to be acknowledged or refused: brokers are away, one after the other."""
+_FLUSH_S = _DELIVERY_S + 30.0
 _OFTEN = {"topic.metadata.refresh.interval.ms": 2_000}
 """New partitions get records soon."""
 
@@ -51,7 +53,10 @@ class Publisher(threading.Thread):
 
     def _make(self) -> Producer:
         # Idempotent: a record is never doubled, nor overtaken by a later one of its partition.
-        return Producer({"bootstrap.servers": self._servers, "enable.idempotence": True, "linger.ms": 5, **_OFTEN})
+        timeout = {"message.timeout.ms": 1_000 * _DELIVERY_S}
+        return Producer(
+            {"bootstrap.servers": self._servers, "enable.idempotence": True, "linger.ms": 5, **_OFTEN, **timeout}
+        )
 
     def run(self) -> None:
         """Publish; what goes wrong is told by :meth:`published`."""

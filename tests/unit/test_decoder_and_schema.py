@@ -152,6 +152,9 @@ def test_a_number_beyond_a_double_is_no_score_and_is_ignored_where_fields_are(nu
     assert invalid is not None
     assert invalid.reason is Reason.NON_FINITE_SCORE
     assert refusal(QueryResults, with_page(f"[{number}]")) is None
+    # A field that is the queries' own is one more unknown field in an upload.
+    upload = json.dumps(EVENTS[ClipUploaded][1]).replace("{", f'{{"results": [{{"score": {number}}}], ', 1)
+    assert refusal(ClipUploaded, upload.encode()) is None
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
