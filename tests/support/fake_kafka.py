@@ -61,9 +61,8 @@ class FakeKafka:
         self.faults: list[Fault] = []
         self.calls: list[tuple[str, str]] = []
         """Each request that a client made: its client.id and the call's name."""
-        self.described: dict[str, tuple[int, int]] = {}
-        """A group's description: how many partitions each member has, and will have, by its client.id."""
-        self.group_state = ConsumerGroupState.STABLE
+        self.group_states: dict[str, ConsumerGroupState] = {}
+        """What admin clients are told of groups, by their names."""
         self.held: list[Callable[[], None]] | None = None
         """Where it is a list, admin clients get no answers but have them put there, to be given by calling them."""
 
@@ -99,18 +98,6 @@ class FakeKafka:
             if fault.strikes(point, self.process.name):
                 self.process.crash()
                 raise CrashError
-
-    def describe_group(self, _group: str) -> SimpleNamespace:
-        """Return what an admin client is told of the group."""
-        members = [
-            SimpleNamespace(
-                client_id=client_id,
-                assignment=SimpleNamespace(topic_partitions=[object()] * has),
-                target_assignment=SimpleNamespace(topic_partitions=[object()] * gets),
-            )
-            for client_id, (has, gets) in self.described.items()
-        ]
-        return SimpleNamespace(state=self.group_state, members=members)
 
     def bury(self, process: Process) -> None:
         """Let the group notice that a process is gone, as by a session timeout."""
