@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.support.fake_cluster import Committed
 
 _FEW = "QUICK" in os.environ
+_EXPLORES = "EXPLORE" in os.environ
 _MOST_STARTS = 10
 
 
@@ -167,6 +168,6 @@ class DisturbedHistories(Histories):
 
 
 DisturbedHistories.TestCase.settings = settings(
-    max_examples=20 if _FEW else 20_000 if "EXPLORE" in os.environ else 440, stateful_step_count=40
+    max_examples=20 if _FEW else 20_000 if _EXPLORES else 440, stateful_step_count=60 if _EXPLORES else 40
 )
 test_any_disturbed_history_skips_nothing = DisturbedHistories.TestCase
