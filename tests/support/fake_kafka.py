@@ -23,7 +23,7 @@ from streamer.kafka import pipeline, records
 from streamer.kafka.client import config
 from streamer.kafka.commit import committer, transactions
 from streamer.kafka.commit.transactions import HungError
-from streamer.kafka.inflight.offsets import Progress, read_commit
+from streamer.kafka.inflight.offsets import Commit, Origin, Progress, read_commit
 from streamer.kafka.loop import Loop
 from streamer.kafka.pipeline import Stop
 from streamer.kafka.records import Output
@@ -137,12 +137,16 @@ class FakeKafka:
         return [entry.key or b"" for entry in self.cluster.read(topic)]
 
     def progress(self, partition: int = 0, *, group: str = GROUP, topic: str = INPUT) -> Progress | None:
+        """Return how far the group has come in a partition, by what it has committed."""
+        return self.committed(partition, group=group, topic=topic).progress
+
+    def committed(self, partition: int = 0, *, group: str = GROUP, topic: str = INPUT) -> Commit:
         """Return what the group has committed of a partition."""
         found = self.cluster.group(group).committed.get((topic, partition))
         if found is None:
-            return None
+            return Commit(None, Origin.NONE)
         log = f"{self.cluster.topics[topic].topic_id}-{partition}"
-        return read_commit(TopicPartition(topic, partition, found.offset, metadata=found.metadata), log).progress
+        return read_commit(TopicPartition(topic, partition, found.offset, metadata=found.metadata), log)
 
     def assert_exactly_once(self) -> None:
         """Each readable record of the input has one output, and the group is at the end of each partition."""
