@@ -219,9 +219,14 @@ def require_too_many_replicas(scene: Scene, step: Step) -> Outcome:
     scene.retried(lambda: probe.init_transactions(_REQUEST_S))
     with ExitStack() as stack:
         stack.enter_context(scene.configured(OUTPUTS[step.role], "min.insync.replicas", "4"))
-        probe.begin_transaction()
-        probe.produce(topic, b"never to be seen", partition=0)
-        waiting = probe.flush(step.seconds)
+        deadline = time.monotonic() + _SIGN_S
+        while True:  # the leader may learn of the new value after the broker that was told
+            probe.begin_transaction()
+            probe.produce(topic, b"never to be seen", partition=0)
+            waiting = probe.flush(step.seconds)
+            if waiting or time.monotonic() > deadline:
+                break
+            scene.retried(lambda: probe.abort_transaction(_REQUEST_S))
     scene.retried(lambda: probe.abort_transaction(_REQUEST_S))
     return Outcome(waiting > 0, "a write was not acknowledged" if waiting else "a write was acknowledged")
 

@@ -17,6 +17,7 @@ from streamer.kafka.inflight.offsets import Progress
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
 from streamer.topology import RERANK
+from tests.chaos import segments
 from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running, value
 from tests.support.waiting import wait_until
 
@@ -106,7 +107,8 @@ def test_an_offset_beyond_the_end_skips_nothing(kafka: LocalKafka, topic_prefix:
     assert answered(settings) == keys(*range(20))
 
 
-def test_a_log_whose_disk_was_lost_is_read_from_its_beginning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [10, 30], ids=["not filled up to the group's offset", "filled beyond it"])
+def test_a_log_whose_disk_was_lost_is_read_from_its_beginning(tmp_path: Path, count: int) -> None:
     broker = LocalKafka(data_dir=tmp_path)
     with broker:
         settings = settings_for(broker)
@@ -117,9 +119,27 @@ def test_a_log_whose_disk_was_lost_is_read_from_its_beginning(tmp_path: Path) ->
     [folder] = tmp_path.glob(f"**/{settings.topic(INPUT)}-0")
     shutil.rmtree(folder)
     with broker:
+        feed(settings, count, start=200)
         with running(settings, echo(settings)) as (metrics, *_):
-            feed(settings, 10, start=200)
-            wait_until(lambda: committed(settings).offset == 10)
+            wait_until(lambda: len(answered(settings)) == 20 + count)
+            assert resets(settings, metrics, "behind_end") == 1
+        assert answered(settings) == keys(*range(20), *range(200, 200 + count))
+
+
+def test_a_log_that_was_truncated_and_filled_beyond_the_groups_offset_before_anybody_read_it(tmp_path: Path) -> None:
+    broker = LocalKafka(data_dir=tmp_path)
+    with broker:
+        settings = settings_for(broker)
+        for number in range(20):
+            feed(settings, 1, start=number)
+        with running(settings, echo(settings)):
+            wait_until(lambda: committed(settings).offset == 20)
+    [folder] = tmp_path.glob(f"**/{settings.topic(INPUT)}-0")
+    segments.cut(folder, 15)
+    with broker:
+        feed(settings, 10, start=200)
+        with running(settings, echo(settings)) as (metrics, *_):
+            wait_until(lambda: committed(settings).offset == 25)
             assert resets(settings, metrics, "behind_end") == 1
         assert answered(settings) == keys(*range(20), *range(200, 210))
 

@@ -197,9 +197,7 @@ class FakeConsumer(Client):
             if committed is None:
                 self.positions[place] = self._reset(place)
                 continue
-            self.positions[place] = committed.offset
-            if committed.leader_epoch is not None:
-                self._epochs[place] = committed.leader_epoch
+            self.positions[place] = committed.offset  # whatever epoch was committed with it
 
     def _reset(self, place: Place) -> int:
         log = self.cluster.log(*place)
@@ -210,9 +208,7 @@ class FakeConsumer(Client):
         if place[0] not in self.cluster.topics or self.owned.get(place, self._topic_id(place)) != self._topic_id(place):
             return None
         log = self.cluster.log(*place)
-        if self._is_outside(log, place):
-            self.positions[place] = self._reset(place)
-            self._epochs.pop(place, None)
+        self._validate(log, place)
         position = self.positions[place]
         entry = next(log.readable(position), None)
         if entry is not None:
@@ -225,11 +221,15 @@ class FakeConsumer(Client):
         self._at_end[place] = end
         return FakeMessage(*place, fault=KafkaError(KafkaError._PARTITION_EOF), offset=end)
 
-    def _is_outside(self, log: Log, place: Place) -> bool:
+    def _validate(self, log: Log, place: Place) -> None:
+        """Go back to where the log was truncated, as far as the epoch shows it; begin anew outside the log."""
         position, epoch = self.positions[place], self._epochs.get(place)
         if epoch is not None and epoch != log.leader_epoch and position > log.end_of_epoch(epoch):
-            return True
-        return not log.start <= position <= log.end
+            self.positions[place] = position = log.end_of_epoch(epoch)
+            self._epochs.pop(place)
+        if not log.start <= position <= log.end:
+            self.positions[place] = self._reset(place)
+            self._epochs.pop(place, None)
 
     # -- what an application asks for ----------------------------------------------------------------------
 
@@ -259,6 +259,8 @@ class FakeConsumer(Client):
         logical = {OFFSET_BEGINNING: log.start, OFFSET_END: log.stable_end}
         self.positions[place] = logical.get(partition.offset, partition.offset)
         self._epochs.pop(place, None)
+        if partition.leader_epoch is not None and partition.offset > 0:
+            self._epochs[place] = partition.leader_epoch
         self._at_end.pop(place, None)
 
     def assign(self, partitions: list[TopicPartition]) -> None:

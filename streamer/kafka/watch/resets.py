@@ -9,8 +9,9 @@ cluster; and an operator may set any offset. The rules, in the order in which th
 2. A commit that names another log, or another offset, was translated by MirrorMaker 2 or set by an operator. Its offset
    counts, and its list of records done ahead does not.
 3. A consumer that begins before the committed offset, or goes back later, was reset by the client: the log ends before
-   its position (OFFSET_OUT_OF_RANGE), or has been truncated and filled again (KIP-320, by the leader's epoch). All that
-   is remembered of the partition is void, and everything from the new position on is processed.
+   its position (OFFSET_OUT_OF_RANGE), or has been truncated and filled again (KIP-320, by the leader's epoch, which is
+   committed with the offset). All that is remembered of the partition is void, and everything from the new position on
+   is processed.
 4. A consumer that begins after the committed offset has lost records to retention. They are counted
    (:mod:`streamer.kafka.watch.lag`), and the rest of what is remembered counts.
 
@@ -77,10 +78,10 @@ class Resets:
         else.
         """
         progress, origin = read_commit(committed, partition.log)
-        if origin is Origin.FOREIGN or (origin is Origin.NONE and self._new_groups_begin_at_the_end):
-            to = OFFSET_BEGINNING if origin is Origin.FOREIGN else OFFSET_END
+        to = self._place(committed, origin)
+        if to is not None:
             try:
-                self._consumer().seek(TopicPartition(partition.topic, partition.partition, to))
+                self._consumer().seek(to)
             except KafkaException as error:  # it has not begun yet
                 log.debug("seek refused, retrying", partition=partition.partition, error=str(error))
                 return None
@@ -94,6 +95,19 @@ class Resets:
         elif origin in (Origin.MOVED, Origin.TRANSLATED):
             self._tell(partition, origin.value, committed.offset)
         return records
+
+    def _place(self, committed: TopicPartition, origin: Origin) -> TopicPartition | None:
+        """Return where the consumer must be sent to, None where it rightly begins by itself."""
+        if origin is Origin.FOREIGN:
+            return TopicPartition(committed.topic, committed.partition, OFFSET_BEGINNING)
+        if origin is Origin.NONE and self._new_groups_begin_at_the_end:
+            return TopicPartition(committed.topic, committed.partition, OFFSET_END)
+        if committed.offset > 0 and committed.leader_epoch is not None and origin is not Origin.TRANSLATED:
+            # The client compares the epoch with the log where it is sought to, not where it begins (librdkafka 2.16).
+            return TopicPartition(
+                committed.topic, committed.partition, committed.offset, leader_epoch=committed.leader_epoch
+            )
+        return None
 
     def rewind(self, partition: AssignedPartition, offset: int) -> AssignedPartition:
         """Void what is known of a partition whose position has gone back to ``offset``; return its new object."""

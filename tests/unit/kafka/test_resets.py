@@ -208,9 +208,10 @@ def test_a_new_group_may_begin_at_the_end_and_a_known_one_never_does(fake: FakeK
     assert one.run(story())
     assert fake.outputs() == values(10, 11)
     fake.cluster.log(INPUT).truncate(3)
+    fake.cluster.publish(INPUT, *values(20, 21))
     two = Instance(fake, "two", kafka=latest)
-    assert two.run(until(lambda: len(fake.outputs()) == 5))
-    assert fake.outputs()[2:] == values(0, 1, 2)
+    assert two.run(until(lambda: len(fake.outputs()) == 4))
+    assert fake.outputs()[2:] == values(20, 21)
 
 
 # -- brokers that take little metadata ------------------------------------------------------------------------
@@ -259,4 +260,4 @@ def test_an_offset_that_a_truncated_log_uses_again_is_later_than_the_lost_ones(f
     lost, new = read[9], read[-1]
     assert (lost.offset, new.offset) == (9, 4)
     assert Position.of(lost.log, lost.order).precedes(Position.of(new.log, new.order))
-    assert [each.order for each in read[10:14]] == [each.order for each in read[:4]]
+    assert len(read) == 11, "what is left of the log is not read again"
