@@ -62,9 +62,10 @@ def reassign(scene: Scene, step: Step) -> Outcome:
         _move(scene, plan)
     leaders = {(topic, number): each.leader for topic, found in before.items() for number, each in found.items()}
     scene.retried(
-        lambda: scene.admin.elect_leaders(
-            ElectionType.PREFERRED, [TopicPartition(*place) for place in rotated], request_timeout=_REQUEST_S
-        ).result(_REQUEST_S)
+        # With request_timeout it raises SystemError (confluent-kafka 2.16).
+        lambda: scene.admin.elect_leaders(ElectionType.PREFERRED, [TopicPartition(*place) for place in rotated]).result(
+            _REQUEST_S
+        )
     )
     found = scene.admin.list_topics(timeout=_REQUEST_S).topics
     moved = sum(found[topic].partitions[number].leader != leader for (topic, number), leader in leaders.items())
