@@ -270,6 +270,8 @@ class Loop:
             return None
         if partition.goes_back(message.offset() or 0):
             partition = self._rewind(partition, message.offset() or 0)
+        elif partition.is_rewritten(message.offset() or 0, message.leader_epoch()):
+            self._resets.forget_ahead(partition, message.offset() or 0)
         record = record_of(message, log=partition.log, group=self._group, dead_letters=self._dead_letters)
         return self._begin(partition, record, leader_epoch=message.leader_epoch())
 

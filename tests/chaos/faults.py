@@ -41,7 +41,7 @@ HOW: Mapping[Fault, Callable[[Scene, Step], Outcome]] = {
     Fault.PARTITIONS_ADDED: topic_faults.add_partitions,
     Fault.THROTTLED: topic_faults.throttle,
     Fault.TIMESTAMPS_REFUSED: topic_faults.refuse_timestamps,
-    Fault.TOO_FEW_IN_SYNC: topic_faults.require_too_many_replicas,
+    Fault.TOO_FEW_IN_SYNC: topic_faults.require_all_replicas,
     Fault.OUTPUT_LIMITED: topic_faults.limit_output,
     Fault.DENIED: topic_faults.deny,
     Fault.HUNG_TRANSACTION: topic_faults.leave_transaction_open,

@@ -35,7 +35,7 @@ class Fault(StrEnum):
     PARTITIONS_ADDED = "partitions added"
     THROTTLED = "client quotas"
     TIMESTAMPS_REFUSED = "timestamps refused by the output topic"
-    TOO_FEW_IN_SYNC = "min.insync.replicas above the replicas"
+    TOO_FEW_IN_SYNC = "min.insync.replicas above the in-sync replicas"
     OUTPUT_LIMITED = "max.message.bytes of the output lowered"
     DENIED = "a privilege revoked"
     HUNG_TRANSACTION = "an upstream transaction left open"
@@ -88,7 +88,7 @@ TRAITS = {
     Fault.PARTITIONS_ADDED: Traits(room=6),
     Fault.THROTTLED: Traits(lasts=8, room=10),
     Fault.TIMESTAMPS_REFUSED: Traits(lasts=5, room=6),
-    Fault.TOO_FEW_IN_SYNC: Traits(lasts=5, room=6),
+    Fault.TOO_FEW_IN_SYNC: Traits(lasts=5, room=25, excludes=(BROKER,)),
     Fault.OUTPUT_LIMITED: Traits(lasts=6, room=6),
     Fault.DENIED: Traits(lasts=5, room=6),
     Fault.HUNG_TRANSACTION: Traits(lasts=8, room=6),

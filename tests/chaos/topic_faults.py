@@ -24,6 +24,7 @@ from confluent_kafka.admin import (
 from tests.chaos.brokers import USER
 from tests.chaos.inputs import extra_query, unreadable
 from tests.chaos.kinds import EMBED, RERANK
+from tests.chaos.plan import BROKERS
 from tests.chaos.scene import GROUPS, INPUTS, OUTPUTS, Outcome
 from tests.chaos.signs import Signs
 from tests.support.driver import LATEST, place_of
@@ -207,9 +208,13 @@ def _bound(scene: Scene, binding: AclBinding) -> Iterator[None]:
         scene.retried(lambda: scene.admin.delete_acls([same])[same].result(_REQUEST_S))
 
 
-def require_too_many_replicas(scene: Scene, step: Step) -> Outcome:
-    """Let the output take no write: it has fewer in-sync replicas than writes need."""
+def require_all_replicas(scene: Scene, step: Step) -> Outcome:
+    """Let the output take no write: it requires all its replicas to be in sync, and one of them is cut off.
+
+    A value above their number does nothing: brokers take the smaller one of both.
+    """
     topic = scene.full(OUTPUTS[step.role])
+    node_id = scene.draw(step).randrange(BROKERS)
     probe = Producer(
         {
             "bootstrap.servers": scene.bus.bootstrap_servers,
@@ -217,17 +222,16 @@ def require_too_many_replicas(scene: Scene, step: Step) -> Outcome:
             "log_level": 0,
         }
     )
-    scene.retried(lambda: probe.init_transactions(_REQUEST_S))
-    with ExitStack() as stack:
-        stack.enter_context(scene.configured(OUTPUTS[step.role], "min.insync.replicas", "4"))
-        deadline = time.monotonic() + _SIGN_S
-        while True:  # the leader may learn of the new value after the broker that was told
-            probe.begin_transaction()
-            probe.produce(topic, b"never to be seen", partition=0)
-            waiting = probe.flush(step.seconds)
-            if waiting or time.monotonic() > deadline:
-                break
-            scene.retried(lambda: probe.abort_transaction(_REQUEST_S))
+    with (
+        scene.configured(OUTPUTS[step.role], "min.insync.replicas", str(BROKERS)),
+        scene.brokers.frozen([node_id]),
+    ):
+        scene.brokers.await_out_of_sync(node_id)
+        scene.retried(lambda: probe.init_transactions(_REQUEST_S))
+        probe.begin_transaction()
+        probe.produce(topic, b"never to be seen", partition=0)
+        waiting = probe.flush(step.seconds)
+    scene.brokers.await_in_sync()
     scene.retried(lambda: probe.abort_transaction(_REQUEST_S))
     return Outcome(waiting > 0, "a write was not acknowledged" if waiting else "a write was acknowledged")
 

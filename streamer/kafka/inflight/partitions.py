@@ -58,6 +58,8 @@ class AssignedPartition:
         """The leader's epoch of the last record received, or committed."""
         self._epoch_until = 0
         """All before this offset was written in that epoch or before it."""
+        self._ahead_epoch: int | None = None
+        """All that an earlier owner completed ahead was written in that epoch or before it; None where not known."""
         # Updated incrementally: summing thousands of records in each iteration took a tenth of the time of a backlog.
         self._sizes: dict[int, int] = {}
         self._bytes = 0
@@ -105,6 +107,22 @@ class AssignedPartition:
         """Whether a record, or the end, at ``offset`` contradicts what was received or committed before."""
         following = self._next
         return following is not None and offset < following
+
+    def is_rewritten(self, offset: int, leader_epoch: int | None) -> bool:
+        """Whether a record is listed as completed ahead, and was written since: the log was truncated in between."""
+        return (
+            self.progress is not None
+            and offset in self.progress.ahead
+            and leader_epoch is not None
+            and self._ahead_epoch is not None
+            and leader_epoch > self._ahead_epoch
+        )
+
+    def forget_ahead(self, offset: int) -> None:
+        """Forget what is listed as completed from ``offset`` on."""
+        if self.progress is not None:
+            ahead = frozenset(each for each in self.progress.ahead if each < offset)
+            self.progress = Progress(self.progress.offset, ahead)
 
     def add(self, in_flight: InFlightRecord, leader_epoch: int | None = None) -> bool:
         """Add a received record; False where it is committed already, perhaps by an earlier owner of the partition."""
@@ -194,6 +212,7 @@ class AssignedPartition:
                 self.gaps.append((progress.offset, self._start))
             if leader_epoch is not None and self._epoch is None:
                 self._epoch, self._epoch_until = leader_epoch, progress.offset
+            self._ahead_epoch = leader_epoch
             self.mark_committed(progress)
         return list(self._in_flight)
 

@@ -12,7 +12,9 @@ cluster; and an operator may set any offset. The rules, in the order in which th
    its position (OFFSET_OUT_OF_RANGE), or has been truncated and filled again (KIP-320, by the leader's epoch, which is
    committed with the offset). All that is remembered of the partition is void, and everything from the new position on
    is processed.
-4. A consumer that begins after the committed offset has lost records to retention. They are counted
+4. A record that is listed as completed ahead of the committed offset, and is of a later epoch than the commit, was
+   written after the log had been truncated there. The list is void from it on.
+5. A consumer that begins after the committed offset has lost records to retention. They are counted
    (:mod:`streamer.kafka.watch.lag`), and the rest of what is remembered counts.
 
 So records may be processed again, but none is skipped.
@@ -116,6 +118,11 @@ class Resets:
         if renewed.known:
             self._tell(renewed, "behind_end", position, goes_on_at=offset)
         return renewed
+
+    def forget_ahead(self, partition: AssignedPartition, offset: int) -> None:
+        """Void what is listed as completed from ``offset`` on: the record there is of a later epoch than the list."""
+        partition.forget_ahead(offset)
+        self._tell(partition, "behind_end", offset)
 
     def _tell(self, partition: AssignedPartition, reason: str, offset: int, **more: int) -> None:
         self._metrics.log_resets.labels(self._topic, reason).inc()

@@ -10,6 +10,7 @@ from confluent_kafka import TopicPartition
 from streamer.kafka import FatalError
 from streamer.kafka.inflight.offsets import Origin, Progress, read_commit
 from streamer.store import Position
+from tests.support.fake_client import CrashError
 from tests.support.fake_kafka import GROUP, INPUT, Instance, nothing_happens, until
 
 if TYPE_CHECKING:
@@ -108,6 +109,28 @@ def test_a_log_that_was_truncated_and_filled_again_between_two_runs_is_recognise
     fake.cluster.publish(INPUT, *values(*range(100, 120)))
     two = Instance(fake, "two")
     assert two.run(until(lambda: set(fake.outputs(INPUT)) <= set(fake.outputs())))
+    assert resets(two, "behind_end") == 1
+
+
+def test_what_was_done_ahead_of_the_offset_is_done_again_where_the_log_was_truncated_below_it(fake: FakeKafka) -> None:
+    fake.cluster.publish(INPUT, *values(*range(6)))
+    one = Instance(fake)
+    one.work.hold = True
+
+    def story() -> Iterator[None]:
+        yield from until(lambda: len(one.work.waiting) == 6)
+        one.work.complete(0, 2, 3, 4, 5)
+        yield from until(lambda: fake.progress() == Progress(1, frozenset({2, 3, 4, 5})))
+        one.process.crash()
+
+    with pytest.raises(CrashError):
+        one.run(story())
+    fake.bury(one.process)
+    fake.cluster.log(INPUT).truncate(4)
+    fake.cluster.publish(INPUT, *values(100, 101, 102))
+    two = Instance(fake, "two")
+    assert two.run(until(lambda: fake.progress() == Progress(7)))
+    assert fake.outputs() == values(0, 2, 3, 4, 5, 1, 100, 101, 102)
     assert resets(two, "behind_end") == 1
 
 
