@@ -8,7 +8,6 @@ import signal
 import subprocess
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import Counter, deque
 from contextlib import contextmanager, suppress
@@ -117,19 +116,6 @@ class Instance:
         with suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
             return Scrape.parse(response.read().decode(), at=time.monotonic())
         return None
-
-    def readiness(self) -> list[str]:
-        """Return the conditions that /readyz names; none while it says that all is well, or nobody answers."""
-        url = f"http://127.0.0.1:{self._port}/readyz"
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return []
-        except urllib.error.HTTPError as error:
-            with error:
-                lines = error.read().decode(errors="replace").splitlines()
-            return [line.partition(": ")[0] for line in lines if ": " in line]
-        except OSError:
-            return []
 
     def is_at_work(self) -> bool:
         """Tell whether the process is ready and owns partitions."""

@@ -10,6 +10,7 @@ from streamer.scrape import Scrape
 from tests.chaos.faults import Strike
 from tests.chaos.kinds import Fault
 from tests.chaos.plan import Step
+from tests.chaos.services import Instance
 from tests.chaos.watch import NO_ANSWER, Named, Sighting, Watch, named
 
 
@@ -38,12 +39,11 @@ def test_the_watch_notes_conditions_what_grows_what_waits_and_who_is_gone() -> N
         return Scrape.parse("\n".join(lines) + "\n", at=0)
 
     looks: list[Scrape | None] = [
-        answer("streamer_log_resets_total 0"),
+        answer("streamer_log_resets_total 0", 'streamer_unready{condition="broker"} 1'),
         answer("streamer_log_resets_total 1", 'streamer_consumer_lag_seconds{partition="0"} 60'),
         answer("streamer_log_resets_total 1", 'streamer_transactions_total{outcome="aborted"} 2'),
         None,
     ]
-    conditions = [["broker"], [], [], []]
 
     class Looks:
         name = "embed-0"
@@ -53,8 +53,7 @@ def test_the_watch_notes_conditions_what_grows_what_waits_and_who_is_gone() -> N
                 watch._stopped.set()  # the last look
             return looks.pop(0)
 
-        def readiness(self) -> list[str]:
-            return conditions.pop(0)
+        conditions = staticmethod(Instance.conditions)
 
     watch = Watch([cast("Any", Looks())], cast("Any", SimpleNamespace(wall=lambda: 4.0 - len(looks))), every_s=0)
     watch.run()

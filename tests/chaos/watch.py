@@ -1,4 +1,4 @@
-"""What the services show of faults while they strike: what /readyz names, and the figures that alerts go by."""
+"""What the services show of faults while they strike: conditions of readiness, and the figures that alerts go by."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ class Watch(threading.Thread):
             for instance in self._services:
                 metrics = instance.metrics()
                 names = (
-                    [NO_ANSWER] if metrics is None else [*instance.readiness(), *self._shown(instance.name, metrics)]
+                    [NO_ANSWER]
+                    if metrics is None
+                    else [*instance.conditions(metrics), *self._shown(instance.name, metrics)]
                 )
                 self.sightings += [Sighting(self._clock.wall(), instance.name, name) for name in names]
 
