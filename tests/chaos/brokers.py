@@ -42,8 +42,8 @@ _PROPERTIES = {
     "allow.everyone.if.no.acl.found": "true",
     "super.users": "User:ANONYMOUS",
 }
-_IN_SYNC_TIMEOUT_S = 90.0
-_OUT_OF_SYNC_S = 30.0
+_IN_SYNC_TIMEOUT_S = 240.0
+_OUT_OF_SYNC_S = 90.0
 _MOST_TOLD = 5
 """Replicas that are named where many are not in sync."""
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.chaos.plan import Plan, Step
     from tests.chaos.scene import Outcome, Scene
 
-_START_S = 90.0
+_START_S = 240.0
 
 HOW: Mapping[Fault, Callable[[Scene, Step], Outcome]] = {
     Fault.KILL: service_faults.kill,

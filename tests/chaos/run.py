@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tests.chaos.plan import Scale
 
 PREFIX, CLEAN_PREFIX = "chaos.", "clean."
-_START_S = 120.0
+_START_S = 240.0
 _SPARE_S = 60.0
 _CATCH_UP_S = 180.0
 _STOP_S = 10.0

@@ -46,7 +46,7 @@ OUTPUTS = {EMBED: EMBEDDED, RERANK: RERANKED}
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 
 _REQUEST_S = 10.0
-_RETRY_S = 40.0
+_RETRY_S = 90.0
 QUIET_S = 60.0
 
 
@@ -92,12 +92,12 @@ class Scene:
         return random.Random(repr(step))  # noqa: S311 - reproducible, not secret
 
     def retried(self, call: Callable[[], R]) -> R:
-        """Repeat what brokers may refuse while others of them are broken. Raises KafkaException in the end."""
+        """Repeat what brokers may refuse while others are broken. Raises KafkaException, TimeoutError in the end."""
         deadline = time.monotonic() + _RETRY_S
         while True:
             try:
                 return call()
-            except KafkaException:
+            except (KafkaException, TimeoutError):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from tests.chaos.scene import Scene
     from tests.chaos.services import Instance
 
-_START_S = 90.0
-_MOVE_S = 20.0
-_WRITE_S = 20.0
+_START_S = 240.0
+_MOVE_S = 60.0
+_WRITE_S = 60.0
 _JOIN_S = 60.0
 _JUMP_S = 7_200
 _JUMP_BACK_S = 2.0

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from tests.chaos.scene import Scene
 
 _REQUEST_S = 10.0
-_SIGN_S = 25.0
-_SETTLE_S = 30.0
+_SIGN_S = 60.0
+_SETTLE_S = 90.0
 _QUOTA = 30_000
 """Bytes a second that all clients of a user may produce, and consume."""
 _SMALL_OUTPUT = 6_000
@@ -222,12 +222,12 @@ def require_all_replicas(scene: Scene, step: Step) -> Outcome:
             "log_level": 0,
         }
     )
+    scene.retried(lambda: probe.init_transactions(_REQUEST_S))
     with (
         scene.configured(OUTPUTS[step.role], "min.insync.replicas", str(BROKERS)),
         scene.brokers.frozen([node_id]),
     ):
         scene.brokers.await_out_of_sync(node_id)
-        scene.retried(lambda: probe.init_transactions(_REQUEST_S))
         probe.begin_transaction()
         probe.produce(topic, b"never to be seen", partition=0)
         waiting = probe.flush(step.seconds)
