@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_OFFSET_BITS = 40
-
 Headers = tuple[tuple[str, bytes | None], ...]
 
 REDRIVEN_FOR = "dlq.redriven_for"
@@ -59,17 +57,11 @@ class Record:
     """The record's own time as it is in the log, in milliseconds since 1970; -1 where it has none."""
     timestamp_type: str = ""
     """Whose time that is: ``CreateTime`` the producer's, ``LogAppendTime`` the broker's, empty where it has none."""
-    leader_epoch: int = 0
-    """The epoch of the partition's leader when it was written; 0 where the broker does not say."""
+    leader_epoch: int | None = None
+    """The epoch of the partition's leader when it was written; None where the broker does not say.
 
-    @property
-    def order(self) -> int:
-        """Its place among all records that ``log`` ever had: later ones have higher numbers.
-
-        A log that lost its end gives the same offsets again, under a leader of a later epoch. Offsets have 40 bits, a
-        trillion records in a partition, and epochs 23.
-        """
-        return self.leader_epoch << _OFFSET_BITS | self.offset
+    A log that lost its end gives the same offsets again, under a leader of a later epoch.
+    """
 
     @property
     def size(self) -> int:
@@ -194,7 +186,7 @@ def record_of(message: Message, *, log: str = "", group: str = "", dead_letters:
         dead_letters=dead_letters,
         timestamp_ms=milliseconds if kind in _TIMESTAMP_TYPES else -1,
         timestamp_type=_TIMESTAMP_TYPES.get(kind, ""),
-        leader_epoch=message.leader_epoch() or 0,
+        leader_epoch=message.leader_epoch(),
     )
 
 

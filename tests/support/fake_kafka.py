@@ -384,6 +384,11 @@ class Instance:
                 return False
         return True
 
+    def tell_leaders(self) -> None:
+        """Let the statistics come, which the fakes do not have: they name the epoch of each partition's leader."""
+        for partition in self.loop._assignment:
+            partition.saw_leader(self.fake.cluster.log(INPUT, partition.partition).leader_epoch)
+
     @property
     def consumer(self) -> FakeConsumer:
         return cast("FakeConsumer", self.loop._consumer)

@@ -44,6 +44,8 @@ _REMEMBERED_S = 60.0
 _BACKOFF_S = (0.05, 2.0)
 _IDLE_BEFORE_COMMIT_S = 1.0
 """How long nothing must be in flight before offsets are committed without records; usually they go with records."""
+_LEADER_WAIT_S = 3.0
+"""How long such a commit waits for the statistics, which come once a second and have the epoch of the leader."""
 _UNREADY_AFTER_FAILURES = 3
 _METADATA = ("all", "the log's name", "nothing")
 """What commit metadata contains, from the most to the least; less where the brokers refuse its length."""
@@ -187,8 +189,13 @@ class Committer:
             if own:
                 records += own
                 progress.append((partition, partition.progress_after(own)))
-        if records or self._is_idle():
-            skipped = [partition for partition in self._assignment if partition.has_skipped]
+        idle_s = self._idle_seconds()
+        if records or idle_s >= _IDLE_BEFORE_COMMIT_S:
+            skipped = [
+                partition
+                for partition in self._assignment
+                if partition.has_skipped and (idle_s >= _LEADER_WAIT_S or not partition.awaits_leader)
+            ]
             progress += [(partition, partition.progress_after(())) for partition in skipped]
         return Batch(records, [self._offset(*each) for each in progress], progress) if progress else None
 
@@ -205,19 +212,19 @@ class Committer:
             **({} if epoch is None else {"leader_epoch": epoch}),
         )
 
-    def _is_idle(self) -> bool:
-        """Tell whether nothing has been in flight for a while.
+    def _idle_seconds(self) -> float:
+        """Return for how long nothing has been in flight.
 
-        Then the committed offset may advance over what is not a record at the end of a partition: transaction markers,
-        aborted records, records that retention deleted unread. Otherwise the group would seem to lag to everything
-        that compares its offsets with the end offset, such as an autoscaler.
+        After a while of that the committed offset may advance over what is not a record at the end of a partition:
+        transaction markers, aborted records, records that retention deleted unread. Otherwise the group would seem to
+        lag to everything that compares its offsets with the end offset, such as an autoscaler.
         """
         if self._assignment.records:
             self._idle_since = None
-            return False
+            return 0.0
         now_s = time.monotonic()
         self._idle_since = self._idle_since or now_s
-        return now_s - self._idle_since >= _IDLE_BEFORE_COMMIT_S
+        return now_s - self._idle_since
 
     def _settle(self, batch: Batch, took: float) -> None:
         """Update metrics, traces and offsets for a committed batch; ``took`` is the transaction's time in seconds."""
