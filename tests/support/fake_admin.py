@@ -46,7 +46,9 @@ class FakeAdmin(Client):
                 raise RefusedError(KafkaError.UNKNOWN_TOPIC_OR_PART)
             writes = [] if ("topic", name) in self.cluster.denied else [AclOperation.WRITE]
             reads = [] if ("topic-read", name) in self.cluster.denied else [AclOperation.READ]
-            return SimpleNamespace(topic_id=topic.topic_id, authorized_operations=[*writes, *reads])
+            return SimpleNamespace(
+                topic_id=topic.topic_id, authorized_operations=[*writes, *reads], partitions=topic.logs
+            )
 
         names: list[str] = topics.topic_names
         return {name: self._future("describe_topics", partial(describe, name)) for name in names}

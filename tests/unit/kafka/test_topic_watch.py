@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from confluent_kafka import KafkaError
+from structlog.testing import capture_logs
 
 from streamer.health import Health
 from streamer.kafka.watch.topics import TopicWatch
@@ -13,6 +14,7 @@ from streamer.metrics import Metrics
 from streamer.settings import load
 from streamer.topology import RERANK
 from tests.support.fake_client import TIMED_OUT, error
+from tests.support.fake_cluster import Log
 from tests.support.fake_kafka import DEAD, INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -85,6 +87,42 @@ def test_a_topic_that_is_created_again_shows_another_id_within_three_seconds(cas
     new = case.fake.cluster.recreate_topic(INPUT)
     case.look(3.1)
     assert case.watch.topic_id == new.topic_id
+
+
+@pytest.mark.parametrize(("name", "changed"), [(OUTPUT, {OUTPUT}), (DEAD, {DEAD}), (INPUT, set())])
+def test_an_output_that_is_created_again_is_told_once(case: Case, name: str, changed: set[str]) -> None:
+    case.look()
+    case.fake.cluster.recreate_topic(name)
+    with capture_logs() as logs:
+        case.look(3.1)
+        case.look(3.1)
+    assert [each["topic"] for each in logs if "created again" in each["event"]] == list(changed)
+    assert case.watch.take_changed() == changed
+    assert case.watch.take_changed() == set()
+
+
+def test_an_output_that_is_away_for_a_while_and_comes_back_smaller_is_told(case: Case) -> None:
+    case.fake.cluster.create_topic(OUTPUT, 6)
+    case.look()
+    del case.fake.cluster.topics[OUTPUT]
+    case.look(3.1)
+    assert case.waits_for is not None
+    case.fake.cluster.create_topic(OUTPUT, 4)
+    with capture_logs() as logs:
+        case.look(1.1)
+    [told] = [each for each in logs if "created again" in each["event"]]
+    assert (told["partitions_before"], told["partitions"]) == (6, 4)
+    assert case.watch.take_changed() == {OUTPUT}
+
+
+def test_partitions_that_are_added_to_an_output_are_told(case: Case) -> None:
+    case.look()
+    topic = case.fake.cluster.topics[OUTPUT]
+    topic.logs.append(Log())
+    with capture_logs() as logs:
+        case.look(3.1)
+    assert [each["partitions"] for each in logs if each["log_level"] == "warning"] == [2]
+    assert case.watch.take_changed() == {OUTPUT}
 
 
 def test_commits_wait_for_a_description_of_the_topic_but_not_for_ever(case: Case) -> None:
