@@ -123,6 +123,7 @@ class Loop:
             metrics=metrics,
             health=health,
             topic_refused=self._topics.invalidate,
+            retime=self._topics.retention.retime,
         )
 
     def _on_client_error(self, error: KafkaError) -> None:
@@ -189,7 +190,7 @@ class Loop:
 
     def _await_topics(self, stop: Stop) -> None:
         """Read nothing before the topic's id is known: offsets of a deleted topic mean nothing in its successor."""
-        while not stop.is_set() and self._topics.topic_id is None:
+        while not stop.is_set() and not self._topics.is_complete:
             self._health.beat()
             self._topics.check()
             self._receive_nothing(_IDLE_POLL_S)

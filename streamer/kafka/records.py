@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import structlog
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
@@ -31,6 +31,10 @@ REASON_HEADER = "dlq.reason"
 
 
 T = TypeVar("T")
+
+Retimed = Literal["refused", "retention"]
+"""Why an output has the current time instead of its input's: its topic has refused that (by
+``message.timestamp.before.max.ms`` or ``after``), or would delete such a record too soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,8 @@ class Output:
     """Where it goes; -1 leaves that to the key."""
     timestamp: int | None = None
     """Its time in milliseconds since 1970; None is the time at which it is produced."""
-    retimed: bool = False
-    """Whether the topic has refused the time that it had before (``message.timestamp.before.max.ms`` and ``after``)."""
+    retimed: Retimed | None = None
+    """Why it does not have the time that it had before."""
 
     @property
     def size(self) -> int:

@@ -144,9 +144,15 @@ def answering(settings: Settings, store: Store) -> Iterator[Metrics]:
         assert not thread.is_alive()
 
 
-def test_a_refused_time_becomes_the_current_one(settings: Settings) -> None:
+@pytest.mark.parametrize(
+    ("config", "limit_ms", "why"),
+    [("message.timestamp.before.max.ms", 60_000, "refused"), ("retention.ms", 3_600_000, "retention")],
+)
+def test_a_time_that_a_topic_does_not_take_or_keep_becomes_the_current_one(
+    settings: Settings, config: str, limit_ms: int, why: str
+) -> None:
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-    strict = ConfigEntry("message.timestamp.before.max.ms", "60000", incremental_operation=AlterConfigOpType.SET)
+    strict = ConfigEntry(config, str(limit_ms), incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, settings.topic(OUTPUT), incremental_configs=[strict])
     next(iter(admin.incremental_alter_configs([resource]).values())).result()
     old = round(time.time() * 1_000) - 3_600_000
@@ -163,7 +169,7 @@ def test_a_refused_time_becomes_the_current_one(settings: Settings) -> None:
     assert {answer.key for answer in answers} == {b"q%d" % i for i in range(KEYS)}
     assert len(answers) == KEYS
     assert all(answer.timestamp_ms > old + 3_000_000 for answer in answers)
-    assert value(metrics, "streamer_output_timestamps_refused_total", topic=settings.topic(OUTPUT)) == KEYS
+    assert value(metrics, "streamer_outputs_retimed_total", topic=settings.topic(OUTPUT), reason=why) == KEYS
 
 
 def create_again(settings: Settings, topic: str, partitions: int) -> None:

@@ -216,6 +216,7 @@ class Topic:
         self.max_message_bytes = 1 << 30
         self.accepts_since = float("-inf")
         """The oldest time, in seconds, that a producer may set."""
+        self.config = {"cleanup.policy": "delete", "retention.ms": "-1", "message.timestamp.type": "CreateTime"}
 
 
 @dataclass(eq=False)

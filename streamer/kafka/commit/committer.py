@@ -20,6 +20,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from streamer.events import Reason, now
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.commit.outcomes import AbortedError, Batch, OutcomeUnknownError, RestartError
+from streamer.kafka.commit.sizing import BatchSizing
 from streamer.kafka.dead_letters import dead_letter, log_dead_letter, truncated
 from streamer.kafka.inflight.offsets import Progress, read_commit
 from streamer.kafka.records import dead_letter_reason
@@ -32,15 +33,13 @@ if TYPE_CHECKING:
     from streamer.kafka.commit.group import GroupMembership
     from streamer.kafka.commit.rotation import Rotation
     from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-    from streamer.kafka.records import InFlightRecord, Output
+    from streamer.kafka.records import InFlightRecord
     from streamer.metrics import Metrics
 
 log = structlog.get_logger()
 
 _LINGER_S = 0.05
 """How long completed records may wait for others that are being processed: each transaction has a fixed cost."""
-_MAX_BATCH_RECORDS = 1_000
-_REMEMBERED_S = 60.0
 _BACKOFF_S = (0.05, 2.0)
 _IDLE_BEFORE_COMMIT_S = 1.0
 """How long nothing must be in flight before offsets are committed without records; usually they go with records."""
@@ -76,9 +75,14 @@ class Committer:
         metrics: Metrics,
         health: Health,
         topic_refused: Callable[[], None],
+        retime: Callable[[InFlightRecord], None],
     ) -> None:
-        """``topic_refused`` is called when a transaction fails because a privilege on one of its topics is missing."""
+        """``topic_refused`` is called when a transaction fails because a privilege on one of its topics is missing.
+
+        ``retime`` corrects the times of a record's outputs before they are produced.
+        """
         self._topic_refused = topic_refused
+        self._retime = retime
         self._transactions = transactions
         self._membership = membership
         self._assignment = assignment
@@ -193,6 +197,7 @@ class Committer:
             own = list(itertools.islice(partition.committable(), most - len(records)))
             for in_flight in own:
                 self._recognise_too_large(in_flight)
+                self._retime(in_flight)
             if own:
                 records += own
                 progress.append((partition, partition.progress_after(own)))
@@ -252,7 +257,7 @@ class Committer:
             for output in in_flight.outputs or ():
                 reason = dead_letter_reason(output)
                 if output.retimed:
-                    self._metrics.retimed.labels(output.topic).inc()
+                    self._metrics.retimed.labels(output.topic, output.retimed).inc()
                 if reason is None:
                     produced[output.topic] += 1
                 else:
@@ -403,45 +408,3 @@ class Committer:
         self._failures = 0
         self._last_error = ""
         self._health.ready("transactions")
-
-
-class BatchSizing:
-    """The number of records in the next transaction, and the outputs that need not be tried.
-
-    A broker refuses a client's whole batch and does not say which record is to blame: it may be one that is larger than
-    the topic's ``max.message.bytes``, or all of them together. So the transactions are halved until they pass or one
-    record is left, which takes about ten of them among a thousand records. What was learned is remembered for a minute:
-    that records of such a size are too large, and that so many are too many. After it both are tried again, since the
-    limit may have been raised.
-    """
-
-    def __init__(self) -> None:
-        self.records = _MAX_BATCH_RECORDS
-        """How many records the next transaction takes at most."""
-        self._most = _MAX_BATCH_RECORDS
-        self._most_until = 0.0
-        self._refused: dict[str, tuple[int, float]] = {}
-
-    def passed(self) -> None:
-        """Note that a transaction was committed: the next one may be larger again."""
-        if time.monotonic() >= self._most_until:
-            self._most = _MAX_BATCH_RECORDS
-        self.records = min(self._most, 2 * self.records)
-
-    def refused(self, records: int) -> None:
-        """Note that outputs of a transaction of several records were refused."""
-        self.records = self._most = max(1, records // 2)
-        self._most_until = time.monotonic() + _REMEMBERED_S
-
-    def found(self, output: Output) -> None:
-        """Note that an output was refused by itself, so that its neighbours are no longer suspect."""
-        self.records = self._most = _MAX_BATCH_RECORDS
-        size, until = self._refused.get(output.topic, (output.size, 0.0))
-        if time.monotonic() >= until:
-            size = output.size
-        self._refused[output.topic] = min(size, output.size), time.monotonic() + _REMEMBERED_S
-
-    def is_too_large(self, output: Output) -> bool:
-        """Tell whether one that is not larger was refused by the same topic within the last minute."""
-        size, until = self._refused.get(output.topic, (0, 0.0))
-        return time.monotonic() < until and output.size >= size

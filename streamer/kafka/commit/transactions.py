@@ -308,7 +308,7 @@ class Transactions:
                 if output.timestamp is not None:
                     # The next attempt goes with the current time: late in an event-time join is better than nowhere.
                     given = in_flight.outputs or ()
-                    in_flight.outputs = [replace(each, timestamp=None, retimed=True) for each in given]
+                    in_flight.outputs = [replace(each, timestamp=None, retimed="refused") for each in given]
                     whose = "of input records, so their outputs get the current time."
                 self._clock_refused = (
                     f"{output.topic} refuses the timestamps {whose} The topic's message.timestamp.before.max.ms and "

@@ -54,6 +54,7 @@ from streamer.kafka.commit.transactions import Transactions
 from streamer.kafka.dead_letters import REDRIVEN_FROM
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
 from streamer.kafka.records import REDRIVEN_FOR, InFlightRecord, Output
+from streamer.kafka.retention import leaves_time
 from streamer.topology import DLQ_REDRIVE, redrive_id
 
 if TYPE_CHECKING:
@@ -245,8 +246,10 @@ class _Copier:
 
     def _time_of(self, letter: DeadLetter) -> int | None:
         """Return the original's time, where retention leaves the copy alone until it has been read."""
-        age_ms = now().timestamp() * 1_000 - (letter.timestamp or 0)
-        return letter.timestamp if 0 <= age_ms < self._retention_ms / 2 else None
+        now_ms = now().timestamp() * 1_000
+        if letter.timestamp is None or letter.timestamp > now_ms:
+            return None
+        return letter.timestamp if leaves_time(letter.timestamp, self._retention_ms, now_ms) else None
 
     def _retry(self, call: Callable[[], None]) -> None:
         """Call until it succeeds, fails permanently, or has been retried for too long."""

@@ -17,6 +17,7 @@ from confluent_kafka.admin import AclOperation, AdminClient
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import Refusals, refused
+from streamer.kafka.watch.retention import RetentionWatch
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -70,6 +71,7 @@ class TopicWatch:
         """Whether all topics existed and could be used at the last check."""
         self.topic_id: str | None = None
         """The input topic's id, None until it was found; a topic that is deleted and created again has another one."""
+        self.retention = RetentionWatch(self._names[1:])
         self._outputs: dict[str, _Output] = {}
         self._changed: set[str] = set()
         health.not_ready("topic", "not checked yet")
@@ -94,6 +96,8 @@ class TopicWatch:
 
     def check(self) -> None:
         """Request the topics' descriptions periodically, and take the responses that have arrived."""
+        if self._admin is not None and self.found:
+            self.retention.check(self._admin)
         if self._responses:
             if all(response.done() for response in self._responses.values()):
                 self._take(self._responses)
@@ -105,6 +109,11 @@ class TopicWatch:
             self._responses = self._admin.describe_topics(
                 TopicCollection(self._names), include_authorized_operations=True, request_timeout=_CHECK_TIMEOUT_S
             )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all is known that is needed before anything is read; outputs that are missing are not waited for."""
+        return self.topic_id is not None and (self.retention.is_known or not self.found)
 
     @property
     def may_commit(self) -> bool:

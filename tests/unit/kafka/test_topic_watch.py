@@ -161,6 +161,27 @@ def test_pending_requests_are_not_waited_for(case: Case) -> None:
     assert case.fake.count("describe_topics") == 3
 
 
+def test_nothing_is_read_before_it_is_known_how_long_outputs_are_kept(case: Case) -> None:
+    assert not case.watch.is_complete
+    case.watch.check()
+    case.fake.held = []
+    case.watch.check()
+    assert case.watch.found
+    case.watch.check()
+    assert not case.watch.is_complete
+    for answer in case.fake.held:
+        answer()
+    case.watch.check()
+    assert case.watch.is_complete
+
+
+def test_an_output_that_is_missing_keeps_nothing_from_being_read(case: Case) -> None:
+    del case.fake.cluster.topics[OUTPUT]
+    case.look()
+    assert not case.watch.found
+    assert case.watch.is_complete
+
+
 def test_a_request_that_times_out_is_reported_and_repeated(case: Case) -> None:
     case.fake.fail("describe_topics", TIMED_OUT)
     case.look()
