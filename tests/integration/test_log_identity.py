@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streamer.kafka import FatalError
@@ -147,6 +147,37 @@ def test_a_log_that_was_lost_and_filled_beyond_the_offset_skips_nothing(tmp_path
             wait_until(lambda: committed(settings).offset == 50)
             assert resets(settings, metrics, "behind_end") == 2
         assert answered(settings) == keys(*range(10), *range(100, 130), *range(200, 250))
+
+
+def set_offset(settings: Settings, offset: int) -> None:
+    """Set the group's offset as kafka-consumer-groups does. Raises KafkaException where that is refused."""
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    group = settings.group(RERANK.group)
+    wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(settings.topic(INPUT), 0, offset)])
+    [place] = admin.alter_consumer_group_offsets([wanted])[group].result(30).topic_partitions
+    if place.error is not None:
+        raise KafkaException(place.error)
+
+
+def test_offsets_are_set_only_while_the_group_is_empty_and_count_from_the_next_start_on(
+    kafka: LocalKafka, topic_prefix: str
+) -> None:
+    settings = settings_for(kafka, topic_prefix)
+    feed(settings, 20)
+    with running(settings, echo(settings)):
+        wait_until(lambda: committed(settings).offset == 20)
+        with pytest.raises(KafkaException):
+            set_offset(settings, 5)
+    set_offset(settings, 15)
+    with running(settings, echo(settings)):
+        wait_until(lambda: committed(settings).offset == 20)
+    assert answered(settings) == keys(*range(20), *range(15, 20))
+    feed(settings, 10, start=20)
+    set_offset(settings, 25)
+    with running(settings, echo(settings)) as (metrics, *_):
+        wait_until(lambda: committed(settings).offset == 30)
+        assert resets(settings, metrics, "behind_end") == 0
+    assert answered(settings) == keys(*range(20), *range(15, 20), *range(25, 30))
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
