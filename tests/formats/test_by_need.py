@@ -216,7 +216,7 @@ def test_new_headers_take_all_that_was_read_back() -> None:
     assert not read.valid & Kind.START
 
 
-def test_a_key_flag_is_not_enough(tmp_path: Path) -> None:
+def test_a_containers_keyframe_flag_does_not_make_a_start(tmp_path: Path) -> None:
     path = tmp_path / "open.mp4"
     encode(f"{H264} -x264-params open-gop=1:b-adapt=0")(path)
     with av.open(str(path)) as container:

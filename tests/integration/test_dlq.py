@@ -292,7 +292,7 @@ def test_truncated_and_foreign_ones_stay_and_are_counted(settings: Settings) -> 
     assert "1 redriven before\n1 not redriven: truncated" in text
 
 
-def test_one_that_the_topic_will_not_take_does_not_hold_up_the_others(settings: Settings) -> None:
+def test_a_dead_letter_too_large_for_its_topic_does_not_block_the_redrive_of_others(settings: Settings) -> None:
     large = failed(settings, "large", Reason.TOO_LARGE, value=b"x" * 4_000_000)
     roomy = load({**settings.model_dump(exclude_unset=True), "kafka": {"message.max.bytes": "8000000"}})
     publish(roomy, [failed(settings, "a"), large, failed(settings, "b")])
@@ -303,7 +303,7 @@ def test_one_that_the_topic_will_not_take_does_not_hold_up_the_others(settings: 
     assert (again["redriven"], again["already_redriven"], again["too_large"]) == (0, 2, 1)
 
 
-def test_one_that_fails_again_is_a_new_dead_letter(settings: Settings) -> None:
+def test_a_redriven_record_that_fails_again_is_a_new_dead_letter(settings: Settings) -> None:
     fail(settings, 1)
     redrive(settings, TOPIC, Filter())
     (back,) = read(settings)

@@ -299,7 +299,7 @@ def test_a_record_with_an_odd_time_or_odd_headers_is_a_record_like_any(settings:
     assert times[b"seconds"].year == 1970
 
 
-def test_times_in_microseconds_are_taken_as_now() -> None:
+def test_a_timestamp_out_of_range_is_replaced_by_the_current_time() -> None:
     class Stamped:
         def timestamp(self) -> tuple[int, int]:
             return 1, time.time_ns() // 1000
