@@ -270,13 +270,11 @@ class Loop:
         if partition.goes_back(message.offset() or 0):
             partition = self._rewind(partition, message.offset() or 0)
         record = record_of(message, log=partition.log, group=self._group, dead_letters=self._dead_letters)
-        return self._begin(partition, record, leader_epoch=message.leader_epoch())
+        return self._begin(partition, record)
 
-    def _begin(
-        self, partition: AssignedPartition, record: Record, *, leader_epoch: int | None = None
-    ) -> InFlightRecord | None:
+    def _begin(self, partition: AssignedPartition, record: Record) -> InFlightRecord | None:
         in_flight = InFlightRecord(record, self._wake.set)
-        if not partition.add(in_flight, leader_epoch):
+        if not partition.add(in_flight):
             return None
         if self._tracing is not None:
             in_flight.trace = self._tracing.begin(record.topic, record.partition, record.offset, record.headers)

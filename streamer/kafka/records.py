@@ -59,8 +59,8 @@ class Record:
     """The record's own time as it is in the log, in milliseconds since 1970; -1 where it has none."""
     timestamp_type: str = ""
     """Whose time that is: ``CreateTime`` the producer's, ``LogAppendTime`` the broker's, empty where it has none."""
-    leader_epoch: int = 0
-    """The epoch of the partition's leader when it was written; 0 where the broker does not say."""
+    leader_epoch: int | None = None
+    """The epoch of the partition's leader when it was written; None if the broker does not state it."""
 
     @property
     def order(self) -> int:
@@ -69,7 +69,7 @@ class Record:
         A log that lost its end gives the same offsets again, under a leader of a later epoch. Offsets have 40 bits, a
         trillion records in a partition, and epochs 23.
         """
-        return self.leader_epoch << _OFFSET_BITS | self.offset
+        return (self.leader_epoch or 0) << _OFFSET_BITS | self.offset
 
     @property
     def size(self) -> int:
@@ -194,7 +194,7 @@ def record_of(message: Message, *, log: str = "", group: str = "", dead_letters:
         dead_letters=dead_letters,
         timestamp_ms=milliseconds if kind in _TIMESTAMP_TYPES else -1,
         timestamp_type=_TIMESTAMP_TYPES.get(kind, ""),
-        leader_epoch=message.leader_epoch() or 0,
+        leader_epoch=message.leader_epoch(),
     )
 
 

@@ -246,7 +246,7 @@ def test_records_that_were_received_before_the_committed_offset_void_it() -> Non
 def test_the_epoch_is_committed_only_where_everything_before_the_offset_is_of_it_or_older() -> None:
     partition = AssignedPartition("t", 0, LOG)
     partition.start_from(None)
-    partition.add(InFlightRecord(record(4), lambda: None), 7)
+    partition.add(InFlightRecord(replace(record(4), leader_epoch=7), lambda: None))
     assert (partition.epoch_for(4), partition.epoch_for(5)) == (7, 7)
     partition.reached_end(9)  # markers, perhaps of a leader elected since
     assert partition.epoch_for(9) is None

@@ -106,9 +106,9 @@ class AssignedPartition:
         following = self._next
         return following is not None and offset < following
 
-    def add(self, in_flight: InFlightRecord, leader_epoch: int | None = None) -> bool:
+    def add(self, in_flight: InFlightRecord) -> bool:
         """Add a received record; False where it is committed already, perhaps by an earlier owner of the partition."""
-        offset = in_flight.record.offset
+        offset, leader_epoch = in_flight.record.offset, in_flight.record.leader_epoch
         self._move(offset, offset + 1)
         if leader_epoch is not None:
             self._epoch, self._epoch_until = leader_epoch, self._received

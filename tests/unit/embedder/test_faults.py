@@ -169,7 +169,7 @@ def test_an_unreachable_store_is_waited_for_and_no_upload_is_dead_lettered(
     harness.embedder.submit([work])
     wait_until(lambda: "store: disk full" in harness.health.readiness_problems())
     assert work.outputs is None
-    away.writable.set()
+    recovering.writable.set()
     assert harness.done.acquire(timeout=20)
     assert work.outputs is not None
     assert work.outputs[0].topic == "clips.embedded"
@@ -192,7 +192,7 @@ def test_revoked_records_are_not_written_after_the_store_recovers_and_block_noth
     assert [work.outputs for work in works] == [[], [], []]
     # Nothing was written, so nothing is known of the store.
     assert "store: disk full" in harness.health.readiness_problems()
-    away.writable.set()
+    recovering.writable.set()
     harness.run(harness.upload("c3", red))
     assert harness.health.readiness_problems() == ["start: starting"]
     assert store.stats().models == {"colour": 1}
