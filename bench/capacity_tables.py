@@ -86,8 +86,8 @@ def _queries(results: Mapping[str, Any]) -> str:
             ]
         )
     head = (
-        "precision", "from the servers", "to them", "servers' CPU", "reader's CPU", "reader's CPU with LMDB",
-        f"network at {QUERIES_A_SECOND:,} queries/s", "servers' cores for these",
+        "precision", "received from the servers", "sent to them", "servers' CPU", "reader's CPU",
+        "reader's CPU with LMDB", f"network at {QUERIES_A_SECOND:,} queries/s", "server cores at that rate",
     )  # fmt: skip
     return _table(head, rows)
 
