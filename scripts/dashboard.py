@@ -174,7 +174,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Outputs with the current time instead of the input's",
-            [_per_second("retimed", "topic")],
+            [_per_second("retimed", "topic", "reason")],
             "cps",
             ("retimed",),
         ),

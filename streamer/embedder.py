@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.health import Health
-    from streamer.kafka import InFlightRecord, Output
+    from streamer.kafka import InFlightRecord, Output, Record
     from streamer.metrics import Metrics
     from streamer.settings import EmbedSettings
     from streamer.store import Store
@@ -360,7 +360,7 @@ class Embedder:
         return Clip(
             clip_id=upsert.event.clip_id,
             uploaded_at=upsert.event.uploaded_at,
-            position=Position.of(upsert.in_flight.record.log, upsert.in_flight.record.order),
+            position=_position(upsert.in_flight.record),
             duration_ms=upsert.duration_ms,
             vectors=upsert.vectors,
             times_ms=np.repeat(upsert.times_ms, self._encoder.vectors_per_frame),
@@ -387,9 +387,7 @@ class Embedder:
         in_flight = delete.in_flight
         if in_flight.revoked:
             return
-        self._store.delete(
-            delete.clip_id, in_flight.record.timestamp, Position.of(in_flight.record.log, in_flight.record.order)
-        )
+        self._store.delete(delete.clip_id, in_flight.record.timestamp, _position(in_flight.record))
         faults.reach(faults.FaultPoint.STORED)
         self._health.ready("store")
         self._metrics.deleted.inc()
@@ -436,6 +434,10 @@ def _bytes_of_frames(loaded: Loaded) -> int:
 
 def _bytes_to_store(job: StoreJob) -> int:
     return job.vectors.nbytes if isinstance(job, Upsert) else job.in_flight.record.size
+
+
+def _position(record: Record) -> Position:
+    return Position.of(record.log, record.offset, record.leader_epoch)
 
 
 def _clip_id_of_delete(key: bytes) -> str:

@@ -47,7 +47,7 @@ LABELS = {
     "topic": "the topics that the command reads or writes, under their full names",
     "partition": "the input topic's partitions that this instance owns",
     "reason": "dead letters: the `dlq.reason` codes; degraded events: the values of `degraded`; "
-    "log resets: behind_end, moved, translated, foreign",
+    "log resets: behind_end, moved, translated, foreign; outputs retimed: refused, retention",
     "status": "the values of a candidate's `status`",
     "stage": "embed: read, load, fetch, decode, encode, store; rerank: rerank, text",
     "operation": "read, put, delete",
@@ -81,8 +81,8 @@ CATALOGUE = {
         "Records written to the dead-letter topic of their input topic.", "Which events cannot be processed, and why?",
     ),
     "retimed": Metric(
-        "streamer_output_timestamps_refused_total", "counter", "events", ("topic",),
-        "Outputs produced with the current time, since their topic refused the input record's.",
+        "streamer_outputs_retimed_total", "counter", "events", ("topic", "reason"),
+        "Outputs produced with the current time, since their topic refused the input record's or would soon delete it.",
         "Do event-time joins miss outputs?",
     ),
     "deleted": Metric(

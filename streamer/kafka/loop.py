@@ -123,6 +123,7 @@ class Loop:
             metrics=metrics,
             health=health,
             topic_refused=self._topics.invalidate,
+            retime=self._topics.retention.retime,
         )
 
     def _on_client_error(self, error: KafkaError) -> None:
@@ -189,7 +190,7 @@ class Loop:
 
     def _await_topics(self, stop: Stop) -> None:
         """Read nothing before the topic's id is known: offsets of a deleted topic mean nothing in its successor."""
-        while not stop.is_set() and self._topics.topic_id is None:
+        while not stop.is_set() and not self._topics.is_complete:
             self._health.beat()
             self._topics.check()
             self._receive_nothing(_IDLE_POLL_S)
@@ -274,6 +275,8 @@ class Loop:
 
     def _begin(self, partition: AssignedPartition, record: Record) -> InFlightRecord | None:
         in_flight = InFlightRecord(record, self._wake.set)
+        if partition.is_replaced(record):
+            self._resets.void_ahead(partition, record)
         if not partition.add(in_flight):
             return None
         if self._tracing is not None:
@@ -321,6 +324,8 @@ class Loop:
         self._topics.check()
         if self._topics.topic_id != self._topic_id or not self._topics.may_commit:
             return  # a commit under the old topic's name would land in the new one's offsets
+        for output in self._topics.take_changed():
+            self._committer.refresh(output)
         if self._committer.commit_completed():
             self._control_flow()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import structlog
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_OFFSET_BITS = 40
-
 Headers = tuple[tuple[str, bytes | None], ...]
 
 REDRIVEN_FOR = "dlq.redriven_for"
@@ -33,6 +31,10 @@ REASON_HEADER = "dlq.reason"
 
 
 T = TypeVar("T")
+
+Retimed = Literal["refused", "retention"]
+"""Why an output has the current time instead of its input's: its topic has refused that (by
+``message.timestamp.before.max.ms`` or ``after``), or would delete such a record too soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +62,10 @@ class Record:
     timestamp_type: str = ""
     """Whose time that is: ``CreateTime`` the producer's, ``LogAppendTime`` the broker's, empty where it has none."""
     leader_epoch: int | None = None
-    """The epoch of the partition's leader when it was written; None if the broker does not state it."""
+    """The epoch of the partition's leader when it was written; None if the broker does not state it.
 
-    @property
-    def order(self) -> int:
-        """Its place among all records that ``log`` ever had: later ones have higher numbers.
-
-        A log that lost its end gives the same offsets again, under a leader of a later epoch. Offsets have 40 bits, a
-        trillion records in a partition, and epochs 23.
-        """
-        return (self.leader_epoch or 0) << _OFFSET_BITS | self.offset
+    A log that lost its end gives the same offsets again, under a leader of a later epoch.
+    """
 
     @property
     def size(self) -> int:
@@ -94,8 +90,8 @@ class Output:
     """Where it goes; -1 leaves that to the key."""
     timestamp: int | None = None
     """Its time in milliseconds since 1970; None is the time at which it is produced."""
-    retimed: bool = False
-    """Whether the topic has refused the time that it had before (``message.timestamp.before.max.ms`` and ``after``)."""
+    retimed: Retimed | None = None
+    """Why it does not have the time that it had before."""
 
     @property
     def size(self) -> int:

@@ -96,6 +96,14 @@ def resets(settings: Settings, metrics: Metrics, reason: str) -> float:
     return value(metrics, "streamer_log_resets_total", topic=settings.topic(INPUT), reason=reason)
 
 
+def lose_log(broker: LocalKafka, folder: Path, settings: Settings) -> None:
+    """Restart a broker whose disk has lost the only replica of the input; ``folder`` is its data."""
+    broker.stop()
+    [partition] = folder.glob(f"**/{settings.topic(INPUT)}-0")
+    shutil.rmtree(partition)
+    broker.start()
+
+
 def test_an_offset_beyond_the_end_skips_nothing(kafka: LocalKafka, topic_prefix: str) -> None:
     settings = settings_for(kafka, topic_prefix)
     commit(settings, 1_000)
@@ -107,21 +115,38 @@ def test_an_offset_beyond_the_end_skips_nothing(kafka: LocalKafka, topic_prefix:
 
 
 def test_a_log_whose_disk_was_lost_is_read_from_its_beginning(tmp_path: Path) -> None:
-    broker = LocalKafka(data_dir=tmp_path)
-    with broker:
+    with LocalKafka(data_dir=tmp_path) as broker:
         settings = settings_for(broker)
         feed(settings, 20)
         with running(settings, echo(settings)):
             wait_until(lambda: committed(settings).offset == 20)
         assert committed(settings).leader_epoch is not None
-    [folder] = tmp_path.glob(f"**/{settings.topic(INPUT)}-0")
-    shutil.rmtree(folder)
-    with broker:
+        lose_log(broker, tmp_path, settings)
         with running(settings, echo(settings)) as (metrics, *_):
             feed(settings, 10, start=200)
             wait_until(lambda: committed(settings).offset == 10)
             assert resets(settings, metrics, "behind_end") == 1
         assert answered(settings) == keys(*range(20), *range(200, 210))
+
+
+def test_a_log_that_was_lost_and_filled_beyond_the_offset_skips_nothing(tmp_path: Path) -> None:
+    """While the service is down, and then while it runs and waits for the broker."""
+    with LocalKafka(data_dir=tmp_path) as broker:
+        # It reconnects later than the log is filled, so that it finds no end before its position.
+        settings = settings_for(broker, **{"reconnect.backoff.ms": "2000"})
+        feed(settings, 10)
+        with running(settings, echo(settings)):
+            wait_until(lambda: committed(settings).offset == 10)
+        lose_log(broker, tmp_path, settings)
+        feed(settings, 30, start=100)
+        with running(settings, echo(settings)) as (metrics, *_):
+            wait_until(lambda: committed(settings).offset == 30)
+            assert resets(settings, metrics, "behind_end") == 1
+            lose_log(broker, tmp_path, settings)
+            feed(settings, 50, start=200)
+            wait_until(lambda: committed(settings).offset == 50)
+            assert resets(settings, metrics, "behind_end") == 2
+        assert answered(settings) == keys(*range(10), *range(100, 130), *range(200, 250))
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])

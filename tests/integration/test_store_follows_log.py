@@ -83,6 +83,10 @@ def what_the_log_says(log: Sequence[Event]) -> dict[str, tuple[int, str] | None]
     return live
 
 
+def position_of(record: Record) -> Position:
+    return Position.of(record.log, record.offset, record.leader_epoch)
+
+
 class Gate:
     """A real store whose writes wait while the gate is shut; those that wait are on their way already."""
 
@@ -308,7 +312,7 @@ def test_a_zombie_that_works_on_in_a_queue_of_the_next_owners_clips_changes_noth
     wait_until(lambda: zombie.has_finished_its_work)
     assert stage.stored() == what_the_log_says(stage.log)
     written = {position for call in zombie.gate.calls for position in call}
-    assert written >= {Position.of(work.record.log, work.record.offset) for work in late}
+    assert written >= {position_of(work.record) for work in late}
 
     zombie.thaw()
     wait_until(lambda: zombie.count("streamer_rebalances_total", kind="lost") > 0)
@@ -334,7 +338,7 @@ def test_a_rebalance_while_a_write_is_on_its_way_leaves_the_rest_to_the_next_own
     wait_until(lambda: bool(second.works))
     foreign_works = [work for work in first.works if work.revoked]
     wait_until(lambda: len(second.works) == len(foreign_works) and second.has_finished_its_work)
-    foreign = {Position.of(work.record.log, work.record.offset) for work in foreign_works}
+    foreign = {position_of(work.record) for work in foreign_works}
     assert len(first.gate.calls) == 1
     on_its_way = set(first.gate.calls[0])
 

@@ -21,13 +21,13 @@ from streamer.health import Health
 from streamer.kafka import loop as loop_module
 from streamer.kafka import pipeline, records
 from streamer.kafka.client import config
-from streamer.kafka.commit import committer, transactions
+from streamer.kafka.commit import committer, sizing, transactions
 from streamer.kafka.commit.transactions import HungError
 from streamer.kafka.inflight.offsets import Progress, read_commit
 from streamer.kafka.loop import Loop
 from streamer.kafka.pipeline import Stop
 from streamer.kafka.records import Output
-from streamer.kafka.watch import lag, monitor, surplus, topics
+from streamer.kafka.watch import lag, monitor, retention, surplus, topics
 from streamer.metrics import Metrics
 from streamer.settings import load
 from streamer.topology import RERANK
@@ -193,11 +193,13 @@ def fake_kafka(partitions: int = 1) -> Iterator[FakeKafka]:
         for module in (
             loop_module,
             committer,
+            sizing,
             pipeline,
             transactions,
             lag,
             monitor,
             surplus,
+            retention,
             topics,
             records,
             health_module,
@@ -383,6 +385,11 @@ class Instance:
             if any(progress is None or not progress.includes(entry.offset) for entry in log.readable()):
                 return False
         return True
+
+    def tell_leaders(self) -> None:
+        """Let the statistics come, which the fakes do not have: they name the epoch of each partition's leader."""
+        for partition in self.loop._assignment:
+            partition.saw_leader(self.fake.cluster.log(INPUT, partition.partition).leader_epoch)
 
     @property
     def consumer(self) -> FakeConsumer:

@@ -222,6 +222,31 @@ def test_a_delete_is_ignored_where_it_is_earlier_and_else_keeps_the_version_and_
         assert record_format.tombstone(there, 9, position) == (5, False, position)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((9, 3), (4, 4), True),
+        ((4, 4), (9, 3), False),
+        ((0, 0), (9, 0), True),
+        ((9, None), (4, 4), False),
+        ((4, 4), (9, None), True),
+        ((9, 0), (9, None), False),
+        ((4, None), (9, None), True),
+    ],
+)
+def test_positions_are_ordered_by_epoch_and_offset_and_by_offset_alone_where_an_epoch_is_not_known(
+    first: tuple[int, int | None], second: tuple[int, int | None], *, expected: bool
+) -> None:
+    assert Position.of("log-0", *first).precedes(Position.of("log-0", *second)) is expected
+    assert not Position.of("log-0", *first).precedes(Position.of("log-1", *second))
+
+
+def test_the_largest_epoch_and_offset_of_a_position_fit_into_a_record() -> None:
+    largest = Position.of("log-0", 2**40 - 1, 2**23 - 2)
+    stored = memoryview(record_format.encode_tombstone("c1", Version(5, False, largest)))
+    assert record_format.version(stored) == (5, False, largest)
+
+
 EVENTS = st.tuples(st.booleans(), st.integers(0, 3))
 """Of one clip: an upload and its version, or a delete and its time."""
 
@@ -246,19 +271,26 @@ def in_order(events: Sequence[tuple[bool, int]]) -> tuple[int | None, bool]:
     return highest, live
 
 
-@given(st.lists(st.tuples(EVENTS, st.lists(st.integers(0, 2**16), max_size=4)), min_size=1, max_size=12))
+@given(
+    st.lists(st.tuples(EVENTS, st.lists(st.integers(0, 2**16), max_size=4)), min_size=1, max_size=12),
+    st.integers(0, 12),
+)
 def test_any_redelivery_ends_in_the_state_of_the_log_applied_once_in_order(
-    log: list[tuple[tuple[bool, int], list[int]]],
+    log: list[tuple[tuple[bool, int], list[int]]], upgraded_at: int
 ) -> None:
     # After each event some of those up to it come again: replays after crashes, late writes of paused processes.
     events = [event for event, _ in log]
     once: Version | None = None
     often: Version | None = None
     for offset, (event, repeats) in enumerate(log):
-        once = after(once, event, Position(1, offset))
-        often = after(often, event, Position(1, offset))
+        # Releases before the upgrade did not store the leader's epoch, which here goes on every third offset.
+        position = [
+            Position.of("log-0", each, each // 3 if offset >= upgraded_at else None) for each in range(len(log))
+        ]
+        once = after(once, event, position[offset])
+        often = after(often, event, position[offset])
         for repeat in (number % (offset + 1) for number in repeats):
-            often = after(often, events[repeat], Position(1, repeat))
+            often = after(often, events[repeat], position[repeat])
         assert often == once
     assert once is not None
     assert (once.uploaded_us, once.live) == in_order(events)
