@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+    from streamer import topology
     from streamer.settings import (
         EmbedSettings,
         IntakeSettings,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         ModelSettings,
         Precision,
         RerankSettings,
+        ServiceSettings,
         StoreSettings,
     )
 
@@ -86,14 +88,7 @@ def run_embedder(settings: EmbedSettings) -> NoReturn:
             "worker_stall_timeout", f"must be more than fetch_timeout, which is {settings.fetch_timeout:g}"
         )
     with _service(EMBED.role, settings) as service:
-        loop = Loop(
-            settings,
-            EMBED,
-            max_records=embedder.MAX_RECORDS,
-            metrics=service.metrics,
-            health=service.health,
-            tracing=service.tracing,
-        )
+        loop = _loop(settings, EMBED, embedder.MAX_RECORDS, service)
         encoder = _encoder(settings, service)
         store = _store(settings, encoder, service, precision=settings.precision, read_only=False)
         pipeline = embedder.Embedder(
@@ -116,14 +111,7 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
     """
     settings.named_model()
     with _service(RERANK.role, settings) as service:
-        loop = Loop(
-            settings,
-            RERANK,
-            max_records=reranker.MAX_RECORDS,
-            metrics=service.metrics,
-            health=service.health,
-            tracing=service.tracing,
-        )
+        loop = _loop(settings, RERANK, reranker.MAX_RECORDS, service)
         encoder = _encoder(settings, service)
         store = _store(settings, encoder, service, read_only=True)
         pipeline = reranker.Reranker(
@@ -140,6 +128,17 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
 
 
 # -- the parts -----------------------------------------------------------------------------------------------
+
+
+def _loop(settings: ServiceSettings, names: topology.Service, max_records: int, service: Service) -> Loop:
+    return Loop(
+        settings,
+        names,
+        max_records=max_records,
+        metrics=service.metrics,
+        health=service.health,
+        tracing=service.tracing,
+    )
 
 
 def _fetcher(intake: IntakeSettings) -> Fetcher:

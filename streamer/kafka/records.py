@@ -62,7 +62,7 @@ class Record:
     timestamp_type: str = ""
     """Whose time that is: ``CreateTime`` the producer's, ``LogAppendTime`` the broker's, empty where it has none."""
     leader_epoch: int | None = None
-    """The epoch of the partition's leader when it was written; None where the broker does not say.
+    """The epoch of the partition's leader when it was written; None if the broker does not state it.
 
     A log that lost its end gives the same offsets again, under a leader of a later epoch.
     """

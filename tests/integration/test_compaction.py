@@ -98,7 +98,7 @@ def test_of_what_compaction_takes_before_it_is_read_the_newest_of_each_key_is_pr
 
     def is_compacted() -> bool:
         write(b"last")  # which begins another segment, so that the one before it may be compacted
-        return len(read(settings, INPUT, patience=1)) < KEYS * ROUNDS // 2
+        return len(read(settings, INPUT)) < KEYS * ROUNDS // 2
 
     go_on = threading.Event()
 
@@ -107,7 +107,7 @@ def test_of_what_compaction_takes_before_it_is_read_the_newest_of_each_key_is_pr
         return [Output(settings.topic(OUTPUT), record.key, b"%d" % record.offset, ())]
 
     def processed() -> list[int]:
-        return sorted(int(record.value or b"") for record in read(settings, OUTPUT, patience=1))
+        return sorted(int(record.value or b"") for record in read(settings, OUTPUT))
 
     for number in range(KEYS * ROUNDS):
         write(b"q%d" % (number % KEYS))

@@ -143,7 +143,7 @@ def test_what_a_dead_letter_says_is_read_back() -> None:
     assert it.original_headers == (("traceparent", b"00-1"), ("ce_id", None))
 
 
-def test_states() -> None:
+def test_a_dead_letter_is_classified_as_redriven_pending_foreign_or_truncated() -> None:
     record = stored(failed())
     assert classify(record, TOPIC, {5}).state is State.REDRIVEN
     assert classify(record, TOPIC, {4, 6}).state is State.PENDING
@@ -157,7 +157,7 @@ header_names = st.sampled_from(
 
 
 @given(st.lists(st.tuples(header_names, st.none() | st.binary(max_size=12) | st.just(TOPIC.encode()))))
-def test_no_headers_that_anybody_writes_are_an_error(headers: list[tuple[str, bytes | None]]) -> None:
+def test_arbitrary_headers_of_a_dead_letter_cause_no_error(headers: list[tuple[str, bytes | None]]) -> None:
     it = classify(stored(Output("t", None, b"", tuple(headers))), TOPIC)
     assert it.state in State
     assert -1 <= it.partition < 10**9

@@ -125,7 +125,7 @@ def presented(port: int, authority: Authority) -> bytes | None:
         return secure.getpeercert(binary_form=True)
 
 
-def test_it_is_bound_to_the_address_and_no_other() -> None:
+def test_endpoints_listen_only_on_the_configured_address() -> None:
     with serving(host="127.0.0.2") as (endpoints, _):
         assert get(f"http://127.0.0.2:{endpoints.port}/livez")[0] == 200
         with pytest.raises(OSError, match="refused"):

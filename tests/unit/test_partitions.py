@@ -127,7 +127,7 @@ def test_what_is_passed_over_at_the_end_is_committed_with_the_records_before_it_
     assert partition.progress_after([in_flight]) == Progress(9)
 
 
-def test_passing_over_what_is_gone_keeps_what_is_completed_ahead() -> None:
+def test_skipping_deleted_offsets_keeps_later_completed_records() -> None:
     partition = AssignedPartition("t", 0, "log-0")
     partition.start_from(Progress(5, frozenset({7, 9, 10})))
     assert received(partition, [7]) == []  # retention took 5 and 6

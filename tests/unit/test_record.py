@@ -205,7 +205,9 @@ def test_where_nothing_readable_is_stored_any_event_applies(uploaded_us: int, po
         (6, False, False, True),
     ],
 )
-def test_what_an_upload_takes_the_place_of(uploaded_us: int, live: bool, earlier: bool, not_earlier: bool) -> None:
+def test_an_upload_replaces_a_record_only_if_it_is_later(
+    uploaded_us: int, live: bool, earlier: bool, not_earlier: bool
+) -> None:
     there = Version(5, live, HERE)
     assert record_format.admits(there, uploaded_us, Position(HERE.log, 6)) == earlier
     for position in (HERE, Position(HERE.log, 8), Position.of("clips.uploaded-1", 6)):
@@ -273,7 +275,7 @@ def in_order(events: Sequence[tuple[bool, int]]) -> tuple[int | None, bool]:
     st.lists(st.tuples(EVENTS, st.lists(st.integers(0, 2**16), max_size=4)), min_size=1, max_size=12),
     st.integers(0, 12),
 )
-def test_whatever_comes_again_and_whenever_the_end_is_that_of_the_log_applied_once_in_order(
+def test_any_redelivery_ends_in_the_state_of_the_log_applied_once_in_order(
     log: list[tuple[tuple[bool, int], list[int]]], upgraded_at: int
 ) -> None:
     # After each event some of those up to it come again: replays after crashes, late writes of paused processes.
@@ -317,7 +319,7 @@ def test_many_keys_at_once_are_those_made_one_by_one(clip_ids: list[str]) -> Non
 
 
 @given(IDS)
-def test_the_id_comes_back_from_key_and_record(clip_id: str) -> None:
+def test_the_clip_id_is_read_from_key_and_record(clip_id: str) -> None:
     key = record_format.key(PREFIX, clip_id)
     assert record_format.clip_id(key, memoryview(record_format.encode(a_clip(clip_id), "float16"))) == clip_id
     assert (
@@ -327,7 +329,7 @@ def test_the_id_comes_back_from_key_and_record(clip_id: str) -> None:
 
 
 @pytest.mark.parametrize("clip_id", ["", "a" * 513, "é" * 257, "\ud800"])
-def test_what_can_be_no_id_is_refused(clip_id: str) -> None:
+def test_an_invalid_clip_id_is_refused(clip_id: str) -> None:
     with pytest.raises(ValueError, match=r"1 to 512 bytes|surrogates"):
         record_format.key(PREFIX, clip_id)
     with pytest.raises(ValueError, match=r"1 to 512 bytes|surrogates"):

@@ -76,7 +76,7 @@ OWN = {
 }
 
 
-def test_names_of_ones_own_stand_for_the_defaults_and_take_no_prefix() -> None:
+def test_configured_names_replace_the_defaults_and_get_no_prefix() -> None:
     settings = load(OWN)
     assert [settings.topic(name) for name in RERANK.topics] == [
         "source.query.results",
@@ -89,7 +89,7 @@ def test_names_of_ones_own_stand_for_the_defaults_and_take_no_prefix() -> None:
 
 
 @pytest.mark.parametrize("role", [*SERVICES, DLQ_REDRIVE.role, REPLAY.role, TOP.role])
-def test_acls_are_for_the_names_of_ones_own(role: str) -> None:
+def test_acls_name_the_configured_topics_and_groups(role: str) -> None:
     names = {
         each["name"] for each in as_objects(load(OWN), role) if each["resource"] in (Resource.TOPIC, Resource.GROUP)
     }

@@ -90,7 +90,7 @@ class Fetcher:
 
         For ``file:`` this is the file itself, which must not be written. Raises :class:`ClipError`: URI_REFUSED,
         NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED; :class:`MachineError` if this machine has no room for the file, or
-        no descriptor or thread to fetch it with.
+        no descriptor or thread for fetching it.
         """
         try:
             source = parse(uri)
@@ -107,7 +107,7 @@ class Fetcher:
             yield path
 
     def _readable(self, source: Path | URL | StoredObject, place: contextlib.ExitStack) -> Path:
-        """Open or download a source; what is opened is closed with ``place``."""
+        """Open or download a source; its descriptors are closed with ``place``."""
         if isinstance(source, Path):
             return place.enter_context(opened(source, self._prefixes.folders, self._max_bytes))
         download = self._downloader(source)
@@ -116,7 +116,7 @@ class Fetcher:
             sink = Sink(file, self._max_bytes)
             loop = get_loop()  # fsspec's, which all filesystems share
             asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), loop).result()
-            sink.detach()  # flushes it; its end is not the file's
+            sink.detach()  # flushes the sink, so that closing it does not close the file
         except OSError as error:
             raise MachineError(Lack.DISK, f"downloads: {error.strerror or error}") from error
         return path_of(file.fileno())
@@ -138,9 +138,9 @@ class Fetcher:
 
 
 def _lack(error: Exception) -> MachineError | None:
-    """Tell whether a failure lies in what this machine lacks; a verdict on the source itself stands."""
+    """Return the shortage of this machine that caused a failure; None if the failure is the source's own."""
     if isinstance(error, MachineError):
-        # Of the temporary file; which of the lacks it is, what caused it knows better.
+        # It was raised for the temporary file as a lack of disk space; its cause tells which resource it really was.
         return machine_error(error.__cause__ or error) or error
     if isinstance(error, ClipError) and error.retry is not Retry.FOR_A_WHILE:
         return None
@@ -152,9 +152,10 @@ def _lack(error: Exception) -> MachineError | None:
 
 
 def retries(seconds: float, before: Callable[[], None]) -> tenacity.Retrying:
-    """Make the attempts at one clip: those worth another one with backoff, where it is its source for ``seconds``.
+    """Return the retry policy for one clip, with exponential backoff.
 
-    ``before`` is called before each repetition. Raises the last attempt's :class:`ClipError`.
+    An error of the source is retried for ``seconds``, an error that may be temporary once, any other not at all.
+    ``before`` is called before each retry. The last attempt's :class:`ClipError` is raised.
     """
     out_of_time = tenacity.stop_before_delay(seconds)
     return tenacity.Retrying(
@@ -177,7 +178,7 @@ def _is_worth_another_attempt(state: tenacity.RetryCallState) -> bool:
 
 
 CONDITION: Final = "machine"
-
+"""The name of the readiness condition."""
 
 _LONGEST_PAUSE_S: Final = 5.0
 

@@ -63,20 +63,20 @@ def test_a_member_of_a_stable_group_without_partitions_is_ready(case: Case) -> N
     ],
     ids=["no member", "will have one", "has one", "nobody has any", "rebalancing", "no group"],
 )
-def test_it_waits_while_it_may_still_get_one(
+def test_an_instance_without_partitions_is_unready_while_it_may_still_get_one(
     case: Case, described: dict[str, tuple[int, int]], state: ConsumerGroupState
 ) -> None:
     case.fake.described, case.fake.group_state = described, state
     assert not case.is_ready_after(30)
 
 
-def test_it_asks_again_after_a_fault(case: Case) -> None:
+def test_surplus_check_repeats_the_request_after_an_error(case: Case) -> None:
     case.fake.described = {ME: (0, 0), OTHER: (3, 3)}
     case.fake.fail("describe_consumer_groups", error(KafkaError.GROUP_AUTHORIZATION_FAILED), times=3)
     assert not case.is_ready_after(6)
     assert case.is_ready_after(6)
 
 
-def test_an_instance_with_partitions_asks_nothing(case: Case) -> None:
+def test_an_instance_with_partitions_requests_no_group_description(case: Case) -> None:
     case.is_ready_after(30, assigned=1)
     assert case.fake.count("describe_consumer_groups") == 0

@@ -255,7 +255,7 @@ def test_a_refusal_of_the_input_topic_is_named_at_once(case: Case) -> None:
     assert case.waits_for is None
 
 
-def test_other_errors_of_the_consumer_are_none_of_its_business(case: Case) -> None:
+def test_the_topic_watch_ignores_other_errors_of_the_consumer(case: Case) -> None:
     case.look()
     assert not case.watch.on_error(error(KafkaError._TRANSPORT))
     assert case.watch.found

@@ -284,6 +284,6 @@ def test_a_partition_without_a_valid_offset_is_named_with_what_to_do_until_it_go
     assert harness.health.readiness_problems() == []
 
 
-def test_other_errors_are_not_for_it(harness: Harness) -> None:
+def test_the_watch_for_unreadable_batches_ignores_other_errors(harness: Harness) -> None:
     assert not harness.watch.on_error(3, 4, KafkaError(KafkaError._TRANSPORT))
     assert not harness.partition.stalled
