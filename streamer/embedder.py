@@ -29,6 +29,7 @@ and never block.
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.health import Health
-    from streamer.kafka import InFlightRecord, Output
+    from streamer.kafka import InFlightRecord, Output, Record
     from streamer.metrics import Metrics
     from streamer.settings import EmbedSettings
     from streamer.store import Store
@@ -162,6 +163,7 @@ class Embedder:
         self._decoder = decoder
         self._metrics = metrics
         self._health = health
+        self._max_clock_skew = dt.timedelta(seconds=settings.max_clock_skew)
         self._image_batch = settings.image_batch or encoder.image_batch
         self._fetching = metrics.stage.labels("fetch")
         self._shortages = Shortages(metrics, health)
@@ -227,7 +229,15 @@ class Embedder:
         record = in_flight.record
         if record.value is None and record.key is not None:
             return Delete(in_flight, _clip_id_of_delete(record.key))
-        return Upload(in_flight, self._codec.decode(ClipUploaded, record.value, record.key))
+        event = self._codec.decode(ClipUploaded, record.value, record.key)
+        self._check_version(event, record)
+        return Upload(in_flight, event)
+
+    def _check_version(self, event: ClipUploaded, record: Record) -> None:
+        """Raise :class:`InvalidEvent` for an upload that no later one could replace: the newest version wins."""
+        ahead = event.uploaded_at - record.latest_write
+        if ahead > self._max_clock_skew:
+            raise InvalidEvent(Reason.FROM_THE_FUTURE, f"uploaded_at is {ahead} after the time of the record")
 
     # -- load ----------------------------------------------------------------------------------------------
 

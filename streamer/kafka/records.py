@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _OFFSET_BITS = 40
+_BEFORE_KAFKA_MS = dt.datetime(2011, 1, 1, tzinfo=dt.UTC).timestamp() * 1000
+_DAY_MS = 86_400_000
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -70,6 +72,20 @@ class Record:
         trillion records in a partition, and epochs 23.
         """
         return self.leader_epoch << _OFFSET_BITS | self.offset
+
+    @property
+    def latest_write(self) -> dt.datetime:
+        """The latest time at which it can have been written, for comparisons with times in its event.
+
+        That is its own time, which does not depend on when it is read. A time that nobody can have meant is replaced:
+        one from before Kafka (none at all, or in seconds instead of milliseconds) by the current time, and one far in
+        the future by the current time and a day, because no clock that others trust is slow by more.
+        """
+        current_ms = time.time() * 1000
+        own_ms = self.timestamp_ms if self.timestamp_type else self.timestamp.timestamp() * 1000
+        if own_ms < _BEFORE_KAFKA_MS:
+            own_ms = current_ms
+        return dt.datetime.fromtimestamp(min(own_ms, current_ms + _DAY_MS) / 1000, dt.UTC)
 
     @property
     def size(self) -> int:
