@@ -32,6 +32,14 @@ class StoreUnavailableError(Exception):
     """The store is unavailable at the moment (disk full, locked, connection lost). Retrying may succeed."""
 
 
+class TruncatedStoreError(StoreError, StoreUnavailableError):
+    """A file of the store has lost its end.
+
+    The store cannot be used until it is restored. A running service waits for that as it does for an unreachable store,
+    because no event is at fault.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """The position of an event: ``log`` is the hash of its partition's name, ``offset`` (>= 0) its order there.
