@@ -44,6 +44,7 @@ class Reason(StrEnum):
     NON_FINITE_SCORE = "non_finite_score"
     DUPLICATE_CLIP_ID = "duplicate_clip_id"
     KEY_MISMATCH = "key_mismatch"
+    FROM_THE_FUTURE = "from_the_future"
 
     URI_REFUSED = "uri_refused"
     NOT_FOUND = "not_found"

@@ -332,6 +332,13 @@ class IntakeSettings(SandboxSettings):
         (),
         description="JSON list of networks (CIDR) that http(s) sources may be in besides public addresses",
     )
+    max_clock_skew: float = Field(
+        3600.0,
+        ge=0,
+        le=100 * 365 * 86_400,
+        description="Seconds by which an upload's uploaded_at may be after the time of its record; a later one is "
+        "dead-lettered",
+    )
     max_clip_bytes: int = Field(1 << 30, ge=1, description="Largest file that is fetched, in bytes")
     fetch_timeout: float = Field(60.0, gt=0, description="Seconds for fetching one clip")
     first_byte_timeout: float = Field(

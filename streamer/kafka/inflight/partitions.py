@@ -129,8 +129,8 @@ class AssignedPartition:
         """Add a received record; False where it is committed already, perhaps by an earlier owner of the partition."""
         offset, leader_epoch = in_flight.record.offset, in_flight.record.leader_epoch
         self._move(offset, offset + 1)
-        if in_flight.record.leader_epoch is not None:
-            self._epoch, self._epoch_until = in_flight.record.leader_epoch, self._received
+        if leader_epoch is not None:
+            self._epoch, self._epoch_until = leader_epoch, self._received
         self.last_timestamp = in_flight.record.timestamp
         if self.progress is not None and self.progress.includes(offset):
             return False

@@ -41,7 +41,7 @@ from streamer.video.fetching.download import Sink, failed
 from streamer.video.fetching.local import opened, path_of
 from streamer.video.fetching.network import Networks
 from streamer.video.fetching.object_stores import GcsObjects, S3Objects
-from streamer.video.fetching.uris import Prefixes, parse
+from streamer.video.fetching.uris import Prefixes, StoredObject, origin_of, parse
 from streamer.video.fetching.web import WebSources
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from streamer.health import Health
     from streamer.metrics import Metrics
-    from streamer.video.fetching.uris import StoredObject
+    from streamer.video.fetching.uris import Source
 
 
 class Fetcher:
@@ -84,6 +84,15 @@ class Fetcher:
             except ImportError:
                 raise ValueError("gs: prefixes need the extra 'gs': pip install 'cliprerank-streamer[gs]'") from None
 
+    def origin(self, uri: str) -> str:
+        """Return where ``uri`` is fetched from, the same for every spelling of it; nothing is accessed.
+
+        Raises :class:`ClipError` URI_REFUSED for a URI that :meth:`fetch` refuses by its text.
+        """
+        source = self._parsed(uri)
+        self._check(source)
+        return origin_of(source)
+
     @contextlib.contextmanager
     def fetch(self, uri: str) -> Iterator[Path]:
         """Provide the source of ``uri`` as a local file inside the block.
@@ -92,10 +101,7 @@ class Fetcher:
         NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED; :class:`MachineError` if this machine has no room for the file, or
         no descriptor or thread for fetching it.
         """
-        try:
-            source = parse(uri)
-        except ValueError as error:
-            raise ClipError(Reason.URI_REFUSED, str(error)) from None
+        source = self._parsed(uri)
         with contextlib.ExitStack() as place:
             try:
                 path = self._readable(source, place)
@@ -106,8 +112,22 @@ class Fetcher:
                 raise lack from error
             yield path
 
-    def _readable(self, source: Path | URL | StoredObject, place: contextlib.ExitStack) -> Path:
-        """Open or download a source; its descriptors are closed with ``place``."""
+    def _parsed(self, uri: str) -> Source:
+        try:
+            return parse(uri)
+        except ValueError as error:
+            raise ClipError(Reason.URI_REFUSED, str(error)) from None
+
+    def _check(self, source: Source) -> None:
+        """Compare a source with the allowed prefixes; a file's real path is compared when it is opened."""
+        match source:
+            case URL():
+                self._prefixes.check_url(source)
+            case StoredObject():
+                self._prefixes.check_object(source)
+
+    def _readable(self, source: Source, place: contextlib.ExitStack) -> Path:
+        """Open or download a source; what is opened is closed with ``place``."""
         if isinstance(source, Path):
             return place.enter_context(opened(source, self._prefixes.folders, self._max_bytes))
         download = self._downloader(source)
@@ -123,10 +143,9 @@ class Fetcher:
 
     def _downloader(self, source: URL | StoredObject) -> Callable[[Sink], Awaitable[None]]:
         """Check a source before any client sees it, and return its download function."""
+        self._check(source)
         if isinstance(source, URL):
-            self._prefixes.check_url(source)
             return partial(self._web.download, source)
-        self._prefixes.check_object(source)
         return partial(self._stores[source.scheme].download, source)
 
     async def _within_time(self, transfer: Awaitable[None]) -> None:

@@ -66,7 +66,9 @@ def test_a_member_of_a_stable_group_without_partitions_is_ready(case: Case) -> N
 
 
 @pytest.mark.parametrize("state", [*ConsumerGroupState, None])
-def test_an_instance_without_partitions_is_unready_while_it_may_still_get_one(case: Case, state: ConsumerGroupState | None) -> None:
+def test_an_instance_without_partitions_is_unready_while_it_may_still_get_one(
+    case: Case, state: ConsumerGroupState | None
+) -> None:
     case.fake.group_states = {"another group": ConsumerGroupState.STABLE}
     if state is not None:
         case.fake.group_states[case.group] = state
