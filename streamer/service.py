@@ -16,11 +16,13 @@ import structlog
 from streamer import __version__, embedder, faults, reranker
 from streamer.codec import JSON
 from streamer.encoders import Encoder, Side, load_model
-from streamer.endpoints import Access, Endpoints
+from streamer.endpoints.access import Access
+from streamer.endpoints.serving import Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
+from streamer.process import hide_memory
 from streamer.settings import SettingsError, invalid_setting, unknown_variables
 from streamer.store import (
     MeasuredStore,
@@ -36,7 +38,7 @@ from streamer.tracing import Tracing
 from streamer.video import Sampling
 from streamer.video.errors import MachineError
 from streamer.video.fetching.fetcher import Fetcher
-from streamer.video.isolation.confinement import MODES, Layer, SandboxError, hide_memory
+from streamer.video.isolation.confinement import MODES, Layer, SandboxError
 from streamer.video.isolation.pool import DecodePool
 
 if TYPE_CHECKING:
