@@ -146,8 +146,8 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
 
 def _fetcher(intake: IntakeSettings) -> Fetcher:
     try:
-        return Fetcher(
-            intake.allowed_uris,
+        fetcher = Fetcher(
+            intake.named_uris(),
             allowed_networks=intake.allowed_networks,
             max_bytes=intake.max_clip_bytes,
             timeout=intake.fetch_timeout,
@@ -155,6 +155,12 @@ def _fetcher(intake: IntakeSettings) -> Fetcher:
         )
     except ValueError as error:
         raise invalid_setting("allowed_uris", error) from None
+    for folder in fetcher.broad_folders():
+        log.warning(
+            "uploads may name private files: a prefix of allowed_uris is the root folder, or holds a home folder",
+            folder=str(folder),
+        )
+    return fetcher
 
 
 def _sampling(settings: EmbedSettings) -> Sampling:

@@ -324,9 +324,8 @@ class SandboxSettings(Group):
 class IntakeSettings(SandboxSettings):
     """Where clips may be fetched from, how large they may be, and what fetching, decoding and encoding may take."""
 
-    allowed_uris: Annotated[tuple[str, ...], NoDecode] = Field(
-        default_factory=lambda: (Path.cwd().as_uri(),),
-        description="JSON list of the URI prefixes that uploads may be fetched from",
+    allowed_uris: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None, description="JSON list of the URI prefixes that uploads may be fetched from"
     )
     allowed_networks: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -383,6 +382,16 @@ class IntakeSettings(SandboxSettings):
         for network in value:
             ipaddress.ip_network(network)
         return value
+
+    def named_uris(self) -> tuple[str, ...]:
+        """Return the allowed prefixes; :class:`SettingsError` where none are named: any default would be too wide."""
+        if self.allowed_uris is None:
+            raise invalid_setting(
+                "allowed_uris",
+                "name the places that uploads may be fetched from, as a JSON list of URI prefixes, such as "
+                f"--allowed-uris '{_LISTS_IN_JSON['allowed_uris']}'",
+            )
+        return self.allowed_uris
 
 
 _LISTS_IN_JSON = {

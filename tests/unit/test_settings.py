@@ -61,7 +61,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (settings.frame_interval, settings.max_frames) == (0.5, 64)
     assert (settings.alpha, settings.depth, settings.normalization) == (0.4, 100, "minmax")
     assert settings.deadline_ms is None
-    assert settings.allowed_uris == (Path.cwd().as_uri(),)
+    assert settings.allowed_uris is None
     assert settings.model is None
 
 
@@ -221,6 +221,17 @@ def test_a_model_must_be_named_and_the_message_says_how() -> None:
     assert str(wrong.value).startswith("model (--model, STREAMER_MODEL): name one, ")
     assert "--model demo" in str(wrong.value)
     assert load({"model": "demo"}, command=EmbedSettings).named_model() == "demo"
+
+
+def test_where_uploads_may_come_from_must_be_named_and_the_message_says_how() -> None:
+    with pytest.raises(SettingsError) as wrong:
+        load(command=EmbedSettings).named_uris()
+    assert str(wrong.value).startswith("allowed_uris (--allowed-uris, STREAMER_ALLOWED_URIS): name the places")
+    assert """--allowed-uris '["file:/clips", "https://cdn.example.com/"]'""" in str(wrong.value)
+    given = load({"allowed_uris": '["file:/clips"]'}, command=EmbedSettings)
+    assert given.named_uris() == ("file:/clips",)
+    # Deletes need no source.
+    assert load({"allowed_uris": "[]"}, command=EmbedSettings).named_uris() == ()
 
 
 @pytest.mark.parametrize("name", ["store_password", "metrics_password"])
