@@ -20,6 +20,7 @@ from prometheus_client import make_wsgi_app
 from streamer.endpoints.access import Access
 from streamer.endpoints.exchange import REFUSALS, Answer, Question, Report
 from streamer.endpoints.front import TOTAL_SECONDS
+from streamer.printable import printable
 
 if TYPE_CHECKING:
     from streamer.health import Health
@@ -119,7 +120,8 @@ class Endpoints:
         if not question.admitted:
             problems = [problem.partition(": ")[0] for problem in problems]
         status = "503 Service Unavailable" if problems else "200 OK"
-        return Answer(status, _HEADERS), "\n".join([*(problems or ["ok"]), *notes, ""]).encode()
+        lines = [*(problems or ["ok"]), *notes]
+        return Answer(status, _HEADERS), "".join(f"{printable(line)}\n" for line in lines).encode()
 
     def _exposed(self, question: Question) -> tuple[Answer, bytes]:
         started: list[Answer] = []
