@@ -59,7 +59,7 @@ def _targets(settings: TopSettings) -> list[Target]:
     from streamer.top.targets import Target  # noqa: PLC0415
 
     try:
-        return [Target(url, ca=settings.targets_ca) for url in settings.targets]
+        return [Target(url, ca=settings.targets_ca) for url in settings.read_targets()]
     except ValueError as error:
         raise invalid_setting("targets", error) from None
     except OSError as error:
