@@ -25,6 +25,7 @@ from streamer.commands.replay import replay
 from streamer.commands.store import store
 from streamer.commands.sweep import sweep
 from streamer.commands.top import top
+from streamer.process import leave_process_1
 from streamer.settings import SettingsError
 from streamer.terminal import echo, print_tracebacks, printable
 
@@ -182,6 +183,7 @@ def _print_lines(lines: Sequence[object]) -> None:
 
 def main() -> None:
     """Run the command line; errors that users can fix are printed as one line."""
+    leave_process_1()
     print_tracebacks()
     try:
         cli()
