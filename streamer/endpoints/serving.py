@@ -97,8 +97,8 @@ class Endpoints:
                 ours.send_bytes(msgspec.json.encode(self._setup))
                 while True:
                     report = _REPORTS.decode(ours.recv_bytes(_MAX_REPORT_BYTES))
-                    for reason, count in report.refused.items():
-                        self._metrics.connections_refused.labels(reason).inc(count)
+                    for reason in REFUSALS:
+                        self._metrics.connections_refused.labels(reason).inc(report.refused.get(reason, 0))
                     if report.warning is not None:
                         log.warning("metrics port", error=report.warning)
                     answer, body = self._answer(report.question)

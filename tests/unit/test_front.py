@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamer.endpoints import front as front_module
 from streamer.endpoints.exchange import Answer, Question, Report, Setup
 from streamer.endpoints.front import Front
-from streamer.endpoints.requests import HEAD_BYTES
+from streamer.endpoints.requests import HEAD_BYTES, Request, read
 from streamer.endpoints.serving import Endpoints
 from streamer.health import Health
 from streamer.metrics import Metrics
@@ -173,6 +175,13 @@ def test_probes_and_scrapes_do_not_take_each_others_places(bench: Bench) -> None
 def test_what_is_no_request_of_ours_is_answered_without_the_service(bench: Bench, sent: bytes, status: bytes) -> None:
     assert received(bench.connect(sent)).startswith(b"HTTP/1.0 " + status + b"\r\n")
     assert bench.asks_no_more()
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200))
+def test_any_bytes_are_a_request_or_refused(line: bytes, headers: bytes) -> None:
+    for head in (line, b"GET /metrics " + line, b"GET /livez HTTP/1.1\r\n" + headers, line + b"\r\n" + headers):
+        found = read(head + b"\r\n\r\n", b"user:password")
+        assert isinstance(found, Request) or found.startswith((b"HTTP/1.0 4", b"HTTP/1.0 5"))
 
 
 def test_a_request_in_pieces_is_read(bench: Bench) -> None:
