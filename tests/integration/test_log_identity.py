@@ -85,7 +85,7 @@ def _group(settings: Settings) -> dict[str, str | bool]:
 
 
 def answered(settings: Settings) -> list[str]:
-    return sorted((record.key or b"").decode() for record in read(settings, OUTPUT, patience=1.5))
+    return sorted((record.key or b"").decode() for record in read(settings, OUTPUT))
 
 
 def keys(*numbers: int) -> list[str]:

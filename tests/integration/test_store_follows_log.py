@@ -26,7 +26,7 @@ from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
 from streamer.kafka.commit.outcomes import AbortedError
 from streamer.kafka.commit.transactions import Transactions
-from streamer.kafka.readers.publish import Reader, publish
+from streamer.kafka.readers.publish import publish
 from streamer.metrics import Metrics
 from streamer.settings import Settings, load
 from streamer.store import Position, PutOutcome, open_store
@@ -35,6 +35,7 @@ from streamer.video.fetching.fetcher import Fetcher
 from tests.support.encoders import FakeEncoder
 from tests.support.footage import BLUE, GREEN, RED, write_video
 from tests.support.in_process import InProcessDecoder
+from tests.support.loops import read
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -240,16 +241,12 @@ class Stage:
                     found[clip_id] = version, [*LOOKS][int(np.argmax(embedding.matrix[0]))]
         return found
 
-    def embedded(self, *, patience: float = 3) -> list[Record]:
-        reader = Reader(self.settings, [self.settings.topic(EMBED.output)])
-        try:
-            return list(reader.records(patience=patience))
-        finally:
-            reader.close()
+    def embedded(self) -> list[Record]:
+        return read(self.settings, EMBED.output)
 
     def require_the_end_that_the_log_says(self) -> None:
         """Wait for each upload's announcement; then there must be one of each, and the store as the log says."""
-        wait_until(lambda: len(self.embedded(patience=1.5)) >= self.uploads, seconds=90)
+        wait_until(lambda: len(self.embedded()) >= self.uploads, seconds=90)
         announced: Counter[tuple[str, int]] = Counter()
         for record in self.embedded():
             event = JSON.decode(ClipEmbedded, record.value, record.key)
@@ -377,5 +374,5 @@ def test_events_in_any_order_and_restarts_before_the_commit_leave_what_the_log_s
         assert stage.stored() == what_the_log_says(stage.log)
         if not is_last:
             stage.end(instance)
-            assert stage.embedded(patience=1.5) == []
+            assert stage.embedded() == []
     stage.require_the_end_that_the_log_says()
