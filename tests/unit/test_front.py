@@ -112,14 +112,15 @@ def test_who_has_been_without_a_request_for_longest_gives_way_to_who_comes(bench
     crowd_of_four = [bench.connect(b"GET /li") for _ in range(4)]
     assert received(crowd_of_four[0]) == b""
     client = bench.connect(PROBE)
-    assert bench.report().refused == {"crowded": 1}
+    # It may have been accepted before it sent its request, and so have taken one more place.
+    assert bench.report().refused in ({"crowded": 1}, {"crowded": 2})
     bench.answer(b"ok")
     assert body_of(client) == b"ok"
     # Who has a place can still complete its request.
-    crowd_of_four[1].sendall(b"vez HTTP/1.1\r\n\r\n")
+    crowd_of_four[-1].sendall(b"vez HTTP/1.1\r\n\r\n")
     assert bench.report().refused == {}
     bench.answer(b"ok")
-    assert body_of(crowd_of_four[1]) == b"ok"
+    assert body_of(crowd_of_four[-1]) == b"ok"
 
 
 def test_all_who_wait_for_the_same_answer_share_it(bench: Bench) -> None:
