@@ -46,7 +46,8 @@ PLACES: Final = {"unread": 512, "probes": 256, "scrapes": 64}
 _OTHER_DESCRIPTORS: Final = 64
 _ACCEPTED_AT_ONCE: Final = 128
 """Connections that are accepted before others are looked after."""
-_RECENT_SECONDS: Final = 1.0
+_RECENT_SECONDS: Final = 5.0
+"""How old an answer may be for a client that gives way; a kubelet asks every ten seconds."""
 _PAUSE, _MAX_PAUSE_SECONDS = 9.0, 0.25
 _RESET: Final = struct.pack("ii", 1, 0)
 """Linger for no time: close at once, and keep nothing of the connection."""
