@@ -16,11 +16,13 @@ import structlog
 from streamer import __version__, embedder, faults, reranker
 from streamer.codec import JSON
 from streamer.encoders import Encoder, Side, load_model
-from streamer.endpoints import Access, Endpoints
+from streamer.endpoints.access import Access
+from streamer.endpoints.serving import Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
+from streamer.process import hide_memory
 from streamer.settings import SettingsError, invalid_setting, unknown_variables
 from streamer.store import (
     MeasuredStore,
@@ -36,7 +38,7 @@ from streamer.tracing import Tracing
 from streamer.video import Sampling
 from streamer.video.errors import MachineError
 from streamer.video.fetching.fetcher import Fetcher
-from streamer.video.isolation.confinement import MODES, Layer, SandboxError, hide_memory
+from streamer.video.isolation.confinement import MODES, Layer, SandboxError
 from streamer.video.isolation.pool import DecodePool
 
 if TYPE_CHECKING:
@@ -143,8 +145,8 @@ def _loop(settings: ServiceSettings, names: topology.Service, max_records: int, 
 
 def _fetcher(intake: IntakeSettings) -> Fetcher:
     try:
-        return Fetcher(
-            intake.allowed_uris,
+        fetcher = Fetcher(
+            intake.named_uris(),
             allowed_networks=intake.allowed_networks,
             max_bytes=intake.max_clip_bytes,
             timeout=intake.fetch_timeout,
@@ -152,6 +154,12 @@ def _fetcher(intake: IntakeSettings) -> Fetcher:
         )
     except ValueError as error:
         raise invalid_setting("allowed_uris", error) from None
+    for folder in fetcher.broad_folders():
+        log.warning(
+            "uploads may name private files: a prefix of allowed_uris is the root folder, or holds a home folder",
+            folder=str(folder),
+        )
+    return fetcher
 
 
 def _sampling(settings: EmbedSettings) -> Sampling:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 
-import orjson
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -27,7 +25,7 @@ from streamer.kafka.dlq.letters import (
     encode_marker,
     parse_time,
 )
-from streamer.kafka.dlq.report import described_in_full, printable
+from streamer.kafka.dlq.report import described_in_full
 from streamer.kafka.records import REDRIVEN_FOR, redriven_for
 
 NOW = dt.datetime(2026, 11, 24, 10, tzinfo=dt.UTC)
@@ -197,18 +195,6 @@ def test_a_summary_counts_by_group_reason_and_state_with_oldest_and_newest() -> 
     }
     assert summary.oldest["", "not_json"] == letters[0].at
     assert summary.newest["", "not_json"] == letters[3].at
-
-
-@given(st.text())
-def test_escaping_leaves_nothing_that_a_terminal_obeys_and_json_as_it_was(text: str) -> None:
-    assert all(char.isprintable() or char == "\n" for char in printable(text))
-    encodable = text.encode(errors="replace").decode()
-    assert json.loads(printable(orjson.dumps({"t": encodable}).decode())) == {"t": encodable}
-
-
-def test_text_of_any_language_is_shown_as_it_is() -> None:
-    assert printable("赤い自転車\nvélo ") == "赤い自転車\nvélo "
-    assert printable("\x1b[2J\x9b\x7f\u202e") == "\\u001b[2J\\u009b\\u007f\\u202e"
 
 
 @pytest.mark.parametrize(

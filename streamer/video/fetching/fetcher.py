@@ -38,7 +38,7 @@ from yarl import URL
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Lack, MachineError, Retry, machine_error, missing_descriptors
 from streamer.video.fetching.download import Sink, failed
-from streamer.video.fetching.local import opened, path_of
+from streamer.video.fetching.local import is_broad, opened, path_of
 from streamer.video.fetching.network import Networks
 from streamer.video.fetching.object_stores import GcsObjects, S3Objects
 from streamer.video.fetching.uris import Prefixes, StoredObject, origin_of, parse
@@ -83,6 +83,10 @@ class Fetcher:
                 self._stores["gs"] = GcsObjects(patience=first_byte_timeout)
             except ImportError:
                 raise ValueError("gs: prefixes need the extra 'gs': pip install 'cliprerank-streamer[gs]'") from None
+
+    def broad_folders(self) -> list[Path]:
+        """Return the allowed folders in which files lie that no upload should name."""
+        return [folder for folder in self._prefixes.folders if is_broad(folder)]
 
     def origin(self, uri: str) -> str:
         """Return where ``uri`` is fetched from, the same for every spelling of it; nothing is accessed.
