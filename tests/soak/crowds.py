@@ -14,15 +14,15 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
 from streamer.scrape import Scrape, Window, quantile
 from tests.soak.soak import report
 from tests.support.crowd import KINDS, crowd
-from tests.support.driver import RERANKED, Bus, Service, apply_topics, environment
-from tests.support.load import Metrics, await_produced, fill_store, publish, query_event, read_answers
+from tests.support.driver import RERANKED, RESULTS, Bus, Record, Service, apply_topics, environment
+from tests.support.load import Metrics, await_produced, fill_store, query_event, read_answers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +46,6 @@ class Load:
         self._stopped = threading.Event()
         self.published = 0
         self._thread = threading.Thread(target=self._run)
-        self._thread.start()
 
     def _run(self) -> None:
         began = time.monotonic()
@@ -55,13 +54,17 @@ class Load:
             due = int((time.monotonic() - began) * RATE)
             if due > self.published:
                 numbers = range(self.published, due)
-                publish(self._bus, (query_event(n, f"query {n % 500}", candidates=100, issued_at=now) for n in numbers))
+                events = (query_event(n, f"query {n % 500}", candidates=100, issued_at=now) for n in numbers)
+                self._bus.publish(RESULTS, (Record(key, value) for key, value in events))
                 self.published = due
 
-    def stop(self) -> int:
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._thread.join()
-        return self.published
 
 
 def ask(port: int, path: str) -> tuple[float, str]:
@@ -92,14 +95,15 @@ def test_crowds_neither_delay_a_probe_nor_the_queries(kafka: LocalKafka, topic_p
             resource.setrlimit(limit, (hard, hard))  # for the clients
         model_id = Metrics(service.await_ready(seconds=150)).label("streamer_build_info", "model_id")
         fill_store(f"lmdb:{tmp_path / 'store'}", model_id, frames=16)
-        load = Load(bus)
-        figures = {"nobody": during(service)}
-        for kind in os.environ.get("KINDS", " ".join(KINDS)).split():
-            with crowd(service.port, kind, CLIENTS):
-                figures[kind] = during(service)
-            print(kind, figures[kind], flush=True)  # noqa: T201 - each takes a minute
-            service.check_alive()
-        published = load.stop()
+        kinds = os.environ.get("KINDS", " ".join(KINDS)).split()
+        with Load(bus) as load:
+            figures = {"nobody": during(service)}
+            for kind in kinds:
+                with crowd(service.port, kind, CLIENTS):
+                    figures[kind] = during(service)
+                print(kind, figures[kind], flush=True)  # noqa: T201 - each takes a minute
+                service.check_alive()
+        published = load.published
         await_produced(service, bus.prefix + RERANKED, published, seconds=300)
         service.stop()
     ids = [key for key, _ in read_answers(bus, seconds=300)]

@@ -1,7 +1,8 @@
 """Clients of the metrics port that nobody wants, by the thousand.
 
-``python -m tests.support.crowd PORT KIND COUNT`` prints a line when all have connected once, and goes on until its
-standard input is closed. A client that is disconnected comes back at once.
+``python -m tests.support.crowd PORT KIND COUNT`` prints a line when nine of ten have connected once, since the kernel
+lets some of a crowd wait for seconds, and goes on until its standard input is closed. A client that is disconnected
+comes back at once.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ async def _endless(loop: Loop, client: socket.socket) -> None:
     await loop.sock_sendall(client, b"GET /livez HTTP/1.1\r\n")
     while True:
         await loop.sock_sendall(client, _CHUNK)
+        await asyncio.sleep(0)  # what can be sent at once lets nobody else have a turn
 
 
 async def _deaf(loop: Loop, client: socket.socket) -> None:
@@ -89,17 +91,18 @@ async def _client(port: int, kind: str, came: Callable[[], Any]) -> None:
 
 
 async def _crowd(port: int, kind: str, count: int) -> None:
-    all_came = asyncio.Event()
-    missing = [None] * count
+    most_came = asyncio.Event()
+    missing = count
 
     def came() -> None:
-        missing.pop()
-        if not missing:
-            all_came.set()
+        nonlocal missing
+        missing -= 1
+        if missing <= count // 10:
+            most_came.set()
 
     clients = [asyncio.create_task(_client(port, kind, came)) for _ in range(count)]
-    await all_came.wait()
-    print("all have come", flush=True)  # noqa: T201 - the parent waits for it
+    await most_came.wait()
+    print("most have come", flush=True)  # noqa: T201 - the parent waits for it
     await asyncio.to_thread(sys.stdin.read)
     for client in clients:
         client.cancel()
@@ -108,7 +111,7 @@ async def _crowd(port: int, kind: str, count: int) -> None:
 
 @contextmanager
 def crowd(port: int, kind: str, count: int) -> Iterator[None]:
-    """Have clients of a kind for the length of the block; all have connected once before it begins."""
+    """Have clients of a kind for the length of the block; most have connected once before it begins."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.crowd", str(port), kind, str(count)],
         cwd=Path(__file__).parents[2],
@@ -118,7 +121,7 @@ def crowd(port: int, kind: str, count: int) -> Iterator[None]:
     )
     with process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "all have come\n"
+        assert process.stdout.readline() == "most have come\n"
         try:
             yield
             assert process.poll() is None
