@@ -426,6 +426,8 @@ def test_no_field_of_a_log_line_comes_out_raw(log_format: str, capfd: pytest.Cap
     ours = structlog.stdlib.ProcessorFormatter
     [handler] = [each for each in logging.getLogger().handlers if isinstance(each.formatter, ours)]
     handler.setStream(sys.stderr)  # type: ignore[attr-defined]
+    # pytest's own handlers would put the texts into its report, as they are.
+    logging.getLogger().handlers = [handler]
     log = structlog.get_logger("streamer.test")
     for text in HOSTILE:
         log.info(text, value=text, items=[text, {text: text}], number=10**30, error=ValueError(text))
