@@ -60,20 +60,22 @@ def committed(settings: Settings) -> TopicPartition:
         consumer.close()
 
 
-def commit(settings: Settings, offset: int, metadata: str = "") -> None:
-    """Commit from outside, as a tool does; the group may still be emptying."""
+def is_committed(settings: Settings, offset: int, metadata: str = "") -> bool:
+    """Commit from outside, as kafka-consumer-groups and other tools do; return whether the group takes it."""
     consumer = Consumer(_group(settings))
     place = TopicPartition(settings.topic(INPUT), 0, offset, metadata=metadata)
+    try:
+        consumer.commit(offsets=[place], asynchronous=False)
+    except KafkaException:
+        return False
+    finally:
+        consumer.close()
+    return True
 
-    def is_committed() -> bool:
-        try:
-            consumer.commit(offsets=[place], asynchronous=False)
-        except KafkaException:
-            return False
-        return True
 
-    wait_until(is_committed)
-    consumer.close()
+def commit(settings: Settings, offset: int, metadata: str = "") -> None:
+    """Commit from outside; the group may still be emptying."""
+    wait_until(lambda: is_committed(settings, offset, metadata))
 
 
 def _group(settings: Settings) -> dict[str, str | bool]:
@@ -147,6 +149,26 @@ def test_a_log_that_was_lost_and_filled_beyond_the_offset_skips_nothing(tmp_path
             wait_until(lambda: committed(settings).offset == 50)
             assert resets(settings, metrics, "behind_end") == 2
         assert answered(settings) == keys(*range(10), *range(100, 130), *range(200, 250))
+
+
+def test_offsets_are_set_only_while_the_group_is_empty_and_count_from_the_next_start_on(
+    kafka: LocalKafka, topic_prefix: str
+) -> None:
+    settings = settings_for(kafka, topic_prefix)
+    feed(settings, 20)
+    with running(settings, echo(settings)):
+        wait_until(lambda: committed(settings).offset == 20)
+        assert not is_committed(settings, 5)
+    commit(settings, 15)
+    with running(settings, echo(settings)):
+        wait_until(lambda: committed(settings).offset == 20)
+    assert answered(settings) == keys(*range(20), *range(15, 20))
+    feed(settings, 10, start=20)
+    commit(settings, 25)
+    with running(settings, echo(settings)) as (metrics, *_):
+        wait_until(lambda: committed(settings).offset == 30)
+        assert resets(settings, metrics, "behind_end") == 0
+    assert answered(settings) == keys(*range(20), *range(15, 20), *range(25, 30))
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
