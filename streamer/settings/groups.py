@@ -365,6 +365,12 @@ class IntakeSettings(SandboxSettings):
         "dead-lettered",
     )
     max_clip_bytes: int = Field(1 << 30, ge=1, description="Largest file that is fetched, in bytes")
+    download_bytes: int = Field(
+        6 << 30,
+        ge=1,
+        description="Bytes of all downloads together, in the temporary folder (TMPDIR); while they are used up, "
+        "further clips wait to be fetched",
+    )
     fetch_timeout: float = Field(60.0, gt=0, description="Seconds for fetching one clip")
     first_byte_timeout: float = Field(
         15.0, gt=0, description="Seconds to wait for the first byte of a source, and for each further one"
@@ -390,7 +396,10 @@ class IntakeSettings(SandboxSettings):
     )
     decode_timeout: float = Field(120.0, gt=0, description="Seconds for decoding one clip")
     decode_memory: int = Field(
-        2 << 30, ge=256 << 20, description="Bytes of address space that the process decoding a clip may use"
+        2 << 30,
+        ge=256 << 20,
+        description="Bytes of address space that the process decoding a clip may use; there are at most twice "
+        "decode-workers of them",
     )
     image_batch: int | None = Field(
         None, ge=1, le=4096, description="Largest number of frames in one call of the image encoder"
@@ -408,6 +417,15 @@ class IntakeSettings(SandboxSettings):
         if not isinstance(parsed, list):  # a TypeError would not be reported as a wrong setting
             raise ValueError(f"must be a JSON list, such as {_LISTS_IN_JSON[str(info.field_name)]}")
         return parsed
+
+    @model_validator(mode="after")
+    def _check_download_bytes(self) -> Self:
+        if self.download_bytes < self.max_clip_bytes:
+            raise ValueError(
+                f"download_bytes: must be at least max_clip_bytes, which is {self.max_clip_bytes}, or the largest clip "
+                "would wait for ever"
+            )
+        return self
 
     @field_validator("allowed_networks")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+import orjson
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -25,7 +26,7 @@ from streamer.kafka.dlq.letters import (
     encode_marker,
     parse_time,
 )
-from streamer.kafka.dlq.report import described_in_full
+from streamer.kafka.dlq.report import described_in_full, details
 from streamer.kafka.records import REDRIVEN_FOR, redriven_for
 
 NOW = dt.datetime(2026, 11, 24, 10, tzinfo=dt.UTC)
@@ -209,6 +210,23 @@ def test_a_summary_counts_by_group_reason_and_state_with_oldest_and_newest() -> 
 def test_a_value_is_shown_as_json_else_text_else_base64(value: bytes | None, shown: dict[str, object]) -> None:
     described = described_in_full(letter(failed(value=value)))
     assert {name: described[name] for name in described if name.startswith("value")} == shown
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("depth", [1, 200, 252, 253, 254, 255, 1000, 1024, 5000, 100_000])
+@pytest.mark.parametrize("brackets", ["[]", ('{"a":', "}")])
+def test_a_letter_of_any_depth_is_shown_and_so_are_the_next_ones(
+    capsys: pytest.CaptureFixture[str], brackets: tuple[str, str], depth: int, as_json: bool
+) -> None:
+    opening, closing = brackets
+    value = (opening * depth + ("1" if closing == "}" else "") + closing * depth).encode()
+    letters = [letter(failed(value=each)) for each in (value, b'{"next": 1}')]
+    assert details(letters, as_json=as_json) == 2
+    shown = capsys.readouterr().out
+    assert "next" in shown
+    assert shown.count(closing) >= depth
+    if as_json:
+        assert [orjson.loads(line)["offset"] for line in shown.splitlines()] == [5, 5]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ def described(letter: DeadLetter) -> dict[str, Any]:
 def described_in_full(letter: DeadLetter) -> dict[str, Any]:
     """Return the whole dead letter, ready for JSON.
 
-    The value is ``value`` where it is JSON (or null), else ``value_text``, else, not being UTF-8, ``value_base64``.
+    The value is ``value`` where it is JSON (or null) that can be written again, else ``value_text``, else, not being
+    UTF-8, ``value_base64``.
     """
     headers = [[name, decoded(value)] for name, value in letter.record.headers]
     name, value = _value(letter.record.value)
@@ -60,9 +61,12 @@ def _value(raw: bytes | None) -> tuple[str, Any]:
     if raw is None:
         return "value", None
     try:
-        return "value", orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        value = orjson.loads(raw)
+        _json({"value": value})  # orjson reads what nests deeper than it writes
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         pass
+    else:
+        return "value", value
     try:
         return "value_text", raw.decode()
     except UnicodeDecodeError:
