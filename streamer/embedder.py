@@ -21,10 +21,9 @@ recognizes repeated and late events. Records that are known to be revoked are no
 Memory bounds. Records that wait for an earlier event of their clip, for their source or for the store: bounded by the
 loop's in-flight limit. Frames, the largest form of a clip: at most ``queue_bytes`` wait for the encoder, plus the rest
 of the clip that fills the queue, so that a clip of any size passes; a clip holds its decoder slot until it is queued,
-so no more clips than there are slots have frames outside the queue; and the encoder holds one batch, ``image_batch``
-frames plus the rest of its last clip. Vectors: at most ``queue_bytes`` wait for the store (with the same overrun), and
-as many are being written. The threads of the loop and of the store, which start a clip's next event, only queue records
-and never block.
+so no more clips than there are slots have frames outside the queue; the encoder holds one batch, ``image_batch`` frames
+plus the rest of its last clip. Vectors: at most ``queue_bytes`` wait for the store (with the same overrun), and as many
+are being written. The threads of the loop and of the store, which start a clip's next event, never block.
 """
 
 from __future__ import annotations
