@@ -8,7 +8,7 @@ SOURCES := streamer training tests scripts bench conftest.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak store-copy lint format kafka topics docs site top-picture model lock clean
+.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak crowds store-copy lint format kafka topics docs site top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -88,6 +88,10 @@ dashboard-picture: $(STAMP) tools ## Draw docs/dashboard.png anew from a real Pr
 
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (10 to 20 minutes)
 	$(BIN)/python -m pytest -s tests/soak/soak.py
+
+# make crowds [CLIENTS=5000] [SECONDS=60]
+crowds: $(STAMP) ## 5,000 clients of each bad kind on the metrics port of a loaded reranker (10 minutes)
+	$(if $(CLIENTS),CLIENTS=$(CLIENTS)) $(if $(SECONDS),SECONDS=$(SECONDS)) $(BIN)/python -m pytest -s tests/soak/crowds.py
 
 store-copy: $(STAMP) ## 100,000 records from LMDB to a real cluster and back, the copies killed on the way (about 3 minutes)
 	$(BIN)/python -m pytest -s tests/soak/store_copy.py

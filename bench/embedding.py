@@ -135,7 +135,7 @@ class Ours:
             codec=JSON,
             encoder=model.encoder,
             store=store,
-            fetcher=Fetcher(made.allowed_uris, max_bytes=made.max_clip_bytes, timeout=made.fetch_timeout),
+            fetcher=Fetcher(made.named_uris(), max_bytes=made.max_clip_bytes, timeout=made.fetch_timeout),
             decoder=self._pool,
             metrics=self.metrics,
             health=Health(self.metrics),

@@ -16,11 +16,14 @@ import structlog
 from streamer import __version__, embedder, faults, reranker
 from streamer.codec import JSON
 from streamer.encoders import Encoder, Side, load_model
-from streamer.endpoints import Access, Endpoints
+from streamer.endpoints.access import Access
+from streamer.endpoints.serving import Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
+from streamer.process import hide_memory
+from streamer.resources import Usage, available, contradictions, resident
 from streamer.settings import SettingsError, invalid_setting, unknown_variables
 from streamer.store import (
     MeasuredStore,
@@ -36,8 +39,8 @@ from streamer.tracing import Tracing
 from streamer.video import Sampling
 from streamer.video.errors import MachineError
 from streamer.video.fetching.fetcher import Fetcher
-from streamer.video.isolation.confinement import MODES, Layer, SandboxError, hide_memory
-from streamer.video.isolation.pool import DecodePool
+from streamer.video.isolation.confinement import MODES, Layer, SandboxError
+from streamer.video.isolation.pool import MOST_PROCESSES, DecodePool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,14 +85,15 @@ def run_embedder(settings: EmbedSettings) -> NoReturn:
     Raises :class:`SettingsError`.
     """
     settings.named_model()
-    fetcher = _fetcher(settings)
     if settings.worker_stall_timeout <= settings.fetch_timeout:
         raise invalid_setting(
             "worker_stall_timeout", f"must be more than fetch_timeout, which is {settings.fetch_timeout:g}"
         )
     with _service(EMBED.role, settings) as service:
+        fetcher = _fetcher(settings, service)
         loop = _loop(settings, EMBED, embedder.MAX_RECORDS, service)
         encoder = _encoder(settings, service)
+        _compare_sizes(settings)
         store = _store(settings, encoder, service, precision=settings.precision, read_only=False)
         pipeline = embedder.Embedder(
             settings,
@@ -141,17 +145,42 @@ def _loop(settings: ServiceSettings, names: topology.Service, max_records: int, 
     )
 
 
-def _fetcher(intake: IntakeSettings) -> Fetcher:
+def _fetcher(intake: IntakeSettings, service: Service) -> Fetcher:
     try:
-        return Fetcher(
-            intake.allowed_uris,
+        fetcher = Fetcher(
+            intake.named_uris(),
             allowed_networks=intake.allowed_networks,
             max_bytes=intake.max_clip_bytes,
             timeout=intake.fetch_timeout,
             first_byte_timeout=intake.first_byte_timeout,
+            download_bytes=intake.download_bytes,
+            idle=service.health.idle,
+            waited=service.metrics.queue_wait.labels("fetch").observe,
         )
     except ValueError as error:
         raise invalid_setting("allowed_uris", error) from None
+    for folder in fetcher.broad_folders():
+        log.warning(
+            "uploads may name private files: a prefix of allowed_uris is the root folder, or holds a home folder",
+            folder=str(folder),
+        )
+    return fetcher
+
+
+def _compare_sizes(settings: EmbedSettings) -> None:
+    """Warn of sizes that do not fit into the machine; called when the model is loaded, the service's largest part."""
+    usage = Usage(
+        # Of frames and vectors as much may wait as of records.
+        own=resident() + 3 * settings.queue_bytes,
+        decoders=MOST_PROCESSES * settings.decode_workers * settings.decode_memory,
+        downloads=settings.download_bytes,
+    )
+    try:
+        found = contradictions(usage, available())
+    except OSError as error:
+        found = [f"there is no temporary folder: {error.strerror or error}"]
+    for contradiction in found:
+        log.warning("sizes do not add up", problem=contradiction)
 
 
 def _sampling(settings: EmbedSettings) -> Sampling:

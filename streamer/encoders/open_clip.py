@@ -22,6 +22,7 @@ from open_clip.factory import load_state_dict, parse_model_name
 from open_clip.pretrained import download_pretrained_from_hf
 from PIL import Image
 
+from streamer.encoders.bpe import BoundedTokenizer
 from streamer.encoders.protocol import SIDES, EncoderError
 from streamer.encoders.towers import ImageTower, TextTower, can_pack_side
 from streamer.encoders.tuning import (
@@ -53,8 +54,6 @@ IMAGE_BATCH = 32
 """Frames per call on a CPU, where four reach 90 % of the best throughput of any size."""
 MAX_IMAGE_BATCH = 512
 _FRAMES_OF_A_CLIP = 8
-MAX_TOKENIZER_WORDS = 20_000
-"""Number of words whose tokens are cached; open_clip's own tokenizer caches every word without limit."""
 
 
 class OpenClipEncoder:
@@ -257,18 +256,8 @@ def _canonical(value: Any) -> bytes:
 
 
 def _bound(tokenizer: Any) -> Callable[[Sequence[str]], torch.Tensor]:
-    """Bound the cache of open_clip's own tokenizer; other tokenizers are returned unchanged."""
-    if not isinstance(tokenizer, open_clip.SimpleTokenizer):
-        return tokenizer  # type: ignore[no-any-return]  # open_clip is untyped
-    special_tokens = dict(tokenizer.cache)
-
-    def tokenize(queries: Sequence[str]) -> torch.Tensor:
-        if len(tokenizer.cache) > MAX_TOKENIZER_WORDS:
-            tokenizer.cache = dict(special_tokens)
-        tokens: torch.Tensor = tokenizer(queries)
-        return tokens
-
-    return tokenize
+    """Bound the cost of open_clip's own tokenizer; those of the tokenizers library, which are linear, are unchanged."""
+    return BoundedTokenizer(tokenizer) if type(tokenizer) is open_clip.SimpleTokenizer else tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,7 @@ class Loop:
             metrics=metrics,
             health=health,
             on_partitions=self._unreadable.on_statistics,
+            generation=lambda: self._membership.generation,
         )
         self._resets = Resets(settings, service, self._assignment, metrics=metrics, consumer=lambda: self._consumer)
         self._topics = TopicWatch(settings, service, health)

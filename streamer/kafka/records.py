@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_BEFORE_KAFKA_MS = dt.datetime(2011, 1, 1, tzinfo=dt.UTC).timestamp() * 1000
+_DAY_MS = 86_400_000
+
 Headers = tuple[tuple[str, bytes | None], ...]
 
 REDRIVEN_FOR = "dlq.redriven_for"
@@ -66,6 +69,20 @@ class Record:
 
     A log that lost its end gives the same offsets again, under a leader of a later epoch.
     """
+
+    @property
+    def latest_write(self) -> dt.datetime:
+        """The latest time at which it can have been written, for comparisons with times in its event.
+
+        That is its own time, which does not depend on when it is read. A time that nobody can have meant is replaced:
+        one from before Kafka (none at all, or in seconds instead of milliseconds) by the current time, and one far in
+        the future by the current time and a day, because no clock that others trust is slow by more.
+        """
+        current_ms = time.time() * 1000
+        own_ms = self.timestamp_ms if self.timestamp_type else self.timestamp.timestamp() * 1000
+        if own_ms < _BEFORE_KAFKA_MS:
+            own_ms = current_ms
+        return dt.datetime.fromtimestamp(min(own_ms, current_ms + _DAY_MS) / 1000, dt.UTC)
 
     @property
     def size(self) -> int:

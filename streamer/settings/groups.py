@@ -19,8 +19,8 @@ from pydantic_settings import NoDecode
 from streamer.events import MAX_RESULTS
 from streamer.method import Method
 from streamer.scoring import Normalization
-from streamer.settings.base import Group, read_password
-from streamer.settings.errors import invalid_setting
+from streamer.settings.base import Group, read_password, read_secret
+from streamer.settings.errors import SettingsError, invalid_setting
 from streamer.topology import DLQ_SUFFIX, SERVICES, dead_letter_topic
 
 Precision = Literal["float32", "float16", "int8"]
@@ -41,13 +41,39 @@ class Brokers(Group):
     kafka: dict[str, str] = Field(
         default_factory=dict,
         repr=False,  # it may hold passwords
-        description="Any librdkafka property (TLS, SASL, timeouts) as PROPERTY=VALUE; may be given several times",
+        description="Any librdkafka property (TLS, SASL, timeouts) as PROPERTY=VALUE; may be given several times. A "
+        "secret, such as sasl.password, can be given as sasl.password.file=PATH",
     )
 
     @field_validator("kafka", mode="before")
     @classmethod
     def _flatten(cls, value: object) -> object:
         return flat_properties(value) if isinstance(value, dict) else value
+
+    def read_kafka(self) -> dict[str, str]:
+        """Return librdkafka's properties, secrets read from their files; :class:`SettingsError` if one cannot be."""
+        files = {name: self.kafka[f"{name}.file"] for name in KAFKA_SECRETS if f"{name}.file" in self.kafka}
+        others = {name: value for name, value in self.kafka.items() if name.removesuffix(".file") not in files}
+        return others | {name: _read_property(name, Path(path)) for name, path in files.items()}
+
+
+KAFKA_SECRETS = (
+    "sasl.password",
+    "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.assertion.private.key.passphrase",
+    "sasl.oauthbearer.assertion.private.key.pem",
+    "ssl.key.password",
+    "ssl.key.pem",
+    "ssl.keystore.password",
+)
+"""Properties of librdkafka that are secrets, which it reads from no file by itself."""
+
+
+def _read_property(name: str, path: Path) -> str:
+    try:
+        return read_secret("kafka", path)
+    except SettingsError as error:
+        raise SettingsError(f"{error} ({name}.file)") from None
 
 
 def flat_properties(value: dict[str, object]) -> dict[str, str]:
@@ -324,15 +350,27 @@ class SandboxSettings(Group):
 class IntakeSettings(SandboxSettings):
     """Where clips may be fetched from, how large they may be, and what fetching, decoding and encoding may take."""
 
-    allowed_uris: Annotated[tuple[str, ...], NoDecode] = Field(
-        default_factory=lambda: (Path.cwd().as_uri(),),
-        description="JSON list of the URI prefixes that uploads may be fetched from",
+    allowed_uris: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None, description="JSON list of the URI prefixes that uploads may be fetched from"
     )
     allowed_networks: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="JSON list of networks (CIDR) that http(s) sources may be in besides public addresses",
     )
+    max_clock_skew: float = Field(
+        3600.0,
+        ge=0,
+        le=100 * 365 * 86_400,
+        description="Seconds by which an upload's uploaded_at may be after the time of its record; a later one is "
+        "dead-lettered",
+    )
     max_clip_bytes: int = Field(1 << 30, ge=1, description="Largest file that is fetched, in bytes")
+    download_bytes: int = Field(
+        6 << 30,
+        ge=1,
+        description="Bytes of all downloads together, in the temporary folder (TMPDIR); while they are used up, "
+        "further clips wait to be fetched",
+    )
     fetch_timeout: float = Field(60.0, gt=0, description="Seconds for fetching one clip")
     first_byte_timeout: float = Field(
         15.0, gt=0, description="Seconds to wait for the first byte of a source, and for each further one"
@@ -358,7 +396,10 @@ class IntakeSettings(SandboxSettings):
     )
     decode_timeout: float = Field(120.0, gt=0, description="Seconds for decoding one clip")
     decode_memory: int = Field(
-        2 << 30, ge=256 << 20, description="Bytes of address space that the process decoding a clip may use"
+        2 << 30,
+        ge=256 << 20,
+        description="Bytes of address space that the process decoding a clip may use; there are at most twice "
+        "decode-workers of them",
     )
     image_batch: int | None = Field(
         None, ge=1, le=4096, description="Largest number of frames in one call of the image encoder"
@@ -377,12 +418,31 @@ class IntakeSettings(SandboxSettings):
             raise ValueError(f"must be a JSON list, such as {_LISTS_IN_JSON[str(info.field_name)]}")
         return parsed
 
+    @model_validator(mode="after")
+    def _check_download_bytes(self) -> Self:
+        if self.download_bytes < self.max_clip_bytes:
+            raise ValueError(
+                f"download_bytes: must be at least max_clip_bytes, which is {self.max_clip_bytes}, or the largest clip "
+                "would wait for ever"
+            )
+        return self
+
     @field_validator("allowed_networks")
     @classmethod
     def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for network in value:
             ipaddress.ip_network(network)
         return value
+
+    def named_uris(self) -> tuple[str, ...]:
+        """Return the allowed prefixes; :class:`SettingsError` where none are named: any default would be too wide."""
+        if self.allowed_uris is None:
+            raise invalid_setting(
+                "allowed_uris",
+                "name the places that uploads may be fetched from, as a JSON list of URI prefixes, such as "
+                f"--allowed-uris '{_LISTS_IN_JSON['allowed_uris']}'",
+            )
+        return self.allowed_uris
 
 
 _LISTS_IN_JSON = {

@@ -32,6 +32,14 @@ class StoreUnavailableError(Exception):
     """The store is unavailable at the moment (disk full, locked, connection lost). Retrying may succeed."""
 
 
+class TruncatedStoreError(StoreError, StoreUnavailableError):
+    """A file of the store has lost its end.
+
+    The store cannot be used until it is restored. A running service waits for that as it does for an unreachable store,
+    because no event is at fault.
+    """
+
+
 _OFFSET_BITS = 40
 _OFFSET = (1 << _OFFSET_BITS) - 1
 

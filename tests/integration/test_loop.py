@@ -8,9 +8,11 @@ import secrets
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
@@ -160,6 +162,25 @@ def test_a_partition_that_went_while_it_was_paused_and_came_back_flows_again(set
         free.set()
         wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 600)
     assert ended == [True]
+
+
+@pytest.mark.parametrize("protocol", ["consumer", "classic"])
+def test_an_instance_for_which_no_partition_is_left_is_ready_and_takes_over(
+    kafka: LocalKafka, topic_prefix: str, protocol: str
+) -> None:
+    connection = {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": topic_prefix}
+    one = load({**connection, "instance_id": "one", "kafka": {"group.protocol": protocol}})
+    two = one.model_copy(update={"instance_id": "two"})
+    apply(one, [msgspec.structs.replace(each, partitions=1) for each in load_specs()])
+    with ExitStack() as stack:
+        with running(one, echo(one)) as (first, _, _, ended):
+            wait_until(lambda: value(first, "streamer_assigned_partitions") == 1)
+            second, health, _, second_ended = stack.enter_context(running(two, echo(two)))
+            wait_until(lambda: health.readiness_problems() == ["start: starting"])
+            assert value(second, "streamer_assigned_partitions") == 0
+        feed(two, 20)
+        wait_until(lambda: value(second, "streamer_events_produced_total", topic=two.topic(OUTPUT)) == 20)
+    assert ended == second_ended == [True]
 
 
 def test_a_second_holder_of_the_transactional_id_fences_the_first(settings: Settings) -> None:

@@ -14,9 +14,9 @@ from tests.support.fake_client import Client
 from tests.support.fake_cluster import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
-    from confluent_kafka import TopicCollection
+    from confluent_kafka import ConsumerGroupState, TopicCollection
     from confluent_kafka.admin import ConfigResource
 
 _LATEST: int = OffsetSpec.latest()._value  # type: ignore[no-untyped-call]
@@ -66,10 +66,12 @@ class FakeAdmin(Client):
 
         return {each: self._future("describe_configs", partial(entries, each.name)) for each in resources}
 
-    def describe_consumer_groups(self, groups: list[str], **_options: object) -> dict[str, Future[Any]]:
-        return {
-            name: self._future("describe_consumer_groups", partial(self.kafka.describe_group, name)) for name in groups
-        }
+    def list_consumer_groups(self, *, states: Collection[ConsumerGroupState], **_options: object) -> Future[Any]:
+        def listed() -> SimpleNamespace:
+            found = {name: state for name, state in self.kafka.group_states.items() if state in states}
+            return SimpleNamespace(valid=[SimpleNamespace(group_id=name) for name in found])
+
+        return self._future("list_consumer_groups", listed)
 
     def list_offsets(
         self, wanted: dict[TopicPartition, OffsetSpec], *, isolation_level: IsolationLevel, **_options: object

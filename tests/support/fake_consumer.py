@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 
 _JOIN_AGAIN_S = 0.5
 """How long a member that was refused, or expelled, waits before it asks again."""
+
+
+class GroupMetadata(bytes):
+    """What the client serializes of its membership; its parts, for the fakes."""
+
+    group: str
+    member: str
+    epoch: int
+
+    def __new__(cls, group: str, member: str, epoch: int) -> Self:
+        generation = epoch.to_bytes(4, sys.byteorder, signed=True)
+        made = super().__new__(cls, b"CGMDv2:" + generation + f"{group}\0{member}\0".encode())
+        made.group, made.member, made.epoch = group, member, epoch
+        return made
 
 
 class FakeConsumer(Client):
@@ -60,11 +74,9 @@ class FakeConsumer(Client):
         self._use()
         self._topics, self._listeners = topics, listeners
 
-    def consumer_group_metadata(self) -> SimpleNamespace:
+    def consumer_group_metadata(self) -> GroupMetadata:
         member = self.member
-        return SimpleNamespace(
-            group=self.group, member=member.name if member else "", epoch=member.epoch if member else -1
-        )
+        return GroupMetadata(self.group, member.name if member else "", member.epoch if member else -1)
 
     def expel(self) -> None:
         """Be taken out of the group, as by a session timeout; the client learns of it when it polls."""

@@ -12,11 +12,11 @@ from tests.support.fake_cluster import Committed, Outcome, Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import SimpleNamespace
 
     from confluent_kafka import Message
 
     from tests.support.fake_cluster import Place, Produced
+    from tests.support.fake_consumer import GroupMetadata
     from tests.support.fake_kafka import FakeKafka
 
 T = TypeVar("T")
@@ -159,7 +159,7 @@ class FakeProducer(Client):
         return len(self)
 
     def send_offsets_to_transaction(
-        self, offsets: list[TopicPartition], metadata: SimpleNamespace, timeout: float
+        self, offsets: list[TopicPartition], metadata: GroupMetadata, timeout: float
     ) -> None:
         self._expect("open")
         if self._abortable is not None:

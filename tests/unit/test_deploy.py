@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.settings import load
 from streamer.topology import SERVICES
+from streamer.video.isolation.pool import MOST_PROCESSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,6 +166,30 @@ def test_the_settings_of_the_cluster_load(folder: Path, monkeypatch: pytest.Monk
     assert loaded.metrics_port == 9400
 
 
+UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+
+
+def size(quantity: str) -> int:
+    return int(quantity[:-2]) * UNITS[quantity[-2:]]
+
+
+@pytest.mark.parametrize("folder", [BASE, EXAMPLE], ids=["base", "example"])
+def test_the_sizes_of_a_pod_add_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [config] = [each for each in objects(folder) if each["kind"] == "ConfigMap"]
+    for name, value in config["data"].items():
+        monkeypatch.setenv(name, value)
+    settings = load()
+    for name, pod, container in pods(objects(folder)):
+        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+        volumes = {volume["name"]: size(volume["emptyDir"]["sizeLimit"]) for volume in pod["volumes"]}
+        assert sum(volumes.values()) <= size(limits.get("ephemeral-storage", requests["ephemeral-storage"])), name
+        if name == "streamer-embed":
+            decoders = MOST_PROCESSES * settings.decode_workers * settings.decode_memory
+            assert size(requests["memory"]) + decoders <= size(limits["memory"])
+            assert settings.download_bytes * 1.1 < volumes["tmp"]
+            assert settings.download_bytes < size(requests["ephemeral-storage"])
+
+
 def test_scaling_follows_the_groups_lag_up_to_the_partitions() -> None:
     partitions = {spec.name: spec.partitions for spec in load_specs()}
     triggers = {}
@@ -224,6 +249,8 @@ def test_the_compose_file_runs_everything_and_what_it_mounts_exists() -> None:
     for name in ("topics", "embed", "rerank"):
         assert services[name]["read_only"] is True
         assert services[name]["cap_drop"] == ["ALL"]
+    [temporary] = services["embed"]["tmpfs"]
+    assert int(services["embed"]["environment"]["STREAMER_DOWNLOAD_BYTES"]) < int(temporary[10:-1]) << 20
     assert services["rerank"]["environment"]["STREAMER_STORE"] == services["embed"]["environment"]["STREAMER_STORE"]
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from streamer.codec import JSON
 from streamer.events import (
     MAX_EVENT_BYTES,
+    MAX_NESTING,
     MAX_QUERY_CHARS,
     MAX_RESULTS,
     Candidate,
@@ -185,3 +186,18 @@ def test_a_long_list_with_one_duplicate_at_its_end_is_refused_as_fast_as_it_is_r
             results=[Candidate(clip_id=each, score=0.0) for each in ids],
         )
     assert looked_at < 10 * MAX_RESULTS
+
+
+@pytest.mark.parametrize(
+    ("levels", "accepted"), [(1, True), (MAX_NESTING, True), (MAX_NESTING + 1, False), (1000, False)]
+)
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_attributes_nest_only_so_deep(levels: int, accepted: bool, opening: str, closing: str) -> None:
+    inner = opening * (levels - 1) + "0" + closing * (levels - 1)
+    value = orjson.dumps(UPLOAD)[:-1] + f',"attributes":{{"a":{inner},"b":[]}}}}'.encode()
+    if accepted:
+        assert JSON.decode(ClipUploaded, value).attributes["b"] == []
+        return
+    with pytest.raises(InvalidEvent, match="attributes nest deeper than 64 levels") as caught:
+        JSON.decode(ClipUploaded, value)
+    assert caught.value.reason == Reason.LIMIT_EXCEEDED

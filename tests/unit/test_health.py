@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_type_hints
 import pytest
 
 from streamer import health as health_module
-from streamer.endpoints import Endpoints
+from streamer.endpoints.serving import Endpoints
 from streamer.health import LOOP_STALL_TIMEOUT_S, Health
 from streamer.metrics import CATALOGUE, Metrics, markdown
 

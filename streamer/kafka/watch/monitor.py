@@ -40,8 +40,12 @@ class Monitor:
         metrics: Metrics,
         health: Health,
         on_partitions: Callable[[Mapping[str, Any]], None],
+        generation: Callable[[], int],
     ) -> None:
-        """``on_partitions`` is given the statistics of the input topic's partitions, by their numbers as texts."""
+        """``on_partitions`` is given the statistics of the input topic's partitions, by their numbers as texts.
+
+        ``generation`` returns that of this member of the group, 0 or less where it is none.
+        """
         self._on_partitions = on_partitions
         self._servers = settings.bootstrap_servers
         self._assignment = assignment
@@ -49,7 +53,7 @@ class Monitor:
         self._metrics = metrics
         self._health = health
         self._lag = LagWatch(settings, assignment, service=service, metrics=metrics)
-        self._surplus = SurplusWatch(settings, service, health)
+        self._surplus = SurplusWatch(settings, service, health, generation)
         self._quiet_until: dict[int, float] = {}
         # Counters are exposed at 0 from the start, so that their first increment is seen as an increase.
         metrics.consumed.labels(self._topic)

@@ -38,7 +38,7 @@ Sandbox = Literal["require", "permissive"]
 kernel offers."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_PR_SET_NO_NEW_PRIVS = 38
 
 
 class Layer(IntFlag):
@@ -102,14 +102,6 @@ def offered() -> Layer:
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     return Layer(code) if code in range(4) else Layer(0)
-
-
-def hide_memory() -> None:
-    """Deny other processes of this user access to this one's memory, environment and descriptors; disable core dumps.
-
-    Afterwards only root can attach a debugger or a profiler.
-    """
-    _LIBC.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
 
 
 # -- landlock ------------------------------------------------------------------------------------------------

@@ -54,6 +54,10 @@ _MAX_FRAME_BYTES: Final = 16 << 20
 """Largest size of a prepared frame: more than the largest input of any encoder (1024 x 1024 pixels are 3 MB)."""
 
 
+MOST_PROCESSES: Final = 2
+"""Decoding processes per worker: one with a place, and one that has left its place to another clip."""
+
+
 class PoolClosedError(Exception):
     """The pool was closed before the clip was decoded; this is not an error of the clip."""
 

@@ -44,8 +44,9 @@ import msgspec
 import numpy as np
 
 from streamer.events import Reason
+from streamer.process import hide_memory
 from streamer.video.errors import ClipError, Retry
-from streamer.video.isolation.confinement import Layer, confine, hide_memory, offered
+from streamer.video.isolation.confinement import Layer, confine, offered
 from streamer.video.sampling.sample import SampledClip, Sampling, sample_descriptor
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from streamer.kafka import FatalError
-from streamer.kafka.inflight.offsets import Progress
+from streamer.kafka.inflight.offsets import Origin, Progress
 from tests.support.fake_kafka import GROUP, INPUT, Instance, nothing_happens, until
 from tests.unit.kafka.test_histories import PARTITIONS, Histories
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.support.fake_cluster import Committed
 
 _FEW = "QUICK" in os.environ
+_EXPLORES = "EXPLORE" in os.environ
 _MOST_STARTS = 10
 
 
@@ -105,7 +106,8 @@ class DisturbedHistories(Histories):
         self._note_places()
         self.disturbed |= set(range(PARTITIONS))
         committed = self.fake.cluster.group(GROUP).committed
-        ours = {place: each for place, each in committed.items() if self.fake.progress(place[1]) and each.metadata}
+        # One that a tool has copied beside another offset is not distinguishable from one that was translated.
+        ours = {place: each for place, each in committed.items() if self.fake.committed(place[1]).origin is Origin.OWN}
         self.late |= {number: ours[INPUT, number] for number in range(PARTITIONS) if (INPUT, number) in ours}
         self.fake.cluster.recreate_topic(INPUT)
         if count:
@@ -162,6 +164,6 @@ class DisturbedHistories(Histories):
 
 
 DisturbedHistories.TestCase.settings = settings(
-    max_examples=20 if _FEW else 20_000 if "EXPLORE" in os.environ else 440, stateful_step_count=40
+    max_examples=20 if _FEW else 20_000 if _EXPLORES else 440, stateful_step_count=60 if _EXPLORES else 40
 )
 test_any_disturbed_history_skips_nothing = DisturbedHistories.TestCase

@@ -43,6 +43,7 @@ class Case:
             metrics=self.metrics,
             health=self.health,
             on_partitions=self.passed_on.append,
+            generation=lambda: -1,
         )
 
     def statistics(self, *, state: str = "UP", node: int = 1, partitions: tuple[int, ...] = ()) -> None:
