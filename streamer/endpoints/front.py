@@ -10,7 +10,8 @@ So they connect to this process, which has one thread and keeps a limited number
    into the other two.
 3. The service is asked one question at a time, for all who wait for the same answer. Before the next question of a
    kind there is a pause of nine times what the last one took, up to a limit, so that clients take at most a tenth of
-   the service's time, however many they are. Whoever gives way gets the last answer to its question if it is recent.
+   the service's time, however many they are. A probe that gives way gets the last answer to its question if it is
+   recent. A scrape does not: to send some 100 KB to thousands would take a processor.
 4. After ten seconds in all, a connection is closed, and so is one that sends more than a head may have. Only what is
    left of a complete answer is kept by the kernel, for ten seconds more.
 
@@ -41,7 +42,7 @@ from streamer.process import hide_memory
 
 TOTAL_SECONDS: Final = 10.0
 """From the accepted connection to the last byte of the answer."""
-PLACES: Final = {"unread": 512, "probes": 256, "scrapes": 64}
+PLACES: Final = {"unread": 512, "probes": 256, "scrapes": 32}
 """How many connections each place holds; proportionally fewer where fewer descriptors are allowed."""
 _OTHER_DESCRIPTORS: Final = 64
 _ACCEPTED_AT_ONCE: Final = 128
@@ -115,7 +116,8 @@ class Front:
         """All connections by descriptor, the oldest first."""
         self._asked: tuple[Question, float, list[_Connection]] | None = None
         """The question that the service is answering, since when, and for whom."""
-        self._last: dict[Question, tuple[float, Answer, bytes]] = {}
+        self._last: dict[Question, tuple[float, dict[bool, bytes]]] = {}
+        """When a probe's question was last answered, and the whole response, by whether it is the head alone."""
         self._next_turn = {"probes": 0.0, "scrapes": 0.0}
         self._refused: Counter[str] = Counter()
         self._warned: str | None = None
@@ -176,9 +178,9 @@ class Front:
     def _give_way(self, place: dict[int, _Connection]) -> None:
         connection = next(iter(place.values()))
         if connection.request is not None and connection.rest is None:
-            at, answer, body = self._last.get(connection.request.question, (0.0, None, b""))
-            if answer is not None and time.monotonic() - at <= _RECENT_SECONDS:
-                self._reply(connection, response(answer, body, head_only=connection.request.head_only))
+            at, whole = self._last.get(connection.request.question, (0.0, {}))
+            if whole and time.monotonic() - at <= _RECENT_SECONDS:
+                self._reply(connection, whole[connection.request.head_only])
         if self._open.get(connection.fd) is connection:
             self._drop(connection, "crowded")
 
@@ -304,9 +306,11 @@ class Front:
         question, since, waiting = self._asked
         self._asked = None
         now = time.monotonic()
-        self._last[question] = now, answer, body
-        self._next_turn[_kind(question)] = now + min(_PAUSE * (now - since), _MAX_PAUSE_SECONDS)
+        kind = _kind(question)
+        self._next_turn[kind] = now + min(_PAUSE * (now - since), _MAX_PAUSE_SECONDS)
         whole = {head_only: response(answer, body, head_only=head_only) for head_only in (False, True)}
+        if kind == "probes":
+            self._last[question] = now, whole
         for connection in waiting:
             if self._open.get(connection.fd) is connection and connection.rest is None:
                 self._reply(connection, whole[connection.request is not None and connection.request.head_only])
