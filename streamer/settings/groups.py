@@ -213,8 +213,8 @@ class ModelSettings(Group):
     model: str | None = Field(
         None,
         min_length=1,
-        description="Model: a name of open_clip (with --pretrained), local-dir:PATH, hf-hub:REPOSITORY, or demo, the "
-        "small demonstration model",
+        description="Model: a name of open_clip (with --pretrained), local-dir:PATH, hf-hub:REPOSITORY@COMMIT, or "
+        "demo, the small demonstration model",
     )
     pretrained: str | None = Field(
         None, description="Weights of the model: a pretrained tag of open_clip, or the path of a checkpoint file"
