@@ -1,8 +1,9 @@
 """Settings: each is a flag of its commands, a ``STREAMER_*`` variable and a key of the TOML file.
 
-Precedence is that order. Each setting is described once, in the group that it belongs to (:mod:`~streamer.settings.groups`,
-:mod:`~streamer.settings.clips`, :mod:`~streamer.settings.observability`); :mod:`~streamer.settings.commands` says which
-groups each command takes; the command line builds its flags from both. ``[kafka]`` in the TOML file, ``STREAMER_KAFKA__SECURITY_PROTOCOL`` or ``--kafka security.protocol=SSL`` pass any
+Precedence is that order. Each setting is described once, in the group that it belongs to
+(:mod:`~streamer.settings.groups`, :mod:`~streamer.settings.clips`, :mod:`~streamer.settings.observability`);
+:mod:`~streamer.settings.commands` says which groups each command takes; the command line builds its flags from both.
+``[kafka]`` in the TOML file, ``STREAMER_KAFKA__SECURITY_PROTOCOL`` or ``--kafka security.protocol=SSL`` pass any
 property through to librdkafka.
 """
 
