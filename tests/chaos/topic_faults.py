@@ -62,9 +62,10 @@ def reassign(scene: Scene, step: Step) -> Outcome:
         _move(scene, plan)
     leaders = {(topic, number): each.leader for topic, found in before.items() for number, each in found.items()}
     scene.retried(
-        lambda: scene.admin.elect_leaders(
-            ElectionType.PREFERRED, [TopicPartition(*place) for place in rotated], request_timeout=_REQUEST_S
-        ).result(_REQUEST_S)
+        # With request_timeout it raises SystemError (confluent-kafka 2.16).
+        lambda: scene.admin.elect_leaders(ElectionType.PREFERRED, [TopicPartition(*place) for place in rotated]).result(
+            _REQUEST_S
+        )
     )
     found = scene.admin.list_topics(timeout=_REQUEST_S).topics
     moved = sum(found[topic].partitions[number].leader != leader for (topic, number), leader in leaders.items())
@@ -219,9 +220,14 @@ def require_too_many_replicas(scene: Scene, step: Step) -> Outcome:
     scene.retried(lambda: probe.init_transactions(_REQUEST_S))
     with ExitStack() as stack:
         stack.enter_context(scene.configured(OUTPUTS[step.role], "min.insync.replicas", "4"))
-        probe.begin_transaction()
-        probe.produce(topic, b"never to be seen", partition=0)
-        waiting = probe.flush(step.seconds)
+        deadline = time.monotonic() + _SIGN_S
+        while True:  # the leader may learn of the new value after the broker that was told
+            probe.begin_transaction()
+            probe.produce(topic, b"never to be seen", partition=0)
+            waiting = probe.flush(step.seconds)
+            if waiting or time.monotonic() > deadline:
+                break
+            scene.retried(lambda: probe.abort_transaction(_REQUEST_S))
     scene.retried(lambda: probe.abort_transaction(_REQUEST_S))
     return Outcome(waiting > 0, "a write was not acknowledged" if waiting else "a write was acknowledged")
 

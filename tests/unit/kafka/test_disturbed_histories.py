@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _FEW = "QUICK" in os.environ
 _EXPLORES = "EXPLORE" in os.environ
+pytestmark = [pytest.mark.timeout(7_200)] if _EXPLORES else []  # 20,000 histories take a quarter of an hour
 _MOST_STARTS = 10
 
 
