@@ -18,8 +18,8 @@ install: $(STAMP) ## Make .venv with the streamer command and everything for dev
 $(STAMP): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements/bootstrap.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --only-binary :all: --require-hashes -r requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -68,7 +68,7 @@ PEERS := $(VENV)/peers
 peers: $(PEERS)/.installed
 $(PEERS)/.installed: requirements/peers.txt $(STAMP)
 	rm -rf $(PEERS)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(PEERS) --require-hashes -r requirements/peers.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(PEERS) --only-binary :all: --require-hashes -r requirements/peers.txt
 	@touch $@
 
 # The table in docs/evaluation.md: cp avs-report/results.json docs/avs/ && make docs
@@ -125,9 +125,9 @@ top-picture: $(STAMP) ## Draw docs/top.svg, a picture of streamer top, from a ru
 model: $(STAMP) ## Train the small demo model anew (about 15 minutes on 2 cores)
 	$(BIN)/python -m training.train --out streamer/demo/model --seed 0
 
-COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+COMPILE := $(BIN)/uv pip compile --quiet --only-binary :all: --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 lock: ## Pin the newest versions that pyproject.toml allows, with hashes
-	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt; }
+	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements/bootstrap.txt; }
 	echo uv | $(COMPILE) - -o requirements/bootstrap.txt
 	$(COMPILE) pyproject.toml --extra dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml --extra gs --extra otel --extra redis -c requirements/dev.txt -o requirements/service.txt

@@ -7,22 +7,24 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import huggingface_hub
 import numpy as np
 import numpy.typing as npt
 import open_clip
 import structlog
 import torch
 from open_clip.factory import load_state_dict, parse_model_name
-from open_clip.pretrained import download_pretrained_from_hf
 from PIL import Image
 
 from streamer.encoders.bpe import BoundedTokenizer
+from streamer.encoders.model_config import require_allowed
 from streamer.encoders.protocol import SIDES, EncoderError
 from streamer.encoders.towers import ImageTower, TextTower, can_pack_side
 from streamer.encoders.tuning import (
@@ -54,6 +56,9 @@ IMAGE_BATCH = 32
 """Frames per call on a CPU, where four reach 90 % of the best throughput of any size."""
 MAX_IMAGE_BATCH = 512
 _FRAMES_OF_A_CLIP = 8
+_COMMIT = re.compile("[0-9a-f]{40}")
+_HUB_FILES = ("*.json", "*.txt", "*.model", "open_clip_*.safetensors", "open_clip_*.bin")
+"""Of a repository: configurations, vocabularies and weights; no code."""
 
 
 class OpenClipEncoder:
@@ -110,7 +115,7 @@ class OpenClipEncoder:
         threads: int | None = None,
         sides: Collection[Side] = SIDES,
     ) -> OpenClipEncoder:
-        """Load a model: built-in name and tag, name and checkpoint file, ``local-dir:PATH``, ``hf-hub:REPO``.
+        """Load a model: built-in name and tag, name and checkpoint file, ``local-dir:PATH``, ``hf-hub:REPO@COMMIT``.
 
         Raises :class:`EncoderError` with one line that names the faulty part. A model is never used with random
         weights, about which open_clip only warns.
@@ -127,7 +132,7 @@ class OpenClipEncoder:
                 _explain(source, error), setting="pretrained" if source.pretrained else "model"
             ) from error
         try:
-            tokenizer = _bound(open_clip.get_tokenizer(source.name))
+            tokenizer = _bound(open_clip.get_tokenizer(source.name, **source.tokenizer_options))
         except Exception as error:
             raise EncoderError(f"model {source.name} has no usable tokenizer: {_one_line(error)}") from error
         if threads is not None:
@@ -273,6 +278,11 @@ class _Source:
     config: dict[str, Any]
     checkpoints: tuple[Path, ...]
 
+    @property
+    def tokenizer_options(self) -> dict[str, bool]:
+        """Arguments of the tokenizer: one of transformers asks on a terminal unless it is told to run no code."""
+        return {"trust_remote_code": False} if self.config.get("text_cfg", {}).get("hf_tokenizer_name") else {}
+
 
 def _locate(model: str, pretrained: str | None) -> _Source:
     """Find a model's parts; a tag or repository is downloaded. Raises :class:`EncoderError`."""
@@ -301,6 +311,7 @@ def _locate_local(model: str, directory: Path) -> _Source:
         raise EncoderError(
             f"model {model}: {CONFIG_NAME} is not a JSON object with a model_cfg: {_one_line(error)}"
         ) from None
+    require_allowed(model, config)
     checkpoints = tuple(path for path in sorted(directory.iterdir()) if path.suffix in CHECKPOINT_SUFFIXES)
     if not checkpoints:
         raise EncoderError(f"model {model}: the directory has no weights ({', '.join(CHECKPOINT_SUFFIXES)})")
@@ -308,12 +319,15 @@ def _locate_local(model: str, directory: Path) -> _Source:
 
 
 def _locate_hub(model: str, repository: str) -> _Source:
+    """Download a repository as it was at one commit: what it holds may change, and so what would run here."""
+    name, _, revision = repository.partition("@")
+    if not _COMMIT.fullmatch(revision):
+        raise EncoderError(f"model {model}: name the commit, hf-hub:{name}@ and its 40 hexadecimal digits")
     try:
-        config = open_clip.get_model_config(model)
-        checkpoint = download_pretrained_from_hf(repository)
+        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES))
     except Exception as error:
         raise EncoderError(f"model {model} cannot be downloaded: {_one_line(error)}") from error
-    return _Source(model, None, config, (Path(checkpoint),))
+    return _locate_local(f"local-dir:{folder}", Path(folder))
 
 
 def _locate_builtin(name: str, pretrained: str | None) -> _Source:

@@ -78,7 +78,7 @@ class Report:
             "seconds": self.seconds,
             "counts": self.counts,
             "seen": self.seen,
-            "named": {kind: asdict(each) for kind, each in self.named.items()},
+            "named": {kind: each.document() for kind, each in self.named.items()},
             "faults": {
                 kind: {"planned": planned, "fired": self.fired()[kind]} for kind, planned in self.planned().items()
             },

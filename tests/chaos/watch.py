@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.chaos.signs import counters
 
@@ -48,6 +48,10 @@ class Named:
     names: Counter[str] = field(default_factory=Counter)
     after_s: list[float] = field(default_factory=list)
     unseen: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {"names": dict(self.names), "after_s": self.after_s, "unseen": self.unseen}
 
 
 class Watch(threading.Thread):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from streamer.kafka import Record
     from streamer.local_kafka.broker import LocalKafka
 
-KEYS, ROUNDS = 10, 12
+KEYS, ROUNDS = 5, 8
 _EAGER = {
     "cleanup.policy": "compact",
     "min.cleanable.dirty.ratio": "0.01",
@@ -115,7 +115,7 @@ def test_of_what_compaction_takes_before_it_is_read_the_newest_of_each_key_is_pr
         wait_until(lambda: value(metrics, "streamer_in_flight_records") > 0)
         wait_until(is_compacted)
         go_on.set()
-        wait_until(lambda: set(newest.values()) <= set(processed()))
+        wait_until(lambda: set(newest.values()) <= set(processed()), pause=0.5)
         wait_until(lambda: value(metrics, "streamer_consumer_lag_records", topic=topic, partition="0") == 0)
         assert value(metrics, "streamer_retention_lost_offsets_total", topic=topic) == 0
     offsets = processed()

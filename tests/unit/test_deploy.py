@@ -292,3 +292,13 @@ def test_the_cpu_image_leaves_out_cuda_and_nothing_else() -> None:
     assert cuda <= set(names)
     assert done.stdout.count("--hash=sha256:") > len(kept)
     assert {"redis", "opentelemetry-sdk", "gcsfs"} <= set(kept), "extras that a deployment uses"
+
+
+def test_only_wheels_are_installed_because_the_build_of_another_package_runs_its_code() -> None:
+    for name in ("Makefile", "deploy/Dockerfile"):
+        text = (ROOT / name).read_text().replace("\\\n", " ")
+        installs = re.findall(r"pip (?:install|compile)[^\n;&]*", text)
+        assert len(installs) > 3
+        for line in installs:
+            ours = "--editable ." in line or "dist/*.whl" in line
+            assert ours or "--only-binary :all:" in line, line

@@ -18,6 +18,7 @@ import pytest
 from streamer.events import Reason
 from streamer.settings import SettingsError, load
 from streamer.video import ClipError
+from streamer.video.errors import MachineError
 from streamer.video.fetching.downloads import Budget, Claim, Folder, NoRoomError
 from streamer.video.fetching.fetcher import Fetcher
 from tests.support.waiting import wait_until
@@ -195,35 +196,42 @@ def test_a_large_file_is_not_passed_by_small_ones_for_ever() -> None:
     assert large.size == 10
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
     program = (
-        f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n"
         "from streamer.video.fetching.downloads import Folder\n"
-        "with Folder().file() as (path, descriptor):\n"
+        f"with Folder({str(tmp_path)!r}).file() as (path, descriptor):\n"
         "    print(path, flush=True); input()"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True)
     assert process.stdout is not None
     name = process.stdout.readline().strip()
     (tmp_path / "streamer-downloads-link").symlink_to(tmp_path.parent)
-    with Folder().file() as (own, _):
+    with Folder(str(tmp_path)).file() as (own, _):
         assert (tmp_path / name).exists()
         process.kill()
         process.communicate()
-        Folder()
+        Folder(str(tmp_path))
         assert not (tmp_path / name).parent.exists()
         assert own.exists()
     assert tmp_path.exists()
 
 
-def test_a_folder_that_was_removed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = Folder()
+def test_a_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
     with folder.file() as (path, _):
         pass
     path.parent.rmdir()
     with folder.file() as (path, _):
         assert path.stat().st_size == 0
+
+
+def test_a_temporary_folder_that_is_lacking_is_waited_for(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gettempdir() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "gettempdir", gettempdir)
+        fetcher = source.fetcher(most=MIB, budget=MIB)
+        with pytest.raises(MachineError, match="No usable temporary directory"):
+            size_of(fetcher, f"{source.origin}/known/1")
+    assert size_of(fetcher, f"{source.origin}/known/1") == 1

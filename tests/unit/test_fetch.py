@@ -119,8 +119,9 @@ def test_a_link_that_is_put_between_the_check_and_the_opening_is_noticed(
         opened.append(flags)
         return real_open(name, flags, *more)
 
+    source = fetcher(f"file:{folder}/clips")
     monkeypatch.setattr(os, "open", open_late)
-    assert refusal(fetcher(f"file:{folder}/clips"), f"file:{clip}") == REFUSED
+    assert refusal(source, f"file:{clip}") == REFUSED
     assert opened == [os.O_PATH | os.O_CLOEXEC]
 
 

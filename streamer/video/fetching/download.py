@@ -94,6 +94,15 @@ def failed(detail: str, retry: Retry = Retry.FOR_A_WHILE) -> ClipError:
     )
 
 
+UNREADABLE = (ValueError, OverflowError, LookupError)
+"""What parsers of headers raise that expect no number of 5,000 digits and no zone of 20, whosever they are."""
+
+
+def unreadable(error: Exception) -> ClipError:
+    """Return the error for a response that a client cannot parse; its text may contain the request."""
+    return failed(f"the response cannot be read: {type(error).__name__}", Retry.ONCE)
+
+
 def no_room(error: OSError) -> ClipError:
     """Return the error for a temporary file that cannot be written, which is not the source's fault."""
     return failed(error.strerror or type(error).__name__)

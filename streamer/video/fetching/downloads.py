@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import sys
@@ -169,11 +170,17 @@ class Claim:
 class Folder:
     """The folder of this process's downloads. Safe to use from several threads."""
 
-    def __init__(self) -> None:
+    @staticmethod
+    def of_process() -> Folder:
+        """Return the one below the temporary folder; the first call removes what killed processes have left there."""
+        return _folder_in(tempfile.gettempdir())
+
+    def __init__(self, temporary: str) -> None:
+        self._temporary = temporary
         self._lock = threading.Lock()
         self._path: Path | None = None
-        with contextlib.suppress(OSError):  # it is tried again for the first download, which waits for what is lacking
-            _remove_left_over(Path(tempfile.gettempdir()))
+        with contextlib.suppress(OSError):
+            _remove_left_over(Path(temporary))
 
     @contextlib.contextmanager
     def file(self) -> Iterator[tuple[Path, int]]:
@@ -188,12 +195,15 @@ class Folder:
     def _create(self) -> tuple[int, str]:
         with self._lock:
             if self._path is None or not self._path.is_dir():
-                self._path = _make()
+                self._path = _make(self._temporary)
             return tempfile.mkstemp(dir=self._path)
 
 
-def _make() -> Path:
-    path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+_folder_in = functools.cache(Folder)
+
+
+def _make(temporary: str) -> Path:
+    path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=temporary))
     # Not closed: the lock is held as long as this process lives.
     fcntl.flock(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), fcntl.LOCK_EX | fcntl.LOCK_NB)
     return path

@@ -77,7 +77,8 @@ class Fetcher:
     ) -> None:
         self._max_bytes = max_bytes
         self._budget = Budget(download_bytes, max_bytes, idle=idle, waited=waited)
-        self._folder = Folder()
+        with contextlib.suppress(OSError):  # the first download needs it, and waits for what is lacking
+            Folder.of_process()
         self._timeout = timeout
         self._prefixes = Prefixes(allowed)
         self._web = WebSources(self._prefixes, Networks(allowed_networks), patience=first_byte_timeout)
@@ -155,7 +156,7 @@ class Fetcher:
         """Download to a file, return its descriptor. Raises :class:`NoRoomError` if the budget does not suffice now."""
         with contextlib.ExitStack() as opened_here:
             try:
-                path, descriptor = opened_here.enter_context(self._folder.file())
+                path, descriptor = opened_here.enter_context(Folder.of_process().file())
                 sink = Sink(path, open(descriptor, "r+b", buffering=0, closefd=False), self._max_bytes, claim)  # noqa: SIM115
                 loop = get_loop()  # fsspec's, which all filesystems share
                 asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), loop).result()

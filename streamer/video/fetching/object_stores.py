@@ -21,7 +21,7 @@ from fsspec.callbacks import Callback
 
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Retry
-from streamer.video.fetching.download import failed, no_room, resuming
+from streamer.video.fetching.download import UNREADABLE, failed, no_room, resuming, unreadable
 from streamer.video.fetching.downloads import NoRoomError
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class S3Objects:
                 raise failed(f"s3: {type(error).__name__}") from error
             except OSError as error:
                 raise _s3_failure(error) from error
+            except UNREADABLE as error:
+                raise unreadable(error) from error
 
         await resuming(attempt, sink, lambda: version is not None)
 

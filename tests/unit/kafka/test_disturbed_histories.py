@@ -153,6 +153,8 @@ class DisturbedHistories(Histories):
         self.disturbed.add(partition)
         self.fake.cluster.commit(GROUP, (INPUT, partition), self.fake.cluster.log(INPUT, partition).end + beyond)
         self.fake.faults.clear()
+        for name in list(self.running):  # one that knows the topic by an older id ends before it looks
+            self._kill(name)
         self.start("one", 1, hold=False)
         if "one" in self.running:
             self._do("one", lambda: self.running["one"].turn(60))
