@@ -8,7 +8,7 @@ SOURCES := streamer training tests scripts bench conftest.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak store-copy lint format kafka topics docs site top-picture model lock clean
+.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak crowds store-copy lint format kafka topics docs site top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -33,8 +33,10 @@ demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-repo
 check: lint ## Run lint and the tests that need no server, no browser and no model (a minute and a half)
 	QUICK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/chaos
 
+# More workers than cores, since most of an integration test is waiting; those come first (testpaths), since a long file
+# that begins last keeps one worker busy while the others have nothing left.
 test: $(STAMP) tools ## Run all tests, the integration tests against a real Kafka
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 explore: $(STAMP) ## Run the property tests with examples that are new each time
 	EXPLORE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/component tests/fuzz
@@ -86,6 +88,10 @@ dashboard-picture: $(STAMP) tools ## Draw docs/dashboard.png anew from a real Pr
 
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (10 to 20 minutes)
 	$(BIN)/python -m pytest -s tests/soak/soak.py
+
+# make crowds [CLIENTS=5000] [SECONDS=60]
+crowds: $(STAMP) ## 5,000 clients of each bad kind on the metrics port of a loaded reranker (10 minutes)
+	$(if $(CLIENTS),CLIENTS=$(CLIENTS)) $(if $(SECONDS),SECONDS=$(SECONDS)) $(BIN)/python -m pytest -s tests/soak/crowds.py
 
 store-copy: $(STAMP) ## 100,000 records from LMDB to a real cluster and back, the copies killed on the way (about 3 minutes)
 	$(BIN)/python -m pytest -s tests/soak/store_copy.py

@@ -21,10 +21,9 @@ recognizes repeated and late events. Records that are known to be revoked are no
 Memory bounds. Records that wait for an earlier event of their clip, for their source or for the store: bounded by the
 loop's in-flight limit. Frames, the largest form of a clip: at most ``queue_bytes`` wait for the encoder, plus the rest
 of the clip that fills the queue, so that a clip of any size passes; a clip holds its decoder slot until it is queued,
-so no more clips than there are slots have frames outside the queue; and the encoder holds one batch, ``image_batch``
-frames plus the rest of its last clip. Vectors: at most ``queue_bytes`` wait for the store (with the same overrun), and
-as many are being written. The threads of the loop and of the store, which start a clip's next event, only queue records
-and never block.
+so no more clips than there are slots have frames outside the queue; the encoder holds one batch, ``image_batch`` frames
+plus the rest of its last clip. Vectors: at most ``queue_bytes`` wait for the store (with the same overrun), and as many
+are being written. The threads of the loop and of the store, which start a clip's next event, never block.
 """
 
 from __future__ import annotations
@@ -362,7 +361,7 @@ class Embedder:
         return Clip(
             clip_id=upsert.event.clip_id,
             uploaded_at=upsert.event.uploaded_at,
-            position=Position.of(upsert.in_flight.record.log, upsert.in_flight.record.order),
+            position=_position(upsert.in_flight.record),
             duration_ms=upsert.duration_ms,
             vectors=upsert.vectors,
             times_ms=np.repeat(upsert.times_ms, self._encoder.vectors_per_frame),
@@ -389,9 +388,7 @@ class Embedder:
         in_flight = delete.in_flight
         if in_flight.revoked:
             return
-        self._store.delete(
-            delete.clip_id, in_flight.record.timestamp, Position.of(in_flight.record.log, in_flight.record.order)
-        )
+        self._store.delete(delete.clip_id, in_flight.record.timestamp, _position(in_flight.record))
         faults.reach(faults.FaultPoint.STORED)
         self._health.ready("store")
         self._metrics.deleted.inc()
@@ -438,6 +435,10 @@ def _bytes_of_frames(loaded: Loaded) -> int:
 
 def _bytes_to_store(job: StoreJob) -> int:
     return job.vectors.nbytes if isinstance(job, Upsert) else job.in_flight.record.size
+
+
+def _position(record: Record) -> Position:
+    return Position.of(record.log, record.offset, record.leader_epoch)
 
 
 def _clip_id_of_delete(key: bytes) -> str:

@@ -16,11 +16,13 @@ import structlog
 from streamer import __version__, embedder, faults, reranker
 from streamer.codec import JSON
 from streamer.encoders import Encoder, Side, load_model
-from streamer.endpoints import Access, Endpoints
+from streamer.endpoints.access import Access
+from streamer.endpoints.serving import Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
+from streamer.process import hide_memory
 from streamer.resources import Usage, available, contradictions, resident
 from streamer.settings import SettingsError, invalid_setting, unknown_variables
 from streamer.store import (
@@ -37,13 +39,14 @@ from streamer.tracing import Tracing
 from streamer.video import Sampling
 from streamer.video.errors import MachineError
 from streamer.video.fetching.fetcher import Fetcher
-from streamer.video.isolation.confinement import MODES, Layer, SandboxError, hide_memory
+from streamer.video.isolation.confinement import MODES, Layer, SandboxError
 from streamer.video.isolation.pool import MOST_PROCESSES, DecodePool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+    from streamer import topology
     from streamer.settings import (
         EmbedSettings,
         IntakeSettings,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
         ModelSettings,
         Precision,
         RerankSettings,
+        ServiceSettings,
         StoreSettings,
     )
 
@@ -87,14 +91,7 @@ def run_embedder(settings: EmbedSettings) -> NoReturn:
         )
     with _service(EMBED.role, settings) as service:
         fetcher = _fetcher(settings, service)
-        loop = Loop(
-            settings,
-            EMBED,
-            max_records=embedder.MAX_RECORDS,
-            metrics=service.metrics,
-            health=service.health,
-            tracing=service.tracing,
-        )
+        loop = _loop(settings, EMBED, embedder.MAX_RECORDS, service)
         encoder = _encoder(settings, service)
         _compare_sizes(settings)
         store = _store(settings, encoder, service, precision=settings.precision, read_only=False)
@@ -118,14 +115,7 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
     """
     settings.named_model()
     with _service(RERANK.role, settings) as service:
-        loop = Loop(
-            settings,
-            RERANK,
-            max_records=reranker.MAX_RECORDS,
-            metrics=service.metrics,
-            health=service.health,
-            tracing=service.tracing,
-        )
+        loop = _loop(settings, RERANK, reranker.MAX_RECORDS, service)
         encoder = _encoder(settings, service)
         store = _store(settings, encoder, service, read_only=True)
         pipeline = reranker.Reranker(
@@ -144,10 +134,21 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
 # -- the parts -----------------------------------------------------------------------------------------------
 
 
+def _loop(settings: ServiceSettings, names: topology.Service, max_records: int, service: Service) -> Loop:
+    return Loop(
+        settings,
+        names,
+        max_records=max_records,
+        metrics=service.metrics,
+        health=service.health,
+        tracing=service.tracing,
+    )
+
+
 def _fetcher(intake: IntakeSettings, service: Service) -> Fetcher:
     try:
-        return Fetcher(
-            intake.allowed_uris,
+        fetcher = Fetcher(
+            intake.named_uris(),
             allowed_networks=intake.allowed_networks,
             max_bytes=intake.max_clip_bytes,
             timeout=intake.fetch_timeout,
@@ -158,6 +159,12 @@ def _fetcher(intake: IntakeSettings, service: Service) -> Fetcher:
         )
     except ValueError as error:
         raise invalid_setting("allowed_uris", error) from None
+    for folder in fetcher.broad_folders():
+        log.warning(
+            "uploads may name private files: a prefix of allowed_uris is the root folder, or holds a home folder",
+            folder=str(folder),
+        )
+    return fetcher
 
 
 def _compare_sizes(settings: EmbedSettings) -> None:

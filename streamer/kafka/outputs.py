@@ -77,10 +77,12 @@ class Outputs:
             return ()
         record = cause.record
         # By the place of its cause: an answer that is made again after a crash is the same event.
-        log = record.log or f"{record.topic}-{record.partition}"
+        place = [record.log or f"{record.topic}-{record.partition}", str(record.offset)]
+        if record.leader_epoch is not None:  # a log that lost its end gives the same offsets again
+            place.insert(1, str(record.leader_epoch))
         return (
             (f"{_CE}specversion", _SPECVERSION.encode()),
-            (f"{_CE}id", f"{self._role}-{log}-{record.offset}".encode()),
+            (f"{_CE}id", "-".join((self._role, *place)).encode()),
             (f"{_CE}source", self._source),
             (f"{_CE}type", self._type),
             (f"{_CE}subject", event_id.encode()),

@@ -11,6 +11,7 @@ services.py         the service's processes, each started again whenever it ends
 scene.py            what a fault acts upon: brokers, services, topics, groups
 faults.py           carries a plan out, and says of each fault whether it really struck
 service_faults.py   what is done to services
+false_time.c        what shifts a process's clock
 broker_faults.py    what is done to brokers and their disks
 topic_faults.py     what is done to topics, offsets and privileges
 signs.py            what services show of a fault

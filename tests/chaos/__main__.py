@@ -17,7 +17,7 @@ from rich.console import Console
 from tests.chaos.kinds import Fault
 from tests.chaos.plan import FULL, SMALL
 from tests.chaos.run import Run
-from tests.chaos.service_faults import library_of_false_time
+from tests.chaos.service_faults import c_compiler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,8 +68,8 @@ def _scale(arguments: argparse.Namespace, seed: int, console: Console) -> Scale:
     if arguments.small:
         return SMALL
     kinds = set(arguments.kinds or Fault)
-    if Fault.CLOCK in kinds and library_of_false_time() is None:
-        console.print(f"Left out: {Fault.CLOCK}. It needs libfaketime (on Debian: apt-get install faketime).")
+    if Fault.CLOCK in kinds and c_compiler() is None:
+        console.print(f"Left out: {Fault.CLOCK}. It needs a C compiler (on Debian: apt-get install gcc).")
         kinds.remove(Fault.CLOCK)
     if kinds == set(Fault) and arguments.count >= FULL.count:
         return FULL

@@ -44,6 +44,8 @@ _PROPERTIES = {
 }
 _IN_SYNC_TIMEOUT_S = 90.0
 _OUT_OF_SYNC_S = 30.0
+_MOST_TOLD = 5
+"""Replicas that are named where many are not in sync."""
 
 
 class Brokers:
@@ -68,8 +70,16 @@ class Brokers:
         }
 
     def await_in_sync(self) -> None:
-        """Wait until every partition, Kafka's own included, has all its replicas. Raises TimeoutError."""
-        wait_until(self._in_sync, "all replicas to be in sync", seconds=_IN_SYNC_TIMEOUT_S, pause=0.5)
+        """Wait until every partition, Kafka's own included, has all its replicas.
+
+        Raises TimeoutError, which says what is missing.
+        """
+        wait_until(
+            lambda: not self._missing(),
+            lambda: f"all replicas to be in sync: {self._missing()}",
+            seconds=_IN_SYNC_TIMEOUT_S,
+            pause=0.5,
+        )
 
     def kill(self, node_ids: Iterable[int], *, away_s: float) -> bool:
         """Kill brokers, start them again after a while; return whether they were gone and others serve."""
@@ -134,15 +144,21 @@ class Brokers:
     def _data(self, node_id: int) -> Path:
         return self._folder / f"broker-{node_id}" / "data"
 
-    def _in_sync(self) -> bool:
-        with suppress(KafkaException):
+    def _missing(self) -> str:
+        """Describe which brokers are away, or else which replicas are not in sync; empty where none is."""
+        try:
             metadata = self._admin.list_topics(timeout=5)
-            return len(metadata.brokers) == BROKERS and all(
-                set(partition.isrs) == set(partition.replicas)
-                for topic in metadata.topics.values()
-                for partition in topic.partitions.values()
-            )
-        return False
+        except KafkaException as error:
+            return str(error)
+        if away := set(range(BROKERS)) - metadata.brokers.keys():
+            return f"brokers {sorted(away)} are away"
+        behind = [
+            f"{topic.topic}[{number}] {partition.isrs} of {partition.replicas}"
+            for topic in metadata.topics.values()
+            for number, partition in topic.partitions.items()
+            if set(partition.isrs) != set(partition.replicas)
+        ]
+        return ", ".join(behind[:_MOST_TOLD])
 
     def _replicas(self) -> list[tuple[list[int], list[int]]]:
         """Return replicas and in-sync replicas of each partition; none while no broker answers."""

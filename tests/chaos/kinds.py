@@ -18,7 +18,7 @@ class Fault(StrEnum):
     STOP = "restart of a service by SIGTERM"
     FREEZE = "SIGSTOP beyond the session timeout"
     UNWRITABLE = "store not writable"
-    CLOCK = "a service's clock two hours ahead"
+    CLOCK = "a service's clock two hours ahead and behind"
     FLAPPING = "a member that joins and leaves the group"
 
     BROKER_KILL = "kill -9 of a broker"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.chaos.plan import Plan
     from tests.chaos.services import Exit
     from tests.chaos.verify import Finding
+    from tests.chaos.watch import Named
 
 POINT = "death at a fault point"
 _EXAMPLES = 5
@@ -41,8 +42,8 @@ class Report:
     findings: Sequence[Finding]
     seen: Mapping[str, Counter[str]]
     """What a read_committed reader from outside sees come out, by kind of input."""
-    named: Mapping[str, Counter[str]]
-    """In how many strikes of a kind /readyz named each condition meanwhile."""
+    named: Mapping[str, Named]
+    """What services showed of the strikes of each kind."""
     counts: Mapping[str, int]
     seconds: Mapping[str, float] = field(default_factory=dict)
     """How long each part of the run took."""
@@ -77,7 +78,7 @@ class Report:
             "seconds": self.seconds,
             "counts": self.counts,
             "seen": self.seen,
-            "named": self.named,
+            "named": {kind: each.document() for kind, each in self.named.items()},
             "faults": {
                 kind: {"planned": planned, "fired": self.fired()[kind]} for kind, planned in self.planned().items()
             },
@@ -93,7 +94,7 @@ class Report:
         protocols = ", ".join(f"{role}: {protocol}" for role, protocol in self.plan.protocols.items())
         console.print(f"\nSeed {self.seed}; group protocols {protocols}")
         console.print(
-            self._table("Faults", ("fault", "planned", "struck", "named by /readyz meanwhile"), self._fault_rows())
+            self._table("Faults", ("fault", "planned", "struck", "shown by", "after s", "unseen"), self._fault_rows())
         )
         console.print(
             self._table("What they caused, as the services logged it", ("event", *self.said), self._said_rows())
@@ -125,7 +126,7 @@ class Report:
                 for problem in finding.problems[:_EXAMPLES]:
                     console.print(f"  {problem}", markup=False, highlight=False)
 
-    def _fault_rows(self) -> list[tuple[str, int, int, str]]:
+    def _fault_rows(self) -> list[tuple[Any, ...]]:
         fired = self.fired()
         order = [*Fault, POINT]
         rows = [
@@ -133,14 +134,20 @@ class Report:
                 kind,
                 planned,
                 fired[kind],
-                ", ".join(
-                    f"{name} {count}" for name, count in self.named.get(kind, Counter()).most_common(_MOST_NAMED)
-                ),
+                *self._shown(kind),
             )
             for kind, planned in sorted(self.planned().items(), key=lambda row: order.index(row[0]))
             if planned
         ]
-        return [*rows, ("all", len(self.plan.steps), sum(strike.fired for strike in self.strikes), "")]
+        return [*rows, ("all", len(self.plan.steps), sum(strike.fired for strike in self.strikes), "", "", "")]
+
+    def _shown(self, kind: str) -> tuple[str, str, str]:
+        """Return what showed of a kind in most of its strikes, after how long at most, and of how many nothing did."""
+        named = self.named.get(kind)
+        if named is None:
+            return "", "", ""
+        names = ", ".join(f"{name} {count}" for name, count in named.names.most_common(_MOST_NAMED))
+        return names, f"{max(named.after_s):.0f}" if named.after_s else "", str(named.unseen or "")
 
     def _said_rows(self) -> list[tuple[Any, ...]]:
         events = sorted({event for counter in self.said.values() for event in counter})

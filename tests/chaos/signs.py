@@ -27,7 +27,7 @@ class Signs:
             metrics = instance.metrics()
             if metrics is None:
                 continue
-            found = _counters(metrics)
+            found = counters(metrics)
             last = self._last.get(instance.name)
             if last is not None:
                 # A counter that is lower than before is that of another process.
@@ -48,11 +48,16 @@ class Signs:
         return ", ".join(f"{name} ({count})" for name, count in sorted(self._seen.items()) if count)
 
 
-def _counters(metrics: Scrape) -> dict[str, float]:
+def counters(metrics: Scrape) -> dict[str, float]:
+    """Return the counters of what goes wrong, by the words of the report; some are of several metrics or labels."""
     found: dict[str, float] = defaultdict(float)
     for labels, value in metrics.series("streamer_transactions_total").items():
         outcome = dict(labels)["outcome"]
         if outcome != "committed":
             found[f"transactions {outcome}"] += value
-    found["dead letters too_large"] += metrics.total("streamer_events_dead_lettered_total", reason="too_large")
+    for reason in ("too_large", "unreadable"):
+        found[f"dead letters {reason}"] += metrics.total("streamer_events_dead_lettered_total", reason=reason)
+    found["log resets"] += metrics.total("streamer_log_resets_total")
+    found["records lost to retention"] += metrics.total("streamer_retention_lost_offsets_total")
+    found["retries of the store"] += metrics.total("streamer_retries_total", stage="store")
     return found

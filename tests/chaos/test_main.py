@@ -53,7 +53,7 @@ def test_with_hours_new_seeds_follow_until_the_time_is_over(monkeypatch: pytest.
     assert [*runs.scales] == [5, 6, 7]
 
 
-def test_the_first_difference_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repeated_run_ends_at_the_first_violation(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = Runs(monkeypatch, fails=6)
     assert called(monkeypatch, "--seed", "5", "--hours", "1") == 1
     assert [*runs.scales] == [5, 6]
@@ -61,7 +61,7 @@ def test_the_first_difference_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_count_and_kinds_choose_the_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = Runs(monkeypatch)
-    monkeypatch.setattr(program, "library_of_false_time", lambda: "a path")
+    monkeypatch.setattr(program, "c_compiler", lambda: "a path")
     called(monkeypatch, "--seed", "1")
     called(monkeypatch, "--seed", "2", "--small")
     called(monkeypatch, "--seed", "3", "--count", "6", "--kinds", "kill, truncated")
@@ -76,10 +76,10 @@ def test_a_kind_that_cannot_be_done_here_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = Runs(monkeypatch)
-    monkeypatch.setattr(program, "library_of_false_time", lambda: None)
+    monkeypatch.setattr(program, "c_compiler", lambda: None)
     assert called(monkeypatch) == 0
     assert all(not faults.get(Fault.CLOCK) for faults in runs.scales[1].faults.values())
-    assert "apt-get install faketime" in capsys.readouterr().out
+    assert "apt-get install gcc" in capsys.readouterr().out
 
 
 def test_an_unknown_kind_is_refused_with_the_kinds_that_there_are(

@@ -9,6 +9,7 @@ leaves a partition unread. What a consumer is handed it asks for when it is poll
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -160,8 +161,9 @@ class Client:
             if fault.applied:
                 fault.effect()
             return answer
-        if fault.applied:
-            action()
+        if fault.applied and not self.cluster.down:
+            with suppress(RefusedError):  # the broker's answer does not reach the client
+                action()
         if isinstance(fault.effect, CrashError):
             self._process.crash()
         if isinstance(fault.effect, BaseException):

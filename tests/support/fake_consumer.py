@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 
 _JOIN_AGAIN_S = 0.5
 """How long a member that was refused, or expelled, waits before it asks again."""
+
+
+class GroupMetadata(bytes):
+    """What the client serializes of its membership; its parts, for the fakes."""
+
+    group: str
+    member: str
+    epoch: int
+
+    def __new__(cls, group: str, member: str, epoch: int) -> Self:
+        generation = epoch.to_bytes(4, sys.byteorder, signed=True)
+        made = super().__new__(cls, b"CGMDv2:" + generation + f"{group}\0{member}\0".encode())
+        made.group, made.member, made.epoch = group, member, epoch
+        return made
 
 
 class FakeConsumer(Client):
@@ -45,7 +59,9 @@ class FakeConsumer(Client):
         self._at_end: dict[Place, int] = {}
         self._epochs: dict[Place, int] = {}
         """The leader's epoch of what precedes each position, where it is known: whether that is still there is checked
-        when the leader is another one (KIP-320)."""
+        when the leader is another one, and at a seek, but not at the start (KIP-320 as librdkafka 2.16 has it)."""
+        self._leaders: dict[Place, int] = {}
+        """The epoch of each partition's leader when that was checked last, or at the start."""
 
     def _use(self) -> None:
         self._live()
@@ -58,11 +74,9 @@ class FakeConsumer(Client):
         self._use()
         self._topics, self._listeners = topics, listeners
 
-    def consumer_group_metadata(self) -> SimpleNamespace:
+    def consumer_group_metadata(self) -> GroupMetadata:
         member = self.member
-        return SimpleNamespace(
-            group=self.group, member=member.name if member else "", epoch=member.epoch if member else -1
-        )
+        return GroupMetadata(self.group, member.name if member else "", member.epoch if member else -1)
 
     def expel(self) -> None:
         """Be taken out of the group, as by a session timeout; the client learns of it when it polls."""
@@ -81,6 +95,7 @@ class FakeConsumer(Client):
             self._unstarted.discard(place)
             self._at_end.pop(place, None)
             self._epochs.pop(place, None)
+            self._leaders.pop(place, None)
             if self.member is not None:
                 self.member.owned.discard(place)
 
@@ -182,6 +197,7 @@ class FakeConsumer(Client):
         for place in places:
             committed = known.get(place)
             self._at_end.pop(place, None)
+            self._leaders[place] = self.cluster.log(*place).leader_epoch
             if committed is None:
                 self.positions[place] = self._reset(place)
                 continue
@@ -198,7 +214,8 @@ class FakeConsumer(Client):
         if place[0] not in self.cluster.topics or self.owned.get(place, self._topic_id(place)) != self._topic_id(place):
             return None
         log = self.cluster.log(*place)
-        if self._is_outside(log, place):
+        self._validate(log, place)
+        if not log.start <= self.positions[place] <= log.end:
             self.positions[place] = self._reset(place)
             self._epochs.pop(place, None)
         position = self.positions[place]
@@ -213,11 +230,12 @@ class FakeConsumer(Client):
         self._at_end[place] = end
         return FakeMessage(*place, fault=KafkaError(KafkaError._PARTITION_EOF), offset=end)
 
-    def _is_outside(self, log: Log, place: Place) -> bool:
-        position, epoch = self.positions[place], self._epochs.get(place)
-        if epoch is not None and epoch != log.leader_epoch and position > log.end_of_epoch(epoch):
-            return True
-        return not log.start <= position <= log.end
+    def _validate(self, log: Log, place: Place) -> None:
+        """Where the leader is another one than it was, go back to where the records end that were read."""
+        epoch, leader = self._epochs.get(place), self._leaders.get(place)
+        self._leaders[place] = log.leader_epoch
+        if epoch is not None and leader != log.leader_epoch:
+            self.positions[place] = min(self.positions[place], log.end_of_epoch(epoch))
 
     # -- what an application asks for ----------------------------------------------------------------------
 
@@ -247,6 +265,9 @@ class FakeConsumer(Client):
         logical = {OFFSET_BEGINNING: log.start, OFFSET_END: log.stable_end}
         self.positions[place] = logical.get(partition.offset, partition.offset)
         self._epochs.pop(place, None)
+        if partition.leader_epoch is not None and partition.leader_epoch >= 0:
+            self._epochs[place] = partition.leader_epoch
+        self._leaders.pop(place, None)
         self._at_end.pop(place, None)
 
     def assign(self, partitions: list[TopicPartition]) -> None:

@@ -21,13 +21,13 @@ from streamer.health import Health
 from streamer.kafka import loop as loop_module
 from streamer.kafka import pipeline, records
 from streamer.kafka.client import config
-from streamer.kafka.commit import committer, transactions
+from streamer.kafka.commit import committer, sizing, transactions
 from streamer.kafka.commit.transactions import HungError
-from streamer.kafka.inflight.offsets import Progress, read_commit
+from streamer.kafka.inflight.offsets import Commit, Origin, Progress, read_commit
 from streamer.kafka.loop import Loop
 from streamer.kafka.pipeline import Stop
 from streamer.kafka.records import Output
-from streamer.kafka.watch import lag, monitor, surplus, topics
+from streamer.kafka.watch import lag, monitor, retention, surplus, topics
 from streamer.metrics import Metrics
 from streamer.settings import load
 from streamer.topology import RERANK
@@ -61,9 +61,8 @@ class FakeKafka:
         self.faults: list[Fault] = []
         self.calls: list[tuple[str, str]] = []
         """Each request that a client made: its client.id and the call's name."""
-        self.described: dict[str, tuple[int, int]] = {}
-        """A group's description: how many partitions each member has, and will have, by its client.id."""
-        self.group_state = ConsumerGroupState.STABLE
+        self.group_states: dict[str, ConsumerGroupState] = {}
+        """What admin clients are told of groups, by their names."""
         self.held: list[Callable[[], None]] | None = None
         """Where it is a list, admin clients get no answers but have them put there, to be given by calling them."""
 
@@ -99,18 +98,6 @@ class FakeKafka:
             if fault.strikes(point, self.process.name):
                 self.process.crash()
                 raise CrashError
-
-    def describe_group(self, _group: str) -> SimpleNamespace:
-        """Return what an admin client is told of the group."""
-        members = [
-            SimpleNamespace(
-                client_id=client_id,
-                assignment=SimpleNamespace(topic_partitions=[object()] * has),
-                target_assignment=SimpleNamespace(topic_partitions=[object()] * gets),
-            )
-            for client_id, (has, gets) in self.described.items()
-        ]
-        return SimpleNamespace(state=self.group_state, members=members)
 
     def bury(self, process: Process) -> None:
         """Let the group notice that a process is gone, as by a session timeout."""
@@ -150,12 +137,16 @@ class FakeKafka:
         return [entry.key or b"" for entry in self.cluster.read(topic)]
 
     def progress(self, partition: int = 0, *, group: str = GROUP, topic: str = INPUT) -> Progress | None:
+        """Return how far the group has come in a partition, by what it has committed."""
+        return self.committed(partition, group=group, topic=topic).progress
+
+    def committed(self, partition: int = 0, *, group: str = GROUP, topic: str = INPUT) -> Commit:
         """Return what the group has committed of a partition."""
         found = self.cluster.group(group).committed.get((topic, partition))
         if found is None:
-            return None
+            return Commit(None, Origin.NONE)
         log = f"{self.cluster.topics[topic].topic_id}-{partition}"
-        return read_commit(TopicPartition(topic, partition, found.offset, metadata=found.metadata), log).progress
+        return read_commit(TopicPartition(topic, partition, found.offset, metadata=found.metadata), log)
 
     def assert_exactly_once(self) -> None:
         """Each readable record of the input has one output, and the group is at the end of each partition."""
@@ -193,11 +184,13 @@ def fake_kafka(partitions: int = 1) -> Iterator[FakeKafka]:
         for module in (
             loop_module,
             committer,
+            sizing,
             pipeline,
             transactions,
             lag,
             monitor,
             surplus,
+            retention,
             topics,
             records,
             health_module,
@@ -383,6 +376,11 @@ class Instance:
             if any(progress is None or not progress.includes(entry.offset) for entry in log.readable()):
                 return False
         return True
+
+    def tell_leaders(self) -> None:
+        """Let the statistics come, which the fakes do not have: they name the epoch of each partition's leader."""
+        for partition in self.loop._assignment:
+            partition.saw_leader(self.fake.cluster.log(INPUT, partition.partition).leader_epoch)
 
     @property
     def consumer(self) -> FakeConsumer:

@@ -100,7 +100,7 @@ def test_every_kubernetes_object_is_valid_by_its_schema(folder: Path) -> None:
     ]  # fmt: skip
 
 
-def test_the_validation_refuses_what_is_wrong() -> None:
+def test_the_schema_validation_refuses_wrong_kubernetes_objects() -> None:
     [scaled, *_] = [each for each in objects(BASE) if each["kind"] == "ScaledObject"]
     [budget, *_] = [each for each in objects(BASE) if each["kind"] == "PodDisruptionBudget"]
     scaled["spec"]["minReplicas"] = 1

@@ -110,7 +110,7 @@ def test_a_key_must_be_the_events_id_where_there_is_one() -> None:
     assert JSON.decode(QueryResults, query(), None).query_id == "q1"
 
 
-def test_the_most_that_is_allowed_passes() -> None:
+def test_an_event_at_all_size_limits_is_decoded() -> None:
     results = [{"clip_id": f"{i:05}", "score": -i} for i in range(MAX_RESULTS)]
     event = JSON.decode(QueryResults, query(query="x" * MAX_QUERY_CHARS, query_id="é" * 256, results=results))
     assert len(event.results) == MAX_RESULTS

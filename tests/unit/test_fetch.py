@@ -344,3 +344,26 @@ def test_a_clip_error_survives_the_way_between_processes() -> None:
     sent = pickle.dumps(ClipError(Reason.FETCH_FAILED, "http 503", Retry.FOR_A_WHILE))
     error = pickle.loads(sent)  # noqa: S301 - made in the line above
     assert (error.reason, error.detail, error.retry) == (Reason.FETCH_FAILED, "http 503", Retry.FOR_A_WHILE)
+
+
+@pytest.mark.parametrize(
+    ("folder", "broad"),
+    [
+        ("/", True),
+        ("/root", True),
+        ("HOME", True),
+        ("HOME/..", True),
+        ("HOME/clips", False),
+        ("HOME/link-to-home", True),
+        ("/srv/clips", False),
+    ],
+)
+def test_folders_with_private_files_in_them_are_named(
+    folder: str, broad: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "link-to-home").symlink_to(home)
+    monkeypatch.setenv("HOME", str(home))
+    path = folder.replace("HOME", str(home))
+    assert fetcher(f"file:{path}", "https://cdn.example.com/").broad_folders() == [Path(path)] * broad

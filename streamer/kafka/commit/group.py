@@ -7,6 +7,7 @@ classic protocol and cooperative assignment. During a migration a group may have
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import structlog
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_SERIALIZATIONS = (b"CGMDv2",)
+"""Those of a consumer group's metadata in which the generation is known to come first."""
+
 
 class GroupMembership:
     """Owns the consumer, and replaces it where the brokers do not support its protocol."""
@@ -46,6 +50,17 @@ class GroupMembership:
     def protocol(self) -> str:
         """The group protocol in use: consumer or classic."""
         return self._protocols[0]
+
+    @property
+    def generation(self) -> int:
+        """The group's generation in which the coordinator counts this consumer as a member; 0 or less: it does not.
+
+        The client only tells it within the metadata that goes with a transaction's offsets: it follows the mark of the
+        serialization's version, as an integer of four bytes in this machine's order.
+        """
+        metadata: bytes = self.consumer.consumer_group_metadata()
+        mark, _, rest = metadata.partition(b":")
+        return int.from_bytes(rest[:4], sys.byteorder, signed=True) if mark in _SERIALIZATIONS else 0
 
     def join(self, *, on_assign: Rebalanced, on_revoke: Rebalanced, on_lost: Rebalanced) -> None:
         """Subscribe; the listeners are called from the thread that polls."""

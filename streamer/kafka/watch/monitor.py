@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import orjson
 import structlog
 from confluent_kafka import KafkaError
 
 from streamer.events import Reason
+from streamer.kafka.records import Retimed
 from streamer.kafka.watch.lag import LagWatch
 from streamer.kafka.watch.surplus import SurplusWatch
 
@@ -39,8 +40,12 @@ class Monitor:
         metrics: Metrics,
         health: Health,
         on_partitions: Callable[[Mapping[str, Any]], None],
+        generation: Callable[[], int],
     ) -> None:
-        """``on_partitions`` is given the statistics of the input topic's partitions, by their numbers as texts."""
+        """``on_partitions`` is given the statistics of the input topic's partitions, by their numbers as texts.
+
+        ``generation`` returns that of this member of the group, 0 or less where it is none.
+        """
         self._on_partitions = on_partitions
         self._servers = settings.bootstrap_servers
         self._assignment = assignment
@@ -48,13 +53,14 @@ class Monitor:
         self._metrics = metrics
         self._health = health
         self._lag = LagWatch(settings, assignment, service=service, metrics=metrics)
-        self._surplus = SurplusWatch(settings, service, health)
+        self._surplus = SurplusWatch(settings, service, health, generation)
         self._quiet_until: dict[int, float] = {}
         # Counters are exposed at 0 from the start, so that their first increment is seen as an increase.
         metrics.consumed.labels(self._topic)
         metrics.produced.labels(settings.topic(service.output))
         metrics.retention_lost.labels(self._topic)
-        metrics.retimed.labels(settings.topic(service.output))
+        for why in get_args(Retimed):
+            metrics.retimed.labels(settings.topic(service.output), why)
         for reason in Reason:
             metrics.dead_lettered.labels(self._topic, reason)
         for kind in ("assigned", "revoked", "lost"):

@@ -2,7 +2,13 @@
 
 Such an instance is ready: it takes over as soon as another one leaves. Were it not, a rollout that adds instances
 before it removes others would wait for ever. The client does not say when it has joined: with the newer protocol it
-calls no listener where it is assigned nothing, and its statistics look as before it joined. So the group is described.
+calls no listener where it is assigned nothing, and its statistics look as before it joined. So this needs two answers:
+the client's generation, which says that the coordinator counts it as a member, and the group's state, by the list of
+groups.
+
+The group is not described. An AdminClient that asks a group's coordinator (to describe groups, or to list, set or
+delete their offsets) aborts the process if its connection fails at that moment (librdkafka 2.16, its issue 4605). The
+list of groups is asked of all brokers alike, and takes another path.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from confluent_kafka.admin import AdminClient
 from streamer.kafka.client import config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Future
 
     from streamer.health import Health
@@ -32,17 +39,22 @@ _TIMEOUT_S = 5.0
 class SurplusWatch:
     """Reports an instance without partitions as ready once its group is stable; never waits."""
 
-    def __init__(self, settings: ServiceSettings, service: Service, health: Health) -> None:
+    def __init__(
+        self, settings: ServiceSettings, service: Service, health: Health, generation: Callable[[], int]
+    ) -> None:
+        """Take what to ask; ``generation`` returns that of this member of the group, 0 or less where it is none."""
         self._settings = settings
         self._group = settings.group(service.group)
-        self._client_id = config.client_id(settings, service)
         self._health = health
+        self._generation = generation
         self._admin: AdminClient | None = None
         self._asked: Future[Any] | None = None
+        self._asked_in = 0
+        """The generation in which the group's state was requested."""
         self._next = time.monotonic() + _ASK_EVERY_S
 
     def tick(self, *, assigned: int) -> None:
-        """Describe the group now and then while this instance has no partitions and is not ready for that reason."""
+        """Look at the group now and then while this instance has no partitions and is not ready for that reason."""
         if assigned or self._health.is_ready("assignment"):
             self.close()
             self._next = time.monotonic() + _ASK_EVERY_S
@@ -52,30 +64,24 @@ class SurplusWatch:
                 self._asked = None
         elif time.monotonic() >= self._next:
             self._next = time.monotonic() + _ASK_EVERY_S
-            self._admin = self._admin or config.make_client(AdminClient, config.common(self._settings))
-            groups = self._admin.describe_consumer_groups([self._group], request_timeout=_TIMEOUT_S)
-            self._asked = groups[self._group]
+            self._asked_in = self._generation()
+            if self._asked_in > 0:
+                self._admin = self._admin or config.make_client(AdminClient, config.common(self._settings))
+                self._asked = self._admin.list_consumer_groups(
+                    states={ConsumerGroupState.STABLE}, request_timeout=_TIMEOUT_S
+                )
 
     def _take(self, asked: Future[Any]) -> None:
         try:
-            group = asked.result()
+            stable = {each.group_id for each in asked.result().valid}
         except KafkaException:
             return  # the consumer meets the same fault, and reports it
-        ours = [member for member in group.members if member.client_id == self._client_id]
-        if group.state != ConsumerGroupState.STABLE or not ours or any(_partitions(member) for member in ours):
-            return
-        others = sum(_partitions(member) for member in group.members)
-        if others:
-            log.info("surplus instance, no partition is left for it", group=self._group, members=len(group.members))
+        # A state that was requested before this member joined, or joined again, says nothing of what it will get.
+        if self._group in stable and self._generation() == self._asked_in:
+            log.info("surplus instance, no partition is left for it", group=self._group)
             self._health.ready("assignment")
             self._health.ready("broker")
 
     def close(self) -> None:
         """Close the connection."""
         self._admin = self._asked = None
-
-
-def _partitions(member: Any) -> int:
-    """Count the partitions that a member has, or that it will be given."""
-    target = member.target_assignment
-    return len(member.assignment.topic_partitions) + (len(target.topic_partitions) if target else 0)

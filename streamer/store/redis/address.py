@@ -41,7 +41,6 @@ _SCHEMES = {
     "redis": (False, False), "rediss": (False, True), "redis+cluster": (True, False), "rediss+cluster": (True, True),
 }  # fmt: skip
 """For each scheme whether it means a cluster, and whether TLS."""
-SCHEMES: Final = frozenset(_SCHEMES)
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _FORMAT_NAME = "clip embeddings 2 buckets "
 _FORMAT = re.compile(_FORMAT_NAME + r"([0-9]{1,9})(?: salt ([0-9a-f]{16}))?")

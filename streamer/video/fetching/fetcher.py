@@ -38,7 +38,7 @@ from streamer.events import Reason
 from streamer.video.errors import ClipError, Lack, MachineError, Retry, machine_error, missing_descriptors
 from streamer.video.fetching.download import Sink, failed
 from streamer.video.fetching.downloads import UNLIMITED, Budget, Claim, Folder, NoRoomError
-from streamer.video.fetching.local import opened, path_of
+from streamer.video.fetching.local import is_broad, opened, path_of
 from streamer.video.fetching.network import Networks
 from streamer.video.fetching.object_stores import GcsObjects, S3Objects
 from streamer.video.fetching.uris import Prefixes, StoredObject, origin_of, parse
@@ -92,6 +92,10 @@ class Fetcher:
             except ImportError:
                 raise ValueError("gs: prefixes need the extra 'gs': pip install 'cliprerank-streamer[gs]'") from None
 
+    def broad_folders(self) -> list[Path]:
+        """Return the allowed folders in which files lie that no upload should name."""
+        return [folder for folder in self._prefixes.folders if is_broad(folder)]
+
     def origin(self, uri: str) -> str:
         """Return where ``uri`` is fetched from, the same for every spelling of it; nothing is accessed.
 
@@ -107,7 +111,7 @@ class Fetcher:
 
         For ``file:`` this is the file itself, which must not be written. Raises :class:`ClipError`: URI_REFUSED,
         NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED; :class:`MachineError` if this machine has no room for the file, or
-        no descriptor or thread to fetch it with.
+        no descriptor or thread for fetching it.
         """
         source = self._parsed(uri)
         with contextlib.ExitStack() as place:
@@ -179,9 +183,9 @@ class Fetcher:
 
 
 def _lack(error: Exception) -> MachineError | None:
-    """Tell whether a failure lies in what this machine lacks; a verdict on the source itself stands."""
+    """Return the shortage of this machine that caused a failure; None if the failure is the source's own."""
     if isinstance(error, MachineError):
-        # Of the temporary file; which of the lacks it is, what caused it knows better.
+        # It was raised for the temporary file as a lack of disk space; its cause tells which resource it really was.
         return machine_error(error.__cause__ or error) or error
     if isinstance(error, ClipError) and error.retry is not Retry.FOR_A_WHILE:
         return None
@@ -193,9 +197,10 @@ def _lack(error: Exception) -> MachineError | None:
 
 
 def retries(seconds: float, before: Callable[[], None]) -> tenacity.Retrying:
-    """Make the attempts at one clip: those worth another one with backoff, where it is its source for ``seconds``.
+    """Return the retry policy for one clip, with exponential backoff.
 
-    ``before`` is called before each repetition. Raises the last attempt's :class:`ClipError`.
+    An error of the source is retried for ``seconds``, an error that may be temporary once, any other not at all.
+    ``before`` is called before each retry. The last attempt's :class:`ClipError` is raised.
     """
     out_of_time = tenacity.stop_before_delay(seconds)
     return tenacity.Retrying(
@@ -218,7 +223,7 @@ def _is_worth_another_attempt(state: tenacity.RetryCallState) -> bool:
 
 
 CONDITION: Final = "machine"
-
+"""The name of the readiness condition."""
 
 _LONGEST_PAUSE_S: Final = 5.0
 

@@ -6,9 +6,9 @@ addresses allowed by :mod:`streamer.video.fetching.network`. The environment (pr
 is kept from one source to the next: no cookies, and no connections, on which a server could send a response to a later
 request in advance.
 
-The body is not decoded. A server that compresses it although it was asked not to is refused, because a compressed body
-could decompress without bound. A dropped transfer is resumed if the server can confirm that the source is unchanged
-(RFC 9110, If-Range): by a strong ETag, or a Last-Modified that was a minute old at the time.
+The body is not decoded. A response that is compressed although no compression was requested is refused, because a
+compressed body could decompress without bound. A dropped transfer is resumed if the server can confirm that the source
+is unchanged (RFC 9110, If-Range): by a strong ETag, or a Last-Modified that was a minute old at the time.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class _Transfer:
                 raise failed(f"http {status} is not a response with a body", Retry.NEVER)
         coding = headers.get("Content-Encoding", "").strip().lower()
         if coding in _COMPRESSED:
-            raise failed(f"the body is compressed ({coding})although no compression was requested", Retry.NEVER)
+            raise failed(f"the body is compressed ({coding}) although no compression was requested", Retry.NEVER)
         self._sink.announce(response.content_length or 0)
         self.version = _version(headers)
 

@@ -35,7 +35,7 @@ def test_an_unknown_name_is_refused_with_close_ones() -> None:
     assert "ViT-B-32" in message
 
 
-def test_a_name_like_no_other_is_refused() -> None:
+def test_a_model_name_without_close_matches_is_refused() -> None:
     assert refusal("%%%%", "openai").startswith("unknown model '%%%%'; open_clip.list_models()")
 
 

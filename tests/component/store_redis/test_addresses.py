@@ -165,7 +165,7 @@ def test_what_is_no_store_of_ours_is_refused(valkey: Server) -> None:
         opened(f"{valkey.url}?name=foreign")
 
 
-def test_who_only_reads_creates_nothing(valkey: Server) -> None:
+def test_a_read_only_store_creates_nothing(valkey: Server) -> None:
     url = f"{valkey.url}?name=absent"
     reader = opened(url, read_only=True)
     assert versions(reader, ["c"]) == [None]

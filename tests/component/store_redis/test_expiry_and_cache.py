@@ -53,7 +53,7 @@ def test_a_record_is_transferred_again_only_where_it_has_changed(valkey_cluster:
     assert versions(uncached, IDS) == versions(reader, IDS)
 
 
-def test_a_record_that_heals_under_the_same_checksum_is_seen(valkey: Server) -> None:
+def test_a_record_that_is_repaired_with_the_same_checksum_is_noticed(valkey: Server) -> None:
     url = f"{valkey.url}?name=healing"
     store = opened(url)
     store.put([clip("c")])

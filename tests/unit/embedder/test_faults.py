@@ -223,13 +223,13 @@ class Recovering:
 def test_an_unreachable_store_is_waited_for_and_no_upload_is_dead_lettered(
     tmp_path: Path, store: Store, red: Path
 ) -> None:
-    away = Recovering(store)
-    harness = Harness(tmp_path, away)
+    recovering = Recovering(store)
+    harness = Harness(tmp_path, recovering)
     work = harness.upload("c1", red)
     harness.embedder.submit([work])
     wait_until(lambda: "store: disk full" in harness.health.readiness_problems())
     assert work.outputs is None
-    away.writable.set()
+    recovering.writable.set()
     assert harness.done.acquire(timeout=20)
     assert work.outputs is not None
     assert work.outputs[0].topic == "clips.embedded"
@@ -237,11 +237,11 @@ def test_an_unreachable_store_is_waited_for_and_no_upload_is_dead_lettered(
     assert dominant(store, "c1") == 0
 
 
-def test_what_turns_stale_while_the_store_is_unreachable_is_not_written_and_blocks_nothing(
+def test_revoked_records_are_not_written_after_the_store_recovers_and_block_nothing(
     tmp_path: Path, store: Store, red: Path, blue: Path
 ) -> None:
-    away = Recovering(store)
-    harness = Harness(tmp_path, away)
+    recovering = Recovering(store)
+    harness = Harness(tmp_path, recovering)
     works = [harness.upload("c1", red), harness.work("c2", None), harness.upload("c1", blue, seconds=1)]
     harness.embedder.submit(works)
     wait_until(lambda: "store: disk full" in harness.health.readiness_problems())
@@ -252,7 +252,7 @@ def test_what_turns_stale_while_the_store_is_unreachable_is_not_written_and_bloc
     assert [work.outputs for work in works] == [[], [], []]
     # Nothing was written, so nothing is known of the store.
     assert "store: disk full" in harness.health.readiness_problems()
-    away.writable.set()
+    recovering.writable.set()
     harness.run(harness.upload("c3", red))
     assert harness.health.readiness_problems() == ["start: starting"]
     assert store.stats().models == {"colour": 1}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from streamer.kafka import FatalError
-from streamer.kafka.inflight.offsets import Progress
+from streamer.kafka.inflight.offsets import Origin, Progress
 from tests.support.fake_kafka import GROUP, INPUT, Instance, nothing_happens, until
 from tests.unit.kafka.test_histories import PARTITIONS, Histories
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.support.fake_cluster import Committed
 
 _FEW = "QUICK" in os.environ
+_EXPLORES = "EXPLORE" in os.environ
 _MOST_STARTS = 10
 
 
@@ -76,18 +77,13 @@ class DisturbedHistories(Histories):
         for number, log in enumerate(self.fake.cluster.topics[INPUT].logs):
             self.places.update({each.key: number for each in log.entries if not each.is_marker})
 
-    def _tell_epochs(self) -> None:
-        """Let the clients' statistics come, which the fakes do not have."""
-        for instance in self.running.values():
-            for partition in instance.loop._assignment:
-                partition.saw_leader(self.fake.cluster.log(INPUT, partition.partition).leader_epoch)
-
     # -- what happens --------------------------------------------------------------------------------------------
 
     @rule(partition=st.integers(0, PARTITIONS - 1), share=st.sampled_from([0.0, 0.3, 0.7]), count=st.integers(0, 8))
     def truncate(self, partition: int, share: float, count: int) -> None:
         """Lose the end of a log, and go on writing to it."""
-        self._tell_epochs()
+        for instance in self.running.values():
+            instance.tell_leaders()
         if not self._names_its_epoch(partition):
             return  # where that log is filled again before anybody reads it, nothing tells it from the old one
         self._note_places()
@@ -110,7 +106,8 @@ class DisturbedHistories(Histories):
         self._note_places()
         self.disturbed |= set(range(PARTITIONS))
         committed = self.fake.cluster.group(GROUP).committed
-        ours = {place: each for place, each in committed.items() if self.fake.progress(place[1]) and each.metadata}
+        # One that a tool has copied beside another offset is not distinguishable from one that was translated.
+        ours = {place: each for place, each in committed.items() if self.fake.committed(place[1]).origin is Origin.OWN}
         self.late |= {number: ours[INPUT, number] for number in range(PARTITIONS) if (INPUT, number) in ours}
         self.fake.cluster.recreate_topic(INPUT)
         if count:
@@ -156,6 +153,8 @@ class DisturbedHistories(Histories):
         self.disturbed.add(partition)
         self.fake.cluster.commit(GROUP, (INPUT, partition), self.fake.cluster.log(INPUT, partition).end + beyond)
         self.fake.faults.clear()
+        for name in list(self.running):  # one that knows the topic by an older id ends before it looks
+            self._kill(name)
         self.start("one", 1, hold=False)
         if "one" in self.running:
             self._do("one", lambda: self.running["one"].turn(60))
@@ -167,6 +166,6 @@ class DisturbedHistories(Histories):
 
 
 DisturbedHistories.TestCase.settings = settings(
-    max_examples=20 if _FEW else 20_000 if "EXPLORE" in os.environ else 440, stateful_step_count=40
+    max_examples=20 if _FEW else 20_000 if _EXPLORES else 440, stateful_step_count=60 if _EXPLORES else 40
 )
 test_any_disturbed_history_skips_nothing = DisturbedHistories.TestCase
