@@ -29,13 +29,14 @@ from redis.cluster import RedisCluster
 from bench.report import print_figures, spread
 from streamer.store import Clip, Position, StoreOptions, open_store, record_format
 from streamer.store.read_batch import Records
-from streamer.store.redis.address import DEFAULT_BUCKETS, Buckets
+from streamer.store.redis.address import DEFAULT_BUCKETS, Address, buckets_of
 from tests.support.redis_servers import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from streamer.store import Store
+    from streamer.store.redis.address import Buckets
 
 NAME = "store_cluster"
 MODEL = "model"
@@ -73,9 +74,9 @@ def through(store: Store) -> Callable[[Sequence[str]], None]:
     return read
 
 
-def by_hand(name: str, client: Any) -> dict[str, Callable[[Sequence[str]], None]]:
-    """Return the methods that use only redis-py, on the keys of the store ``name``."""
-    buckets, prefix = Buckets(name, DEFAULT_BUCKETS), record_format.model_prefix(MODEL)
+def by_hand(buckets: Buckets, client: Any) -> dict[str, Callable[[Sequence[str]], None]]:
+    """Return the methods that use only redis-py, on the keys of a store."""
+    prefix = record_format.model_prefix(MODEL)
 
     def joined(ids: Sequence[str], values: Sequence[Any]) -> None:
         found = {clip_id.encode(): memoryview(value) for clip_id, value in zip(ids, values, strict=True)}
@@ -122,7 +123,7 @@ def measure(quick: bool) -> dict[str, Any]:
         url = urls[f"buckets_{DEFAULT_BUCKETS}"]
         ways["cached"] = through(_open(url, StoreOptions(timeout_s=30)))
         client = stack.enter_context(RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port))
-        ways |= by_hand(f"b{DEFAULT_BUCKETS}", client)
+        ways |= by_hand(buckets_of(client.get(f"b{DEFAULT_BUCKETS}"), Address.parse(url)), client)
         return _contest(ways, ids, rounds)
 
 
