@@ -23,10 +23,9 @@ import torch
 from open_clip.factory import load_state_dict, parse_model_name
 from PIL import Image
 
-from streamer.encoders.bpe import BoundedTokenizer
 from streamer.encoders.model_config import require_allowed
 from streamer.encoders.protocol import SIDES, EncoderError
-from streamer.encoders.towers import ImageTower, TextTower, can_pack_side
+from streamer.encoders.towers import BoundedTokenizer, ImageTower, TextTower, can_pack_side
 from streamer.encoders.tuning import (
     Arithmetic,
     Choice,

@@ -23,6 +23,7 @@ from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.commit.outcomes import FencedError, RestartError
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.inflight.partitions import Assignment
+from streamer.kafka.outputs import retime
 from streamer.kafka.pipeline import FatalError
 from streamer.kafka.records import InFlightRecord, record_of, redriven_for
 from streamer.kafka.watch.monitor import Monitor
@@ -124,8 +125,12 @@ class Loop:
             metrics=metrics,
             health=health,
             topic_refused=self._topics.invalidate,
-            retime=self._topics.retention.retime,
+            retime=self._retime,
         )
+
+    def _retime(self, in_flight: InFlightRecord) -> None:
+        if retime(in_flight, self._topics.retention.kept):
+            self._topics.retention.tell(in_flight)
 
     def _on_client_error(self, error: KafkaError) -> None:
         if refused(error) is Resource.TOPIC:

@@ -11,8 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streamer.encoders import bpe
-from streamer.encoders.bpe import BoundedTokenizer
+from streamer.encoders.towers import BoundedTokenizer
 from streamer.events import MAX_QUERY_CHARS
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def ours(theirs: open_clip.SimpleTokenizer) -> BoundedTokenizer:
 @pytest.fixture
 def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let words be long that open_clip's own tokenizer can encode a thousand of."""
-    monkeypatch.setattr(bpe, "_WINDOW", 40)
+    monkeypatch.setattr(towers, "_WINDOW", 40)
 
 
 def same(ours: BoundedTokenizer, theirs: open_clip.SimpleTokenizer, text: str, context: int = 77) -> bool:

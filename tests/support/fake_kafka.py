@@ -21,7 +21,7 @@ from streamer.health import Health
 from streamer.kafka import loop as loop_module
 from streamer.kafka import pipeline, records
 from streamer.kafka.client import config
-from streamer.kafka.commit import committer, sizing, transactions
+from streamer.kafka.commit import committer, transactions
 from streamer.kafka.commit.transactions import HungError
 from streamer.kafka.inflight.offsets import Commit, Origin, Progress, read_commit
 from streamer.kafka.loop import Loop
@@ -184,7 +184,6 @@ def fake_kafka(partitions: int = 1) -> Iterator[FakeKafka]:
         for module in (
             loop_module,
             committer,
-            sizing,
             pipeline,
             transactions,
             lag,

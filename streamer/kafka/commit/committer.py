@@ -20,7 +20,6 @@ from confluent_kafka import KafkaException, TopicPartition
 from streamer.events import Reason, now
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.commit.outcomes import AbortedError, Batch, OutcomeUnknownError, RestartError
-from streamer.kafka.commit.sizing import BatchSizing
 from streamer.kafka.dead_letters import dead_letter, log_dead_letter, truncated
 from streamer.kafka.inflight.offsets import Progress, read_commit
 from streamer.kafka.records import dead_letter_reason
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from streamer.kafka.commit.group import GroupMembership
     from streamer.kafka.commit.rotation import Rotation
     from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-    from streamer.kafka.records import InFlightRecord
+    from streamer.kafka.records import InFlightRecord, Output
     from streamer.metrics import Metrics
 
 log = structlog.get_logger()
@@ -52,11 +51,52 @@ OUTCOMES = ("committed", "aborted", "unknown", "restarted", "fenced")
 """Outcomes of transactions as they are counted; the last one is counted by the loop, which it ends."""
 
 
-class LostCommitError(Exception):
-    """The group's committed offsets are lower than those of an acknowledged commit.
+_MAX_BATCH_RECORDS = 1_000
+_REMEMBERED_S = 60.0
 
-    After a restart from the group's offsets the lost records are processed again.
+
+class LostCommitError(Exception):
+    """The group's committed offsets are lower than those of an acknowledged commit; a restart goes back there."""
+
+
+class BatchSizing:
+    """The number of records in the next transaction, and the outputs that need not be tried.
+
+    A broker refuses a client's whole batch and does not say which record is to blame: it may be one that is larger than
+    the topic's ``max.message.bytes``, or all of them together. So the transactions are halved until they pass or one
+    record is left. What was learned (this size is too large, so many are too many) is remembered for a minute and then
+    tried again, since the limit may have been raised.
     """
+
+    def __init__(self) -> None:
+        self.records = _MAX_BATCH_RECORDS
+        """How many records the next transaction takes at most."""
+        self._most = _MAX_BATCH_RECORDS
+        self._most_until = 0.0
+        self._refused: dict[str, tuple[int, float]] = {}
+
+    def passed(self) -> None:
+        """Note that a transaction was committed: the next one may be larger again."""
+        if time.monotonic() >= self._most_until:
+            self._most = _MAX_BATCH_RECORDS
+        self.records = min(self._most, 2 * self.records)
+
+    def refused(self, records: int) -> None:
+        """Note that outputs of a transaction of several records were refused."""
+        self.records = self._most = max(1, records // 2)
+        self._most_until = time.monotonic() + _REMEMBERED_S
+
+    def found(self, output: Output) -> None:
+        """Note that an output was refused by itself, so that its neighbours are no longer suspect."""
+        self.records = self._most = _MAX_BATCH_RECORDS
+        size, until = self._refused.get(output.topic, (output.size, 0.0))
+        least = min(size, output.size) if time.monotonic() < until else output.size
+        self._refused[output.topic] = least, time.monotonic() + _REMEMBERED_S
+
+    def is_too_large(self, output: Output) -> bool:
+        """Tell whether one that is not larger was refused by the same topic within the last minute."""
+        size, until = self._refused.get(output.topic, (0, 0.0))
+        return time.monotonic() < until and output.size >= size
 
 
 class Committer:

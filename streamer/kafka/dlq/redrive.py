@@ -53,8 +53,8 @@ from streamer.kafka.commit.outcomes import Batch, FencedError, RestartError, Tra
 from streamer.kafka.commit.transactions import Transactions
 from streamer.kafka.dead_letters import REDRIVEN_FROM
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
+from streamer.kafka.outputs import leaves_time
 from streamer.kafka.records import REDRIVEN_FOR, InFlightRecord, Output
-from streamer.kafka.retention import leaves_time
 from streamer.topology import DLQ_REDRIVE, redrive_id
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation, Resource
 from streamer.kafka.client.connection_errors import ConnectionErrors
 from streamer.kafka.client.refusals import Refusals, refused
+from streamer.kafka.outputs import UNKNOWN_RETENTION_MS, kept_ms
 from streamer.kafka.readers.record_reader import ConsumeError, End, RecordReader
-from streamer.kafka.retention import UNKNOWN_MS, kept_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,7 +96,7 @@ class TopicReader:
             (response,) = self._admin.describe_configs([resource], request_timeout=TIMEOUT_S).values()
             return kept_ms(response.result(TIMEOUT_S + 1))
         except (KafkaException, TimeoutError):
-            return UNKNOWN_MS
+            return UNKNOWN_RETENTION_MS
 
     def spans(self, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED) -> list[Span]:
         """Return what there is to read: up to the last stable offset, with READ_UNCOMMITTED to the high watermark.

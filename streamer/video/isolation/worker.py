@@ -147,6 +147,10 @@ def main() -> None:
         av.logging.set_level(None)
         os.nice(_NICE)
         os.environ.clear()
+        # The forks inherit both. A process that hides its memory may not change its score any more.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+        hide_memory()
         layers = offered()
         orders.send(msgspec.json.encode(_rehearse(task, layers)))
         # The garbage collector does not write to frozen objects, so forks keep sharing their pages.
@@ -278,9 +282,6 @@ def _limit_all(task: Task, template: int) -> None:
     if os.getppid() != template:  # the template died before the kernel was asked to report its death
         raise SystemExit
     _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
-    hide_memory()
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from streamer.kafka import Output
-from streamer.kafka.retention import UNKNOWN_MS, kept_ms, leaves_time
+from streamer.kafka.outputs import UNKNOWN_RETENTION_MS, kept_ms, leaves_time
 from tests.support.fake_kafka import DEAD, INPUT, OUTPUT, Instance, nothing_happens, until
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def test_a_topic_that_keeps_everything_takes_any_time(fake: FakeKafka) -> None:
 
 
 def test_one_day_is_assumed_where_the_configuration_may_not_be_described(fake: FakeKafka) -> None:
-    assert UNKNOWN_MS == DAY_S * 1_000
+    assert UNKNOWN_RETENTION_MS == DAY_S * 1_000
     fake.cluster.denied.add(("topic-config", OUTPUT))
     fake.cluster.publish(INPUT, b"0", b"1")
     one = answering(fake, HOUR_S, 13 * HOUR_S)
