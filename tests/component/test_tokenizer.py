@@ -11,6 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from streamer.encoders import towers
 from streamer.encoders.towers import BoundedTokenizer
 from streamer.events import MAX_QUERY_CHARS
 
