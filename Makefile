@@ -8,7 +8,7 @@ SOURCES := streamer training tests scripts bench conftest.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak store-copy lint format kafka topics docs site top-picture model lock clean
+.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak crowds store-copy lint format kafka topics docs site top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -18,8 +18,8 @@ install: $(STAMP) ## Make .venv with the streamer command and everything for dev
 $(STAMP): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements/bootstrap.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --only-binary :all: --require-hashes -r requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -33,8 +33,10 @@ demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-repo
 check: lint ## Run lint and the tests that need no server, no browser and no model (a minute and a half)
 	QUICK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/chaos
 
+# More workers than cores, since most of an integration test is waiting; those come first (testpaths), since a long file
+# that begins last keeps one worker busy while the others have nothing left.
 test: $(STAMP) tools ## Run all tests, the integration tests against a real Kafka
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 explore: $(STAMP) ## Run the property tests with examples that are new each time
 	EXPLORE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/component tests/fuzz
@@ -66,7 +68,7 @@ PEERS := $(VENV)/peers
 peers: $(PEERS)/.installed
 $(PEERS)/.installed: requirements/peers.txt $(STAMP)
 	rm -rf $(PEERS)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(PEERS) --require-hashes -r requirements/peers.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(PEERS) --only-binary :all: --require-hashes -r requirements/peers.txt
 	@touch $@
 
 # The table in docs/evaluation.md: cp avs-report/results.json docs/avs/ && make docs
@@ -86,6 +88,10 @@ dashboard-picture: $(STAMP) tools ## Draw docs/dashboard.png anew from a real Pr
 
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (10 to 20 minutes)
 	$(BIN)/python -m pytest -s tests/soak/soak.py
+
+# make crowds [CLIENTS=5000] [SECONDS=60]
+crowds: $(STAMP) ## 5,000 clients of each bad kind on the metrics port of a loaded reranker (10 minutes)
+	$(if $(CLIENTS),CLIENTS=$(CLIENTS)) $(if $(SECONDS),SECONDS=$(SECONDS)) $(BIN)/python -m pytest -s tests/soak/crowds.py
 
 store-copy: $(STAMP) ## 100,000 records from LMDB to a real cluster and back, the copies killed on the way (about 3 minutes)
 	$(BIN)/python -m pytest -s tests/soak/store_copy.py
@@ -119,9 +125,9 @@ top-picture: $(STAMP) ## Draw docs/top.svg, a picture of streamer top, from a ru
 model: $(STAMP) ## Train the small demo model anew (about 15 minutes on 2 cores)
 	$(BIN)/python -m training.train --out streamer/demo/model --seed 0
 
-COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+COMPILE := $(BIN)/uv pip compile --quiet --only-binary :all: --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 lock: ## Pin the newest versions that pyproject.toml allows, with hashes
-	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt; }
+	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements/bootstrap.txt; }
 	echo uv | $(COMPILE) - -o requirements/bootstrap.txt
 	$(COMPILE) pyproject.toml --extra dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml --extra gs --extra otel --extra redis -c requirements/dev.txt -o requirements/service.txt

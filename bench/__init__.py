@@ -1,6 +1,6 @@
-"""Benchmarks: ratios within one run. `python -m bench` runs them all, `python -m bench NAME` one of them.
+"""Benchmarks; most results are ratios within one run. `python -m bench` runs the default set, `... NAME` one of them.
 
-Each is a module with ``NAME``, ``measure(quick)``, which returns figures that can be written as JSON, and ``main()``.
+Each benchmark is a module with ``NAME``, ``measure(quick)``, which returns JSON-serializable figures, and ``main()``.
 """
 
 from streamer.encoders.openmp import spin_briefly

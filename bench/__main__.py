@@ -1,6 +1,7 @@
 """Run benchmarks and write results.json, a table in Markdown and plots: `python -m bench [NAME ...]`.
 
-Each runs in a process of its own, for a limited time; if one fails, the others still run and the exit code is 1.
+Each benchmark runs in a separate process for a limited time. If one fails, the others still run and the exit code
+is 1.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ BENCHMARKS = {
 }
 """The name and the time limit in seconds of each benchmark."""
 BY_NAME_ONLY = frozenset({"decode", "hanging_clip", "store_cluster", "sweep"})
-"""Benchmarks of file intake, of a remote store and of evaluation, which would make a full run too long."""
+"""Benchmarks that run only if they are named, because a full run would take too long with them."""
 _TAIL_LINES = 30
 
 
@@ -50,7 +51,7 @@ _TAIL_LINES = 30
     "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("bench-report"), show_default=True
 )
 def main(names: tuple[str, ...], quick: bool, out: Path) -> None:
-    """Run the benchmarks named, or all but those of :data:`BY_NAME_ONLY`."""
+    """Run the named benchmarks; without names, all except :data:`BY_NAME_ONLY`."""
     unknown = sorted(set(names) - BENCHMARKS.keys())
     if unknown:
         raise click.BadParameter(f"unknown benchmark {', '.join(unknown)}; available: {', '.join(BENCHMARKS)}")
@@ -71,7 +72,7 @@ def main(names: tuple[str, ...], quick: bool, out: Path) -> None:
 
 
 def run(name: str, limit: float, out: Path, *, quick: bool) -> dict[str, Any]:
-    """Run one benchmark in a process of its own; return its seconds and its figures or error."""
+    """Run one benchmark in a separate process; return its duration in seconds and its figures or error."""
     log, figures = out / f"{name}.log", out / f"{name}.json"
     figures.unlink(missing_ok=True)
     began = time.monotonic()
@@ -81,7 +82,7 @@ def run(name: str, limit: float, out: Path, *, quick: bool) -> dict[str, Any]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            # A group of its own, so that its services end with it.
+            # A separate process group, so that the services that it starts can be killed with it.
             start_new_session=True,
         )
         try:

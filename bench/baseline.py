@@ -1,12 +1,12 @@
-"""A hand-written transactional loop with orjson, numpy and confluent-kafka, and none of this project's code.
+"""A hand-written transactional loop with orjson, numpy and confluent-kafka, without any of this project's code.
 
     python bench/baseline.py localhost:9092 prefix. throughput
 
-It reads the same events and writes results of the same size, exactly once, but reads no frames: it measures the cost of
-the transport alone. ``throughput`` commits up to 1,000 records at once with linger.ms=5; ``latency`` commits whatever
-is ready with linger.ms=0, and rotates four transactional producers: a producer's next transaction is refused and
-retried until the markers of its last one are written, while another producer can begin immediately. Both are the best
-settings that were found.
+It consumes the same events as the reranker and produces results of the same size, exactly once, but reads no frames: it
+measures the cost of transport alone. ``throughput`` commits up to 1,000 records per transaction with linger.ms=5.
+``latency`` commits all records that are ready with linger.ms=0, and rotates four transactional producers: a producer's
+next transaction is refused and retried until the markers of its previous one are written, whereas another producer can
+begin immediately. Both sets of settings are the best that were found.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Mode:
     """How a loop commits."""
 
     records: int
-    """Most records in one transaction."""
+    """Largest number of records in one transaction."""
     linger_ms: int
     producers: int
 
@@ -116,7 +116,7 @@ def run(servers: str, prefix: str, mode: Mode) -> None:
 
 
 def _take(consumer: Consumer, most: int) -> list[Message]:
-    """Wait for a record and take all others that are ready; consume() alone would wait for all of ``most``."""
+    """Wait for one record and take all others that are ready; consume() alone would wait for ``most`` records."""
     first = consumer.poll(0.1)
     if first is None:
         return []

@@ -1,14 +1,14 @@
-"""The cost of clips and of reads in a store: writes docs/bench/capacity.json, from which docs/capacity.md is made.
+"""Measures what stored clips and reads cost; writes docs/bench/capacity.json, from which docs/capacity.md is generated.
 
     make capacity
 
-Sizes are those of real records in real stores: of clips of 16 vectors of length 512, after which the disk space of
-LMDB and the memory of a Valkey cluster have grown. What a query of 100 candidates costs a cluster is asked from its
-servers, in processor seconds and bytes, which other work on the machine hardly moves, and nothing of it is cached.
+Sizes are measured on real stores: the growth of LMDB's disk space and of a Valkey cluster's memory by clips of 16
+vectors of length 512. The cost of a query with 100 candidates is the CPU time and the traffic that the cluster's
+servers report, because other work on the machine hardly affects these; the reader caches nothing.
 
-What a precision costs in quality is measured on clips and queries like those of the demo, with the small model: each
-query's candidates are reranked with the service's defaults from records in each precision. The spread of a loss is
-that of the mean over the queries, drawn again with replacement.
+The loss of quality by a precision is measured with clips and queries like those of the demo and with the small model:
+each query's candidates are reranked with the service's defaults from records in each precision. The interval of a loss
+is a bootstrap interval of its mean over the queries.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 OUT = Path(__file__).parent.parent / "docs" / "bench" / "capacity.json"
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SHAPES = ((16, 512), (64, 512), (16, 768), (64, 768))
-"""Vectors a clip and their length, of the table of record sizes; the first one is what is stored and read."""
+"""(vectors per clip, their length) for the table of record sizes; clips of the first shape are stored and read."""
 CANDIDATES = 100
 _A_PUT = 250
 _AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -59,7 +59,7 @@ _DRAWS = 2_000
 
 
 def clips(count: int, vectors: int, dim: int) -> Iterator[list[Clip]]:
-    """Make clips of random vectors, with ids as long as a UUID, a portion at a time."""
+    """Generate clips of random vectors, with ids as long as a UUID, in batches."""
     random = np.random.default_rng(5)
     times = np.arange(vectors, dtype=np.uint32) * 500
     for start in range(0, count, _A_PUT):
@@ -83,7 +83,7 @@ def record_bytes() -> list[dict[str, Any]]:
 
 
 def stored(count: int, rounds: int) -> dict[str, Any]:
-    """Fill stores in each precision; return what a clip occupies in them, and what ``rounds`` queries cost."""
+    """Fill stores in each precision; return the size of a clip, and the mean cost of ``rounds`` queries."""
     vectors, dim = SHAPES[0]
     ids = [f"{number:036}" for number in range(count)]
     figures: dict[str, Any] = {}
@@ -135,7 +135,7 @@ def _servers(cluster: Cluster) -> dict[str, float]:
 
 
 def losses(clip_count: int, query_count: int, seed: int = 11) -> dict[str, Any]:
-    """Rerank fresh clips from records in each precision; return mean average precision, and what it loses."""
+    """Rerank new clips from records in each precision; return mean average precision and its loss."""
     encoder = load_encoder(DEMO, None)
     with tempfile.TemporaryDirectory(prefix="bench-capacity-") as folder:
         rendered = render_clips(Path(folder), count=clip_count, seed=seed)
@@ -156,7 +156,7 @@ def losses(clip_count: int, query_count: int, seed: int = 11) -> dict[str, Any]:
         ids = [clip_id for clip_id, _ in ranked]
         found["initial"].append(average_precision(ids, query.relevant))
         exact: tuple[npt.NDArray[np.float64], str] | None = None
-        for precision in PRECISIONS:  # float32 comes first: what the others are compared with
+        for precision in PRECISIONS:  # float32 is first: the others are compared with it
             records = ClipList(
                 record_format.decode(memoryview(values[precision][each]), each, encoder.dim) for each in ids[:_DEPTH]
             )
@@ -207,7 +207,7 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, and write the page's figures."""
+    """Measure, print, and write the figures of docs/capacity.md."""
     results = {**about(), "figures": measure(quick=False)}
     print_figures(results["figures"])
     OUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The tables of docs/capacity.md, from the measurements of `make capacity`."""
+"""Generates the tables of docs/capacity.md from the measurements of `make capacity`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 CLIPS = {"1 M": 10**6, "100 M": 10**8, "10 G": 10**10}
 NODE_BYTES = 64 << 30
 USABLE = 0.75
-"""Of a node's memory: the rest is for replication, fragmentation and the system."""
+"""Share of a node's memory that records may use; the rest is for replication, fragmentation and the system."""
 LEAST_PRIMARIES = 3
-"""Fewer nodes have no majority to detect a failed one."""
+"""With fewer primaries there is no majority that can declare one of them failed."""
 QUERIES_A_SECOND = 1_000
 NEGLIGIBLE = 0.002
-"""Tolerated loss of mean average precision: one query in five hundred that loses everything."""
+"""Tolerated loss of mean average precision; as much as one query in five hundred whose average precision drops to 0."""
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def tables(path: Path) -> dict[str, Callable[[], str]]:
-    """Return what writes each table of the page from the file of figures."""
+    """Return, for each table of the page, the function that writes it from the file of figures."""
 
     def of(write: Callable[[Mapping[str, Any]], str]) -> Callable[[], str]:
         return lambda: write(json.loads(path.read_bytes()))
@@ -86,8 +86,8 @@ def _queries(results: Mapping[str, Any]) -> str:
             ]
         )
     head = (
-        "precision", "from the servers", "to them", "servers' CPU", "reader's CPU", "reader's CPU with LMDB",
-        f"network at {QUERIES_A_SECOND:,} queries/s", "servers' cores for these",
+        "precision", "received from the servers", "sent to them", "servers' CPU", "reader's CPU",
+        "reader's CPU with LMDB", f"network at {QUERIES_A_SECOND:,} queries/s", "server cores at that rate",
     )  # fmt: skip
     return _table(head, rows)
 

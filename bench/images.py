@@ -1,17 +1,16 @@
-"""Images a second, against open_clip's own `encode_image` on the same batches.
+"""Encoded images per second, compared with open_clip's own `encode_image` on the same batches.
 
     python bench/images.py
 
-*Plain*: `encode_image` of a batch that is normalised already and lies where it is computed, in float32 and with
-bfloat16 weights, with torch's own number of threads. *Ours*: `encode_images` from the bytes of frames of the model's
-size, as the embedder calls it, arithmetic and threads as measured when the model is loaded. They take turns on the
-same frames; every vector is compared with the plain float32 one. Where there is a CUDA device, all of it is done
-there too, and with a ViT-L-14 as well; *from host* is then plain bfloat16 from a normalised batch in the host's
-memory, which is what whoever decodes has.
+*Plain*: `encode_image` of a normalised batch that is already on the device, in float32 and with bfloat16 weights, with
+torch's default number of threads. *Ours*: `encode_images` from the bytes of frames of the model's input size, as the
+embedder calls it, with the arithmetic and the number of threads that loading the model chooses. They take turns on the
+same frames; every vector is compared with the plain float32 one. If there is a CUDA device, everything is also measured
+there, and with a ViT-L-14 too. *From host* is then plain bfloat16 from a normalised batch in the host's memory, where
+decoded frames are.
 
-*Overlap* is the share of the shorter of decoding and encoding that is hidden behind the longer one, when clips are
-decoded (in as many processes as there are processors) and encoded at the same time: 1 where a device encodes, near 0
-where both want the same processors.
+*Overlap*: clips are decoded (in as many processes as there are CPUs) and encoded at the same time. It is the share of
+the shorter of the two durations that is saved by this: 1 if a device encodes, near 0 if both need the same CPUs.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     Vectors = npt.NDArray[np.float32]
 
 DEMO_MODEL = f"local-dir:{DEMO_FOLDER}"
-"""For what knows open_clip alone."""
+"""The demo's model by a name that open_clip itself accepts."""
 NAME = "images"
 
 MODELS = {"cpu": ["ViT-B-32"], "cuda": ["ViT-B-32", "ViT-L-14"]}
@@ -69,20 +68,20 @@ class Plain:
         self._dtype, self._device = dtype, device
 
     def batch(self, normalised: torch.Tensor) -> torch.Tensor:
-        """Bring a batch to where it is computed."""
+        """Move a batch to the device."""
         return normalised.to(self._device, self._dtype)
 
     def encode(self, batch: torch.Tensor) -> Vectors:
-        """Encode and wait for the vectors."""
+        """Encode a batch and wait for the vectors."""
         with torch.inference_mode():
-            # Normalised in float32: bfloat16 leaves lengths that are off by a few thousandths.
+            # Normalised in float32, because in bfloat16 the lengths are wrong by a few thousandths.
             features = self._network.encode_image(batch, normalize=False).float()
             vectors: Vectors = torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
         return vectors
 
 
 def frames_of(size: tuple[int, int], count: int) -> list[Frame]:
-    """Return blotches and noise of the model's size."""
+    """Return generated images, coloured squares with noise, of the model's input size."""
     draw = np.random.default_rng(0)
     cell = 8
     shape = (count, size[0] // cell, size[1] // cell, 3)
@@ -92,7 +91,7 @@ def frames_of(size: tuple[int, int], count: int) -> list[Frame]:
 
 
 def timed(run: Callable[[], Vectors], threads: int) -> tuple[float, Vectors]:
-    """Return the seconds of one call and what it gave."""
+    """Return the seconds of one call and its result."""
     torch.set_num_threads(threads)
     began = time.perf_counter()
     vectors = run()

@@ -1,4 +1,4 @@
-"""The machine and the versions of a run, without which figures mean nothing."""
+"""Describes the machine and the versions of a run, which the report states with the figures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PACKAGES = (
 
 
 def about() -> dict[str, Any]:
-    """Return machine, versions, commit and date as JSON-ready values."""
+    """Return machine, versions, commit and date as JSON-serializable values."""
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -56,13 +56,13 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of what the figures depend on."""
+    """Return the versions of Python and of the packages on which the figures depend."""
     found = {"python": platform.python_version(), "librdkafka": confluent_kafka.libversion()[0]}
     return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def _processor() -> dict[str, str]:
-    """Read the first processor's lines; none on systems other than Linux."""
+    """Return the properties of the first CPU; empty on systems other than Linux."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return {}

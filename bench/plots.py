@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 
-from bench.bars import BARS
+from bench.targets import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,7 @@ def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw the plots for which the run has figures; return the files."""
     with mpl.rc_context(_STYLE):
         drawn = []
-        for name, picture in (("bars", _bars), ("throughput", _throughput), ("latency", _latency)):
+        for name, picture in (("targets", _targets), ("throughput", _throughput), ("latency", _latency)):
             canvas = picture(results)
             if canvas is not None:
                 path = folder / f"{name}.svg"
@@ -39,16 +39,16 @@ def _canvas(height: float) -> tuple[Canvas, Axes]:
     return canvas, canvas.subplots()
 
 
-def _bars(results: Mapping[str, Any]) -> Canvas | None:
-    """For each target, how far its figure is on the good side of it."""
+def _targets(results: Mapping[str, Any]) -> Canvas | None:
+    """Draw each figure relative to its target, such that more than 1 meets it."""
     rows = []
-    for bar in reversed(BARS):
-        figure = bar.figure(results)
-        limit = bar.at_most if bar.at_most is not None else bar.at_least
+    for target in reversed(TARGETS):
+        figure = target.figure(results)
+        limit = target.at_most if target.at_most is not None else target.at_least
         if figure is None or limit is None:
             continue
-        values = [limit / each if bar.at_most is not None else each / limit for each in figure if each]
-        rows.append((bar.what, values[0], min(values), max(values)))
+        values = [limit / each if target.at_most is not None else each / limit for each in figure if each]
+        rows.append((target.what, values[0], min(values), max(values)))
     if not rows:
         return None
     canvas, axes = _canvas(0.6 + 0.27 * len(rows))
@@ -70,14 +70,14 @@ def _bars(results: Mapping[str, Any]) -> Canvas | None:
 
 
 def _named(results: Mapping[str, Any], benchmark: str, names: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Find the figures that there are under these names, in which a dot leads into what is below."""
+    """Return the figures that the run has, by their labels; a dot in a name separates the keys of nested figures."""
     figures = results["benchmarks"].get(benchmark, {}).get("figures", {})
     found = {shown: reduce(lambda at, key: at.get(key, {}), name.split("."), figures) for shown, name in names.items()}
     return {shown: figure for shown, figure in found.items() if figure}
 
 
 def _throughput(results: Mapping[str, Any]) -> Canvas | None:
-    """Events per second of each process on a backlog."""
+    """Draw the events per second of each process with a backlog."""
     one = {
         "hand-written loop, no frames": "loop_events_per_s",
         "ideal: 1 / (loop + scoring)": "ideal_events_per_s",
@@ -93,7 +93,7 @@ def _throughput(results: Mapping[str, Any]) -> Canvas | None:
 
 
 def _latency(results: Mapping[str, Any]) -> Canvas | None:
-    """Median and 99th percentile at 100 events per second."""
+    """Draw the median and the 99th percentile of the latency at 100 events per second."""
     found: dict[str, dict[str, float]] = {}
     for percentile in ("p99", "p50"):
         loop = {

@@ -6,7 +6,7 @@ import statistics
 import sys
 from typing import TYPE_CHECKING, Any
 
-from bench.bars import BARS, Figure
+from bench.targets import TARGETS, Figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +19,7 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 
 
 def print_figures(figures: Mapping[str, Any]) -> None:
-    """Print one figure a line."""
+    """Print each figure on a line."""
     for name, value in _flat(figures):
         sys.stdout.write(f"{name:44} {value}\n")
 
@@ -53,13 +53,13 @@ def summary(results: Mapping[str, Any]) -> str:
         "| measurement | result | target | met |",
         "| --- | --- | --- | --- |",
     ]
-    for bar in BARS:
-        if bar.benchmark not in results["benchmarks"]:
+    for target in TARGETS:
+        if target.benchmark not in results["benchmarks"]:
             continue
-        figure = bar.figure(results)
-        met = {True: "yes", False: "**no**", None: ""}[bar.is_met(results)]
+        figure = target.figure(results)
+        met = {True: "yes", False: "**no**", None: ""}[target.is_met(results)]
         shown = "not measured" if figure is None else figure.text()
-        lines.append(f"| {bar.what} | {shown} | {bar.target()} | {met} |")
+        lines.append(f"| {target.what} | {shown} | {target.limit()} | {met} |")
     return "\n".join([*lines, *_hot_path(results)]) + "\n"
 
 

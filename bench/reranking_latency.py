@@ -1,11 +1,11 @@
-"""Latency from producing query.results until query.reranked is readable by a read_committed consumer.
+"""Latency from producing query.results until a read_committed consumer gets the query.reranked event.
 
     python bench/reranking_latency.py
 
-100 queries per second arrive in an open loop: a late result delays no later query. The service and the best
-hand-written transactional loop (``baseline.py``) run side by side and are loaded in turn for a few seconds each, by one
-process that also reads the results. Then the service gets new texts, at no more than a fifth of the text encoder's
-maximum rate, so that texts are encoded one at a time, without a queue.
+100 queries per second are sent in an open loop: a late result does not delay later queries. The service and the best
+hand-written transactional loop (``baseline.py``) run side by side; one process sends queries to each in turn for a few
+seconds, and also reads the results. Then the service gets queries with new texts, at no more than a fifth of the text
+encoder's maximum rate, so that texts are encoded one at a time, without a queue.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 
 from bench.contestants import Contestant
 from bench.report import print_figures, spread
-from bench.workload import RERANKED, RESULTS, TEXTS, candidates, place, query, texts
+from bench.workload import RERANKED, RESULTS, TEXTS, candidates, query, set_up, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bench.workload import Place
+    from bench.workload import Setup
 
 NAME = "reranking_latency"
 RATE = 100.0
@@ -35,29 +35,33 @@ LOOP = str(Path(__file__).with_name("baseline.py"))
 _GRACE_S = 5.0
 _UNCACHED_SHARE = 0.2
 _FIRST = 10_000_000
-"""Number of the first query: beyond those of any backlog."""
+"""Number of the first query; greater than the numbers of the queries in backlogs."""
 
 
 class Requester:
-    """Asks queries at their times and reads the answers, in one thread, so that nothing else is in the way."""
+    """Sends queries at their due times and reads the results, in a single thread, which other threads cannot delay."""
 
-    def __init__(self, contestant: Contestant, where: Place) -> None:
+    def __init__(self, contestant: Contestant, setup: Setup) -> None:
         self._bus = contestant.bus
         self._contestant = contestant
-        self._where = where
+        self._setup = setup
         self._asked = _FIRST
         servers = {"bootstrap.servers": self._bus.bootstrap_servers}
         self._producer = Producer(servers | {"linger.ms": 0, "acks": "all"})
         self._consumer = Consumer(
             servers
-            | {"group.id": f"{self._bus.prefix}asker", "isolation.level": "read_committed", "enable.auto.commit": False}
+            | {
+                "group.id": f"{self._bus.prefix}requester",
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+            }
         )
         topic = self._bus.prefix + RERANKED
         partitions = self._consumer.list_topics(topic, 10).topics[topic].partitions
         self._consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in partitions])
 
-    def ask(self, texts: Iterable[str], rate: float) -> list[float]:
-        """Ask at this rate; return each answer's milliseconds. Raises AssertionError where one does not come."""
+    def send(self, texts: Iterable[str], rate: float) -> list[float]:
+        """Send queries at ``rate`` per second; return their latencies in ms. AssertionError if one has no result."""
         asked: dict[bytes, float] = {}
         waits: list[float] = []
         gc.collect()
@@ -67,7 +71,7 @@ class Requester:
         for text in texts:
             self._asked += 1
             self._contestant.published += 1
-            record = query(self._asked, text, candidates(self._asked, self._where.clip_count))
+            record = query(self._asked, text, candidates(self._asked, self._setup.clip_count))
             self._listen(due, asked, waits)
             assert record.key is not None
             asked[record.key] = time.perf_counter()
@@ -80,7 +84,7 @@ class Requester:
         return waits
 
     def _listen(self, until: float, asked: dict[bytes, float], waits: list[float], *, until_all: bool = False) -> None:
-        """Read answers until a moment, or until all are there."""
+        """Read results until the time ``until``, or with ``until_all`` until none is missing."""
         while (left := until - time.perf_counter()) > 0 and not (until_all and not asked):
             message = self._consumer.poll(left)
             now = time.perf_counter()
@@ -90,17 +94,17 @@ class Requester:
             assert error is None, error
             key = message.key()
             assert key is not None
-            if key in asked:  # not one to a query of a backlog before
+            if key in asked:  # false for queries of an earlier backlog
                 waits.append(1000 * (now - asked.pop(key)))
 
     def skip(self) -> None:
-        """Pass over the answers that others have asked for."""
+        """Skip the results of queries that this object has not sent."""
         low_high = [(each, self._consumer.get_watermark_offsets(each, 10)) for each in self._consumer.assignment()]
         for each, (_, end) in low_high:
             self._consumer.seek(TopicPartition(each.topic, each.partition, end))
 
     def close(self) -> None:
-        """Leave the broker."""
+        """Close the clients."""
         self._producer.flush(5)
         self._consumer.close()
 
@@ -111,16 +115,16 @@ def percentiles(waits: list[float]) -> tuple[float, float]:
     return float(p50), float(p99)
 
 
-def text_ms(where: Place, count: int, prefix: str, *, pause: float = 0.0) -> float:
-    """Return the median milliseconds in which this process encodes one text that it has never seen.
+def text_ms(setup: Setup, count: int, prefix: str, *, pause: float = 0.0) -> float:
+    """Return the median milliseconds in which this process encodes one new text.
 
-    One at a time, with so many seconds between: caches and threads have gone cold then, as they have for a query.
+    There is a pause of ``pause`` seconds before each text, after which caches and threads are as cold as for a query.
     """
     waits = []
     for number in range(count):
         time.sleep(pause)
         began = time.perf_counter()
-        where.encoder.encode_texts([f"{prefix} {number} {TEXTS[number % len(TEXTS)]}"])
+        setup.encoder.encode_texts([f"{prefix} {number} {TEXTS[number % len(TEXTS)]}"])
         waits.append(1000 * (time.perf_counter() - began))
     return statistics.median(waits)
 
@@ -130,36 +134,36 @@ def measure(quick: bool) -> dict[str, Any]:
     rounds, count = (1, 30) if quick else (6, 300)
     results: dict[str, list[list[float]]] = {"loop": [], "service": [], "uncached": []}
     alone: list[float] = []
-    with place(quick=quick) as where:
-        buses = where.bus("loop"), where.bus("ours")
+    with set_up(quick=quick) as setup:
+        buses = setup.bus("loop"), setup.bus("ours")
         with (
-            Contestant.script("loop", where, buses[0], [LOOP, "latency"]) as loop,
-            Contestant.service(where, buses[1]) as service,
+            Contestant.script("loop", setup, buses[0], [LOOP, "latency"]) as loop,
+            Contestant.service(setup, buses[1]) as service,
         ):
             for contestant in (loop, service):
-                contestant.warm_up(where, seconds=0)
-            ask_loop, ask_service = Requester(loop, where), Requester(service, where)
-            rate = min(RATE, _UNCACHED_SHARE * 1000 / text_ms(where, 20, "warm"))
+                contestant.warm_up(setup, seconds=0)
+            loop_requester, service_requester = Requester(loop, setup), Requester(service, setup)
+            rate = min(RATE, _UNCACHED_SHARE * 1000 / text_ms(setup, 20, "warm"))
             for number in range(-1, rounds):
-                one = ask_loop.ask(texts(count), RATE)
-                other = ask_service.ask(texts(count), RATE)
+                one = loop_requester.send(texts(count), RATE)
+                other = service_requester.send(texts(count), RATE)
                 fewer = max(10, round(0.7 * count * rate / RATE))
-                new = texts(fewer, first=(number + 2) * count, new_every=1)  # of 8 words and a number
-                third = ask_service.ask(new, rate)
+                new = texts(fewer, first=(number + 2) * count, new_every=1)  # texts of 8 words and a number
+                third = service_requester.send(new, rate)
                 if number < 0:
                     continue
-                alone.append(text_ms(where, 20, f"round {number}", pause=1 / rate))
+                alone.append(text_ms(setup, 20, f"round {number}", pause=1 / rate))
                 for name, waits in (("loop", one), ("service", other), ("uncached", third)):
                     results[name].append(waits)
                     p50, p99 = percentiles(waits)
                     sys.stderr.write(f"{name}: p50 {p50:.2f}, p99 {p99:.2f} ms\n")
-            ask_loop.close()
-            ask_service.close()
+            loop_requester.close()
+            service_requester.close()
     return figures(results, alone, rate)
 
 
 def figures(results: dict[str, list[list[float]]], alone: list[float], rate: float) -> dict[str, Any]:
-    """Sum the rounds up: of each kind the median over the rounds, and the ratios within a round."""
+    """Summarise the rounds: medians over the rounds, also of the ratios within a round."""
     at = {name: [percentiles(waits) for waits in rounds] for name, rounds in results.items()}
     summary: dict[str, Any] = {"queries_per_s": RATE, "queries": sum(map(len, results["service"]))}
     for name in ("loop", "service", "uncached"):

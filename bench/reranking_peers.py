@@ -1,16 +1,17 @@
-"""The reranker against the same one written in an afternoon with quixstreams and with faststream.
+"""The reranker, compared with simple rerankers that use quixstreams and faststream.
 
     make peers && python bench/reranking_peers.py
 
-Same events, same frames (the peers' in float32), same work, same broker, by turns. All cache query vectors, and are
-asked in two ways. *Known* texts: none but a few that all have cached, so that only transport and scoring count. *New*
-texts: one query in ten asks what nobody has asked before, which is few; logs of web searches have many more that no
-cache can answer (Baeza-Yates et al., The Impact of Caching on Search Engines, SIGIR 2007).
+All have the same events, frames (the peers' in float32), work and broker, and take turns. All cache query vectors.
+There are two kinds of queries. *Known* texts are a few that all have cached, so that only transport and scoring count.
+With *new* texts, one query in ten has a text that was never used before. That is a small share: in logs of web search,
+many more queries cannot be answered from a cache (Baeza-Yates et al., The Impact of Caching on Search Engines, SIGIR
+2007).
 
-Each peer runs with two sets of settings, one that fits a backlog (a commit a second, batches of 500) and one that fits
-latency (every event committed); ours has one set for both. Latency is compared with the peers' second set, events per
-second with both where texts are known and with the first one where some are new. The peers' packages pin versions of
-what ours needs too, so `make peers` puts them into a folder of their own.
+Each peer runs with two sets of settings, one for throughput (one commit per second, or batches of 500) and one for
+latency (every event is committed); the service has one set for both. Latency is compared with the peers' second set;
+throughput is compared with both sets for known texts, and with the first set for new texts. The peers' packages pin
+versions of shared dependencies, so `make peers` installs them in a separate folder.
 """
 
 from __future__ import annotations
@@ -26,81 +27,81 @@ import lmdb
 from bench.contestants import Contestant, Drain, check_answers
 from bench.report import print_figures, spread
 from bench.reranking_latency import RATE, Requester, percentiles
-from bench.workload import clips, place, texts
+from bench.workload import clips, set_up, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from bench.workload import Place
+    from bench.workload import Setup
 
 Drains = dict[tuple[str, str], list[Drain]]
-"""How the backlogs of each round went, by the way of asking and by name."""
+"""(kind of texts, name) -> measurements of the backlogs, one per round."""
 Waits = dict[tuple[str, str], list[tuple[float, float]]]
-"""p50 and p99 of each round, in milliseconds, by the same."""
+"""(kind of texts, name) -> (p50, p99) in milliseconds, one pair per round."""
 
 NAME = "reranking_peers"
 NEW_EVERY = {"known": 0, "new": 10}
-"""The two ways to ask: one text in how many is new."""
+"""Kind of texts -> one text in this many is new; 0: none is."""
 FEW = 300
-"""Queries in a backlog where every event is committed by itself."""
+"""Number of queries in a backlog for peers that commit every event."""
 SLOW_PILOT = 300
-"""Queries in the smallest backlog with new texts."""
+"""Number of queries in the smallest backlog with new texts."""
 COMPARED = 200
-"""Answers of each that are compared."""
+"""Number of results of each reranker that are compared."""
 SAME = 0.01
 PACKAGES = Path(sys.prefix) / "peers"
 PEERS = {name: str(Path(__file__).parent / "peers" / file) for name, file in (("quixstreams", "quix.py"),
                                                                              ("faststream", "fast.py"))}  # fmt: skip
 
 
-def write_plain(where: Place) -> Path:
-    """Write the clips of the store as an afternoon's work would: the id and the float32 vectors."""
-    folder = where.folder / "plain"
+def write_plain(setup: Setup) -> Path:
+    """Write the store's clips to the LMDB folder of the peers: clip id -> float32 vectors."""
+    folder = setup.folder / "plain"
     with (
         lmdb.open(str(folder), map_size=1 << 40) as environment,
         environment.begin(write=True) as transaction,
     ):
-        for clip in clips(where.clip_count, where.encoder.dim):
+        for clip in clips(setup.clip_count, setup.encoder.dim):
             transaction.put(clip.clip_id.encode(), clip.vectors.tobytes())
     return folder
 
 
-def start(where: Place, mode: str, plain: Path, stack: ExitStack) -> dict[str, Contestant]:
-    """Start ours and the peers, each with topics of its own."""
-    contestants = {"streamer": Contestant.service(where, where.bus(f"{mode}-streamer"))}
+def start(setup: Setup, mode: str, plain: Path, stack: ExitStack) -> dict[str, Contestant]:
+    """Start the service and the peers, each with separate topics."""
+    contestants = {"streamer": Contestant.service(setup, setup.bus(f"{mode}-streamer"))}
     for name, script in PEERS.items():
-        bus = where.bus(f"{mode}-{name}")
+        bus = setup.bus(f"{mode}-{name}")
         contestants[name] = Contestant.script(
-            name, where, bus, [script, mode, str(plain)], PYTHONPATH=str(PACKAGES), **where.settings
+            name, setup, bus, [script, mode, str(plain)], PYTHONPATH=str(PACKAGES), **setup.settings
         )
     for contestant in contestants.values():
         stack.enter_context(contestant)
     return contestants
 
 
-def backlogs(where: Place, plain: Path, rounds: int, seconds: float) -> Drains:
-    """Let each drain backlogs of known and with new texts, by turns."""
+def backlogs(setup: Setup, plain: Path, rounds: int, seconds: float) -> Drains:
+    """Let all drain backlogs in turn, with known and with new texts."""
     drains: Drains = defaultdict(list)
     with ExitStack() as stack:
-        contestants = start(where, "throughput", plain, stack)
+        contestants = start(setup, "throughput", plain, stack)
         sizes = {}
         for name, contestant in contestants.items():
-            contestant.warm_up(where, seconds=seconds)
+            contestant.warm_up(setup, seconds=seconds)
             sizes["known", name] = contestant.backlog
             contestant.new_every = NEW_EVERY["new"]
-            contestant.size(where, seconds=1.5 * seconds, pilot=SLOW_PILOT)
+            contestant.size(setup, seconds=1.5 * seconds, pilot=SLOW_PILOT)
             sizes["new", name] = contestant.backlog
         for _ in range(rounds):
             for (asked, name), size in sizes.items():
                 contestant = contestants[name]
                 contestant.backlog, contestant.new_every = size, NEW_EVERY[asked]
-                drains[asked, name].append(contestant.drain(where))
+                drains[asked, name].append(contestant.drain(setup))
         check_same_work(contestants.values())
     return drains
 
 
 def check_same_work(contestants: Iterable[Contestant]) -> None:
-    """Show that all found the same frames: scores differ by no more than float16 vectors and bfloat16 texts explain."""
+    """Assert that frame scores differ only as much as float16 vectors and bfloat16 text encoding explain."""
     found: dict[bytes, dict[str, float]] = {}
     for contestant in contestants:
         for record in check_answers(contestant)[:COMPARED]:
@@ -109,50 +110,50 @@ def check_same_work(contestants: Iterable[Contestant]) -> None:
             first = found.setdefault(record.key, scores)
             assert first.keys() == scores.keys(), f"{contestant.name} has other candidates"
             apart = max(abs(first[clip] - score) for clip, score in scores.items())
-            assert apart < SAME, f"{contestant.name}: a frame's score differs by {apart}"
+            assert apart < SAME, f"{contestant.name}: a frame score differs by {apart}"
 
 
-def latencies(where: Place, plain: Path, rounds: int, count: int) -> tuple[Waits, dict[str, list[Drain]]]:
-    """Ask each in turn; return how long answers took, and how a backlog of known texts went beside."""
+def latencies(setup: Setup, plain: Path, rounds: int, count: int) -> tuple[Waits, dict[str, list[Drain]]]:
+    """Send queries to each in turn; return their latencies, and measurements of backlogs of known texts."""
     waits: Waits = defaultdict(list)
     drains: dict[str, list[Drain]] = defaultdict(list)
     with ExitStack() as stack:
-        contestants = start(where, "latency", plain, stack)
-        askers = {}
+        contestants = start(setup, "latency", plain, stack)
+        requesters = {}
         for name, contestant in contestants.items():
-            contestant.warm_up(where, seconds=0)
+            contestant.warm_up(setup, seconds=0)
             contestant.backlog = FEW
-            askers[name] = Requester(contestant, where)
+            requesters[name] = Requester(contestant, setup)
         for number in range(-1, rounds):
-            for name, asker in askers.items():
+            for name, requester in requesters.items():
                 for asked, new_every in NEW_EVERY.items():
                     some = texts(count, first=(number + 2) * count, new_every=new_every)
-                    result = percentiles(asker.ask(some, RATE))
+                    result = percentiles(requester.send(some, RATE))
                     sys.stderr.write(f"{name}, {asked} texts: p50 {result[0]:.2f}, p99 {result[1]:.2f} ms\n")
                     if number >= 0:
                         waits[asked, name].append(result)
                 if number >= 0:
-                    drains[name].append(contestants[name].drain(where))
-                    asker.skip()
-        for asker in askers.values():
-            asker.close()
+                    drains[name].append(contestants[name].drain(setup))
+                    requester.skip()
+        for requester in requesters.values():
+            requester.close()
     return waits, drains
 
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return the figures; ``quick`` is a tiny size."""
     rounds, seconds, count = (1, 0.5, 20) if quick else (3, 2.0, 150)
-    with place(quick=quick) as where:
-        plain = write_plain(where)
-        drains = backlogs(where, plain, rounds, seconds)
-        waits, committed_each = latencies(where, plain, rounds, count)
+    with set_up(quick=quick) as setup:
+        plain = write_plain(setup)
+        drains = backlogs(setup, plain, rounds, seconds)
+        waits, committed_each = latencies(setup, plain, rounds, count)
     return {asked: figures(asked, drains, waits) for asked in NEW_EVERY} | {
         "committed_each": {peer: against(drains["known", "streamer"], committed_each[peer]) for peer in PEERS}
     }
 
 
 def figures(asked: str, drains: Drains, waits: Waits) -> dict[str, Any]:
-    """Sum up what was measured where queries were asked in this way."""
+    """Summarise the measurements with one kind of texts."""
     ours, our_waits = drains[asked, "streamer"], waits[asked, "streamer"]
     found: dict[str, Any] = {"streamer": {"events_per_s": spread(each.events_per_second for each in ours)}}
     for peer in PEERS:
@@ -167,7 +168,7 @@ def figures(asked: str, drains: Drains, waits: Waits) -> dict[str, Any]:
 
 
 def against(ours: Sequence[Drain], theirs: Sequence[Drain]) -> dict[str, Any]:
-    """Compare how backlogs went."""
+    """Compare the measurements of backlogs."""
     return {
         "events_per_s": spread(each.events_per_second for each in theirs),
         "times": spread(

@@ -1,10 +1,10 @@
-"""Events per second of one reranker on a backlog, against what the transport and the scoring cost alone.
+"""Events per second of one reranker with a backlog, compared with the cost of only transport and scoring.
 
     python bench/reranking_throughput.py
 
-The ideal is 1 / (t_loop + t_core): t_loop is the time per event of a hand-written transactional loop on the same
-events, without frames (``baseline.py``), t_core the time in which one process reads the frames of 100 candidates
-and scores them. All three take turns in one run. Query vectors are cached: the backlog asks few distinct texts.
+The ideal throughput is 1 / (t_loop + t_core). t_loop is the time per event of a hand-written transactional loop that
+reads no frames (``baseline.py``), on the same events. t_core is the time in which one process reads and scores the
+frames of 100 candidates. All three take turns in one run. Query vectors are cached: the backlog has few distinct texts.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import numpy as np
 
 from bench.contestants import Contestant, Drain, check_answers
 from bench.report import print_figures, spread
-from bench.workload import TEXTS, Place, candidates, place
+from bench.workload import TEXTS, Setup, candidates, set_up
 from streamer.method import score_clips
 
 NAME = "reranking_throughput"
 LOOP = str(Path(__file__).with_name("baseline.py"))
 
 
-def core_seconds(where: Place, queries: int) -> float:
-    """Return the median seconds in which one query's candidates are read and scored, in this process."""
-    vector = where.encoder.encode_texts(TEXTS[:1])[0]
-    store = where.store()
+def core_seconds(setup: Setup, queries: int) -> float:
+    """Return the median seconds in which this process reads and scores one query's candidates."""
+    vector = setup.encoder.encode_texts(TEXTS[:1])[0]
+    store = setup.store()
     seconds = []
     try:
         for number in range(queries):
-            ids = candidates(number, where.clip_count)
+            ids = candidates(number, setup.clip_count)
             began = time.perf_counter()
             with store.read(ids) as records:
                 scores = score_clips(vector, records)
@@ -49,18 +49,18 @@ def measure(quick: bool) -> dict[str, Any]:
     ours: list[Drain] = []
     loops: list[Drain] = []
     cores: list[float] = []
-    with place(quick=quick) as where:
-        one, other = where.bus("ours"), where.bus("loop")
+    with set_up(quick=quick) as setup:
+        one, other = setup.bus("ours"), setup.bus("loop")
         with (
-            Contestant.script("loop", where, other, [LOOP, "throughput"]) as loop,
-            Contestant.service(where, one) as service,
+            Contestant.script("loop", setup, other, [LOOP, "throughput"]) as loop,
+            Contestant.service(setup, one) as service,
         ):
-            loop.warm_up(where, seconds=seconds)
-            service.warm_up(where, seconds=seconds)
+            loop.warm_up(setup, seconds=seconds)
+            service.warm_up(setup, seconds=seconds)
             for _ in range(rounds):
-                loops.append(loop.drain(where))
-                cores.append(core_seconds(where, core))
-                ours.append(service.drain(where))
+                loops.append(loop.drain(setup))
+                cores.append(core_seconds(setup, core))
+                ours.append(service.drain(setup))
         check_answers(service)
     ideals = [1 / (1 / loop.events_per_second + core) for loop, core in zip(loops, cores, strict=True)]
     return {

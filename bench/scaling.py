@@ -1,10 +1,10 @@
-"""One, two and four rerankers on one backlog: events per second, and what they cost.
+"""Throughput and CPU time of one, two and four rerankers with a backlog.
 
     python bench/scaling.py
 
-What must hold when processes are added is their own cost: events per second of the rerankers' processor time. How
-many more events per second come out depends on the cores that are left, of which the broker takes its share; on two
-cores two processes and a broker are one more than fits.
+The target is about efficiency: events per second of the rerankers' CPU time must not drop much when processes are
+added. The events per wall-clock second depend on the number of cores, of which the broker uses some; on two cores, two
+rerankers and a broker already compete.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import psutil
 
 from bench.contestants import Contestant, Drain, check_answers
 from bench.report import print_figures, spread
-from bench.workload import place
+from bench.workload import set_up
 
 NAME = "scaling"
 PROCESSES = (1, 2, 4)
@@ -26,14 +26,14 @@ def measure(quick: bool) -> dict[str, Any]:
     """Return the figures; ``quick`` is a tiny size."""
     rounds, seconds = (1, 0.5) if quick else (3, 3.0)
     drains: dict[int, list[Drain]] = {count: [] for count in PROCESSES}
-    with place(quick=quick) as where, ExitStack() as stack:
+    with set_up(quick=quick) as setup, ExitStack() as stack:
         groups = {}
         for count in PROCESSES:
-            group = stack.enter_context(Contestant.service(where, where.bus(f"of{count}"), count))
-            groups[count] = group.warm_up(where, seconds=seconds)
+            group = stack.enter_context(Contestant.service(setup, setup.bus(f"of{count}"), count))
+            groups[count] = group.warm_up(setup, seconds=seconds)
         for _ in range(rounds):
             for count, group in groups.items():
-                drains[count].append(group.drain(where))
+                drains[count].append(group.drain(setup))
         for group in groups.values():
             check_answers(group)
     figures: dict[str, Any] = {"cores": psutil.cpu_count()}

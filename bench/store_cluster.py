@@ -1,14 +1,16 @@
-"""Records of 100 candidates from a cluster of three nodes, against LMDB's: `python bench/store_cluster.py`.
+"""Reading the records of 100 candidates from a cluster of three nodes, compared with LMDB.
 
-Clips have 16 vectors of length 512 in int8, and the nodes of Valkey run beside the reader on one machine: so this
-measures the work of client and server for a query, without a network. Each way reads the same kind of sample of clips,
-from ids to joined blocks with their checksums taken; the ways take turns, query by query.
+    python bench/store_cluster.py
+
+Clips have 16 vectors of length 512 in int8. The Valkey nodes run on the same machine as the reader, so this measures
+the work of client and servers for a query, without a network. Each method reads random samples of clips, from ids to
+joined blocks with verified checksums; the methods take turns, query by query.
 
 - *lmdb*: the embedded store.
-- *buckets_3*, *_16*, *_64*, *_256*: the cluster's store with so many buckets, nothing cached.
-- *cached*: with 64 buckets and all of the sample in the reader's memory: the servers confirm that it is current.
+- *buckets_3*, *_16*, *_64*, *_256*: the cluster's store with this number of buckets, without a cache.
+- *cached*: with 64 buckets and the whole sample in the reader's cache; the servers confirm that it is current.
 - *library_mget*: redis-py's own `mget_nonatomic` of the same keys, 64 buckets.
-- *gets*: a GET for each clip in one of redis-py's pipelines, 64 buckets: what one writes first.
+- *gets*: the obvious implementation: one GET per clip in a redis-py pipeline, 64 buckets.
 """
 
 from __future__ import annotations
@@ -27,13 +29,14 @@ from redis.cluster import RedisCluster
 from bench.report import print_figures, spread
 from streamer.store import Clip, Position, StoreOptions, open_store, record_format
 from streamer.store.read_batch import Records
-from streamer.store.redis.address import DEFAULT_BUCKETS, Buckets
+from streamer.store.redis.address import DEFAULT_BUCKETS, Address, buckets_of
 from tests.support.redis_servers import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from streamer.store import Store
+    from streamer.store.redis.address import Buckets
 
 NAME = "store_cluster"
 MODEL = "model"
@@ -41,13 +44,13 @@ DIM, VECTORS, CANDIDATES = 512, 16, 100
 PARTS = 5
 A_PUT = 500
 HOT = 1_000
-"""Clips of which *cached* reads: what a cache of 64 MiB holds many times."""
+"""Number of clips from which *cached* takes its samples; they take a small part of a cache of 64 MiB."""
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 PATIENT = StoreOptions(timeout_s=30, cache_bytes=0)
 
 
 def generated(ids: Sequence[str]) -> Iterator[list[Clip]]:
-    """Make clips of random vectors, a portion at a time."""
+    """Generate clips of random vectors, in batches."""
     random = np.random.default_rng(9)
     times = np.arange(VECTORS, dtype=np.uint32) * 500
     for start in range(0, len(ids), A_PUT):
@@ -61,7 +64,7 @@ def generated(ids: Sequence[str]) -> Iterator[list[Clip]]:
 
 
 def through(store: Store) -> Callable[[Sequence[str]], None]:
-    """Return a store's own way of reading."""
+    """Return the method that uses a store's own read."""
 
     def read(ids: Sequence[str]) -> None:
         with store.read(ids) as records:
@@ -71,9 +74,9 @@ def through(store: Store) -> Callable[[Sequence[str]], None]:
     return read
 
 
-def by_hand(name: str, client: Any) -> dict[str, Callable[[Sequence[str]], None]]:
-    """Return the ways that use nothing but redis-py, on the keys of the store ``name``."""
-    buckets, prefix = Buckets(name, DEFAULT_BUCKETS), record_format.model_prefix(MODEL)
+def by_hand(buckets: Buckets, client: Any) -> dict[str, Callable[[Sequence[str]], None]]:
+    """Return the methods that use only redis-py, on the keys of a store."""
+    prefix = record_format.model_prefix(MODEL)
 
     def joined(ids: Sequence[str], values: Sequence[Any]) -> None:
         found = {clip_id.encode(): memoryview(value) for clip_id, value in zip(ids, values, strict=True)}
@@ -120,7 +123,7 @@ def measure(quick: bool) -> dict[str, Any]:
         url = urls[f"buckets_{DEFAULT_BUCKETS}"]
         ways["cached"] = through(_open(url, StoreOptions(timeout_s=30)))
         client = stack.enter_context(RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port))
-        ways |= by_hand(f"b{DEFAULT_BUCKETS}", client)
+        ways |= by_hand(buckets_of(client.get(f"b{DEFAULT_BUCKETS}"), Address.parse(url)), client)
         return _contest(ways, ids, rounds)
 
 

@@ -1,13 +1,14 @@
-"""A sweep against one plain replay of the same run: `python -m bench sweep`.
+"""A sweep, compared with one replay of the same run: `python -m bench sweep`.
 
-1,000 topics with 1,000 candidates each, drawn from 20,000 clips of 12 frames (512 in float16); 11 alphas, 6 depths and
-3 normalisations. *Replay* is what `streamer replay` does: read the run, rerank it, write the run. *Sweep* is what
-`streamer sweep` does: read the run and the judgments, measure 198 points, choose, cross-validate. Texts cost nothing in
-either, and each has one thread; what is compared is the process's own time, since both do nothing but compute and
-read memory. Half of the pool's first 250 and a tenth of the rest are judged, as in a TRECVID pool.
+There are 1,000 topics with 1,000 candidates each, drawn from 20,000 clips of 12 frames (vectors of length 512 in
+float16), and 11 alphas, 6 depths and 3 normalizations. *Replay* does what `streamer replay` does: read the run, rerank
+it, write the run. *Sweep* does what `streamer sweep` does: read the run and the judgments, measure 198 points, choose
+one, cross-validate. In both, text encoding is replaced by a table look-up, and there is one thread. CPU times are
+compared, because both only compute and read memory. Half of the first 250 candidates and a tenth of the others are
+judged, as in a TRECVID pool.
 
-*Memory* is what is allocated at most while points are measured, besides the files' contents: for a twentieth of the
-topics and for a tenth, which may only add the values themselves (watching allocations is slow).
+*Allocated* is the peak of memory allocated while points are measured, without the files' contents, for a twentieth and
+for a tenth of the topics (tracing allocations is slow). More topics may only add the measured values.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ STRATA = (("1", 250, 0.5), ("2", 1_000, 0.1))
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is measured."""
+    """The size of a measurement."""
 
     clips: int = 20_000
     dim: int = 512
@@ -62,7 +63,7 @@ QUICK = Scale(clips=300, dim=64, topics=10, candidates=100, rounds=1)
 
 
 class Texts:
-    """Gives each text a random vector, at no cost."""
+    """An encoder that gives each text a random vector, at almost no cost."""
 
     model_id = MODEL
     computes_in = "float32"
@@ -75,15 +76,15 @@ class Texts:
         self._vectors = _directions(np.random.default_rng(1), 1_000, dim)
 
     def prepare(self, frame: Any) -> Any:
-        """Give it back."""
+        """Return the frame unchanged."""
         return frame
 
     def encode_images(self, prepared: Sequence[Any]) -> npt.NDArray[np.float32]:
-        """Refuse: a sweep reads stored vectors."""
-        raise RuntimeError(f"a sweep encodes no images, and not {len(prepared)}")
+        """Raise RuntimeError, because a sweep reads stored vectors."""
+        raise RuntimeError(f"a sweep must not encode images, but encodes {len(prepared)}")
 
     def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Look vectors up."""
+        """Look up the texts' vectors."""
         return self._vectors[[int(query.split()[-1]) % len(self._vectors) for query in queries]]
 
     def warm_up(self) -> None:
@@ -120,7 +121,7 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 def replay(folder: Path, store: Store, scale: Scale) -> float:
-    """Rerank the run at the depth of its candidates; return the processor's seconds."""
+    """Rerank the run at the depth of all its candidates; return the CPU seconds."""
     method = Method(alpha=0.4, depth=scale.candidates, normalization="minmax")
     began = time.process_time()
     run, topics = trec.read_run(folder / "run"), trec.read_topics(folder / "topics")
@@ -130,7 +131,7 @@ def replay(folder: Path, store: Store, scale: Scale) -> float:
 
 
 def sweep(folder: Path, store: Store, scale: Scale) -> float:
-    """Measure all points; return the processor's seconds."""
+    """Measure all points; return the CPU seconds."""
     began = time.process_time()
     _sweep(*_read(folder), store, scale)
     return time.process_time() - began
@@ -151,7 +152,7 @@ def _sweep(run: trec.Run, topics: dict[str, str], qrels: trec.Qrels, store: Stor
 
 
 def _allocated_mb(folder: Path, store: Store, scale: Scale) -> float:
-    """Sweep what has been read before, and return what is allocated at most meanwhile; arrays of numpy count."""
+    """Sweep files that are already in memory; return the peak of allocated memory, numpy's included, in MiB."""
     files = _read(folder)
     tracemalloc.start()
     _sweep(*files, store, scale)

@@ -1,14 +1,14 @@
-"""One query's text, against open_clip's own `encode_text`.
+"""Encoding one query's text, compared with open_clip's own `encode_text`.
 
     python bench/text.py
 
-*Plain*: what open_clip's documentation shows: the tokenizer, `encode_text` in float32 over the full context, with
-torch's own number of threads or on a CUDA device where there is one. *Ours*: `encode_texts` as the reranker calls it,
-arithmetic and threads as measured when the model is loaded; and the same held to float32. They take turns, each query
-is a new one, and every vector of ours is compared with the plain one.
+*Plain* is the code of open_clip's documentation: the tokenizer and `encode_text` in float32 over the full context, with
+torch's default number of threads, or on a CUDA device if there is one. *Ours* is `encode_texts` as the reranker calls
+it, with the arithmetic and the number of threads that loading the model chooses; it is also measured in float32. They
+take turns, each query is new, and every vector of ours is compared with the plain one.
 
-The model is ViT-B-32 with random weights, since none can be fetched everywhere. Speed does not depend on them, and the
-cosines of the small trained model are reported beside its own.
+The model is ViT-B-32 with random weights, because trained weights cannot be downloaded everywhere. Speed does not
+depend on the weights; the cosines of the included small model, which is trained, are reported too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 DEMO_MODEL = f"local-dir:{DEMO_FOLDER}"
-"""For what knows open_clip alone."""
+"""The demo's model by a name that open_clip itself accepts."""
 NAME = "text"
 
 _LINES = (
@@ -50,14 +50,14 @@ BATCH = 16
 
 @dataclass(slots=True)
 class Way:
-    """One of the ways of encoding queries, with the seconds that its calls took."""
+    """A method of encoding queries, and the seconds of its calls."""
 
     encode: Callable[[Sequence[str]], npt.NDArray[np.float32]]
     threads: int
     seconds: list[float] = field(default_factory=list)
 
     def timed(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Encode with this way's threads."""
+        """Encode with this method's number of threads, and note the duration."""
         torch.set_num_threads(self.threads)
         began = time.perf_counter()
         vectors = self.encode(queries)
@@ -66,7 +66,7 @@ class Way:
 
 
 def plain(model: str, pretrained: str | None) -> Callable[[Sequence[str]], npt.NDArray[np.float32]]:
-    """Return open_clip's own way."""
+    """Return the method of open_clip's documentation."""
     network, _ = open_clip.create_model_from_pretrained(model, pretrained)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.eval().to(device)
@@ -82,7 +82,7 @@ def plain(model: str, pretrained: str | None) -> Callable[[Sequence[str]], npt.N
 
 
 def contest(ways: dict[str, Way], batches: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Let the ways take turns at each batch, each first as often as the others; the first one is the reference."""
+    """Let the methods take turns at each batch, in rotating order; the first of ``ways`` is the reference."""
     names = deque(ways)
     reference = names[0]
     cosines: dict[str, list[float]] = {name: [] for name in names if name != reference}

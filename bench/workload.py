@@ -1,4 +1,4 @@
-"""Shared by the reranker's benchmarks: a model, a store full of clips, query events, and a broker's topics."""
+"""What the reranker's benchmarks share: a model, a filled store, query events, and a broker with topics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODEL = "ViT-B-32"
 CANDIDATES = 100
 TEXTS = [f"a {colour} {thing} in the {place}" for colour in ("red", "blue", "black", "yellow")
          for thing in ("bicycle", "car", "dog", "kite", "boat") for place in ("rain", "park", "street")]  # fmt: skip
-"""The few query texts of a run with cached vectors."""
+"""The few query texts of a run in which query vectors are cached."""
 
 _MEAN_FRAMES, _MAX_FRAMES = 16, 64
 _CLIPS_A_WRITE = 1_000
@@ -42,9 +42,9 @@ _POOL = 4_096
 
 
 def make_model(folder: Path, name: str = MODEL) -> dict[str, str]:
-    """Write an architecture with random weights and return the settings that name it.
+    """Write a model with random weights and return the settings that select it.
 
-    Speed does not depend on what the weights are; real ones cannot be fetched everywhere.
+    Speed does not depend on the weights, and trained ones cannot be downloaded everywhere.
     """
     torch.manual_seed(0)
     path = folder / f"{name}.safetensors"
@@ -53,7 +53,7 @@ def make_model(folder: Path, name: str = MODEL) -> dict[str, str]:
 
 
 def frame_counts(clips: int, draw: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Draw how many frames each clip has: 1 to 64, 16 in the mean, many short clips and few long ones."""
+    """Draw each clip's number of frames, 1 to 64: many short clips and few long ones, 16 on average."""
     return draw.exponential(_MEAN_FRAMES, clips).round().clip(1, _MAX_FRAMES).astype(np.int64)
 
 
@@ -63,7 +63,7 @@ def clip_id(number: int) -> str:
 
 
 def clips(count: int, dim: int) -> Iterator[Clip]:
-    """Make clips of random unit vectors: nothing about speed depends on their direction."""
+    """Generate clips of random unit vectors; speed does not depend on their directions."""
     draw = np.random.default_rng(0)
     pool = draw.standard_normal((_POOL, dim), dtype=np.float32)
     pool /= np.linalg.norm(pool, axis=1, keepdims=True)
@@ -82,7 +82,7 @@ def clips(count: int, dim: int) -> Iterator[Clip]:
 
 
 def fill(store: Store, count: int, dim: int) -> None:
-    """Write so many clips."""
+    """Write ``count`` generated clips to the store."""
     waiting: list[Clip] = []
     for clip in clips(count, dim):
         waiting.append(clip)
@@ -94,13 +94,13 @@ def fill(store: Store, count: int, dim: int) -> None:
 
 
 def candidates(number: int, clip_count: int) -> list[str]:
-    """Return the ids of a query's candidates, all over the store."""
+    """Return the ids of a query's candidates, spread over the whole store."""
     draw = np.random.default_rng(number)
     return [clip_id(each) for each in draw.choice(clip_count, CANDIDATES, replace=False).tolist()]
 
 
 def query(number: int, text: str, clip_ids: Sequence[str]) -> Record:
-    """Return a query's record: 100 candidates, about 5 KB."""
+    """Return a record of query.results; with 100 candidates it has about 5 KB."""
     query_id = f"q{number}"
     event: dict[str, Any] = {
         "query_id": query_id,
@@ -115,15 +115,15 @@ def query(number: int, text: str, clip_ids: Sequence[str]) -> Record:
 
 
 def texts(count: int, *, first: int = 0, new_every: int = 0) -> Iterator[str]:
-    """Go through the few :data:`TEXTS`; one in ``new_every`` becomes a text that was never asked before ``first``."""
+    """Yield ``count`` of :data:`TEXTS` in turn; one in ``new_every`` is made unique by its number, from ``first``."""
     for number in range(first, first + count):
         text = TEXTS[number % len(TEXTS)]
         yield f"{text} {number}" if new_every and not number % new_every else text
 
 
 def queries(count: int, clip_count: int, *, first: int = 0, new_every: int = 0) -> list[Record]:
-    """Return so many queries of these :func:`texts`, of which the number ``first`` is the first one."""
-    # Choosing 100 of 20,000 clips takes longer than all else, and a thousand different lists are enough.
+    """Return ``count`` queries with these :func:`texts`, numbered from ``first``."""
+    # Choosing 100 of 20,000 clips takes longer than the rest, and a thousand different lists are enough.
     lists = [candidates(number, clip_count) for number in range(min(count, 1_000))]
     return [
         query(number, text, lists[number % len(lists)])
@@ -132,13 +132,13 @@ def queries(count: int, clip_count: int, *, first: int = 0, new_every: int = 0) 
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A broker, a model and a store full of clips, for the length of one benchmark."""
+class Setup:
+    """A broker, a model and a filled store for one benchmark."""
 
     kafka: LocalKafka
     folder: Path
     settings: dict[str, str]
-    """Which model the service uses."""
+    """The settings that select the model."""
     encoder: Encoder
     clip_count: int
     store_path: Path
@@ -149,7 +149,7 @@ class Place:
         return open_store(url, model_id=self.encoder.model_id, dim=self.encoder.dim, read_only=True)
 
     def bus(self, prefix: str) -> Bus:
-        """Return a platform's view of the broker, with the topics of topics.toml made under a prefix."""
+        """Create the topics of topics.toml with a prefix, and return a client for them."""
         bus = Bus(self.kafka.bootstrap_servers, f"{prefix}.")
         apply_topics(self.variables(bus), self.folder)
         return bus
@@ -160,8 +160,8 @@ class Place:
 
 
 @contextmanager
-def place(*, quick: bool, clip_count: int = 20_000) -> Iterator[Place]:
-    """Start a broker and fill a store; ``quick``: few clips, and the small model of the demo."""
+def set_up(*, quick: bool, clip_count: int = 20_000) -> Iterator[Setup]:
+    """Start a broker and fill a store; ``quick``: few clips, and the demo's small model."""
     count = min(clip_count, 500) if quick else clip_count
     with TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -171,9 +171,9 @@ def place(*, quick: bool, clip_count: int = 20_000) -> Iterator[Place]:
         fill(store, count, encoder.dim)
         store.close()
         with LocalKafka() as kafka:
-            yield Place(kafka, folder, settings, encoder, count, folder / "store")
+            yield Setup(kafka, folder, settings, encoder, count, folder / "store")
 
 
 def publish(bus: Bus, records: Sequence[Record]) -> None:
-    """Publish queries in their order."""
+    """Publish queries in the given order."""
     bus.publish(RESULTS, records)

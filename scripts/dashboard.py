@@ -174,7 +174,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Outputs with the current time instead of the input's",
-            [_per_second("retimed", "topic")],
+            [_per_second("retimed", "topic", "reason")],
             "cps",
             ("retimed",),
         ),
@@ -238,6 +238,12 @@ ROWS: dict[str, list[Panel]] = {
         Panel("CPU", [_process("rate(process_cpu_seconds_total{}[$__rate_interval])")], "short"),
         Panel("Memory", [_process("process_resident_memory_bytes{}")], "bytes"),
         Panel("Open files", [_process("process_open_fds{}")], "short"),
+        Panel(
+            "Refused connections to the metrics port",
+            [_per_second("connections_refused", "job", "reason")],
+            "cps",
+            ("connections_refused",),
+        ),
         Panel("Uptime", [_process("time() - process_start_time_seconds{}")], "s"),
     ],
 }  # fmt: skip

@@ -25,7 +25,9 @@ from streamer.commands.replay import replay
 from streamer.commands.store import store
 from streamer.commands.sweep import sweep
 from streamer.commands.top import top
+from streamer.process import leave_process_1
 from streamer.settings import SettingsError
+from streamer.terminal import echo, print_tracebacks, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +35,19 @@ if TYPE_CHECKING:
     from streamer.settings import DemoSettings, EmbedSettings, RerankSettings, TopicsSettings
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Cli(click.Group):
+    """The group of all commands; click prints what is wrong with an argument, and so may quote a store's content."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            vars(error)["message"] = printable(error.message)
+            raise
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="streamer")
 def cli() -> None:
     """Rerank video search results frame by frame with CLIP, from Kafka to Kafka."""
@@ -101,7 +115,7 @@ def topics_check(settings: TopicsSettings, file: Path | None) -> None:
     differences = admin.check(settings, topic_files.load_specs(file))
     _print_lines(differences or ["all topics match the file"])
     for warning in admin.copartitioning_warnings(settings):
-        click.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
     sys.exit(1 if differences else 0)
 
 
@@ -121,7 +135,7 @@ def broker(brokers: str, port: int, data: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with LocalKafka(brokers=int(brokers), port=port, data_dir=data) as kafka:
-        click.echo(f"Kafka runs at {kafka.bootstrap_servers}; stop it with Ctrl-C")
+        echo(f"Kafka runs at {kafka.bootstrap_servers}; stop it with Ctrl-C")
         stop.wait()
 
 
@@ -159,23 +173,26 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"no completion for {shell}")
-    click.echo(kind(cli, {}, "streamer", "_STREAMER_COMPLETE").source())
+    echo(kind(cli, {}, "streamer", "_STREAMER_COMPLETE").source(), lines=True)
 
 
 def _print_lines(lines: Sequence[object]) -> None:
     for line in lines:
-        click.echo(str(line))
+        echo(str(line))
 
 
 def main() -> None:
     """Run the command line; errors that users can fix are printed as one line."""
+    leave_process_1()
+    print_tracebacks()
     try:
         cli()
     except SettingsError as error:
-        click.echo(f"streamer: {error}", err=True)
+        echo(f"streamer: {error}", err=True)
         sys.exit(2)
     except _expected_errors() as error:
-        click.echo(f"streamer: {error}", err=True)
+        # What such an error quotes over several lines is indented, so that no line of it looks like one of ours.
+        echo(f"streamer: {error}".replace("\n", "\n  "), err=True, lines=True)
         sys.exit(1)
 
 

@@ -21,20 +21,19 @@ recognizes repeated and late events. Records that are known to be revoked are no
 Memory bounds. Records that wait for an earlier event of their clip, for their source or for the store: bounded by the
 loop's in-flight limit. Frames, the largest form of a clip: at most ``queue_bytes`` wait for the encoder, plus the rest
 of the clip that fills the queue, so that a clip of any size passes; a clip holds its decoder slot until it is queued,
-so no more clips than there are slots have frames outside the queue; and the encoder holds one batch, ``image_batch``
-frames plus the rest of its last clip. Vectors: at most ``queue_bytes`` wait for the store (with the same overrun), and
-as many are being written. The threads of the loop and of the store, which start a clip's next event, only queue records
-and never block.
+so no more clips than there are slots have frames outside the queue; the encoder holds one batch, ``image_batch`` frames
+plus the rest of its last clip. Vectors: at most ``queue_bytes`` wait for the store (with the same overrun), and as many
+are being written. The threads of the loop and of the store, which start a clip's next event, never block.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 import structlog
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.health import Health
-    from streamer.kafka import InFlightRecord, Output
+    from streamer.kafka import InFlightRecord, Output, Record
     from streamer.metrics import Metrics
     from streamer.settings import EmbedSettings
     from streamer.store import Store
@@ -73,8 +72,8 @@ MAX_RECORDS = 256
 
 _WAITING = 24
 """Clips that may wait for their sources without occupying a decoder slot."""
-_WAITING_OF_ONE_SOURCE = 8
-"""How many of those may have the same source (host or bucket), so that a slow source does not delay the others."""
+_WAITING_OF_ONE_ORIGIN = 8
+"""How many of those may have the same origin (host or bucket), so that a slow source does not delay the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +82,8 @@ class Upload:
 
     in_flight: InFlightRecord
     event: ClipUploaded
-
-    @property
-    def source(self) -> str:
-        """The scheme and host, or bucket, of its URI."""
-        try:
-            parts = urlsplit(self.event.uri)
-        except ValueError:  # the fetcher refuses such a URI
-            return ""
-        return f"{parts.scheme}://{parts.netloc}".lower()
+    origin: str
+    """Where the file is fetched from, however its URI spells that; uploads of one origin take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +154,14 @@ class Embedder:
         self._decoder = decoder
         self._metrics = metrics
         self._health = health
+        self._max_clock_skew = dt.timedelta(seconds=settings.max_clock_skew)
         self._image_batch = settings.image_batch or encoder.image_batch
         self._fetching = metrics.stage.labels("fetch")
         self._shortages = Shortages(metrics, health)
         for stage in ("load", "encode", "store"):
             metrics.retries.labels(stage)
         self._turns: Turns[InFlightRecord] = Turns(1)
-        self._sources: Turns[Upload] = Turns(settings.decode_workers + _WAITING_OF_ONE_SOURCE)
+        self._origins: Turns[Upload] = Turns(settings.decode_workers + _WAITING_OF_ONE_ORIGIN)
         shared: dict[str, Any] = {"failed": self._failed, "metrics": metrics, "health": health}
         traced = settings.tracing != "off"
         if traced:
@@ -214,20 +207,28 @@ class Embedder:
         for in_flight in records:
             try:
                 job = self._read(in_flight)
-            except InvalidEvent as invalid:
-                self._done(in_flight, [dead_letter(in_flight.record, invalid.reason, invalid.detail)])
+            except (InvalidEvent, ClipError) as refused:
+                self._done(in_flight, [dead_letter(in_flight.record, refused.reason, refused.detail)])
                 continue
             if isinstance(job, Delete):
                 self._storing.put_at_once(job)
-            elif self._sources.take(job.source, job):
+            elif self._origins.take(job.origin, job):
                 self._loading.put_at_once(job)
 
     def _read(self, in_flight: InFlightRecord) -> Upload | Delete:
-        """Decode a record's upload or delete. Raises :class:`InvalidEvent`."""
+        """Decode a record's upload or delete. Raises :class:`InvalidEvent`, or :class:`ClipError` for a refused URI."""
         record = in_flight.record
         if record.value is None and record.key is not None:
             return Delete(in_flight, _clip_id_of_delete(record.key))
-        return Upload(in_flight, self._codec.decode(ClipUploaded, record.value, record.key))
+        event = self._codec.decode(ClipUploaded, record.value, record.key)
+        self._check_version(event, record)
+        return Upload(in_flight, event, self._fetcher.origin(event.uri))
+
+    def _check_version(self, event: ClipUploaded, record: Record) -> None:
+        """Raise :class:`InvalidEvent` for an upload that no later one could replace: the newest version wins."""
+        ahead = event.uploaded_at - record.latest_write
+        if ahead > self._max_clock_skew:
+            raise InvalidEvent(Reason.FROM_THE_FUTURE, f"uploaded_at is {ahead} after the time of the record")
 
     # -- load ----------------------------------------------------------------------------------------------
 
@@ -236,7 +237,7 @@ class Embedder:
             try:
                 self._shortages.wait_out(partial(self._load_upload, upload))
             finally:
-                if (following := self._sources.end(upload.source)) is not None:
+                if (following := self._origins.end(upload.origin)) is not None:
                     self._loading.put_at_once(following)
 
     def _load_upload(self, upload: Upload) -> None:
@@ -360,7 +361,7 @@ class Embedder:
         return Clip(
             clip_id=upsert.event.clip_id,
             uploaded_at=upsert.event.uploaded_at,
-            position=Position.of(upsert.in_flight.record.log, upsert.in_flight.record.order),
+            position=_position(upsert.in_flight.record),
             duration_ms=upsert.duration_ms,
             vectors=upsert.vectors,
             times_ms=np.repeat(upsert.times_ms, self._encoder.vectors_per_frame),
@@ -387,9 +388,7 @@ class Embedder:
         in_flight = delete.in_flight
         if in_flight.revoked:
             return
-        self._store.delete(
-            delete.clip_id, in_flight.record.timestamp, Position.of(in_flight.record.log, in_flight.record.order)
-        )
+        self._store.delete(delete.clip_id, in_flight.record.timestamp, _position(in_flight.record))
         faults.reach(faults.FaultPoint.STORED)
         self._health.ready("store")
         self._metrics.deleted.inc()
@@ -436,6 +435,10 @@ def _bytes_of_frames(loaded: Loaded) -> int:
 
 def _bytes_to_store(job: StoreJob) -> int:
     return job.vectors.nbytes if isinstance(job, Upsert) else job.in_flight.record.size
+
+
+def _position(record: Record) -> Position:
+    return Position.of(record.log, record.offset, record.leader_epoch)
 
 
 def _clip_id_of_delete(key: bytes) -> str:

@@ -1,7 +1,7 @@
 """The events of the four topics: typed models and their limits; :mod:`streamer.codec` reads and writes them.
 
 The models are the one source of the JSON Schemas in ``topics/`` (:func:`json_schema`); unknown fields are
-ignored. Rules that a schema cannot express (unique clip ids, a query that is not blank, an offset in every time) are
+ignored. Rules that a schema cannot express (unique clip ids, an offset in every time, how deep attributes nest) are
 checked in ``__post_init__`` and raise the same :class:`InvalidEvent`.
 """
 
@@ -27,6 +27,8 @@ MAX_URI_CHARS = 4_096
 MAX_ENGINE_CHARS = 256
 MAX_USER_KEY_CHARS = 1_024
 MAX_ATTRIBUTES = 256
+MAX_NESTING = 64
+"""Levels of lists and objects in the attributes; JSON writers have limits too, orjson's is 254."""
 
 
 class Reason(StrEnum):
@@ -44,6 +46,7 @@ class Reason(StrEnum):
     NON_FINITE_SCORE = "non_finite_score"
     DUPLICATE_CLIP_ID = "duplicate_clip_id"
     KEY_MISMATCH = "key_mismatch"
+    FROM_THE_FUTURE = "from_the_future"
 
     URI_REFUSED = "uri_refused"
     NOT_FOUND = "not_found"
@@ -114,6 +117,21 @@ def check_id(name: str, value: str) -> None:
         raise InvalidEvent(Reason.LIMIT_EXCEEDED, f"{name} is longer than {MAX_ID_BYTES} bytes")
 
 
+def _check_nesting(name: str, value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            child
+            for each in level
+            if isinstance(each, dict | list)
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return
+    if any(isinstance(each, dict | list) for each in level):
+        raise InvalidEvent(Reason.LIMIT_EXCEEDED, f"{name} nest deeper than {MAX_NESTING} levels")
+
+
 def _to_utc(event: msgspec.Struct, name: str) -> None:
     # Outputs are in UTC and stores count from 1970; an offset can move the first and the last day out of range.
     moment: dt.datetime = getattr(event, name)
@@ -129,10 +147,13 @@ class ClipUploaded(msgspec.Struct, frozen=True, kw_only=True):
     clip_id: Id
     uri: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_URI_CHARS)]
     uploaded_at: Time
-    attributes: Annotated[dict[str, Any], msgspec.Meta(max_length=MAX_ATTRIBUTES)] = {}
+    attributes: Annotated[
+        dict[str, Any], msgspec.Meta(max_length=MAX_ATTRIBUTES, description=f"At most {MAX_NESTING} levels deep")
+    ] = {}
 
     def __post_init__(self) -> None:
         check_id("clip_id", self.clip_id)
+        _check_nesting("attributes", self.attributes)
         _to_utc(self, "uploaded_at")
 
 

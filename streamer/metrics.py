@@ -47,7 +47,8 @@ LABELS = {
     "topic": "the topics that the command reads or writes, under their full names",
     "partition": "the input topic's partitions that this instance owns",
     "reason": "dead letters: the `dlq.reason` codes; degraded events: the values of `degraded`; "
-    "log resets: behind_end, moved, translated, foreign",
+    "log resets: behind_end, moved, translated, foreign; outputs retimed: refused, retention; "
+    "refused connections: crowded, slow, malformed",
     "status": "the values of a candidate's `status`",
     "stage": "embed: read, load, fetch, decode, encode, store; rerank: rerank, text",
     "operation": "read, put, delete",
@@ -81,8 +82,8 @@ CATALOGUE = {
         "Records written to the dead-letter topic of their input topic.", "Which events cannot be processed, and why?",
     ),
     "retimed": Metric(
-        "streamer_output_timestamps_refused_total", "counter", "events", ("topic",),
-        "Outputs produced with the current time, since their topic refused the input record's.",
+        "streamer_outputs_retimed_total", "counter", "events", ("topic", "reason"),
+        "Outputs produced with the current time, since their topic refused the input record's or would soon delete it.",
         "Do event-time joins miss outputs?",
     ),
     "deleted": Metric(
@@ -296,6 +297,12 @@ CATALOGUE = {
         "streamer_unready", "gauge", "count", ("condition",),
         "1 while this condition is not met, else 0.", "Why is the instance not ready?",
     ),
+    "connections_refused": Metric(
+        "streamer_refused_connections_total", "counter", "count", ("reason",),
+        "Connections to the port of metrics and probes that were closed: newer ones needed the place, time was over, "
+        "or what came cannot be read.",
+        "Does somebody flood the metrics port?",
+    ),
 }  # fmt: skip
 """Every metric under its attribute name in :class:`Metrics`."""
 
@@ -354,6 +361,7 @@ class Metrics:
     model_info: Gauge
     ready: Gauge
     unready: Gauge
+    connections_refused: Counter
 
     def __init__(self, group: str | None = None) -> None:
         """``group``: the consumer group of the process; if given, every metric has it as a label."""

@@ -16,11 +16,14 @@ import structlog
 from streamer import __version__, embedder, faults, reranker
 from streamer.codec import JSON
 from streamer.encoders import Encoder, Side, load_model
-from streamer.endpoints import Access, Endpoints
+from streamer.endpoints.access import Access
+from streamer.endpoints.serving import Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
 from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
+from streamer.process import hide_memory
+from streamer.resources import Usage, available, contradictions, resident
 from streamer.settings import SettingsError, invalid_setting, unknown_variables
 from streamer.store import (
     MeasuredStore,
@@ -36,13 +39,14 @@ from streamer.tracing import Tracing
 from streamer.video import Sampling
 from streamer.video.errors import MachineError
 from streamer.video.fetching.fetcher import Fetcher
-from streamer.video.isolation.confinement import MODES, Layer, SandboxError, hide_memory
-from streamer.video.isolation.pool import DecodePool
+from streamer.video.isolation.confinement import MODES, Layer, SandboxError
+from streamer.video.isolation.pool import MOST_PROCESSES, DecodePool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+    from streamer import topology
     from streamer.settings import (
         EmbedSettings,
         IntakeSettings,
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
         ModelSettings,
         Precision,
         RerankSettings,
+        ServiceSettings,
         StoreSettings,
     )
 
@@ -80,21 +85,15 @@ def run_embedder(settings: EmbedSettings) -> NoReturn:
     Raises :class:`SettingsError`.
     """
     settings.named_model()
-    fetcher = _fetcher(settings)
     if settings.worker_stall_timeout <= settings.fetch_timeout:
         raise invalid_setting(
             "worker_stall_timeout", f"must be more than fetch_timeout, which is {settings.fetch_timeout:g}"
         )
     with _service(EMBED.role, settings) as service:
-        loop = Loop(
-            settings,
-            EMBED,
-            max_records=embedder.MAX_RECORDS,
-            metrics=service.metrics,
-            health=service.health,
-            tracing=service.tracing,
-        )
+        fetcher = _fetcher(settings, service)
+        loop = _loop(settings, EMBED, embedder.MAX_RECORDS, service)
         encoder = _encoder(settings, service)
+        _compare_sizes(settings)
         store = _store(settings, encoder, service, precision=settings.precision, read_only=False)
         pipeline = embedder.Embedder(
             settings,
@@ -116,14 +115,7 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
     """
     settings.named_model()
     with _service(RERANK.role, settings) as service:
-        loop = Loop(
-            settings,
-            RERANK,
-            max_records=reranker.MAX_RECORDS,
-            metrics=service.metrics,
-            health=service.health,
-            tracing=service.tracing,
-        )
+        loop = _loop(settings, RERANK, reranker.MAX_RECORDS, service)
         encoder = _encoder(settings, service)
         store = _store(settings, encoder, service, read_only=True)
         pipeline = reranker.Reranker(
@@ -142,17 +134,53 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
 # -- the parts -----------------------------------------------------------------------------------------------
 
 
-def _fetcher(intake: IntakeSettings) -> Fetcher:
+def _loop(settings: ServiceSettings, names: topology.Service, max_records: int, service: Service) -> Loop:
+    return Loop(
+        settings,
+        names,
+        max_records=max_records,
+        metrics=service.metrics,
+        health=service.health,
+        tracing=service.tracing,
+    )
+
+
+def _fetcher(intake: IntakeSettings, service: Service) -> Fetcher:
     try:
-        return Fetcher(
-            intake.allowed_uris,
+        fetcher = Fetcher(
+            intake.named_uris(),
             allowed_networks=intake.allowed_networks,
             max_bytes=intake.max_clip_bytes,
             timeout=intake.fetch_timeout,
             first_byte_timeout=intake.first_byte_timeout,
+            download_bytes=intake.download_bytes,
+            idle=service.health.idle,
+            waited=service.metrics.queue_wait.labels("fetch").observe,
         )
     except ValueError as error:
         raise invalid_setting("allowed_uris", error) from None
+    for folder in fetcher.broad_folders():
+        log.warning(
+            "uploads may name private files: a prefix of allowed_uris is the root folder, or holds a home folder",
+            folder=str(folder),
+        )
+    return fetcher
+
+
+def _compare_sizes(settings: EmbedSettings) -> None:
+    """Warn of sizes that do not fit into the machine; called when the model is loaded, the service's largest part."""
+    usage = Usage(
+        # Of frames and vectors as much may wait as of records.
+        own=resident() + 3 * settings.queue_bytes,
+        decoders=MOST_PROCESSES * settings.decode_workers * settings.decode_memory,
+        downloads=settings.download_bytes,
+    )
+    try:
+        found = contradictions(usage, available())
+    except OSError as error:
+        found = [f"there is no temporary folder: {error.strerror or error}"]
+    for contradiction in found:
+        log.warning("sizes do not add up", problem=contradiction)
 
 
 def _sampling(settings: EmbedSettings) -> Sampling:

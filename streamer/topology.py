@@ -88,6 +88,9 @@ TOPICS_CHECK, TOPICS_APPLY, DEMO = "topics-check", "topics-apply", "demo"
 """Roles of commands that only administer topics, or that run services under their own prefix."""
 
 
-def redrive_id(topic: str) -> str:
-    """Return the transactional id of the redrive of an input topic: redrives of one topic fence each other."""
-    return f"{DLQ_REDRIVE.group}-{topic}"
+def redrive_id(dead_letters: str) -> str:
+    """Return the transactional id of the redrives of a dead-letter topic, whose full name is given.
+
+    They fence each other, whatever settings each has the name from.
+    """
+    return f"{DLQ_REDRIVE.group}-{dead_letters.removesuffix(DLQ_SUFFIX)}"

@@ -53,18 +53,24 @@ def exemplar(headers: Headers) -> dict[str, str] | None:
 class Tracing:
     """Creates the traces of one service's records."""
 
-    def __init__(self, command: str, instance_id: str) -> None:
-        """Start the exporter. Raises ImportError if OpenTelemetry is not installed."""
+    def __init__(self, command: str, instance_id: str, headers: str | None = None) -> None:
+        """Start the exporter. Raises ImportError if OpenTelemetry is not installed.
+
+        ``headers``: those of each request to the collector, in the form of ``OTEL_EXPORTER_OTLP_HEADERS``, which they
+        replace.
+        """
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - optional
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+        from opentelemetry.util.re import parse_env_headers  # noqa: PLC0415
 
+        given = None if headers is None else parse_env_headers(headers, liberal=True)
         about = {"service.version": __version__, "service.instance.id": instance_id}
         if "OTEL_SERVICE_NAME" not in os.environ:
             about["service.name"] = f"streamer-{command}"
         self._provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(headers=given)))
         self._tracer = self._provider.get_tracer("streamer", __version__)
 
     @classmethod
@@ -73,7 +79,7 @@ class Tracing:
         if settings.tracing == "off":
             return None
         try:
-            return cls(command, instance_id)
+            return cls(command, instance_id, settings.read_tracing_headers())
         except ImportError as error:
             hint = f"needs the package {error.name}: pip install 'cliprerank-streamer[otel]'"
             raise invalid_setting("tracing", hint) from None

@@ -1,7 +1,7 @@
-"""The reranking itself as one writes it in an afternoon: open_clip, float32 vectors from LMDB, numpy; nothing of ours.
+"""A simple reranker as one would write it in an afternoon: open_clip, float32 vectors in LMDB, numpy, no code of ours.
 
-Text vectors are cached, as ours are. A clip's record is its frames' vectors and nothing else, a frame each half second;
-lmdb gives it as bytes, as it does unless it is told otherwise.
+Text vectors are cached, as in this project. A clip's record consists of its frames' vectors only, with a frame each
+half second; lmdb returns it as bytes, which is its default.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MS_A_FRAME = 500
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line that all peers have."""
+    """Parse the command line, which all peers share."""
     parser = argparse.ArgumentParser()
     parser.add_argument("servers")
     parser.add_argument("prefix")

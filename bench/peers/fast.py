@@ -1,8 +1,8 @@
 """The reranker with faststream: `python bench/peers/fast.py localhost:9092 prefix. latency FOLDER`.
 
-faststream has no transaction that joins what is consumed with what is produced: outputs are published and then
-offsets committed, so a crash between the two publishes again (at least once). ``throughput`` takes 500 events at a
-time, ``latency`` one by one.
+faststream has no transaction for outputs and offsets: outputs are produced first and then offsets are committed, so a
+crash in between produces outputs again (at least once). ``throughput`` handles up to 500 events at a time, ``latency``
+one by one.
 """
 
 from __future__ import annotations

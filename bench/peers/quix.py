@@ -1,6 +1,6 @@
 """The reranker with quixstreams, exactly once: `python bench/peers/quix.py localhost:9092 prefix. throughput FOLDER`.
 
-``throughput`` commits once a second, ``latency`` every event.
+``throughput`` commits once a second, ``latency`` after every event.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic: figures, targets, reports, and the contestants' input events."""
+"""The benchmarks' own arithmetic: figures, targets, reports, and the input events of the processes under test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest
 from click.testing import CliRunner
 
 from bench import __main__ as harness
-from bench.bars import BARS, Bar, Figure
 from bench.baseline import answer
 from bench.contestants import Drain, Sample
 from bench.hot_path import in_process
@@ -22,7 +21,8 @@ from bench.machine import about
 from bench.plots import draw
 from bench.report import document, spread, summary
 from bench.reranking_latency import figures
-from bench.workload import Place, candidates, clips, fill, queries
+from bench.targets import TARGETS, Figure, Target
+from bench.workload import Setup, candidates, clips, fill, queries
 from streamer.encoders import DEMO, load_encoder
 from streamer.local_kafka.broker import LocalKafka
 from streamer.store import open_store
@@ -44,23 +44,23 @@ def test_a_figure_is_a_median_with_its_spread() -> None:
 
 
 @pytest.mark.parametrize(("value", "met"), [(2.9, True), (3.0, True), (3.1, False)])
-def test_a_bar_compares_the_median(value: float, met: bool) -> None:
+def test_a_target_is_met_by_the_median(value: float, met: bool) -> None:
     found = results("core", {"float16": {"ratio": spread([0.0, value, 99.0])}})
-    bar = Bar("what", "core", ("float16", "ratio"), at_most=3)
-    assert bar.is_met(found) is met
-    assert Bar("what", "core", ("float16", "ratio"), at_least=3).is_met(found) is (value >= 3)
-    assert Bar("what", "core", ("float16", "ratio")).is_met(found) is None
+    target = Target("what", "core", ("float16", "ratio"), at_most=3)
+    assert target.is_met(found) is met
+    assert Target("what", "core", ("float16", "ratio"), at_least=3).is_met(found) is (value >= 3)
+    assert Target("what", "core", ("float16", "ratio")).is_met(found) is None
 
 
-def test_a_missing_figure_meets_no_bar() -> None:
+def test_a_missing_figure_meets_no_target() -> None:
     found = results("core", {"float16": 1.0})
     for path in (("int8",), ("float16", "ratio")):
-        bar = Bar("what", "core", path, at_most=3)
-        assert bar.figure(found) is None
-        assert bar.is_met(found) is None
+        target = Target("what", "core", path, at_most=3)
+        assert target.figure(found) is None
+        assert target.is_met(found) is None
 
 
-def test_the_report_shows_bars_errors_and_figures(tmp_path: Path) -> None:
+def test_the_report_shows_targets_errors_and_figures(tmp_path: Path) -> None:
     found = results("reranking_throughput", {"share_of_ideal": spread([0.6, 0.65]), "events_per_s": spread([1500.0])})
     found["benchmarks"]["core"] = {"seconds": 2.0, "error": "exit code 1"}
     found["benchmarks"]["hot_path"] = {"seconds": 2.0, "figures": {"us_a_query": {"decode": spread([31.0])}}}
@@ -70,7 +70,7 @@ def test_the_report_shows_bars_errors_and_figures(tmp_path: Path) -> None:
     assert "| decode | 31 |" in table
     assert "Failed: exit code 1" in document(found)
     assert "| events_per_s | 1500 [1500 .. 1500] |" in document(found)
-    assert [path.name for path in draw(found, tmp_path)] == ["bars.svg", "throughput.svg"]
+    assert [path.name for path in draw(found, tmp_path)] == ["targets.svg", "throughput.svg"]
 
 
 def test_a_benchmark_that_fails_or_hangs_is_reported_and_the_others_run(
@@ -102,8 +102,8 @@ def test_a_benchmark_that_fails_or_hangs_is_reported_and_the_others_run(
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
-def test_each_bar_is_of_a_benchmark_that_runs() -> None:
-    assert {bar.benchmark for bar in BARS} <= harness.BENCHMARKS.keys()
+def test_each_target_belongs_to_a_benchmark() -> None:
+    assert {target.benchmark for target in TARGETS} <= harness.BENCHMARKS.keys()
 
 
 def test_contestants_are_given_valid_events_and_the_hand_written_loop_gives_valid_answers() -> None:
@@ -140,13 +140,13 @@ def test_the_hot_path_is_that_of_the_service_and_adds_up(tmp_path: Path) -> None
     store = open_store(f"lmdb:{tmp_path}", model_id=encoder.model_id, dim=encoder.dim)
     fill(store, 200, encoder.dim)
     store.close()
-    where = Place(LocalKafka(), tmp_path, {}, encoder, 200, tmp_path)
+    setup = Setup(LocalKafka(), tmp_path, {}, encoder, 200, tmp_path)
     began = time.perf_counter()
-    [steps], outputs = in_process(where, 1, 64)
+    [steps], outputs = in_process(setup, 1, 64)
     passed_us = 1e6 * (time.perf_counter() - began)
     assert list(steps) == ["decode", "text", "fetch", "score", "blend", "encode", "answer"]
     assert min(steps.values()) > 0
-    assert 64 * sum(steps.values()) < passed_us / 2  # they were taken through twice more, which is not in the figures
+    assert 64 * sum(steps.values()) < passed_us / 2  # two more passes are not in the figures
     events = [json.loads(output.value or b"") for output in outputs]
     assert len(events) == 64
     validator("query.reranked").validate(events[0])

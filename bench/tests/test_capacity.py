@@ -1,4 +1,4 @@
-"""What docs/capacity.md says of the cost of clips and queries agrees with the code, and is measured as it says."""
+"""docs/capacity.md agrees with the record format, and the benchmark behind it measures what the page says."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_what_clips_and_queries_cost_is_measured(monkeypatch: pytest.MonkeyPatch
     passed = time.process_time() - began
     ((clip,),) = capacity.clips(1, *capacity.SHAPES[0])
     size = len(record_format.encode(clip, "int8"))
-    # A record of LMDB takes whole pages beside those of its tree, one of the cluster a block of the allocator.
+    # A record in LMDB takes whole pages besides those of the tree; in the cluster it takes a block of the allocator.
     assert size < figures["lmdb"]["bytes_a_clip"] < size + 2 * mmap.PAGESIZE
     assert size < figures["cluster"]["bytes_a_clip"] < 1.5 * size
     cpu = [figures[engine]["reader_cpu_s_a_query"] for engine in ("lmdb", "cluster")]

@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks of the embedder, and that what they compare is the same."""
+"""The arithmetic of the embedder's benchmarks; the compared methods give the same frames."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def test_decoding_is_compared_on_real_and_generated_files(monkeypatch: pytest.Mo
 
 def test_two_ways_of_decoding_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "by_every_frame", lambda path, interval: decode.by_sample(path, interval)[::-1])
-    with pytest.raises(click.ClickException, match="the two ways differ in"):
+    with pytest.raises(click.ClickException, match="the two methods differ in"):
         decode.compare(real()["bikes"], 0.5, 1)

@@ -15,6 +15,11 @@ _MEANINGS = {
     Reason.NON_FINITE_SCORE: ("event", "A number is NaN or infinite.", "Fix the engine's score."),
     Reason.DUPLICATE_CLIP_ID: ("event", "A clip occurs more than once in `results`.", "Remove duplicates first."),
     Reason.KEY_MISMATCH: ("event", "The record's key is not the event's id.", "Key records by the id, or not at all."),
+    Reason.FROM_THE_FUTURE: (
+        "event",
+        "`uploaded_at` is after the record's time by more than `STREAMER_MAX_CLOCK_SKEW`.",
+        "Correct the producer's clock, and publish the upload again.",
+    ),
     Reason.URI_REFUSED: (
         "clip",
         "The URI is outside the allowed prefixes or networks.",

@@ -8,6 +8,7 @@ import click
 import orjson
 
 from streamer.commands.flags import SettingsCommand
+from streamer.terminal import echo
 
 if TYPE_CHECKING:
     from streamer.settings import TopicsSettings
@@ -37,10 +38,11 @@ def acls(settings: TopicsSettings, role: str, principal: str | None, as_json: bo
     from streamer.kafka.client import acls  # noqa: PLC0415
 
     if as_json:
-        click.echo(orjson.dumps(acls.as_objects(settings, role), option=orjson.OPT_INDENT_2))
+        echo(orjson.dumps(acls.as_objects(settings, role), option=orjson.OPT_INDENT_2).decode(), lines=True)
     elif principal is not None:
-        click.echo("\n".join(acls.kafka_acls(settings, role, principal)))
+        for line in acls.kafka_acls(settings, role, principal):
+            echo(line)
     else:
         for each in acls.as_objects(settings, role):
             names = f"{each['name']}*" if each["pattern"] == "prefixed" else each["name"]
-            click.echo(f"{each['operation']} on the {each['resource']} {names}: {each['why']}")
+            echo(f"{each['operation']} on the {each['resource']} {names}: {each['why']}")

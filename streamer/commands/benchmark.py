@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from streamer.commands.flags import SettingsCommand
+from streamer.terminal import Terminal, echo
 
 if TYPE_CHECKING:
     from streamer.settings import BenchmarkSettings
@@ -39,14 +40,12 @@ def benchmark(settings: BenchmarkSettings, out: Path, clips: int, topics: int, s
     """
     if out.exists() and any(out.iterdir()):
         raise click.UsageError(f"{out} is not empty")
-    from rich.console import Console  # noqa: PLC0415
-
     from streamer.synthetic import benchmark  # noqa: PLC0415
 
     try:
-        results = benchmark.run(settings, Console(stderr=True), benchmark.Size(clips, topics, seed), out)
+        results = benchmark.run(settings, Terminal(stderr=True), benchmark.Size(clips, topics, seed), out)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     table = benchmark.markdown(results)
     (out / "report.md").write_text(table, encoding="utf-8")
-    click.echo(table, nl=False)
+    echo(table.rstrip("\n"), lines=True)

@@ -7,6 +7,8 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
+from streamer.terminal import Terminal, echo, printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -60,7 +62,6 @@ def evaluate(
     comparison and the page need the extra: cliprerank-streamer[evaluation].
     """
     import orjson  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
 
     from streamer.evaluation import measures as measuring  # noqa: PLC0415
     from streamer.evaluation import report  # noqa: PLC0415
@@ -83,15 +84,15 @@ def evaluate(
     base = measured(run_path)
     reranked = measured(reranked_path) if reranked_path else None
     for warning in warnings:
-        click.echo(f"streamer: {warning}", err=True)
+        echo(f"streamer: {warning}", err=True)
     found = report.data(base, reranked, compare(base, reranked) if reranked else {})
     if html_file is not None:
         names = [path.name for path in (run_path, qrels_path, reranked_path) if path]
-        html_file.write(render(report.page(found, *names, warnings=warnings)))
+        html_file.write(printable(render(report.page(found, *names, warnings=warnings)), lines=True))
     if json_file is not None:
-        json_file.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
+        json_file.write(printable(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n", lines=True))
     if "-" not in {file.name for file in (json_file, html_file) if file}:
-        console = Console()
+        console = Terminal()
         for table in report.terminal(found):
             console.print(table)
 

@@ -10,6 +10,7 @@ import click
 
 from streamer.commands.flags import SettingsCommand
 from streamer.commands.replay import FILE, recorded, recorded_options
+from streamer.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,6 @@ def pilot(
     served = answers is not None or answers_from_topic
     answered = _answers(settings, events, from_topic, answers, answers_from_topic)
     import orjson  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
 
     from streamer.evaluation import pilot as pilots  # noqa: PLC0415
     from streamer.evaluation import pilot_report  # noqa: PLC0415
@@ -87,11 +87,11 @@ def pilot(
         raise click.ClickException("there are no queries to report on")
     found = pilot_report.decide(report.data(), pilot_report.Limits(latency_ms=most_ms))
     if html_file is not None:
-        html_file.write(render(pilot_report.page(found)))
+        html_file.write(printable(render(pilot_report.page(found)), lines=True))
     if json_file is not None:
-        json_file.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
+        json_file.write(printable(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n", lines=True))
     if "-" not in {file.name for file in (json_file, html_file) if file}:
-        console = Console()
+        console = Terminal()
         for table in pilot_report.terminal(found):
             console.print(table)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from streamer.commands.flags import SettingsCommand
+from streamer.terminal import echo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,7 +105,7 @@ def replay(
             answers = replays.offline(settings.method, asked, encoder, store)
         run = replays.Replay(answers)
         trec.write_run(out, trec.Run(run.topics, tag))
-    click.echo(run.summary() + f"; written to {out}")
+    echo(run.summary() + f"; written to {out}")
 
 
 def _given(settings: ReplaySettings) -> dict[str, object]:

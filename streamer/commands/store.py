@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 import orjson
-from rich.console import Console
 from rich.table import Table
 
 from streamer.commands.flags import SettingsCommand
 from streamer.commands.store_upkeep import store_compact, store_copy, store_drop_model, store_verify
+from streamer.terminal import Terminal, echo, plain
 
 if TYPE_CHECKING:
     from streamer.settings import StoreCommandSettings
@@ -35,9 +35,9 @@ def store_stats(settings: StoreCommandSettings) -> None:
         figures = opened.stats()
     table = Table("model", "clips")
     for model_id, clips in figures.models.items():
-        table.add_row(model_id, f"{clips:,}")
-    console = Console()
-    console.print(masked(settings.store), markup=False, highlight=False, soft_wrap=True)
+        table.add_row(plain(model_id), f"{clips:,}")
+    console = Terminal()
+    console.print(masked(settings.store), highlight=False, soft_wrap=True)
     console.print(table)
     console.print(f"{figures.tombstones:,} tombstones, {figures.bytes:,} bytes")
 
@@ -73,6 +73,6 @@ def store_get(settings: StoreCommandSettings, clip_id: str, model_id: str | None
                 "precision": str(record.matrix.dtype),
                 "times_ms": record.times_ms.tolist(),
             }
-            click.echo(orjson.dumps(described, option=orjson.OPT_UTC_Z).decode())
+            echo(orjson.dumps(described, option=orjson.OPT_UTC_Z).decode())
     if not found:
         raise click.ClickException(f"{clip_id} is not in {masked(settings.store)}")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 import orjson
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from streamer.commands.flags import SettingsCommand
+from streamer.terminal import Terminal, echo, plain, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ def store_copy(settings: StoreCommandSettings, source: str, target: str, restart
     if as_json:
         _echo_json(report)
     else:
-        console = Console()
+        console = Terminal()
         if report.resumed:
             console.print(f"copy started at {report.begun_at:%Y-%m-%d %H:%M:%S} UTC, resumed {report.resumed} times")
         console.print(
@@ -86,7 +86,7 @@ def store_verify(settings: StoreCommandSettings, against: str | None, as_json: b
     from streamer.store import StoreOptions, upkeep  # noqa: PLC0415
     from streamer.store.opening import open_admin  # noqa: PLC0415
 
-    console = Console()
+    console = Terminal()
     options = StoreOptions.of(settings)
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(contextlib.closing(open_admin(settings.store, options=options)))
@@ -107,7 +107,7 @@ def store_verify(settings: StoreCommandSettings, against: str | None, as_json: b
                 f"{compared.missing:,} missing there, {compared.damaged:,} damaged there"
             )
             for each in compared.examples:
-                console.print(f"  {each}", markup=False, highlight=False)
+                console.print(plain(f"  {each}"), highlight=False)
         sys.exit(0 if compared.is_good else 1)
     if as_json:
         _echo_json(verified)
@@ -115,7 +115,7 @@ def store_verify(settings: StoreCommandSettings, against: str | None, as_json: b
         table = Table("model", "clips", "tombstones", "bytes", "vectors", title="valid records")
         for model_id, figures in verified.models.items():
             kinds = ", ".join(f"{count:,} in {kind}" for kind, count in figures.kinds.most_common())
-            table.add_row(model_id, f"{figures.clips:,}", f"{figures.tombstones:,}", f"{figures.bytes:,}", kinds)
+            table.add_row(plain(model_id), f"{figures.clips:,}", f"{figures.tombstones:,}", f"{figures.bytes:,}", kinds)
         console.print(table)
         _print_damage(console, "in this store", verified.damage)
     sys.exit(1 if verified.damage.count else 0)
@@ -136,7 +136,7 @@ def store_compact(settings: StoreCommandSettings, to: Path | None) -> None:
 
     with contextlib.closing(open_admin(settings.store, options=StoreOptions.of(settings))) as opened:
         before, after = opened.compact(to)
-    click.echo(f"{before:,} bytes on disk before, {after:,} after")
+    echo(f"{before:,} bytes on disk before, {after:,} after")
 
 
 @click.command("drop-model", cls=SettingsCommand, uses="store")
@@ -167,15 +167,15 @@ def store_drop_model(
         newest = "" if found.newest is None else f" (newest upload {found.newest:%Y-%m-%d %H:%M} UTC)"
         reason = _seems_in_use(found, alone=len(models) == 1)
         if dry_run:
-            click.echo(f"would delete {what}{newest}" + (f"; {reason}" if reason else ""))
+            echo(f"would delete {what}{newest}" + (f"; {reason}" if reason else ""))
             return
         if reason and not even_if_in_use:
             raise click.ClickException(f"{model_id} seems to be in use: {reason} (--even-if-in-use)")
         if not yes:
-            click.confirm(f"Delete {what}{newest}?", abort=True)
+            click.confirm(printable(f"Delete {what}{newest}?"), abort=True)
         with _progress() as advance:
             removed, is_gone = upkeep.drop(opened, models[model_id], advance)
-    click.echo(f"deleted {removed:,} records of {model_id}")
+    echo(f"deleted {removed:,} records of {model_id}")
     if not is_gone:
         raise click.ClickException("some records remain because a service is still writing them")
 
@@ -192,7 +192,7 @@ def _seems_in_use(found: ModelSurvey, *, alone: bool) -> str:
 @contextlib.contextmanager
 def _progress() -> Iterator[Advance]:
     """Show progress if stderr is a terminal."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bars: dict[str, TaskID] = {}
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
@@ -205,13 +205,13 @@ def _progress() -> Iterator[Advance]:
         yield advance
 
 
-def _print_damage(console: Console, where: str, damage: Damage) -> None:
+def _print_damage(console: Terminal, where: str, damage: Damage) -> None:
     if not damage.count:
         return
     console.print(f"{damage.count:,} damaged records {where}; re-embed their clips. The first ones:")
     for each in damage.examples:
-        console.print(f"  {each}", markup=False, highlight=False)
+        console.print(plain(f"  {each}"), highlight=False)
 
 
 def _echo_json(figures: object) -> None:
-    click.echo(orjson.dumps(figures, option=orjson.OPT_UTC_Z).decode())
+    echo(orjson.dumps(figures, option=orjson.OPT_UTC_Z).decode())

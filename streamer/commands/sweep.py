@@ -13,6 +13,7 @@ from streamer.commands.flags import SettingsCommand
 from streamer.events import MAX_RESULTS
 from streamer.scoring import Normalization
 from streamer.settings import Precision
+from streamer.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -153,7 +154,6 @@ def sweep(
     """
     settings.named_model()
     import orjson  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
 
     from streamer.evaluation import sweep_report, sweep_run, trec  # noqa: PLC0415
     from streamer.evaluation.choice import Caution  # noqa: PLC0415
@@ -171,11 +171,11 @@ def sweep(
     several = len(swept.topics) >= folds
     found = sweep_report.data(swept, Caution(loss, most_losing), folds if several else 0)
     if html_file is not None:
-        html_file.write(render(sweep_report.page(found, run_file.name, qrels_file.name)))
+        html_file.write(printable(render(sweep_report.page(found, run_file.name, qrels_file.name)), lines=True))
     if json_file is not None:
-        json_file.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
+        json_file.write(printable(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n", lines=True))
     if "-" not in {file.name for file in (json_file, html_file) if file}:
-        console = Console()
+        console = Terminal()
         for table in sweep_report.terminal(found):
             console.print(table)
 

@@ -13,6 +13,7 @@ import click
 
 from streamer.commands.flags import SettingsCommand
 from streamer.settings import invalid_setting
+from streamer.terminal import Terminal
 
 if TYPE_CHECKING:
     from streamer.settings import TopSettings
@@ -29,13 +30,12 @@ def top(settings: TopSettings, interval: float, once: bool) -> None:
 
     Reads the /metrics of its instances, and the topics outside any consumer group. Ctrl-C ends it.
     """
-    from rich.console import Console  # noqa: PLC0415 - completion starts without all this
-    from rich.live import Live  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415 - completion starts without all this
 
     from streamer.top.view import View  # noqa: PLC0415
     from streamer.top.watch import Watch  # noqa: PLC0415
 
-    console = Console()
+    console = Terminal()
     with contextlib.closing(Watch(settings, _targets(settings), interval=interval)) as watch:
         frame = watch.frame()
         if once:
@@ -59,7 +59,7 @@ def _targets(settings: TopSettings) -> list[Target]:
     from streamer.top.targets import Target  # noqa: PLC0415
 
     try:
-        return [Target(url, ca=settings.targets_ca) for url in settings.targets]
+        return [Target(url, ca=settings.targets_ca) for url in settings.read_targets()]
     except ValueError as error:
         raise invalid_setting("targets", error) from None
     except OSError as error:

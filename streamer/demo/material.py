@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from rich.console import Console
+    from streamer.terminal import Terminal
 
 VIDEO_SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"})
 MAX_CLIPS, MAX_QUERIES = 10_000, 1_000
@@ -64,7 +64,7 @@ def own_material(clips: Path, queries: Path | None) -> Material:
     )
 
 
-def rendered_material(console: Console, work: Path) -> Material:
+def rendered_material(console: Terminal, work: Path) -> Material:
     """Render the demo's own clips below ``work``."""
     folder = work / "clips"
     with console.status(f"Rendering {_RENDERED_CLIPS} clips"):

@@ -20,9 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-
 from streamer.codec import JSON
 from streamer.demo.material import DemoError, Material, Query, own_material, rendered_material
 from streamer.demo.report import FramePictures, Judged, write
@@ -39,6 +36,7 @@ from streamer.scrape import quantile
 from streamer.settings import ENV_PREFIX, Connection, as_variables
 from streamer.synthetic.engine import BaseEngine
 from streamer.synthetic.measures import average_precision
+from streamer.terminal import Terminal, plain
 from streamer.top.targets import Target
 from streamer.top.watch import Watch
 from streamer.topology import EMBED, RERANK
@@ -69,7 +67,7 @@ def run(
     services, too. ``clips`` and ``queries``: a folder of videos and a file with one query per line, instead of rendered
     ones. Raises :class:`DemoError`, :class:`ServiceError`, :class:`BrokerError` or :class:`SettingsError`.
     """
-    console = Console()
+    console = Terminal()
     # However the demo ends, the processes that it started end too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # The console shows the progress; the services' logs are in separate files.
@@ -115,7 +113,7 @@ class Demo:
 
     def __init__(
         self,
-        console: Console,
+        console: Terminal,
         stage: Stage,
         connection: Connection,
         material: Material,
@@ -178,7 +176,7 @@ class Demo:
                 if record.topic == dead:
                     refused += 1
                     why = dict(record.headers).get("dlq.error") or b""
-                    self._console.print(f"[yellow]dead-lettered {escape(f'{_text(record.key)}: {_text(why)}')}")
+                    self._console.print(plain(f"dead-lettered {_text(record.key)}: {_text(why)}", "yellow"))
                 else:
                     embedded.append(JSON.decode(ClipEmbedded, record.value))
                 progress.update(bar, completed=len(embedded))
@@ -285,7 +283,7 @@ class Demo:
 # -- preparations --------------------------------------------------------------------------------------------
 
 
-def _connection(console: Console, settings: DemoSettings, cleanup: contextlib.ExitStack) -> Connection:
+def _connection(console: Terminal, settings: DemoSettings, cleanup: contextlib.ExitStack) -> Connection:
     """Give the demo its own topics and groups on any cluster."""
     named = "bootstrap_servers" in settings.model_fields_set
     return Connection(
@@ -295,22 +293,22 @@ def _connection(console: Console, settings: DemoSettings, cleanup: contextlib.Ex
     )
 
 
-def _start_kafka(console: Console, cleanup: contextlib.ExitStack) -> str:
+def _start_kafka(console: Terminal, cleanup: contextlib.ExitStack) -> str:
     with console.status("Starting Apache Kafka (42 MB are downloaded the first time)"):
         kafka = cleanup.enter_context(LocalKafka())
     console.print(f"Apache Kafka runs at {kafka.bootstrap_servers}")
     return kafka.bootstrap_servers
 
 
-def _make_topics(console: Console, connection: Connection, cleanup: contextlib.ExitStack) -> None:
+def _make_topics(console: Terminal, connection: Connection, cleanup: contextlib.ExitStack) -> None:
     specs = load_specs()
     for change in apply(connection, specs):
-        console.print(f"[dim]{change}")
+        console.print(plain(str(change), "dim"))
     cleanup.callback(drop, connection, specs)
 
 
 def _start_services(
-    console: Console,
+    console: Terminal,
     given: Mapping[str, str],
     material: Material,
     work: Path,
@@ -336,7 +334,7 @@ def _start_services(
 
 
 def _engine_answers(
-    console: Console, settings: DemoSettings, material: Material
+    console: Terminal, settings: DemoSettings, material: Material
 ) -> dict[str, Sequence[tuple[str, float]]]:
     """Rank all queries by the stand-in engine: the base that is reranked."""
     with console.status("The stand-in engine indexes whole clips"):
@@ -357,7 +355,7 @@ def _text(value: bytes | None) -> str:
     return (value or b"").decode(errors="replace")
 
 
-def _wait_for_ctrl_c(console: Console, connection: Connection, services: Services) -> None:
+def _wait_for_ctrl_c(console: Terminal, connection: Connection, services: Services) -> None:
     console.print(
         f"Everything keeps running. Kafka: {connection.bootstrap_servers}, topics {connection.topic(EMBED.input)} etc. "
         f"Metrics: {services.embed.url}/metrics and {services.rerank.url}/metrics. Stop with Ctrl-C."

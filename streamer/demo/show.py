@@ -7,10 +7,11 @@ import threading
 from typing import TYPE_CHECKING, Self
 
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from streamer.terminal import plain
 from streamer.top.view import View
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from streamer.demo.report import Judged
+    from streamer.terminal import Terminal
     from streamer.top.watch import Frame, Watch
 
 _TABLE_ROWS, _TABLE_QUERIES = 5, 3
@@ -31,7 +33,7 @@ _LINES_BESIDE = 3
 class Stage:
     """Shows progress: on a terminal below the view of ``streamer top``, otherwise alone, as plain lines."""
 
-    def __init__(self, console: Console, watch: Watch) -> None:
+    def __init__(self, console: Terminal, watch: Watch) -> None:
         """``watch`` is closed by this object."""
         self._console = console
         self._watch = watch
@@ -102,9 +104,9 @@ def most_telling(judged: Sequence[Judged]) -> list[Judged]:
 
 def before_and_after(judged: Judged) -> Table:
     """Show a query's first results before and after."""
-    title = f"[b]{escape(judged.event.query)}"
+    title = plain(judged.event.query, "bold")
     if judged.before is not None:
-        title += f"[/b]  average precision {judged.before:.2f} -> {judged.after:.2f}"
+        title = title + Text(f"  average precision {judged.before:.2f} -> {judged.after:.2f}")
     table = Table(title=title, title_justify="left", expand=False)
     table.add_column("before: clip")
     for name in ("rank", "after: clip", "moment", "score", "old rank"):
@@ -122,14 +124,13 @@ def before_and_after(judged: Judged) -> Table:
     return table
 
 
-def _marked(clip_id: str, judged: Judged) -> str:
-    shown = escape(clip_id)
-    return f"[green]{shown} ✓" if judged.relevant and clip_id in judged.relevant else shown
+def _marked(clip_id: str, judged: Judged) -> Text:
+    return plain(f"{clip_id} ✓", "green") if judged.relevant and clip_id in judged.relevant else plain(clip_id)
 
 
 def figures(summary: Mapping[str, object]) -> Table:
     """Show the summary."""
-    table = Table(title="[b]Figures of this run", title_justify="left", show_header=False)
+    table = Table(title=Text("Figures of this run", "bold"), title_justify="left", show_header=False)
     for name, value in summary.items():
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value))
     return table

@@ -7,23 +7,25 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import huggingface_hub
 import numpy as np
 import numpy.typing as npt
 import open_clip
 import structlog
 import torch
 from open_clip.factory import load_state_dict, parse_model_name
-from open_clip.pretrained import download_pretrained_from_hf
 from PIL import Image
 
+from streamer.encoders.model_config import require_allowed
 from streamer.encoders.protocol import SIDES, EncoderError
-from streamer.encoders.towers import ImageTower, TextTower, can_pack_side
+from streamer.encoders.towers import BoundedTokenizer, ImageTower, TextTower, can_pack_side
 from streamer.encoders.tuning import (
     Arithmetic,
     Choice,
@@ -53,8 +55,9 @@ IMAGE_BATCH = 32
 """Frames per call on a CPU, where four reach 90 % of the best throughput of any size."""
 MAX_IMAGE_BATCH = 512
 _FRAMES_OF_A_CLIP = 8
-MAX_TOKENIZER_WORDS = 20_000
-"""Number of words whose tokens are cached; open_clip's own tokenizer caches every word without limit."""
+_COMMIT = re.compile("[0-9a-f]{40}")
+_HUB_FILES = ("*.json", "*.txt", "*.model", "open_clip_*.safetensors", "open_clip_*.bin")
+"""Of a repository: configurations, vocabularies and weights; no code."""
 
 
 class OpenClipEncoder:
@@ -111,7 +114,7 @@ class OpenClipEncoder:
         threads: int | None = None,
         sides: Collection[Side] = SIDES,
     ) -> OpenClipEncoder:
-        """Load a model: built-in name and tag, name and checkpoint file, ``local-dir:PATH``, ``hf-hub:REPO``.
+        """Load a model: built-in name and tag, name and checkpoint file, ``local-dir:PATH``, ``hf-hub:REPO@COMMIT``.
 
         Raises :class:`EncoderError` with one line that names the faulty part. A model is never used with random
         weights, about which open_clip only warns.
@@ -128,7 +131,7 @@ class OpenClipEncoder:
                 _explain(source, error), setting="pretrained" if source.pretrained else "model"
             ) from error
         try:
-            tokenizer = _bound(open_clip.get_tokenizer(source.name))
+            tokenizer = _bound(open_clip.get_tokenizer(source.name, **source.tokenizer_options))
         except Exception as error:
             raise EncoderError(f"model {source.name} has no usable tokenizer: {_one_line(error)}") from error
         if threads is not None:
@@ -257,18 +260,8 @@ def _canonical(value: Any) -> bytes:
 
 
 def _bound(tokenizer: Any) -> Callable[[Sequence[str]], torch.Tensor]:
-    """Bound the cache of open_clip's own tokenizer; other tokenizers are returned unchanged."""
-    if not isinstance(tokenizer, open_clip.SimpleTokenizer):
-        return tokenizer  # type: ignore[no-any-return]  # open_clip is untyped
-    special_tokens = dict(tokenizer.cache)
-
-    def tokenize(queries: Sequence[str]) -> torch.Tensor:
-        if len(tokenizer.cache) > MAX_TOKENIZER_WORDS:
-            tokenizer.cache = dict(special_tokens)
-        tokens: torch.Tensor = tokenizer(queries)
-        return tokens
-
-    return tokenize
+    """Bound the cost of open_clip's own tokenizer; those of the tokenizers library, which are linear, are unchanged."""
+    return BoundedTokenizer(tokenizer) if type(tokenizer) is open_clip.SimpleTokenizer else tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +276,11 @@ class _Source:
     pretrained: str | None
     config: dict[str, Any]
     checkpoints: tuple[Path, ...]
+
+    @property
+    def tokenizer_options(self) -> dict[str, bool]:
+        """Arguments of the tokenizer: one of transformers asks on a terminal unless it is told to run no code."""
+        return {"trust_remote_code": False} if self.config.get("text_cfg", {}).get("hf_tokenizer_name") else {}
 
 
 def _locate(model: str, pretrained: str | None) -> _Source:
@@ -312,6 +310,7 @@ def _locate_local(model: str, directory: Path) -> _Source:
         raise EncoderError(
             f"model {model}: {CONFIG_NAME} is not a JSON object with a model_cfg: {_one_line(error)}"
         ) from None
+    require_allowed(model, config)
     checkpoints = tuple(path for path in sorted(directory.iterdir()) if path.suffix in CHECKPOINT_SUFFIXES)
     if not checkpoints:
         raise EncoderError(f"model {model}: the directory has no weights ({', '.join(CHECKPOINT_SUFFIXES)})")
@@ -319,12 +318,15 @@ def _locate_local(model: str, directory: Path) -> _Source:
 
 
 def _locate_hub(model: str, repository: str) -> _Source:
+    """Download a repository as it was at one commit: what it holds may change, and so what would run here."""
+    name, _, revision = repository.partition("@")
+    if not _COMMIT.fullmatch(revision):
+        raise EncoderError(f"model {model}: name the commit, hf-hub:{name}@ and its 40 hexadecimal digits")
     try:
-        config = open_clip.get_model_config(model)
-        checkpoint = download_pretrained_from_hf(repository)
+        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES))
     except Exception as error:
         raise EncoderError(f"model {model} cannot be downloaded: {_one_line(error)}") from error
-    return _Source(model, None, config, (Path(checkpoint),))
+    return _locate_local(f"local-dir:{folder}", Path(folder))
 
 
 def _locate_builtin(name: str, pretrained: str | None) -> _Source:

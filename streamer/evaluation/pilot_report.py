@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table as TerminalTable
 
 from streamer.evaluation.page import Headline, Page, Section, Table, Text, show
+from streamer.terminal import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -122,7 +123,7 @@ def terminal(found: Data) -> Iterator[TerminalTable]:
     for title, columns, rows in tables:
         table = TerminalTable(*columns, title=title, title_justify="left")
         for row in rows:
-            table.add_row(*(str(cell) for cell in row))
+            table.add_row(*(plain(str(cell)) for cell in row))
         yield table
 
 

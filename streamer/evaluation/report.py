@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from streamer.evaluation import plots
 from streamer.evaluation.page import Headline, Page, Section, Shown, Table, Text, show
+from streamer.terminal import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -56,11 +56,11 @@ def terminal(found: Data) -> Iterator[TerminalTable]:
         caption = f"and {left_out:,} more topics that changed less" if left_out > 0 else None
         table = _terminal_table(f"{measure} of each topic", _TOPIC_COLUMNS[: _width(found)], caption)
         for topic in topics[:_TERMINAL_TOPICS]:
-            table.add_row(*(escape(str(cell)) for cell in _topic_row(found, measure, topic)))
+            table.add_row(*(plain(str(cell)) for cell in _topic_row(found, measure, topic)))
         yield table
     table = _terminal_table("Over all topics", ["", *found["run"]["mean"]], None)
     for row in _summary_rows(found):
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(plain(str(cell)) for cell in row))
     yield table
 
 
@@ -126,7 +126,7 @@ def _width(found: Data) -> int:
 
 
 def _terminal_table(title: str, columns: Sequence[str], caption: str | None) -> TerminalTable:
-    table = TerminalTable(title=f"[b]{escape(title)}", title_justify="left", caption=caption, caption_justify="left")
+    table = TerminalTable(title=plain(title, "bold"), title_justify="left", caption=caption, caption_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number in _numeric(columns) else "left")
     return table

@@ -13,6 +13,7 @@ from rich.table import Table as TerminalTable
 
 from streamer.evaluation import choice, plots
 from streamer.evaluation.page import Headline, Page, Section, Table, Text, show
+from streamer.terminal import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -170,7 +171,7 @@ def _terminal(title: str, columns: Sequence[str], rows: Any) -> TerminalTable:
         *columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
     )
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(plain(str(cell)) for cell in row))
     return table
 
 

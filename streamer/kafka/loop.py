@@ -23,6 +23,7 @@ from streamer.kafka.commit.group import GroupMembership
 from streamer.kafka.commit.outcomes import FencedError, RestartError
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.inflight.partitions import Assignment
+from streamer.kafka.outputs import retime
 from streamer.kafka.pipeline import FatalError
 from streamer.kafka.records import InFlightRecord, record_of, redriven_for
 from streamer.kafka.watch.monitor import Monitor
@@ -124,7 +125,12 @@ class Loop:
             metrics=metrics,
             health=health,
             topic_refused=self._topics.invalidate,
+            retime=self._retime,
         )
+
+    def _retime(self, in_flight: InFlightRecord) -> None:
+        if retime(in_flight, self._topics.retention.kept):
+            self._topics.retention.tell(in_flight)
 
     def _on_client_error(self, error: KafkaError) -> None:
         if refused(error) is Resource.TOPIC:
@@ -190,7 +196,7 @@ class Loop:
 
     def _await_topics(self, stop: Stop) -> None:
         """Read nothing before the topic's id is known: offsets of a deleted topic mean nothing in its successor."""
-        while not stop.is_set() and self._topics.topic_id is None:
+        while not stop.is_set() and not self._topics.is_complete:
             self._health.beat()
             self._topics.check()
             self._receive_nothing(_IDLE_POLL_S)
@@ -270,16 +276,14 @@ class Loop:
             return None
         if partition.goes_back(message.offset() or 0):
             partition = self._rewind(partition, message.offset() or 0)
-        elif partition.is_rewritten(message.offset() or 0, message.leader_epoch()):
-            self._resets.forget_ahead(partition, message.offset() or 0)
         record = record_of(message, log=partition.log, group=self._group, dead_letters=self._dead_letters)
-        return self._begin(partition, record, leader_epoch=message.leader_epoch())
+        return self._begin(partition, record)
 
-    def _begin(
-        self, partition: AssignedPartition, record: Record, *, leader_epoch: int | None = None
-    ) -> InFlightRecord | None:
+    def _begin(self, partition: AssignedPartition, record: Record) -> InFlightRecord | None:
         in_flight = InFlightRecord(record, self._wake.set)
-        if not partition.add(in_flight, leader_epoch):
+        if partition.is_replaced(record):
+            self._resets.void_ahead(partition, record)
+        if not partition.add(in_flight):
             return None
         if self._tracing is not None:
             in_flight.trace = self._tracing.begin(record.topic, record.partition, record.offset, record.headers)
@@ -326,6 +330,8 @@ class Loop:
         self._topics.check()
         if self._topics.topic_id != self._topic_id or not self._topics.may_commit:
             return  # a commit under the old topic's name would land in the new one's offsets
+        for output in self._topics.take_changed():
+            self._committer.refresh(output)
         if self._committer.commit_completed():
             self._control_flow()
 

@@ -6,6 +6,9 @@ An output is an event of its own: it carries the trace and the extension attribu
 
 from __future__ import annotations
 
+import math
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streamer.events import now
@@ -13,7 +16,9 @@ from streamer.kafka.records import Output
 from streamer.tracing import BAGGAGE, TRACEPARENT, TRACESTATE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from confluent_kafka.admin import ConfigEntry
 
     from streamer.kafka.records import Headers, InFlightRecord
     from streamer.settings import EmbedSettings, RerankSettings
@@ -35,6 +40,10 @@ _OF_THE_CAUSE = frozenset(
 _MAX_AHEAD_MS = 3_600_000
 """How far ahead of our clock a record's time may be to be taken for its outputs: Kafka's default for what brokers
 accept. A producer that stamps in microseconds must not date our outputs into the year 50,000."""
+
+UNKNOWN_RETENTION_MS = 86_400_000.0
+"""What is assumed where a client may not describe a topic's configuration: one day, the least that ``topics.toml``
+has."""
 
 
 def carried(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
@@ -77,10 +86,12 @@ class Outputs:
             return ()
         record = cause.record
         # By the place of its cause: an answer that is made again after a crash is the same event.
-        log = record.log or f"{record.topic}-{record.partition}"
+        place = [record.log or f"{record.topic}-{record.partition}", str(record.offset)]
+        if record.leader_epoch is not None:  # a log that lost its end gives the same offsets again
+            place.insert(1, str(record.leader_epoch))
         return (
             (f"{_CE}specversion", _SPECVERSION.encode()),
-            (f"{_CE}id", f"{self._role}-{log}-{record.offset}".encode()),
+            (f"{_CE}id", "-".join((self._role, *place)).encode()),
             (f"{_CE}source", self._source),
             (f"{_CE}type", self._type),
             (f"{_CE}subject", event_id.encode()),
@@ -92,3 +103,45 @@ class Outputs:
         if self._own_time or at <= 0 or at > now().timestamp() * 1_000 + _MAX_AHEAD_MS:
             return None
         return at
+
+
+# -- times that a topic keeps ----------------------------------------------------------------------------------
+
+
+def kept_ms(config: Mapping[str, ConfigEntry]) -> float:
+    """Return for how many milliseconds a topic of this configuration keeps a record after the record's own time.
+
+    That is for ever where it does not delete by time, or sets the times of its records itself.
+    """
+    if config["message.timestamp.type"].value == "LogAppendTime":
+        return math.inf
+    deletes = "delete" in (config["cleanup.policy"].value or "").split(",")
+    limit = float(config["retention.ms"].value or -1)
+    return limit if deletes and limit >= 0 else math.inf
+
+
+def leaves_time(timestamp_ms: float, kept: float, now_ms: float) -> bool:
+    """Tell whether a record of that time is kept for at least half as long as one of the current time."""
+    return now_ms - timestamp_ms < kept / 2
+
+
+def retime(in_flight: InFlightRecord, kept: Mapping[str, float]) -> bool:
+    """Give the current time to those outputs of a completed record that their topic would delete too soon.
+
+    A service that was down for a day, or embeds a whole library again, answers records that are older than its output
+    topic keeps anything. Brokers take such outputs, and delete them minutes later; late in an event-time join is better
+    than nowhere. ``kept`` is :func:`kept_ms` by topic. Returns whether there were any.
+    """
+    now_ms = time.time() * 1_000
+
+    def is_kept(output: Output) -> bool:
+        limit = kept.get(output.topic)
+        return output.timestamp is None or limit is None or leaves_time(output.timestamp, limit, now_ms)
+
+    outputs = in_flight.outputs or ()
+    if all(map(is_kept, outputs)):
+        return False
+    in_flight.outputs = [
+        output if is_kept(output) else replace(output, timestamp=None, retimed="retention") for output in outputs
+    ]
+    return True

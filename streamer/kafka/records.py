@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import structlog
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_OFFSET_BITS = 40
+_BEFORE_KAFKA_MS = dt.datetime(2011, 1, 1, tzinfo=dt.UTC).timestamp() * 1000
+_DAY_MS = 86_400_000
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -33,6 +34,10 @@ REASON_HEADER = "dlq.reason"
 
 
 T = TypeVar("T")
+
+Retimed = Literal["refused", "retention"]
+"""Why an output has the current time instead of its input's: its topic has refused that (by
+``message.timestamp.before.max.ms`` or ``after``), or would delete such a record too soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +64,25 @@ class Record:
     """The record's own time as it is in the log, in milliseconds since 1970; -1 where it has none."""
     timestamp_type: str = ""
     """Whose time that is: ``CreateTime`` the producer's, ``LogAppendTime`` the broker's, empty where it has none."""
-    leader_epoch: int = 0
-    """The epoch of the partition's leader when it was written; 0 where the broker does not say."""
+    leader_epoch: int | None = None
+    """The epoch of the partition's leader when it was written; None if the broker does not state it.
+
+    A log that lost its end gives the same offsets again, under a leader of a later epoch.
+    """
 
     @property
-    def order(self) -> int:
-        """Its place among all records that ``log`` ever had: later ones have higher numbers.
+    def latest_write(self) -> dt.datetime:
+        """The latest time at which it can have been written, for comparisons with times in its event.
 
-        A log that lost its end gives the same offsets again, under a leader of a later epoch. Offsets have 40 bits, a
-        trillion records in a partition, and epochs 23.
+        That is its own time, which does not depend on when it is read. A time that nobody can have meant is replaced:
+        one from before Kafka (none at all, or in seconds instead of milliseconds) by the current time, and one far in
+        the future by the current time and a day, because no clock that others trust is slow by more.
         """
-        return self.leader_epoch << _OFFSET_BITS | self.offset
+        current_ms = time.time() * 1000
+        own_ms = self.timestamp_ms if self.timestamp_type else self.timestamp.timestamp() * 1000
+        if own_ms < _BEFORE_KAFKA_MS:
+            own_ms = current_ms
+        return dt.datetime.fromtimestamp(min(own_ms, current_ms + _DAY_MS) / 1000, dt.UTC)
 
     @property
     def size(self) -> int:
@@ -94,8 +107,8 @@ class Output:
     """Where it goes; -1 leaves that to the key."""
     timestamp: int | None = None
     """Its time in milliseconds since 1970; None is the time at which it is produced."""
-    retimed: bool = False
-    """Whether the topic has refused the time that it had before (``message.timestamp.before.max.ms`` and ``after``)."""
+    retimed: Retimed | None = None
+    """Why it does not have the time that it had before."""
 
     @property
     def size(self) -> int:
@@ -194,7 +207,7 @@ def record_of(message: Message, *, log: str = "", group: str = "", dead_letters:
         dead_letters=dead_letters,
         timestamp_ms=milliseconds if kind in _TIMESTAMP_TYPES else -1,
         timestamp_type=_TIMESTAMP_TYPES.get(kind, ""),
-        leader_epoch=message.leader_epoch() or 0,
+        leader_epoch=message.leader_epoch(),
     )
 
 

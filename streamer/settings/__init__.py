@@ -1,14 +1,16 @@
 """Settings: each is a flag of its commands, a ``STREAMER_*`` variable and a key of the TOML file.
 
-Precedence is that order. :mod:`~streamer.settings.groups` describes each setting once, in the group that it belongs
-to; :mod:`~streamer.settings.commands` says which groups each command takes; the command line builds its flags from
-both. ``[kafka]`` in the TOML file, ``STREAMER_KAFKA__SECURITY_PROTOCOL`` or ``--kafka security.protocol=SSL`` pass any
+Precedence is that order. Each setting is described once, in the group that it belongs to
+(:mod:`~streamer.settings.groups`, :mod:`~streamer.settings.clips`, :mod:`~streamer.settings.observability`);
+:mod:`~streamer.settings.commands` says which groups each command takes; the command line builds its flags from both.
+``[kafka]`` in the TOML file, ``STREAMER_KAFKA__SECURITY_PROTOCOL`` or ``--kafka security.protocol=SSL`` pass any
 property through to librdkafka.
 """
 
 from __future__ import annotations
 
 from streamer.settings.base import Group
+from streamer.settings.clips import EmbeddingSettings, IntakeSettings, Precision, Sandbox, SandboxSettings
 from streamer.settings.commands import (
     COMMANDS,
     BenchmarkSettings,
@@ -29,15 +31,10 @@ from streamer.settings.groups import (
     Connection,
     Device,
     Dtype,
-    EmbeddingSettings,
-    IntakeSettings,
     MethodSettings,
     ModelSettings,
     OutputSettings,
-    Precision,
     QuerySettings,
-    Sandbox,
-    SandboxSettings,
     ServiceSettings,
     StoreReadSettings,
     StoreSettings,

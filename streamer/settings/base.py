@@ -24,7 +24,12 @@ def read_password(name: str, given: SecretStr | None, file: Path | None) -> str 
     """Return a password, from its file where there is one; :class:`SettingsError` if that cannot be read."""
     if file is None:
         return given.get_secret_value() if given else None
+    return read_secret(f"{name}_file", file)
+
+
+def read_secret(name: str, file: Path) -> str:
+    """Return what a file holds, without blanks around it; :class:`SettingsError` for setting ``name`` if that fails."""
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise invalid_setting(f"{name}_file", error) from None
+        raise invalid_setting(name, error) from None

@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamer.settings.base import Group
+from streamer.settings.clips import EmbeddingSettings, IntakeSettings, SandboxSettings
 from streamer.settings.groups import (
     Brokers,
     Connection,
-    EmbeddingSettings,
-    IntakeSettings,
     MethodSettings,
     ModelSettings,
     OutputSettings,
     QuerySettings,
-    SandboxSettings,
     ServiceSettings,
     StoreReadSettings,
     StoreSettings,

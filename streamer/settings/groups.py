@@ -6,27 +6,22 @@ flag, its variable and its key in the TOML file.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import orjson
-from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
-from pydantic_settings import NoDecode
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from streamer.events import MAX_RESULTS
 from streamer.method import Method
 from streamer.scoring import Normalization
-from streamer.settings.base import Group, read_password
-from streamer.settings.errors import invalid_setting
+from streamer.settings.base import Group, read_password, read_secret
+from streamer.settings.errors import SettingsError, invalid_setting
 from streamer.topology import DLQ_SUFFIX, SERVICES, dead_letter_topic
 
-Precision = Literal["float32", "float16", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
-Sandbox = Literal["require", "permissive"]
 
 
 # -- Kafka ---------------------------------------------------------------------------------------------------
@@ -41,13 +36,39 @@ class Brokers(Group):
     kafka: dict[str, str] = Field(
         default_factory=dict,
         repr=False,  # it may hold passwords
-        description="Any librdkafka property (TLS, SASL, timeouts) as PROPERTY=VALUE; may be given several times",
+        description="Any librdkafka property (TLS, SASL, timeouts) as PROPERTY=VALUE; may be given several times. A "
+        "secret, such as sasl.password, can be given as sasl.password.file=PATH",
     )
 
     @field_validator("kafka", mode="before")
     @classmethod
     def _flatten(cls, value: object) -> object:
         return flat_properties(value) if isinstance(value, dict) else value
+
+    def read_kafka(self) -> dict[str, str]:
+        """Return librdkafka's properties, secrets read from their files; :class:`SettingsError` if one cannot be."""
+        files = {name: self.kafka[f"{name}.file"] for name in KAFKA_SECRETS if f"{name}.file" in self.kafka}
+        others = {name: value for name, value in self.kafka.items() if name.removesuffix(".file") not in files}
+        return others | {name: _read_property(name, Path(path)) for name, path in files.items()}
+
+
+KAFKA_SECRETS = (
+    "sasl.password",
+    "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.assertion.private.key.passphrase",
+    "sasl.oauthbearer.assertion.private.key.pem",
+    "ssl.key.password",
+    "ssl.key.pem",
+    "ssl.keystore.password",
+)
+"""Properties of librdkafka that are secrets, which it reads from no file by itself."""
+
+
+def _read_property(name: str, path: Path) -> str:
+    try:
+        return read_secret("kafka", path)
+    except SettingsError as error:
+        raise SettingsError(f"{error} ({name}.file)") from None
 
 
 def flat_properties(value: dict[str, object]) -> dict[str, str]:
@@ -187,8 +208,8 @@ class ModelSettings(Group):
     model: str | None = Field(
         None,
         min_length=1,
-        description="Model: a name of open_clip (with --pretrained), local-dir:PATH, hf-hub:REPOSITORY, or demo, the "
-        "small demonstration model",
+        description="Model: a name of open_clip (with --pretrained), local-dir:PATH, hf-hub:REPOSITORY@COMMIT, or "
+        "demo, the small demonstration model",
     )
     pretrained: str | None = Field(
         None, description="Weights of the model: a pretrained tag of open_clip, or the path of a checkpoint file"
@@ -293,99 +314,3 @@ class StoreReadSettings(StoreSettings):
     store_cache_bytes: int = Field(
         64 << 20, ge=0, description="Bytes of records of a remote store that are cached in this process; 0: no cache"
     )
-
-
-# -- clips ---------------------------------------------------------------------------------------------------
-
-
-class EmbeddingSettings(Group):
-    """What of a clip goes into its record."""
-
-    frame_interval: float = Field(0.5, gt=0, le=3600, description="Seconds between sampled frames")
-    max_frames: int = Field(
-        64,
-        ge=1,
-        le=10_000,
-        description="Largest number of frames of a clip; a longer clip is sampled every duration / max-frames",
-    )
-    precision: Precision = Field("float16", description="Precision of stored vectors")
-
-
-class SandboxSettings(Group):
-    """How the processes that decode clips are confined."""
-
-    decoder_sandbox: Sandbox = Field(
-        "require",
-        description="require: refuse to run where decoders get no filter of system calls (seccomp); "
-        "permissive: run with what the kernel offers",
-    )
-
-
-class IntakeSettings(SandboxSettings):
-    """Where clips may be fetched from, how large they may be, and what fetching, decoding and encoding may take."""
-
-    allowed_uris: Annotated[tuple[str, ...], NoDecode] = Field(
-        default_factory=lambda: (Path.cwd().as_uri(),),
-        description="JSON list of the URI prefixes that uploads may be fetched from",
-    )
-    allowed_networks: Annotated[tuple[str, ...], NoDecode] = Field(
-        (),
-        description="JSON list of networks (CIDR) that http(s) sources may be in besides public addresses",
-    )
-    max_clip_bytes: int = Field(1 << 30, ge=1, description="Largest file that is fetched, in bytes")
-    fetch_timeout: float = Field(60.0, gt=0, description="Seconds for fetching one clip")
-    first_byte_timeout: float = Field(
-        15.0, gt=0, description="Seconds to wait for the first byte of a source, and for each further one"
-    )
-    fetch_retry_timeout: float = Field(
-        120.0, ge=0, description="Seconds for which fetching a clip is retried after transient faults of its source"
-    )
-    max_clip_seconds: float = Field(12 * 3600, gt=0, description="Longest clip, in seconds")
-    max_clip_pixels: int = Field(8192 * 4352, ge=1, description="Largest number of pixels of a frame")
-    max_clip_packets: int = Field(2_000_000, ge=1, description="Largest number of encoded frames of a clip")
-    duplicate_threshold: float = Field(
-        0,
-        ge=0,
-        le=255,
-        description="Largest mean difference (0 to 255) of any block of 16 x 16 pixels between frames that count as "
-        "the same and are encoded once; 0: off",
-    )
-    decode_workers: int = Field(
-        2,
-        ge=1,
-        le=256,
-        description="Clips decoded at the same time; 24 more may wait to be fetched, 8 of them from one source",
-    )
-    decode_timeout: float = Field(120.0, gt=0, description="Seconds for decoding one clip")
-    decode_memory: int = Field(
-        2 << 30, ge=256 << 20, description="Bytes of address space that the process decoding a clip may use"
-    )
-    image_batch: int | None = Field(
-        None, ge=1, le=4096, description="Largest number of frames in one call of the image encoder"
-    )
-
-    @field_validator("allowed_uris", "allowed_networks", mode="before")
-    @classmethod
-    def _parse_list(cls, value: object, info: ValidationInfo) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            parsed = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            parsed = None
-        if not isinstance(parsed, list):  # a TypeError would not be reported as a wrong setting
-            raise ValueError(f"must be a JSON list, such as {_LISTS_IN_JSON[str(info.field_name)]}")
-        return parsed
-
-    @field_validator("allowed_networks")
-    @classmethod
-    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for network in value:
-            ipaddress.ip_network(network)
-        return value
-
-
-_LISTS_IN_JSON = {
-    "allowed_uris": '["file:/clips", "https://cdn.example.com/"]',
-    "allowed_networks": '["10.0.0.0/8", "fd00::/8"]',
-}

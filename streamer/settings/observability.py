@@ -9,7 +9,8 @@ import orjson
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from streamer.settings.base import Group, read_password
+from streamer.settings.base import Group, read_password, read_secret
+from streamer.settings.errors import invalid_setting
 from streamer.topology import SERVICES
 
 
@@ -43,6 +44,16 @@ class TracingSettings(Group):
         description="otlp: send a trace of each record by OTLP/HTTP to the collector that the OTEL_* variables name "
         "(needs the extra otel)",
     )
+    tracing_headers_file: Path | None = Field(
+        None,
+        description="File that holds the collector's headers, such as its key, as OTEL_EXPORTER_OTLP_HEADERS has them",
+    )
+
+    def read_tracing_headers(self) -> str | None:
+        """Return the headers if they are in a file; :class:`SettingsError` if that cannot be read."""
+        if self.tracing_headers_file is None:
+            return None
+        return read_secret("tracing_headers_file", self.tracing_headers_file)
 
 
 class TargetSettings(Group):
@@ -55,11 +66,23 @@ class TargetSettings(Group):
         description="URLs of the /metrics of the instances to watch, comma-separated; https://USER:PASSWORD@HOST:PORT "
         "where they are protected",
     )
+    targets_file: Path | None = Field(
+        None, description="File that holds those URLs instead, since they may hold passwords: one a line"
+    )
     targets_ca: Path | None = Field(
         None,
         description="PEM file with the certificate authorities that https targets are checked against, instead of the "
         "system's",
     )
+
+    def read_targets(self) -> tuple[str, ...]:
+        """Return the URLs, from their file where there is one; :class:`SettingsError` if that cannot be read."""
+        if self.targets_file is None:
+            return self.targets
+        urls = tuple(read_secret("targets_file", self.targets_file).split())
+        if not urls:
+            raise invalid_setting("targets_file", f"{self.targets_file} holds no URL")
+        return urls
 
     @field_validator("targets", mode="before")
     @classmethod

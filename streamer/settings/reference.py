@@ -21,7 +21,7 @@ _DEFAULTS_IN_WORDS = {
     "kafka": "",
     "instance_id": "the host name",
     "model": "none",
-    "allowed_uris": "the working directory",
+    "allowed_uris": "none",
     "allowed_networks": "none",
     "metrics_port": "9400 embed, 9401 rerank",
     "threads": "OMP_NUM_THREADS, else chosen by a start-up benchmark",

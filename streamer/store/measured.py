@@ -215,15 +215,20 @@ class StoreWatch:
             self._store.ping()
             if self._counts and time.monotonic() >= self._next_count:
                 self._count()
+        except StoreUnavailableError as error:
+            self._unreachable(error)
         except StoreError:  # the store was closed because the service stops
             return
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, this thread must go on asking
-            self._is_unreachable = True
-            self._health.not_ready("store", str(error))
+            self._unreachable(error)
         else:
             if self._is_unreachable:
                 self._is_unreachable = False
                 self._health.ready("store")
+
+    def _unreachable(self, error: Exception) -> None:
+        self._is_unreachable = True
+        self._health.not_ready("store", str(error))
 
     def _count(self) -> None:
         began = time.monotonic()

@@ -32,27 +32,48 @@ class StoreUnavailableError(Exception):
     """The store is unavailable at the moment (disk full, locked, connection lost). Retrying may succeed."""
 
 
+class TruncatedStoreError(StoreError, StoreUnavailableError):
+    """A file of the store has lost its end.
+
+    The store cannot be used until it is restored. A running service waits for that as it does for an unreachable store,
+    because no event is at fault.
+    """
+
+
+_OFFSET_BITS = 40
+_OFFSET = (1 << _OFFSET_BITS) - 1
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The position of an event: ``log`` is the hash of its partition's name, ``offset`` (>= 0) its order there.
+    """The position of an event: ``log`` is the hash of its partition's name, ``order`` its place there.
 
-    That is its offset, with the epoch of the partition's leader in the higher bits: offsets are used again where a log
-    has lost its end (:attr:`streamer.kafka.records.Record.order`).
+    The lower 40 bits of ``order`` are its offset, a trillion records in a partition. The 23 bits above are the epoch of
+    the partition's leader when it was written, plus 1; 0 where that is not known. A log that lost its end gives the
+    same offsets again, under a leader of a later epoch.
 
     Not sortable: positions in different partitions have no order.
     """
 
     log: int
-    offset: int
+    order: int
 
     @classmethod
-    def of(cls, log_name: str, offset: int) -> Position:
-        """Return the position ``offset`` in the partition with the unique name ``log_name``."""
-        return cls(xxh3_64_intdigest(log_name.encode()), offset)
+    def of(cls, log_name: str, offset: int, leader_epoch: int | None = None) -> Position:
+        """Return the position of an offset in the partition with the unique name ``log_name``."""
+        era = 0 if leader_epoch is None else leader_epoch + 1
+        return cls(xxh3_64_intdigest(log_name.encode()), era << _OFFSET_BITS | offset)
 
     def precedes(self, other: Position) -> bool:
-        """Return whether this is earlier in the same partition; False if the partitions differ."""
-        return self.log == other.log and self.offset < other.offset
+        """Return whether this is earlier in the same partition; False if the partitions differ.
+
+        Where the leader's epoch of one of them is not known, the offsets decide.
+        """
+        if self.log != other.log:
+            return False
+        if self.order > _OFFSET and other.order > _OFFSET:
+            return self.order < other.order
+        return self.order & _OFFSET < other.order & _OFFSET
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Layout of a record, little-endian, offsets from its start; gaps are zero:
     8   u64  xxh3_64 of everything that follows
     16  i64  uploaded_at, microseconds since 1970 UTC: the version of the clip
     24  u64  xxh3_64 of the name of the partition of the upload or delete
-    32  i64  its offset in that partition
+    32  i64  its order in that partition (:class:`~streamer.store.protocol.Position`)
     40  u64  duration_ms
     48  u32  d, the length of a vector
     52  u32  n, the number of vectors; 0 makes the record a tombstone
@@ -196,16 +196,16 @@ def encode(clip: Clip, precision: Precision) -> bytes:
     n, dim = vectors.shape
     raw_id = _carried(clip.clip_id)
     uploaded_us = microseconds(clip.uploaded_at)
-    log, offset = clip.position.log, clip.position.offset
-    header = _Header(MAGIC, 0, uploaded_us, log, offset, clip.duration_ms, dim, n, len(raw_id), code)
+    log, order = clip.position.log, clip.position.order
+    header = _Header(MAGIC, 0, uploaded_us, log, order, clip.duration_ms, dim, n, len(raw_id), code)
     return _seal(header, raw_id, times, matrix.tobytes())
 
 
 def encode_tombstone(clip_id: str, tombstone: Version) -> bytes:
     """Write the tombstone of a deleted clip."""
     raw_id = _carried(clip_id)
-    log, offset = tombstone.position.log, tombstone.position.offset
-    header = _Header(MAGIC, 0, tombstone.uploaded_us, log, offset, 0, 0, 0, len(raw_id), _CODES["float32"])
+    log, order = tombstone.position.log, tombstone.position.order
+    header = _Header(MAGIC, 0, tombstone.uploaded_us, log, order, 0, 0, 0, len(raw_id), _CODES["float32"])
     return _seal(header, raw_id, b"", b"")
 
 
@@ -323,7 +323,7 @@ class _Header(NamedTuple):
     checksum: int
     uploaded_us: int
     log: int
-    offset: int
+    order: int
     duration_ms: int
     dim: int
     vectors: int
@@ -337,8 +337,8 @@ def _carried(clip_id: str) -> bytes:
 
 
 def _version(value: memoryview) -> Version:
-    _, _, uploaded_us, log, offset, _, _, n, _, _ = _open(value)
-    return Version(uploaded_us, n > 0, Position(log, offset))
+    _, _, uploaded_us, log, order, _, _, n, _, _ = _open(value)
+    return Version(uploaded_us, n > 0, Position(log, order))
 
 
 def _id_bytes(value: memoryview, length: int) -> bytes:

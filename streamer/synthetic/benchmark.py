@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from rich.console import Console
-
     from streamer.encoders import Encoder
     from streamer.evaluation.comparison import Comparison
     from streamer.evaluation.trec import Run
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from streamer.settings import BenchmarkSettings, Sandbox
     from streamer.store import Store
     from streamer.synthetic.clips import DemoClip, DemoQuery
+    from streamer.terminal import Terminal
 
 DEPTH = 1000
 """TRECVID's depth: the whole run is reranked, as in the paper; an explicit ``--depth`` overrides it."""
@@ -54,7 +53,7 @@ class Size:
     seed: int
 
 
-def run(settings: BenchmarkSettings, console: Console, size: Size, folder: Path) -> dict[str, Any]:
+def run(settings: BenchmarkSettings, console: Terminal, size: Size, folder: Path) -> dict[str, Any]:
     """Make the benchmark in ``folder`` and measure it there.
 
     The folder then has the clips, the store, ``topics.tsv``, ``qrels``, for each engine ``base-X.run`` and

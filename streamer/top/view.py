@@ -6,9 +6,10 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+from streamer.terminal import plain
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -56,7 +57,7 @@ class View:
         frame = self._frame
         parts: list[RenderableType] = [_headline(frame)]
         if frame.problem is not None:
-            parts.append(Text(frame.problem, style="yellow"))
+            parts.append(plain(frame.problem, "yellow"))
         parts.append(_instances(frame, width))
         if partitions := _partitions(frame.instances):
             parts.append(partitions)
@@ -84,7 +85,7 @@ def _headline(frame: Frame) -> Text:
 
 
 def _table(title: str) -> Table:
-    return Table(title=f"[b]{title}", title_justify="left", box=None, pad_edge=False, expand=True)
+    return Table(title=Text(title, "bold"), title_justify="left", box=None, pad_edge=False, expand=True)
 
 
 def _instances(frame: Frame, width: int) -> Table:
@@ -100,23 +101,23 @@ def _instances(frame: Frame, width: int) -> Table:
     commands = {instance.command for instance in frame.instances if instance.command}
     several = len(groups) > len(commands)
 
-    def named(command: str, group: str) -> str:
-        return escape(f"{command} ({group})" if several and group else command)
+    def named(command: str, group: str) -> Text:
+        return plain(f"{command} ({group})" if several and group else command)
 
     for instance in frame.instances:
         figures = _figures(instance.load, columns) if instance.problem is None else [""] * len(columns)
-        table.add_row(escape(instance.target), named(instance.command, instance.group), _state(instance), *figures)
+        table.add_row(plain(instance.target), named(instance.command, instance.group), _state(instance), *figures)
     for (command, group), load in frame.totals.items():
         table.add_row("all", named(command, group), "", *_figures(load, columns), style="bold")
     return table
 
 
-def _state(instance: Instance) -> str:
+def _state(instance: Instance) -> Text:
     if instance.problem is not None:
-        return f"[red]unreachable: {escape(instance.problem)}"
+        return plain(f"unreachable: {instance.problem}", "red")
     if instance.not_ready:
-        return f"[yellow]not ready: {escape(', '.join(instance.not_ready))}"
-    return "[green]ready"
+        return plain(f"not ready: {', '.join(instance.not_ready)}", "yellow")
+    return Text("ready", "green")
 
 
 def _figures(load: Load | None, columns: Sequence[_Column]) -> list[str]:
@@ -137,17 +138,17 @@ def _partitions(instances: Sequence[Instance]) -> Table | None:
     table.add_column("last", no_wrap=True, overflow="ellipsis", ratio=4)
     for instance in known:
         owned = ranges(instance.lags) or "none"
-        table.add_row(escape(instance.target), owned, str(instance.rebalances), _move(instance))
+        table.add_row(plain(instance.target), owned, str(instance.rebalances), _move(instance))
     return table
 
 
-def _move(instance: Instance) -> str:
+def _move(instance: Instance) -> Text:
     move = instance.move
     if move is None:
-        return ""
+        return Text()
     moved = [f"+{ranges(move.came)}"] * bool(move.came) + [f"-{ranges(move.went)}"] * bool(move.went)
     style = "bold yellow" if move.ago < _FRESH_MOVE_S else "dim"
-    return f"[{style}]rebalance {move.ago:.0f} s ago{': ' * bool(moved)}{' '.join(moved)}"
+    return Text(f"rebalance {move.ago:.0f} s ago{': ' * bool(moved)}{' '.join(moved)}", style)
 
 
 def ranges(numbers: Collection[int]) -> str:
@@ -174,10 +175,10 @@ def _answers(frame: Frame, answers: Sequence[Answer], width: int) -> Table:
         event = answer.event
         first = event.results[0] if event.results else None
         best = first.clip_id if first is not None else "no candidates"
-        row = [
+        row: list[str | Text] = [
             _seconds(max(0.0, (frame.at - answer.at).total_seconds())),
-            escape(event.query),
-            f"[yellow]{event.degraded}" if event.degraded else escape(best),
+            plain(event.query),
+            plain(event.degraded, "yellow") if event.degraded else plain(best),
             "" if first is None else str(first.initial_rank),
         ]
         if wide:
@@ -188,7 +189,7 @@ def _answers(frame: Frame, answers: Sequence[Answer], width: int) -> Table:
             ]
         table.add_row(*row)
     if not answers:
-        table.add_row("", "[dim]none yet")
+        table.add_row("", Text("none yet", "dim"))
     return table
 
 
@@ -207,9 +208,9 @@ def _letters(frame: Frame, letters: Sequence[Letter], width: int) -> Table:
         ago = _seconds(max(0.0, (frame.at - letter.at).total_seconds()))
         group = [letter.group] if several else []
         row = [ago, letter.topic, *group, letter.reason, letter.key, *([letter.error] if wide else [])]
-        table.add_row(*(escape(" ".join(each.split())) for each in row))
+        table.add_row(*(plain(" ".join(each.split())) for each in row))
     if not letters:
-        table.add_row("", "[dim]none")
+        table.add_row("", Text("none", "dim"))
     return table
 
 

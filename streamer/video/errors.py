@@ -41,7 +41,7 @@ class ClipError(Exception):
 
 
 class Lack(StrEnum):
-    """What a machine can lack."""
+    """The resources that a machine can lack."""
 
     DISK = "disk"
     DESCRIPTORS = "descriptors"
@@ -51,9 +51,9 @@ class Lack(StrEnum):
 
 
 class MachineError(Exception):
-    """This machine cannot serve any clip just now: it lacks room, descriptors, processes or memory.
+    """This machine cannot process any clip just now: it lacks disk space, descriptors, processes or memory.
 
-    It says nothing about the clip, which is to wait until the lack is over and never ends as a dead letter.
+    The clip is not at fault: it waits until the shortage is over, and is never dead-lettered for it.
     """
 
     def __init__(self, lack: Lack, detail: str) -> None:
@@ -71,12 +71,12 @@ _LACKS = {
     errno.EROFS: Lack.DISK,
     errno.EMFILE: Lack.DESCRIPTORS,
     errno.ENFILE: Lack.DESCRIPTORS,
-    errno.ETOOMANYREFS: Lack.DESCRIPTORS,  # on their way between processes
+    errno.ETOOMANYREFS: Lack.DESCRIPTORS,  # too many of them are being sent over sockets
     errno.ENOMEM: Lack.MEMORY,
     errno.ENOBUFS: Lack.MEMORY,
 }
 _SPARE_DESCRIPTORS = 4
-"""As many as a look-up of a host's name and a connection to it may need."""
+"""The number of descriptors that looking up a host's name and connecting to it may need."""
 
 
 def machine_error(error: BaseException) -> MachineError | None:
@@ -96,7 +96,7 @@ def machine_error(error: BaseException) -> MachineError | None:
 
 
 def missing_descriptors() -> MachineError | None:
-    """Tell whether this process can open nothing more, which libraries hide behind errors of their own."""
+    """Return the shortage if this process cannot open any more descriptors, which libraries report as other errors."""
     opened: list[int] = []
     try:
         for _ in range(_SPARE_DESCRIPTORS):

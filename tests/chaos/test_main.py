@@ -53,7 +53,7 @@ def test_with_hours_new_seeds_follow_until_the_time_is_over(monkeypatch: pytest.
     assert [*runs.scales] == [5, 6, 7]
 
 
-def test_the_first_difference_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repeated_run_ends_at_the_first_violation(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = Runs(monkeypatch, fails=6)
     assert called(monkeypatch, "--seed", "5", "--hours", "1") == 1
     assert [*runs.scales] == [5, 6]

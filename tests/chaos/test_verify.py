@@ -99,12 +99,14 @@ def broken(inputs: list[Input], outputs: Outputs, store: Store, ledger: Ledger |
     }
 
 
-def test_a_sound_run_keeps_every_guarantee(inputs: list[Input], outputs: Outputs, store: Store) -> None:
+def test_the_check_passes_a_run_without_violations(inputs: list[Input], outputs: Outputs, store: Store) -> None:
     assert broken(inputs, outputs, store) == set()
 
 
 @pytest.mark.parametrize("topic", [EMBEDDED, RERANKED, f"{UPLOADED}.dlq", f"{RESULTS}.dlq"])
-def test_a_lost_and_a_doubled_output_are_seen(inputs: list[Input], outputs: Outputs, store: Store, topic: str) -> None:
+def test_the_check_finds_a_lost_and_a_duplicated_output(
+    inputs: list[Input], outputs: Outputs, store: Store, topic: str
+) -> None:
     one = outputs[topic].pop()
     assert len(broken(inputs, outputs, store)) == 1
     outputs[topic] += [one, one]
@@ -112,7 +114,7 @@ def test_a_lost_and_a_doubled_output_are_seen(inputs: list[Input], outputs: Outp
 
 
 @pytest.mark.parametrize("topic", OUTPUTS)
-def test_an_output_from_nowhere_or_of_another_record_is_seen(
+def test_the_check_finds_an_output_without_its_record(
     inputs: list[Input], outputs: Outputs, store: Store, topic: str
 ) -> None:
     stranger = Record(b"k", b"{}", ((CE_CAUSE, b"unheard of"),), topic)
@@ -140,21 +142,21 @@ def spoiled(record: Record, spoil: Callable[[dict[str, Any]], object]) -> Record
     ],
     ids=["order", "one missing", "another candidate", "another query", "no event of the topic"],
 )
-def test_an_answer_that_does_not_fit_its_query_is_seen(
+def test_the_check_finds_a_result_that_does_not_match_its_query(
     inputs: list[Input], outputs: Outputs, store: Store, spoil: Callable[[dict[str, Any]], object]
 ) -> None:
     outputs[RERANKED][0] = spoiled(outputs[RERANKED][0], spoil)
     assert broken(inputs, outputs, store) == {"every answer is a permutation of its candidates"}
 
 
-def test_a_degraded_answer_is_seen(inputs: list[Input], outputs: Outputs, store: Store) -> None:
+def test_the_check_finds_a_degraded_result(inputs: list[Input], outputs: Outputs, store: Store) -> None:
     degraded = {"degraded": "store_unavailable"}
     outputs[RERANKED][0] = spoiled(outputs[RERANKED][0], lambda event: event.update(degraded))
     assert broken(inputs, outputs, store) == {"no answer is degraded: the store could be read all the time"}
 
 
 @pytest.mark.parametrize("changed", [{"frames": 99}, {"duration_ms": 1}, {"uploaded_at": "2020-01-01T00:00:00Z"}])
-def test_an_announcement_of_another_upload_is_seen(
+def test_the_check_finds_an_embedded_event_of_another_upload(
     inputs: list[Input], outputs: Outputs, store: Store, changed: dict[str, object]
 ) -> None:
     outputs[EMBEDDED][0] = spoiled(outputs[EMBEDDED][0], lambda event: event.update(changed))
@@ -162,7 +164,7 @@ def test_an_announcement_of_another_upload_is_seen(
 
 
 @pytest.mark.parametrize("changed", [{"reason": "internal"}, {"offset": "7000"}, {"topic": "another"}])
-def test_a_dead_letter_of_another_place_or_reason_is_seen(
+def test_the_check_finds_a_dead_letter_with_a_wrong_source_or_reason(
     inputs: list[Input], outputs: Outputs, store: Store, changed: dict[str, str]
 ) -> None:
     cause, meaning = next((each, each.meaning) for each in inputs if isinstance(each.meaning, Refused))
@@ -171,7 +173,7 @@ def test_a_dead_letter_of_another_place_or_reason_is_seen(
     assert broken(inputs, outputs, store) == {"dead letters are exactly those that the inputs explain"}
 
 
-def test_a_missing_clip_and_a_clip_back_from_the_dead_are_seen(
+def test_the_check_finds_a_missing_clip_and_a_clip_that_should_be_deleted(
     inputs: list[Input], outputs: Outputs, store: Store
 ) -> None:
     _, one = store.popitem()
@@ -193,7 +195,7 @@ def test_a_missing_clip_and_a_clip_back_from_the_dead_are_seen(
     ],
     ids=["version", "duration", "times", "vectors", "their number"],
 )
-def test_a_clip_unlike_that_of_a_clean_run_is_seen(
+def test_the_check_finds_a_clip_that_differs_from_a_clean_run(
     inputs: list[Input], outputs: Outputs, store: Store, changed: dict[str, Any]
 ) -> None:
     clip_id = next(clip_id for clip_id, upload in living(inputs).items() if upload.file == FILES[0])

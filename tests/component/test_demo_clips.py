@@ -65,7 +65,7 @@ def test_scenes_fill_the_clip_without_gaps_and_last_a_second_or_more(clips: list
         assert set(decoded.frames) == {(FRAME_SIZE[1], FRAME_SIZE[0], 3)}
 
 
-def test_cuts_are_where_the_scenes_say(clips: list[DemoClip]) -> None:
+def test_rendered_clips_have_cuts_at_the_scenes_ends(clips: list[DemoClip]) -> None:
     clip = clips[0]
     decoded = sample(clip.path, Sampling(1 / FPS, 1000), lambda frame: frame.astype(np.int16))
     change = [float(np.abs(b - a).mean()) for a, b in itertools.pairwise(decoded.frames)]

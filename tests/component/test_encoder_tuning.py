@@ -287,7 +287,7 @@ def test_packed_bfloat16_is_at_least_as_accurate_as_plain_or_refused_by_the_proc
 
 
 @pytest.mark.parametrize("side", ["images", "texts"])
-def test_a_part_has_its_own_side_only_and_leaves_the_model_as_it_was(network: Any, side: Any) -> None:
+def test_a_part_has_only_its_side_of_the_model_and_does_not_change_the_model(network: Any, side: Any) -> None:
     before = {name: (tensor.dtype, tensor.data_ptr()) for name, tensor in network.state_dict().items()}
     part = part_of(network, side, PACKED, CPU)
     assert (part.visual is None) == (side == "texts")

@@ -76,7 +76,7 @@ def test_the_json_alone_goes_to_standard_output_unrounded(files: dict[str, Path]
     assert done.stderr == "streamer: base has topics without judgments; ignored: unjudged\n"
 
 
-def test_before_and_after_with_significance_for_people_and_for_scripts(files: dict[str, Path], tmp_path: Path) -> None:
+def test_evaluate_compares_two_runs_with_significance_as_text_and_json(files: dict[str, Path], tmp_path: Path) -> None:
     done = run(*given(files), "--measures", "infAP,ndcg@10,MRR", "--json", tmp_path / "found.json")
     assert done.exit_code == 0
     assert "streamer: reranked lacks judged topics; they are left out of its mean: 1501\n" in done.stderr

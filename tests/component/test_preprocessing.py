@@ -55,7 +55,7 @@ def test_every_frame_comes_out_as_open_clip_makes_it(
     np.testing.assert_array_equal(mine(config)(frame), wanted)
 
 
-def test_it_travels_between_processes_and_needs_no_torch() -> None:
+def test_preprocessing_can_be_pickled_and_needs_no_torch() -> None:
     program = (
         "import pickle, sys, numpy;"
         f"made = pickle.loads({pickle.dumps(Preprocessing(8, 8))!r})(numpy.zeros((9, 20, 3), 'uint8'));"

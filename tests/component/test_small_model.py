@@ -105,19 +105,19 @@ def stills(request: pytest.FixtureRequest) -> list[Still]:
     return draw_stills(StillSet(UNSEEN_SEED, 77, held_out=request.param), 100)
 
 
-def test_it_finds_captions_and_frames_that_it_never_saw(encoder: Encoder, stills: list[Still]) -> None:
+def test_the_small_model_retrieves_unseen_captions_and_frames(encoder: Encoder, stills: list[Still]) -> None:
     for found in recall(encoder, stills, at=(1, 5)).values():
         assert found[1] > 0.8
         assert found[5] > 0.95
 
 
-def test_it_tells_attributes_apart(encoder: Encoder, stills: list[Still]) -> None:
+def test_the_small_model_distinguishes_attributes(encoder: Encoder, stills: list[Still]) -> None:
     accuracy = attribute_accuracy(encoder, stills)
     least = {"object": 0.7, "colour": 0.7, "count": 0.85, "size": 0.9, "background": 0.95}
     assert {name for name, share in least.items() if accuracy[name][0] < share} == set()
 
 
-def test_reranking_fresh_clips_with_it_gains_much_over_the_engine(encoder: Encoder, tmp_path: Path) -> None:
+def test_reranking_new_clips_with_the_small_model_improves_on_the_engine(encoder: Encoder, tmp_path: Path) -> None:
     figures = rerank_fresh_clips(encoder, tmp_path, clips=40, queries=24, seed=UNSEEN_SEED)
     assert figures.before > figures.chance + 0.1
     assert figures.after > figures.before + 0.2

@@ -187,7 +187,7 @@ def test_starts_are_read_from_the_frames_themselves(name: str, arguments: str, l
         assert read is not None
         packets = [packet for packet in container.demux(stream) if packet.size]
         kinds = [read.kind(bytes(packet)) for packet in packets]
-    assert read.believed == Kind.START | Kind.LEADING | Kind.DROPPABLE | Kind.HIDDEN
+    assert read.valid == Kind.START | Kind.LEADING | Kind.DROPPABLE | Kind.HIDDEN
     for kind, packet in zip(kinds, packets, strict=True):
         if kind & Kind.START:
             assert packet.is_keyframe, "where the container's flag is right, it agrees"
@@ -211,12 +211,12 @@ def test_new_headers_take_all_that_was_read_back() -> None:
     assert read is not None
     assert read.kind(sequence + picture + slice_) == Kind.START
     assert read.kind(sequence + slice_) == Kind.START
-    assert read.believed & Kind.START
+    assert read.valid & Kind.START
     read.kind(sequence + b"\0\0\1\x68new" + slice_)
-    assert not read.believed & Kind.START
+    assert not read.valid & Kind.START
 
 
-def test_a_key_flag_is_not_enough(tmp_path: Path) -> None:
+def test_a_containers_keyframe_flag_does_not_make_a_start(tmp_path: Path) -> None:
     path = tmp_path / "open.mp4"
     encode(f"{H264} -x264-params open-gop=1:b-adapt=0")(path)
     with av.open(str(path)) as container:

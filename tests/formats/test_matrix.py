@@ -179,7 +179,7 @@ def test_what_is_no_video_is_refused_in_words(
     assert there.value.args == caught.value.args
 
 
-def test_the_matrix_is_large_enough() -> None:
+def test_the_matrix_of_formats_has_at_least_60_files_with_unique_names() -> None:
     names = [clip.name for clip in clips()] + [each.name for each in refused()]
     assert len(names) == len(set(names))
     assert len(names) >= 60

@@ -17,7 +17,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return write_bases(tmp_path_factory.mktemp("bases"))
 
 
-def test_there_are_a_dozen_kinds_of_files(bases: dict[str, bytes]) -> None:
+def test_the_mutated_files_have_at_least_12_formats(bases: dict[str, bytes]) -> None:
     assert len({(base.encoder, base.ending) for base in BASES}) >= 12
     assert len(bases) == len(BASES)
 

@@ -175,7 +175,7 @@ def test_the_rules_under_test_differ_from_ours_in_their_times_only() -> None:
             ]
 
 
-def test_nothing_fires_under_a_load_that_is_served(system: System) -> None:
+def test_no_alert_fires_while_all_load_is_served(system: System) -> None:
     prometheus = system.prometheus
     served = 'sum(rate(streamer_events_produced_total{job="streamer-rerank"}[10s])) > 0'
     wait_until(lambda: prometheus.query(served), "answers", seconds=PATIENCE_S)

@@ -102,7 +102,7 @@ def test_topics_are_created_by_those_who_mean_to_only(kafka: LocalKafka, topic_p
     assert topic_prefix + "misspelt" not in topics
 
 
-def test_it_listens_on_the_loopback_interface_only(kafka: LocalKafka) -> None:
+def test_the_local_broker_listens_on_the_loopback_interface_only(kafka: LocalKafka) -> None:
     port = int(kafka.bootstrap_servers.rpartition(":")[2])
     with socket.create_server(("127.0.0.2", port)) as other_address:
         assert other_address.getsockname() == ("127.0.0.2", port)
@@ -153,7 +153,7 @@ def test_three_brokers_lose_one_and_nothing_else() -> None:
         assert topics["events"].partitions[0].leader != leader
 
 
-def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_the_local_broker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True, env=environment) as owner:
         try:

@@ -58,7 +58,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from streamer.video.fetching.fetcher import Fetcher
-from streamer.video.isolation.confinement import hide_memory
+from streamer.process import hide_memory
 from streamer.video.isolation.pool import decoder_of_one
 from streamer.video.sampling.sample import Sampling
 from tests.support.prepares import digest

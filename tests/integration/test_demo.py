@@ -113,7 +113,7 @@ def test_on_a_terminal_it_shows_top_and_kept_running_it_ends_on_ctrl_c_and_takes
     command = [*arguments(clips, queries, tmp_path / "report"), "--keep"]
     with on_a_terminal(command, environment(kafka)) as (process, terminal):
         wait_until(
-            lambda: "Ctrl-C ends it" in terminal.text(), lambda: f"the end of {terminal.text()[-2000:]}", seconds=240
+            lambda: "Stop with Ctrl-C" in terminal.text(), lambda: f"the end of {terminal.text()[-2000:]}", seconds=240
         )
         shown = terminal.text()
         children = subprocess.run(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streamer.cli import cli
@@ -27,8 +27,8 @@ from streamer.kafka.dead_letters import REDRIVEN_FROM, truncated
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, Filter, State, encode_marker
 from streamer.kafka.dlq.redrive import Report, redrive
 from streamer.kafka.readers.publish import Reader, publish
-from streamer.kafka.records import record_of
 from streamer.settings import Settings, load
+from tests.support.loops import read
 
 if TYPE_CHECKING:
     from click.testing import Result
@@ -64,41 +64,8 @@ def fail(settings: Settings, count: int, reason: Reason = Reason.NOT_JSON, *, st
     publish(settings, [failed(settings, f"q{start + i}", reason) for i in range(count)])
 
 
-def read(settings: Settings, topic: str = TOPIC) -> list[Record]:
-    """Read all that is committed, without a group; what is being committed is waited for."""
-    properties = {
-        "bootstrap.servers": settings.bootstrap_servers,
-        "group.id": "none",
-        "enable.partition.eof": True,
-        "fetch.wait.max.ms": 20,
-    }
-    name = settings.topic(topic)
-    with closing(Consumer({**properties, "isolation.level": "read_uncommitted"})) as looking:
-        partitions = [
-            TopicPartition(name, each, 0) for each in looking.list_topics(name, timeout=20).topics[name].partitions
-        ]
-        unread = {each.partition: looking.get_watermark_offsets(each, timeout=20)[1] for each in partitions}
-    records = []
-    with closing(Consumer({**properties, "isolation.level": "read_committed"})) as consumer:
-        consumer.assign(partitions)
-        while unread:
-            message = consumer.poll(20)
-            assert message is not None
-            error = message.error()
-            if error is None:
-                records.append(record_of(message))
-                continue
-            assert error.code() == KafkaError._PARTITION_EOF
-            partition, offset = message.partition(), message.offset()
-            assert partition is not None
-            assert offset is not None
-            if offset >= unread.get(partition, 0):
-                unread.pop(partition, None)
-    return records
-
-
 def copies(settings: Settings) -> Counter[str]:
-    return Counter((record.key or b"").decode() for record in read(settings))
+    return Counter((record.key or b"").decode() for record in read(settings, TOPIC))
 
 
 def streamer(settings: Settings, *arguments: str) -> Result:
@@ -130,7 +97,7 @@ def send(producer: Producer, output: Output) -> None:
 def test_a_copy_is_the_original_in_its_own_partition_and_says_where_it_came_from(settings: Settings) -> None:
     publish(settings, [failed(settings, f"q{i}", value=None if i == 0 else b"{ }", partition=i) for i in range(12)])
     assert redrive(settings, TOPIC, Filter()).redriven == {"not_json": 12}
-    back = sorted(read(settings), key=lambda record: record.partition)
+    back = sorted(read(settings, TOPIC), key=lambda record: record.partition)
     assert [record.partition for record in back] == list(range(12))
     for i, record in enumerate(back):
         assert record.key == f"q{i}".encode()
@@ -239,7 +206,7 @@ def test_a_marker_after_an_open_transaction_is_waited_for(settings: Settings) ->
     service.abort_transaction(20)
     thread.join(30)
     assert reports == [Report(left=Counter({State.REDRIVEN: 1}))]
-    assert read(settings) == []
+    assert read(settings, TOPIC) == []
 
 
 def test_an_aborted_marker_and_an_aborted_dead_letter_count_for_nothing(settings: Settings) -> None:
@@ -267,7 +234,7 @@ def test_dry_run_tells_and_does_nothing(settings: Settings) -> None:
             "too_large": 0,
         }
     ]
-    assert read(settings) == []
+    assert read(settings, TOPIC) == []
     assert len(read(settings, DLQ)) == 3
 
 
@@ -292,7 +259,7 @@ def test_truncated_and_foreign_ones_stay_and_are_counted(settings: Settings) -> 
     assert "1 redriven before\n1 not redriven: truncated" in text
 
 
-def test_one_that_the_topic_will_not_take_does_not_hold_up_the_others(settings: Settings) -> None:
+def test_a_dead_letter_too_large_for_its_topic_does_not_block_the_redrive_of_others(settings: Settings) -> None:
     large = failed(settings, "large", Reason.TOO_LARGE, value=b"x" * 4_000_000)
     roomy = load({**settings.model_dump(exclude_unset=True), "kafka": {"message.max.bytes": "8000000"}})
     publish(roomy, [failed(settings, "a"), large, failed(settings, "b")])
@@ -303,10 +270,10 @@ def test_one_that_the_topic_will_not_take_does_not_hold_up_the_others(settings: 
     assert (again["redriven"], again["already_redriven"], again["too_large"]) == (0, 2, 1)
 
 
-def test_one_that_fails_again_is_a_new_dead_letter(settings: Settings) -> None:
+def test_a_redriven_record_that_fails_again_is_a_new_dead_letter(settings: Settings) -> None:
     fail(settings, 1)
     redrive(settings, TOPIC, Filter())
-    (back,) = read(settings)
+    (back,) = read(settings, TOPIC)
     publish(settings, [dead_letter(back, Reason.EMPTY, "still wrong")])
     (newest,) = answer(settings, "list", TOPIC, "--records", "--reason", "empty")
     assert (newest["state"], newest["attempts"]) == ("pending", 1)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, cast
 
 from confluent_kafka import Producer
 from hypothesis import HealthCheck, Phase, given, settings
 
 from streamer.codec import JSON
-from streamer.events import MAX_ID_BYTES, ClipUploaded, InvalidEvent, QueryResults, Reason
+from streamer.events import MAX_ID_BYTES, ClipUploaded, InvalidEvent, QueryResults, Reason, now
+from streamer.settings import load
 from tests.fuzz.mutations import Mutated, mutated, queries, uploads
 from tests.support.driver import (
     EMBEDDED,
@@ -183,6 +185,12 @@ def check_uploads(bus: Bus, sent: list[Record], uris: list[str]) -> None:
         if (reason := refusal_of_delete(record) if is_delete(record) else refusal(ClipUploaded, record))
     }
     deleted = {number for number, record in by_number.items() if is_delete(record)} - refused.keys()
+    latest = now() + timedelta(seconds=load().max_clock_skew)
+    refused |= {
+        number: Reason.FROM_THE_FUTURE
+        for number in by_number.keys() - deleted - refused.keys()
+        if JSON.decode(ClipUploaded, by_number[number].value).uploaded_at > latest
+    }
     assert {number: died.get(number) for number in refused} == refused
     of_their_clip = {number: reason for number, reason in died.items() if number not in refused}
     assert set(of_their_clip.values()) <= ABOUT_THE_CLIP

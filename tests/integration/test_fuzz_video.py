@@ -55,5 +55,5 @@ def test_the_verdict_passes_a_run_in_which_all_went_well() -> None:
     ],
     ids=lambda value: value.partition(":")[0] if isinstance(value, str) else "",
 )
-def test_the_verdict_names_each_bar_that_is_missed(run: Tally, words: str) -> None:
+def test_the_verdict_names_each_missed_limit(run: Tally, words: str) -> None:
     assert run.missed() == [words]

@@ -130,7 +130,7 @@ def test_a_hostile_uri_is_refused_with_its_reason_and_nothing_is_requested(place
     assert place.asked == []
 
 
-def test_the_doors_are_open_to_what_is_allowed(place: Place) -> None:
+def test_allowed_file_http_and_s3_uris_are_fetched(place: Place) -> None:
     for uri in ("file:{clips}/a.mp4", "{web}/clips/a.mp4", "s3://clips-bucket/clips/a.mp4"):
         with place.fetcher.fetch(place.uri(uri)) as path:
             assert path.read_bytes() == CLIP
@@ -147,7 +147,7 @@ def test_the_doors_are_open_to_what_is_allowed(place: Place) -> None:
         ("file:{clips}/*.mp4", Reason.NOT_FOUND),
     ],
 )
-def test_what_looks_like_a_way_out_and_is_a_name_leads_nowhere(place: Place, uri: str, reason: Reason) -> None:
+def test_unusual_file_paths_do_not_leave_the_prefix(place: Place, uri: str, reason: Reason) -> None:
     with pytest.raises(ClipError) as caught, place.fetcher.fetch(place.uri(uri)) as path:
         pytest.fail(f"it was fetched as {path}")
     assert (caught.value.reason, caught.value.retry) == (reason, Retry.NEVER)

@@ -17,7 +17,6 @@ from streamer.kafka.inflight.offsets import Progress
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
 from streamer.topology import RERANK
-from tests.chaos import segments
 from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running, value
 from tests.support.waiting import wait_until
 
@@ -61,20 +60,22 @@ def committed(settings: Settings) -> TopicPartition:
         consumer.close()
 
 
-def commit(settings: Settings, offset: int, metadata: str = "") -> None:
-    """Commit from outside, as a tool does; the group may still be emptying."""
+def is_committed(settings: Settings, offset: int, metadata: str = "") -> bool:
+    """Commit from outside, as kafka-consumer-groups and other tools do; return whether the group takes it."""
     consumer = Consumer(_group(settings))
     place = TopicPartition(settings.topic(INPUT), 0, offset, metadata=metadata)
+    try:
+        consumer.commit(offsets=[place], asynchronous=False)
+    except KafkaException:
+        return False
+    finally:
+        consumer.close()
+    return True
 
-    def is_committed() -> bool:
-        try:
-            consumer.commit(offsets=[place], asynchronous=False)
-        except KafkaException:
-            return False
-        return True
 
-    wait_until(is_committed)
-    consumer.close()
+def commit(settings: Settings, offset: int, metadata: str = "") -> None:
+    """Commit from outside; the group may still be emptying."""
+    wait_until(lambda: is_committed(settings, offset, metadata))
 
 
 def _group(settings: Settings) -> dict[str, str | bool]:
@@ -86,7 +87,7 @@ def _group(settings: Settings) -> dict[str, str | bool]:
 
 
 def answered(settings: Settings) -> list[str]:
-    return sorted((record.key or b"").decode() for record in read(settings, OUTPUT, patience=1.5))
+    return sorted((record.key or b"").decode() for record in read(settings, OUTPUT))
 
 
 def keys(*numbers: int) -> list[str]:
@@ -95,6 +96,14 @@ def keys(*numbers: int) -> list[str]:
 
 def resets(settings: Settings, metrics: Metrics, reason: str) -> float:
     return value(metrics, "streamer_log_resets_total", topic=settings.topic(INPUT), reason=reason)
+
+
+def lose_log(broker: LocalKafka, folder: Path, settings: Settings) -> None:
+    """Restart a broker whose disk has lost the only replica of the input; ``folder`` is its data."""
+    broker.stop()
+    [partition] = folder.glob(f"**/{settings.topic(INPUT)}-0")
+    shutil.rmtree(partition)
+    broker.start()
 
 
 def test_an_offset_beyond_the_end_skips_nothing(kafka: LocalKafka, topic_prefix: str) -> None:
@@ -107,41 +116,59 @@ def test_an_offset_beyond_the_end_skips_nothing(kafka: LocalKafka, topic_prefix:
     assert answered(settings) == keys(*range(20))
 
 
-@pytest.mark.parametrize("count", [10, 30], ids=["not filled up to the group's offset", "filled beyond it"])
-def test_a_log_whose_disk_was_lost_is_read_from_its_beginning(tmp_path: Path, count: int) -> None:
-    broker = LocalKafka(data_dir=tmp_path)
-    with broker:
+def test_a_log_whose_disk_was_lost_is_read_from_its_beginning(tmp_path: Path) -> None:
+    with LocalKafka(data_dir=tmp_path) as broker:
         settings = settings_for(broker)
         feed(settings, 20)
         with running(settings, echo(settings)):
             wait_until(lambda: committed(settings).offset == 20)
         assert committed(settings).leader_epoch is not None
-    [folder] = tmp_path.glob(f"**/{settings.topic(INPUT)}-0")
-    shutil.rmtree(folder)
-    with broker:
-        feed(settings, count, start=200)
+        lose_log(broker, tmp_path, settings)
         with running(settings, echo(settings)) as (metrics, *_):
-            wait_until(lambda: committed(settings).offset == count)
-            assert resets(settings, metrics, "behind_end") == 1
-        assert answered(settings) == keys(*range(20), *range(200, 200 + count))
-
-
-def test_a_log_that_was_truncated_and_filled_beyond_the_groups_offset_before_anybody_read_it(tmp_path: Path) -> None:
-    broker = LocalKafka(data_dir=tmp_path)
-    with broker:
-        settings = settings_for(broker)
-        for number in range(20):
-            feed(settings, 1, start=number)
-        with running(settings, echo(settings)):
-            wait_until(lambda: committed(settings).offset == 20)
-    [folder] = tmp_path.glob(f"**/{settings.topic(INPUT)}-0")
-    segments.cut(folder, 15)
-    with broker:
-        feed(settings, 10, start=200)
-        with running(settings, echo(settings)) as (metrics, *_):
-            wait_until(lambda: committed(settings).offset == 25)
+            feed(settings, 10, start=200)
+            wait_until(lambda: committed(settings).offset == 10)
             assert resets(settings, metrics, "behind_end") == 1
         assert answered(settings) == keys(*range(20), *range(200, 210))
+
+
+def test_a_log_that_was_lost_and_filled_beyond_the_offset_skips_nothing(tmp_path: Path) -> None:
+    """While the service is down, and then while it runs and waits for the broker."""
+    with LocalKafka(data_dir=tmp_path) as broker:
+        # It reconnects later than the log is filled, so that it finds no end before its position.
+        settings = settings_for(broker, **{"reconnect.backoff.ms": "2000"})
+        feed(settings, 10)
+        with running(settings, echo(settings)):
+            wait_until(lambda: committed(settings).offset == 10)
+        lose_log(broker, tmp_path, settings)
+        feed(settings, 30, start=100)
+        with running(settings, echo(settings)) as (metrics, *_):
+            wait_until(lambda: committed(settings).offset == 30)
+            assert resets(settings, metrics, "behind_end") == 1
+            lose_log(broker, tmp_path, settings)
+            feed(settings, 50, start=200)
+            wait_until(lambda: committed(settings).offset == 50)
+            assert resets(settings, metrics, "behind_end") == 2
+        assert answered(settings) == keys(*range(10), *range(100, 130), *range(200, 250))
+
+
+def test_offsets_are_set_only_while_the_group_is_empty_and_count_from_the_next_start_on(
+    kafka: LocalKafka, topic_prefix: str
+) -> None:
+    settings = settings_for(kafka, topic_prefix)
+    feed(settings, 20)
+    with running(settings, echo(settings)):
+        wait_until(lambda: committed(settings).offset == 20)
+        assert not is_committed(settings, 5)
+    commit(settings, 15)
+    with running(settings, echo(settings)):
+        wait_until(lambda: committed(settings).offset == 20)
+    assert answered(settings) == keys(*range(20), *range(15, 20))
+    feed(settings, 10, start=20)
+    commit(settings, 25)
+    with running(settings, echo(settings)) as (metrics, *_):
+        wait_until(lambda: committed(settings).offset == 30)
+        assert resets(settings, metrics, "behind_end") == 0
+    assert answered(settings) == keys(*range(20), *range(15, 20), *range(25, 30))
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])

@@ -85,7 +85,7 @@ def test_a_stop_in_the_middle_of_work_loses_and_doubles_nothing(settings: Settin
     with running(settings, echo(settings)) as (metrics, _, _, ended):
         before = len(read(settings, OUTPUT))
         assert before
-        wait_until(lambda: len(read(settings, OUTPUT, patience=1.5)) == 300)
+        wait_until(lambda: len(read(settings, OUTPUT)) == 300)
     assert ended == [True]
     assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(300))
 
@@ -192,7 +192,7 @@ def test_a_second_holder_of_the_transactional_id_fences_the_first(settings: Sett
             wait_until(lambda: bool(ended))
             assert isinstance(ended[0], FatalError)
             assert "--instance-id" in str(ended[0])
-            wait_until(lambda: len(read(settings, OUTPUT, patience=1.5)) == 400)
+            wait_until(lambda: len(read(settings, OUTPUT)) == 400)
         assert second_ended == [True]
     assert Counter(record.key for record in read(settings, OUTPUT)) == Counter(f"q{i}".encode() for i in range(400))
 
@@ -320,7 +320,7 @@ def test_a_record_with_an_odd_time_or_odd_headers_is_a_record_like_any(settings:
     assert times[b"seconds"].year == 1970
 
 
-def test_times_in_microseconds_are_taken_as_now() -> None:
+def test_a_timestamp_out_of_range_is_replaced_by_the_current_time() -> None:
     class Stamped:
         def timestamp(self) -> tuple[int, int]:
             return 1, time.time_ns() // 1000
@@ -366,7 +366,7 @@ def test_a_producer_that_is_lost_twice_is_replaced_and_nothing_is_lost(
 
     monkeypatch.setattr(Transactions, "run", faulty)
     with running(settings, slowly(settings)) as (metrics, _, _, ended):
-        wait_until(lambda: len(read(settings, OUTPUT, patience=1.5)) == 200)
+        wait_until(lambda: len(read(settings, OUTPUT)) == 200)
         wait_until(lambda: value(metrics, "streamer_in_flight_records") == 0)
     assert ended == [True]
     assert value(metrics, "streamer_transactions_total", outcome="restarted") == 2
@@ -444,7 +444,7 @@ def test_an_acknowledged_commit_that_the_group_does_not_know_ends_the_service_an
         assert re.search(rf"query.results-\d+: \d+ was committed, {has}", str(ended[0]))
         assert faults == []
     with running(settings, echo(settings)) as (_, _, _, ended):
-        wait_until(lambda: len(read(settings, OUTPUT, patience=1.5)) >= committed_before + 200)
+        wait_until(lambda: len(read(settings, OUTPUT)) >= committed_before + 200)
     assert ended == [True]
     wanted = Counter(f"q{i}".encode() for i in range(committed_before + 200))
     assert Counter(each.key for each in read(settings, OUTPUT)) == wanted

@@ -21,9 +21,11 @@ from confluent_kafka.admin import (
 from streamer.codec import JSON
 from streamer.events import QueryResults, now
 from streamer.health import Health
-from streamer.kafka import Loop, Output, Stop
+from streamer.kafka import InFlightRecord, Loop, Output, Stop
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply, copartitioning_warnings
+from streamer.kafka.commit.outcomes import AbortedError, Batch, OutcomeUnknownError
+from streamer.kafka.commit.transactions import Transactions
 from streamer.kafka.readers.publish import PublishError, publish
 from streamer.local_kafka.broker import LocalKafka
 from streamer.method import FixedPolicy
@@ -39,13 +41,14 @@ from tests.support.murmur2 import partition_of
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from streamer.kafka import Record
     from streamer.store import Store
 
 PARTITIONS = 12
+FEWER = 8
 KEYS = 60
 
 
@@ -64,7 +67,7 @@ def test_javas_own_partitioner_agrees_with_the_tests() -> None:
 def test_outputs_and_published_records_lie_where_javas_partitioner_puts_their_key(settings: Settings) -> None:
     feed(settings, KEYS)
     with running(settings, echo(settings)):
-        wait_until(lambda: len(read(settings, OUTPUT, patience=1)) == KEYS)
+        wait_until(lambda: len(read(settings, OUTPUT)) == KEYS)
     for topic in (INPUT, OUTPUT):
         records = read(settings, topic)
         assert [each.partition for each in records] == [partition_of(each.key or b"", PARTITIONS) for each in records]
@@ -141,9 +144,15 @@ def answering(settings: Settings, store: Store) -> Iterator[Metrics]:
         assert not thread.is_alive()
 
 
-def test_a_refused_time_becomes_the_current_one(settings: Settings) -> None:
+@pytest.mark.parametrize(
+    ("config", "limit_ms", "why"),
+    [("message.timestamp.before.max.ms", 60_000, "refused"), ("retention.ms", 3_600_000, "retention")],
+)
+def test_a_time_that_a_topic_does_not_take_or_keep_becomes_the_current_one(
+    settings: Settings, config: str, limit_ms: int, why: str
+) -> None:
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-    strict = ConfigEntry("message.timestamp.before.max.ms", "60000", incremental_operation=AlterConfigOpType.SET)
+    strict = ConfigEntry(config, str(limit_ms), incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, settings.topic(OUTPUT), incremental_configs=[strict])
     next(iter(admin.incremental_alter_configs([resource]).values())).result()
     old = round(time.time() * 1_000) - 3_600_000
@@ -160,7 +169,47 @@ def test_a_refused_time_becomes_the_current_one(settings: Settings) -> None:
     assert {answer.key for answer in answers} == {b"q%d" % i for i in range(KEYS)}
     assert len(answers) == KEYS
     assert all(answer.timestamp_ms > old + 3_000_000 for answer in answers)
-    assert value(metrics, "streamer_output_timestamps_refused_total", topic=settings.topic(OUTPUT)) == KEYS
+    assert value(metrics, "streamer_outputs_retimed_total", topic=settings.topic(OUTPUT), reason=why) == KEYS
+
+
+def create_again(settings: Settings, topic: str, partitions: int) -> None:
+    """Delete a topic and create it with another number of partitions, as somebody else may."""
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    name = settings.topic(topic)
+    admin.delete_topics([name])[name].result(30)
+    wait_until(lambda: name not in admin.list_topics(timeout=5).topics)
+    admin.create_topics([NewTopic(name, partitions, 1)])[name].result(30)
+    wait_until(lambda: name in admin.list_topics(timeout=5).topics)
+
+
+def commit_outputs(transactions: Transactions, records: Sequence[Record], settings: Settings) -> None:
+    """Commit an output of each record, however often that takes."""
+    batch = []
+    for record in records:
+        batch.append(InFlightRecord(record, lambda: None))
+        batch[-1].complete(echo(settings)(record))
+
+    def is_committed() -> bool:
+        try:
+            transactions.init()
+            transactions.run(Batch(batch))
+        except (AbortedError, OutcomeUnknownError):
+            return False
+        return True
+
+    wait_until(is_committed)
+
+
+def test_keys_are_divided_among_the_partitions_of_an_output_that_was_created_again(settings: Settings) -> None:
+    feed(settings, KEYS)
+    records = read(settings, INPUT)
+    transactions = Transactions.of_service(settings, RERANK, {})
+    commit_outputs(transactions, records, settings)
+    create_again(settings, OUTPUT, FEWER)
+    transactions.refresh(settings.topic(OUTPUT))
+    commit_outputs(transactions, records, settings)
+    placed = {each.key: each.partition for each in read(settings, OUTPUT)}
+    assert placed == {each.key: partition_of(each.key or b"", FEWER) for each in records}
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_refused_timestamps_are_named_and_once_they_are_taken_everything_comes_o
             )
             # Each of the producers has met it, and the first one once more.
             wait_until(lambda: value(metrics, "streamer_transactions_total", outcome="aborted") > producers)
-        wait_until(lambda: len(read(settings, OUTPUT, patience=2)) == len(expected), seconds=15)
+        wait_until(lambda: len(read(settings, OUTPUT)) == len(expected), seconds=15)
         wait_until(lambda: all(each.startswith("start:") for each in health.readiness_problems()))
     assert ended == [True]
     assert Counter(record.key for record in read(settings, OUTPUT)) == expected
@@ -85,6 +85,6 @@ def test_a_restart_goes_on_though_the_coordinator_refuses_the_ids_of_before(sett
             feed(settings, 10)
             wait_until(lambda: value(metrics, "streamer_transactions_total", outcome="aborted") > 3)
     with running(settings, echo(settings)) as (_, _, _, ended):
-        wait_until(lambda: len(read(settings, OUTPUT, patience=2)) == len(expected), seconds=45)
+        wait_until(lambda: len(read(settings, OUTPUT)) == len(expected), seconds=45)
     assert ended == [True]
     assert Counter(record.key for record in read(settings, OUTPUT)) == expected

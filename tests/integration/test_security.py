@@ -91,8 +91,8 @@ def await_recovery(health: Health) -> None:
 
 
 def await_outputs(operator: Settings, topic: str, count: int) -> None:
-    wait_until(lambda: len(read(operator, topic, patience=1)) >= count, f"{count} records in {topic}")
-    assert len(read(operator, topic, patience=1)) == count
+    wait_until(lambda: len(read(operator, topic)) >= count, f"{count} records in {topic}")
+    assert len(read(operator, topic)) == count
 
 
 # -- exactly what is listed --------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
         for clip_id, path in (("c1", clip), ("c2", other)):
             upload = ClipUploaded(clip_id=clip_id, uri=path.as_uri(), uploaded_at=now())
             publish(operator, [Output(operator.topic("clips.uploaded"), clip_id.encode(), JSON.encode(upload), ())])
-        wait_until(lambda: len(read(operator, "clips.embedded", patience=1)) == 2, "two clips", seconds=60, alive=both)
+        wait_until(lambda: len(read(operator, "clips.embedded")) == 2, "two clips", seconds=60, alive=both)
         results = [Candidate(clip_id=clip_id, score=score) for clip_id, score in (("c1", 2.0), ("c2", 1.0))]
         query = QueryResults(query_id="q1", query="a red disc", engine="e", issued_at=now(), results=results)
         publish(
@@ -148,7 +148,7 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
         answers: list[Record] = []
 
         def answered() -> bool:
-            answers[:] = read(operator, OUTPUT, patience=1)
+            answers[:] = read(operator, OUTPUT)
             return bool(answers)
 
         wait_until(answered, "the answer", seconds=60, alive=both)
@@ -156,7 +156,7 @@ def test_each_command_works_with_exactly_what_is_listed(kafka: SecuredKafka, top
         assert {result.status for result in JSON.decode(QueryReranked, answer.value).results} == {"reranked"}
 
         def letters() -> int:
-            return len(read(operator, f"{INPUT}.dlq", patience=1))
+            return len(read(operator, f"{INPUT}.dlq"))
 
         wait_until(lambda: letters() == 1, "a dead letter", seconds=60, alive=both)
         assert "not_json" in streamer("dlq-show", "dlq", "list", INPUT, "--json")
@@ -256,7 +256,7 @@ def test_a_privilege_that_is_revoked_under_load_costs_no_event(
         for _, settings, operator, output, health, ended in members:
             await_recovery(health)
             await_outputs(operator, output, 40)
-            keys = sorted(record.key or b"" for record in read(operator, output, patience=1))
+            keys = sorted(record.key or b"" for record in read(operator, output))
             assert keys == sorted(f"q{i}".encode() for i in range(40)), settings.topic_prefix
             assert ended == []
 

@@ -33,7 +33,7 @@ STREAMER = Path(sys.executable).with_name("streamer")
 
 def environment(**variables: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STREAMER_")}
-    always = {"HF_HUB_OFFLINE": "1", "STREAMER_MODEL": "demo"}
+    always = {"HF_HUB_OFFLINE": "1", "STREAMER_MODEL": "demo", "STREAMER_ALLOWED_URIS": '["file:/clips"]'}
     return {**clean, **always, **{f"STREAMER_{name.upper()}": text for name, text in variables.items()}}
 
 
@@ -80,6 +80,7 @@ MISTAKES = [
     ("rerank", {"model": "local-dir:/nowhere"}, "model", "no such directory"),
     ("embed", {"store": "lmdb:/proc/none/store"}, "store", "/proc/none/store"),
     ("embed", {"store": "mongodb://localhost"}, "store", "unsupported store scheme 'mongodb'; supported: lmdb, redis,"),
+    ("embed", {"allowed_uris": ""}, "allowed_uris", "name the places"),
     ("embed", {"allowed_uris": '["ftp://host/"]'}, "allowed_uris", "ftp"),
     ("embed", {"kafka__acks": "0", "kafka__enable_idempotence": "false"}, "kafka", "cannot be set"),
     ("rerank", {"kafka__no_such_property": "1"}, "kafka", "no.such.property"),

@@ -26,7 +26,7 @@ from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
 from streamer.kafka.commit.outcomes import AbortedError
 from streamer.kafka.commit.transactions import Transactions
-from streamer.kafka.readers.publish import Reader, publish
+from streamer.kafka.readers.publish import publish
 from streamer.metrics import Metrics
 from streamer.settings import Settings, load
 from streamer.store import Position, PutOutcome, open_store
@@ -35,6 +35,7 @@ from streamer.video.fetching.fetcher import Fetcher
 from tests.support.encoders import FakeEncoder
 from tests.support.footage import BLUE, GREEN, RED, write_video
 from tests.support.in_process import InProcessDecoder
+from tests.support.loops import read
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -80,6 +81,10 @@ def what_the_log_says(log: Sequence[Event]) -> dict[str, tuple[int, str] | None]
             highest[clip_id] = event.version
             live[clip_id] = event.version, event.look
     return live
+
+
+def position_of(record: Record) -> Position:
+    return Position.of(record.log, record.offset, record.leader_epoch)
 
 
 class Gate:
@@ -240,16 +245,12 @@ class Stage:
                     found[clip_id] = version, [*LOOKS][int(np.argmax(embedding.matrix[0]))]
         return found
 
-    def embedded(self, *, patience: float = 3) -> list[Record]:
-        reader = Reader(self.settings, [self.settings.topic(EMBED.output)])
-        try:
-            return list(reader.records(patience=patience))
-        finally:
-            reader.close()
+    def embedded(self) -> list[Record]:
+        return read(self.settings, EMBED.output)
 
     def require_the_end_that_the_log_says(self) -> None:
         """Wait for each upload's announcement; then there must be one of each, and the store as the log says."""
-        wait_until(lambda: len(self.embedded(patience=1.5)) >= self.uploads, seconds=90)
+        wait_until(lambda: len(self.embedded()) >= self.uploads, seconds=90)
         announced: Counter[tuple[str, int]] = Counter()
         for record in self.embedded():
             event = JSON.decode(ClipEmbedded, record.value, record.key)
@@ -311,7 +312,7 @@ def test_a_zombie_that_works_on_in_a_queue_of_the_next_owners_clips_changes_noth
     wait_until(lambda: zombie.has_finished_its_work)
     assert stage.stored() == what_the_log_says(stage.log)
     written = {position for call in zombie.gate.calls for position in call}
-    assert written >= {Position.of(work.record.log, work.record.offset) for work in late}
+    assert written >= {position_of(work.record) for work in late}
 
     zombie.thaw()
     wait_until(lambda: zombie.count("streamer_rebalances_total", kind="lost") > 0)
@@ -337,7 +338,7 @@ def test_a_rebalance_while_a_write_is_on_its_way_leaves_the_rest_to_the_next_own
     wait_until(lambda: bool(second.works))
     foreign_works = [work for work in first.works if work.revoked]
     wait_until(lambda: len(second.works) == len(foreign_works) and second.has_finished_its_work)
-    foreign = {Position.of(work.record.log, work.record.offset) for work in foreign_works}
+    foreign = {position_of(work.record) for work in foreign_works}
     assert len(first.gate.calls) == 1
     on_its_way = set(first.gate.calls[0])
 
@@ -377,5 +378,5 @@ def test_events_in_any_order_and_restarts_before_the_commit_leave_what_the_log_s
         assert stage.stored() == what_the_log_says(stage.log)
         if not is_last:
             stage.end(instance)
-            assert stage.embedded(patience=1.5) == []
+            assert stage.embedded() == []
     stage.require_the_end_that_the_log_says()

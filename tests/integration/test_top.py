@@ -186,7 +186,7 @@ def test_a_rebalance_is_seen_as_it_happens(system: tuple[Settings, dict[str, str
         assert "\x1b" not in once.stdout
 
 
-def test_once_without_any_target_is_exit_1_and_names_them(kafka: LocalKafka, topic_prefix: str) -> None:
+def test_top_once_exits_with_1_and_names_the_targets_if_none_is_reachable(kafka: LocalKafka, topic_prefix: str) -> None:
     done = subprocess.run(
         [STREAMER, "top", "--once", "--interval", "0.2", "--targets", "http://127.0.0.1:1"],
         env={

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 AT = "2026-11-24T10:00:00Z"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 GOOD = 200
+KEY = "of-the-collector"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def receiver() -> Iterator[tuple[str, list[Span]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/v1/traces"
+            assert self.headers["api-key"] == KEY
             request = ExportTraceServiceRequest()
             request.ParseFromString(self.rfile.read(int(self.headers["Content-Length"])))
             for of_resource in request.resource_spans:
@@ -111,12 +113,15 @@ def test_a_records_trace_goes_through_every_stage_and_on_to_what_it_causes(
 ) -> None:
     bus = Bus(kafka.bootstrap_servers, topic_prefix)
     clip = write_video(tmp_path / "c1.mp4", scene(10, shape=GREEN, ground=WHITE), 10)
+    headers = tmp_path / "headers"
+    headers.write_text(f"api-key={KEY}\n")
     with receiver() as (endpoint, spans):
         variables = environment(
             bus,
             tmp_path / "store",
             [tmp_path],
             STREAMER_TRACING="otlp",
+            STREAMER_TRACING_HEADERS_FILE=str(headers),
             OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
             OTEL_BSP_SCHEDULE_DELAY="200",
         )

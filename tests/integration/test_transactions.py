@@ -24,11 +24,11 @@ from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
 from streamer.kafka.commit.outcomes import AbortedError, Batch, FencedError, RestartError
 from streamer.kafka.commit.transactions import Transactions
-from streamer.kafka.readers.publish import Reader
 from streamer.kafka.records import Record
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
 from streamer.topology import RERANK
+from tests.support.loops import read
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -103,12 +103,8 @@ def batch(settings: Settings, offset: int) -> Batch:
     return Batch([in_flight], [TopicPartition(settings.topic(INPUT), 0, offset + 1)])
 
 
-def read(settings: Settings) -> list[bytes | None]:
-    reader = Reader(settings, [settings.topic(OUTPUT)])
-    try:
-        return [record.value for record in reader.records(patience=2)]
-    finally:
-        reader.close()
+def outputs(settings: Settings) -> list[bytes | None]:
+    return [record.value for record in read(settings, OUTPUT)]
 
 
 @pytest.mark.parametrize("protocol", ["consumer", "classic"])
@@ -120,10 +116,10 @@ def test_offsets_of_a_member_that_is_gone_abort_the_transaction_and_the_outputs_
     with pytest.raises(AbortedError) as caught:
         transactions.run(batch(settings, 0), passed)
     assert not caught.value.rejected
-    assert read(settings) == []
+    assert outputs(settings) == []
     with member(settings, protocol) as consumer:
         transactions.run(batch(settings, 0), consumer.consumer_group_metadata())
-    assert read(settings) == [b"0"]
+    assert outputs(settings) == [b"0"]
 
 
 def test_a_transactional_id_that_the_broker_has_forgotten_is_taken_up_again(
@@ -138,7 +134,7 @@ def test_a_transactional_id_that_the_broker_has_forgotten_is_taken_up_again(
         transactions.restart()
         transactions.init()
         transactions.run(batch(settings, 1), consumer.consumer_group_metadata())
-    assert read(settings) == [b"0", b"1"]
+    assert outputs(settings) == [b"0", b"1"]
 
 
 def test_a_second_producer_of_the_same_id_ends_the_first_for_good(
@@ -150,7 +146,7 @@ def test_a_second_producer_of_the_same_id_ends_the_first_for_good(
         with pytest.raises(FencedError):
             transactions.run(batch(settings, 0), consumer.consumer_group_metadata())
         second.run(batch(settings, 0), consumer.consumer_group_metadata())
-    assert read(settings) == [b"0"]
+    assert outputs(settings) == [b"0"]
 
 
 def test_a_fatal_error_costs_the_producer_and_a_new_one_goes_on(settings: Settings, transactions: Transactions) -> None:
@@ -172,4 +168,4 @@ def test_a_fatal_error_costs_the_producer_and_a_new_one_goes_on(settings: Settin
         transactions.restart()
         transactions.init()
         transactions.run(batch(settings, 0), consumer.consumer_group_metadata())
-    assert read(settings) == [b"0"]
+    assert outputs(settings) == [b"0"]

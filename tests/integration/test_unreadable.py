@@ -77,7 +77,7 @@ def put(settings: Settings, *values: bytes, compression: str = "none") -> None:
 
 
 def keys(settings: Settings) -> Counter[bytes | None]:
-    return Counter(record.key for record in read(settings, OUTPUT, patience=2))
+    return Counter(record.key for record in read(settings, OUTPUT))
 
 
 def answered(settings: Settings, *expected: bytes, seconds: float = 60) -> None:
@@ -95,7 +95,7 @@ def answered(settings: Settings, *expected: bytes, seconds: float = 60) -> None:
 
 def unreadable_letters(settings: Settings) -> list[tuple[str, str, Record]]:
     """Return the first and the last offset of each dead letter of what could not be read, and itself."""
-    letters = read(settings, INPUT + ".dlq", patience=1)
+    letters = read(settings, INPUT + ".dlq")
     told = [(dict(letter.headers), letter) for letter in letters]
     assert all(headers["dlq.reason"] == b"unreadable" and headers["dlq.partition"] == b"0" for headers, _ in told)
     return [
@@ -133,7 +133,7 @@ def test_a_record_that_decompresses_to_more_than_the_consumers_buffers_is_read_w
         assert value(metrics, "streamer_unreadable_partitions") == 0
     assert ended == [True]
     assert sorted(seen) == [4, 5, 12 * MB + 5]
-    assert read(settings, INPUT + ".dlq", patience=1) == []
+    assert read(settings, INPUT + ".dlq") == []
 
 
 def test_each_record_of_a_batch_that_is_larger_than_the_consumers_buffers_is_processed_once(settings: Settings) -> None:
@@ -245,7 +245,7 @@ def test_a_batch_that_is_longer_than_any_answer_the_consumer_takes_is_read_with_
     with running(narrow, echo(settings)) as (_, _, _, ended):
         wait_until(lambda: sum(keys(settings).values()) == 3, seconds=90)
     assert ended == [True]
-    assert read(settings, INPUT + ".dlq", patience=1) == []
+    assert read(settings, INPUT + ".dlq") == []
 
 
 def test_a_partition_without_a_valid_offset_is_named_where_none_may_be_chosen(settings: Settings) -> None:

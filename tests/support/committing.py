@@ -49,6 +49,7 @@ class Case:
             metrics=self.metrics,
             health=self.health,
             topic_refused=self._look_up_topics,
+            retime=lambda _: None,
         )
         self.membership.join(on_assign=lambda *_: None, on_revoke=lambda *_: None, on_lost=lambda *_: None)
         for _ in range(3):

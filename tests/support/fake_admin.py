@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from confluent_kafka import ConsumerGroupState, TopicCollection
+    from confluent_kafka.admin import ConfigResource
 
 _LATEST: int = OffsetSpec.latest()._value  # type: ignore[no-untyped-call]
 
@@ -46,10 +47,24 @@ class FakeAdmin(Client):
                 raise RefusedError(KafkaError.UNKNOWN_TOPIC_OR_PART)
             writes = [] if ("topic", name) in self.cluster.denied else [AclOperation.WRITE]
             reads = [] if ("topic-read", name) in self.cluster.denied else [AclOperation.READ]
-            return SimpleNamespace(topic_id=topic.topic_id, authorized_operations=[*writes, *reads])
+            return SimpleNamespace(
+                topic_id=topic.topic_id, authorized_operations=[*writes, *reads], partitions=topic.logs
+            )
 
         names: list[str] = topics.topic_names
         return {name: self._future("describe_topics", partial(describe, name)) for name in names}
+
+    def describe_configs(
+        self, resources: list[ConfigResource], **_options: object
+    ) -> dict[ConfigResource, Future[Any]]:
+        def entries(name: str) -> dict[str, SimpleNamespace]:
+            if ("topic-config", name) in self.cluster.denied:
+                raise RefusedError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+            if name not in self.cluster.topics:
+                raise RefusedError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+            return {key: SimpleNamespace(value=value) for key, value in self.cluster.topics[name].config.items()}
+
+        return {each: self._future("describe_configs", partial(entries, each.name)) for each in resources}
 
     def list_consumer_groups(self, *, states: Collection[ConsumerGroupState], **_options: object) -> Future[Any]:
         def listed() -> SimpleNamespace:

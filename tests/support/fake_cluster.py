@@ -216,6 +216,7 @@ class Topic:
         self.max_message_bytes = 1 << 30
         self.accepts_since = float("-inf")
         """The oldest time, in seconds, that a producer may set."""
+        self.config = {"cleanup.policy": "delete", "retention.ms": "-1", "message.timestamp.type": "CreateTime"}
 
 
 @dataclass(eq=False)
@@ -271,11 +272,11 @@ class Cluster:
         self.topics[name] = Topic(f"id{next(self._ids)}", partitions)
         return self.topics[name]
 
-    def recreate_topic(self, name: str) -> Topic:
+    def recreate_topic(self, name: str, partitions: int | None = None) -> Topic:
         """Delete a topic, which takes the groups' commits of it along, and make it anew."""
         for group in self.groups.values():
             group.committed = {place: each for place, each in group.committed.items() if place[0] != name}
-        return self.create_topic(name, len(self.topics[name].logs))
+        return self.create_topic(name, len(self.topics[name].logs) if partitions is None else partitions)
 
     def places(self) -> list[Place]:
         return [(name, number) for name, topic in self.topics.items() for number in range(len(topic.logs))]
@@ -304,7 +305,7 @@ class Cluster:
     def append(self, transaction: Transaction | None, place: Place, records: list[Produced]) -> list[int]:
         """Append a batch to a partition. Raises :class:`RefusedError`, for all of it."""
         name, partition = place
-        if name not in self.topics:
+        if name not in self.topics or partition >= len(self.topics[name].logs):
             raise RefusedError(KafkaError.UNKNOWN_TOPIC_OR_PART)
         self._check("topic", name, KafkaError.TOPIC_AUTHORIZATION_FAILED)
         if transaction is not None:

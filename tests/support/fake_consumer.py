@@ -59,7 +59,9 @@ class FakeConsumer(Client):
         self._at_end: dict[Place, int] = {}
         self._epochs: dict[Place, int] = {}
         """The leader's epoch of what precedes each position, where it is known: whether that is still there is checked
-        when the leader is another one (KIP-320)."""
+        when the leader is another one, and at a seek, but not at the start (KIP-320 as librdkafka 2.16 has it)."""
+        self._leaders: dict[Place, int] = {}
+        """The epoch of each partition's leader when that was checked last, or at the start."""
 
     def _use(self) -> None:
         self._live()
@@ -93,6 +95,7 @@ class FakeConsumer(Client):
             self._unstarted.discard(place)
             self._at_end.pop(place, None)
             self._epochs.pop(place, None)
+            self._leaders.pop(place, None)
             if self.member is not None:
                 self.member.owned.discard(place)
 
@@ -194,10 +197,13 @@ class FakeConsumer(Client):
         for place in places:
             committed = known.get(place)
             self._at_end.pop(place, None)
+            self._leaders[place] = self.cluster.log(*place).leader_epoch
             if committed is None:
                 self.positions[place] = self._reset(place)
                 continue
-            self.positions[place] = committed.offset  # whatever epoch was committed with it
+            self.positions[place] = committed.offset
+            if committed.leader_epoch is not None:
+                self._epochs[place] = committed.leader_epoch
 
     def _reset(self, place: Place) -> int:
         log = self.cluster.log(*place)
@@ -209,6 +215,9 @@ class FakeConsumer(Client):
             return None
         log = self.cluster.log(*place)
         self._validate(log, place)
+        if not log.start <= self.positions[place] <= log.end:
+            self.positions[place] = self._reset(place)
+            self._epochs.pop(place, None)
         position = self.positions[place]
         entry = next(log.readable(position), None)
         if entry is not None:
@@ -222,14 +231,11 @@ class FakeConsumer(Client):
         return FakeMessage(*place, fault=KafkaError(KafkaError._PARTITION_EOF), offset=end)
 
     def _validate(self, log: Log, place: Place) -> None:
-        """Go back to where the log was truncated, as far as the epoch shows it; begin anew outside the log."""
-        position, epoch = self.positions[place], self._epochs.get(place)
-        if epoch is not None and epoch != log.leader_epoch and position > log.end_of_epoch(epoch):
-            self.positions[place] = position = log.end_of_epoch(epoch)
-            self._epochs.pop(place)
-        if not log.start <= position <= log.end:
-            self.positions[place] = self._reset(place)
-            self._epochs.pop(place, None)
+        """Where the leader is another one than it was, go back to where the records end that were read."""
+        epoch, leader = self._epochs.get(place), self._leaders.get(place)
+        self._leaders[place] = log.leader_epoch
+        if epoch is not None and leader != log.leader_epoch:
+            self.positions[place] = min(self.positions[place], log.end_of_epoch(epoch))
 
     # -- what an application asks for ----------------------------------------------------------------------
 
@@ -259,8 +265,9 @@ class FakeConsumer(Client):
         logical = {OFFSET_BEGINNING: log.start, OFFSET_END: log.stable_end}
         self.positions[place] = logical.get(partition.offset, partition.offset)
         self._epochs.pop(place, None)
-        if partition.leader_epoch is not None and partition.offset > 0:
+        if partition.leader_epoch is not None and partition.leader_epoch >= 0:
             self._epochs[place] = partition.leader_epoch
+        self._leaders.pop(place, None)
         self._at_end.pop(place, None)
 
     def assign(self, partitions: list[TopicPartition]) -> None:

@@ -27,7 +27,7 @@ from streamer.kafka.inflight.offsets import Commit, Origin, Progress, read_commi
 from streamer.kafka.loop import Loop
 from streamer.kafka.pipeline import Stop
 from streamer.kafka.records import Output
-from streamer.kafka.watch import lag, monitor, surplus, topics
+from streamer.kafka.watch import lag, monitor, retention, surplus, topics
 from streamer.metrics import Metrics
 from streamer.settings import load
 from streamer.topology import RERANK
@@ -189,6 +189,7 @@ def fake_kafka(partitions: int = 1) -> Iterator[FakeKafka]:
             lag,
             monitor,
             surplus,
+            retention,
             topics,
             records,
             health_module,
@@ -374,6 +375,11 @@ class Instance:
             if any(progress is None or not progress.includes(entry.offset) for entry in log.readable()):
                 return False
         return True
+
+    def tell_leaders(self) -> None:
+        """Let the statistics come, which the fakes do not have: they name the epoch of each partition's leader."""
+        for partition in self.loop._assignment:
+            partition.saw_leader(self.fake.cluster.log(INPUT, partition.partition).leader_epoch)
 
     @property
     def consumer(self) -> FakeConsumer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_REFRESH_S = 10.0
+"""How often a producer looks up a topic's partitions by itself."""
+
 
 class FakeProducer(Client):
     """A producer, transactional where it has a transactional.id."""
@@ -33,6 +37,9 @@ class FakeProducer(Client):
         self._fatal: KafkaError | None = None
         self._abortable: KafkaError | None = None
         self._queue: list[tuple[Place, Produced, Any]] = []
+        self._partitions: dict[str, int] = {}
+        """How many partitions it knows a topic to have, and when it looked that up."""
+        self._looked_up: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -93,11 +100,21 @@ class FakeProducer(Client):
             raise KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "larger than message.max.bytes"))
 
         def enqueue() -> None:
-            partitions = len(self.cluster.topics[topic].logs) if topic in self.cluster.topics else 1
+            if self.cluster.clock.now - self._looked_up.get(topic, -math.inf) >= _REFRESH_S:
+                self._look_up(topic)
+            partitions = self._partitions.get(topic, 1)
             place = topic, partition if partition >= 0 else sum(key or b"") % partitions
             self._queue.append((place, (key, value, tuple(headers), timestamp / 1_000 or None), on_delivery))
 
         self._request("produce", enqueue, 0)
+
+    def list_topics(self, topic: str, timeout: float) -> None:
+        self._request("list_topics", lambda: self._look_up(topic), timeout)
+
+    def _look_up(self, topic: str) -> None:
+        if topic in self.cluster.topics:
+            self._partitions[topic] = len(self.cluster.topics[topic].logs)
+            self._looked_up[topic] = self.cluster.clock.now
 
     def poll(self, timeout: float) -> int:
         self._live()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import IsolationLevel
 
 from streamer.health import Health
 from streamer.kafka import FatalError, InFlightRecord, Loop, Output, Stop
-from streamer.kafka.readers.publish import Reader, publish
+from streamer.kafka.readers.publish import publish
+from streamer.kafka.readers.topic_reader import TopicReader
 from streamer.metrics import Metrics
-from streamer.topology import RERANK
+from streamer.topology import READER, RERANK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -103,12 +106,14 @@ def slowly(settings: Settings) -> Callable[[Record], Sequence[Output]]:
     return work
 
 
-def read(settings: Settings, *topics: str, patience: float = 3) -> list[Record]:
-    reader = Reader(settings, [settings.topic(topic) for topic in topics])
-    try:
-        return list(reader.records(patience=patience))
-    finally:
-        reader.close()
+def read(settings: Settings, *topics: str) -> list[Record]:
+    """Read all that is committed in these topics; a transaction that is open now is waited for."""
+    records: list[Record] = []
+    for topic in topics:
+        with closing(TopicReader(settings, settings.topic(topic), READER)) as reader:
+            for span in reader.spans(IsolationLevel.READ_UNCOMMITTED):
+                records += reader.records(span)
+    return records
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:

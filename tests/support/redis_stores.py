@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamer.store import Clip, Position, StoreOptions, open_store
 from streamer.store.redis.store import RedisStore
+
+if TYPE_CHECKING:
+    from streamer.store.redis.address import Buckets
 
 DIM = 8
 FIRST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -34,3 +37,10 @@ def versions(store: RedisStore, ids: list[str]) -> list[int | None]:
     """Return the versions of clips that :func:`clip` made, None where there is none."""
     with store.read(ids) as found:
         return [None if each is None else int(each.matrix[0, 0]) for each in found]
+
+
+def buckets(store: RedisStore) -> Buckets:
+    """Return where a store's clips are."""
+    space = store._opened()
+    assert space is not None
+    return space.buckets

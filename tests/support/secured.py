@@ -142,9 +142,8 @@ def _password(user: str) -> str:
 
 def _binding(user: str, prefix: str, privilege: Privilege) -> AclBinding:
     pattern = ResourcePatternType.PREFIXED if privilege.prefixed else ResourcePatternType.LITERAL
-    return _allowed(
-        f"User:{user}", privilege.operation, privilege.resource, prefix + privilege.shown.removesuffix("*"), pattern
-    )
+    name = privilege.full_name(load({"topic_prefix": prefix}))
+    return _allowed(f"User:{user}", privilege.operation, privilege.resource, name, pattern)
 
 
 def _allowed(principal: str, operation: str, resource: str, name: str, pattern: ResourcePatternType) -> AclBinding:

@@ -72,7 +72,7 @@ def engine(name: str, before: float, gain: float, p: float) -> dict[str, Any]:
     return {"name": name, "infAP": figures, "AP": {"before": before, "after": before + gain}, "reached": before}
 
 
-def test_what_is_said_of_the_gains() -> None:
+def test_the_verdict_states_each_engines_gain_and_the_trend() -> None:
     shrinking = verdict([engine("B", 0.4, 0.1, 0.2), engine("A", 0.1, 0.3, 0.001)])
     assert shrinking == [
         "Engine A gains 0.300 (significant, p = 0.001): 3 topics better, 1 worse.",

@@ -9,7 +9,7 @@ import pytest
 from streamer.kafka.commit.transactions import BoundedCalls, HungError
 
 
-def test_results_and_errors_pass() -> None:
+def test_a_bounded_call_returns_the_result_or_raises_the_error() -> None:
     bounded = BoundedCalls("test")
     assert bounded(divmod, 7, 2, limit=10) == (3, 1)
     with pytest.raises(ZeroDivisionError):

@@ -24,7 +24,7 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-def test_version_and_module_entry() -> None:
+def test_the_version_is_printed_by_the_command_and_by_python_m() -> None:
     assert __version__ in run("--version")
     done = subprocess.run([sys.executable, "-m", "streamer", "--version"], capture_output=True, text=True, check=True)
     assert __version__ in done.stdout
@@ -39,7 +39,7 @@ def test_help_names_every_setting_of_a_command_and_its_variable(command: str) ->
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts(shell: str) -> None:
+def test_completion_prints_a_script_for_each_shell(shell: str) -> None:
     assert "_STREAMER_COMPLETE" in run("completion", shell)
 
 

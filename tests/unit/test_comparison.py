@@ -35,7 +35,7 @@ def test_gains_wins_and_losses_are_those_of_the_topics_that_both_have() -> None:
     assert (found.before, found.after, found.gain) == pytest.approx((0.25, 1 / 3, 1 / 12))
 
 
-def test_what_only_rounding_changed_is_no_gain() -> None:
+def test_a_difference_by_rounding_is_a_tie() -> None:
     found = compared([0.3, 0.3], [0.1 + 0.2, 0.3])
     assert (found.wins, found.ties, found.gain, found.randomization_p) == (0, 2, 0.0, 1.0)
 
@@ -64,7 +64,7 @@ def test_the_t_test_and_its_interval_by_hand() -> None:
     assert found.t_p == pytest.approx(1 - t / math.sqrt(2 + t**2))
 
 
-def test_one_topic_and_equal_gains_have_an_answer_without_a_warning() -> None:
+def test_comparisons_of_one_topic_or_of_equal_gains_give_no_warning() -> None:
     one = compared([0.5], [1.0])
     assert (one.randomization_p, one.t_p, one.gain_low) == (None, None, None)
     none, same = compared([0.25] * 4, [0.25] * 4), compared([0.25] * 4, [0.5] * 4)

@@ -217,5 +217,5 @@ def test_a_document_that_wraps_an_event_is_named_too() -> None:
 
 
 @given(st.binary(max_size=40))
-def test_any_bytes_may_be_looked_at(value: bytes) -> None:
+def test_the_format_of_any_bytes_is_recognised(value: bytes) -> None:
     assert recognised(value) != ""

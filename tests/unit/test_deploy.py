@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.settings import load
 from streamer.topology import SERVICES
+from streamer.video.isolation.pool import MOST_PROCESSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +100,7 @@ def test_every_kubernetes_object_is_valid_by_its_schema(folder: Path) -> None:
     ]  # fmt: skip
 
 
-def test_the_validation_refuses_what_is_wrong() -> None:
+def test_the_schema_validation_refuses_wrong_kubernetes_objects() -> None:
     [scaled, *_] = [each for each in objects(BASE) if each["kind"] == "ScaledObject"]
     [budget, *_] = [each for each in objects(BASE) if each["kind"] == "PodDisruptionBudget"]
     scaled["spec"]["minReplicas"] = 1
@@ -165,6 +166,30 @@ def test_the_settings_of_the_cluster_load(folder: Path, monkeypatch: pytest.Monk
     assert loaded.metrics_port == 9400
 
 
+UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+
+
+def size(quantity: str) -> int:
+    return int(quantity[:-2]) * UNITS[quantity[-2:]]
+
+
+@pytest.mark.parametrize("folder", [BASE, EXAMPLE], ids=["base", "example"])
+def test_the_sizes_of_a_pod_add_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [config] = [each for each in objects(folder) if each["kind"] == "ConfigMap"]
+    for name, value in config["data"].items():
+        monkeypatch.setenv(name, value)
+    settings = load()
+    for name, pod, container in pods(objects(folder)):
+        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+        volumes = {volume["name"]: size(volume["emptyDir"]["sizeLimit"]) for volume in pod["volumes"]}
+        assert sum(volumes.values()) <= size(limits.get("ephemeral-storage", requests["ephemeral-storage"])), name
+        if name == "streamer-embed":
+            decoders = MOST_PROCESSES * settings.decode_workers * settings.decode_memory
+            assert size(requests["memory"]) + decoders <= size(limits["memory"])
+            assert settings.download_bytes * 1.1 < volumes["tmp"]
+            assert settings.download_bytes < size(requests["ephemeral-storage"])
+
+
 def test_scaling_follows_the_groups_lag_up_to_the_partitions() -> None:
     partitions = {spec.name: spec.partitions for spec in load_specs()}
     triggers = {}
@@ -224,6 +249,8 @@ def test_the_compose_file_runs_everything_and_what_it_mounts_exists() -> None:
     for name in ("topics", "embed", "rerank"):
         assert services[name]["read_only"] is True
         assert services[name]["cap_drop"] == ["ALL"]
+    [temporary] = services["embed"]["tmpfs"]
+    assert int(services["embed"]["environment"]["STREAMER_DOWNLOAD_BYTES"]) < int(temporary[10:-1]) << 20
     assert services["rerank"]["environment"]["STREAMER_STORE"] == services["embed"]["environment"]["STREAMER_STORE"]
 
 
@@ -265,3 +292,13 @@ def test_the_cpu_image_leaves_out_cuda_and_nothing_else() -> None:
     assert cuda <= set(names)
     assert done.stdout.count("--hash=sha256:") > len(kept)
     assert {"redis", "opentelemetry-sdk", "gcsfs"} <= set(kept), "extras that a deployment uses"
+
+
+def test_only_wheels_are_installed_because_the_build_of_another_package_runs_its_code() -> None:
+    for name in ("Makefile", "deploy/Dockerfile"):
+        text = (ROOT / name).read_text().replace("\\\n", " ")
+        installs = re.findall(r"pip (?:install|compile)[^\n;&]*", text)
+        assert len(installs) > 3
+        for line in installs:
+            ours = "--editable ." in line or "dist/*.whl" in line
+            assert ours or "--only-binary :all:" in line, line

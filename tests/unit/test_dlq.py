@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 
 import orjson
 import pytest
@@ -27,7 +26,7 @@ from streamer.kafka.dlq.letters import (
     encode_marker,
     parse_time,
 )
-from streamer.kafka.dlq.report import described_in_full, printable
+from streamer.kafka.dlq.report import described_in_full, details
 from streamer.kafka.records import REDRIVEN_FOR, redriven_for
 
 NOW = dt.datetime(2026, 11, 24, 10, tzinfo=dt.UTC)
@@ -143,7 +142,7 @@ def test_what_a_dead_letter_says_is_read_back() -> None:
     assert it.original_headers == (("traceparent", b"00-1"), ("ce_id", None))
 
 
-def test_states() -> None:
+def test_a_dead_letter_is_classified_as_redriven_pending_foreign_or_truncated() -> None:
     record = stored(failed())
     assert classify(record, TOPIC, {5}).state is State.REDRIVEN
     assert classify(record, TOPIC, {4, 6}).state is State.PENDING
@@ -157,7 +156,7 @@ header_names = st.sampled_from(
 
 
 @given(st.lists(st.tuples(header_names, st.none() | st.binary(max_size=12) | st.just(TOPIC.encode()))))
-def test_no_headers_that_anybody_writes_are_an_error(headers: list[tuple[str, bytes | None]]) -> None:
+def test_arbitrary_headers_of_a_dead_letter_cause_no_error(headers: list[tuple[str, bytes | None]]) -> None:
     it = classify(stored(Output("t", None, b"", tuple(headers))), TOPIC)
     assert it.state in State
     assert -1 <= it.partition < 10**9
@@ -199,18 +198,6 @@ def test_a_summary_counts_by_group_reason_and_state_with_oldest_and_newest() -> 
     assert summary.newest["", "not_json"] == letters[3].at
 
 
-@given(st.text())
-def test_escaping_leaves_nothing_that_a_terminal_obeys_and_json_as_it_was(text: str) -> None:
-    assert all(char.isprintable() or char == "\n" for char in printable(text))
-    encodable = text.encode(errors="replace").decode()
-    assert json.loads(printable(orjson.dumps({"t": encodable}).decode())) == {"t": encodable}
-
-
-def test_text_of_any_language_is_shown_as_it_is() -> None:
-    assert printable("赤い自転車\nvélo ") == "赤い自転車\nvélo "
-    assert printable("\x1b[2J\x9b\x7f\u202e") == "\\u001b[2J\\u009b\\u007f\\u202e"
-
-
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
@@ -223,6 +210,23 @@ def test_text_of_any_language_is_shown_as_it_is() -> None:
 def test_a_value_is_shown_as_json_else_text_else_base64(value: bytes | None, shown: dict[str, object]) -> None:
     described = described_in_full(letter(failed(value=value)))
     assert {name: described[name] for name in described if name.startswith("value")} == shown
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("depth", [1, 200, 252, 253, 254, 255, 1000, 1024, 5000, 100_000])
+@pytest.mark.parametrize("brackets", ["[]", ('{"a":', "}")])
+def test_a_letter_of_any_depth_is_shown_and_so_are_the_next_ones(
+    capsys: pytest.CaptureFixture[str], brackets: tuple[str, str], depth: int, as_json: bool
+) -> None:
+    opening, closing = brackets
+    value = (opening * depth + ("1" if closing == "}" else "") + closing * depth).encode()
+    letters = [letter(failed(value=each)) for each in (value, b'{"next": 1}')]
+    assert details(letters, as_json=as_json) == 2
+    shown = capsys.readouterr().out
+    assert "next" in shown
+    assert shown.count(closing) >= depth
+    if as_json:
+        assert [orjson.loads(line)["offset"] for line in shown.splitlines()] == [5, 5]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_frames_are_compared_with_the_first_of_their_run_so_that_slow_drift_ends
     assert stands_for == [0, 0, 0, 1, 1, 1, 2]
 
 
-def test_what_comes_again_later_is_no_duplicate() -> None:
+def test_a_frame_equal_to_an_earlier_one_but_not_adjacent_is_no_duplicate() -> None:
     assert distinct([grey(10), grey(90), grey(10)], 1)[1] == [0, 1, 2]
 
 

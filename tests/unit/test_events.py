@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from streamer.codec import JSON
 from streamer.events import (
     MAX_EVENT_BYTES,
+    MAX_NESTING,
     MAX_QUERY_CHARS,
     MAX_RESULTS,
     Candidate,
@@ -109,7 +110,7 @@ def test_a_key_must_be_the_events_id_where_there_is_one() -> None:
     assert JSON.decode(QueryResults, query(), None).query_id == "q1"
 
 
-def test_the_most_that_is_allowed_passes() -> None:
+def test_an_event_at_all_size_limits_is_decoded() -> None:
     results = [{"clip_id": f"{i:05}", "score": -i} for i in range(MAX_RESULTS)]
     event = JSON.decode(QueryResults, query(query="x" * MAX_QUERY_CHARS, query_id="é" * 256, results=results))
     assert len(event.results) == MAX_RESULTS
@@ -185,3 +186,18 @@ def test_a_long_list_with_one_duplicate_at_its_end_is_refused_as_fast_as_it_is_r
             results=[Candidate(clip_id=each, score=0.0) for each in ids],
         )
     assert looked_at < 10 * MAX_RESULTS
+
+
+@pytest.mark.parametrize(
+    ("levels", "accepted"), [(1, True), (MAX_NESTING, True), (MAX_NESTING + 1, False), (1000, False)]
+)
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_attributes_nest_only_so_deep(levels: int, accepted: bool, opening: str, closing: str) -> None:
+    inner = opening * (levels - 1) + "0" + closing * (levels - 1)
+    value = orjson.dumps(UPLOAD)[:-1] + f',"attributes":{{"a":{inner},"b":[]}}}}'.encode()
+    if accepted:
+        assert JSON.decode(ClipUploaded, value).attributes["b"] == []
+        return
+    with pytest.raises(InvalidEvent, match="attributes nest deeper than 64 levels") as caught:
+        JSON.decode(ClipUploaded, value)
+    assert caught.value.reason == Reason.LIMIT_EXCEEDED

@@ -119,8 +119,9 @@ def test_a_link_that_is_put_between_the_check_and_the_opening_is_noticed(
         opened.append(flags)
         return real_open(name, flags, *more)
 
+    source = fetcher(f"file:{folder}/clips")
     monkeypatch.setattr(os, "open", open_late)
-    assert refusal(fetcher(f"file:{folder}/clips"), f"file:{clip}") == REFUSED
+    assert refusal(source, f"file:{clip}") == REFUSED
     assert opened == [os.O_PATH | os.O_CLOEXEC]
 
 
@@ -211,21 +212,26 @@ def test_a_gs_prefix_without_gcsfs_names_the_extra(monkeypatch: pytest.MonkeyPat
         Fetcher(["gs://bucket/clips/"], max_bytes=1, timeout=1)
 
 
-def test_a_download_is_a_file_without_a_name_that_ends_with_the_block(
+def test_a_download_is_a_named_file_that_ends_with_the_block(
     server: OddServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     source, before = fetcher(f"{server.origin}/clips"), descriptors()
     with source.fetch(f"{server.origin}/clips/a.mp4") as path:
-        assert list(tmp_path.iterdir()) == []
+        [named] = files(tmp_path)  # du finds it, by which kubelet counts
+        assert named.samefile(path)
+        assert (named.stat().st_mode & 0o777, named.parent.stat().st_mode & 0o777) == (0o600, 0o700)
         assert subprocess.run(["cat", path], capture_output=True, check=True).stdout == CLIP
-        assert path.stat().st_dev == tmp_path.stat().st_dev
     with pytest.raises(KeyError), source.fetch(f"{server.origin}/clips/a.mp4"):
         raise KeyError
     refusal(source, f"{server.origin}/clips/short")
     refusal(source, f"{server.origin}/clips/404")
-    assert list(tmp_path.iterdir()) == []
-    assert [left for left in descriptors() - before if left.startswith(str(tmp_path))] == []
+    assert files(tmp_path) == []
+    assert [left for left in descriptors() - before if left.startswith(str(tmp_path))] == [str(named.parent)]
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def descriptors() -> set[str]:
@@ -247,14 +253,14 @@ def test_a_query_belongs_to_the_source(server: OddServer) -> None:
     ("trouble", "words"),
     [
         # Every write to /dev/full fails as on a full disk.
-        (lambda **_: open("/dev/full", "wb", buffering=0), "No space left on device"),  # noqa: PTH123, SIM115
-        (lambda **_: open("/no/such/folder/a", "wb"), "No such file or directory"),  # noqa: PTH123, SIM115
+        (lambda **_: (os.open("/dev/full", os.O_RDWR), "/no/such/file"), "No space left on device"),
+        (lambda **_: (os.open("/no/such/folder/a", os.O_RDWR), ""), "No such file or directory"),
     ],
 )
 def test_a_temporary_file_that_cannot_be_written_is_no_fault_of_the_source(
     server: OddServer, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., object], words: str
 ) -> None:
-    monkeypatch.setattr(tempfile, "TemporaryFile", trouble)
+    monkeypatch.setattr(tempfile, "mkstemp", trouble)
     uri = f"{server.origin}/clips/a.mp4"
     with pytest.raises(MachineError, match=words) as caught, fetcher(server.origin).fetch(uri):
         pytest.fail("there was room")
@@ -338,3 +344,26 @@ def test_a_clip_error_survives_the_way_between_processes() -> None:
     sent = pickle.dumps(ClipError(Reason.FETCH_FAILED, "http 503", Retry.FOR_A_WHILE))
     error = pickle.loads(sent)  # noqa: S301 - made in the line above
     assert (error.reason, error.detail, error.retry) == (Reason.FETCH_FAILED, "http 503", Retry.FOR_A_WHILE)
+
+
+@pytest.mark.parametrize(
+    ("folder", "broad"),
+    [
+        ("/", True),
+        ("/root", True),
+        ("HOME", True),
+        ("HOME/..", True),
+        ("HOME/clips", False),
+        ("HOME/link-to-home", True),
+        ("/srv/clips", False),
+    ],
+)
+def test_folders_with_private_files_in_them_are_named(
+    folder: str, broad: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "link-to-home").symlink_to(home)
+    monkeypatch.setenv("HOME", str(home))
+    path = folder.replace("HOME", str(home))
+    assert fetcher(f"file:{path}", "https://cdn.example.com/").broad_folders() == [Path(path)] * broad

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_type_hints
 import pytest
 
 from streamer import health as health_module
-from streamer.endpoints import Endpoints
+from streamer.endpoints.serving import Endpoints
 from streamer.health import LOOP_STALL_TIMEOUT_S, Health
 from streamer.metrics import CATALOGUE, Metrics, markdown
 
@@ -69,7 +69,7 @@ def test_ready_only_when_every_condition_holds(server: Endpoints, health: Health
     assert get(server, "/readyz") == (503, "store: disk full\n")
 
 
-def test_what_is_noted_is_told_whether_ready_or_not_and_changes_nothing(server: Endpoints, health: Health) -> None:
+def test_a_note_is_shown_by_readyz_and_does_not_change_readiness(server: Endpoints, health: Health) -> None:
     health.note("decoder sandbox", "seccomp")
     assert get(server, "/readyz") == (503, "start: starting\ndecoder sandbox: seccomp\n")
     health.ready("start")

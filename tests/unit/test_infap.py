@@ -43,7 +43,7 @@ def test_fully_judged_it_is_average_precision_up_to_the_prior() -> None:
     assert infap(best_first("a", "b", "c"), pool) == pytest.approx((1 + 2 / 3) / 3, abs=2e-5)
 
 
-def test_the_definition_by_hand() -> None:
+def test_infap_of_two_strata_equals_a_calculation_by_hand() -> None:
     # Stratum 1: 4 pooled, 2 judged, 1 relevant -> R_1 = 2. Stratum 2: 6 pooled, 3 judged, 2 relevant -> R_2 = 4.
     pool = {"a": ("1", 1), "b": ("1", 0), "c": ("1", -1), "d": ("1", -1)}
     pool |= {"e": ("2", 1), "f": ("2", 1), "g": ("2", 0), "h": ("2", -1), "i": ("2", -1), "j": ("2", -1)}
@@ -72,7 +72,7 @@ def test_scores_that_float32_cannot_distinguish_are_distinguished() -> None:
     assert infap({"a": high, "z": low}, {"a": ("1", 1), "z": ("1", 0)}) == 1.0
 
 
-def test_both_zeros_tie() -> None:
+def test_plus_and_minus_zero_are_ties_in_infap() -> None:
     assert ranking({"a": 0.0, "b": -0.0, "c": 0.0}).ranked().shots == ("c", "b", "a")
 
 
@@ -92,19 +92,19 @@ def test_only_the_best_thousand_count_after_sorting() -> None:
     assert infap(scores, pool) == pytest.approx((1 + 1 / 1000 * (1 + (1 + 1e-5) / (1 + 3e-5))) / 3, abs=1e-15)
 
 
-def test_more_than_a_thousand_expected_raises_the_measure_even_beyond_one() -> None:
+def test_more_than_a_thousand_expected_relevant_shots_raise_infap_beyond_1() -> None:
     pool = {f"s{number:04}": ("1", 1 if number < 50 else -1) for number in range(2000)}
     found = infap(best_first(*(f"s{number:04}" for number in range(2000))), pool)
     assert InferredAP(judgments(pool)).relevant == 2000
     assert found == pytest.approx(2.0, abs=1e-4)
 
 
-def test_a_thousand_expected_does_not() -> None:
+def test_a_thousand_expected_relevant_shots_do_not_raise_infap_beyond_1() -> None:
     pool = {f"s{number:04}": ("1", 1) for number in range(1000)}
     assert infap(best_first(*pool), pool) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_nothing_relevant_is_zero() -> None:
+def test_infap_is_0_if_no_shot_is_relevant() -> None:
     assert infap(best_first("a", "b"), {"a": ("1", 0), "b": ("1", -1)}) == 0.0
     assert infap(best_first("a"), {"b": ("1", -1)}) == 0.0
 
@@ -147,12 +147,12 @@ RUNS = st.dictionaries(
 
 
 @given(RUNS, POOLS)
-def test_it_equals_the_second_implementation(scores: dict[str, float], pool: Pool) -> None:
+def test_infap_equals_the_second_implementation(scores: dict[str, float], pool: Pool) -> None:
     assert infap(scores, pool) == pytest.approx(brute_infap(scores, pool), rel=1e-12, abs=1e-15)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_it_equals_the_second_implementation_on_large_pools_of_five_strata(seed: int) -> None:
+def test_infap_equals_the_second_implementation_on_large_pools_of_five_strata(seed: int) -> None:
     random = np.random.default_rng(seed)
     pool = {}
     for number in range(3000):

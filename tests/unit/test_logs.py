@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streamer.logs import mask
+from streamer.logs import _safe, mask
 
 SAY = """
 import datetime as dt, logging, sys
@@ -80,3 +80,50 @@ def test_the_console_masks_as_well() -> None:
 )
 def test_what_is_secret_in_a_text_goes_and_the_rest_stays(text: str, masked: str) -> None:
     assert mask(text) == masked
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "a",
+        "a.",
+        "a-",
+        "a+",
+        "password",
+        "password=",
+        "password ",
+        "token:a ",
+        "://",
+        "a://",
+        "://:",
+        "://a:",
+        "?",
+        "a://b?",
+    ],
+)
+@pytest.mark.timeout(60)
+def test_masking_takes_time_in_proportion_to_the_text(part: str) -> None:
+    """A million characters would take hours in proportion to their square, and be ended by the limit."""
+    text = part * (1_000_000 // len(part))
+    assert len(mask(text)) <= 1.5 * len(text)
+
+
+def test_a_long_text_is_logged_by_its_beginning_and_its_end_and_a_deep_or_large_one_as_text() -> None:
+    line = _safe(
+        None,
+        "info",
+        {
+            "event": "e" * 30_000 + "end",
+            "deep": [[[[[[["x"]]]]]]],
+            "many": ["m"] * 101,
+            "big": 2**70,
+            "kafka": {"sasl.password": "hunter2", "client.id": "c"},
+        },
+    )
+    assert len(line["event"]) < 20_100
+    assert line["event"].endswith("e" * 100 + "end")
+    assert "10,003 more characters" in line["event"]
+    assert line["deep"] == [[[[["[['x']]"]]]]]
+    assert line["many"].startswith("['m', 'm'")
+    assert line["big"] == str(2**70)
+    assert line["kafka"] == {"sasl.password": "***", "client.id": "c"}

@@ -60,7 +60,7 @@ def test_all_measures_see_one_ranking() -> None:
     assert set(found.mean.values()) == {0.0}
 
 
-def test_what_was_not_judged_is_not_relevant_and_a_topic_without_relevant_shots_counts() -> None:
+def test_unjudged_shots_are_not_relevant_and_topics_without_relevant_shots_count() -> None:
     found = evaluate(
         run({"1": {"a": 1.0, "b": 0.0}, "2": {"a": 1.0}}), qrels({"1": {"a": -1, "b": 1}, "2": {"a": -1}}), ALL
     )

@@ -127,7 +127,7 @@ def test_what_is_passed_over_at_the_end_is_committed_with_the_records_before_it_
     assert partition.progress_after([in_flight]) == Progress(9)
 
 
-def test_passing_over_what_is_gone_keeps_what_is_completed_ahead() -> None:
+def test_skipping_deleted_offsets_keeps_later_completed_records() -> None:
     partition = AssignedPartition("t", 0, "log-0")
     partition.start_from(Progress(5, frozenset({7, 9, 10})))
     assert received(partition, [7]) == []  # retention took 5 and 6
@@ -246,11 +246,37 @@ def test_records_that_were_received_before_the_committed_offset_void_it() -> Non
 def test_the_epoch_is_committed_only_where_everything_before_the_offset_is_of_it_or_older() -> None:
     partition = AssignedPartition("t", 0, LOG)
     partition.start_from(None)
-    partition.add(InFlightRecord(record(4), lambda: None), 7)
+    assert not partition.awaits_leader
+    partition.add(InFlightRecord(replace(record(4), leader_epoch=7), lambda: None))
     assert (partition.epoch_for(4), partition.epoch_for(5)) == (7, 7)
     partition.reached_end(9)  # markers, perhaps of a leader elected since
-    assert partition.epoch_for(9) is None
+    assert (partition.epoch_for(9), partition.awaits_leader) == (None, True)
+    partition.saw_leader(-1)
+    assert (partition.epoch_for(9), partition.awaits_leader) == (None, True)
     partition.saw_leader(8)
-    assert partition.epoch_for(9) is None
+    assert (partition.epoch_for(9), partition.awaits_leader) == (None, False)
     partition.saw_leader(7)
     assert partition.epoch_for(9) == 7
+
+
+def test_markers_are_committed_with_the_records_before_them_once_their_leader_is_known() -> None:
+    partition = AssignedPartition("t", 0, LOG)
+    partition.start_from(None)
+    in_flight = InFlightRecord(replace(record(4), leader_epoch=7), lambda: None)
+    partition.add(in_flight)
+    partition.reached_end(9)
+    assert partition.progress_after([in_flight]) == Progress(5)
+    partition.saw_leader(8)
+    assert partition.progress_after([in_flight]) == Progress(9)
+
+
+@pytest.mark.parametrize(
+    ("offset", "epoch", "committed", "expected"),
+    [(12, 4, 3, True), (12, 3, 3, False), (11, 4, 3, False), (12, None, 3, False), (12, 4, None, False)],
+)
+def test_a_record_of_a_later_epoch_is_not_the_one_that_was_completed(
+    offset: int, epoch: int | None, committed: int | None, *, expected: bool
+) -> None:
+    partition = AssignedPartition("t", 0, LOG)
+    partition.start_from(Progress(10, frozenset({12, 13})), committed)
+    assert partition.is_replaced(replace(record(offset), leader_epoch=epoch)) is expected

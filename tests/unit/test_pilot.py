@@ -58,12 +58,12 @@ def plain_overlap(ranks: Sequence[int]) -> float:
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1))
-def test_overlap_is_that_of_the_equation(count: int, seed: int) -> None:
+def test_rank_biased_overlap_equals_its_defining_equation(count: int, seed: int) -> None:
     ranks = (np.random.default_rng(seed).permutation(count + 5) + 1)[:count]
     assert rank_biased_overlap(ranks) == pytest.approx(plain_overlap(ranks.tolist()))
 
 
-def test_figures_of_known_lists() -> None:
+def test_the_pilots_figures_of_known_lists_are_exact() -> None:
     pilot = Pilot(100, Clicks())
     pilot.add(answer([1, 2, 3, 4]), served=True)
     pilot.add(answer([4, 3, 2, 1], without_frames=2, ms=60), served=True)
@@ -81,7 +81,7 @@ def test_figures_of_known_lists() -> None:
     assert found["clicks"] is None
 
 
-def test_clicks_before_and_after() -> None:
+def test_the_pilot_compares_the_mrr_of_clicks_before_and_after() -> None:
     clicks = Clicks()
     for clip in ("c4", "c3", "elsewhere"):
         clicks.add(b'{"query_id": "q", "clip_id": "%s", "clicked_at": "2026-11-26T00:00:00Z"}' % clip.encode(), "here")
@@ -129,12 +129,12 @@ def figures(**changes: Any) -> dict[str, Any]:
         ({"clicks": {"queries": 400, "measures": {"MRR": {"gain_low": -0.2}}}}, STOP),
     ],
 )
-def test_what_the_figures_decide(changes: dict[str, Any], decision: str) -> None:
+def test_the_pilots_decision_follows_from_its_figures(changes: dict[str, Any], decision: str) -> None:
     assert decide(figures(**changes), Limits())["decision"] == decision
 
 
 @pytest.mark.parametrize("arguments", [[], ["--from-topic", "--answers-from-topic"]])
-def test_what_is_looked_at_must_be_said_once(arguments: list[str]) -> None:
+def test_pilot_requires_exactly_one_source_of_events(arguments: list[str]) -> None:
     done = CliRunner().invoke(cli, ["pilot", *arguments])
     assert done.exit_code == 2
     assert "give exactly one of --events, --from-topic, --answers and --answers-from-topic" in done.output

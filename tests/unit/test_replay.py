@@ -133,7 +133,7 @@ def test_a_query_that_cannot_be_encoded_is_named(store: Store) -> None:
         ([answered(None)], "none of the candidates is embedded"),
     ],
 )
-def test_what_makes_no_run_is_refused(answers: list[QueryReranked], problem: str) -> None:
+def test_a_replay_without_usable_results_is_refused(answers: list[QueryReranked], problem: str) -> None:
     with pytest.raises(ReplayError, match=problem):
         Replay(answers)
 

@@ -151,7 +151,7 @@ def test_one_frame_is_one_sample(tmp_path: Path) -> None:
     assert clip.decoded == 1
 
 
-def test_a_slant_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_rotation_by_other_than_quarter_turns_is_ignored(tmp_path: Path) -> None:
     path = make(tmp_path / "s.mp4", [0], alter=lambda stream: stream.set_display_rotation(30))
     assert_as_defined(path)
 
@@ -327,7 +327,7 @@ EBML = b"\x1a\x45\xdf\xa3\x84abcd\x18\x53\x80\x67"
         (b"GIF89a" + bytes(600), False),
     ],
 )
-def test_where_a_container_says_that_it_goes_on(tmp_path: Path, content: bytes, ends: bool) -> None:
+def test_a_truncated_container_is_detected_by_its_own_lengths(tmp_path: Path, content: bytes, ends: bool) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     assert is_cut_short(path) == ends

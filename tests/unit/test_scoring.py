@@ -259,7 +259,7 @@ def test_anyone_with_numpy_gets_the_same_scores_to_the_last_bit(dtype: str, dim:
         assert moment == Vectors.of(matrix).times_ms[cosines.argmax()]
 
 
-def test_precisions_mix() -> None:
+def test_clips_stored_in_different_precisions_are_scored_together() -> None:
     query = np.array([0.6, 0.8], np.float32)
     int8 = np.array([[100, 0], [0, 100]], np.int8)
     scales = np.array([0.01, 0.001], np.float32)

@@ -57,7 +57,7 @@ def test_every_number_has_a_verdict_and_few_are_allowed(machine: str) -> None:
         ("seccomp", 317, 277), ("dup", 32, 23), ("setrlimit", 160, 164), ("personality", 135, 92),
     ],
 )  # fmt: skip
-def test_what_reaches_beyond_the_process_is_denied(name: str, x86_64: int, aarch64: int | None) -> None:
+def test_system_calls_that_reach_beyond_the_process_are_denied(name: str, x86_64: int, aarch64: int | None) -> None:
     assert name
     assert verdict("x86_64", x86_64, 0) == DENY
     if aarch64 is not None:
@@ -65,7 +65,7 @@ def test_what_reaches_beyond_the_process_is_denied(name: str, x86_64: int, aarch
 
 
 @pytest.mark.parametrize(("machine", "clone", "clone3"), [("x86_64", 56, 435), ("aarch64", 220, 435)])
-def test_threads_are_made_and_nothing_else(machine: str, clone: int, clone3: int) -> None:
+def test_clone_is_allowed_for_threads_only(machine: str, clone: int, clone3: int) -> None:
     assert verdict(machine, clone, THREAD) == ALLOW
     assert verdict(machine, clone, THREAD | 0x400000) == ALLOW  # as musl has it
     for flags in (FORK, 0, THREAD & ~0x10000, THREAD | 0x04000000, THREAD | 1 << 40, THREAD | FORK):
@@ -74,7 +74,7 @@ def test_threads_are_made_and_nothing_else(machine: str, clone: int, clone3: int
 
 
 @pytest.mark.parametrize(("machine", "kill", "tgkill"), [("x86_64", 62, 234), ("aarch64", 129, 131)])
-def test_only_itself_is_signalled(machine: str, kill: int, tgkill: int) -> None:
+def test_a_decoder_may_send_signals_only_to_itself(machine: str, kill: int, tgkill: int) -> None:
     for number in (kill, tgkill):
         assert verdict(machine, number, PID, 9) == ALLOW
         for other in (0, 1, PID + 1, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 1 << 64 - PID.bit_length()):
@@ -82,13 +82,13 @@ def test_only_itself_is_signalled(machine: str, kill: int, tgkill: int) -> None:
 
 
 @pytest.mark.parametrize(("machine", "mmap", "mprotect"), [("x86_64", 9, 10), ("aarch64", 222, 226)])
-def test_no_page_becomes_code(machine: str, mmap: int, mprotect: int) -> None:
+def test_no_memory_may_be_made_executable(machine: str, mmap: int, mprotect: int) -> None:
     for number in (mmap, mprotect):
         assert [verdict(machine, number, 0, 4096, protection) for protection in (0, 1, 3)] == [ALLOW] * 3
         assert [verdict(machine, number, 0, 4096, protection) for protection in (4, 5, 7)] == [DENY] * 3
 
 
-def test_the_rest_of_a_call_s_arguments_counts() -> None:
+def test_fcntl_prctl_prlimit_and_sendto_are_allowed_only_with_harmless_arguments() -> None:
     fcntl, prctl, prlimit, sendto = 72, 157, 302, 44
     assert [verdict("x86_64", fcntl, 0, command) for command in (1, 3, 1030)] == [ALLOW] * 3
     assert [verdict("x86_64", fcntl, 0, command) for command in (4, 8, 10, 1024, 1033)] == [DENY] * 5
@@ -100,14 +100,14 @@ def test_the_rest_of_a_call_s_arguments_counts() -> None:
     assert [verdict("x86_64", sendto, 3, 1, 1, 0, address) for address in (1, 1 << 32)] == [DENY] * 2
 
 
-def test_numbers_of_another_architecture_end_the_process() -> None:
+def test_a_system_call_of_another_architecture_kills_the_process() -> None:
     read, x32 = 0, 0x40000000
     assert verdict("x86_64", read) == ALLOW
     assert verdict("x86_64", read, arch=0x40000003) == KILL  # of 32 bits
     assert verdict("x86_64", read | x32) == DENY
 
 
-def test_a_machine_whose_numbers_are_not_known_has_no_filter() -> None:
+def test_an_architecture_with_unknown_call_numbers_has_no_filter() -> None:
     with pytest.raises(KeyError, match="riscv64"):
         seccomp_program("riscv64", PID)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from streamer.kafka.client.config import common
 from streamer.settings import (
     COMMANDS,
     Connection,
@@ -27,6 +28,8 @@ from streamer.settings import (
     names_of,
     unknown_variables,
 )
+from streamer.settings.groups import KAFKA_SECRETS
+from streamer.settings.reference import is_secret
 from streamer.store import StoreOptions
 
 
@@ -61,7 +64,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (settings.frame_interval, settings.max_frames) == (0.5, 64)
     assert (settings.alpha, settings.depth, settings.normalization) == (0.4, 100, "minmax")
     assert settings.deadline_ms is None
-    assert settings.allowed_uris == (Path.cwd().as_uri(),)
+    assert settings.allowed_uris is None
     assert settings.model is None
 
 
@@ -143,6 +146,64 @@ def test_secrets_stay_out_of_what_is_shown() -> None:
     assert "hunter2" not in repr(settings)
 
 
+BY_ANOTHER_FILE = {"kafka": "each of its secrets has one", "store": "store_password_file has what its URL may hold"}
+
+
+def test_every_secret_can_be_given_by_a_file() -> None:
+    secrets = {name for name in Settings.model_fields if is_secret(name)}
+    assert secrets > BY_ANOTHER_FILE.keys()
+    for name in secrets - BY_ANOTHER_FILE.keys():
+        assert f"{name}_file" in Settings.model_fields
+        assert all(f"{name}_file" in group.model_fields for group in COMMANDS.values() if name in group.model_fields)
+
+
+@pytest.mark.parametrize("name", KAFKA_SECRETS)
+def test_a_secret_of_librdkafka_is_read_from_its_file_however_that_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2\n", encoding="utf-8")
+    expected = {name: "hunter2", "client.id": "c"}
+    config = toml(tmp_path, f'[kafka]\n"{name}.file" = "{secret}"\n"client.id" = "c"')
+    assert load(config=config).read_kafka() == expected
+    given = load({"kafka": {f"{name}.file": str(secret), name: "older", "client.id": "c"}})
+    assert given.read_kafka() == expected
+    assert "hunter2" not in str(as_variables(given))
+    monkeypatch.setenv(f"STREAMER_KAFKA__{name.upper().replace('.', '_')}_FILE", str(secret))
+    found = load({"kafka": {"client.id": "c"}})
+    assert found.read_kafka() == expected
+    assert {key: value for key, value in common(found).items() if key in expected} == expected
+
+
+def test_a_property_of_librdkafka_that_names_a_file_is_left_to_it() -> None:
+    given = {"sasl.oauthbearer.assertion.file": "/a", "ssl.key.location": "/b"}
+    assert load({"kafka": given}).read_kafka() == given
+
+
+def test_targets_and_the_headers_of_traces_are_read_from_files(tmp_path: Path) -> None:
+    targets, headers = tmp_path / "targets", tmp_path / "headers"
+    targets.write_text("https://u:hunter2@a:1\nhttp://b:2\n", encoding="utf-8")
+    headers.write_text("api-key=hunter2\n", encoding="utf-8")
+    settings = load({"targets_file": str(targets), "tracing_headers_file": str(headers)})
+    assert settings.read_targets() == ("https://u:hunter2@a:1", "http://b:2")
+    assert settings.read_tracing_headers() == "api-key=hunter2"
+    assert load({"targets": "http://c:3"}).read_targets() == ("http://c:3",)
+    assert load().read_tracing_headers() is None
+
+
+@pytest.mark.parametrize("name", ["targets_file", "tracing_headers_file", "kafka"])
+def test_a_secrets_file_that_cannot_be_read_is_an_error_of_its_setting(name: str, tmp_path: Path) -> None:
+    absent = str(tmp_path / "none")
+    settings = load({name: {"sasl.password.file": absent} if name == "kafka" else absent})
+    read = {
+        "targets_file": settings.read_targets,
+        "tracing_headers_file": settings.read_tracing_headers,
+        "kafka": settings.read_kafka,
+    }[name]
+    with pytest.raises(SettingsError, match=f"^{name} .*No such file"):
+        read()
+
+
 def test_misspelt_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMER_ALPAH", "1")
     monkeypatch.setenv("STREAMER_KAFKA__X", "1")
@@ -221,6 +282,17 @@ def test_a_model_must_be_named_and_the_message_says_how() -> None:
     assert str(wrong.value).startswith("model (--model, STREAMER_MODEL): name one, ")
     assert "--model demo" in str(wrong.value)
     assert load({"model": "demo"}, command=EmbedSettings).named_model() == "demo"
+
+
+def test_where_uploads_may_come_from_must_be_named_and_the_message_says_how() -> None:
+    with pytest.raises(SettingsError) as wrong:
+        load(command=EmbedSettings).named_uris()
+    assert str(wrong.value).startswith("allowed_uris (--allowed-uris, STREAMER_ALLOWED_URIS): name the places")
+    assert """--allowed-uris '["file:/clips", "https://cdn.example.com/"]'""" in str(wrong.value)
+    given = load({"allowed_uris": '["file:/clips"]'}, command=EmbedSettings)
+    assert given.named_uris() == ("file:/clips",)
+    # Deletes need no source.
+    assert load({"allowed_uris": "[]"}, command=EmbedSettings).named_uris() == ()
 
 
 @pytest.mark.parametrize("name", ["store_password", "metrics_password"])

@@ -146,7 +146,7 @@ def test_a_store_that_becomes_unreachable_while_idle_is_waited_for(
     assert health.readiness_problems() == []
 
 
-def test_a_fault_that_the_work_has_met_is_not_taken_back_by_a_look_that_meets_none(
+def test_a_successful_probe_of_the_store_does_not_clear_a_failure_of_a_write(
     parts: tuple[Metrics, Health], store: Store
 ) -> None:
     metrics, health = parts

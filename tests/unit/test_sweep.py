@@ -72,7 +72,7 @@ def test_of_long_lists_what_is_beyond_rank_1000_adds_nothing() -> None:
 GAINS = np.array([[0.3, 0.1, 0.0], [0.3, 0.1, 0.0], [-0.2, 0.1, 0.0], [0.3, 0.05, 0.0]])
 
 
-def test_the_best_gains_most_and_the_conservative_one_most_of_those_that_harm_few() -> None:
+def test_the_best_choice_has_the_largest_gain_and_the_conservative_one_the_largest_that_harms_few_topics() -> None:
     assert choice.best(GAINS) == 0
     assert choice.conservative(GAINS, Caution(loss=0.01, share=0.1)) == 1
     assert choice.conservative(GAINS, Caution(loss=0.01, share=0.25)) == 0
@@ -95,12 +95,12 @@ def test_cross_validation_measures_each_topic_with_a_choice_that_has_not_seen_it
     assert (always.losing, always.chosen) == (0.25, (0, 0))
 
 
-def test_a_rule_that_finds_none_leaves_the_engines_list() -> None:
+def test_cross_validation_keeps_the_engines_order_if_the_rule_chooses_nothing() -> None:
     result = choice.cross_validate(GAINS, lambda _: None, Caution(), folds=2)
     assert (result.gain, result.losing, result.chosen) == (0.0, 0.0, (None, None))
 
 
-def test_on_the_frontier_is_what_nothing_cheaper_equals() -> None:
+def test_the_frontier_has_the_points_that_no_cheaper_point_equals() -> None:
     costs, gains = np.array([1.0, 2.0, 2.0, 3.0, 4.0]), np.array([0.1, 0.1, 0.3, 0.2, 0.4])
     assert choice.frontier(costs, gains).tolist() == [True, False, True, False, True]
 

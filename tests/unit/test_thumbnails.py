@@ -24,7 +24,7 @@ def test_a_picture_keeps_its_proportions_in_an_array_of_one_size(
 
 
 @pytest.mark.parametrize("head", [(0, 5), (5, 0), (LONGER_SIDE + 1, 5), (5, 255)])
-def test_what_no_thumbnail_begins_with_is_refused(head: tuple[int, int]) -> None:
+def test_a_thumbnail_with_an_invalid_header_is_refused(head: tuple[int, int]) -> None:
     flat = thumbnail(np.zeros((9, 9, 3), np.uint8))
     flat[:2] = head
     with pytest.raises(ValueError, match="a picture of"):

@@ -254,7 +254,7 @@ def drawn(view: View, width: int) -> str:
     return console.export_text()
 
 
-def test_a_wide_frame_shows_it_all() -> None:
+def test_top_shows_all_columns_in_a_wide_terminal() -> None:
     text = drawn(View(frame()), 160)
     for told in (
         "2 of 3 targets reachable", "123", "1,234", "2.5 s", "7 ms", "12 ms", "not ready: broker, store",

@@ -245,7 +245,9 @@ def test_the_brokers_default_replication_is_never_compared() -> None:
     in_sync=st.integers(1, 7),
     partitions=st.integers(1, 99),
 )
-def test_what_a_spec_creates_is_what_it_wants(replication: int, brokers: int, in_sync: int, partitions: int) -> None:
+def test_a_topic_created_from_a_spec_has_no_differences_from_it(
+    replication: int, brokers: int, in_sync: int, partitions: int
+) -> None:
     spec = TopicSpec(
         name="query.results",
         partitions=partitions,

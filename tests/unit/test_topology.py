@@ -76,7 +76,7 @@ OWN = {
 }
 
 
-def test_names_of_ones_own_stand_for_the_defaults_and_take_no_prefix() -> None:
+def test_configured_names_replace_the_defaults_and_get_no_prefix() -> None:
     settings = load(OWN)
     assert [settings.topic(name) for name in RERANK.topics] == [
         "source.query.results",
@@ -89,7 +89,7 @@ def test_names_of_ones_own_stand_for_the_defaults_and_take_no_prefix() -> None:
 
 
 @pytest.mark.parametrize("role", [*SERVICES, DLQ_REDRIVE.role, REPLAY.role, TOP.role])
-def test_acls_are_for_the_names_of_ones_own(role: str) -> None:
+def test_acls_name_the_configured_topics_and_groups(role: str) -> None:
     names = {
         each["name"] for each in as_objects(load(OWN), role) if each["resource"] in (Resource.TOPIC, Resource.GROUP)
     }
@@ -119,3 +119,15 @@ def test_two_topics_or_groups_of_one_name_are_refused(given: dict[str, str]) -> 
 def test_redrives_of_a_topic_share_one_transactional_id_whatever_the_group_suffix() -> None:
     one, other = (as_objects(load({"group_suffix": suffix}), DLQ_REDRIVE.role) for suffix in ("-blue", ""))
     assert one == other
+
+
+def test_redrives_of_one_dead_letter_topic_share_their_transactional_id_whatever_names_it() -> None:
+    def ids(**given: str) -> set[str]:
+        privileges = as_objects(load(given), DLQ_REDRIVE.role)
+        return {each["name"] for each in privileges if each["resource"] == Resource.TRANSACTIONAL_ID}
+
+    uploads = "streamer-dlq-eu.clips.uploaded"
+    assert ids(topic_prefix="eu.") == {uploads, "streamer-dlq-eu.query.results"}
+    assert ids(topic_prefix="eu.", topic_query_results="hits") == {uploads, "streamer-dlq-hits"}
+    assert ids(topic_clips_uploaded="eu.clips.uploaded", topic_query_results="hits") == {uploads, "streamer-dlq-hits"}
+    assert ids(topic_prefix="eu.", topic_query_results_dlq="bad") == {uploads, "streamer-dlq-bad"}

@@ -173,7 +173,7 @@ def test_qrels_and_topics_are_read_back(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["my clip", "", "a\tb", "a\nb"])
-def test_a_name_that_no_column_holds_is_refused(file: Path, name: str) -> None:
+def test_a_name_with_white_space_cannot_be_written_to_a_run(file: Path, name: str) -> None:
     with pytest.raises(TrecError, match="expected a name without white space to write"):
         write_run(file, Run({"1": Ranking((name,), np.zeros(1))}))
 

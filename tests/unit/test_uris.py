@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from streamer.video.errors import ClipError
-from streamer.video.fetching.uris import Prefixes, StoredObject, parse
+from streamer.video.fetching.uris import Prefixes, StoredObject, origin_of, parse
 
 
 def stored(uri: str) -> StoredObject:
@@ -139,3 +139,20 @@ def test_whatever_the_text_it_is_read_or_refused_in_one_line(text: str) -> None:
         assert str(error).isprintable()  # noqa: PT017 - most texts are refused, and none must be
     else:
         assert isinstance(source, Path | URL | StoredObject)
+
+
+@pytest.mark.parametrize(
+    ("origin", "uris"),
+    [
+        (
+            "https://cdn.example:443",
+            ["https://cdn.example/a", "HTTPS://CDN.example:/b?q", "https://cdn.EXAMPLE:000443/c"],
+        ),
+        ("http://cdn.example:80", ["http://cdn.example", "http://cdn.example:0080/"]),
+        ("http://::1:8080", ["http://[::1]:8080/a", "http://[0:0:0:0:0:0:0:1]:08080/a"]),
+        ("s3://bucket", ["s3://bucket/a", "S3://bucket/b"]),
+        ("file:", ["file:/a", "file:///b", "FILE://localhost/c"]),
+    ],
+)
+def test_all_spellings_of_an_origin_are_one(origin: str, uris: list[str]) -> None:
+    assert {origin_of(parse(uri)) for uri in uris} == {origin}

@@ -81,6 +81,8 @@ class Privilege:
     """Whether ``name`` is a consumer group's, so that the group suffix follows it."""
     instance: bool = False
     """Whether a hyphen and the id of an instance follow."""
+    redrive: bool = False
+    """Whether ``name`` is the dead-letter topic whose redrives have the transactional id that is meant."""
 
     def covers(self, operation: Operation) -> bool:
         """Say whether it is the privilege for ``operation``, or implies that one."""
@@ -89,12 +91,13 @@ class Privilege:
     def full_name(self, settings: Connection) -> str:
         """Return the name on the cluster of these settings."""
         name = settings.group(self.name) if self.suffixed else settings.topic(self.name)
-        return f"{name}-" if self.instance else name
+        return redrive_id(name) if self.redrive else f"{name}-" if self.instance else name
 
     @property
     def shown(self) -> str:
         """The name as the documentation shows it: without prefix and suffix, ``*`` for what follows."""
-        return f"{self.name}{'-' if self.instance else ''}{'*' if self.prefixed else ''}"
+        name = redrive_id(self.name) if self.redrive else self.name
+        return f"{name}{'-' if self.instance else ''}{'*' if self.prefixed else ''}"
 
     def concerns(self, settings: Connection, resource: Resource, name: str) -> bool:
         """Say whether it is about the resource of that full name."""
@@ -135,7 +138,9 @@ def _redrive(source: str) -> tuple[Privilege, ...]:
         *_topics(Operation.READ, [dead_letter_topic(source)], "reads dead letters"),
         *_topics(Operation.WRITE, [dead_letter_topic(source)], "records what was redriven"),
         *_topics(Operation.WRITE, [source], "redrives them"),
-        Privilege(Operation.WRITE, Resource.TRANSACTIONAL_ID, redrive_id(source), "does both together"),
+        Privilege(
+            Operation.WRITE, Resource.TRANSACTIONAL_ID, dead_letter_topic(source), "does both together", redrive=True
+        ),
     )
 
 

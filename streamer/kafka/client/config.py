@@ -65,7 +65,7 @@ def common(settings: Connection) -> dict[str, Any]:
         # Reconnect soon when a broker is back, or when the topics are created after the service started.
         "reconnect.backoff.max.ms": 2_000,
         "topic.metadata.refresh.interval.ms": 10_000,
-        **settings.kafka,
+        **settings.read_kafka(),
     }
 
 

@@ -39,11 +39,11 @@ log = structlog.get_logger()
 
 _LINGER_S = 0.05
 """How long completed records may wait for others that are being processed: each transaction has a fixed cost."""
-_MAX_BATCH_RECORDS = 1_000
-_REMEMBERED_S = 60.0
 _BACKOFF_S = (0.05, 2.0)
 _IDLE_BEFORE_COMMIT_S = 1.0
 """How long nothing must be in flight before offsets are committed without records; usually they go with records."""
+_LEADER_WAIT_S = 3.0
+"""How long such a commit waits for the statistics, which come once a second and have the epoch of the leader."""
 _UNREADY_AFTER_FAILURES = 3
 _METADATA = ("all", "the log's name", "nothing")
 """What commit metadata contains, from the most to the least; less where the brokers refuse its length."""
@@ -51,11 +51,52 @@ OUTCOMES = ("committed", "aborted", "unknown", "restarted", "fenced")
 """Outcomes of transactions as they are counted; the last one is counted by the loop, which it ends."""
 
 
-class LostCommitError(Exception):
-    """The group's committed offsets are lower than those of an acknowledged commit.
+_MAX_BATCH_RECORDS = 1_000
+_REMEMBERED_S = 60.0
 
-    After a restart from the group's offsets the lost records are processed again.
+
+class LostCommitError(Exception):
+    """The group's committed offsets are lower than those of an acknowledged commit; a restart goes back there."""
+
+
+class BatchSizing:
+    """The number of records in the next transaction, and the outputs that need not be tried.
+
+    A broker refuses a client's whole batch and does not say which record is to blame: it may be one that is larger than
+    the topic's ``max.message.bytes``, or all of them together. So the transactions are halved until they pass or one
+    record is left. What was learned (this size is too large, so many are too many) is remembered for a minute and then
+    tried again, since the limit may have been raised.
     """
+
+    def __init__(self) -> None:
+        self.records = _MAX_BATCH_RECORDS
+        """How many records the next transaction takes at most."""
+        self._most = _MAX_BATCH_RECORDS
+        self._most_until = 0.0
+        self._refused: dict[str, tuple[int, float]] = {}
+
+    def passed(self) -> None:
+        """Note that a transaction was committed: the next one may be larger again."""
+        if time.monotonic() >= self._most_until:
+            self._most = _MAX_BATCH_RECORDS
+        self.records = min(self._most, 2 * self.records)
+
+    def refused(self, records: int) -> None:
+        """Note that outputs of a transaction of several records were refused."""
+        self.records = self._most = max(1, records // 2)
+        self._most_until = time.monotonic() + _REMEMBERED_S
+
+    def found(self, output: Output) -> None:
+        """Note that an output was refused by itself, so that its neighbours are no longer suspect."""
+        self.records = self._most = _MAX_BATCH_RECORDS
+        size, until = self._refused.get(output.topic, (output.size, 0.0))
+        least = min(size, output.size) if time.monotonic() < until else output.size
+        self._refused[output.topic] = least, time.monotonic() + _REMEMBERED_S
+
+    def is_too_large(self, output: Output) -> bool:
+        """Tell whether one that is not larger was refused by the same topic within the last minute."""
+        size, until = self._refused.get(output.topic, (0, 0.0))
+        return time.monotonic() < until and output.size >= size
 
 
 class Committer:
@@ -74,9 +115,14 @@ class Committer:
         metrics: Metrics,
         health: Health,
         topic_refused: Callable[[], None],
+        retime: Callable[[InFlightRecord], None],
     ) -> None:
-        """``topic_refused`` is called when a transaction fails because a privilege on one of its topics is missing."""
+        """``topic_refused`` is called when a transaction fails because a privilege on one of its topics is missing.
+
+        ``retime`` corrects the times of a record's outputs before they are produced.
+        """
         self._topic_refused = topic_refused
+        self._retime = retime
         self._transactions = transactions
         self._membership = membership
         self._assignment = assignment
@@ -132,6 +178,13 @@ class Committer:
         except RestartError as error:
             self._lose_producer(error)
 
+    def refresh(self, topic: str) -> None:
+        """Let the producers look up an output topic again, whose partitions have changed."""
+        try:
+            self._transactions.refresh(topic)
+        except RestartError as error:
+            self._lose_producer(error)
+
     def commit_completed(self) -> bool:
         """Commit all completed records in one transaction; True where a batch was committed."""
         if time.monotonic() < self._not_before:
@@ -184,11 +237,17 @@ class Committer:
             own = list(itertools.islice(partition.committable(), most - len(records)))
             for in_flight in own:
                 self._recognise_too_large(in_flight)
+                self._retime(in_flight)
             if own:
                 records += own
                 progress.append((partition, partition.progress_after(own)))
-        if records or self._is_idle():
-            skipped = [partition for partition in self._assignment if partition.has_skipped]
+        idle_s = self._idle_seconds()
+        if records or idle_s >= _IDLE_BEFORE_COMMIT_S:
+            skipped = [
+                partition
+                for partition in self._assignment
+                if partition.has_skipped and (idle_s >= _LEADER_WAIT_S or not partition.awaits_leader)
+            ]
             progress += [(partition, partition.progress_after(())) for partition in skipped]
         return Batch(records, [self._offset(*each) for each in progress], progress) if progress else None
 
@@ -205,19 +264,19 @@ class Committer:
             **({} if epoch is None else {"leader_epoch": epoch}),
         )
 
-    def _is_idle(self) -> bool:
-        """Tell whether nothing has been in flight for a while.
+    def _idle_seconds(self) -> float:
+        """Return for how long nothing has been in flight.
 
-        Then the committed offset may advance over what is not a record at the end of a partition: transaction markers,
-        aborted records, records that retention deleted unread. Otherwise the group would seem to lag to everything
-        that compares its offsets with the end offset, such as an autoscaler.
+        After a while of that the committed offset may advance over what is not a record at the end of a partition:
+        transaction markers, aborted records, records that retention deleted unread. Otherwise the group would seem to
+        lag to everything that compares its offsets with the end offset, such as an autoscaler.
         """
         if self._assignment.records:
             self._idle_since = None
-            return False
+            return 0.0
         now_s = time.monotonic()
         self._idle_since = self._idle_since or now_s
-        return now_s - self._idle_since >= _IDLE_BEFORE_COMMIT_S
+        return now_s - self._idle_since
 
     def _settle(self, batch: Batch, took: float) -> None:
         """Update metrics, traces and offsets for a committed batch; ``took`` is the transaction's time in seconds."""
@@ -238,7 +297,7 @@ class Committer:
             for output in in_flight.outputs or ():
                 reason = dead_letter_reason(output)
                 if output.retimed:
-                    self._metrics.retimed.labels(output.topic).inc()
+                    self._metrics.retimed.labels(output.topic, output.retimed).inc()
                 if reason is None:
                     produced[output.topic] += 1
                 else:
@@ -389,45 +448,3 @@ class Committer:
         self._failures = 0
         self._last_error = ""
         self._health.ready("transactions")
-
-
-class BatchSizing:
-    """The number of records in the next transaction, and the outputs that need not be tried.
-
-    A broker refuses a client's whole batch and does not say which record is to blame: it may be one that is larger than
-    the topic's ``max.message.bytes``, or all of them together. So the transactions are halved until they pass or one
-    record is left, which takes about ten of them among a thousand records. What was learned is remembered for a minute:
-    that records of such a size are too large, and that so many are too many. After it both are tried again, since the
-    limit may have been raised.
-    """
-
-    def __init__(self) -> None:
-        self.records = _MAX_BATCH_RECORDS
-        """How many records the next transaction takes at most."""
-        self._most = _MAX_BATCH_RECORDS
-        self._most_until = 0.0
-        self._refused: dict[str, tuple[int, float]] = {}
-
-    def passed(self) -> None:
-        """Note that a transaction was committed: the next one may be larger again."""
-        if time.monotonic() >= self._most_until:
-            self._most = _MAX_BATCH_RECORDS
-        self.records = min(self._most, 2 * self.records)
-
-    def refused(self, records: int) -> None:
-        """Note that outputs of a transaction of several records were refused."""
-        self.records = self._most = max(1, records // 2)
-        self._most_until = time.monotonic() + _REMEMBERED_S
-
-    def found(self, output: Output) -> None:
-        """Note that an output was refused by itself, so that its neighbours are no longer suspect."""
-        self.records = self._most = _MAX_BATCH_RECORDS
-        size, until = self._refused.get(output.topic, (output.size, 0.0))
-        if time.monotonic() >= until:
-            size = output.size
-        self._refused[output.topic] = min(size, output.size), time.monotonic() + _REMEMBERED_S
-
-    def is_too_large(self, output: Output) -> bool:
-        """Tell whether one that is not larger was refused by the same topic within the last minute."""
-        size, until = self._refused.get(output.topic, (0, 0.0))
-        return time.monotonic() < until and output.size >= size

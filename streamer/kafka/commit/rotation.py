@@ -87,6 +87,11 @@ class Rotation:
                 # It has no open transaction; that of the current producer goes on.
                 producer.restart()
 
+    def refresh(self, topic: str) -> None:
+        """Let all producers look up a topic again. Raises as :meth:`Transactions.refresh` does."""
+        for producer in self._producers:
+            producer.refresh(topic)
+
     def hurry(self) -> None:
         """Use short timeouts from now on."""
         for producer in self._producers:

@@ -206,6 +206,14 @@ class Transactions:
         except KafkaException as error:
             self._handle(error.args[0])
 
+    def refresh(self, topic: str) -> None:
+        """Look up a topic's partitions, among which keys are divided. Raises :class:`RestartError` where that hangs.
+
+        Where no broker answers now, the client does it later: every ten seconds by itself.
+        """
+        with contextlib.suppress(KafkaException):
+            self._request(self._producer.list_topics, topic)
+
     def hurry(self) -> None:
         """Use short timeouts from now on: a stop has its own deadline."""
         self._call_timeout = self._delivery_timeout = _HURRIED_TIMEOUT_S
@@ -300,7 +308,7 @@ class Transactions:
                 if output.timestamp is not None:
                     # The next attempt goes with the current time: late in an event-time join is better than nowhere.
                     given = in_flight.outputs or ()
-                    in_flight.outputs = [replace(each, timestamp=None, retimed=True) for each in given]
+                    in_flight.outputs = [replace(each, timestamp=None, retimed="refused") for each in given]
                     whose = "of input records, so their outputs get the current time."
                 self._clock_refused = (
                     f"{output.topic} refuses the timestamps {whose} The topic's message.timestamp.before.max.ms and "

@@ -10,7 +10,7 @@ markers is bounded only by the topic itself.
 The steps, and what a crash right after each leaves behind (the producer's own are those of
 :mod:`streamer.kafka.commit.transactions`):
 
-1. *init*. There is one transactional.id for each prefix and input topic, whichever host runs the redrive. The
+1. *init*. There is one transactional.id for each dead letter topic, whichever host runs the redrive. The
    coordinator fences an earlier redrive, and aborts or completes the transaction that it left open: from here on
    every marker that will ever count, except our own, is in the topic. A crash leaves nothing open.
 2. *end offsets*. They are requested after 1 and are the high watermarks, not the last stable offsets: an open
@@ -53,6 +53,7 @@ from streamer.kafka.commit.outcomes import Batch, FencedError, RestartError, Tra
 from streamer.kafka.commit.transactions import Transactions
 from streamer.kafka.dead_letters import REDRIVEN_FROM
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
+from streamer.kafka.outputs import leaves_time
 from streamer.kafka.records import REDRIVEN_FOR, InFlightRecord, Output
 from streamer.topology import DLQ_REDRIVE, redrive_id
 
@@ -104,7 +105,7 @@ def redrive(
                 run.report.redriven[letter.reason] += 1
             return run.report
         while True:
-            copier = _Copier(settings, topic, dead_letters)
+            copier = _Copier(settings, dead_letters)
             copier.init()
             letters = dead_letters.letters(dead_letters.spans(IsolationLevel.READ_UNCOMMITTED))
             try:
@@ -190,11 +191,11 @@ class _TooLargeError(Exception):
 class _Copier:
     """Copies batches of dead letters in transactions."""
 
-    def __init__(self, settings: Connection, topic: str, dead_letters: DeadLetterTopic) -> None:
+    def __init__(self, settings: Connection, dead_letters: DeadLetterTopic) -> None:
         # Not an instance's id: the redrives of one topic must fence each other wherever they run.
         self._transactions = Transactions(
             settings,
-            settings.topic(redrive_id(topic)),
+            redrive_id(dead_letters.name),
             role=DLQ_REDRIVE.role,
             # A broker refuses whole batches: with one record in each, it is that record which is too large.
             properties={"batch.num.messages": 1},
@@ -245,8 +246,10 @@ class _Copier:
 
     def _time_of(self, letter: DeadLetter) -> int | None:
         """Return the original's time, where retention leaves the copy alone until it has been read."""
-        age_ms = now().timestamp() * 1_000 - (letter.timestamp or 0)
-        return letter.timestamp if 0 <= age_ms < self._retention_ms / 2 else None
+        now_ms = now().timestamp() * 1_000
+        if letter.timestamp is None or letter.timestamp > now_ms:
+            return None
+        return letter.timestamp if leaves_time(letter.timestamp, self._retention_ms, now_ms) else None
 
     def _retry(self, call: Callable[[], None]) -> None:
         """Call until it succeeds, fails permanently, or has been retried for too long."""

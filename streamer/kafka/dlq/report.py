@@ -7,28 +7,23 @@ terminal, and escaped JSON is still the same JSON.
 from __future__ import annotations
 
 import base64
-import json
+import textwrap
 from typing import TYPE_CHECKING, Any
 
-import click
 import orjson
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from streamer.kafka.dlq.letters import State, Summary
+from streamer.terminal import Terminal, echo, plain
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterable
 
+    from rich.text import Text
+
     from streamer.kafka.dlq.letters import DeadLetter
     from streamer.kafka.dlq.redrive import Report
-
-
-def printable(text: str) -> str:
-    """Escape everything but visible characters, spaces and new lines: control and bidirectional characters."""
-    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
 
 def decoded(raw: bytes | None) -> str | None:
@@ -54,7 +49,8 @@ def described(letter: DeadLetter) -> dict[str, Any]:
 def described_in_full(letter: DeadLetter) -> dict[str, Any]:
     """Return the whole dead letter, ready for JSON.
 
-    The value is ``value`` where it is JSON (or null), else ``value_text``, else, not being UTF-8, ``value_base64``.
+    The value is ``value`` where it is JSON (or null) that can be written again, else ``value_text``, else, not being
+    UTF-8, ``value_base64``.
     """
     headers = [[name, decoded(value)] for name, value in letter.record.headers]
     name, value = _value(letter.record.value)
@@ -65,9 +61,12 @@ def _value(raw: bytes | None) -> tuple[str, Any]:
     if raw is None:
         return "value", None
     try:
-        return "value", orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        value = orjson.loads(raw)
+        _json({"value": value})  # orjson reads what nests deeper than it writes
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         pass
+    else:
+        return "value", value
     try:
         return "value_text", raw.decode()
     except UnicodeDecodeError:
@@ -101,7 +100,7 @@ def summary(letters: Iterable[DeadLetter], *, title: str, as_json: bool) -> None
         times = [_time(found.oldest[group, reason]), _time(found.newest[group, reason])]
         cells = (reason, f"{counts.total():,}", *states, *times)
         table.add_row(*_cells(*((group, *cells) if several else cells)))
-    Console().print(table)
+    Terminal().print(table)
 
 
 def records(letters: Iterable[DeadLetter], *, title: str, as_json: bool) -> None:
@@ -120,7 +119,7 @@ def records(letters: Iterable[DeadLetter], *, title: str, as_json: bool) -> None
     table = _table(title, *_columns("place", "key", "reason", "error", "tries", "at", "state", group=several))
     for group, cells in rows:
         table.add_row(*_cells(*((group, *cells) if several else cells)))
-    Console().print(table)
+    Terminal().print(table)
 
 
 def details(letters: Iterable[DeadLetter], *, as_json: bool) -> int:
@@ -132,12 +131,13 @@ def details(letters: Iterable[DeadLetter], *, as_json: bool) -> int:
             _print_json(described_in_full(letter))
             continue
         record = letter.record
-        click.echo(f"{record.place}  {letter.state}  key {printable(decoded(record.key) or '(none)')}")
+        echo(f"{record.place}  {letter.state}  key {decoded(record.key) or '(none)'}")
         for name, value in record.headers:
-            click.echo(f"  {printable(name)}: {printable(decoded(value) or '').replace(chr(10), ' ')}")
+            echo(f"  {name}: {decoded(value) or ''}")
         name, value = _value(record.value)
-        text = value if isinstance(value, str) and name != "value" else _json(value, indent=True)
-        click.echo(f"{name} ({len(record.value or b''):,} bytes):\n{printable(text)}\n")
+        # Text's lines are indented, so that none of them looks like one of ours.
+        text = textwrap.indent(value, "  ") if name != "value" else _json(value, indent=True)
+        echo(f"{name} ({len(record.value or b''):,} bytes):\n{text}\n", lines=True)
     return count
 
 
@@ -156,9 +156,9 @@ def redriven(report: Report, *, topic: str, dry_run: bool, as_json: bool) -> Non
         }
         _print_json(counts)
         return
-    by_reason = ", ".join(f"{count:,} {printable(reason)}" for reason, count in report.redriven.most_common())
+    by_reason = ", ".join(f"{count:,} {reason}" for reason, count in report.redriven.most_common())
     done = "would be redriven" if dry_run else "redriven"
-    click.echo(f"{report.redriven.total():,} {done} to {topic}{f': {by_reason}' if by_reason else ''}")
+    echo(f"{report.redriven.total():,} {done} to {topic}{f': {by_reason}' if by_reason else ''}")
     for count, why in (
         (report.left[State.REDRIVEN], "redriven before"),
         (report.left[State.TRUNCATED], "not redriven: truncated, their values are lost"),
@@ -166,7 +166,7 @@ def redriven(report: Report, *, topic: str, dry_run: bool, as_json: bool) -> Non
         (report.refused.total(), f"not redriven: larger than the max.message.bytes of {topic}"),
     ):
         if count:
-            click.echo(f"{count:,} {why}")
+            echo(f"{count:,} {why}")
 
 
 _WRAPPED = frozenset({"group", "key", "reason", "error", "at", "oldest", "newest"})
@@ -190,7 +190,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _cells(*texts: str) -> list[Text]:
-    return [Text(printable(text).replace("\n", " ")) for text in texts]
+    return [plain(text) for text in texts]
 
 
 def _time(moment: dt.datetime) -> str:
@@ -202,4 +202,4 @@ def _json(value: Any, *, indent: bool = False) -> str:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(printable(_json(value)))
+    echo(_json(value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +13,7 @@ from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation, Resource
 from streamer.kafka.client.connection_errors import ConnectionErrors
 from streamer.kafka.client.refusals import Refusals, refused
+from streamer.kafka.outputs import UNKNOWN_RETENTION_MS, kept_ms
 from streamer.kafka.readers.record_reader import ConsumeError, End, RecordReader
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ TIMEOUT_S = 10.0
 PATIENCE_S = 90.0
 """Longest wait for the next record; the coordinator ends a crashed service's transaction within 70 s."""
 _POLL_S = 0.2
-_UNKNOWN_RETENTION_MS = 86_400_000.0
 
 
 class ReadError(Exception):
@@ -91,19 +90,13 @@ class TopicReader:
                     raise self.failed(error) from None
 
     def retention_ms(self, topic: str) -> float:
-        """Return for how long a topic's records are kept, which a compacted topic's are for ever.
-
-        One day, the least that ``topics.toml`` has, where this client may not describe the topic's configuration.
-        """
+        """Return for how long a topic's records are kept; one day where this client may not describe that."""
         resource = ConfigResource(ResourceType.TOPIC, topic)
         try:
             (response,) = self._admin.describe_configs([resource], request_timeout=TIMEOUT_S).values()
-            entries = response.result(TIMEOUT_S + 1)
-            kept_ms = float(entries["retention.ms"].value)
-            deletes = "delete" in entries["cleanup.policy"].value.split(",")
-        except (KafkaException, TimeoutError, KeyError):
-            return _UNKNOWN_RETENTION_MS
-        return kept_ms if deletes and kept_ms >= 0 else math.inf
+            return kept_ms(response.result(TIMEOUT_S + 1))
+        except (KafkaException, TimeoutError):
+            return UNKNOWN_RETENTION_MS
 
     def spans(self, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED) -> list[Span]:
         """Return what there is to read: up to the last stable offset, with READ_UNCOMMITTED to the high watermark.

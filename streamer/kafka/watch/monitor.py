@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import orjson
 import structlog
 from confluent_kafka import KafkaError
 
 from streamer.events import Reason
+from streamer.kafka.records import Retimed
 from streamer.kafka.watch.lag import LagWatch
 from streamer.kafka.watch.surplus import SurplusWatch
 
@@ -58,7 +59,8 @@ class Monitor:
         metrics.consumed.labels(self._topic)
         metrics.produced.labels(settings.topic(service.output))
         metrics.retention_lost.labels(self._topic)
-        metrics.retimed.labels(settings.topic(service.output))
+        for why in get_args(Retimed):
+            metrics.retimed.labels(settings.topic(service.output), why)
         for reason in Reason:
             metrics.dead_lettered.labels(self._topic, reason)
         for kind in ("assigned", "revoked", "lost"):

@@ -8,12 +8,13 @@ cluster; and an operator may set any offset. The rules, in the order in which th
    the log is read from its beginning.
 2. A commit that names another log, or another offset, was translated by MirrorMaker 2 or set by an operator. Its offset
    counts, and its list of records done ahead does not.
-3. A consumer that begins before the committed offset, or goes back later, was reset by the client: the log ends before
-   its position (OFFSET_OUT_OF_RANGE), or has been truncated and filled again (KIP-320, by the leader's epoch, which is
-   committed with the offset). All that is remembered of the partition is void, and everything from the new position on
-   is processed.
-4. A record that is listed as completed ahead of the committed offset, and is of a later epoch than the commit, was
-   written after the log had been truncated there. The list is void from it on.
+3. A consumer that begins before the committed offset, or goes back later, was reset by the client. Either the log ends
+   before its position (OFFSET_OUT_OF_RANGE), or it was cut off before it and filled again. The latter shows where the
+   partition's leader is asked for the end of the committed leader epoch (KIP-320). The client asks when the leader
+   changes, and at a seek, but not when it begins at a committed offset (librdkafka 2.16): so it is told to seek there.
+   All that is remembered of the partition is void, and everything from the new position on is processed.
+4. Where a record that was done ahead is of a later leader's epoch than the commit, the log was cut off between the two.
+   The list of records done ahead is void from there on.
 5. A consumer that begins after the committed offset has lost records to retention. They are counted
    (:mod:`streamer.kafka.watch.lag`), and the rest of what is remembered counts.
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
-    from streamer.kafka.records import InFlightRecord
+    from streamer.kafka.records import InFlightRecord, Record
     from streamer.metrics import Metrics
     from streamer.settings import ServiceSettings
     from streamer.topology import Service
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 RESETS = {
-    "behind_end": "the log ends before what was read or committed; it is processed again from where reading goes on",
+    "behind_end": "the log was cut off before what was read or committed; it is processed again from where reading "
+    "goes on",
     "foreign": "the committed offset is that of a deleted topic of the same name; the new one is processed from its "
     "beginning",
     "moved": "somebody has set the group's offset; records that were done after it are processed again",
@@ -80,14 +82,15 @@ class Resets:
         else.
         """
         progress, origin = read_commit(committed, partition.log)
-        to = self._place(committed, origin)
-        if to is not None:
+        place = self._place(committed, origin)
+        if place is not None:
             try:
-                self._consumer().seek(to)
+                self._consumer().seek(place)
             except KafkaException as error:  # it has not begun yet
                 log.debug("seek refused, retrying", partition=partition.partition, error=str(error))
                 return None
             partition = self._assignment.renew(partition)
+            partition.stalled = False  # the consumer says it again of a batch that it still cannot read
             partition.rewound = origin is Origin.FOREIGN
         records = partition.start_from(progress, committed.leader_epoch)
         if origin is Origin.FOREIGN:
@@ -98,18 +101,22 @@ class Resets:
             self._tell(partition, origin.value, committed.offset)
         return records
 
+    def void_ahead(self, partition: AssignedPartition, record: Record) -> None:
+        """Take what was committed as completed from ``record`` on for not completed: other records are there now."""
+        partition.void_ahead(record.offset)
+        self._tell(partition, "behind_end", record.offset)
+
     def _place(self, committed: TopicPartition, origin: Origin) -> TopicPartition | None:
-        """Return where the consumer must be sent to, None where it rightly begins by itself."""
+        """Return where the consumer must be sent; None where it has begun at the right place by itself."""
+        topic, number = committed.topic, committed.partition
         if origin is Origin.FOREIGN:
-            return TopicPartition(committed.topic, committed.partition, OFFSET_BEGINNING)
-        if origin is Origin.NONE and self._new_groups_begin_at_the_end:
-            return TopicPartition(committed.topic, committed.partition, OFFSET_END)
-        if committed.offset > 0 and committed.leader_epoch is not None and origin is not Origin.TRANSLATED:
-            # The client compares the epoch with the log where it is sought to, not where it begins (librdkafka 2.16).
-            return TopicPartition(
-                committed.topic, committed.partition, committed.offset, leader_epoch=committed.leader_epoch
-            )
-        return None
+            return TopicPartition(topic, number, OFFSET_BEGINNING)
+        if origin is Origin.NONE:
+            return TopicPartition(topic, number, OFFSET_END) if self._new_groups_begin_at_the_end else None
+        epoch = committed.leader_epoch
+        if epoch is None or origin is Origin.TRANSLATED:  # an epoch of another cluster says nothing of this one
+            return None
+        return TopicPartition(topic, number, committed.offset, leader_epoch=epoch)
 
     def rewind(self, partition: AssignedPartition, offset: int) -> AssignedPartition:
         """Void what is known of a partition whose position has gone back to ``offset``; return its new object."""
@@ -118,11 +125,6 @@ class Resets:
         if renewed.known:
             self._tell(renewed, "behind_end", position, goes_on_at=offset)
         return renewed
-
-    def forget_ahead(self, partition: AssignedPartition, offset: int) -> None:
-        """Void what is listed as completed from ``offset`` on: the record there is of a later epoch than the list."""
-        partition.forget_ahead(offset)
-        self._tell(partition, "behind_end", offset)
 
     def _tell(self, partition: AssignedPartition, reason: str, offset: int, **more: int) -> None:
         self._metrics.log_resets.labels(self._topic, reason).inc()

@@ -1,4 +1,4 @@
-"""Checks that a service's topics exist and that it may use them, and watches the input topic's id.
+"""Checks that a service's topics exist and that it may use them, and watches whether they are still the same.
 
 A topic's description lists the operations that the client is allowed, so a missing privilege is reported before a
 request fails because of it.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient
 
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import Refusals, refused
+from streamer.kafka.watch.retention import RetentionWatch
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from streamer.health import Health
     from streamer.settings import Connection
     from streamer.topology import Service
+
+log = structlog.get_logger()
 
 _CHECK_EVERY_S = 1.0
 _CONFIRM_EVERY_S = 3.0
@@ -42,8 +46,15 @@ _UNKNOWN_TOPIC = (
 )
 
 
+class _Output(NamedTuple):
+    """What an output topic was when it was last described."""
+
+    topic_id: str
+    partitions: int
+
+
 class TopicWatch:
-    """Checks that the topics exist, and that the input is still the same; used from the loop's thread, never waits."""
+    """Checks that the topics exist and are still the same; used from the loop's thread, never waits."""
 
     def __init__(self, settings: Connection, service: Service, health: Health) -> None:
         self._settings = settings
@@ -60,6 +71,9 @@ class TopicWatch:
         """Whether all topics existed and could be used at the last check."""
         self.topic_id: str | None = None
         """The input topic's id, None until it was found; a topic that is deleted and created again has another one."""
+        self.retention = RetentionWatch(self._names[1:])
+        self._outputs: dict[str, _Output] = {}
+        self._changed: set[str] = set()
         health.not_ready("topic", "not checked yet")
 
     def on_error(self, error: KafkaError) -> bool:
@@ -82,6 +96,8 @@ class TopicWatch:
 
     def check(self) -> None:
         """Request the topics' descriptions periodically, and take the responses that have arrived."""
+        if self._admin is not None and self.found:
+            self.retention.check(self._admin)
         if self._responses:
             if all(response.done() for response in self._responses.values()):
                 self._take(self._responses)
@@ -95,10 +111,20 @@ class TopicWatch:
             )
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all is known that is needed before anything is read; outputs that are missing are not waited for."""
+        return self.topic_id is not None and (self.retention.is_known or not self.found)
+
+    @property
     def may_commit(self) -> bool:
         """Whether the input topic was lately seen to have the id :attr:`topic_id`, or cannot be seen for long."""
         now = time.monotonic()
         return now - self._confirmed_at <= _CONFIRMED_FOR_S or now - self._known_at > _HELD_FOR_S
+
+    def take_changed(self) -> set[str]:
+        """Return which outputs were created again, or have another number of partitions, since this was last called."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     def _take(self, responses: dict[str, Future[Any]]) -> None:
         for name in self._names:
@@ -119,8 +145,21 @@ class TopicWatch:
             if name == self._names[0]:
                 self.topic_id = str(described.topic_id)
                 self._confirmed_at = self._known_at = self._checked_at
+            else:
+                self._compare(name, _Output(str(described.topic_id), len(described.partitions)))
         self.found = True
         self._health.ready("topic")
+
+    def _compare(self, name: str, output: _Output) -> None:
+        before, self._outputs[name] = self._outputs.get(name, output), output
+        if output == before:
+            return
+        self._changed.add(name)
+        partitions = {"partitions": output.partitions, "partitions_before": before.partitions}
+        if output.topic_id != before.topic_id:
+            log.error("output topic was deleted and created again; what it held is gone", topic=name, **partitions)
+        else:
+            log.warning("output topic has another number of partitions; keys move among them", topic=name, **partitions)
 
     def _problem(self, name: str, error: KafkaError) -> str:
         if refused(error):

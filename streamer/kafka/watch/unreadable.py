@@ -114,6 +114,9 @@ class UnreadableWatch:
             partition = self._assignment.get(number)
             if partition is None or not partition.known:
                 continue
+            if not partition.stalled:  # its consumer was sent to another place meanwhile
+                self.forget([number])
+                continue
             recovery = self._recoveries[number] or self._start(partition)
             while not self._assignment.is_full and (found := recovery.take()) is not None:
                 if isinstance(found, Finished):

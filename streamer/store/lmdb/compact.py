@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
-from streamer.store.lmdb.environment import DATA_FILE, LOCK_FILE, explain, sync_folders
+from streamer.store.lmdb.environment import DATA_FILE, FILE_MODE, LOCK_FILE, explain, sync_folders
 from streamer.store.protocol import StoreError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def compact_in_place(path: Path) -> None:
             table.write(_LOCK_TABLE_HEAD)
             compacted.replace(path / DATA_FILE)
             sync_folders(path)
-            lmdb.open(str(path)).close()
+            lmdb.open(str(path), mode=FILE_MODE).close()
 
 
 @contextmanager

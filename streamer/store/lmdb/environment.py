@@ -1,10 +1,12 @@
 """The LMDB environments of a process, each shared by its stores; opened, grown and closed without open transactions.
 
-Three properties of LMDB determine this module. Opening the same files twice in a process breaks LMDB's locks, so stores
+Four properties of LMDB determine this module. Opening the same files twice in a process breaks LMDB's locks, so stores
 of one path share one environment with a reference count. A map keeps the size with which it was opened: a writer that
 fills it gets MDB_MAP_FULL, and a process that finds data after its map's end gets MDB_MAP_RESIZED; both open a larger
-map. And unmapping the file while a view into it exists crashes the process, so transactions pass a gate that closes
-before the map does.
+map. Unmapping the file while a view into it exists crashes the process, so transactions pass a gate that closes before
+the map does. And so does reading a page that the file no longer has (SIGBUS), so each transaction begins with a look at
+the file's size: it must hold the last page that LMDB has ever used. LMDB does not write a last page that was freed in
+the same transaction, so a writer extends the file.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import lmdb
 
-from streamer.store.protocol import StoreError, StoreUnavailableError
+from streamer.store.protocol import StoreError, StoreUnavailableError, TruncatedStoreError
 from streamer.store.record_format import PREFIX_BYTES
 
 if TYPE_CHECKING:
@@ -32,15 +34,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RESERVED = bytes(8)
-"""Prefix of the keys that are not clips: alone it is the key of the format, followed by a model's hash that model's
-key.
+"""Prefix of the keys that are not clips: alone it is the key of the format, followed by a model's hash that model's.
 
-Services ignore it when anything else follows it.
-"""
+Services ignore it when anything else follows it."""
 _MODEL_KEY_BYTES = len(RESERVED) + PREFIX_BYTES
 DEFAULT_MAP_BYTES = 1 << 40
 """Initial map size; this is address space, not memory or disk: on 64-bit Linux a large map is free and rarely grows."""
 DATA_FILE, LOCK_FILE = "data.mdb", "lock.mdb"
+FILE_MODE = 0o600  # of new files
 _STAT_BLOCK = 512
 _SMALLEST_MAP_BYTES = 1 << 20
 _FORMAT_NAME = b"clip embeddings "
@@ -49,6 +50,9 @@ _MAX_READERS = 1024
 _SCAN_PAGE = 1_000
 _REAP_EVERY_S = 10.0
 _GATE_TIMEOUT_S = 30.0
+_META_PAGES, _CLOSED = 2, -1
+_CREATION_S, _EXTENSION_S = 1.0, 0.05
+"""How long the data file may be empty while a process creates it, and too short after a commit."""
 
 
 class _Gate:
@@ -103,7 +107,8 @@ class _Gate:
 class Environment:
     """The environment of one folder, obtained by :func:`acquire` and returned by :func:`release`.
 
-    Its methods raise LMDB's errors as :class:`StoreUnavailableError`.
+    Its methods raise LMDB's errors as :class:`StoreUnavailableError`, and :class:`TruncatedStoreError` if the data file
+    has lost its end.
     """
 
     def __init__(self, path: Path, map_bytes: int) -> None:
@@ -112,6 +117,8 @@ class Environment:
         self._gate = _Gate(path)
         self._pid = os.getpid()
         self._lmdb: lmdb.Environment | None = None
+        self._file = _CLOSED
+        self._page_bytes = 0
         self._map_bytes = _affordable(map_bytes)
         self._open()
         self.identity = _identity(path)
@@ -130,6 +137,7 @@ class Environment:
                 with self._inside() as env:
                     seen = self._map_bytes
                     with suppress(lmdb.MapResizedError):
+                        self._require_whole(env)
                         transaction = env.begin(buffers=True)
                         try:
                             yield transaction
@@ -145,11 +153,12 @@ class Environment:
                 with self._inside() as env:
                     seen = self._map_bytes
                     self._reap(env)
-                    with (
-                        suppress(lmdb.MapFullError, lmdb.MapResizedError),
-                        env.begin(write=True, buffers=True) as transaction,
-                    ):
-                        return work(transaction)
+                    with suppress(lmdb.MapFullError, lmdb.MapResizedError):
+                        self._require_whole(env)
+                        with env.begin(write=True, buffers=True) as transaction:
+                            result = work(transaction)
+                        self._extend(env)
+                        return result
                 self._grow(seen)
 
     def scan(self, prefix: bytes, look: Callable[[bytes, memoryview], T]) -> Iterator[T]:
@@ -189,6 +198,7 @@ class Environment:
         Meanwhile, writing services cannot reuse the snapshot's pages, so the original file grows.
         """
         with self._faults(), self._inside() as env:
+            self._require_whole(env)
             env.copy(str(folder), compact=True)
 
     @contextmanager
@@ -221,21 +231,32 @@ class Environment:
 
     def _open(self) -> None:
         """Map the file; if address space is short, with half the size, and so on."""
-        while True:
+        _require_content(self.path)
+        while self._lmdb is None:
             try:
-                self._lmdb = lmdb.open(str(self.path), map_size=self._map_bytes, max_readers=_MAX_READERS)
+                self._lmdb = lmdb.open(
+                    str(self.path), map_size=self._map_bytes, max_readers=_MAX_READERS, mode=FILE_MODE
+                )
             except lmdb.MemoryError:
                 if self._map_bytes < 2 * _SMALLEST_MAP_BYTES:
                     raise
                 self._map_bytes = _whole_pages(self._map_bytes // 2)
-            else:
-                self._lmdb.reader_check()
-                return
+        try:
+            self._page_bytes = self._lmdb.stat()["psize"]
+            self._file = os.open(self.path / DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
+            self._require_whole(self._lmdb)
+            self._lmdb.reader_check()
+        except BaseException:
+            self._shut()
+            raise
 
     def _shut(self) -> None:
         if self._lmdb is not None:
             self._lmdb.close()
             self._lmdb = None
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = _CLOSED
 
     def _reopen(self, map_bytes: int) -> None:
         self._shut()
@@ -247,6 +268,31 @@ class Environment:
     def _require_identity(self) -> None:
         if _identity(self.path) != self.identity:
             raise StoreUnavailableError(f"{self.path}: the store was removed or replaced after it was opened")
+
+    def _require_whole(self, env: lmdb.Environment) -> None:
+        """Raise :class:`TruncatedStoreError` if the file is too short to be read through the map."""
+        give_up_at = time.monotonic() + _EXTENSION_S
+        while (size := os.fstat(self._file).st_size) < (needed := self._needed(env, size)):
+            if time.monotonic() > give_up_at:
+                raise TruncatedStoreError(
+                    f"{self.path / DATA_FILE}: truncated to {size} of {needed} bytes; restore it, or embed the clips "
+                    "again into an empty folder"
+                )
+            time.sleep(_EXTENSION_S / 10)  # a writer may be about to extend it
+
+    def _extend(self, env: lmdb.Environment) -> None:
+        """Make the file as long as :meth:`_require_whole` wants it; no page is changed."""
+        size = os.fstat(self._file).st_size
+        if size < self._needed(env, size):
+            with env.begin(write=True):  # nobody else can write meanwhile
+                size = os.fstat(self._file).st_size
+                os.ftruncate(self._file, max(size, self._needed(env, size)))
+            os.fsync(self._file)
+
+    def _needed(self, env: lmdb.Environment, size: int) -> int:
+        """Return the bytes of all pages that LMDB has used; of the first two, which say that, if they are missing."""
+        meta = _META_PAGES * self._page_bytes
+        return meta if size < meta else int(env.info()["last_pgno"] + 1) * self._page_bytes
 
     def _grow(self, seen: int) -> None:
         """Open a map larger than ``seen`` bytes, unless another thread has done so."""
@@ -349,6 +395,16 @@ def _claim(environment: Environment) -> None:
         )
     elif known != _FORMAT:
         raise StoreError(f"{environment.path}: the LMDB file is not a store of this release")
+
+
+def _require_content(path: Path) -> None:
+    """Raise :class:`TruncatedStoreError` for an empty file, from which LMDB would make a store without records."""
+    give_up_at = time.monotonic() + _CREATION_S
+    file = path / DATA_FILE
+    while file.exists() and not file.stat().st_size:
+        if time.monotonic() > give_up_at:  # it is not being created by another process
+            raise TruncatedStoreError(f"{file}: empty; restore it, or remove it to begin with an empty store")
+        time.sleep(_CREATION_S / 100)
 
 
 def bytes_on_disk(path: Path) -> int:

@@ -10,9 +10,14 @@ the smallest unit that can be moved, so there cannot be more nodes than buckets.
 evenly distributed over the slots, and a cluster that divides the slots evenly has equally many buckets on each node.
 All records of a clip are in one bucket, for all models.
 
-Besides its records, a bucket has a hash of the models that have written to it, ids by prefixes. It is written before
-the records and on the same node, so that a replica that takes over a record also has its model, and a delete finds all
-of a clip's records. The key of the store's format, which fixes the number of buckets, is the store's name alone.
+A clip's bucket is a hash of its id and of a salt of the store, since otherwise whoever names clips could put all of
+theirs into one bucket, on one node. A store of an earlier release has no salt and stays as it is; ``streamer store
+copy`` into a new store gives it one.
+
+Besides its records, a bucket has a hash of the models that have written to it, ids by prefixes, and the salt. It is
+written before the records and on the same node, so that a replica that takes over a record also has its model, and a
+delete finds all of a clip's records. The key of the store's format, which fixes the number of buckets and the salt, is
+the store's name alone. Where it is lost, the salt is found again in the buckets.
 """
 
 from __future__ import annotations
@@ -36,9 +41,13 @@ _SCHEMES = {
     "redis": (False, False), "rediss": (False, True), "redis+cluster": (True, False), "rediss+cluster": (True, True),
 }  # fmt: skip
 """For each scheme whether it means a cluster, and whether TLS."""
-SCHEMES: Final = frozenset(_SCHEMES)
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _FORMAT_NAME = "clip embeddings 2 buckets "
+_FORMAT = re.compile(_FORMAT_NAME + r"([0-9]{1,9})(?: salt ([0-9a-f]{16}))?")
+UNSALTED: Final = 0
+"""The salt of a store that has none: xxh3's own default."""
+SALT_FIELD: Final = b"salt"
+"""The field of a bucket's hash of models that has the salt; all others are prefixes, which are longer."""
 MODELS: Final = bytes(PREFIX_BYTES)
 """Follows a bucket's tag in the key of its models; no model has this prefix."""
 
@@ -99,12 +108,13 @@ class Address:
 
 
 class Buckets:
-    """The keys of the store ``name``, in ``count`` buckets."""
+    """The keys of the store ``name``, in ``count`` buckets, its clips distributed by a ``salt`` of 64 bits."""
 
-    def __init__(self, name: str, count: int) -> None:
+    def __init__(self, name: str, count: int, salt: int = UNSALTED) -> None:
         tags = _tags(count)
         self.name = name.encode()
         self.count = count
+        self.salt = salt
         self.slots = [key_slot(tag) for tag in tags]
         self.heads = [b"%s{%s}" % (self.name, tag) for tag in tags]
         """The prefix of a bucket's keys."""
@@ -112,7 +122,18 @@ class Buckets:
 
     def of(self, key: bytes) -> int:
         """Return the bucket of a record's key; it depends only on the id, so that all models' records are together."""
-        return xxh3_64_intdigest(key[PREFIX_BYTES:]) % self.count
+        return xxh3_64_intdigest(key[PREFIX_BYTES:], self.salt) % self.count
+
+    @property
+    def salt_text(self) -> bytes:
+        """The salt as it is stored."""
+        return b"%016x" % self.salt
+
+    @property
+    def format(self) -> bytes:
+        """The value under the store's name."""
+        text = f"{_FORMAT_NAME}{self.count}".encode()
+        return text if self.salt == UNSALTED else text + b" salt " + self.salt_text
 
     def full(self, key: bytes) -> bytes:
         """Return a record's key on the servers."""
@@ -128,20 +149,17 @@ class Buckets:
         return self.heads[number] + MODELS
 
 
-def format_of(buckets: int) -> bytes:
-    """Return the value under a store's name."""
-    return f"{_FORMAT_NAME}{buckets}".encode()
-
-
-def buckets_of(stored: bytes, address: Address) -> int:
-    """Return a store's number of buckets. Raises :class:`StoreError` if the URL has another one."""
-    text = stored.decode(errors="replace")
-    if not re.fullmatch(_FORMAT_NAME + r"\d+", text):
+def buckets_of(stored: bytes, address: Address) -> Buckets:
+    """Return a store's buckets. Raises :class:`StoreError` if the URL has another number of them."""
+    found = _FORMAT.fullmatch(stored.decode(errors="replace"))
+    if found is None:
         raise StoreError(f"{address.public}: the key {address.name!r} is not a store of this release")
-    found = int(text.removeprefix(_FORMAT_NAME))
-    if address.buckets not in {None, found}:
-        raise StoreError(f"{address.public}: the store was created with {found} buckets, which cannot be changed")
-    return found
+    count = int(found[1])
+    if not 1 <= count <= SLOTS:
+        raise StoreError(f"{address.public}: a store of {count} buckets")
+    if address.buckets not in {None, count}:
+        raise StoreError(f"{address.public}: the store was created with {count} buckets, which cannot be changed")
+    return Buckets(address.name, count, int(found[2], 16) if found[2] else UNSALTED)
 
 
 def _hosts(text: str, is_cluster: bool) -> tuple[tuple[str, int], ...]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redis.crc import key_slot
-
 from streamer.store import record_format
 from streamer.store.protocol import StoreError, StoreUnavailableError
-from streamer.store.redis.address import DEFAULT_BUCKETS, MODELS, Buckets, buckets_of, format_of
+from streamer.store.redis.address import DEFAULT_BUCKETS, MODELS, SALT_FIELD, UNSALTED, Buckets, buckets_of
 from streamer.store.redis.link import Call, Link
 from streamer.store.redis.scripts import REPLACE, REPLACED
 
@@ -29,6 +28,10 @@ _LAST_WRITE = MODELS + b"last write"
 """Follows a bucket's tag in the key that is written in order to wait for replicas."""
 _WAIT_SHARE = 0.5
 """The share of the timeout for which a server may wait for its replicas."""
+
+
+class StoreReplacedError(StoreUnavailableError):
+    """The store was created anew since this process opened it, so its clips are in other buckets: open it again."""
 
 
 class Edit(NamedTuple):
@@ -60,13 +63,16 @@ class Space:
             name = address.name.encode()
             stored = link.one("GET", name)
             if stored is None and create:
-                # The first process determines the number of buckets.
-                link.one("SET", name, format_of(address.buckets or DEFAULT_BUCKETS), "NX")
+                # The first process determines the number of buckets and the salt.
+                count = address.buckets or DEFAULT_BUCKETS
+                salt = _lost_salt(link, Buckets(address.name, count))
+                made = Buckets(address.name, count, secrets.randbits(64) if salt is None else salt)
+                link.one("SET", name, made.format, "NX")
                 stored = link.one("GET", name)
             if stored is None:
                 link.close()
                 return None
-            return cls(link, Buckets(address.name, buckets_of(stored, address)), options)
+            return cls(link, buckets_of(stored, address), options)
         except BaseException:
             link.close()
             raise
@@ -126,13 +132,23 @@ class Space:
         """Register models in some buckets, before any of their records is written there.
 
         The format's key is written again if it is lost, because a server kept no data or failed soon after the first
-        write.
+        write. Raises :class:`StoreReplacedError` if another process has created the store anew meanwhile.
         """
-        places = [(number, prefix) for number in numbers for prefix in models]
-        slots, keys = self.buckets.slots, self.buckets.models
-        calls = [Call(slots[n], ("HSETNX", keys(n), prefix, models[prefix].encode())) for n, prefix in places]
-        name = self.buckets.name
-        self.link.all([Call(key_slot(name), ("SET", name, format_of(self.buckets.count), "NX")), *calls])
+        slots, keys, name = self.buckets.slots, self.buckets.models, self.buckets.name
+        fields = {prefix: model_id.encode() for prefix, model_id in models.items()}
+        if self.buckets.salt != UNSALTED:
+            fields[SALT_FIELD] = self.buckets.salt_text
+        self.link.one("SET", name, self.buckets.format, "NX")
+        self.check_format()  # before a bucket of another salt is marked with this one
+        self.link.all(
+            [Call(slots[n], ("HSETNX", keys(n), field, value)) for n in numbers for field, value in fields.items()]
+        )
+
+    def check_format(self) -> None:
+        """Raise :class:`StoreReplacedError` if the store's buckets or salt are not these any more."""
+        stored = self.link.one("GET", self.buckets.name)
+        if stored not in {None, self.buckets.format}:
+            raise StoreReplacedError(f"{self.link.name}: the store was created anew")
 
     def check_model(self, prefix: bytes, model_id: str) -> None:
         """Raise :class:`StoreError` if the prefix belongs to another model."""
@@ -147,7 +163,7 @@ class Space:
 
     def prefixes(self, number: int) -> set[bytes]:
         """Return the prefixes of the models that have written to a bucket."""
-        return set(self.link.one("HKEYS", self.buckets.models(number)))
+        return set(self.link.one("HKEYS", self.buckets.models(number))) - {SALT_FIELD}
 
     def models(self) -> dict[bytes, str]:
         """Return the ids of all models by their prefixes."""
@@ -158,6 +174,7 @@ class Space:
             prefix: name.decode()
             for prefixes, names in zip(replies[::2], replies[1::2], strict=True)
             for prefix, name in zip(prefixes, names, strict=False)  # a model may be added between the two commands
+            if prefix != SALT_FIELD
         }
 
     def scan(self, prefix: bytes = b"") -> Iterator[list[bytes]]:
@@ -213,3 +230,20 @@ class Space:
         number = self.buckets.of(edit.key)
         full = self.buckets.heads[number] + edit.key
         return Call(self.buckets.slots[number], ("EVAL", REPLACE, 1, full, head, value, edit.lives_ms))
+
+
+def _lost_salt(link: Link, buckets: Buckets) -> int | None:
+    """Return the salt of a store whose format's key is lost; None if it has no bucket with a model.
+
+    A cluster can lose that key and keep records, on other nodes. They would not be found with another salt.
+    """
+    calls = [
+        Call(slot, (*command, buckets.models(number), *more))
+        for number, slot in enumerate(buckets.slots)
+        for command, more in ((("HGET",), (SALT_FIELD,)), (("HKEYS",), ()))
+    ]
+    replies = link.all(calls)
+    salts = [salt for salt in replies[::2] if salt is not None]
+    if salts:
+        return int(salts[0], 16)
+    return UNSALTED if any(replies[1::2]) else None

@@ -21,7 +21,7 @@ from streamer.store.protocol import PutOutcome, StoreError, StoreStats, StoreUna
 from streamer.store.read_batch import Records
 from streamer.store.redis.address import Address
 from streamer.store.redis.cache import RecordCache
-from streamer.store.redis.keyspace import Edit, Space
+from streamer.store.redis.keyspace import Edit, Space, StoreReplacedError
 from streamer.store.redis.link import Call
 from streamer.store.redis.scripts import READ_UNLESS, UNCHANGED
 
@@ -100,7 +100,8 @@ class RedisStore:
         outcomes: list[PutOutcome] = []
         for some in _portions(edits, sizes):
             numbers = {space.buckets.of(edit.key) for edit in some}
-            space.register(numbers, {self._prefix: self._model_id})
+            with self._same_store(space):
+                space.register(numbers, {self._prefix: self._model_id})
             # Most clips are new: existing records are read only if this assumption fails.
             made = space.apply(some, [None] * len(some))
             space.settle(numbers)
@@ -112,7 +113,8 @@ class RedisStore:
         space = self._writable()
         own = record_format.key(self._prefix, clip_id)
         number = space.buckets.of(own)
-        space.register([number], {self._prefix: self._model_id})
+        with self._same_store(space):
+            space.register([number], {self._prefix: self._model_id})
         keys = [record_format.key(prefix, clip_id) for prefix in space.prefixes(number) | {self._prefix}]
         lives_ms = int(1000 * self._options.tombstone_s)
         deleted_us = record_format.microseconds(deleted_at)
@@ -184,6 +186,8 @@ class RedisStore:
         except StoreUnavailableError:
             # It may have been replaced, which a process that neither reads nor writes has not noticed.
             space.link.ping(fresh=True)
+        with self._same_store(space):
+            space.check_format()
 
     def close(self) -> None:
         """Close all connections."""
@@ -212,6 +216,18 @@ class RedisStore:
             if not self._read_only:
                 space.register(range(space.buckets.count), {self._prefix: self._model_id})
         return space
+
+    @contextmanager
+    def _same_store(self, space: Space) -> Iterator[None]:
+        """Let the next call open the store again if it was created anew."""
+        try:
+            yield
+        except StoreReplacedError:
+            with self._lock:
+                if self._space is space:
+                    self._space = None
+                    space.link.close()
+            raise
 
     def _writable(self) -> Space:
         if self._read_only:

@@ -11,8 +11,11 @@ from streamer.video.errors import ClipError, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from _typeshed import ReadableBuffer
+
+    from streamer.video.fetching.downloads import Claim
 
 _PAUSES = (0.1, 0.5, 2.0)
 """Seconds before each resumption of a dropped transfer; after more drops, the transfer fails and is retried later."""
@@ -20,28 +23,40 @@ _DETAIL_CHARS = 200
 
 
 class Sink(io.BufferedWriter):
-    """A local file that takes at most ``limit`` bytes; raises :class:`ClipError` CLIP_TOO_LARGE for more.
+    """The local file of a download: at most ``limit`` bytes, each of them in ``claim``.
 
-    ``size``: bytes taken so far.
+    Raises :class:`ClipError` CLIP_TOO_LARGE for more than the limit, and :class:`.NoRoomError` for more than the budget
+    has. ``size``: bytes taken so far.
     """
 
-    def __init__(self, raw: io.FileIO, limit: int) -> None:
+    def __init__(self, path: Path, raw: io.FileIO, limit: int, claim: Claim) -> None:
         super().__init__(raw)
+        self.path = path
         self._limit = limit
+        self._claim = claim
         self.size = 0
 
     def announce(self, more: int) -> None:
-        """Refuse a source immediately if its announced size exceeds the limit."""
+        """Take the size that a source tells from the budget, or refuse it immediately."""
         if self.size + more > self._limit:
             raise too_large(self._limit, self.size + more)
+        self._claim.reach(self.size + more)
 
     def write(self, chunk: ReadableBuffer, /) -> int:
         """Write a chunk, unless it exceeds the limit."""
         length = memoryview(chunk).nbytes
         if self.size + length > self._limit:
             raise too_large(self._limit)
+        self._claim.grow(self.size + length)
         self.size += length
         return super().write(chunk)
+
+    def wrote(self, size: int) -> None:
+        """Count the first ``size`` bytes of the file, which somebody else writes to ``path``."""
+        if size > self._limit:
+            raise too_large(self._limit)
+        self._claim.grow(size)
+        self.size = size
 
     def restart(self) -> None:
         """Discard all bytes."""
@@ -77,6 +92,15 @@ def failed(detail: str, retry: Retry = Retry.FOR_A_WHILE) -> ClipError:
     return ClipError(
         Reason.FETCH_FAILED, "".join(char if char.isprintable() else "?" for char in words)[:_DETAIL_CHARS], retry
     )
+
+
+UNREADABLE = (ValueError, OverflowError, LookupError)
+"""What parsers of headers raise that expect no number of 5,000 digits and no zone of 20, whosever they are."""
+
+
+def unreadable(error: Exception) -> ClipError:
+    """Return the error for a response that a client cannot parse; its text may contain the request."""
+    return failed(f"the response cannot be read: {type(error).__name__}", Retry.ONCE)
 
 
 def no_room(error: OSError) -> ClipError:

@@ -11,9 +11,9 @@ prefixes, and passed in parts to the module that opens it:
 Credentials in the URI, fsspec's chained URLs (``zip://*::http://...``) and every other scheme are refused. fsspec never
 chooses a filesystem from a URI.
 
-A download goes to an anonymous temporary file, which has no name and disappears with its last descriptor, however the
-process ends. Callers get a path below ``/proc``, valid for every process of this user: the decoder, which is a separate
-process, opens exactly the file that was checked or downloaded here.
+A download goes to a file of its own in the temporary folder, and all of them together have a budget of bytes
+(:mod:`.downloads`). Callers get a path below ``/proc``, valid for every process of this user: what is decoded is
+exactly the file that was checked or downloaded here.
 
 How an attempt at a clip is repeated: :func:`retries` after an error of the clip or its source, :class:`Shortages` while
 this machine lacks disk space, descriptors, processes or memory. A shortage is not the upload's fault, so no upload is
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -38,18 +37,20 @@ from yarl import URL
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Lack, MachineError, Retry, machine_error, missing_descriptors
 from streamer.video.fetching.download import Sink, failed
-from streamer.video.fetching.local import opened, path_of
+from streamer.video.fetching.downloads import UNLIMITED, Budget, Claim, Folder, NoRoomError
+from streamer.video.fetching.local import is_broad, opened, path_of
 from streamer.video.fetching.network import Networks
 from streamer.video.fetching.object_stores import GcsObjects, S3Objects
-from streamer.video.fetching.uris import Prefixes, parse
+from streamer.video.fetching.uris import Prefixes, StoredObject, origin_of, parse
 from streamer.video.fetching.web import WebSources
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from streamer.health import Health
     from streamer.metrics import Metrics
-    from streamer.video.fetching.uris import StoredObject
+    from streamer.video.fetching.uris import Source
 
 
 class Fetcher:
@@ -58,7 +59,8 @@ class Fetcher:
     ``allowed``: URI prefixes, see :mod:`streamer.video.fetching.uris`. ``allowed_networks``: networks (CIDR) of http(s)
     sources in addition to public addresses. ``max_bytes``: largest source. ``timeout``: seconds for downloading one
     source, from the first connection to the last byte. ``first_byte_timeout``: seconds until a source responds, and the
-    longest pause afterwards. Raises ValueError, which names the prefix or network, if one cannot be used.
+    longest pause afterwards. ``download_bytes``, ``idle`` and ``waited``: the budget of all downloads,
+    :class:`.downloads.Budget`. Raises ValueError, which names the prefix or network, if one cannot be used.
     """
 
     def __init__(
@@ -69,8 +71,14 @@ class Fetcher:
         max_bytes: int,
         timeout: float,
         first_byte_timeout: float = 15.0,
+        download_bytes: int = UNLIMITED,
+        idle: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        waited: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._max_bytes = max_bytes
+        self._budget = Budget(download_bytes, max_bytes, idle=idle, waited=waited)
+        with contextlib.suppress(OSError):  # the first download needs it, and waits for what is lacking
+            Folder.of_process()
         self._timeout = timeout
         self._prefixes = Prefixes(allowed)
         self._web = WebSources(self._prefixes, Networks(allowed_networks), patience=first_byte_timeout)
@@ -84,18 +92,28 @@ class Fetcher:
             except ImportError:
                 raise ValueError("gs: prefixes need the extra 'gs': pip install 'cliprerank-streamer[gs]'") from None
 
+    def broad_folders(self) -> list[Path]:
+        """Return the allowed folders in which files lie that no upload should name."""
+        return [folder for folder in self._prefixes.folders if is_broad(folder)]
+
+    def origin(self, uri: str) -> str:
+        """Return where ``uri`` is fetched from, the same for every spelling of it; nothing is accessed.
+
+        Raises :class:`ClipError` URI_REFUSED for a URI that :meth:`fetch` refuses by its text.
+        """
+        source = self._parsed(uri)
+        self._check(source)
+        return origin_of(source)
+
     @contextlib.contextmanager
     def fetch(self, uri: str) -> Iterator[Path]:
         """Provide the source of ``uri`` as a local file inside the block.
 
         For ``file:`` this is the file itself, which must not be written. Raises :class:`ClipError`: URI_REFUSED,
         NOT_FOUND, CLIP_TOO_LARGE or FETCH_FAILED; :class:`MachineError` if this machine has no room for the file, or
-        no descriptor or thread to fetch it with.
+        no descriptor or thread for fetching it.
         """
-        try:
-            source = parse(uri)
-        except ValueError as error:
-            raise ClipError(Reason.URI_REFUSED, str(error)) from None
+        source = self._parsed(uri)
         with contextlib.ExitStack() as place:
             try:
                 path = self._readable(source, place)
@@ -106,27 +124,54 @@ class Fetcher:
                 raise lack from error
             yield path
 
-    def _readable(self, source: Path | URL | StoredObject, place: contextlib.ExitStack) -> Path:
+    def _parsed(self, uri: str) -> Source:
+        try:
+            return parse(uri)
+        except ValueError as error:
+            raise ClipError(Reason.URI_REFUSED, str(error)) from None
+
+    def _check(self, source: Source) -> None:
+        """Compare a source with the allowed prefixes; a file's real path is compared when it is opened."""
+        match source:
+            case URL():
+                self._prefixes.check_url(source)
+            case StoredObject():
+                self._prefixes.check_object(source)
+
+    def _readable(self, source: Source, place: contextlib.ExitStack) -> Path:
         """Open or download a source; what is opened is closed with ``place``."""
         if isinstance(source, Path):
             return place.enter_context(opened(source, self._prefixes.folders, self._max_bytes))
         download = self._downloader(source)
-        try:
-            file = place.enter_context(tempfile.TemporaryFile(buffering=0, prefix="streamer-"))  # noqa: SIM115
-            sink = Sink(file, self._max_bytes)
-            loop = get_loop()  # fsspec's, which all filesystems share
-            asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), loop).result()
-            sink.detach()  # flushes it; its end is not the file's
-        except OSError as error:
-            raise MachineError(Lack.DISK, f"downloads: {error.strerror or error}") from error
-        return path_of(file.fileno())
+        claim = place.enter_context(Claim(self._budget, origin_of(source)))
+        while True:
+            try:
+                return path_of(self._downloaded(download, claim, place))
+            except NoRoomError as full:
+                claim.wait(full.wanted)
+
+    def _downloaded(
+        self, download: Callable[[Sink], Awaitable[None]], claim: Claim, place: contextlib.ExitStack
+    ) -> int:
+        """Download to a file, return its descriptor. Raises :class:`NoRoomError` if the budget does not suffice now."""
+        with contextlib.ExitStack() as opened_here:
+            try:
+                path, descriptor = opened_here.enter_context(Folder.of_process().file())
+                sink = Sink(path, open(descriptor, "r+b", buffering=0, closefd=False), self._max_bytes, claim)  # noqa: SIM115
+                loop = get_loop()  # fsspec's, which all filesystems share
+                asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), loop).result()
+                sink.detach()  # flushes it; its end is not the file's
+            except OSError as error:
+                raise MachineError(Lack.DISK, f"downloads: {error.strerror or error}") from error
+            claim.keep(sink.size)
+            place.push(opened_here.pop_all())
+            return descriptor
 
     def _downloader(self, source: URL | StoredObject) -> Callable[[Sink], Awaitable[None]]:
         """Check a source before any client sees it, and return its download function."""
+        self._check(source)
         if isinstance(source, URL):
-            self._prefixes.check_url(source)
             return partial(self._web.download, source)
-        self._prefixes.check_object(source)
         return partial(self._stores[source.scheme].download, source)
 
     async def _within_time(self, transfer: Awaitable[None]) -> None:
@@ -138,9 +183,9 @@ class Fetcher:
 
 
 def _lack(error: Exception) -> MachineError | None:
-    """Tell whether a failure lies in what this machine lacks; a verdict on the source itself stands."""
+    """Return the shortage of this machine that caused a failure; None if the failure is the source's own."""
     if isinstance(error, MachineError):
-        # Of the temporary file; which of the lacks it is, what caused it knows better.
+        # It was raised for the temporary file as a lack of disk space; its cause tells which resource it really was.
         return machine_error(error.__cause__ or error) or error
     if isinstance(error, ClipError) and error.retry is not Retry.FOR_A_WHILE:
         return None
@@ -152,9 +197,10 @@ def _lack(error: Exception) -> MachineError | None:
 
 
 def retries(seconds: float, before: Callable[[], None]) -> tenacity.Retrying:
-    """Make the attempts at one clip: those worth another one with backoff, where it is its source for ``seconds``.
+    """Return the retry policy for one clip, with exponential backoff.
 
-    ``before`` is called before each repetition. Raises the last attempt's :class:`ClipError`.
+    An error of the source is retried for ``seconds``, an error that may be temporary once, any other not at all.
+    ``before`` is called before each retry. The last attempt's :class:`ClipError` is raised.
     """
     out_of_time = tenacity.stop_before_delay(seconds)
     return tenacity.Retrying(
@@ -177,7 +223,7 @@ def _is_worth_another_attempt(state: tenacity.RetryCallState) -> bool:
 
 
 CONDITION: Final = "machine"
-
+"""The name of the readiness condition."""
 
 _LONGEST_PAUSE_S: Final = 5.0
 

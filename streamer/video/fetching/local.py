@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _LASTING = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 _KERNEL = (Path("/proc"), Path("/sys"))
 """Files here look like regular files, but are the state of processes and devices."""
+_PEOPLE = 1000, 60_000
+"""User ids of people's accounts, as useradd gives them."""
 
 
 @contextlib.contextmanager
@@ -42,6 +45,18 @@ def opened(path: Path, folders: Sequence[Path], max_bytes: int) -> Iterator[Path
         except OSError as error:
             raise _failure(error) from error
         yield path_of(readable)
+
+
+def is_broad(folder: Path) -> bool:
+    """Tell whether a folder is the root, a home folder, or holds one: root's, or that of a person or of this user."""
+    own = {Path(os.environ["HOME"])} if os.environ.get("HOME") else set()
+    homes = own | {
+        Path(user.pw_dir)
+        for user in pwd.getpwall()
+        if user.pw_uid in {0, os.geteuid()} or _PEOPLE[0] <= user.pw_uid <= _PEOPLE[1]
+    }
+    real = Path(os.path.realpath(folder))
+    return any(Path(os.path.realpath(home)).is_relative_to(real) for home in {Path("/"), *homes})
 
 
 def path_of(descriptor: int) -> Path:

@@ -11,10 +11,7 @@ gcsfs takes one path, and it is verified that gcsfs splits it into the same two 
 from __future__ import annotations
 
 import asyncio
-import shutil
 from http import HTTPStatus
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -24,7 +21,8 @@ from fsspec.callbacks import Callback
 
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Retry
-from streamer.video.fetching.download import failed, no_room, resuming
+from streamer.video.fetching.download import UNREADABLE, failed, no_room, resuming, unreadable
+from streamer.video.fetching.downloads import NoRoomError
 
 if TYPE_CHECKING:
     from streamer.video.fetching.download import Sink
@@ -86,6 +84,8 @@ class S3Objects:
                 raise failed(f"s3: {type(error).__name__}") from error
             except OSError as error:
                 raise _s3_failure(error) from error
+            except UNREADABLE as error:
+                raise unreadable(error) from error
 
         await resuming(attempt, sink, lambda: version is not None)
 
@@ -116,30 +116,22 @@ class GcsObjects:
     async def download(self, source: StoredObject, sink: Sink) -> None:
         """Download an object. Raises :class:`ClipError`.
 
-        gcsfs writes to a path and retries by itself; its file is read back from there.
+        gcsfs writes to a path and retries by itself.
         """
         path = f"{source.bucket}/{source.key}"
         if self._files.split_path(path) != (source.bucket, source.key, None):
             raise ClipError(Reason.URI_REFUSED, "gcsfs would read another key")
-        with TemporaryDirectory(prefix="streamer-") as folder:
-            copy = Path(folder, "clip")
-            try:
-                # One range at a time, because concurrent ranges would need a memory bound.
-                await self._files._get_file(path, str(copy), callback=_Limit(sink), concurrency=1)
-            except ClipError:
-                raise
-            except TimeoutError as error:
-                raise failed(f"nothing received for {self._patience:g} s") from error
-            except FileNotFoundError:
-                raise ClipError(Reason.NOT_FOUND, "gs 404") from None
-            except Exception as error:
-                raise _gs_failure(error) from error
-            await asyncio.to_thread(_read_back, copy, sink)
-
-
-def _read_back(copy: Path, sink: Sink) -> None:
-    with copy.open("rb") as file:
-        shutil.copyfileobj(file, sink, _CHUNK)
+        try:
+            # One range at a time, because concurrent ranges would need a memory bound.
+            await self._files._get_file(path, str(sink.path), callback=_Limit(sink), concurrency=1)
+        except (ClipError, NoRoomError):
+            raise
+        except TimeoutError as error:
+            raise failed(f"nothing received for {self._patience:g} s") from error
+        except FileNotFoundError:
+            raise ClipError(Reason.NOT_FOUND, "gs 404") from None
+        except Exception as error:
+            raise _gs_failure(error) from error
 
 
 class _Limit(Callback):  # type: ignore[misc]  # fsspec is untyped
@@ -151,11 +143,11 @@ class _Limit(Callback):  # type: ignore[misc]  # fsspec is untyped
 
     def set_size(self, size: int | None) -> None:
         super().set_size(size)
-        self.value = 0  # also when gcsfs starts over
+        self.value = self._sink.size = 0  # also when gcsfs starts over
         self._sink.announce(size or 0)
 
     def call(self, *_: Any, **__: Any) -> None:
-        self._sink.announce(self.value)
+        self._sink.wrote(self.value)
 
 
 def _s3_failure(error: OSError) -> ClipError:

@@ -113,6 +113,17 @@ def parse(uri: str) -> Source:
     raise ValueError(f"only {_SCHEMES} URIs are fetched")
 
 
+def origin_of(source: Source) -> str:
+    """Return what sources share that are fetched from the same place: scheme, host and port, or the bucket."""
+    match source:
+        case Path():
+            return "file:"
+        case URL():
+            return f"{source.scheme}://{source.raw_host}:{source.port}"
+        case StoredObject():
+            return f"{source.scheme}://{source.bucket}"
+
+
 def _parse_file(rest: str) -> Path:
     if rest.startswith("//"):
         host, slash, path = rest[2:].partition("/")

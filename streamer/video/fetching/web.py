@@ -6,15 +6,14 @@ addresses allowed by :mod:`streamer.video.fetching.network`. The environment (pr
 is kept from one source to the next: no cookies, and no connections, on which a server could send a response to a later
 request in advance.
 
-The body is not decoded. A server that compresses it although it was asked not to is refused, because a compressed body
-could decompress without bound. A dropped transfer is resumed if the server can confirm that the source is unchanged
-(RFC 9110, If-Range): by a strong ETag, or a Last-Modified that was a minute old at the time.
+The body is not decoded. A response that is compressed although no compression was requested is refused, because a
+compressed body could decompress without bound. A dropped transfer is resumed if the server can confirm that the source
+is unchanged (RFC 9110, If-Range): by a strong ETag, or a Last-Modified that was a minute old at the time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from fsspec.implementations.http import HTTPFileSystem
 
 from streamer.events import Reason
 from streamer.video.errors import ClipError, Retry
-from streamer.video.fetching.download import failed, no_room, resuming
+from streamer.video.fetching.download import UNREADABLE, failed, no_room, resuming, unreadable
 from streamer.video.fetching.network import CheckedResolver
 
 if TYPE_CHECKING:
@@ -113,6 +112,8 @@ class _Transfer:
             raise failed(f"{type(error).__name__}: {error}") from error
         except OSError as error:
             raise no_room(error) from error
+        except UNREADABLE as error:
+            raise unreadable(error) from error
 
     async def _guard(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -145,13 +146,13 @@ class _Transfer:
                 raise failed(f"http {status} is not a response with a body", Retry.NEVER)
         coding = headers.get("Content-Encoding", "").strip().lower()
         if coding in _COMPRESSED:
-            raise failed(f"the body is compressed ({coding})although no compression was requested", Retry.NEVER)
+            raise failed(f"the body is compressed ({coding}) although no compression was requested", Retry.NEVER)
         self._sink.announce(response.content_length or 0)
         self.version = _version(headers)
 
     def _continues(self, headers: Mapping[str, str]) -> bool:
-        begins = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
-        return self._sink.size > 0 and begins is not None and int(begins[1]) == self._sink.size
+        # Compared as text: a server may send any number of digits.
+        return self._sink.size > 0 and headers.get("Content-Range", "").startswith(f"bytes {self._sink.size}-")
 
 
 def _version(headers: Mapping[str, str]) -> str | None:
@@ -163,7 +164,7 @@ def _version(headers: Mapping[str, str]) -> str | None:
     try:
         changed = headers["Last-Modified"]
         age = parsedate_to_datetime(headers["Date"]) - parsedate_to_datetime(changed)
-    except (KeyError, ValueError, TypeError):  # TypeError: one of the two names its zone and the other does not
+    except (KeyError, ValueError, OverflowError, TypeError):  # TypeError: only one of the two names its zone
         return None
     return changed if age.total_seconds() >= _SETTLED_S else None
 

@@ -1,1 +1,1 @@
-"""Decoding in processes of its own, with limits on time and memory."""
+"""Decoding in separate, confined processes with limits on time and memory."""

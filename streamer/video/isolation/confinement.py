@@ -1,20 +1,20 @@
-"""What a decoder is kept from, in two layers, and what the kernel offers of them.
+"""Confines a decoder's process by two layers of the kernel, and finds out which of them this kernel offers.
 
-- The filter of system calls (seccomp-BPF) denies all but computing, reading what is open and answering: what it does
-  not list fails with EPERM, for good.
-- Landlock (Linux 5.13 and newer, landlock(7)) without a rule denies files, TCP, signals and abstract sockets once more,
-  by another part of the kernel. Its three system calls need no privilege and no library. Each version of the interface
-  (ABI) knows more rights; all that the kernel knows are taken away.
+- The filter of system calls (seccomp-BPF) allows computing, reading open descriptors and sending the response. Every
+  other system call fails with EPERM. The filter cannot be removed.
+- Landlock (Linux 5.13 and newer, landlock(7)) with an empty ruleset denies files, TCP, signals and abstract sockets a
+  second time, in another part of the kernel. Its three system calls need no privilege and no library. Each version of
+  its interface (ABI) adds access rights; all rights that the kernel supports are denied.
 
-The filter alone keeps every promise of docs/security.md. Landlock alone does not: UDP, processes and system calls that
-have had faults are left.
+The filter alone keeps every promise of docs/security.md. Landlock alone does not: it allows UDP, new processes, and
+system calls in which vulnerabilities have been found.
 
-The filter is put together here, in the kernel's own instructions, since all that it has to tell is a list of numbers
-and a few words of arguments; docs/decisions/decoder-sandbox.md says why by no library. The list holds what a decoder
-needs whose file is open, whose libraries are loaded and whose answer goes to a connected socket: memory, threads,
-locks, clocks, reading and writing. Nothing on it takes a path, an address or another process's id. Where a call could
-do more than is needed, its arguments are looked at; no argument that points to memory can be, so fstat's modern form,
-which takes a path, is not on the list either.
+The filter is written here in BPF instructions, because it is only a list of system call numbers and a few conditions
+on arguments; docs/decisions/0026-confine-decoders.md says why no library is used. The list contains what a decoder
+needs once its file is open, its libraries are loaded and its socket is connected: memory, threads, locks, clocks,
+reading and writing. No call on it takes a path, an address or the id of another process. If a call could do more than
+is needed, its arguments are checked. A filter cannot check memory to which an argument points; therefore newfstatat,
+which takes a path, is not on the list.
 """
 
 from __future__ import annotations
@@ -34,21 +34,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Sandbox = Literal["require", "permissive"]
-"""``require``: nothing is decoded without the filter of system calls. ``permissive``: with what the kernel offers."""
+"""``require``: nothing is decoded without the filter of system calls. ``permissive``: decode with the layers that the
+kernel offers."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_PR_SET_NO_NEW_PRIVS = 38
 
 
 class Layer(IntFlag):
-    """What confines a decoder; 0 is nothing."""
+    """The layers that confine a decoder; 0 is none."""
 
     LANDLOCK = 1
     SECCOMP = 2
 
     @property
     def mode(self) -> str:
-        """Its name in a metric and in the probe: ``seccomp+landlock``, ``seccomp``, ``landlock`` or ``none``."""
+        """The name in metrics and probes: ``seccomp+landlock``, ``seccomp``, ``landlock`` or ``none``."""
         names = [name for layer, name in ((Layer.SECCOMP, "seccomp"), (Layer.LANDLOCK, "landlock")) if layer in self]
         return "+".join(names) or "none"
 
@@ -57,25 +58,25 @@ MODES: Final = tuple(Layer(bits).mode for bits in range(4))
 
 
 class SandboxError(MachineError):
-    """The kernel, or the container around it, offers less than is required."""
+    """The kernel or the container's runtime does not offer the layer that is required."""
 
     def __init__(self, offered: Layer) -> None:
         super().__init__(
             Lack.SANDBOX,
-            "decoders get no filter of system calls (seccomp) from this kernel, or from the profile of this container; "
-            f"what a hostile file makes of its decoder would be kept back by: {offered.mode}",
+            "this kernel, or the seccomp profile of this container, offers no filter of system calls (seccomp) for "
+            f"decoders; available confinement: {offered.mode}",
         )
 
 
 def confine(layers: Layer) -> None:
-    """Put this process under the layers, for good. OSError where one cannot be had."""
+    """Apply the layers to this process, irrevocably. Raises OSError if one is not available."""
     for layer, confine_by in _CONFINE.items():
         if layer in layers:
             confine_by()
 
 
 def confine_as_far_as_possible() -> Layer:
-    """Put this process under what can be had, and return what that was."""
+    """Apply every available layer to this process, irrevocably, and return the layers that were applied."""
     had = Layer(0)
     for layer, confine_by in _CONFINE.items():
         try:
@@ -87,7 +88,10 @@ def confine_as_far_as_possible() -> Layer:
 
 
 def offered() -> Layer:
-    """Try in a child of this process, which must have one thread, what can be had. OSError: no child is to be had."""
+    """Return the available layers, by applying them to a child of this process, which must have only one thread.
+
+    Raises OSError if no child can be created.
+    """
     child = os.fork()
     if child == 0:
         layers = 0
@@ -100,35 +104,27 @@ def offered() -> Layer:
     return Layer(code) if code in range(4) else Layer(0)
 
 
-def hide_memory() -> None:
-    """Keep other processes of this user from this one's memory, environment and descriptors, and leave no core dump.
-
-    Only root can then attach a debugger or a profiler.
-    """
-    _LIBC.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
-
-
 # -- landlock ------------------------------------------------------------------------------------------------
 
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446
-"""The same on all machines."""
+"""System call numbers, the same on all architectures."""
 _VERSION: Final = 1
 _FS_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 5: 16}
-"""From which ABI how many rights to files are known: the first 13, renaming to elsewhere, truncating, ioctl."""
+"""ABI version -> number of file access rights: the first 13, then REFER, TRUNCATE and IOCTL_DEV."""
 _NET_SINCE, _NET_RIGHTS = 4, 0b11
-"""Binding and connecting TCP sockets."""
+"""The ABI version and the bits of the rights to bind and to connect TCP sockets."""
 _SCOPE_SINCE, _SCOPES = 6, 0b11
-"""Abstract UNIX sockets and signals of whoever is outside."""
+"""The ABI version and the bits of the scopes: abstract UNIX sockets of, and signals to, processes outside."""
 
 
 def landlock_abi() -> int:
-    """Return the version that the kernel offers, 0 where it has none or may not be asked."""
+    """Return the kernel's Landlock version; 0 if it has no Landlock or the call is not permitted."""
     version: int = _LIBC.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(_VERSION))
     return max(0, version)
 
 
 def landlock_attributes(version: int) -> bytes:
-    """Return the ruleset's ``struct landlock_ruleset_attr`` for an ABI >= 1: everything that it knows is denied."""
+    """Return the ``struct landlock_ruleset_attr`` for an ABI version >= 1 that denies every right of that version."""
     bits = max(count for since, count in _FS_RIGHTS.items() if version >= since)
     words = [(1 << bits) - 1]
     if version >= _NET_SINCE:
@@ -139,7 +135,7 @@ def landlock_attributes(version: int) -> bytes:
 
 
 def confine_by_landlock() -> None:
-    """Put the calling thread, and what it makes from now on, under the ruleset for good. OSError: not to be had."""
+    """Apply the empty ruleset to the calling thread and its future children. Raises OSError if not available."""
     version = landlock_abi()
     if not version:
         raise OSError(ctypes.get_errno(), "no Landlock")
@@ -175,15 +171,15 @@ _NUMBERS: Final[Mapping[str, tuple[int, int]]] = {
 
 _PROT_EXEC: Final = 4
 _THREAD_FLAGS: Final = 0x3D0F00
-"""With which libc makes a thread and nothing else (CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS and the two
-ids); musl adds CLONE_DETACHED, which the kernel passes over. A process, or a namespace, has others."""
+"""The flags with which glibc creates a thread: CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS and two for ids.
+musl adds CLONE_DETACHED, which the kernel ignores. Creating a process or a namespace needs other flags."""
 _CLONE_DETACHED: Final = 0x400000
 _F_DUPFD_CLOEXEC: Final = 1030
 _PR_SET_NAME: Final = 15
 
 
 class _Word(NamedTuple):
-    """A condition: the lower, or the upper, 32 bits of an argument, under a mask, have a value."""
+    """A condition on the lower or upper 32 bits of an argument: masked by ``mask``, they equal ``value``."""
 
     argument: int
     value: int
@@ -196,18 +192,18 @@ def _null(argument: int) -> tuple[_Word, _Word]:
 
 
 def _allowed(pid: int) -> dict[str, Sequence[Sequence[_Word]]]:
-    """Return the calls that are allowed under conditions: any of the lists, in each of which all must hold."""
+    """Return the system calls that are allowed conditionally: all conditions of at least one of the lists must hold."""
     return {
-        "mmap": [[_Word(2, 0, _PROT_EXEC)]],  # no code but what is loaded
+        "mmap": [[_Word(2, 0, _PROT_EXEC)]],  # no executable memory besides what is loaded
         "mprotect": [[_Word(2, 0, _PROT_EXEC)]],
-        "sendto": [_null(4)],  # to whom the socket is connected
+        "sendto": [_null(4)],  # no address: only to the peer of a connected socket
         "clone": [[_Word(0, _THREAD_FLAGS, ~_CLONE_DETACHED & 0xFFFFFFFF), _Word(0, 0, upper=True)]],
-        "kill": [[_Word(0, pid)]],  # itself: how abort() and the tests end it
+        "kill": [[_Word(0, pid)]],  # this process itself: abort() and the tests use it
         "tgkill": [[_Word(0, pid)]],
-        # Not F_SETOWN and F_SETSIG, by which the kernel sends signals.
+        # F_SETOWN and F_SETSIG are excluded, because with them the kernel would send signals.
         "fcntl": [[_Word(1, command)] for command in (1, 3, _F_DUPFD_CLOEXEC)],  # F_GETFD, F_GETFL
-        "prctl": [[_Word(0, _PR_SET_NAME)]],  # of a thread
-        "prlimit64": [[_Word(0, 0), *_null(2)]],  # reading its own
+        "prctl": [[_Word(0, _PR_SET_NAME)]],  # the name of a thread
+        "prlimit64": [[_Word(0, 0), *_null(2)]],  # reading this process's own limits
     }
 
 
@@ -218,17 +214,20 @@ _Instruction = tuple[int, int, int, int]
 
 
 def seccomp_program(machine: str, pid: int) -> bytes:
-    """Return the filter for a machine (``os.uname().machine``) and the process that it is for. KeyError: none known."""
+    """Return the filter for an architecture (``os.uname().machine``) and for the process ``pid``.
+
+    Raises KeyError for an unknown architecture.
+    """
     column = list(_AUDIT_ARCH).index(machine) if machine in _AUDIT_ARCH else _unknown(machine)
     code: list[_Instruction] = [
         (_LOAD, 0, 0, _AT_ARCH),
         (_JUMP_EQUAL, 1, 0, _AUDIT_ARCH[machine]),
-        (_RETURN, 0, 0, _KILL_PROCESS),  # the numbers mean something else there
+        (_RETURN, 0, 0, _KILL_PROCESS),  # system calls have other numbers there
         (_LOAD, 0, 0, _AT_NUMBER),
     ]
     conditional = _allowed(pid)
     for name, numbers in _NUMBERS.items():
-        if name == "clone3":  # its flags lie in memory; told that there is no such call, libc takes clone
+        if name == "clone3":  # its flags are in memory; after ENOSYS, libc uses clone
             rule: list[_Instruction] = [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
         elif name in conditional:
             rule = [each for words in conditional[name] for each in _all_hold(words)]
@@ -241,11 +240,11 @@ def seccomp_program(machine: str, pid: int) -> bytes:
 
 
 def _unknown(machine: str) -> int:
-    raise KeyError(f"no system calls are known of {machine}")
+    raise KeyError(f"the system call numbers of {machine} are not known")
 
 
 def _all_hold(words: Sequence[_Word]) -> list[_Instruction]:
-    """Allow the call where all conditions hold, else go on behind these instructions."""
+    """Return instructions that allow the call if all conditions hold, and otherwise continue after themselves."""
     code: list[_Instruction] = []
     for left, (argument, value, mask, upper) in zip(range(len(words), 0, -1), words, strict=True):
         word = _AT_ARGUMENTS + 8 * argument + 4 * (upper == (sys.byteorder == "little"))
@@ -261,12 +260,12 @@ _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 
 
 def confine_by_seccomp() -> None:
-    """Put this process, which has one thread, under the filter for good. OSError where the kernel has none."""
+    """Apply the filter to this process, which must have only one thread. Raises OSError if not available."""
     machine = platform.machine()
     try:
         code = seccomp_program(machine, os.getpid())
     except KeyError:
-        raise OSError(errno.ENOSYS, f"no system calls are known of {machine}") from None
+        raise OSError(errno.ENOSYS, f"the system call numbers of {machine} are not known") from None
     held = ctypes.create_string_buffer(code, len(code))
     described = _Program(len(code) // 8, ctypes.cast(held, ctypes.c_char_p))
     for option, argument, pointer in (
@@ -278,4 +277,4 @@ def confine_by_seccomp() -> None:
 
 
 _CONFINE: Final = {Layer.LANDLOCK: confine_by_landlock, Layer.SECCOMP: confine_by_seccomp}
-"""In this order: the filter allows no Landlock."""
+"""In this order, because the filter denies Landlock's system calls."""

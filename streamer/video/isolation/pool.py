@@ -38,19 +38,24 @@ if TYPE_CHECKING:
     Frame = npt.NDArray[np.uint8]
 
 SLOW_NICE: Final = 14
-"""Niceness of a slow decode: a sixth of the weight of those that have a slot, 1/23 of the service's."""
+"""Niceness of a slow decode: the scheduler gives it a sixth of the weight of other decodes, 1/23 of the service's."""
 _RUN_SECONDS, _REST_SECONDS = 0.1, 0.7
-"""How it takes turns while other clips have a place. Its priority alone would not do: whatever processor is free for a
-moment is its own then, and a decoder of huge frames takes the memory's bandwidth from all."""
+"""A slow decode alternately runs and is stopped for these times, in seconds, while other clips hold slots. A low
+priority alone is not enough: a slow decode would still run on every processor that is idle for a moment, and a decoder
+of huge frames uses up memory bandwidth that all decoders share."""
 _SLOW: Final = 4
 """A decode is slow if it takes this many times the median of recent decodes."""
 _REMEMBERED: Final = 33
 """Number of recent decodes in that median."""
 _MAX_DETAIL_CHARS: Final = 1_000
 _ONE_SECONDS, _ONE_BYTES = 120.0, 2 << 30
-"""Limits of a clip that a command decodes: the defaults of the service's settings."""
+"""Time limit in seconds and memory limit in bytes of a clip that a command decodes: the defaults of the service."""
 _MAX_FRAME_BYTES: Final = 16 << 20
-"""Of a prepared frame: more than the largest picture that any encoder looks at (1024 x 1024 pixels are 3 MB)."""
+"""Largest size of a prepared frame: more than the largest input of any encoder (1024 x 1024 pixels are 3 MB)."""
+
+
+MOST_PROCESSES: Final = 2
+"""Decoding processes per worker: one with a place, and one that has left its place to another clip."""
 
 
 class PoolClosedError(Exception):
@@ -58,28 +63,30 @@ class PoolClosedError(Exception):
 
 
 class DecodePool:
-    """Decodes and samples clips, each in a process of its own. Safe to use from several threads at once.
+    """Decodes and samples clips, each in a separate process. Safe to use from several threads at once.
 
-    ``prepare`` makes what is handed on of each sampled RGB frame: uint8, the same shape for all frames of a clip. It is
-    pickled, and its module imported by the processes, so both should be small. It is called for black frames of two
-    sizes first: what it imports and opens it must have from then on, and where it gives both the same shape, as
-    encoders do, no other is taken from a process. ``timeout``: seconds for decoding one clip. A
-    clip's clock stops while other processes use the CPU; by the wall clock it gets ten times as many.
+    ``prepare`` converts each sampled RGB frame to the array that the pool returns: uint8, of one shape for all frames
+    of a clip. It is pickled, and its module is imported by the processes, so both should be small. It is first called
+    for black frames of two sizes, before the process is confined: it must import and open everything that it needs in
+    these calls. If it returns the same shape for both sizes, as those of encoders do, frames of any other shape are
+    refused. ``timeout``: seconds for decoding one clip. A clip's clock stops while other processes use the CPU; its
+    wall-clock limit is ten times as long.
     ``memory``: bytes of address space of one process, see :class:`~streamer.video.isolation.worker.Task`.
-    ``sandbox``: see :mod:`~streamer.video.isolation.confinement`; a pool that gets less than it requires decodes
-        nothing. ``confined`` is told by what the processes are confined, when that is known or changes. ``replaced`` is
-    told of each process that did not end by itself: ``crashed`` or ``timeout``; ``waited`` of each clip for how many
-    seconds it waited for a place, ``decoded`` for how many it then waited for its frames.
+    ``sandbox``: see :mod:`~streamer.video.isolation.confinement`; a pool without the required layer decodes nothing.
 
-    Places. ``workers`` clips have a place: they are being decoded, or their frames are in somebody's hands. A decode
-    that takes longer than ``slow_after`` seconds, and four times as long as they usually do, leaves its place to the
-    next clip and goes on at a low priority, and for an eighth of the time only while others have a place; at most
-    ``workers`` do so at a time, more keep their places. When it is done it gets the next place, its frames still in its
-    own process. So there are never more than 2 * ``workers`` decoding processes, and the service holds the frames of at
-    most ``workers`` clips. Short clips thus pass long ones, whatever those are long for: a hanging clip takes from
-    others in full no more than four clips would, or a quarter of a second.
+    Callbacks: ``confined`` receives the layers that confine the processes, when they become known or change;
+    ``replaced`` is called with ``crashed`` or ``timeout`` for each process that did not end by itself; ``waited`` and
+    ``decoded`` are called for each clip with the seconds that it waited for a slot, and then for its frames.
 
-    The processes are ended when the pool is closed and when this process dies, however it dies. Linux only.
+    Slots. At most ``workers`` clips hold a slot: they are being decoded, or the caller uses their frames. A decode that
+    takes longer than ``slow_after`` seconds and four times the median of recent decodes is slow. It gives its slot to
+    the next clip and continues at a low priority, stopped for seven eighths of the time while other clips hold slots.
+    At most ``workers`` slow decodes run without a slot; further ones keep theirs. A slow decode that has finished is
+    the first to get a free slot; until then its frames stay in its own process. So there are at most 2 * ``workers``
+    decoding processes, and the service holds the frames of at most ``workers`` clips. Short clips thus overtake long
+    ones: a clip that hangs delays the others only until it is slow.
+
+    All processes are killed when the pool is closed and when this process dies in any way. Linux only.
     """
 
     def __init__(
@@ -100,26 +107,26 @@ class DecodePool:
         self._most_frames = sampling.max_frames
         self._timeout = timeout
         self._confined = confined
-        self._told: Layer | None = None
+        self._reported: Layer | None = None
         self._replaced = replaced
         self._waited = waited
         self._decoded = decoded
         self._slow_after = slow_after
         self._lately: deque[float] = deque(maxlen=_REMEMBERED)
-        self._places = _Places(workers)
+        self._slots = _Slots(workers)
         self._sandbox = sandbox
         self._task = pickle.dumps(Task(sampling, prepare, memory, timeout))
         self._lock = threading.Lock()
         self._closed = False
         self._template: Template | None = None
-        with contextlib.suppress(LostError):  # it is tried again for the first clip
+        with contextlib.suppress(LostError):  # retried for the first clip
             self._running()
 
     @property
     def layers(self) -> Layer:
-        """By what the processes are confined; waits until the template has started.
+        """The layers that confine the processes; waits until the template has started.
 
-        Raises :class:`SandboxError` where that is less than is required, :class:`MachineError` where it does not start.
+        Raises :class:`SandboxError` if the required layer is missing, :class:`MachineError` if it cannot start.
         """
         try:
             return Layer(self._checked(self._running()).layers)
@@ -128,17 +135,17 @@ class DecodePool:
 
     @contextmanager
     def sampled(self, path: Path) -> Iterator[SampledClip[Frame]]:
-        """Give the clip's sampled frames; it keeps its place for the length of the block.
+        """Provide the clip's sampled frames; the clip holds its slot until the block ends.
 
-        Raises :class:`ClipError`: what :func:`~streamer.video.sampling.sample` raises, DECODE_TIMEOUT, or
-        DECODER_CRASHED. :class:`MachineError` where no process is to be had: nothing is known of the clip then.
+        Raises :class:`ClipError`: the reasons of :func:`~streamer.video.sampling.sample`, DECODE_TIMEOUT, or
+        DECODER_CRASHED; :class:`MachineError` if no process can be started, which says nothing about the clip.
         """
         came = time.monotonic()
-        with _Place(self._places) as place:
+        with _Slot(self._slots) as slot:
             began = time.monotonic()
             file = open_clip(path)
             try:
-                sampled = self._decode(file, place)
+                sampled = self._decode(file, slot)
             finally:
                 os.close(file)
                 self._waited(began - came)
@@ -152,21 +159,21 @@ class DecodePool:
             if self._template is not None:
                 self._template.end()
 
-    def _decode(self, file: int, place: _Place) -> SampledClip[Frame]:
+    def _decode(self, file: int, slot: _Slot) -> SampledClip[Frame]:
         try:
             try:
-                return self._decode_once(file, place)
+                return self._decode_once(file, slot)
             except LostError:
-                # The template died, or could not fork, which is not the clip's fault and is not reported.
-                return self._decode_once(file, place)
+                # The template died or could not fork, which is not the clip's fault: retried once without a report.
+                return self._decode_once(file, slot)
         except LostError as lost:
             raise lost.lack from None
 
-    def _decode_once(self, file: int, place: _Place) -> SampledClip[Frame]:
+    def _decode_once(self, file: int, slot: _Slot) -> SampledClip[Frame]:
         template, process = self._start(file)
         with process:
             try:
-                self._wait(process, place)
+                self._wait(process, slot)
                 header = process.receive_header()
                 if isinstance(header, Sampled):
                     return self._receive_clip(process, header, template.ready())
@@ -207,11 +214,11 @@ class DecodePool:
             return self._template
 
     def _checked(self, template: Template) -> Ready:
-        """Return what a template says of itself, if clips may be given to it."""
+        """Return the template's description of itself. Raises SandboxError or ValueError if it must not decode."""
         ready = template.ready()
         layers = Layer(ready.layers)
-        if layers != self._told:
-            self._told = layers
+        if layers != self._reported:
+            self._reported = layers
             self._confined(layers)
         if self._sandbox == "require" and Layer.SECCOMP not in layers:
             raise SandboxError(layers)
@@ -221,26 +228,26 @@ class DecodePool:
             raise ValueError(f"prepared frames of {ready.shape} are larger than {_MAX_FRAME_BYTES} bytes")
         return ready
 
-    def _wait(self, process: Process, place: _Place) -> None:
+    def _wait(self, process: Process, slot: _Slot) -> None:
         """Wait for the process to respond or end. Raises TimeoutError if it does neither in time."""
-        # What is slow on one machine, or for other clips, is normal elsewhere.
+        # Relative to recent decodes, because the normal duration depends on the machine and on the clips.
         slow_after = max(self._slow_after, _SLOW * statistics.median(self._lately.copy() or [0]))
-        look = slow_after
-        while not process.ready(look):
+        wait = slow_after
+        while not process.ready(wait):
             if process.left <= 0:
                 raise TimeoutError
             to_go = slow_after - process.ran
             if to_go > 0:
-                look = max(0.01, to_go)
+                wait = max(0.01, to_go)
                 continue
-            if place.leave():
+            if slot.give_up():
                 process.lower(SLOW_NICE)
-            look = _RUN_SECONDS
-            if place.is_left and self._places.are_used:
+            wait = _RUN_SECONDS
+            if slot.is_given_up and self._slots.in_use:
                 process.rest(_REST_SECONDS)
         self._lately.append(process.ran)
-        if place.return_():
-            # The time of waiting for a slot does not count for the clip.
+        if slot.regain():
+            # The time spent waiting for a slot does not count against the clip's time limit.
             process.begin()
 
     def _receive_clip(self, process: Process, header: Sampled, ready: Ready) -> SampledClip[Frame]:
@@ -264,7 +271,7 @@ class DecodePool:
         if self._closed:
             return PoolClosedError()
         if code is None:
-            template.end()  # it may be dying still, and must not be asked again
+            template.end()  # it may still be dying, and must not be used again
             return LostError(MachineError(Lack.PROCESSES, "the decoders' template has died"))
         if code == NOT_CONFINED:
             return LostError(MachineError(Lack.MEMORY, "a decoder could not be confined"))
@@ -283,7 +290,7 @@ class DecodePool:
 def decoder_of_one(
     sampling: Sampling, prepare: Callable[[Frame], Frame], *, sandbox: Sandbox = "require"
 ) -> Iterator[DecodePool]:
-    """Give a pool that decodes one clip at a time, as commands do that have a few of them."""
+    """Provide a pool that decodes one clip at a time, for commands with few clips."""
     pool = DecodePool(sampling, prepare, workers=1, timeout=_ONE_SECONDS, memory=_ONE_BYTES, sandbox=sandbox)
     try:
         yield pool
@@ -295,91 +302,91 @@ def _signal_name(number: int) -> str:
     return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
-class _Places:
-    """Places for clips, and as many again for those that have left theirs. Who waits first is served first."""
+class _Slots:
+    """Slots for clips, first come first served, and as many permits for slow clips to continue without a slot."""
 
     def __init__(self, count: int) -> None:
         self._lock = threading.Lock()
         self._count = count
         self._free = count
-        self._aside = count
+        self._permits = count
         self._waiting: deque[threading.Event] = deque()
 
-    def take(self, *, at_once: bool = False) -> None:
-        """Wait for a place, before all others or behind them."""
+    def take(self, *, first: bool = False) -> None:
+        """Wait for a slot; ``first``: ahead of all other waiting clips."""
         turn = threading.Event()
         with self._lock:
             if self._free:
                 self._free -= 1
                 return
-            if at_once:
+            if first:
                 self._waiting.appendleft(turn)
             else:
                 self._waiting.append(turn)
         turn.wait()
 
     def give(self) -> None:
-        """Give a place back, to whoever waits for it."""
+        """Release a slot, to the first waiting clip if there is one."""
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().set()
             else:
                 self._free += 1
 
-    def step_aside(self) -> bool:
-        """Count one more clip as aside; False where there are as many as may be."""
+    def take_permit(self) -> bool:
+        """Take a permit to continue without a slot; return False if none is left."""
         with self._lock:
-            if not self._aside:
+            if not self._permits:
                 return False
-            self._aside -= 1
+            self._permits -= 1
             return True
 
     @property
-    def are_used(self) -> bool:
-        """Whether a clip has a place."""
+    def in_use(self) -> bool:
+        """Whether any clip holds a slot."""
         return self._free < self._count
 
-    def come_back(self) -> None:
-        """Count one clip less as aside."""
+    def return_permit(self) -> None:
+        """Give back a permit to continue without a slot."""
         with self._lock:
-            self._aside += 1
+            self._permits += 1
 
 
-class _Place:
-    """One clip's place, for the length of a block; a clip can leave it to others for a while."""
+class _Slot:
+    """One clip's slot during a block; a slow clip can give it to others for a while."""
 
-    def __init__(self, places: _Places) -> None:
-        self._places = places
-        self._aside = False
+    def __init__(self, slots: _Slots) -> None:
+        self._slots = slots
+        self._given_up = False
 
     def __enter__(self) -> Self:
-        self._places.take()
+        self._slots.take()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._aside:
-            self._places.come_back()
+        if self._given_up:
+            self._slots.return_permit()
         else:
-            self._places.give()
+            self._slots.give()
 
     @property
-    def is_left(self) -> bool:
-        """Whether the clip has left it for now."""
-        return self._aside
+    def is_given_up(self) -> bool:
+        """Whether the clip has given up its slot for now."""
+        return self._given_up
 
-    def leave(self) -> bool:
-        """Leave the place to the next clip; False where it is left already, or too many clips have left theirs."""
-        if self._aside or not self._places.step_aside():
+    def give_up(self) -> bool:
+        """Give the slot to the next clip; return False if that was done before, or no permit to do so is left."""
+        if self._given_up or not self._slots.take_permit():
             return False
-        self._aside = True
-        self._places.give()
+        self._given_up = True
+        self._slots.give()
         return True
 
-    def return_(self) -> bool:
-        """Wait for a place again; False where it was not left."""
-        if not self._aside:
+    def regain(self) -> bool:
+        """Wait for a slot again; return False if it was never given up."""
+        if not self._given_up:
             return False
-        self._places.take(at_once=True)
-        self._aside = False
-        self._places.come_back()
+        self._slots.take(first=True)
+        self._given_up = False
+        self._slots.return_permit()
         return True

@@ -1,4 +1,4 @@
-"""The service's side of the processes that decode clips; :mod:`streamer.video.isolation.worker` is the other one."""
+"""The service's side of the decoding processes; :mod:`streamer.video.isolation.worker` runs in the processes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ _FORK_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.5
 _LAST_SECONDS: Final = 1.0
 _END_SECONDS: Final = 10.0
-"""How long the template may take to start on a busy machine, and to fork; how often it is looked at meanwhile whether
-somebody has stopped it; how long a process may take to end when it has answered, and to give its memory back when it is
-killed."""
+"""Time limits for the template to start on a busy machine, and to fork; the interval of checks, meanwhile, whether it
+was stopped by a signal; time limits for a process to end after its response, and to end after it was killed."""
 _PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TZ")
-"""The environment variables that decoders get; others may be secrets, such as passwords and keys."""
+"""The environment variables that decoders inherit; others may contain secrets, such as passwords and keys."""
 _ONE_THREAD: Final = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
 )
 _HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Each process begins with untouched memory and soon fills some 70 MB of it: 18,000 page faults a clip, and a tenth of
-its time, where the pages are small, a fifth as many where the kernel gives large ones (other systems ignore this)."""
+"""Each process starts with unmapped memory and soon fills some 70 MB of it. With small pages these are 16,700 page
+faults a clip, a tenth of its time; with huge pages 2,900. Ignored by other C libraries than glibc."""
 _MAX_READY_BYTES: Final = 1 << 16
 _MAX_HEADER_BYTES: Final = 1 << 20
 _READY: Final = msgspec.json.Decoder(Ready)
@@ -47,7 +46,7 @@ _HEADERS: Final[msgspec.json.Decoder[Header]] = msgspec.json.Decoder(Header)
 
 
 class LostError(Exception):
-    """A clip's process could not be started, or went with its template; ``lack``: what the machine lacks."""
+    """A clip's process could not be started, or died with its template; ``lack``: the shortage of this machine."""
 
     def __init__(self, lack: MachineError) -> None:
         super().__init__(lack)
@@ -59,11 +58,11 @@ def _lost(detail: str) -> LostError:
 
 
 class Template:
-    """The process that forks one for each clip; started at once, not waited for.
+    """The process that forks another one for each clip. The constructor starts it and does not wait for it.
 
-    It leads a process group, which holds its forks too: what is left of them when it has died can be told from other
-    children of this process, and be waited for where they fall to it (as process 1 of a container they do).
-    Raises OSError where no process is to be had.
+    It leads a process group to which its forks belong. If it dies, its orphaned forks may become children of this
+    process (which happens if this is process 1 of a container); by the group they can be told from other children, and
+    be reaped. Raises OSError if the process cannot be started.
     """
 
     def __init__(self, task: bytes) -> None:
@@ -74,7 +73,7 @@ class Template:
         with theirs:
             try:
                 self._orders.setblocking(False)
-                self._orders.send(task)  # it waits there until the process can read it
+                self._orders.send(task)  # buffered by the socket until the process reads it
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this package
                     [sys.executable, "-I", "-c", _TEMPLATE, str(theirs.fileno()), *sys.path],
                     env={**kept, **_ONE_THREAD, **_HUGE_PAGES},
@@ -89,11 +88,11 @@ class Template:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended for good."""
+        """Whether the template's process has ended."""
         return self._process.poll() is not None
 
     def ready(self) -> Ready:
-        """Wait until it has started, and return what it says of itself; raises :class:`LostError`."""
+        """Wait until the template has started, and return its description of itself. Raises :class:`LostError`."""
         with self._lock:
             if self._ready is None:
                 try:
@@ -110,7 +109,7 @@ class Template:
         return ready
 
     def start(self, file: int, timeout: float) -> Process:
-        """Fork a process that decodes this file; raises :class:`LostError` where none came of it."""
+        """Fork a process that decodes this file. Raises :class:`LostError` if none could be forked."""
         self.ready()
         with ExitStack() as opened:
             try:
@@ -132,7 +131,7 @@ class Template:
                     raise LostError(lack or MachineError(Lack.PROCESSES, str(error))) from None
             told = os.read(status, PID.size) if self._await(status, _FORK_SECONDS) else b""
             if not told:
-                # It died, was stopped or hangs. Its end is waited for, so that it is not taken for alive once more.
+                # It died, was stopped or hangs. Wait for its end, so that the next caller does not find it alive.
                 self.end()
                 raise _lost("the decoders' template has died or does not answer")
             (pid,) = PID.unpack(told)
@@ -146,7 +145,7 @@ class Template:
             return process
 
     def _await(self, descriptor: int, seconds: float) -> bool:
-        """Wait until there is something to read; False when time is over, or somebody has stopped the template."""
+        """Wait for data to read; return False after ``seconds``, or if the template was stopped by a signal."""
         end = time.monotonic() + seconds
         while not _readable(descriptor, _LOOK_SECONDS):
             if time.monotonic() >= end or _is_stopped(self._process.pid):
@@ -154,7 +153,7 @@ class Template:
         return True
 
     def end(self) -> None:
-        """Kill it and all its forks, and wait for them."""
+        """Kill the template and all its forks, and wait for their ends."""
         self._process.kill()
         self._process.wait()
         with self._lock:
@@ -163,7 +162,7 @@ class Template:
 
 
 class Process:
-    """The process that decodes one clip; at the end of a ``with`` block it is gone."""
+    """The process that decodes one clip; it has ended when its ``with`` block ends."""
 
     def __init__(self, pid: int, answers: socket.socket, status: int, timeout: float) -> None:
         self._pid = pid
@@ -193,7 +192,7 @@ class Process:
 
     @property
     def ran(self) -> float:
-        """Seconds of the clip's time; while others had the processor, or it had to rest, its clock stood still."""
+        """Seconds on the clip's clock, which stops while the process waits for a CPU or is stopped by :meth:`rest`."""
         return time.monotonic() - self._began - (self._starved() - self._starved_before) - self._rested
 
     @property
@@ -202,18 +201,21 @@ class Process:
         return min(self._timeout - self.ran, STARVED * self._timeout - (time.monotonic() - self._began))
 
     def _starved(self) -> float:
-        """Return for how many seconds the process was ready to run and did not; 0 where the kernel keeps no count."""
+        """Return the seconds during which the process waited for a CPU; 0 if the kernel does not count them."""
         try:
             return int(Path(f"/proc/{self._pid}/schedstat").read_text().split()[1]) / 1e9
         except (OSError, IndexError, ValueError):
             return 0.0
 
     def ready(self, seconds: float) -> bool:
-        """Wait for an answer or the end, for so long or until the clip's time is over."""
+        """Wait up to ``seconds``, but not beyond the clip's time limit, until the process responds or ends."""
         return _readable(self._answers.fileno(), max(0.0, min(seconds, self.left)))
 
     def receive_header(self) -> Header:
-        """Read what precedes the frames' bytes; raises as :meth:`receive_into` does, or that it cannot be read."""
+        """Read the header that precedes the frames' bytes.
+
+        Raises as :meth:`receive_into` does, and ValueError or MsgspecError for an invalid header.
+        """
         (length,) = HEADER_LENGTH.unpack(self._receive(HEADER_LENGTH.size))
         if length > _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {length} bytes")
@@ -225,7 +227,7 @@ class Process:
         return received
 
     def receive_into(self, buffer: memoryview) -> None:
-        """Fill the buffer; EOFError where the process ends before, TimeoutError where the clip's time does."""
+        """Fill the buffer. Raises EOFError if the process ends early, TimeoutError at the clip's time limit."""
         while buffer:
             self._answers.settimeout(max(0.001, self.left))
             count = self._answers.recv_into(buffer)
@@ -234,7 +236,7 @@ class Process:
             buffer = buffer[count:]
 
     def rest(self, seconds: float) -> None:
-        """Pause the process for a while."""
+        """Stop the process for ``seconds``; blocks meanwhile."""
         began = time.monotonic()
         self._signal(signal.SIGSTOP)
         time.sleep(seconds)
@@ -243,12 +245,12 @@ class Process:
 
     def lower(self, nice: int) -> None:
         """Lower the priority of all threads of the process."""
-        with contextlib.suppress(OSError):  # a thread, or the process, that has just ended
+        with contextlib.suppress(OSError):  # a thread or the process may have just ended
             for thread in Path(f"/proc/{self._pid}/task").iterdir():
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
 
     def kill(self) -> None:
-        """Kill it if it has not ended."""
+        """Kill the process if it has not ended."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -257,7 +259,7 @@ class Process:
                 signal.pidfd_send_signal(self._handle, number)
 
     def end(self) -> int | None:
-        """Wait until the process has ended, killing it if necessary; return its exit code if it is known."""
+        """Wait until the process has ended, killing it if necessary; return its exit code, None if it is not known."""
         if self._exit_code is None:
             if not _readable(self._status, _LAST_SECONDS):
                 self.kill()
@@ -277,7 +279,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _reap(group: int) -> None:
-    """Wait for the processes of a group whose leader has ended, as far as they are this process's children now."""
+    """Reap the processes of a group whose leader has ended, if they are children of this process now."""
     end = time.monotonic() + _END_SECONDS
     with contextlib.suppress(ChildProcessError):
         while time.monotonic() < end:
@@ -286,7 +288,7 @@ def _reap(group: int) -> None:
 
 
 def _readable(descriptor: int, seconds: float) -> bool:
-    """Wait until there is something to read, or the other side has gone."""
+    """Wait up to ``seconds`` until there is data to read or the other side has closed; return whether it happened."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(seconds * 1000))

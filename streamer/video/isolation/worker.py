@@ -1,22 +1,22 @@
-"""The processes that decode clips: a template, and for each clip a fork of it that decodes this one and ends.
+"""Code of the decoding processes: a template process, and a fork of it for each clip, which ends after that clip.
 
-The template is a fresh interpreter that has imported what decoding needs (no torch, no Kafka client: neither their
-memory nor their threads are there), has one thread and opens no stranger's file. It forks on request, which takes some
-milliseconds where a new interpreter takes half a second. A process for one clip leaves nothing for the next one: no
-leak, no heap that a decoder has overwritten, no priority that cannot be raised again.
+The template is a new interpreter that has imported only what decoding needs (neither torch nor the Kafka client, so it
+has none of their memory and threads). It has one thread and opens no untrusted file. Forking takes some milliseconds; a
+new interpreter for each clip would take half a second. Because each clip has its own process, it leaves nothing behind
+for the next clip: no leaked memory, no heap that a decoder has corrupted, no lowered priority.
 
-Before it reads the first byte of its file, a clip's process is confined (:mod:`.confinement`): it can compute, read
-this one file, which it was given as an open descriptor, send its answer, and nothing else. Nothing can be imported or
-opened from then on, so the template rehearses: it samples a clip that it makes up itself.
+Before a clip's process reads the first byte of its file, it is confined (:mod:`.confinement`): it can only compute,
+read this one file through an open descriptor, and send its response. It cannot import or open anything from then on.
+Therefore the template first decodes a generated clip, which imports and sets up everything that decoding needs.
 
-First the template says that it is :class:`Ready`. Then orders come through the same socket, a message each with the
-three descriptors that are the clip's own: the ``file``, ``answers`` and ``status``. On its ``status`` pipe the template
-tells the process's id (0 where none is to be had) and, when it has ended, its exit code. Through its ``answers`` socket
-the process itself sends a header of JSON, its length first, and then the frames' bytes.
-Nothing that comes from such a process is unpickled: what has read a stranger's file is not trusted.
+Protocol: the template first sends :class:`Ready`. Then it receives one message for each clip on the same socket, with
+the clip's three descriptors: ``file``, ``answers`` and ``status``. To the ``status`` pipe the template writes the id of
+the clip's process (0 if it cannot fork) and, after the process has ended, its exit code. To the ``answers`` socket the
+process itself writes a JSON header, preceded by its length, and then the frames' bytes. The service unpickles nothing
+of it, because a process that has read an untrusted file is not trusted.
 
-How a process ends that nobody waits for any more: when the service dies, by whatever means, the template reads the
-end of its socket and exits; the kernel then kills the template's children, be they in the midst of a decode.
+If the service dies in any way, the template reads the end of its socket and exits; the kernel then kills the
+template's children, also during a decode.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ import msgspec
 import numpy as np
 
 from streamer.events import Reason
+from streamer.process import hide_memory
 from streamer.video.errors import ClipError, Retry
-from streamer.video.isolation.confinement import Layer, confine, hide_memory, offered
+from streamer.video.isolation.confinement import Layer, confine, offered
 from streamer.video.sampling.sample import SampledClip, Sampling, sample_descriptor
 
 if TYPE_CHECKING:
@@ -54,39 +55,40 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MAX_ORDER_BYTES = 128 << 10
-"""Largest message on the orders' socket; what the kernel's default buffer takes at once."""
+"""Largest message on the orders' socket; the kernel's default buffer holds one of this size."""
 HEADER_LENGTH = struct.Struct("!I")
 PID = struct.Struct("!I")
 EXIT_CODE = struct.Struct("!i")
-"""As subprocess has it: negative is the number of the signal that killed the process."""
+"""As in :mod:`subprocess`: a negative code is the number of the signal that killed the process."""
 ORDER = b"clip"
 NOT_CONFINED = 3
-"""Exit code of a process that could not be confined, and so has not read its file."""
+"""Exit code of a process that could not be confined and therefore has not read its file."""
 
 _NICE = 6
-"""Below the service, at a quarter of its weight: its threads poll Kafka, answer probes and encode, which takes longest.
-Where all processors are busy, clips are better finished than begun: with 2, decoders ran twenty clips ahead of the
-encoder, and the mean clip of a backlog waited 17 to 21 % longer than the throughput explains; with 6, 5 to 6 %."""
+"""Niceness that gives a decoder a quarter of the scheduling weight of the service, whose threads poll Kafka, answer
+probes and encode, which takes longest. If all processors are busy, finishing clips is better than starting new ones:
+with niceness 2, decoders ran twenty clips ahead of the encoder, and the mean clip of a backlog waited 17 to 21 % longer
+than the throughput explains; with 6, 5 to 6 %."""
 _OOM_SCORE = 500
-"""The kernel, out of memory, ends a decoder and not the service."""
+"""Makes the kernel kill a decoder rather than the service when it is out of memory."""
 _OPEN_FILES = 32
 _ANSWERS, _FILE = 3, 4
 _DESCRIPTORS = 3
-"""Descriptors that come with an order."""
+"""Number of descriptors that come with an order."""
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 _REHEARSED = ((64, 64), (80, 63))
-"""Widths and heights of the clips of the rehearsal; for an odd height FFmpeg's filters are needed too."""
+"""Widths and heights of the rehearsal's clips; an odd height makes the decoder load FFmpeg's filters too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What every clip's process is to do, and within which limits.
+    """The work of every clip's process, and its limits.
 
-    ``seconds`` of processor time; ``memory``: bytes of address space, of which some 250 MB are the interpreter's
-    and its libraries'.
+    ``seconds``: processor time; ``memory``: bytes of address space, of which the interpreter and its libraries need
+    some 250 MB.
     """
 
     sampling: Sampling
@@ -96,9 +98,10 @@ class Task:
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """What the template says first: by what its forks are confined, and what shape a prepared frame has.
+    """The template's first message: the layers that confine its forks, and the shape of a prepared frame.
 
-    ``shape`` is None where it follows the frame's own. ``problem`` says why no clip will be decoded; empty if none.
+    ``layers``: bits of :class:`~.confinement.Layer`. ``shape``: None if it depends on the shape of the decoded frame.
+    ``problem``: why no clip can be decoded; empty if there is no problem.
     """
 
     layers: int
@@ -107,7 +110,7 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class Sampled(msgspec.Struct, frozen=True, tag=True):
-    """The header of a clip's frames, which follow it: ``frames`` of ``shape``, uint8."""
+    """The header of a sampled clip, followed by its frames: ``frames`` arrays of ``shape``, uint8."""
 
     times_ms: list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
     frames: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
@@ -119,7 +122,7 @@ class Sampled(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """The :class:`ClipError` that a clip ended in."""
+    """The :class:`ClipError` that decoding the clip raised."""
 
     reason: Reason
     detail: str
@@ -127,7 +130,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Raised(msgspec.Struct, frozen=True, tag=True):
-    """Any other exception, in words."""
+    """Any other exception that decoding the clip raised, as text."""
 
     detail: str
 
@@ -136,23 +139,28 @@ Header = Sampled | Refused | Raised
 
 
 def main() -> None:
-    """Run the template until the service closes the orders' socket, which is the descriptor in argv[1]."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the service says when it ends
+    """Run the template until the service closes the orders' socket; argv[1] is its descriptor."""
+    # Ctrl-C goes to the whole process group; the service decides when this process ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as orders:
         task = pickle.loads(orders.recv(MAX_ORDER_BYTES))  # noqa: S301 - the service sent it
         av.logging.set_level(None)
         os.nice(_NICE)
         os.environ.clear()
+        # The forks inherit both. A process that hides its memory may not change its score any more.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+        hide_memory()
         layers = offered()
         orders.send(msgspec.json.encode(_rehearse(task, layers)))
-        # Objects that the collector never looks at are not written to, so their pages stay shared.
+        # The garbage collector does not write to frozen objects, so forks keep sharing their pages.
         gc.collect()
         gc.freeze()
         _Template(orders, task, layers).run()
 
 
 def _rehearse(task: Task, layers: Layer) -> Ready:
-    """Do once what a confined process will do: what it imports and sets up on the way is then there."""
+    """Decode generated clips as a confined process will, so that everything this imports and sets up is in place."""
     sampling = dataclasses.replace(task.sampling, interval=1, max_frames=2, max_pixels=1 << 16)
     shapes = []
     for width, height in _REHEARSED:
@@ -164,8 +172,8 @@ def _rehearse(task: Task, layers: Layer) -> Ready:
             try:
                 header = _header(sample_descriptor(file.fileno(), sampling, task.prepare))
             except (ClipError, OSError, MemoryError):
-                raise  # it is this machine that lacks something: the next template may have it
-            except Exception as error:  # noqa: BLE001 - of the function's own; the service is told
+                raise  # this machine lacks a resource; the next template may succeed
+            except Exception as error:  # noqa: BLE001 - raised by ``prepare``; reported to the service
                 return Ready(int(layers), None, f"a black frame cannot be prepared: {type(error).__name__}: {error}")
             msgspec.json.encode(header)
             shapes.append(header.shape)
@@ -173,7 +181,7 @@ def _rehearse(task: Task, layers: Layer) -> Ready:
 
 
 def _black_clip(width: int, height: int) -> bytes:
-    """Return two frames as YUV4MPEG2 has them."""
+    """Return a clip of two black frames in the YUV4MPEG2 format."""
     luma = width * height
     return f"YUV4MPEG2 W{width} H{height} F1:1 C444\n".encode() + 2 * (b"FRAME\n" + bytes(luma) + b"\x80" * (2 * luma))
 
@@ -208,13 +216,13 @@ class _Template:
                     self._start(descriptors)
 
     def _start(self, descriptors: list[int]) -> None:
-        if len(descriptors) < _DESCRIPTORS:  # no more could be received
+        if len(descriptors) < _DESCRIPTORS:  # this process could not receive all of them
             _close(descriptors)
             return
         file, answers, status = descriptors
         try:
             pid = os.fork()
-        except OSError:  # no process is to be had
+        except OSError:  # too many processes, or too little memory
             _tell(status, PID.pack(0))
             _close(descriptors)
             return
@@ -225,14 +233,14 @@ class _Template:
         _tell(status, PID.pack(pid))
 
     def _decode(self, file: int, answers: int) -> NoReturn:
-        """Be the process of one clip."""
+        """Decode one clip in the forked process, and exit."""
         code = NOT_CONFINED
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            # Above those that are to be replaced.
+            # Duplicated to numbers above those that dup2 replaces.
             file, answers = (fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _OPEN_FILES) for each in (file, answers))
-            os.dup2(1, 2)  # /dev/null: nothing that a file makes a library say gets into the service's log
+            os.dup2(1, 2)  # /dev/null: libraries' messages about a file must not get into the service's log
             os.dup2(answers, _ANSWERS)
             os.dup2(file, _FILE)
             os.closerange(_FILE + 1, os.sysconf("SC_OPEN_MAX"))
@@ -261,27 +269,24 @@ def _close(descriptors: list[int]) -> None:
 
 
 def _tell(descriptor: int, message: bytes) -> None:
-    with contextlib.suppress(OSError):  # nobody asks any more
+    with contextlib.suppress(OSError):  # the service has closed its end
         os.write(descriptor, message)
 
 
 def _limit_all(task: Task, template: int) -> None:
-    """Set the limits of this process, none of which it can raise again.
+    """Set the limits of this process, which it cannot raise again.
 
-    Not among them is RLIMIT_NPROC, which counts all processes of a user and not one's children.
+    RLIMIT_NPROC is not set, because it counts all processes of the user.
     """
     _LIBC.prctl(_PR_SET_PDEATHSIG, *map(ctypes.c_ulong, (signal.SIGKILL, 0, 0, 0)))
-    if os.getppid() != template:  # it died before this process could ask to be told
+    if os.getppid() != template:  # the template died before the kernel was asked to report its death
         raise SystemExit
     _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
-    hide_memory()
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     seconds = math.ceil(task.seconds) + 1
-    # The soft limit sends SIGXCPU, which tells the service why; the hard one would send SIGKILL.
+    # At the soft limit the kernel sends SIGXCPU, by which the service knows the cause; at the hard one SIGKILL.
     _limit(resource.RLIMIT_CPU, seconds, seconds + 1)
     _limit(resource.RLIMIT_AS, task.memory)
 
@@ -300,7 +305,7 @@ def _answer(connection: socket.socket, file: int, task: Task) -> None:
         header, frames = _header(clip), clip.frames
     except ClipError as error:
         header = Refused(error.reason, error.detail, error.retry)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the service is told
+    except Exception as error:  # noqa: BLE001 - any exception is reported to the service
         header = Raised(f"{type(error).__name__}: {error}")
     encoded = msgspec.json.encode(header)
     connection.sendall(HEADER_LENGTH.pack(len(encoded)) + encoded)

@@ -1,24 +1,25 @@
-"""What an encoded frame says about itself: whether decoding may begin at it, and whether others need it.
+"""Classifies encoded frames by their own syntax: whether decoding may start at one, and whether others depend on it.
 
-Containers' key-frame flags are not believed, since they are wrong often enough; the frame's own syntax is read.
-What a decoder keeps from one frame to the next decides what is safe, codec by codec:
+Containers' key-frame flags are not used, because they are wrong too often. For each codec, the state that a decoder
+keeps from one frame to the next determines at which frames decoding may start (START), and which frames may be skipped:
 
-- H.264: an IDR picture (NAL type 5) forgets all before it. Recovery points and other I pictures are not used. A
-  picture whose ``nal_ref_idc`` is 0 is needed by no other.
-- HEVC: IDR, CRA and BLA pictures. RASL pictures, which follow a CRA but refer to what lies before it, are
-  LEADING: they need the START before that one. A sub-layer non-reference picture of the highest temporal layer
-  is needed by no other; one of a lower layer may be needed by a higher one.
-- VP8, VP9: a key frame resets all reference frames and contexts. No single frame is left out: even one that
-  no other refers to may pass on probabilities, segment maps and motion vectors.
-- AV1: a shown key frame together with its sequence header. What no other frame needs could be left out here,
-  since all state goes with the reference frames, but which these are stands behind most of the frame header.
-- MPEG-4 part 2, MPEG-1, MPEG-2: an I picture (in MPEG-1 and 2 with a sequence header). B pictures that follow it
-  in decoding order, but precede the next I or P, are LEADING. No other needs a B picture.
-- Motion JPEG, ProRes and others of single pictures: each one, Motion JPEG only if it brings its tables along.
-- GIF, APNG, animated WebP and all others: none; a frame is painted over the one before.
+- H.264: START is an IDR picture (NAL type 5), which resets all references. Recovery points and other I pictures are
+  not used. No other picture depends on one whose ``nal_ref_idc`` is 0.
+- HEVC: START is an IDR, CRA or BLA picture. RASL pictures, which follow a CRA picture but refer to frames before it,
+  are LEADING: they need the START before the last one. No other picture depends on a sub-layer non-reference picture of
+  the highest temporal layer; a higher layer may depend on one of a lower layer.
+- VP8, VP9: START is a key frame, which resets all reference frames and contexts. No frame is skipped: even one to which
+  no other refers may change probabilities, segment maps and motion vectors.
+- AV1: START is a shown key frame with its sequence header. No frame is skipped: all state belongs to reference frames,
+  so unreferenced frames could be, but the fields that tell the references are near the end of the frame header.
+- MPEG-4 part 2, MPEG-1, MPEG-2: START is an I picture (in MPEG-1 and 2 with a sequence header). B pictures that follow
+  it in decoding order, but precede the next I or P picture, are LEADING. No other picture depends on a B picture.
+- Motion JPEG, ProRes and other codecs of independent pictures: START is each picture, in Motion JPEG only if it
+  contains its own tables.
+- GIF, APNG, animated WebP and all other codecs: no START, because frames are painted over the previous one.
 
-Headers that hold from then on (parameter sets, sequence and VOL headers) must stay the same for the whole
-stream; where one appears that was not there at the first frame, nothing of the stream is believed.
+Headers that apply to later frames (parameter sets, sequence and VOL headers) must not change within a stream. If one
+appears that was not present at the first frame, no classification of the stream's frames is used.
 """
 
 from __future__ import annotations
@@ -31,57 +32,57 @@ if TYPE_CHECKING:
 
 
 class Kind(IntFlag):
-    """What is known of one encoded frame; 0 is always true."""
+    """Properties of one encoded frame that its syntax proves; 0 claims nothing."""
 
     PLAIN = 0
     START = 1
-    """Decoding may begin here; what follows does not need what lies before, but for LEADING frames."""
+    """Decoding may start here: later frames do not depend on earlier ones, except for LEADING frames."""
     LEADING = 2
-    """Refers to what lies before the last START."""
+    """It depends on frames before the last START."""
     DROPPABLE = 4
-    """No other frame needs it."""
+    """No other frame depends on it."""
     HIDDEN = 8
-    """Not shown: an edit list cuts it off."""
+    """It is not shown, because an edit list removes it."""
 
 
 ALL = Kind.START | Kind.LEADING | Kind.DROPPABLE | Kind.HIDDEN
 
 
 class Reader(Protocol):
-    """Reads the encoded frames of one stream in decoding order."""
+    """Classifies the encoded frames of one stream, which it must be given in decoding order."""
 
-    believed: Kind
-    """What of the kinds told so far holds; the stream's later frames may take some of it back."""
+    valid: Kind
+    """The properties that are valid for all frames so far; later frames of the stream may invalidate some."""
 
     def kind(self, data: bytes) -> Kind:
-        """Tell what one encoded frame is, HIDDEN aside."""
+        """Return the properties of one encoded frame, without HIDDEN."""
 
 
 def reader(codec: str, extradata: bytes | None) -> Reader | None:
-    """Return the reader for a codec by FFmpeg's name, or None where nothing is known of it."""
+    """Return the reader for a codec by FFmpeg's name; None if there is none for this codec."""
     make = _READERS.get(codec)
     return make(extradata or b"") if make else None
 
 
 class _Headers:
-    """Watches that headers stay those of the first frame."""
+    """Verifies that no headers appear besides those of the first frame."""
 
     def __init__(self) -> None:
-        self.believed = ALL
+        self.valid = ALL
         self._known: frozenset[bytes] | None = None
 
     def _see(self, headers: frozenset[bytes]) -> None:
-        # The first frame may leave them to the container, whose copy is the decoder's from the beginning.
+        # If the first frame has none, the decoder uses the container's copy from the beginning.
         self._known = headers if self._known is None else self._known
         if not headers <= self._known:
-            self._distrust()
+            self._invalidate()
 
-    def _distrust(self) -> None:
-        self.believed = Kind.HIDDEN
+    def _invalidate(self) -> None:
+        self.valid = Kind.HIDDEN
 
 
 class _Nals(_Headers):
-    """Network abstraction layer units, behind start codes or each behind its length."""
+    """Codecs of network abstraction layer units, each preceded by a start code or by its length."""
 
     def __init__(self, length_size: int) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ class _Nals(_Headers):
         while size and at + size < len(data):
             end = at + size + int.from_bytes(view[at : at + size])
             if end > len(data):
-                self._distrust()
+                self._invalidate()
             yield view[at + size : end]
             at = end
         if not size:
@@ -110,7 +111,7 @@ class _H264(_Nals):
 
     def kind(self, data: bytes) -> Kind:
         headers: set[bytes] = set()
-        slices: list[int] = []  # their first bytes; a packet may hold two fields, of which one refers to the other
+        slices: list[int] = []  # first bytes of slices; a packet may hold two fields, one of which refers to the other
         for unit in self._units(data):
             unit_type = unit[0] & 31 if unit else 0
             if unit_type in {7, 8}:  # sequence and picture parameter sets
@@ -134,7 +135,7 @@ class _Hevc(_Nals):
         headers: set[bytes] = set()
         found = Kind.PLAIN
         for unit in self._units(data):
-            if len(unit) < 2 or unit[0] & 1 or unit[1] >> 3:  # noqa: PLR2004 - of a further view or quality
+            if len(unit) < 2 or unit[0] & 1 or unit[1] >> 3:  # noqa: PLR2004 - of an additional view or quality layer
                 continue
             unit_type, layer = unit[0] >> 1 & 63, unit[1] & 7
             if unit_type in {32, 33, 34}:  # video, sequence and picture parameter sets
@@ -143,7 +144,7 @@ class _Hevc(_Nals):
                 found = _HEVC_PICTURES.get(unit_type, Kind.PLAIN)
                 self._layer = layer if self._layer is None else self._layer
                 if layer != self._layer:
-                    self.believed &= ~Kind.DROPPABLE
+                    self.valid &= ~Kind.DROPPABLE
                 break
         self._see(frozenset(headers))
         return found
@@ -158,11 +159,11 @@ _HEVC_PICTURES = {
 
 
 class _Mpeg(_Headers):
-    """What the MPEG codecs before H.264 have in common: start codes, I, P and B pictures."""
+    """The common part of the MPEG codecs before H.264: start codes, and I, P and B pictures."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._start_was_last = False  # of the I and P pictures
+        self._start_was_last = False  # whether the last I or P picture was a START
 
     def _place(self, letter: str, *, start: bool) -> Kind:
         if letter == "B":
@@ -188,7 +189,7 @@ class _Mpeg4(_Mpeg):
                 pictures += 1
         self._see(frozenset(headers))
         if pictures > 1:  # DivX's packed B pictures
-            self._distrust()
+            self._invalidate()
         return found
 
 
@@ -208,7 +209,7 @@ class _Mpeg2(_Mpeg):
                 found = self._place(letter, start=letter == "I" and bool(headers))
                 picture = True
             elif code == 0xB5 and at + 1 < end and data[at + 1] >> 4 == 3:  # noqa: PLR2004 - new quantiser matrices
-                self._distrust()
+                self._invalidate()
             elif 0 < code < 0xB0:  # noqa: PLR2004 - slices
                 break
         self._see(frozenset(headers))
@@ -219,22 +220,22 @@ class _MotionJpeg:
     """ISO/IEC 10918-1, annex B. Tables apply until they are redefined."""
 
     def __init__(self) -> None:
-        self.believed = ALL
+        self.valid = ALL
         self._tables: frozenset[tuple[int, int]] | None = None
 
     def kind(self, data: bytes) -> Kind:
         tables = frozenset(_jpeg_tables(data))
         self._tables = tables if self._tables is None else self._tables
         if not tables <= self._tables:
-            self.believed = Kind.HIDDEN
+            self.valid = Kind.HIDDEN
         return Kind.START if data[:2] == b"\xff\xd8" and tables == self._tables else Kind.PLAIN
 
 
 class _Independent:
-    """Codecs in which a frame shows by itself that all decoding may begin at it, and nothing more is used."""
+    """Codecs for which only START is used, and a frame's own bytes prove it."""
 
     def __init__(self, is_start: Callable[[bytes], bool]) -> None:
-        self.believed = ALL
+        self.valid = ALL
         self._is_start = is_start
 
     def kind(self, data: bytes) -> Kind:
@@ -242,7 +243,7 @@ class _Independent:
 
 
 def _start_codes(data: bytes) -> Iterator[tuple[int, int]]:
-    """Give where each unit behind a start code, 00 00 01, begins and ends."""
+    """Yield begin and end of each unit that follows a start code, 00 00 01."""
     at = data.find(b"\0\0\1")
     while at >= 0:
         following = data.find(b"\0\0\1", at + 3)
@@ -251,7 +252,7 @@ def _start_codes(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _jpeg_tables(data: bytes) -> Iterator[tuple[int, int]]:
-    """Give (marker, number) of each quantisation and Huffman table before the picture's first scan."""
+    """Yield (marker, number) of each quantisation and Huffman table before the picture's first scan."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:  # noqa: PLR2004
         marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
@@ -309,4 +310,4 @@ _READERS: dict[str, Callable[[bytes], Reader]] = {
     "mjpeg": lambda _: _MotionJpeg(),
     **dict.fromkeys(("prores", "dnxhd", "rawvideo", "v210", "png", "dvvideo"), lambda _: _Independent(bool)),
 }
-"""By FFmpeg's names; what a reader is made of is the stream's extradata."""
+"""FFmpeg's name of a codec -> constructor of its reader, which takes the stream's extradata."""

@@ -1,7 +1,7 @@
-"""Opening a video file: its bytes, which containers, which stream, and whether the file is whole.
+"""Opens a video file, chooses its video stream, and detects a truncated file.
 
-The bytes are those of one file, by a descriptor that is open: only :func:`open_clip` opens a path. So the process that
-decodes needs no right to open anything, and the file that was checked is the one that is read.
+The file is read through an open descriptor; only :func:`open_clip` opens a path. So the decoding process needs no
+permission to open files, and the file that was checked is the file that is read.
 """
 
 from __future__ import annotations
@@ -27,43 +27,43 @@ _FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,mxf,flv,asf,ogg,ivf,obu,h264,hevc,m4v,mpegvideo,mjpeg,dv,"
     "gif,apng,webp_pipe,webp_anim,yuv4mpegpipe,mp3,aac,flac,wav"
 )
-"""Containers that are opened (audio among them, to be told apart from garbage). Not among them are those that
-name further files or hosts to read, such as playlists (hls, dash, concat) and image sequences."""
+"""Container formats that are opened. Audio formats are included so that they are reported as having no video. Formats
+that refer to other files or hosts are excluded, such as playlists (hls, dash, concat) and image sequences."""
 
 CODECS = frozenset({
-    # What cameras, phones and web encoders write.
+    # Cameras, phones and encoders for the web.
     "h264", "hevc", "vp8", "vp9", "libdav1d", "mpeg4", "mjpeg",
-    # What editing and broadcast hand over.
+    # Editing and broadcasting.
     "prores", "dnxhd", "mpeg2video", "mpeg1video", "dvvideo", "ffv1", "rawvideo", "v210",
-    # Archives of the last decades' web video.
+    # Archives of web video of past decades.
     "theora", "h263", "flv", "vp6", "vp6f", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2", "wmv3", "vc1",
-    # Moving pictures.
+    # Animated pictures.
     "gif", "apng", "png", "webp",
 })  # fmt: skip
-"""FFmpeg's decoders that may be opened, for whatever stream: of its 304 for video those whose files people have.
+"""FFmpeg's decoders that may be opened for any stream: those of its 304 video decoders that are in common use.
 
-The others (of games, of screen recorders, of scientific pictures) are where most faults of memory are found, since
-nobody's files use them. Audio and subtitles are never decoded.
+Most memory errors are found in the others (of games, screen recorders and scientific pictures), which are rarely used
+and rarely maintained. Audio and subtitles are never decoded.
 """
 CODEC_WHITELIST = ",".join(sorted(CODECS))
 
 _BUFFER_BYTES = 1 << 16
-"""Read at a time. Each read is a call of Python, 2 us beside the millisecond in which so many bytes are decoded."""
+"""Bytes of one read. Each read calls into Python, which takes 2 us; decoding as many bytes takes a millisecond."""
 
 DAMAGE = (av.error.FFmpegError, ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
-"""What PyAV raises for a file's content: FFmpeg's own errors, and those of the bindings for values that they
-did not expect. Some of them are MemoryErrors too, which are no fault of the content and come first."""
+"""The exceptions that PyAV raises for a file's content: FFmpeg's own errors, and errors of the bindings for unexpected
+values. Some are MemoryErrors too, which the content does not cause; they must be caught first."""
 
 
 _TS_PACKET = 188
 """Bytes of a packet of an MPEG transport stream."""
 
 _MOST_PARTS = 200_000
-"""Of a file that are looked at for its end: more than the fragments of any honest one."""
+"""How many parts of a file are examined to find its end: more than the fragments of any regular file."""
 
 
 def open_container(source: Source, max_pixels: int, **probing: str) -> InputContainer:
-    """Open a container; ``probing`` replaces the options of the decoders by which FFmpeg probes its streams.
+    """Open a container; ``probing`` replaces the options of the decoders with which FFmpeg probes its streams.
 
     Raises :class:`ClipError`: DECODE_FAILED.
     """
@@ -71,7 +71,7 @@ def open_container(source: Source, max_pixels: int, **probing: str) -> InputCont
         container = av.open(
             source.reader(),
             mode="r",
-            # No protocol at all: what a file names is not opened, be it another file or a host.
+            # No protocol at all: files and hosts to which this file refers are not opened.
             container_options={
                 "format_whitelist": _FORMATS,
                 "codec_whitelist": CODEC_WHITELIST,
@@ -92,8 +92,8 @@ def open_container(source: Source, max_pixels: int, **probing: str) -> InputCont
 
 
 def check_unread_size(source: Source, max_pixels: int) -> None:
-    """Refuse a video of which no size was found because it is over the limit. Raises as :func:`pick` does."""
-    # Without the limit, and without decoding, the size can be told.
+    """Refuse a video whose size was not found because it exceeds the limit. Raises as :func:`pick` does."""
+    # Probing without the limit, and without decoding, finds the size.
     with open_container(source, max_pixels, skip_frame="all") as container:
         pick(container, max_pixels)
 
@@ -105,22 +105,22 @@ def pick(container: InputContainer, max_pixels: int) -> av.VideoStream:
         raise ClipError(Reason.NO_VIDEO, "the file has no video stream")
     stream = next((s for s in videos if s.disposition & Disposition.default), videos[0])
     context = stream.codec_context
-    if context is None:  # which PyAV's type does not say
+    if context is None:  # possible, although PyAV's type annotation excludes it
         raise decode_failed("no decoder for the video's codec")
     if context.codec.name not in CODECS:
-        raise decode_failed(f"{context.codec.name} is no accepted video codec")
+        raise decode_failed(f"{context.codec.name} is not an accepted video codec")
     check_pixels(context.width, context.height, max_pixels)
     return stream
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
-    """Raise CLIP_TOO_LARGE for a frame over the limit."""
+    """Raise CLIP_TOO_LARGE if a frame exceeds the limit."""
     if width * height > max_pixels:
         raise ClipError(Reason.CLIP_TOO_LARGE, f"{width} x {height} pixels a frame, the limit is {max_pixels} pixels")
 
 
 def stores_pts(container: InputContainer) -> bool:
-    """Whether presentation times are from the file; for AVI, which stores none, libavformat makes them up."""
+    """Return whether presentation times come from the file; AVI stores none, and libavformat generates them."""
     return container.format.name != "avi"
 
 
@@ -134,7 +134,7 @@ def time_base(stream: av.VideoStream) -> Fraction:
 def packets(
     container: InputContainer, stream: av.VideoStream, note: Callable[[BaseException], None]
 ) -> Iterator[av.Packet[av.VideoStream]]:
-    """Give the packets that hold something; ``note`` is told the error by which the container breaks off."""
+    """Yield the packets that are not empty; an error that ends the container early is passed to ``note``."""
     read = container.demux(stream)
     while True:
         try:
@@ -151,10 +151,10 @@ def packets(
 
 
 def breaks_off(source: Source) -> bool:
-    """Whether the container's own structure says that the file goes on behind its end.
+    """Return whether the file is truncated: by the container's own structure it should be longer.
 
-    Told by the boxes of an MP4 or QuickTime file, a Matroska segment, an AVI's RIFF chunks and the packets of an
-    MPEG transport stream. FFmpeg takes such an end for the regular one, as it does for the other containers.
+    This is known from the boxes of an MP4 or QuickTime file, a Matroska segment, the RIFF chunks of an AVI, and the
+    packets of an MPEG transport stream. FFmpeg reports no error for such an end; other containers are not checked.
     """
     file, size = source.reader(), source.size
     head = file.read(_TS_PACKET * 2 + 1)
@@ -185,7 +185,7 @@ def _is_animated_webp(source: Source) -> bool:
 
 
 def _riff_end(file: Reader, size: int) -> int:
-    """Return where the last RIFF chunk ends; files over 1 GB have several (OpenDML)."""
+    """Return the offset at which the last RIFF chunk ends; files over 1 GB have several (OpenDML)."""
     at = 0
     for _ in range(_MOST_PARTS):
         if at >= size:
@@ -193,7 +193,7 @@ def _riff_end(file: Reader, size: int) -> int:
         file.seek(at)
         head = file.read(8)
         length = int.from_bytes(head[4:], "little")
-        # A file that was written to a pipe states no length.
+        # A file that was written to a pipe does not contain its length.
         if head[:4] != b"RIFF" or length in {0, 0xFFFFFFFF}:
             return size
         at += 8 + length
@@ -201,7 +201,7 @@ def _riff_end(file: Reader, size: int) -> int:
 
 
 def _segment_end(file: Reader) -> int:
-    """Return where the Matroska segment ends, 0 where it does not say."""
+    """Return the offset at which the Matroska segment ends; 0 if the file does not state it."""
     file.seek(4)
     _, header = _ebml_length(file)
     file.seek(header, os.SEEK_CUR)
@@ -212,7 +212,7 @@ def _segment_end(file: Reader) -> int:
 
 
 def _ebml_length(file: Reader) -> tuple[bool, int]:
-    """Read a variable-length integer (RFC 8794, section 4); all ones mean that it is not known."""
+    """Read a length (RFC 8794, section 4); return whether it is known, that is, not all ones, and its value."""
     first = file.read(1)
     extra = 8 - first[0].bit_length() if first else 8
     if extra > 7:  # noqa: PLR2004 - at most seven bytes follow
@@ -223,7 +223,7 @@ def _ebml_length(file: Reader) -> tuple[bool, int]:
 
 
 def _boxes_end(file: Reader, size: int) -> int:
-    """Return the furthest that a box of media reaches (ISO/IEC 14496-12, section 4.2)."""
+    """Return the largest offset at which a box of media ends (ISO/IEC 14496-12, section 4.2)."""
     at = end = 0
     for _ in range(_MOST_PARTS):
         if at + 8 > size:
@@ -233,9 +233,9 @@ def _boxes_end(file: Reader, size: int) -> int:
         length = int.from_bytes(head[:4])
         if length == 1:  # a 64-bit length follows
             length = int.from_bytes(head[8:])
-        elif length == 0:  # up to the end
+        elif length == 0:  # the box extends to the end of the file
             return end
-        if length < 8:  # noqa: PLR2004 - its own head
+        if length < 8:  # noqa: PLR2004 - the size of the box's own header
             return end
         at += length
         if head[4:8] in {b"mdat", b"moof", b"moov"}:
@@ -247,9 +247,9 @@ def _boxes_end(file: Reader, size: int) -> int:
 
 
 def open_clip(path: Path) -> int:
-    """Open a file for reading and return the descriptor, which is the caller's to close.
+    """Open a file for reading and return the descriptor, which the caller must close.
 
-    Raises :class:`ClipError`: NOT_FOUND or DECODE_FAILED; :class:`MachineError` where no descriptor is to be had.
+    Raises :class:`ClipError`: NOT_FOUND or DECODE_FAILED; :class:`MachineError` if no descriptor is available.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -267,10 +267,10 @@ def open_clip(path: Path) -> int:
 
 
 class Source:
-    """A regular file that is open for reading; several readers may be at it at the same time.
+    """A regular file that is open for reading; several readers may use it at the same time.
 
-    ``size``: bytes. Only pread(2) and lseek(2) are called: what tells more of a file (fstat) takes paths too, as far as
-    a filter of system calls can see.
+    ``size``: bytes. Only pread(2) and lseek(2) are called, because fstat is a system call that can also take a path, so
+    the filter of system calls has to deny it.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -278,15 +278,15 @@ class Source:
         self.size = os.lseek(descriptor, 0, os.SEEK_END)
 
     def reader(self) -> Reader:
-        """Return a new reader that stands at the beginning."""
+        """Return a new reader, positioned at the beginning."""
         return Reader(self)
 
 
 class Reader:
-    """Reads a source from a place of its own; what PyAV takes for a file."""
+    """A file object for PyAV that reads a source, with its own position."""
 
     name = ""
-    """By which FFmpeg guesses at formats; a stranger's name tells it nothing."""
+    """FFmpeg guesses formats from it; empty, because an untrusted file's name must not decide."""
 
     def __init__(self, source: Source) -> None:
         self._descriptor = source.descriptor
@@ -298,20 +298,23 @@ class Reader:
         try:
             read = os.pread(self._descriptor, size, self._at)
         except OSError as error:
-            # Of the disk, or the file server behind it.
+            # An error of the disk or of the file server.
             detail = f"the file cannot be read: {error.strerror}"
             raise ClipError(Reason.FETCH_FAILED, detail, Retry.FOR_A_WHILE) from error
         self._at += len(read)
         return read
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to ``offset`` from the beginning, from here or from the end; return the place. OSError if before 0."""
+        """Move to ``offset`` from the beginning, the current position or the end; return the new position.
+
+        Raises OSError for a negative position.
+        """
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
-            raise OSError("a place before the file's beginning")
+            raise OSError("a position before the file's beginning")
         self._at = base + offset
         return self._at
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the position."""
         return self._at

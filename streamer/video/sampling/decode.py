@@ -1,4 +1,4 @@
-"""Decoding a container's video: all of it, or no more than some frames need; and from a frame to upright RGB."""
+"""Decodes a container's video, completely or only as far as some frames need, and converts frames to upright RGB."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 class DeviationError(Exception):
-    """The decoder's output differs from what the packets announced."""
+    """The decoder's output differs from what the packets' headers predict."""
 
 
 class Decoder:
-    """Decodes the video of a container that was just opened, once, in one of two ways.
+    """Decodes the video of a newly opened container once, by either :meth:`all` or :meth:`needed`.
 
-    ``decoded`` counts the frames so far. ``damaged``: something was corrupt or did not decode, and was passed
-    over; ``error`` is the first error of the decoder or the container, if there was one.
+    ``decoded``: number of frames so far. ``damaged``: whether corrupt or undecodable data was skipped. ``error``: the
+    first error of the decoder or the container; None if there was none.
     """
 
     def __init__(self, container: InputContainer, *, max_pixels: int, max_seconds: float) -> None:
@@ -50,13 +50,13 @@ class Decoder:
         self.damaged = False
         self.error: BaseException | None = None
         context = self._stream.codec_context
-        # Clips are decoded side by side, which uses the processors better than threads within one of them.
+        # Clips are decoded in parallel, which uses the CPUs better than several threads for one clip.
         context.thread_type = "AUTO"
         context.thread_count = 1
         context.options = {"max_pixels": str(max_pixels), "codec_whitelist": CODEC_WHITELIST}
 
     def all(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Give (time in ticks, frame) of every frame, past what is damaged."""
+        """Yield (time in ticks, frame) for every frame; damaged parts are skipped."""
         clock, best_effort = Clock(self._stream), BestEffort()
         pts_stored = stores_pts(self._container)
         first: int | None = None
@@ -68,9 +68,9 @@ class Decoder:
                 yield time, frame
 
     def needed(self, runs: Sequence[Sequence[int]], wanted: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Give (pts, frame) for each of the pts ``wanted``, in their order, from the packets of ``runs`` only.
+        """Yield (pts, frame) for each pts in ``wanted``, in ascending order, decoding only the packets in ``runs``.
 
-        Raises :class:`DeviationError` as soon as one of them is missing, or anything is damaged or out of order.
+        Raises :class:`DeviationError` as soon as a wanted frame is missing, or a frame is damaged or out of order.
         """
         missing = iter(sorted(wanted))
         wanted = set(wanted)
@@ -99,7 +99,7 @@ class Decoder:
             self._stream.codec_context.flush_buffers()
 
     def _packets(self) -> Iterator[av.Packet[av.VideoStream] | None]:
-        """Give all packets, and in the end None, which drains the decoder."""
+        """Yield all packets and finally None, which drains the decoder."""
         for packet in packets(self._container, self._stream, self._note):
             self.damaged |= packet.is_corrupt
             yield packet
@@ -110,7 +110,7 @@ class Decoder:
         try:
             frames = context.decode(packet)
         except DAMAGE as error:
-            # Some decoders leave here the size that they refused; for HEVC's the refusal is a want of memory.
+            # Some decoders store the size that they refused here; HEVC's reports the refusal as a MemoryError.
             check_pixels(context.width, context.height, self._max_pixels)
             if isinstance(error, MemoryError):
                 raise
@@ -128,12 +128,12 @@ class Decoder:
 
 
 class RgbConverter:
-    """Converts frames as the ffmpeg program does, to the bit where its version is the same.
+    """Converts frames to RGB exactly as the ffmpeg program of the same version does.
 
-    The frame's own colour matrix and range are used, BT.601 and the limited range where it states none. Bicubic
-    is what the program takes; without ACCURATE_RND and the like 8-bit 4:2:0 and 4:2:2 go FFmpeg's fast way, as
-    they do there. Where chroma is interpolated, the program takes its samples to lie between those of the luma,
-    wherever the file says that they lie, and every frame to be progressive.
+    The frame's own colour matrix and range are used, or else BT.601 and the limited range. Interpolation is bicubic,
+    the program's default. No flags such as ACCURATE_RND are set, so 8-bit 4:2:0 and 4:2:2 use FFmpeg's fast conversion,
+    as in the program. When it interpolates chroma, the program ignores the chroma location and the field order that the
+    file states: it assumes samples in the centre between those of the luma, and progressive frames.
     """
 
     def __init__(self) -> None:
@@ -141,12 +141,12 @@ class RgbConverter:
         self._graph = av.filter.Graph()
 
     def __call__(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
-        """Convert to contiguous RGB (height, width, 3), upright. Raises ClipError: DECODE_FAILED."""
+        """Convert to a contiguous upright RGB array (height, width, 3), uint8. Raises ClipError: DECODE_FAILED."""
         try:
             plain = frame if _is_fast(frame) else self._plain(frame)
             image = plain.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-            # PyAV's side data and their frame hold each other until the garbage collector comes by, and large
-            # frames would pile up. A copy of a few pixels has the same side data.
+            # PyAV's side data and their frame reference each other until the garbage collector runs, so large frames
+            # would pile up. A copy of a few pixels has the same side data.
             small = frame.reformat(width=8, height=8, format="gray", interpolation=Interpolation.POINT, threads=1)
         except MemoryError:
             raise
@@ -155,7 +155,7 @@ class RgbConverter:
         return np.ascontiguousarray(_upright(image, small), dtype=np.uint8)
 
     def _plain(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """Take away where the chroma samples lie, and the fields, which PyAV does by a filter only."""
+        """Remove chroma location and field order from the frame, for which PyAV needs a filter."""
         shape = frame.width, frame.height, frame.format.name
         if shape != self._shape:
             self._shape = shape
@@ -171,18 +171,18 @@ class RgbConverter:
 
 
 def _is_fast(frame: av.VideoFrame) -> bool:
-    """Whether FFmpeg repeats chroma samples (yuv2rgb in libswscale) and does not interpolate between them."""
+    """Return whether FFmpeg repeats chroma samples (yuv2rgb in libswscale) instead of interpolating them."""
     if frame.interlaced_frame or frame.height % 2:
         return False
     return frame.format.name in {"yuv420p", "yuvj420p", "yuva420p", "yuv422p", "yuvj422p"}
 
 
 def _upright(image: npt.NDArray[Any], frame: av.VideoFrame) -> npt.NDArray[Any]:
-    """Apply a frame's display matrix where it is made of quarter turns and mirroring."""
+    """Apply a frame's display matrix if it consists of quarter turns and mirroring."""
     try:
         side_data: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV cannot name some kinds of side data (EXIF); its own reading of the matrix is left then.
+        # PyAV fails on some kinds of side data (EXIF); then use the rotation that it derives from the matrix itself.
         turns, rest = divmod(frame.rotation, 90)
         return image if rest else np.rot90(image, turns)
     if side_data is None:

@@ -1,33 +1,33 @@
 """From a local video file to sampled RGB frames.
 
-The definition, so that anyone can recompute it from what a plain decoder shows:
+The definition, by which anyone can recompute the samples with a plain decoder:
 
-- The video is the container's first stream marked as default, or else its first one; attached pictures (cover
-  art) are not counted. Its frames are all that the decoder gives, in the order given.
-- p, a frame's presentation time, is FFmpeg's best-effort timestamp: the pts, as long as pts advance from frame
-  to frame; where they are missing or were found to step back, the dts; where that is missing too, the end of
-  the frame before. AVI stores no pts, and those that libavformat makes up for it are not used. A frame that
-  steps back all the same is passed over. Times are exact, in ticks of the stream's time base.
-- duration = (p + d of the packet that ends last) - (p of the packet that begins first), over the stream's
-  packets, without those that an edit list discards; p is a packet's pts (but in AVI), or else its dts, or else
-  the end of the packet before, and d its duration, or one frame at the stream's average rate where none is stated.
-- step = ``interval`` (the decimal number as written), or duration / ``max_frames`` where that is longer.
-- t_k = p of the first frame + k * step, for k = 0 .. ``max_frames`` - 1, as far as t_k is not after p of the
-  last frame. The frame of t_k is the last one with p <= t_k; a frame is taken once.
+- The video stream is the container's first stream marked as default, or else its first one; attached pictures (cover
+  art) do not count. Its frames are all frames that the decoder outputs, in that order.
+- p, a frame's presentation time, is FFmpeg's best-effort timestamp: the pts, as long as pts increase from frame to
+  frame; if they are missing or have decreased, the dts; if that is missing too, the end of the previous frame. AVI
+  stores no pts, and those that libavformat generates for it are not used. A frame whose time still is before its
+  predecessor's is skipped. Times are exact, in ticks of the stream's time base.
+- duration = (p + d of the packet that ends last) - (p of the packet that begins first), over the stream's packets
+  without those that an edit list discards. Here p is a packet's pts (except in AVI), or else its dts, or else the end
+  of the previous packet; d is its duration, or else that of one frame at the stream's average rate.
+- step = ``interval`` (the decimal number as written), or duration / ``max_frames`` if that is longer.
+- t_k = p of the first frame + k * step, for k = 0 .. ``max_frames`` - 1, up to p of the last frame. The frame of t_k is
+  the last one with p <= t_k; each frame is sampled at most once.
 - A sample's time is its frame's p minus the first frame's, rounded to milliseconds (half to even).
-- Pixels are what the ffmpeg program writes as rgb24: converted by the frame's own colour matrix and range,
-  without alpha, turned and mirrored by its display matrix if that is made of quarter turns (the program turns by
-  any other angle too). The sample aspect ratio is not applied.
+- Pixels are those that the ffmpeg program writes as rgb24: converted by the frame's own colour matrix and range,
+  without alpha, and rotated and mirrored by its display matrix if that consists of quarter turns (the program applies
+  all other angles too). The sample aspect ratio is not applied.
 
-How no more is decoded than that needs: a first walk over the packets, without decoding, gives the duration and
-each frame's time, so it is known beforehand which frames are sampled. Then only the packets are decoded that
-these need: from the last one at which decoding may begin (``bitstream.py``) to the frame itself, without those
-that no other needs. This way is left where a packet has no time of its own, where nothing is known of the codec,
-and as soon as the decoder gives anything else than the packets promised; then everything is decoded up to the
-last sample, which is the definition itself.
+The same frames are sampled without decoding everything. A first pass over the packets, without decoding, gives the
+duration and the time of each frame, and so the frames to sample. Then only the packets that these frames depend on are
+decoded: from the last one at which decoding may start (``bitstream.py``) up to the frame itself, without packets on
+which no other depends. If a packet has no time, if there is no ``bitstream.py`` reader for the codec, or if the
+decoder's output differs from what the packets predict, everything up to the last sample is decoded instead, exactly as
+defined above.
 
-Damage: packets that do not decode are passed over, as the ffmpeg program does, and where the container breaks
-off the stream ends. What is left is sampled. Damage in packets that no sample needs is not noticed.
+Damage: packets that do not decode are skipped, as by the ffmpeg program, and a container that cannot be read further
+ends the stream. The remaining frames are sampled. Damage in packets that no sample depends on is not noticed.
 """
 
 from __future__ import annotations
@@ -61,17 +61,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BLOCK = 16
-"""Side of the blocks that near-duplicates are compared by, in pixels of the prepared frame: half a patch of the usual
-ViT-B-32."""
+"""Side of the blocks by which near-duplicates are compared, in pixels of the prepared frame: half the side of a patch
+of ViT-B-32, the most common model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How clips are sampled, and how large they may be.
+    """How clips are sampled, and limits on their size.
 
-    ``interval``: seconds between samples, > 0. ``max_frames``: most samples of a clip, >= 1. ``max_pixels``: of a
-    frame; ``max_seconds``: of a clip; ``max_packets``: encoded frames of a clip. ``duplicate_threshold``: how much
-    frames may differ of which one stands for the others, see :func:`distinct`; 0: no such.
+    ``interval``: seconds between samples, > 0. ``max_frames``: largest number of samples of a clip, >= 1. Limits:
+    ``max_pixels`` of a frame, ``max_seconds`` of a clip, and ``max_packets``, encoded frames of a clip.
+    ``duplicate_threshold``: largest :func:`difference` of frames that count as near-duplicates, see :func:`distinct`;
+    0: all frames are kept.
     """
 
     interval: float
@@ -86,11 +87,11 @@ class Sampling:
 class SampledClip(Generic[T]):
     """The sampled frames of a clip, n >= 1, in the order of their times.
 
-    ``times_ms`` (n,): each frame's time from the first frame. ``frames``: what ``prepare`` made of each, without
-    near-duplicates. ``frame_of`` (n,): the one of these that is shown at that time; 0 .. n - 1 if none is left out.
-    ``duration_ms``: the clip's length. ``decoded``: how many frames the decoder produced for them. ``partial``:
-    something of the video was damaged, and these frames are of what is left; damage in what no sample needs is
-    not noticed.
+    ``times_ms`` (n,): each sample's time after the first frame. ``frames``: the samples as returned by ``prepare``,
+    without near-duplicates. ``frame_of`` (n,): for each sample, its index in ``frames``; 0 .. n - 1 if there are no
+    near-duplicates. ``duration_ms``: the clip's length. ``decoded``: number of frames that the decoder produced.
+    ``partial``: part of the video is damaged, and the samples are from the rest; damage in packets that no sample
+    depends on is not noticed.
     """
 
     times_ms: npt.NDArray[np.uint32]
@@ -102,10 +103,9 @@ class SampledClip(Generic[T]):
 
 
 def sample(path: Path, sampling: Sampling, prepare: Callable[[npt.NDArray[np.uint8]], T]) -> SampledClip[T]:
-    """Sample a file of our own, in this process.
+    """Sample a trusted file in this process; for untrusted ones see :class:`~streamer.video.isolation.pool.DecodePool`.
 
-    Strangers' files go to :class:`~streamer.video.isolation.pool.DecodePool`.
-    Raises as :func:`sample_descriptor` does, and NOT_FOUND.
+    Raises as :func:`sample_descriptor` does, and :class:`ClipError` NOT_FOUND.
     """
     descriptor = open_clip(path)
     try:
@@ -117,13 +117,13 @@ def sample(path: Path, sampling: Sampling, prepare: Callable[[npt.NDArray[np.uin
 def sample_descriptor(
     descriptor: int, sampling: Sampling, prepare: Callable[[npt.NDArray[np.uint8]], T]
 ) -> SampledClip[T]:
-    """Decode the regular file that a descriptor is open on, and sample it as the module's text defines.
+    """Decode and sample the regular file behind a descriptor, as this module's docstring defines.
 
-    ``prepare`` gets each sampled frame, (height, width, 3) RGB, as soon as it is decoded, so that full-size
-    frames never pile up; what it raises passes through, but for a MemoryError. It may be given frames
-    twice, where the first way of decoding has to be left. The descriptor stays open.
-    Raises :class:`ClipError` and nothing else for whatever the file holds: NO_VIDEO, DECODE_FAILED, CLIP_TOO_LARGE, or
-    FETCH_FAILED where it cannot be read.
+    ``prepare`` is called with each sampled frame, (height, width, 3) RGB uint8, as soon as it is decoded, so that
+    full-size frames never pile up. It may be called twice for the same frames, if everything has to be decoded after
+    all. Its exceptions pass through, except MemoryError. The descriptor stays open.
+    For any content of the file, only :class:`ClipError` is raised: NO_VIDEO, DECODE_FAILED, CLIP_TOO_LARGE, or
+    FETCH_FAILED if it cannot be read.
     """
     source = Source(descriptor)
     try:
@@ -132,7 +132,7 @@ def sample_descriptor(
         taken = _from_needed(source, sampling, found, step, prepare) or _from_all(source, sampling, step, prepare)
         partial = taken.damaged or found.damaged or breaks_off(source)
     except MemoryError as error:
-        # It may be what earlier clips left behind in this process that was too much.
+        # A retry may succeed, because earlier clips may have left memory in use in this process.
         raise ClipError(Reason.DECODE_FAILED, "not enough memory", Retry.ONCE) from error
     times_ms = np.array([round(ticks * found.time_base * 1000) for ticks in taken.ticks], dtype=np.uint32)
     frames, frame_of = distinct(taken.frames, sampling.duplicate_threshold)
@@ -142,7 +142,7 @@ def sample_descriptor(
 
 @dataclass(slots=True)
 class _Taken(Generic[T]):
-    """Samples: their times from the first frame, in ticks, and what ``prepare`` made of them."""
+    """Samples: their times after the first frame, in ticks, and what ``prepare`` returned for them."""
 
     ticks: list[int]
     frames: list[T]
@@ -165,12 +165,12 @@ def _survey(source: Source, sampling: Sampling) -> Survey:
 def _from_needed(
     source: Source, sampling: Sampling, found: Survey, step: Fraction, prepare: Callable[[npt.NDArray[np.uint8]], T]
 ) -> _Taken[T] | None:
-    """Decode what the samples need; None where that cannot be told or does not hold."""
+    """Decode only what the samples depend on; return None if that is not known, or the decoder's output differs."""
     chosen = choose(found, step, sampling.max_frames) if found.exact else None
     if chosen is None:
         return None
-    offsets, proof = chosen
-    wanted = offsets.keys() if proof is None else {*offsets, proof}
+    offsets, following = chosen
+    wanted = offsets.keys() if following is None else {*offsets, following}
     frames: list[T] = []
     to_rgb = RgbConverter()
     with open_container(source, sampling.max_pixels) as container:
@@ -205,18 +205,18 @@ def _from_all(
 
 
 def distinct(frames: Sequence[Any], threshold: float) -> tuple[list[Any], list[int]]:
-    """Return the frames without near-duplicates, and for each given frame the index of the one that stands for it.
+    """Return the frames without near-duplicates, and for each given frame the index of the one that replaces it.
 
-    ``frames``: prepared, (height, width, channels) uint8 of one shape, n >= 1, in the order of their times; with a
-    ``threshold`` of 0 they may be anything and all are kept. A run is a frame and those right after it whose
-    :func:`difference` to that *first* one is at most the threshold: compared with the one before, a slow movement
-    would never be noticed.
+    ``frames``: prepared, (height, width, channels) uint8 of one shape, n >= 1, in the order of their times. With a
+    ``threshold`` of 0 they may be any objects, and all are kept. A frame is replaced by the last kept frame if their
+    :func:`difference` is at most the threshold. It is not compared with its predecessor, because then a slow movement
+    would never be detected.
 
-    A record has a row for each sampled frame all the same, with its own time; those of a run have one vector. One row
-    with the run's first time would score the same and be smaller, but what a record holds could then no longer be told
-    from the clip and the sampling alone, and the moments at which something is still in view would be lost; what is to
-    be saved is the encoder's time, some 20 ms of a processor for a frame, against less than a microsecond that a row
-    costs a query.
+    The store's record still has a row for each sampled frame, with its own time; near-duplicates repeat the vector of
+    the frame that replaces them. A single row with the first time would be smaller and score the same. But then the
+    rows of a record would no longer follow from the clip's times and the sampling alone, and later moments at which
+    something is still in view would be lost. The purpose is to save the encoder's time, some 20 ms of CPU time a frame;
+    a row costs a query less than a microsecond.
     """
     kept = [frames[0]]
     stands_for = [0]
@@ -228,10 +228,10 @@ def distinct(frames: Sequence[Any], threshold: float) -> tuple[list[Any], list[i
 
 
 def difference(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
-    """Return the largest mean absolute difference of a block, 0 to 255, over its pixels and channels.
+    """Return the largest mean absolute difference, 0 to 255, of any block of ``BLOCK`` x ``BLOCK`` pixels.
 
-    The mean over the whole frame, which is never larger, would miss what is small: an object of 12 x 12 pixels moves it
-    by a three hundredth of what it moves its block.
+    The mean over the whole frame would hardly change with a small object: one of 12 x 12 pixels changes it by a three
+    hundredth of what it changes the mean of its block.
     """
     apart = np.maximum(one, other) - np.minimum(one, other)
     height, width, channels = apart.shape

@@ -1,4 +1,4 @@
-"""When encoded and decoded frames are shown, and which of them are sampled."""
+"""Presentation times of encoded and decoded frames, and the choice of the frames to sample and packets to decode."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _FOREVER = 1 << 64
-"""In ticks: beyond any of FFmpeg's times."""
+"""Ticks, more than any timestamp of FFmpeg."""
 
 
 class Clock:
-    """Gives each packet or frame of a stream its presentation time and its end, in ticks."""
+    """Determines begin and end of the presentation of each packet or frame of a stream, in ticks."""
 
     def __init__(self, stream: av.VideoStream) -> None:
-        # One frame at the stream's average rate.
+        # The duration of one frame at the stream's average rate.
         rate = stream.average_rate or stream.guessed_rate
         self._period = round(1 / (rate * time_base(stream))) if rate else 0
         self._end = 0
 
     def place(self, time: int | None, duration: int | None) -> tuple[int, int]:
-        """Return when the next one begins and ends."""
+        """Return begin and end of the next packet or frame; ``time`` and ``duration`` are None if it has none."""
         time = self._end if time is None else time
         self._end = time + (duration or self._period)
         return time, self._end
@@ -49,10 +49,10 @@ class BestEffort:
     def __init__(self) -> None:
         self._last_pts: float = -math.inf
         self._last_dts: float = -math.inf
-        self._pts_faults = 0  # by how many they exceed those of the dts
+        self._pts_faults = 0  # number of steps back of the pts minus that of the dts
 
     def time(self, pts: int | None, dts: int | None) -> int | None:
-        """Return the next frame's time, None where it has none."""
+        """Return the next frame's time; None if it has neither pts nor dts."""
         by_pts = dts if pts is None else pts
         by_dts = pts if dts is None else dts
         if by_pts is None or by_dts is None:  # neither is given
@@ -66,10 +66,10 @@ class BestEffort:
 
 
 def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int) -> Iterator[tuple[int, T]]:
-    """Pick from (time, frame) pairs in presentation order those that ``step`` samples, at most ``limit``.
+    """Yield the samples (time after the first frame, frame) of (time, frame) pairs in presentation order.
 
-    Times and ``step`` share one unit. Gives (time from the first frame, frame), each as soon as the frame
-    after it is known; one frame is held at a time.
+    Times and ``step`` have the same unit; there are at most ``limit`` samples. Each is yielded as soon as the next
+    frame is known, so only one frame is held at a time.
     """
     start: int | None = None
     held: tuple[int, T] | None = None
@@ -81,7 +81,7 @@ def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int) -> Itera
         if held is not None:
             if offset < held[0]:
                 continue
-            # No t_k that is left is before the held frame, so it is the frame of all those before the new one.
+            # No remaining t_k is before the held frame, so it is the frame of every t_k before the new frame.
             if k * step < offset:
                 yield held
                 k = math.ceil(offset / step)
@@ -94,11 +94,11 @@ def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int) -> Itera
 
 @dataclass(slots=True)
 class Survey:
-    """What a walk over a stream's packets tells without decoding.
+    """The result of a pass over a stream's packets without decoding.
 
-    ``duration``: in seconds. ``pts`` and ``kinds``: of each packet that holds something, in decoding order, as
-    far as all of them have pts; ``kinds`` are :class:`Kind`. ``damaged``: a packet is corrupt, or reading ended
-    in an error. ``exact``: every frame's presentation time is known from its packet, and ``kinds`` hold.
+    ``duration``: in seconds. ``pts`` and ``kinds`` (:class:`Kind`): one entry for each packet that is not empty, in
+    decoding order, up to the first packet without an exact time. ``damaged``: a packet is corrupt, or reading ended
+    in an error. ``exact``: the presentation time of every frame is known from its packet, and ``kinds`` are valid.
     """
 
     time_base: Fraction
@@ -110,7 +110,7 @@ class Survey:
 
 
 def survey(container: InputContainer, *, max_pixels: int, max_seconds: float, max_packets: int) -> Survey:
-    """Walk over all packets of the video, within the limits.
+    """Read all packets of the video stream, within the limits.
 
     Raises :class:`ClipError`: NO_VIDEO, DECODE_FAILED for a stream without packets, or CLIP_TOO_LARGE.
     """
@@ -142,44 +142,44 @@ def survey(container: InputContainer, *, max_pixels: int, max_seconds: float, ma
         raise decode_failed("the video stream is empty")
     found.duration = (end - begin) * found.time_base
     if reader is not None and not found.damaged:
-        found.exact = bool(reader.believed & Kind.START)
-        found.kinds = bytearray(kind & reader.believed for kind in found.kinds)
+        found.exact = bool(reader.valid & Kind.START)
+        found.kinds = bytearray(kind & reader.valid for kind in found.kinds)
     return found
 
 
 def _is_exact(packet: av.Packet[av.VideoStream], *, pts_stored: bool) -> bool:
-    """Whether the packet has its frame's time, and no parameters that would be missed where it is passed over."""
+    """Return whether the packet has its frame's time, and no parameters that would be lost if it were skipped."""
     if packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change"):
         return False
     return packet.is_discard or (packet.pts is not None and (pts_stored or packet.pts == packet.dts))
 
 
 def choose(found: Survey, step: Fraction, limit: int) -> tuple[dict[int, int], int | None] | None:
-    """Sample by the packets' times alone, which is possible where ``found`` is exact.
+    """Choose the frames to sample by the packets' times alone; ``found`` must be exact.
 
-    Returns {pts: time from the first frame, in ticks} of the sampled frames, and the pts of the frame after the
-    last of them where it decides whether that one is taken (the definition has no t_k after the last frame).
-    None where two packets claim the same time.
+    Returns {pts: time after the first frame, in ticks} of the sampled frames, and the pts of the frame that follows the
+    last of them if its existence decides whether that one is sampled (the definition has no t_k after the last frame);
+    else None. Returns None instead of the pair if two packets have the same time.
     """
     shown = sorted(pts for pts, kind in zip(found.pts, found.kinds, strict=True) if not kind & Kind.HIDDEN)
     if any(one == other for one, other in itertools.pairwise(shown)):
         return None
     taken = list(select(((pts, n) for n, pts in enumerate(shown)), step / found.time_base, limit))
     last, number = taken[-1]
-    proved = (last * found.time_base / step).denominator == 1 or number + 1 == len(shown)
-    return {shown[n]: offset for offset, n in taken}, None if proved else shown[number + 1]
+    is_certain = (last * found.time_base / step).denominator == 1 or number + 1 == len(shown)
+    return {shown[n]: offset for offset, n in taken}, None if is_certain else shown[number + 1]
 
 
 def plan(found: Survey, needed: Iterable[int]) -> list[list[int]]:
-    """Say which packets must be decoded, in decoding order, for the frames of the pts ``needed``.
+    """Return the packets that must be decoded for the frames with the pts in ``needed``, in decoding order.
 
-    Returns runs of packets, counted from 0: the decoder starts each of them afresh, and is drained behind it.
+    They are runs of packet numbers, counted from 0. The decoder is drained and reset after each run.
     """
     targets = set(needed)
     spans: list[tuple[int, int]] = []
-    start = 0  # where decoding may begin for what comes now
-    start_of_leading = 0  # the same for what refers to frames before that
-    followed = False  # by frames after which nothing refers to what was before the start
+    start = 0  # the packet at which decoding may start for the current frame
+    start_of_leading = 0  # the same for LEADING frames, which depend on frames before ``start``
+    followed = False  # whether a frame followed ``start`` after which no frame depends on those before it
     for n, kind in enumerate(found.kinds):
         if kind & Kind.START:
             start_of_leading = start if followed else start_of_leading
@@ -196,7 +196,7 @@ def plan(found: Survey, needed: Iterable[int]) -> list[list[int]]:
 
 def _without_unneeded(found: Survey, first: int, last: int, targets: set[int]) -> list[int]:
     kept = []
-    orphaned = first > 0  # leading frames come before what they refer to was decoded
+    orphaned = first > 0  # LEADING frames now would depend on frames that are not decoded
     for n in range(first, last + 1):
         kind = found.kinds[n]
         orphaned = orphaned and (n == first or not kind & Kind.START)
@@ -208,6 +208,6 @@ def _without_unneeded(found: Survey, first: int, last: int, targets: set[int]) -
 
 
 def check_length(duration: Fraction, max_seconds: float) -> None:
-    """Raise CLIP_TOO_LARGE for a clip over the limit."""
+    """Raise CLIP_TOO_LARGE if a clip exceeds the limit."""
     if duration > max_seconds:
         raise ClipError(Reason.CLIP_TOO_LARGE, f"{float(duration):.0f} s, the limit is {max_seconds:.0f} s")

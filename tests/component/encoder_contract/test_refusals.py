@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from streamer.encoders import EncoderError, load_encoder
+from streamer.encoders.model_config import require_allowed
 from tests.support.open_clip_models import KINDS, TEXT, change_weights
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def test_an_unknown_name_is_refused_with_close_ones() -> None:
     assert "ViT-B-32" in message
 
 
-def test_a_name_like_no_other_is_refused() -> None:
+def test_a_model_name_without_close_matches_is_refused() -> None:
     assert refusal("%%%%", "openai").startswith("unknown model '%%%%'; open_clip.list_models()")
 
 
@@ -124,18 +126,63 @@ def test_a_broken_config_is_refused(clip_copy: Path, content: str) -> None:
     assert "open_clip_config.json is not a JSON object with a model_cfg" in message
 
 
-def test_a_config_that_is_no_architecture_is_refused(clip_copy: Path) -> None:
-    document = {"model_cfg": {**KINDS["clip"].config, "wings": 2}}
-    (clip_copy / "open_clip_config.json").write_text(json.dumps(document))
-    message = refusal(f"local-dir:{clip_copy}")
-    assert message.startswith(f"model local-dir:{clip_copy} cannot be built: TypeError: ")
-    assert "wings" in message
+HOSTILE: list[tuple[str, dict[str, Any]]] = [
+    ("model_cfg.wings: 2", {"wings": 2}),
+    ("model_cfg.text_cfg.tokenizer_kwargs.trust_remote_code: True", {"tokenizer_kwargs": {"trust_remote_code": True}}),
+    (
+        "model_cfg.text_cfg.tokenizer_kwargs.reduction_mask: 'syntax'",
+        {"tokenizer_kwargs": {"reduction_mask": "syntax"}},
+    ),
+    ("model_cfg.text_cfg.tokenizer_kwargs.bpe_path: '/dev/zero'", {"tokenizer_kwargs": {"bpe_path": "/dev/zero"}}),
+    ("model_cfg.text_cfg.tokenizer_kwargs.cache_dir: '/tmp'", {"tokenizer_kwargs": {"cache_dir": "/tmp"}}),  # noqa: S108
+    ("model_cfg.text_cfg.tokenizer_kwargs.clean: 'unheard-of'", {"tokenizer_kwargs": {"clean": "unheard-of"}}),
+    ("model_cfg.text_cfg.tokenizer_kwargs: 'x'", {"tokenizer_kwargs": "x"}),
+    ("model_cfg.text_cfg.hf_model_name: './here'", {"hf_model_name": "./here"}),
+    ("model_cfg.text_cfg.hf_model_name: 'someone/else'", {"hf_model_name": "someone/else"}),
+    ("model_cfg.text_cfg.width: 'wide'", {"width": "wide"}),
+    ("model_cfg.vision_cfg.timm_model_name: 'hf-hub:someone/else'", {"timm_model_name": "hf-hub:someone/else"}),
+    ("model_cfg.vision_cfg.timm_model_name: 'local-dir:/a'", {"timm_model_name": "local-dir:/a"}),
+    ("model_cfg.vision_cfg.act_kwargs: {'a': {'b': 1}}", {"act_kwargs": {"a": {"b": 1}}}),
+    ("model_cfg.text_cfg: 7", {"text_cfg": 7}),
+]
 
 
-def test_a_missing_tokenizer_is_named(clip_copy: Path) -> None:
-    config = {**KINDS["clip"].config, "text_cfg": {**TEXT, "tokenizer_kwargs": {"clean": "unheard-of"}}}
+@pytest.mark.parametrize(("said", "changes"), HOSTILE, ids=[said for said, _ in HOSTILE])
+def test_a_config_that_says_more_than_it_may_is_refused_before_anything_is_loaded(
+    clip_copy: Path, monkeypatch: pytest.MonkeyPatch, said: str, changes: dict[str, Any]
+) -> None:
+    config: dict[str, Any] = {**KINDS["clip"].config}
+    section = said.split(":", maxsplit=1)[0].split(".")[1]
+    if section.endswith("_cfg") and section not in changes:
+        config[section] = {**config[section], **changes}
+    else:
+        config |= changes
     (clip_copy / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    assert refusal(f"local-dir:{clip_copy}").startswith(f"model local-dir:{clip_copy} has no usable tokenizer: ")
+    monkeypatch.delattr(open_clip, "create_model_from_pretrained")
+    assert refusal(f"local-dir:{clip_copy}") == f"model local-dir:{clip_copy}: its configuration may not say {said}"
+
+
+def test_a_config_that_is_no_architecture_is_refused(clip_copy: Path) -> None:
+    document = {"model_cfg": {**KINDS["clip"].config, "text_cfg": {**TEXT, "heads": 7}}}
+    (clip_copy / "open_clip_config.json").write_text(json.dumps(document))
+    assert refusal(f"local-dir:{clip_copy}").startswith(f"model local-dir:{clip_copy} cannot be built: ")
+
+
+def test_the_configs_of_open_clip_say_nothing_that_a_folder_may_not() -> None:
+    for name in open_clip.list_models():
+        require_allowed(name, open_clip.get_model_config(name))
+
+
+def test_a_tokenizer_of_another_library_is_told_to_run_no_code(
+    clip_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_tokenizer(*_: object, **options: object) -> None:
+        raise RuntimeError(f"told {options}")
+
+    config = {**KINDS["clip"].config, "text_cfg": {**TEXT, "hf_tokenizer_name": "any"}}
+    (clip_copy / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    monkeypatch.setattr(open_clip, "get_tokenizer", get_tokenizer)
+    assert refusal(f"local-dir:{clip_copy}").endswith("told {'trust_remote_code': False}")
 
 
 def test_a_tag_beside_a_directory_is_refused_rather_than_ignored(models: Callable[[str], Path]) -> None:
@@ -155,9 +202,37 @@ def test_a_tag_whose_weights_cannot_be_downloaded_is_refused() -> None:
     assert message.startswith("'openai' of model ViT-B-32 cannot be downloaded: ")
 
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
 @pytest.mark.usefixtures("_offline")
 def test_a_repository_that_cannot_be_downloaded_is_refused() -> None:
-    assert refusal("hf-hub:someone/something").startswith("model hf-hub:someone/something cannot be downloaded: ")
+    model = f"hf-hub:someone/something@{COMMIT}"
+    assert refusal(model).startswith(f"model {model} cannot be downloaded: ")
+
+
+@pytest.mark.parametrize("revision", ["", "@", "@main", f"@{COMMIT[:7]}", f"@{COMMIT}0"])
+def test_a_repository_without_its_commit_is_refused(revision: str) -> None:
+    message = refusal(f"hf-hub:someone/something{revision}")
+    assert message.endswith("name the commit, hf-hub:someone/something@ and its 40 hexadecimal digits")
+
+
+def test_of_a_repository_only_that_commit_is_read_and_none_of_its_code(
+    models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def snapshot_download(name: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        files = ("evil.py", "a/evil.py", "pytorch_model.bin", "open_clip_config.json", "open_clip_model.safetensors")
+        wanted = [name for name in files if any(fnmatch(name, pattern) for pattern in allow_patterns)]
+        assert wanted == ["open_clip_config.json", "open_clip_model.safetensors"]
+        return str(models("clip"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    encoder = load_encoder(f"hf-hub:someone/something@{COMMIT}", dtype="float32")
+    assert asked == [("someone/something", COMMIT)]
+    assert encoder.model_id == load_encoder(f"local-dir:{models('clip')}", dtype="float32").model_id
 
 
 def test_arithmetic_that_overflows_is_refused_and_named(clip_copy: Path) -> None:

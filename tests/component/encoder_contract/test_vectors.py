@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamer.encoders import DEMO
-from streamer.encoders import open_clip as open_clip_encoder
 from streamer.encoders.loading import DEMO_FOLDER
-from streamer.encoders.open_clip import MAX_TOKENIZER_WORDS, OpenClipEncoder
+from streamer.encoders.open_clip import OpenClipEncoder
 from tests.support.open_clip_models import KINDS, QUERIES, make_frames
 
 if TYPE_CHECKING:
@@ -162,17 +161,3 @@ def test_reduced_arithmetic_stays_close_to_float32(models: Callable[[str], Path]
     images = np.sum(exact.encode_images(prepared) * reduced.encode_images(prepared), axis=-1)
     texts = np.sum(exact.encode_texts(QUERIES) * reduced.encode_texts(QUERIES), axis=-1)
     assert min(images.min(), texts.min()) > 0.995
-
-
-def test_the_tokenizer_does_not_remember_every_word_it_saw(models: Callable[[str], Path]) -> None:
-    model = f"local-dir:{models('clip')}"
-    encoder = OpenClipEncoder.load(model)
-    tokenizer = open_clip.get_tokenizer(model)
-    bounded = open_clip_encoder._bound(tokenizer)
-    special_tokens = dict(tokenizer.cache)
-    tokenizer.cache.update({f"word{number}": f"word{number}" for number in range(MAX_TOKENIZER_WORDS)})
-    tokens = bounded(QUERIES)
-    assert len(tokenizer.cache) < 200
-    assert special_tokens.items() <= tokenizer.cache.items()
-    assert encoder._texts is not None
-    assert torch.equal(tokens, encoder._texts._tokenize(QUERIES))

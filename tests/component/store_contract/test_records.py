@@ -39,7 +39,7 @@ def test_hostile_ids_are_distinguished_and_read_back(store: Store) -> None:
 
 
 @pytest.mark.parametrize("clip_id", ["", "a" * 513, "é" * 257])
-def test_what_can_be_no_id_is_refused(store: Store, clip_id: str) -> None:
+def test_an_invalid_clip_id_is_refused(store: Store, clip_id: str) -> None:
     with pytest.raises(ValueError, match="1 to 512 bytes"):
         store.put([clip(clip_id)])
     with pytest.raises(ValueError, match="1 to 512 bytes"), store.read([clip_id]):

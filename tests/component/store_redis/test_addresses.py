@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from streamer.store import StoreError, masked, open_existing, record_format
-from streamer.store.redis.address import Address, Buckets
-from tests.support.redis_stores import clip, opened, versions
+from streamer.store import PutOutcome, StoreError, StoreUnavailableError, masked, open_existing, record_format
+from streamer.store.redis.address import UNSALTED, Address, Buckets
+from tests.support.redis_stores import IDS, buckets, clip, opened, versions
 
 if TYPE_CHECKING:
     from tests.support.redis_servers import Cluster, Server
@@ -65,13 +65,90 @@ def test_a_password_is_not_shown(url: str, shown: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 16, 64, 1000])
 def test_buckets_lie_evenly_among_the_slots_and_clips_among_the_buckets(count: int) -> None:
-    buckets = Buckets("clips", count)
-    assert [slot * count // 16_384 for slot in buckets.slots] == list(range(count))
+    made = Buckets("clips", count, salt=7)
+    assert [slot * count // 16_384 for slot in made.slots] == list(range(count))
     keys = record_format.keys(record_format.model_prefix("m"), [f"clip {number}" for number in range(20 * count)])
-    found = [buckets.of(key) for key in keys]
+    found = [made.of(key) for key in keys]
     assert min(found.count(number) for number in range(count)) > 0
-    assert [buckets.record_key(buckets.full(key)) for key in keys] == keys
-    assert buckets.record_key(buckets.models(0)) is None
+    assert [made.record_key(made.full(key)) for key in keys] == keys
+    assert made.record_key(made.models(0)) is None
+
+
+def test_who_names_clips_cannot_choose_their_bucket() -> None:
+    """Ids that share a bucket under one salt are spread under another one."""
+    known = Buckets("clips", 64, salt=1)
+    keys = record_format.keys(record_format.model_prefix("m"), [f"clip {number}" for number in range(20_000)])
+    chosen = [key for key in keys if known.of(key) == 0]
+    assert len(chosen) > 200
+    assert len({Buckets("clips", 64, salt=2).of(key) for key in chosen}) > 50
+
+
+def test_each_store_has_a_salt_of_its_own_and_keeps_it(valkey: Server) -> None:
+    urls = [f"{valkey.url}?name=salted-{number}" for number in range(2)]
+    salts = [buckets(opened(url)).salt for url in urls]
+    assert len({*salts, UNSALTED}) == 3
+    assert [buckets(opened(url)).salt for url in urls] == salts
+    assert buckets(opened(urls[0], read_only=True)).salt == salts[0]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_store_of_an_earlier_release_has_no_salt_and_keeps_its_clips(valkey: Server, lost: bool) -> None:
+    url, name = f"{valkey.url}?name=unsalted-{lost}", f"unsalted-{lost}"
+    valkey.command("SET", name, "clip embeddings 2 buckets 64")
+    opened(url).put([clip(clip_id) for clip_id in IDS])
+    key = record_format.key(record_format.model_prefix("m"), IDS[0])
+    assert valkey.command("EXISTS", Buckets(name, 64).full(key))
+    if lost:
+        valkey.command("DEL", name)
+    again = opened(url)
+    assert buckets(again).salt == UNSALTED
+    assert versions(again, IDS) == [1] * len(IDS)
+    assert again.stats().models == {"m": len(IDS)}
+    assert valkey.command("GET", name) == b"clip embeddings 2 buckets 64"
+
+
+def test_a_salt_whose_key_is_lost_is_found_in_the_buckets(valkey: Server) -> None:
+    url = f"{valkey.url}?name=half-lost"
+    opened(url).put([clip(clip_id) for clip_id in IDS])
+    valkey.command("DEL", "half-lost")
+    again = opened(url)
+    assert versions(again, IDS) == [1] * len(IDS)
+    assert again.stats().models == {"m": len(IDS)}
+    again.put([clip("more")])
+    assert versions(opened(url), [*IDS, "more"]) == [1] * (len(IDS) + 1)
+
+
+def test_processes_that_have_the_store_open_notice_that_it_was_created_anew(valkey: Server) -> None:
+    url = f"{valkey.url}?name=anew"
+    writer, reader = opened(url), opened(url, read_only=True)
+    writer.put([clip("c")])
+    assert versions(reader, ["c"]) == [1]
+    for key in valkey.command("KEYS", "anew*"):
+        valkey.command("DEL", key)
+    opened(url).put([clip("c", 2)])
+    with pytest.raises(StoreUnavailableError, match="created anew"):
+        writer.put([clip("d", 2)])
+    with pytest.raises(StoreUnavailableError, match="created anew"):
+        reader.ping()
+    assert writer.put([clip("d", 2)]) == [PutOutcome.WRITTEN]  # as a service tries again
+    reader.ping()
+    assert versions(reader, ["c", "d"]) == versions(opened(url), ["c", "d"]) == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "clip embeddings 2 buckets 0",
+        "clip embeddings 2 buckets 99999",
+        "clip embeddings 2 buckets " + "9" * 5000,
+        "clip embeddings 2 buckets 64 salt 12",
+        "clip embeddings 2 buckets \u0666",
+    ],
+)
+def test_a_format_that_no_release_writes_is_refused(valkey: Server, stored: str) -> None:
+    valkey.command("SET", "odd-format", stored)
+    with pytest.raises(StoreError):
+        opened(f"{valkey.url}?name=odd-format")
 
 
 def test_a_store_keeps_its_number_of_buckets(valkey_cluster: Cluster) -> None:
@@ -88,7 +165,7 @@ def test_what_is_no_store_of_ours_is_refused(valkey: Server) -> None:
         opened(f"{valkey.url}?name=foreign")
 
 
-def test_who_only_reads_creates_nothing(valkey: Server) -> None:
+def test_a_read_only_store_creates_nothing(valkey: Server) -> None:
     url = f"{valkey.url}?name=absent"
     reader = opened(url, read_only=True)
     assert versions(reader, ["c"]) == [None]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamer.store import Position, PutOutcome, record_format
-from streamer.store.redis.address import Buckets
 from streamer.store.redis.cache import RecordCache
-from tests.support.redis_stores import FIRST, IDS, clip, opened, versions
+from tests.support.redis_stores import FIRST, IDS, buckets, clip, opened, versions
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def test_a_tombstone_expires_and_a_live_record_does_not(valkey: Server) -> None:
     assert store.put([clip("c", 1, 1)]) == [PutOutcome.WRITTEN]
     store.delete("c", FIRST, Position.of("log", 2))
     assert store.put([clip("c", 2, 3)]) == [PutOutcome.WRITTEN]
-    key = Buckets("expiring", 64).full(record_format.key(record_format.model_prefix("m"), "c"))
+    key = buckets(store).full(record_format.key(record_format.model_prefix("m"), "c"))
     assert valkey.command("PTTL", key) == -1
     for_ever = opened(url, tombstone_s=0)
     for_ever.delete("c", FIRST, Position.of("log", 4))
@@ -54,11 +53,11 @@ def test_a_record_is_transferred_again_only_where_it_has_changed(valkey_cluster:
     assert versions(uncached, IDS) == versions(reader, IDS)
 
 
-def test_a_record_that_heals_under_the_same_checksum_is_seen(valkey: Server) -> None:
+def test_a_record_that_is_repaired_with_the_same_checksum_is_noticed(valkey: Server) -> None:
     url = f"{valkey.url}?name=healing"
     store = opened(url)
     store.put([clip("c")])
-    full = Buckets("healing", 64).full(record_format.key(record_format.model_prefix("m"), "c"))
+    full = buckets(store).full(record_format.key(record_format.model_prefix("m"), "c"))
     whole = valkey.command("GET", full)
     valkey.command("SET", full, whole[:-1] + b"\1")
     for _ in range(2):

@@ -145,7 +145,8 @@ def test_neither_descriptors_nor_memory_leak(pools: Pools, clips: dict[int, Path
     descriptors, memory = len(os.listdir("/proc/self/fd")), resident()  # noqa: PTH208 - names are enough
     run(200, clips[Act.SEGFAULT], failure)
     run(300, clips[GOOD_SHADE], decoded)
-    assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+    # Fewer may be open, since what earlier tests left is collected meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # noqa: PTH208
     assert resident() < memory + (16 << 20)
     assert len(os.listdir(f"/proc/{template_of(pool)}/fd")) < 16  # noqa: PTH208
 

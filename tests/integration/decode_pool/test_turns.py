@@ -54,18 +54,18 @@ def priority_of_the_next(pool: DecodePool, path: Path) -> int:
     return last
 
 
-def test_a_slow_clip_is_lowered_and_gets_its_frames_all_the_same(pools: Pools, clips: dict[int, Path]) -> None:
+def test_a_slow_clip_gets_a_low_priority_and_is_still_decoded(pools: Pools, clips: dict[int, Path]) -> None:
     assert priority_of_the_next(pools.make(shrink_slowly, slow_after=0.2), clips[GOOD_SHADE]) == SLOW_NICE
 
 
-def test_what_all_clips_take_is_not_slow(pools: Pools, clips: dict[int, Path]) -> None:
+def test_a_duration_that_is_normal_for_all_clips_is_not_slow(pools: Pools, clips: dict[int, Path]) -> None:
     pool = pools.make(shrink_slowly, slow_after=0.2)
     prior = [priority_of_the_next(pool, clips[GOOD_SHADE]) for _ in range(3)]
     assert prior[0] == SLOW_NICE
     assert all(nice < SLOW_NICE for nice in prior[1:])
 
 
-def test_a_slow_clip_that_is_done_goes_before_those_that_wait(pools: Pools, clips: dict[int, Path]) -> None:
+def test_a_slow_clip_that_is_decoded_gets_a_slot_before_waiting_clips(pools: Pools, clips: dict[int, Path]) -> None:
     pool = pools.make(workers=1, slow_after=0.1)
     with ThreadPoolExecutor(9) as threads:
         slow = threads.submit(decoded, pool, clips[Act.BE_SLOW])
@@ -75,7 +75,7 @@ def test_a_slow_clip_that_is_done_goes_before_those_that_wait(pools: Pools, clip
         assert not all(other.done() for other in others)
 
 
-def test_no_more_clips_have_frames_than_there_are_places(pools: Pools, clips: dict[int, Path]) -> None:
+def test_at_most_as_many_clips_as_slots_have_frames(pools: Pools, clips: dict[int, Path]) -> None:
     pool = pools.make(workers=2, slow_after=0.1)
     lock = threading.Lock()
     inside, most = 0, 0
@@ -95,7 +95,7 @@ def test_no_more_clips_have_frames_than_there_are_places(pools: Pools, clips: di
     assert most == 2
 
 
-def test_hanging_clips_take_twice_the_places_at_most_and_leave_them_in_time(
+def test_hanging_clips_use_at_most_twice_the_slots_and_release_them_at_the_time_limit(
     pools: Pools, clips: dict[int, Path]
 ) -> None:
     pool = pools.make(workers=2, slow_after=0.1, timeout=2)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-import msgspec
+import pytest
 from structlog.testing import capture_logs
 
 from streamer.codec import JSON
+from streamer.embedder import _WAITING_OF_ONE_ORIGIN
 from streamer.events import ClipUploaded, Reason
 from streamer.store import Position, StoreUnavailableError
 from streamer.video import ClipError, Retry
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from streamer.kafka import InFlightRecord
     from streamer.store import Store
 
 
@@ -127,18 +129,76 @@ def test_a_source_that_answers_none_of_its_clips_holds_up_no_other_source(
         def fetch(self, uri: str) -> Any:
             if uri.startswith("https://slow.example"):
                 assert answer.wait(30)
+                raise ClipError(Reason.NOT_FOUND, "http 404")
             return super().fetch(uri)
 
-    harness.embedder._fetcher = Slow([tmp_path.as_uri()], max_bytes=1 << 24, timeout=5)
-    event = ClipUploaded(clip_id="s", uri="https://slow.example/clip.mp4", uploaded_at=T0)
-    slow = [harness.work(f"s{n}", JSON.encode(msgspec.structs.replace(event, clip_id=f"s{n}"))) for n in range(60)]
+    harness.embedder._fetcher = Slow([tmp_path.as_uri(), "https://slow.example/"], max_bytes=1 << 24, timeout=5)
+    slow = [upload(harness, f"s{n}", "https://slow.example/clip.mp4") for n in range(60)]
     harness.embedder.submit(slow)
     (outputs,) = harness.run(harness.upload("c1", red))
     assert outputs[0].topic == "clips.embedded"
     answer.set()
     for _ in slow:
         assert harness.done.acquire(timeout=20)
-    assert {reason(work.outputs or ()) for work in slow} == {"uri_refused"}
+    assert {reason(work.outputs or ()) for work in slow} == {"not_found"}
+
+
+def test_one_slow_source_is_one_whatever_the_spelling_of_its_uris(tmp_path: Path, store: Store, red: Path) -> None:
+    """The port with zeros before it, capitals, an empty port: more spellings than there are threads to take."""
+    spellings = [
+        f"{scheme}://{host}{port}"
+        for scheme in ("https", "HTTPS", "hTTps")
+        for host in ("slow.example", "SLOW.example", "slow.EXAMPLE")
+        for port in ("", ":", ":443", ":0443", ":00443", ":000443")
+    ]
+    harness = Harness(tmp_path, store)
+    answer = threading.Event()
+    held: list[str] = []
+
+    class Slow(Fetcher):
+        def fetch(self, uri: str) -> Any:
+            if not uri.startswith("file:"):
+                held.append(uri)
+                assert answer.wait(30)
+                raise ClipError(Reason.NOT_FOUND, "http 404")
+            return super().fetch(uri)
+
+    harness.embedder._fetcher = Slow([tmp_path.as_uri(), "https://slow.example/"], max_bytes=1 << 24, timeout=5)
+    slow = [upload(harness, f"s{n}", f"{spelling}/{n}.mp4") for n, spelling in enumerate(spellings)]
+    harness.embedder.submit(slow)
+    (outputs,) = harness.run(harness.upload("c1", red))
+    assert outputs[0].topic == "clips.embedded"
+    assert len(held) == harness.embedder._settings.decode_workers + _WAITING_OF_ONE_ORIGIN
+    answer.set()
+    for _ in slow:
+        assert harness.done.acquire(timeout=20)
+    assert {reason(work.outputs or ()) for work in slow} == {"not_found"}
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://slow.example/other/a.mp4", "https://slow.example:444/clips/a.mp4", "https://u@slow.example/", "x:"]
+)
+def test_a_refused_uri_waits_for_no_turn(tmp_path: Path, store: Store, uri: str) -> None:
+    harness = Harness(tmp_path, store)
+    answer = threading.Event()
+
+    class Slow(Fetcher):
+        def fetch(self, _uri: str) -> Any:
+            assert answer.wait(30)
+            raise ClipError(Reason.NOT_FOUND, "http 404")
+
+    harness.embedder._fetcher = Slow(["https://slow.example/clips/"], max_bytes=1 << 24, timeout=5)
+    slow = [upload(harness, f"s{n}", f"https://slow.example/clips/{n}.mp4") for n in range(60)]
+    harness.embedder.submit(slow)
+    (outputs,) = harness.run(upload(harness, "refused", uri))
+    assert reason(outputs) == "uri_refused"
+    answer.set()
+    for _ in slow:
+        assert harness.done.acquire(timeout=20)
+
+
+def upload(harness: Harness, clip_id: str, uri: str) -> InFlightRecord:
+    return harness.work(clip_id, JSON.encode(ClipUploaded(clip_id=clip_id, uri=uri, uploaded_at=T0)))
 
 
 class Recovering:
@@ -163,13 +223,13 @@ class Recovering:
 def test_an_unreachable_store_is_waited_for_and_no_upload_is_dead_lettered(
     tmp_path: Path, store: Store, red: Path
 ) -> None:
-    away = Recovering(store)
-    harness = Harness(tmp_path, away)
+    recovering = Recovering(store)
+    harness = Harness(tmp_path, recovering)
     work = harness.upload("c1", red)
     harness.embedder.submit([work])
     wait_until(lambda: "store: disk full" in harness.health.readiness_problems())
     assert work.outputs is None
-    away.writable.set()
+    recovering.writable.set()
     assert harness.done.acquire(timeout=20)
     assert work.outputs is not None
     assert work.outputs[0].topic == "clips.embedded"
@@ -177,11 +237,11 @@ def test_an_unreachable_store_is_waited_for_and_no_upload_is_dead_lettered(
     assert dominant(store, "c1") == 0
 
 
-def test_what_turns_stale_while_the_store_is_unreachable_is_not_written_and_blocks_nothing(
+def test_revoked_records_are_not_written_after_the_store_recovers_and_block_nothing(
     tmp_path: Path, store: Store, red: Path, blue: Path
 ) -> None:
-    away = Recovering(store)
-    harness = Harness(tmp_path, away)
+    recovering = Recovering(store)
+    harness = Harness(tmp_path, recovering)
     works = [harness.upload("c1", red), harness.work("c2", None), harness.upload("c1", blue, seconds=1)]
     harness.embedder.submit(works)
     wait_until(lambda: "store: disk full" in harness.health.readiness_problems())
@@ -192,7 +252,7 @@ def test_what_turns_stale_while_the_store_is_unreachable_is_not_written_and_bloc
     assert [work.outputs for work in works] == [[], [], []]
     # Nothing was written, so nothing is known of the store.
     assert "store: disk full" in harness.health.readiness_problems()
-    away.writable.set()
+    recovering.writable.set()
     harness.run(harness.upload("c3", red))
     assert harness.health.readiness_problems() == ["start: starting"]
     assert store.stats().models == {"colour": 1}

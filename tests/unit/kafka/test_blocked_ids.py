@@ -114,7 +114,7 @@ def test_an_id_whose_last_transaction_cannot_be_ended_is_left_for_another_after_
     producer.run(batch(), None)
 
 
-def test_the_ids_that_are_taken_instead_never_come_twice(cluster: Cluster, producer: Transactions) -> None:
+def test_replacement_transactional_ids_are_never_reused(cluster: Cluster, producer: Transactions) -> None:
     taken = set()
     for _ in range(20):
         cluster.blocked.add(producer.transactional_id)

@@ -188,8 +188,8 @@ def test_an_output_whose_time_is_refused_goes_with_the_current_one_and_is_counte
     assert [(entry.key, entry.headers) for entry in entries] == [(b"k0", (("h", b"1"),)), (b"k1", ())]
     assert entries[0].at >= 1_001.0
     # A broker refuses whole batches, so both go with the current time.
-    labels = {"topic": OUTPUT}
-    assert case.metrics.registry.get_sample_value("streamer_output_timestamps_refused_total", labels) == 2
+    labels = {"topic": OUTPUT, "reason": "refused"}
+    assert case.metrics.registry.get_sample_value("streamer_outputs_retimed_total", labels) == 2
 
 
 def test_an_output_keeps_the_time_that_it_was_given(case: Case) -> None:

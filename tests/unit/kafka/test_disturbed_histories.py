@@ -79,18 +79,13 @@ class DisturbedHistories(Histories):
         for number, log in enumerate(self.fake.cluster.topics[INPUT].logs):
             self.places.update({each.key: number for each in log.entries if not each.is_marker})
 
-    def _tell_epochs(self) -> None:
-        """Let the clients' statistics come, which the fakes do not have."""
-        for instance in self.running.values():
-            for partition in instance.loop._assignment:
-                partition.saw_leader(self.fake.cluster.log(INPUT, partition.partition).leader_epoch)
-
     # -- what happens --------------------------------------------------------------------------------------------
 
     @rule(partition=st.integers(0, PARTITIONS - 1), share=st.sampled_from([0.0, 0.3, 0.7]), count=st.integers(0, 8))
     def truncate(self, partition: int, share: float, count: int) -> None:
         """Lose the end of a log, and go on writing to it."""
-        self._tell_epochs()
+        for instance in self.running.values():
+            instance.tell_leaders()
         if not self._names_its_epoch(partition):
             return  # where that log is filled again before anybody reads it, nothing tells it from the old one
         self._note_places()

@@ -254,7 +254,7 @@ def test_a_revoked_partition_is_no_longer_reported(case: Case) -> None:
 # -- seconds ---------------------------------------------------------------------------------------------------
 
 
-def test_who_has_caught_up_lags_by_no_time(case: Case) -> None:
+def test_a_group_that_has_caught_up_has_a_lag_of_0_seconds(case: Case) -> None:
     case.publish(3)
     case.partition.mark_committed(Progress(3))
     case.tick(5)
@@ -281,7 +281,7 @@ def test_a_record_that_is_not_fetched_is_read_with_a_separate_consumer(case: Cas
     assert case.fake.cluster.group(GROUP).members == {}  # it joins no group
 
 
-def test_it_is_looked_once_while_the_position_stays(case: Case) -> None:
+def test_the_next_record_is_read_once_while_the_position_stays(case: Case) -> None:
     case.partition.mark_committed(Progress(0))
     case.publish(1)
     case.tick(20)
@@ -289,7 +289,7 @@ def test_it_is_looked_once_while_the_position_stays(case: Case) -> None:
     assert case.seconds == pytest.approx(20, abs=0.3)
 
 
-def test_a_record_on_its_way_is_not_looked_at(case: Case) -> None:
+def test_a_record_that_the_consumer_receives_soon_is_not_read_by_the_lag_watch(case: Case) -> None:
     case.publish(1)
     case.tick()
     case.fake.clock.sleep(0.1)
@@ -298,7 +298,7 @@ def test_a_record_on_its_way_is_not_looked_at(case: Case) -> None:
     assert case.peeks() == 0
 
 
-def test_where_nothing_readable_is_left_the_age_is_nought(case: Case) -> None:
+def test_the_lag_in_seconds_is_0_if_no_readable_record_is_left(case: Case) -> None:
     producer = case.fake.producer()
     producer.begin_transaction()
     producer.produce(INPUT, b"x")
@@ -309,7 +309,7 @@ def test_where_nothing_readable_is_left_the_age_is_nought(case: Case) -> None:
     assert (case.records, case.seconds) == (2, 0)
 
 
-def test_after_what_was_not_readable_a_record_that_comes_is_looked_at(case: Case) -> None:
+def test_a_record_after_an_aborted_transaction_is_read_by_the_lag_watch(case: Case) -> None:
     producer = case.fake.producer()
     producer.begin_transaction()
     producer.produce(INPUT, b"x")
@@ -322,7 +322,7 @@ def test_after_what_was_not_readable_a_record_that_comes_is_looked_at(case: Case
     assert case.seconds == pytest.approx(10, abs=0.3)
 
 
-def test_a_record_that_was_done_by_an_earlier_owner_is_passed_over_by_the_look(case: Case) -> None:
+def test_the_lag_watch_skips_a_record_that_an_earlier_owner_completed(case: Case) -> None:
     case.publish(1)
     case.fake.clock.sleep(100)
     case.publish(1)
@@ -370,7 +370,7 @@ def test_a_read_of_the_first_record_that_times_out_is_retried(case: Case) -> Non
     assert case.peeks() == 1
 
 
-def test_the_one_that_looks_is_closed_with_the_watch(case: Case) -> None:
+def test_the_peeking_consumer_is_closed_with_the_lag_watch(case: Case) -> None:
     case.partition.mark_committed(Progress(0))
     case.publish(1)
     case.tick(2)

@@ -331,3 +331,37 @@ def test_a_commit_that_the_cluster_has_lost_ends_the_process(fake: FakeKafka) ->
 
     with pytest.raises(FatalError, match=r"lost a commit that it had acknowledged.*2 was committed, the group has 1"):
         one.run(story())
+
+
+@pytest.mark.parametrize("producers", [1, 3])
+def test_keys_are_divided_among_the_partitions_that_an_output_has_now(fake: FakeKafka, producers: int) -> None:
+    fake.cluster.create_topic(OUTPUT, 6)
+    one = Instance(fake, producers=producers)
+
+    def story() -> Iterator[None]:
+        fake.cluster.publish(INPUT, *(bytes([key]) for key in range(20)))
+        yield from until(one.is_caught_up)
+        fake.cluster.recreate_topic(OUTPUT, 4)
+        yield from nothing_happens(fake, 4)
+        fake.cluster.publish(INPUT, *(bytes([key]) for key in range(100, 120)))
+        yield from until(one.is_caught_up)
+
+    assert one.run(story())
+    found = [[entry.key for entry in log.readable()] for log in fake.cluster.topics[OUTPUT].logs]
+    assert found == [[bytes([key]) for key in range(100, 120) if key % 4 == number] for number in range(4)]
+
+
+def test_producers_that_cannot_look_up_a_changed_output_go_on(fake: FakeKafka) -> None:
+    one = Instance(fake)
+    fake.fail("list_topics", TIMED_OUT)
+
+    def story() -> Iterator[None]:
+        yield from nothing_happens(fake, 1)
+        fake.cluster.recreate_topic(OUTPUT)
+        yield from nothing_happens(fake, 6)
+        fake.cluster.publish(INPUT, b"1")
+        yield from until(one.is_caught_up)
+
+    assert one.run(story())
+    fake.assert_all_fired()
+    assert fake.outputs() == [b"1"]

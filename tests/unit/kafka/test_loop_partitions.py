@@ -243,7 +243,7 @@ def test_after_an_offset_fetch_that_the_client_does_not_repeat_it_rejoins(fake: 
     fake.assert_exactly_once()
 
 
-def test_a_broken_client_that_says_nothing_when_it_is_closed_loses_its_partitions_all_the_same(
+def test_partitions_of_a_broken_client_are_lost_even_without_a_callback_at_close(
     fake: FakeKafka,
 ) -> None:
     fake.cluster.publish(INPUT, b"a")

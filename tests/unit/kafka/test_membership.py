@@ -133,7 +133,7 @@ def test_nothing_is_requested_without_partitions(case: Case) -> None:
     assert case.fake.count("committed") == 0
 
 
-def test_what_cannot_be_had_is_an_error(case: Case) -> None:
+def test_a_failed_request_for_committed_offsets_raises(case: Case) -> None:
     case.fake.fail("committed", TIMED_OUT)
     with pytest.raises(KafkaException):
         case.membership.committed([partition(0)])
@@ -177,7 +177,7 @@ def test_an_error_is_described_by_the_privilege_that_is_missing(case: Case, code
     assert OUTPUT not in described
 
 
-def test_who_closes_has_left_the_group(case: Case) -> None:
+def test_closing_the_membership_leaves_the_group(case: Case) -> None:
     case.join()
     case.membership.close()
     assert case.fake.cluster.group(GROUP).members == {}

@@ -65,12 +65,12 @@ def case(fake: FakeKafka) -> Case:
     return Case(fake)
 
 
-def test_it_waits_for_a_broker_and_for_partitions_from_the_start(case: Case) -> None:
+def test_readiness_waits_for_a_broker_and_for_partitions_from_the_start(case: Case) -> None:
     assert case.waits_for("broker") == "broker: no response yet from localhost:9092"
     assert case.waits_for("assignment") is not None
 
 
-def test_what_is_counted_begins_with_zero(case: Case) -> None:
+def test_counters_are_exposed_with_0_from_the_start(case: Case) -> None:
     assert case.value("streamer_events_consumed_total", topic=INPUT) == 0
     assert case.value("streamer_events_produced_total", topic=OUTPUT) == 0
     for reason in Reason:
@@ -85,7 +85,7 @@ def test_a_broker_that_is_up_makes_it_ready(case: Case) -> None:
 
 
 @pytest.mark.parametrize(("state", "node"), [("DOWN", 1), ("CONNECT", 1), ("UP", -1)])
-def test_a_bootstrap_connection_or_one_that_is_not_up_does_not(case: Case, state: str, node: int) -> None:
+def test_a_bootstrap_or_unestablished_connection_does_not_make_it_ready(case: Case, state: str, node: int) -> None:
     case.statistics(state=state, node=node)
     assert case.waits_for("broker") is not None
 

@@ -40,10 +40,20 @@ TRACE: Headers = (
 
 
 def output_of(
-    headers: Headers = (), service: Service = RERANK, *, offset: int = 7, timestamp_ms: int = -1, **settings: Any
+    headers: Headers = (),
+    service: Service = RERANK,
+    *,
+    offset: int = 7,
+    leader_epoch: int | None = None,
+    timestamp_ms: int = -1,
+    **settings: Any,
 ) -> Output:
     record = Record(
-        "in", 3, offset, b"k", b"{}", headers, AT, log="topic-id-3", timestamp_ms=timestamp_ms, group="streamer-rerank"
+        *("in", 3, offset, b"k", b"{}", headers, AT),
+        log="topic-id-3",
+        timestamp_ms=timestamp_ms,
+        group="streamer-rerank",
+        leader_epoch=leader_epoch,
     )
     in_flight = InFlightRecord(record, lambda: None)
     return Outputs(load(settings), service, "application/json").of(in_flight, "q1", b"{}")
@@ -77,6 +87,11 @@ def test_an_output_of_a_cloud_event_is_an_event_of_its_own() -> None:
 def test_an_event_that_is_answered_again_has_the_same_id_and_another_one_another() -> None:
     first, again, other = (fields(output_of(EVENT, offset=offset))["ce_id"] for offset in (7, 7, 8))
     assert first == again != other
+
+
+def test_events_of_two_records_that_had_the_same_offset_are_different() -> None:
+    lost, new = (fields(output_of(EVENT, leader_epoch=epoch))["ce_id"] for epoch in (3, 4))
+    assert (lost, new) == (b"rerank-topic-id-3-3-7", b"rerank-topic-id-3-4-7")
 
 
 def test_the_source_names_the_group_or_is_what_a_setting_says() -> None:

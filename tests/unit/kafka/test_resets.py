@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 
 from streamer.kafka import FatalError
 from streamer.kafka.inflight.offsets import Origin, Progress, read_commit
 from streamer.store import Position
-from tests.support.fake_client import CrashError
+from tests.support.committing import FATAL
+from tests.support.fake_client import TIMED_OUT, FakeMessage
 from tests.support.fake_kafka import GROUP, INPUT, Instance, nothing_happens, until
 
 if TYPE_CHECKING:
@@ -112,26 +113,72 @@ def test_a_log_that_was_truncated_and_filled_again_between_two_runs_is_recognise
     assert resets(two, "behind_end") == 1
 
 
-def test_what_was_done_ahead_of_the_offset_is_done_again_where_the_log_was_truncated_below_it(fake: FakeKafka) -> None:
-    fake.cluster.publish(INPUT, *values(*range(6)))
+def test_a_log_that_was_lost_and_filled_again_is_found_where_its_producers_are_transactional(fake: FakeKafka) -> None:
+    """A commit beyond the marker at the end has an epoch too."""
+    upstream = fake.producer()
+    for value in values(*range(3)):
+        upstream.begin_transaction()
+        upstream.produce(INPUT, value=value, key=value)
+        upstream.commit_transaction(1)
+    one = Instance(fake)
+
+    def story() -> Iterator[None]:
+        yield from until(lambda: fake.progress() == Progress(5))
+        yield from nothing_happens(fake, 0.5)
+        one.tell_leaders()
+        yield from until(lambda: fake.progress() == Progress(6))
+
+    assert one.run(story())
+    assert fake.cluster.group(GROUP).committed[PLACE].leader_epoch == 0
+    fake.cluster.log(INPUT).truncate(0)
+    fake.cluster.publish(INPUT, *values(*range(100, 120)))
+    two = Instance(fake, "two")
+    assert two.run(until(lambda: set(fake.outputs(INPUT)) <= set(fake.outputs())))
+
+
+def test_records_done_ahead_that_were_replaced_are_processed_and_those_before_them_are_not(fake: FakeKafka) -> None:
+    """The log lost its end beyond the committed offset: that is valid, and part of the list beside it."""
+    fake.cluster.publish(INPUT, *values(*range(10)))
     one = Instance(fake)
     one.work.hold = True
 
     def story() -> Iterator[None]:
-        yield from until(lambda: len(one.work.waiting) == 6)
-        one.work.complete(0, 2, 3, 4, 5)
-        yield from until(lambda: fake.progress() == Progress(1, frozenset({2, 3, 4, 5})))
-        one.process.crash()
+        yield from until(lambda: len(one.work.waiting) == 10)
+        one.work.complete(2, 7, 8)
+        yield from until(lambda: fake.progress() == Progress(0, frozenset({2, 7, 8})))
 
-    with pytest.raises(CrashError):
-        one.run(story())
-    fake.bury(one.process)
-    fake.cluster.log(INPUT).truncate(4)
-    fake.cluster.publish(INPUT, *values(100, 101, 102))
+    one.run(story())
+    fake.cluster.log(INPUT).truncate(5)
+    fake.cluster.publish(INPUT, *values(*range(100, 110)))
     two = Instance(fake, "two")
-    assert two.run(until(lambda: fake.progress() == Progress(7)))
-    assert fake.outputs() == values(0, 2, 3, 4, 5, 1, 100, 101, 102)
+    two.work.hold = True
+
+    def another() -> Iterator[None]:
+        yield from until(lambda: len(two.work.waiting) == 14)
+        fake.fail("commit_transaction", FATAL)  # upon which the group's commit is read again, with its list
+        two.work.complete()
+        yield from until(two.is_caught_up)
+
+    assert two.run(another())
+    assert sorted(fake.outputs()[3:]) == values(0, 1, 3, 4, *range(100, 110))
     assert resets(two, "behind_end") == 1
+
+
+def test_a_batch_that_could_not_be_read_in_the_lost_log_does_not_hold_up_the_new_one(fake: FakeKafka) -> None:
+    fake.cluster.publish(INPUT, *values(*range(10)))
+    Instance(fake).run_until_caught_up()
+    fake.cluster.log(INPUT).truncate(4)
+    fake.cluster.publish(INPUT, *values(*range(100, 120)))
+    two = Instance(fake, "two")
+    fake.fail("committed", TIMED_OUT, client="two")
+    unreadable = KafkaError(KafkaError._BAD_COMPRESSION)
+
+    def story() -> Iterator[None]:
+        yield from two.report(FakeMessage(*PLACE, fault=unreadable, offset=10))
+        yield from until(lambda: set(fake.outputs(INPUT)) <= set(fake.outputs()))
+        assert two.not_ready == {}
+
+    assert two.run(story())
 
 
 def test_records_in_flight_of_a_truncated_log_are_abandoned(fake: FakeKafka) -> None:
@@ -231,10 +278,10 @@ def test_a_new_group_may_begin_at_the_end_and_a_known_one_never_does(fake: FakeK
     assert one.run(story())
     assert fake.outputs() == values(10, 11)
     fake.cluster.log(INPUT).truncate(3)
-    fake.cluster.publish(INPUT, *values(20, 21))
+    fake.cluster.publish(INPUT, *values(100, 101))
     two = Instance(fake, "two", kafka=latest)
     assert two.run(until(lambda: len(fake.outputs()) == 4))
-    assert fake.outputs()[2:] == values(20, 21)
+    assert fake.outputs()[2:] == values(100, 101)
 
 
 # -- brokers that take little metadata ------------------------------------------------------------------------
@@ -282,5 +329,5 @@ def test_an_offset_that_a_truncated_log_uses_again_is_later_than_the_lost_ones(f
     read = [each.record for each in one.work.submitted]
     lost, new = read[9], read[-1]
     assert (lost.offset, new.offset) == (9, 4)
-    assert Position.of(lost.log, lost.order).precedes(Position.of(new.log, new.order))
-    assert len(read) == 11, "what is left of the log is not read again"
+    position = {each: Position.of(each.log, each.offset, each.leader_epoch) for each in (lost, new)}
+    assert position[lost].precedes(position[new])

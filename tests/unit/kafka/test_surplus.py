@@ -66,7 +66,9 @@ def test_a_member_of_a_stable_group_without_partitions_is_ready(case: Case) -> N
 
 
 @pytest.mark.parametrize("state", [*ConsumerGroupState, None])
-def test_it_waits_while_the_group_may_still_give_it_one(case: Case, state: ConsumerGroupState | None) -> None:
+def test_an_instance_without_partitions_is_unready_while_it_may_still_get_one(
+    case: Case, state: ConsumerGroupState | None
+) -> None:
     case.fake.group_states = {"another group": ConsumerGroupState.STABLE}
     if state is not None:
         case.fake.group_states[case.group] = state
@@ -74,7 +76,7 @@ def test_it_waits_while_the_group_may_still_give_it_one(case: Case, state: Consu
 
 
 @pytest.mark.parametrize("generation", [-1, 0])
-def test_who_is_no_member_is_not_ready_in_a_group_that_is_stable_without_it(case: Case, generation: int) -> None:
+def test_a_stable_group_does_not_make_an_instance_ready_that_is_not_its_member(case: Case, generation: int) -> None:
     case.fake.group_states = {case.group: ConsumerGroupState.STABLE}
     case.generation = generation
     assert not case.is_ready_after(30)
@@ -82,7 +84,7 @@ def test_who_is_no_member_is_not_ready_in_a_group_that_is_stable_without_it(case
     assert case.is_ready_after(5)
 
 
-def test_a_state_from_before_it_joined_again_does_not_count(case: Case) -> None:
+def test_a_state_that_was_requested_before_it_joined_again_does_not_count(case: Case) -> None:
     case.fake.group_states = {case.group: ConsumerGroupState.STABLE}
     case.fake.held = []
     assert not case.is_ready_after(3)
@@ -94,14 +96,14 @@ def test_a_state_from_before_it_joined_again_does_not_count(case: Case) -> None:
     assert not case.is_ready_after(30)
 
 
-def test_it_asks_again_after_a_fault(case: Case) -> None:
+def test_surplus_check_repeats_the_request_after_an_error(case: Case) -> None:
     case.fake.group_states = {case.group: ConsumerGroupState.STABLE}
     case.fake.fail("list_consumer_groups", error(KafkaError.CLUSTER_AUTHORIZATION_FAILED), times=3)
     assert not case.is_ready_after(6)
     assert case.is_ready_after(6)
 
 
-def test_an_instance_with_partitions_asks_nothing(case: Case) -> None:
+def test_an_instance_with_partitions_requests_no_group_description(case: Case) -> None:
     case.is_ready_after(30, assigned=1)
     assert case.fake.count("list_consumer_groups") == 0
 

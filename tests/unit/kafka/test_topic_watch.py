@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from confluent_kafka import KafkaError
+from structlog.testing import capture_logs
 
 from streamer.health import Health
 from streamer.kafka.watch.topics import TopicWatch
@@ -13,6 +14,7 @@ from streamer.metrics import Metrics
 from streamer.settings import load
 from streamer.topology import RERANK
 from tests.support.fake_client import TIMED_OUT, error
+from tests.support.fake_cluster import Log
 from tests.support.fake_kafka import DEAD, INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -87,6 +89,42 @@ def test_a_topic_that_is_created_again_shows_another_id_within_three_seconds(cas
     assert case.watch.topic_id == new.topic_id
 
 
+@pytest.mark.parametrize(("name", "changed"), [(OUTPUT, {OUTPUT}), (DEAD, {DEAD}), (INPUT, set())])
+def test_an_output_that_is_created_again_is_told_once(case: Case, name: str, changed: set[str]) -> None:
+    case.look()
+    case.fake.cluster.recreate_topic(name)
+    with capture_logs() as logs:
+        case.look(3.1)
+        case.look(3.1)
+    assert [each["topic"] for each in logs if "created again" in each["event"]] == list(changed)
+    assert case.watch.take_changed() == changed
+    assert case.watch.take_changed() == set()
+
+
+def test_an_output_that_is_away_for_a_while_and_comes_back_smaller_is_told(case: Case) -> None:
+    case.fake.cluster.create_topic(OUTPUT, 6)
+    case.look()
+    del case.fake.cluster.topics[OUTPUT]
+    case.look(3.1)
+    assert case.waits_for is not None
+    case.fake.cluster.create_topic(OUTPUT, 4)
+    with capture_logs() as logs:
+        case.look(1.1)
+    [told] = [each for each in logs if "created again" in each["event"]]
+    assert (told["partitions_before"], told["partitions"]) == (6, 4)
+    assert case.watch.take_changed() == {OUTPUT}
+
+
+def test_partitions_that_are_added_to_an_output_are_told(case: Case) -> None:
+    case.look()
+    topic = case.fake.cluster.topics[OUTPUT]
+    topic.logs.append(Log())
+    with capture_logs() as logs:
+        case.look(3.1)
+    assert [each["partitions"] for each in logs if each["log_level"] == "warning"] == [2]
+    assert case.watch.take_changed() == {OUTPUT}
+
+
 def test_commits_wait_for_a_description_of_the_topic_but_not_for_ever(case: Case) -> None:
     case.look()
     assert case.watch.may_commit
@@ -121,6 +159,27 @@ def test_pending_requests_are_not_waited_for(case: Case) -> None:
     case.look()
     assert case.watch.found
     assert case.fake.count("describe_topics") == 3
+
+
+def test_nothing_is_read_before_it_is_known_how_long_outputs_are_kept(case: Case) -> None:
+    assert not case.watch.is_complete
+    case.watch.check()
+    case.fake.held = []
+    case.watch.check()
+    assert case.watch.found
+    case.watch.check()
+    assert not case.watch.is_complete
+    for answer in case.fake.held:
+        answer()
+    case.watch.check()
+    assert case.watch.is_complete
+
+
+def test_an_output_that_is_missing_keeps_nothing_from_being_read(case: Case) -> None:
+    del case.fake.cluster.topics[OUTPUT]
+    case.look()
+    assert not case.watch.found
+    assert case.watch.is_complete
 
 
 def test_a_request_that_times_out_is_reported_and_repeated(case: Case) -> None:
@@ -196,7 +255,7 @@ def test_a_refusal_of_the_input_topic_is_named_at_once(case: Case) -> None:
     assert case.waits_for is None
 
 
-def test_other_errors_of_the_consumer_are_none_of_its_business(case: Case) -> None:
+def test_the_topic_watch_ignores_other_errors_of_the_consumer(case: Case) -> None:
     case.look()
     assert not case.watch.on_error(error(KafkaError._TRANSPORT))
     assert case.watch.found

@@ -100,7 +100,7 @@ def test_an_init_without_a_response_is_repeated(case: Case) -> None:
     case.assert_committed_once(b"a")
 
 
-def test_an_init_is_made_once_a_producer(case: Case) -> None:
+def test_transactions_are_initialised_once_per_producer(case: Case) -> None:
     for _ in range(3):
         case.transactions.init()
     assert case.fake.count("init_transactions") == 1

@@ -153,6 +153,15 @@ def test_nothing_begins_before_it_is_known_what_is_committed(harness: Harness) -
     assert FakeRecovery.made[0].place.offset == 2
 
 
+def test_a_consumer_that_was_sent_elsewhere_meanwhile_is_left_alone(harness: Harness) -> None:
+    harness.watch.on_error(3, 4, BAD)
+    harness.assignment.renew(harness.partition).stalled = False
+    harness.serve()
+    assert not FakeRecovery.made
+    assert harness.health.readiness_problems() == []
+    assert harness.metric() == 0
+
+
 def test_what_is_found_is_worked_on_in_order_and_the_consumer_goes_on_after_it(harness: Harness) -> None:
     harness.watch.on_error(3, 4, BAD)
     harness.serve()
@@ -275,6 +284,6 @@ def test_a_partition_without_a_valid_offset_is_named_with_what_to_do_until_it_go
     assert harness.health.readiness_problems() == []
 
 
-def test_other_errors_are_not_for_it(harness: Harness) -> None:
+def test_the_watch_for_unreadable_batches_ignores_other_errors(harness: Harness) -> None:
     assert not harness.watch.on_error(3, 4, KafkaError(KafkaError._TRANSPORT))
     assert not harness.partition.stalled

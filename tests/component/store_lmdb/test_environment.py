@@ -1,74 +1,50 @@
-"""What LMDB alone does: its map, its lock table, its files. What every engine does is in store_contract/."""
+"""The map, the lock table and the files of LMDB. What every engine does is in store_contract/."""
 
 from __future__ import annotations
 
 import datetime as dt
-import multiprocessing
 import os
 import resource
 import signal
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lmdb
 import numpy as np
 import pytest
 
-from streamer.store import Clip, Position, PutOutcome, StoreError, StoreUnavailableError, open_store, record_format
+from streamer.store import (
+    Clip,
+    Position,
+    PutOutcome,
+    StoreError,
+    StoreUnavailableError,
+    open_store,
+    record_format,
+)
 from streamer.store.lmdb.environment import RESERVED
-from streamer.store.lmdb.store import LmdbStore
+from tests.support.lmdb_stores import (
+    DIM,
+    TINY,
+    WAIT_S,
+    clip,
+    in_a_process,
+    is_whole,
+    open_lmdb,
+    put_clips,
+    spawn,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.synchronize import Event
     from pathlib import Path
 
-DIM = 512
-TINY = 1 << 16
+    from streamer.store.lmdb.store import LmdbStore
+
 MIB = 1 << 20
-WAIT_S = 120
 NOBODY = 65534
-spawn = multiprocessing.get_context("spawn")
-
-
-def open_lmdb(path: Path, **changes: Any) -> LmdbStore:
-    options = {"model_id": "m", "dim": DIM, "precision": "float32", **changes}
-    return LmdbStore(path, **options)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def tiny(folder: Path) -> Iterator[LmdbStore]:
-    store = open_lmdb(folder, map_bytes=TINY)
-    yield store
-    store.close()
-
-
-def clip(number: int) -> Clip:
-    vectors, times = np.full((64, DIM), number, np.float32), np.arange(64, dtype=np.uint32)
-    return Clip(f"c{number}", dt.datetime(2026, 1, 1, tzinfo=dt.UTC), Position.of("log", number), 0, vectors, times)
-
-
-def is_whole(store: LmdbStore, number: int) -> bool:
-    """Tell whether a clip is there; what is there must be what :func:`clip` made."""
-    with store.read([f"c{number}"]) as (embedding,):
-        if embedding is None:
-            return False
-        np.testing.assert_array_equal(embedding.matrix, clip(number).vectors)
-        return True
-
-
-def in_a_process(target: Callable[..., None], *arguments: object) -> None:
-    process = spawn.Process(target=target, args=arguments)
-    process.start()
-    process.join(WAIT_S)
-    process.kill()
-    assert process.exitcode == 0
 
 
 # The map.
@@ -109,12 +85,6 @@ def test_the_map_grows_from_a_tiny_size_under_readers_of_this_and_of_another_pro
 def test_one_put_larger_than_many_doublings_is_written(tiny: LmdbStore) -> None:
     assert tiny.put([clip(number) for number in range(40)]) == [PutOutcome.WRITTEN] * 40
     assert all(is_whole(tiny, number) for number in range(40))
-
-
-def put_clips(folder: Path, first: int, last: int) -> None:
-    store = open_lmdb(folder)
-    store.put([clip(number) for number in range(first, last + 1)])
-    store.close()
 
 
 def test_a_process_with_a_small_map_reads_and_writes_what_another_has_outgrown(folder: Path, tiny: LmdbStore) -> None:
