@@ -19,7 +19,7 @@ from confluent_kafka import ConsumerGroupState, TopicPartition
 from streamer import health as health_module
 from streamer.health import Health
 from streamer.kafka import loop as loop_module
-from streamer.kafka import pipeline, records
+from streamer.kafka import outputs, pipeline, records
 from streamer.kafka.client import config
 from streamer.kafka.commit import committer, transactions
 from streamer.kafka.commit.transactions import HungError
@@ -184,6 +184,7 @@ def fake_kafka(partitions: int = 1) -> Iterator[FakeKafka]:
         for module in (
             loop_module,
             committer,
+            outputs,
             pipeline,
             transactions,
             lag,
