@@ -6,7 +6,10 @@ import contextlib
 import ctypes
 import os
 import signal
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_DUMPABLE = 4
@@ -18,6 +21,22 @@ def hide_memory() -> None:
     Only root can then attach a debugger or a profiler.
     """
     _LIBC.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
+
+
+# The shell becomes the command (so the process id is the command's own) after leaving a watcher behind, which reads
+# from a pipe that only the parent can write to. However the parent ends, the pipe ends too, and the watcher kills the
+# process group, which is the command and itself. Linux's own way, PR_SET_PDEATHSIG, fires when the *thread* that spawned
+# ends, and to set it Python would have to run between fork and exec.
+_END_WITH_PARENT: Final = 'exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 & exec 3<&-; exec "$@"'
+
+
+def ending_with_parent(command: Sequence[str]) -> list[str]:
+    """Return ``command`` such that it never outlives this process, however that ends.
+
+    To be started with ``stdin=PIPE``, of which the command sees nothing, and ``start_new_session=True``; where the
+    command has ended, ``stdin`` must be closed, which ends the watcher.
+    """
+    return ["/bin/sh", "-c", _END_WITH_PARENT, "sh", *command]
 
 
 _PASSED_ON: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Self
 
+from streamer.process import ending_with_parent
 from streamer.scrape import Scrape
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ class ServiceProcess:
         self._log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603 - our own command, from this environment
-                [sys.executable, "-m", "streamer", command],
+                ending_with_parent([sys.executable, "-m", "streamer", command]),
                 env={
                     **os.environ,
                     **variables,
                     "STREAMER_METRICS_PORT": str(port),
                     "STREAMER_METRICS_HOST": "127.0.0.1",
                 },
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 # Ctrl-C must reach only the demo, which then stops its services in order.
@@ -87,6 +88,8 @@ class ServiceProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        if self._process.stdin:
+            self._process.stdin.close()
 
     def _get(self, path: str) -> str:
         with urllib.request.urlopen(self.url + path, timeout=5) as response:  # noqa: S310 - our own loopback URL

@@ -8,18 +8,13 @@ import time
 from typing import TYPE_CHECKING
 
 from streamer.local_kafka.jars import class_path, missing_extra
+from streamer.process import ending_with_parent
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 # The last but one disables the optimising compiler, which takes as much CPU time as the rest of a start.
 _OPTIONS = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
-
-# The shell becomes Java (so the process id is Java's own) after leaving a watcher behind, which reads from a
-# pipe that only this process can write to. However this process ends, the pipe ends too, and the watcher
-# kills the process group, which is Java and itself. Linux's own way, PR_SET_PDEATHSIG, fires when the
-# *thread* that spawned ends, and to set it Python would have to run between fork and exec.
-_DIE_WITH_PARENT = 'exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 & exec 3<&-; exec "$@"'
 
 
 def java_command(log_config: Path) -> list[str]:
@@ -41,7 +36,7 @@ class Jvm:
     def __init__(self, command: list[str], *, folder: Path, output: Path) -> None:
         with output.open("wb") as file:
             self._process = subprocess.Popen(  # noqa: S603 - our own command line
-                ["/bin/sh", "-c", _DIE_WITH_PARENT, "sh", *command],
+                ending_with_parent(command),
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""As process 1, the command is an init for whatever is left to it. Needs the right to a PID namespace."""
+"""A process as an init, which needs the right to a PID namespace, and as a child that ends with its parent."""
 
 from __future__ import annotations
 
@@ -77,3 +77,20 @@ def test_a_child_that_is_killed_ends_it_as_a_shell_says_it() -> None:
 def test_elsewhere_nothing_is_forked() -> None:
     code = "import os; before = os.getpid()\nfrom streamer.process import leave_process_1 as leave\nleave()\n"
     subprocess.run([sys.executable, "-c", f"{code}assert os.getpid() == before"], check=True)
+
+
+_PARENT = """
+import subprocess, sys, time
+from streamer.process import ending_with_parent
+child = [sys.executable, "-c", "print('started', flush=True); import time; time.sleep(600)"]
+subprocess.Popen(ending_with_parent(child), stdin=subprocess.PIPE, start_new_session=True)
+time.sleep(600)
+"""
+
+
+def test_a_child_ends_when_its_parent_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "started\n"
+        parent.kill()
+        assert parent.stdout.read() == ""  # whose end comes when the last process that could write to it has ended
