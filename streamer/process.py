@@ -25,8 +25,8 @@ def hide_memory() -> None:
 
 # The shell becomes the command (so the process id is the command's own) after leaving a watcher behind, which reads
 # from a pipe that only the parent can write to. However the parent ends, the pipe ends too, and the watcher kills the
-# process group, which is the command and itself. Linux's own way, PR_SET_PDEATHSIG, fires when the *thread* that spawned
-# ends, and to set it Python would have to run between fork and exec.
+# process group, which is the command and itself. Linux's own way, PR_SET_PDEATHSIG, fires when the *thread* that
+# spawned it ends, and to set it Python would have to run between fork and exec.
 _END_WITH_PARENT: Final = 'exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 & exec 3<&-; exec "$@"'
 
 
