@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+_PATIENCE = 3
+
 
 class Alive(Protocol):
     """A process that others wait for."""
@@ -33,9 +35,11 @@ def wait_until(
 ) -> None:
     """Wait until ``condition`` returns a true value, while the processes that must bring it about are alive.
 
-    Raises TimeoutError after ``seconds``, which names ``what`` was waited for (a callable is called at the end only)
-    and holds the last lines of each process's log, and AssertionError as soon as a process has ended.
+    ``seconds`` is for a quiet machine; a busy one gets three times as many. Then it raises TimeoutError, which names
+    ``what`` was waited for (a callable is called at the end only) and holds the last lines of each process's log.
+    Raises AssertionError as soon as a process has ended.
     """
+    seconds *= _PATIENCE
     deadline = time.monotonic() + seconds
     while not condition():
         for process in alive:
