@@ -129,6 +129,14 @@ def test_every_file_that_a_page_names_exists() -> None:
             assert (ROOT / path).exists(), f"{page.relative_to(ROOT)}: {path}"
 
 
+def test_every_test_that_a_page_names_exists() -> None:
+    pages = " ".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", pages))
+    assert len(named) > 50
+    missing = [f"{path}::{name}" for path, name in sorted(named) if f"def {name}(" not in (ROOT / path).read_text()]
+    assert not missing
+
+
 def test_the_changelog_has_the_form_that_it_claims() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "https://keepachangelog.com/" in text
