@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import IsolationLevel
@@ -12,9 +12,10 @@ from confluent_kafka import IsolationLevel
 from streamer.health import Health
 from streamer.kafka import FatalError, InFlightRecord, Loop, Output, Stop
 from streamer.kafka.readers.publish import publish
-from streamer.kafka.readers.topic_reader import TopicReader
+from streamer.kafka.readers.topic_reader import ReadError, TopicReader
 from streamer.metrics import Metrics
 from streamer.topology import READER, RERANK
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ class Threads:
     def __init__(self, work: Callable[[Record], Sequence[Output]], *, threads: int = 8) -> None:
         self._work = work
         self._waiting: list[InFlightRecord] = []
+        self._closed = False
         self._condition = threading.Condition()
         for _ in range(threads):
             threading.Thread(target=self._run, daemon=True).start()
@@ -41,10 +43,18 @@ class Threads:
             self._waiting += works
             self._condition.notify_all()
 
+    def close(self) -> None:
+        """End the threads: as long as they wait, whatever they can reach stays, with the clients of Kafka."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
     def _run(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._waiting)
+                self._condition.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
                 work = self._waiting.pop(0)
             work.complete(self._work(work.record))
 
@@ -70,9 +80,11 @@ def running(
         health=health,
     )
 
+    threads = Threads(work)
+
     def run() -> None:
         try:
-            ended.append(loop.run(Threads(work), stop))
+            ended.append(loop.run(threads, stop))
         except FatalError as error:
             ended.append(error)
 
@@ -83,6 +95,7 @@ def running(
     finally:
         stop.set()
         thread.join(60)
+        threads.close()
         assert not thread.is_alive()
 
 
@@ -107,13 +120,28 @@ def slowly(settings: Settings) -> Callable[[Record], Sequence[Output]]:
 
 
 def read(settings: Settings, *topics: str) -> list[Record]:
-    """Read all that is committed in these topics; a transaction that is open now is waited for."""
+    """Read all that is committed in these topics; a transaction that is open now is waited for.
+
+    Brokers that a test has stopped may still be on their way back.
+    """
     records: list[Record] = []
-    for topic in topics:
-        with closing(TopicReader(settings, settings.topic(topic), READER)) as reader:
-            for span in reader.spans(IsolationLevel.READ_UNCOMMITTED):
-                records += reader.records(span)
+
+    def is_read() -> bool:
+        records.clear()
+        with suppress(ReadError):
+            for topic in topics:
+                records.extend(_read(settings, settings.topic(topic)))
+            return True
+        return False
+
+    wait_until(is_read, "the topics to be readable")
     return records
+
+
+def _read(settings: Settings, name: str) -> Iterator[Record]:
+    with closing(TopicReader(settings, name, READER)) as reader:
+        for span in reader.spans(IsolationLevel.READ_UNCOMMITTED):
+            yield from reader.records(span)
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:

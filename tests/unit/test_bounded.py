@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import pytest
 
 from streamer.kafka.commit.transactions import BoundedCalls, HungError
+from tests.support.waiting import wait_until
 
 
 def test_a_bounded_call_returns_the_result_or_raises_the_error() -> None:
@@ -25,3 +27,32 @@ def test_a_hung_call_is_abandoned_and_its_late_result_ignored() -> None:
     go.set()
     assert bounded(int, "7", limit=10) == 7
     assert bounded(int, "8", limit=10) == 8
+
+
+def threads(name: str) -> int:
+    return sum(thread.name == name for thread in threading.enumerate())
+
+
+def test_its_thread_ends_with_it_and_keeps_nothing_alive_meanwhile() -> None:
+    class Client:
+        def request(self) -> int:
+            return 1
+
+    client, bounded = Client(), BoundedCalls("ending")
+    gone = weakref.ref(client)
+    assert bounded(client.request, limit=60) == 1
+    del client
+    wait_until(lambda: gone() is None, "the client to be collected")
+    assert threads("ending") == 1
+    del bounded
+    wait_until(lambda: threads("ending") == 0, "the thread to end")
+
+
+def test_an_abandoned_thread_ends_when_its_call_returns() -> None:
+    bounded, returns = BoundedCalls("abandoned"), threading.Event()
+    with pytest.raises(HungError):
+        bounded(returns.wait, limit=0.01)
+    assert threads("abandoned") == 2
+    returns.set()
+    wait_until(lambda: threads("abandoned") == 1, "the abandoned thread to end")
+    assert bounded(int, limit=60) == 0

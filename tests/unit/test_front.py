@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ import threading
 import urllib.request
 from functools import partial
 from multiprocessing import Pipe
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -80,7 +80,7 @@ class Bench:
 
     def answer_until(self, client: socket.socket, body: bytes) -> None:
         """Answer whatever is asked until this client has its answer; how many questions that takes hangs on time."""
-        while not select.select([client], [], [], 0.01)[0]:
+        while not wait([client], 0.01):
             if self._service.poll(0):
                 self.report()
                 self.answer(body)

@@ -34,6 +34,7 @@ import queue
 import secrets
 import threading
 import time
+import weakref
 from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -402,6 +403,7 @@ class BoundedCalls:
         try:
             result, error = self._outcomes.get(timeout=limit)
         except queue.Empty:
+            self._end()
             self._start()
             raise HungError(f"no return after {limit:g} s") from None
         if error is not None:
@@ -411,16 +413,19 @@ class BoundedCalls:
 
     def _start(self) -> None:
         # New queues too: a late result of the abandoned thread must not be taken for that of the next call.
-        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         arguments = (self._calls, self._outcomes)
         threading.Thread(target=_serve, args=arguments, name=self._name, daemon=True).start()
+        # The thread ends with this object, or when it is abandoned, as soon as its call has returned.
+        self._end = weakref.finalize(self, self._calls.put, None)
 
 
 def _serve(calls: queue.SimpleQueue[Any], outcomes: queue.SimpleQueue[Any]) -> None:
-    while True:
-        function, arguments = calls.get()
+    while (call := calls.get()) is not None:
+        function, arguments = call
         try:
             outcomes.put((function(*arguments), None))
         except BaseException as error:  # noqa: BLE001 - raised again where the call was made
             outcomes.put((None, error))
+        del call, function, arguments  # or this thread would keep a client alive until its next call
