@@ -22,7 +22,7 @@ from streamer.events import now
 from streamer.kafka import InFlightRecord, Output
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
-from streamer.kafka.commit.outcomes import AbortedError, Batch, FencedError, RestartError
+from streamer.kafka.commit.outcomes import AbortedError, Batch, FencedError, OutcomeUnknownError, RestartError
 from streamer.kafka.commit.transactions import Transactions
 from streamer.kafka.records import Record
 from streamer.local_kafka.broker import LocalKafka
@@ -67,10 +67,26 @@ def settings(forgetful_kafka: LocalKafka, topic_prefix: str) -> Settings:
     return made
 
 
+def init(transactions: Transactions) -> None:
+    """Initialise, however long a coordinator takes to load or to hear of changed access rules."""
+
+    def is_done() -> bool:
+        try:
+            transactions.init()
+        except OutcomeUnknownError:
+            return False
+        except RestartError:
+            transactions.restart()
+            return False
+        return True
+
+    wait_until(is_done, transactions.transactional_id, pause=0.2)
+
+
 @pytest.fixture
 def transactions(settings: Settings) -> Transactions:
     made = Transactions.of_service(settings, RERANK, {})
-    made.init()
+    init(made)
     return made
 
 
@@ -132,7 +148,7 @@ def test_a_transactional_id_that_the_broker_has_forgotten_is_taken_up_again(
         with pytest.raises(RestartError):
             transactions.run(batch(settings, 1), consumer.consumer_group_metadata())
         transactions.restart()
-        transactions.init()
+        init(transactions)
         transactions.run(batch(settings, 1), consumer.consumer_group_metadata())
     assert outputs(settings) == [b"0", b"1"]
 
@@ -142,7 +158,7 @@ def test_a_second_producer_of_the_same_id_ends_the_first_for_good(
 ) -> None:
     with member(settings) as consumer:
         second = Transactions.of_service(settings, RERANK, {})
-        second.init()
+        init(second)
         with pytest.raises(FencedError):
             transactions.run(batch(settings, 0), consumer.consumer_group_metadata())
         second.run(batch(settings, 0), consumer.consumer_group_metadata())
@@ -166,6 +182,6 @@ def test_a_fatal_error_costs_the_producer_and_a_new_one_goes_on(settings: Settin
         [allowed] = admin.delete_acls([AclBindingFilter(*denial)]).values()
         allowed.result(10)
         transactions.restart()
-        transactions.init()
+        init(transactions)
         transactions.run(batch(settings, 0), consumer.consumer_group_metadata())
     assert outputs(settings) == [b"0"]
