@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from confluent_kafka import KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
     ConfigResource,
     ConfigSource,
     NewTopic,
@@ -22,6 +20,7 @@ from confluent_kafka.admin import (
 
 from tests.chaos.groups import await_committed
 from tests.chaos.kinds import EMBED, RERANK
+from tests.support.configs import alter_config
 from tests.support.driver import EMBEDDED, LATEST, RERANKED, RESULTS, UPLOADED
 from tests.support.waiting import wait_until
 
@@ -138,10 +137,7 @@ class Scene:
         resource = ConfigResource(ResourceType.TOPIC, self.full(topic))
 
         def alter(text: str | None) -> None:
-            operation = AlterConfigOpType.DELETE if text is None else AlterConfigOpType.SET
-            entry = ConfigEntry(name, text or "", incremental_operation=operation)
-            changed = ConfigResource(ResourceType.TOPIC, self.full(topic), incremental_configs=[entry])
-            self.retried(lambda: self.admin.incremental_alter_configs([changed])[changed].result(_REQUEST_S))
+            self.retried(lambda: alter_config(self.admin, self.full(topic), name, text, seconds=_REQUEST_S))
 
         before = self.retried(lambda: self.admin.describe_configs([resource])[resource].result(_REQUEST_S))[name]
         is_own = ConfigSource(before.source) is ConfigSource.DYNAMIC_TOPIC_CONFIG

@@ -7,14 +7,16 @@ import os
 import subprocess
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient
 
 from streamer.local_kafka.broker import LocalKafka
+from tests.support.configs import alter_config
 from tests.support.dashboards import ALERTS, PANELS, RULES
 from tests.support.driver import RERANKED
 from tests.support.monitored import PATIENCE_S, System, sooner
@@ -85,13 +87,7 @@ def store_away(system: System) -> Iterator[None]:
 def outputs_refused(system: System) -> Iterator[None]:
     """Somebody has made the output topic's limit too small."""
     admin = AdminClient({"bootstrap.servers": system.kafka.bootstrap_servers})
-
-    def limit(size: str) -> None:
-        entry = ConfigEntry("max.message.bytes", size, incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ResourceType.TOPIC, system.bus.prefix + RERANKED, incremental_configs=[entry])
-        [future] = admin.incremental_alter_configs([resource]).values()
-        future.result()
-
+    limit = partial(alter_config, admin, system.bus.prefix + RERANKED, "max.message.bytes")
     limit("500")
     try:
         yield

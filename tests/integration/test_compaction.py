@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import (
     AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
     NewTopic,
     ResourceType,
 )
@@ -20,6 +18,7 @@ from streamer.kafka import Output
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
 from streamer.settings import Settings, load
+from tests.support.configs import alter_config
 from tests.support.loops import INPUT, OUTPUT, read, running, value
 from tests.support.waiting import wait_until
 
@@ -43,18 +42,18 @@ _VALUE = b"{" + b" " * 20_000 + b"}"
 @contextmanager
 def eager_cleaner(kafka: LocalKafka) -> Iterator[None]:
     """Let the broker look for something to compact several times a second, and not every 15 s."""
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
-
-    def alter(operation: AlterConfigOpType) -> None:
-        entry = ConfigEntry("log.cleaner.backoff.ms", "200", incremental_operation=operation)
-        resource = ConfigResource(ResourceType.BROKER, "0", incremental_configs=[entry])
-        admin.incremental_alter_configs([resource])[resource].result(30)
-
-    alter(AlterConfigOpType.SET)
+    alter = partial(
+        alter_config,
+        AdminClient({"bootstrap.servers": kafka.bootstrap_servers}),
+        "0",
+        "log.cleaner.backoff.ms",
+        kind=ResourceType.BROKER,
+    )
+    alter("200")
     try:
         yield
     finally:
-        alter(AlterConfigOpType.DELETE)
+        alter(None)
 
 
 def settings_for(kafka: LocalKafka, prefix: str) -> Settings:

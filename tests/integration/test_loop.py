@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient
 
 from streamer.events import Reason, now
 from streamer.kafka import FatalError, Output, dead_letter
@@ -27,6 +27,7 @@ from streamer.kafka.commit.transactions import Transactions
 from streamer.kafka.records import record_of
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
+from tests.support.configs import alter_config
 from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running, slowly, value
 from tests.support.waiting import wait_until
 
@@ -218,11 +219,7 @@ def test_an_output_that_no_broker_takes_is_dead_lettered_and_its_partition_goes_
 
 def test_among_records_that_a_broker_refuses_together_only_the_guilty_are_dead_lettered(settings: Settings) -> None:
     topic = settings.topic(OUTPUT)
-    small = ConfigEntry("max.message.bytes", "20000", incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[small])
-    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-    for future in admin.incremental_alter_configs([resource]).values():
-        future.result(10)
+    alter_config(AdminClient({"bootstrap.servers": settings.bootstrap_servers}), topic, "max.message.bytes", "20000")
     feed(settings, 60)
 
     def work(record: Record) -> Sequence[Output]:

@@ -11,11 +11,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import (
     AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
     NewTopic,
-    ResourceType,
 )
 
 from streamer.codec import JSON
@@ -34,6 +30,7 @@ from streamer.reranker import QueryVectors, Reranker
 from streamer.settings import Settings, load
 from streamer.store import open_store
 from streamer.topology import RERANK
+from tests.support.configs import alter_config
 from tests.support.encoders import AxisEncoder
 from tests.support.kafka_streams import java_partitions, joined_pairs
 from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running, value
@@ -152,9 +149,7 @@ def test_a_time_that_a_topic_does_not_take_or_keep_becomes_the_current_one(
     settings: Settings, config: str, limit_ms: int, why: str
 ) -> None:
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-    strict = ConfigEntry(config, str(limit_ms), incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, settings.topic(OUTPUT), incremental_configs=[strict])
-    next(iter(admin.incremental_alter_configs([resource]).values())).result()
+    alter_config(admin, settings.topic(OUTPUT), config, str(limit_ms))
     old = round(time.time() * 1_000) - 3_600_000
 
     def work(record: Record) -> list[Output]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient
 
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
 from streamer.settings import Settings, load
 from streamer.topology import RERANK
+from tests.support.configs import alter_config
 from tests.support.loops import OUTPUT, echo, feed, read, running, value
 from tests.support.waiting import wait_until
 
@@ -35,17 +37,8 @@ def settings(kafka: LocalKafka, topic_prefix: str) -> Settings:
 @contextmanager
 def nothing_is_young_enough(settings: Settings) -> Iterator[None]:
     """Let the output refuse every record that did not come within its own millisecond, its own markers among them."""
-
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-
-    def limit(milliseconds: str) -> None:
-        entry = ConfigEntry(
-            "message.timestamp.before.max.ms", milliseconds, incremental_operation=AlterConfigOpType.SET
-        )
-        resource = ConfigResource(ResourceType.TOPIC, settings.topic(OUTPUT), incremental_configs=[entry])
-        [future] = admin.incremental_alter_configs([resource]).values()
-        future.result(10)
-
+    limit = partial(alter_config, admin, settings.topic(OUTPUT), "message.timestamp.before.max.ms")
     limit("0")
     try:
         yield

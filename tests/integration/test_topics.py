@@ -16,8 +16,6 @@ from confluent_kafka.admin import (
     AclOperation,
     AclPermissionType,
     AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
     ConfigResource,
     NewTopic,
     ResourcePatternType,
@@ -28,6 +26,7 @@ from streamer.kafka.admin.topic_files import TopicSpec, load_specs
 from streamer.kafka.admin.topics import Outcome, TopicsError, apply, check
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, SettingsError
+from tests.support.configs import alter_config
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -90,9 +89,7 @@ def test_apply_alters_what_differs_and_leaves_what_the_file_does_not_name(
 ) -> None:
     topic = settings.topic(OUTPUT.name)
     create(admin, topic, 1)
-    by_hand = ConfigEntry("segment.ms", "123456", incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[by_hand])
-    admin.incremental_alter_configs([resource])[resource].result()
+    alter_config(admin, topic, "segment.ms", "123456")
 
     assert lines(apply(settings, [OUTPUT])) == [
         f"{topic}: altered: partitions 1 -> 3",
