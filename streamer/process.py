@@ -6,7 +6,8 @@ import contextlib
 import ctypes
 import os
 import signal
-from typing import TYPE_CHECKING, Final
+import subprocess
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,13 +31,18 @@ def hide_memory() -> None:
 _END_WITH_PARENT: Final = 'exec 3<&0 </dev/null; { read -r _; kill -KILL 0; } <&3 & exec 3<&-; exec "$@"'
 
 
-def ending_with_parent(command: Sequence[str]) -> list[str]:
-    """Return ``command`` such that it never outlives this process, however that ends.
+def start_ending_with_parent(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start ``command`` in a session of its own; it never outlives this process, however that ends.
 
-    To be started with ``stdin=PIPE``, of which the command sees nothing, and ``start_new_session=True``; where the
-    command has ended, ``stdin`` must be closed, which ends the watcher.
+    ``options``: those of :class:`subprocess.Popen`. The command sees nothing of ``stdin``, which must be closed when it
+    has ended: that ends the watcher.
     """
-    return ["/bin/sh", "-c", _END_WITH_PARENT, "sh", *command]
+    return subprocess.Popen(  # noqa: S603 - callers pass command lines of their own
+        ["/bin/sh", "-c", _END_WITH_PARENT, "sh", *command],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        **options,
+    )
 
 
 _PASSED_ON: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}

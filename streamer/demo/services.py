@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Self
 
-from streamer.process import ending_with_parent
+from streamer.process import start_ending_with_parent
 from streamer.scrape import Scrape
 
 if TYPE_CHECKING:
@@ -34,19 +34,17 @@ class ServiceProcess:
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
         with log.open("wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - our own command, from this environment
-                ending_with_parent([sys.executable, "-m", "streamer", command]),
+            # In a session of its own: Ctrl-C must reach only the demo, which then stops its services in order.
+            self._process = start_ending_with_parent(
+                [sys.executable, "-m", "streamer", command],
                 env={
                     **os.environ,
                     **variables,
                     "STREAMER_METRICS_PORT": str(port),
                     "STREAMER_METRICS_HOST": "127.0.0.1",
                 },
-                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                # Ctrl-C must reach only the demo, which then stops its services in order.
-                start_new_session=True,
             )
 
     def __enter__(self) -> Self:

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from streamer.local_kafka.jars import class_path, missing_extra
-from streamer.process import ending_with_parent
+from streamer.process import start_ending_with_parent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,15 +35,8 @@ class Jvm:
 
     def __init__(self, command: list[str], *, folder: Path, output: Path) -> None:
         with output.open("wb") as file:
-            self._process = subprocess.Popen(  # noqa: S603 - our own command line
-                ending_with_parent(command),
-                stdin=subprocess.PIPE,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                # Ctrl-C at the terminal must reach only this process, which then stops the broker in order.
-                start_new_session=True,
-            )
+            # In a session of its own: Ctrl-C must reach only this process, which then stops the broker in order.
+            self._process = start_ending_with_parent(command, stdout=file, stderr=subprocess.STDOUT, cwd=folder)
 
     @property
     def pid(self) -> int:

@@ -13,8 +13,6 @@ import termios
 import threading
 from typing import TYPE_CHECKING
 
-import psutil
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
@@ -58,12 +56,7 @@ def on_a_terminal(
     try:
         yield process, terminal
     finally:
-        # What it has started would otherwise outlive a command that was killed before its end.
-        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.kill()
         process.wait()
-        for child in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
         terminal.join()
         os.close(master)

@@ -80,10 +80,9 @@ def test_elsewhere_nothing_is_forked() -> None:
 
 
 _PARENT = """
-import subprocess, sys, time
-from streamer.process import ending_with_parent
-child = [sys.executable, "-c", "print('started', flush=True); import time; time.sleep(600)"]
-subprocess.Popen(ending_with_parent(child), stdin=subprocess.PIPE, start_new_session=True)
+import sys, time
+from streamer.process import start_ending_with_parent
+start_ending_with_parent([sys.executable, "-c", "print('started', flush=True); import time; time.sleep(600)"])
 time.sleep(600)
 """
 
