@@ -14,6 +14,7 @@ from streamer import settings
 from streamer.codec import JSON
 from streamer.events import TOPICS, Reason
 from streamer.metrics import CATALOGUE, LABELS
+from tests.support.named_tests import functions_of
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -133,7 +134,7 @@ def test_every_test_that_a_page_names_exists() -> None:
     pages = " ".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
     named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", pages))
     assert len(named) > 50
-    missing = [f"{path}::{name}" for path, name in sorted(named) if f"def {name}(" not in (ROOT / path).read_text()]
+    missing = [f"{path}::{name}" for path, name in sorted(named) if name not in functions_of(path)]
     assert not missing
 
 

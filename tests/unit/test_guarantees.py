@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from streamer.metrics import CATALOGUE
 from tests.chaos.kinds import Fault
 from tests.chaos.report import POINT
+from tests.support.named_tests import functions_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
@@ -29,12 +28,6 @@ FAULTS = [row for row in ROWS if row != COLUMNS]
 
 def named(row: list[str]) -> list[str]:
     return re.findall(r"`([^`]+)`", row[-1])
-
-
-@cache
-def functions_of(path: str) -> set[str]:
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
 def test_every_table_has_the_same_columns() -> None:
