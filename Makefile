@@ -8,7 +8,7 @@ SOURCES := streamer training tests scripts bench conftest.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak crowds store-copy lint format kafka topics docs site top-picture model lock clean
+.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts named dashboard-picture capacity avs soak crowds store-copy lint format kafka topics docs site top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write 
 
 alerts: $(STAMP) tools ## Let each alert fire for its cause in a real Prometheus beside running services (5 minutes)
 	ALERTS=all $(BIN)/python -m pytest tests/integration/test_alerts.py
+
+named: $(STAMP) tools ## Cause each fault that stays, and measure how long until /readyz or an alert names it (5 minutes)
+	NAMED=all $(BIN)/python -m pytest -s tests/integration/test_named.py
 
 dashboard-picture: $(STAMP) tools ## Draw docs/dashboard.png anew from a real Prometheus beside running services
 	DASHBOARD_PICTURE=docs/dashboard.png $(BIN)/python -m pytest tests/integration/test_alerts.py -k dashboard

@@ -135,10 +135,14 @@ ROWS: dict[str, list[Panel]] = {
             ("unstable_seconds", "unstable"),
         ),
         Panel(
-            "Logs that changed, and offsets lost to retention",
-            [_per_second("log_resets", "topic", "reason"), _per_second("retention_lost", "topic")],
+            "Logs that changed, topics created again, offsets lost to retention",
+            [
+                _per_second("log_resets", "topic", "reason"),
+                _per_second("topics_recreated", "topic"),
+                _per_second("retention_lost", "topic"),
+            ],
             "cps",
-            ("log_resets", "retention_lost"),
+            ("log_resets", "topics_recreated", "retention_lost"),
         ),
         Panel("Commits without the list", [_per_second("commits_shortened", "group")], "cps", ("commits_shortened",)),
         Panel("Events in", [_per_second("consumed", "topic")], "cps", ("consumed",)),

@@ -7,6 +7,7 @@ Ready: no condition is reported as not ready; a failing probe lists those that a
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import contextmanager
@@ -37,7 +38,8 @@ class Health:
         self._watched: dict[str, Callable[[], bool]] = {}
         self._beat: float | None = None
         self._busy_since: dict[str, float] = {}
-        self._notes: dict[str, str] = {}
+        self._notes: dict[str, tuple[str, float]] = {}
+        """By name: what is noted, and until when."""
 
     def beat(self) -> None:
         """Note that the consume loop has begun another iteration."""
@@ -101,13 +103,17 @@ class Health:
         """Tell whether a condition is ready."""
         return condition not in self._not_ready
 
-    def note(self, name: str, text: str) -> None:
-        """Let the readiness probe tell this too, ready or not; it depends on nothing."""
-        self._notes[name] = text
+    def note(self, name: str, text: str | None, *, seconds: float = math.inf) -> None:
+        """Let the readiness probe tell this too, ready or not, for so long; None: no longer. It depends on nothing."""
+        if text is None:
+            self._notes.pop(name, None)
+        else:
+            self._notes[name] = text, time.monotonic() + seconds
 
     def notes(self) -> list[str]:
-        """Return what was noted."""
-        return [f"{name}: {text}" for name, text in self._notes.copy().items()]
+        """Return what was noted and still holds."""
+        now = time.monotonic()
+        return [f"{name}: {text}" for name, (text, until) in self._notes.copy().items() if now < until]
 
     def liveness_problems(self) -> list[str]:
         """Return the threads that are dead or stuck, one line each."""

@@ -58,7 +58,8 @@ LABELS = {
     "mode": "seccomp+landlock, seccomp, landlock, none",
     "kind": "assigned, revoked, lost",
     "outcome": "committed, aborted, unknown, restarted, fenced",
-    "condition": "start, broker, authentication, topic, assignment, offsets, store, transactions",
+    "condition": "start, broker, authentication, topic, assignment, offsets, unreadable, position, store, machine, "
+    "transactions",
     "version": "one value per process",
     "command": "embed, rerank",
     "model": "one value per process",
@@ -140,6 +141,11 @@ CATALOGUE = {
         "streamer_log_resets_total", "counter", "count", ("topic", "reason"),
         "Times that a partition's log did not match what was committed or read; the reason says what was done.",
         "Was a log truncated, lost or mirrored, or were offsets set?",
+    ),
+    "topics_recreated": Metric(
+        "streamer_topics_recreated_total", "counter", "count", ("topic",),
+        "Times that a topic of the service was found deleted and created again; what it held is gone.",
+        "Did somebody delete a topic?",
     ),
     "retention_lost": Metric(
         "streamer_retention_lost_offsets_total", "counter", "count", ("topic",),
@@ -325,6 +331,7 @@ class Metrics:
     unstable: Gauge
     unstable_seconds: Gauge
     log_resets: Counter
+    topics_recreated: Counter
     retention_lost: Counter
     commits_shortened: Counter
     partitions: Gauge

@@ -32,7 +32,7 @@ from streamer.kafka.watch.topics import TopicWatch
 from streamer.kafka.watch.unreadable import UnreadableWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from confluent_kafka import Consumer, Message
 
@@ -61,7 +61,6 @@ _DROPPED_REQUEST = (
 assigned (librdkafka 2.16, its issue 5586)."""
 _TOPIC_CHECK_S = 2.0
 """How long reading newly assigned partitions may be delayed until the topic's id was checked again."""
-
 _REFUSED_WAIT_S = 2.0
 """How long a member without the privilege for its group waits before it rejoins: until an ACL is added, each attempt
 is refused."""
@@ -113,11 +112,12 @@ class Loop:
             generation=lambda: self._membership.generation,
         )
         self._resets = Resets(settings, service, self._assignment, metrics=metrics, consumer=lambda: self._consumer)
-        self._topics = TopicWatch(settings, service, health)
+        self._topics = TopicWatch(settings, service, metrics=metrics, health=health)
         self._topic_id: str | None = None
         on_error, on_statistics = self._on_client_error, self._monitor.on_statistics
-        self._transactions = Rotation(settings, service, {"error_cb": on_error})
-        self._membership = GroupMembership(settings, service, {"error_cb": on_error, "stats_cb": on_statistics})
+        callbacks: dict[str, Callable[..., None]] = {"error_cb": on_error, "throttle_cb": self._monitor.on_throttle}
+        self._transactions = Rotation(settings, service, callbacks)
+        self._membership = GroupMembership(settings, service, {**callbacks, "stats_cb": on_statistics})
         self._committer = Committer(
             self._transactions,
             self._membership,
@@ -129,8 +129,8 @@ class Loop:
         )
 
     def _retime(self, in_flight: InFlightRecord) -> None:
-        if retime(in_flight, self._topics.retention.kept):
-            self._topics.retention.tell(in_flight)
+        if retime(in_flight, self._topics.configs.kept):
+            self._topics.configs.tell(in_flight)
 
     def _on_client_error(self, error: KafkaError) -> None:
         if refused(error) is Resource.TOPIC:
@@ -138,6 +138,10 @@ class Loop:
             # is set, since a producer may call from another thread.
             self._topics.found = False
         self._monitor.on_error(error)
+
+    @property
+    def _is_created_again(self) -> bool:
+        return self._topics.topic_id != self._topic_id
 
     @property
     def _consumer(self) -> Consumer:
@@ -203,23 +207,18 @@ class Loop:
             self._committer.serve()
         self._topic_id = self._topics.topic_id
 
-    def _check_topics(self) -> None:
-        self._topics.check()
-        if self._topics.topic_id != self._topic_id:
-            raise FatalError(
-                f"{self._topic} was deleted and created again; the records in flight belong to the old topic"
-            )
-
     def _poll(self, pipeline: Pipeline) -> None:
         """Hand newly received records to the pipeline; wait for the first one only while nothing is in flight."""
-        self._check_topics()
-        if self._rejoin_at is not None and time.monotonic() >= self._rejoin_at:
+        self._topics.check()
+        # In a topic that was created again, all that is in flight and remembered is void, the client's positions too.
+        if self._is_created_again or (self._rejoin_at is not None and time.monotonic() >= self._rejoin_at):
             self._rejoin_at = None
             self._membership.rejoin()
             if self._assignment:
                 # A broken client does not revoke them when it is closed. A commit for partitions that no member owns
                 # would be accepted while the group is empty, and others may have processed the same records by then.
                 self._on_lost(self._consumer, [TopicPartition(each.topic, each.partition) for each in self._assignment])
+            self._topic_id = self._topics.topic_id
         if not self._topics.found and time.monotonic() < self._hold_until:
             self._wake.wait(_BUSY_WAIT_S)
             return
@@ -328,7 +327,7 @@ class Loop:
 
     def _commit(self) -> None:
         self._topics.check()
-        if self._topics.topic_id != self._topic_id or not self._topics.may_commit:
+        if self._is_created_again or not self._topics.may_commit:
             return  # a commit under the old topic's name would land in the new one's offsets
         for output in self._topics.take_changed():
             self._committer.refresh(output)
@@ -398,7 +397,7 @@ class Loop:
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit the completed records of the revoked partitions; wait for the others for a limited time."""
         self._metrics.rebalances.labels("revoked").inc()
-        wait = 0.0 if self._stopping else self._settings.drain_timeout / 2
+        wait = 0.0 if self._stopping or self._is_created_again else self._settings.drain_timeout / 2
         deadline = time.monotonic() + wait
         revoked = [each.partition for each in partitions]
         self._assignment.drop_unknown(revoked)

@@ -7,17 +7,14 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
 
-from streamer.kafka import FatalError
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
 from streamer.kafka.inflight.offsets import Progress
 from streamer.local_kafka.broker import LocalKafka
 from streamer.settings import Settings, load
-from streamer.topology import RERANK
 from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running, value
+from tests.support.outside import commit, committed, create_again, is_committed
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -34,56 +31,8 @@ def settings_for(broker: LocalKafka, prefix: str = "", **kafka: str) -> Settings
         {"bootstrap_servers": broker.bootstrap_servers, "topic_prefix": prefix, "instance_id": "one", "kafka": kafka}
     )
     apply(made, load_specs())
-    recreate(made)
+    create_again(made, INPUT)
     return made
-
-
-def recreate(settings: Settings) -> None:
-    """Delete the input topic and create it again, with one partition."""
-    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-    name = settings.topic(INPUT)
-    admin.delete_topics([name])[name].result(30)
-    wait_until(lambda: name not in admin.list_topics(timeout=5).topics)
-    admin.create_topics([NewTopic(name, 1, 1)])[name].result(30)
-    wait_until(lambda: name in admin.list_topics(timeout=5).topics)
-
-
-def committed(settings: Settings) -> TopicPartition:
-    """Return the group's commit; an invalid offset where a broker that has just started does not know it yet."""
-    consumer = Consumer(_group(settings))
-    place = TopicPartition(settings.topic(INPUT), 0)
-    try:
-        return consumer.committed([place], timeout=10)[0]
-    except KafkaException:
-        return place
-    finally:
-        consumer.close()
-
-
-def is_committed(settings: Settings, offset: int, metadata: str = "") -> bool:
-    """Commit from outside, as kafka-consumer-groups and other tools do; return whether the group takes it."""
-    consumer = Consumer(_group(settings))
-    place = TopicPartition(settings.topic(INPUT), 0, offset, metadata=metadata)
-    try:
-        consumer.commit(offsets=[place], asynchronous=False)
-    except KafkaException:
-        return False
-    finally:
-        consumer.close()
-    return True
-
-
-def commit(settings: Settings, offset: int, metadata: str = "") -> None:
-    """Commit from outside; the group may still be emptying."""
-    wait_until(lambda: is_committed(settings, offset, metadata))
-
-
-def _group(settings: Settings) -> dict[str, str | bool]:
-    return {
-        "bootstrap.servers": settings.bootstrap_servers,
-        "group.id": settings.group(RERANK.group),
-        "enable.auto.commit": False,
-    }
 
 
 def answered(settings: Settings) -> list[str]:
@@ -172,21 +121,25 @@ def test_offsets_are_set_only_while_the_group_is_empty_and_count_from_the_next_s
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
-def test_a_topic_that_is_created_again_ends_the_service_and_its_restart_skips_nothing(
+def test_a_topic_that_is_created_again_under_a_service_is_read_from_its_beginning(
     kafka: LocalKafka, topic_prefix: str, protocol: str
 ) -> None:
     settings = settings_for(kafka, topic_prefix, **{"group.protocol": protocol})
     feed(settings, 20)
-    with running(settings, echo(settings)) as (_, _, _, ended):
+    with running(settings, echo(settings)) as (metrics, health, _, ended):
         wait_until(lambda: committed(settings).offset == 20)
         late = committed(settings)
-        recreate(settings)
+        create_again(settings, INPUT)
         feed(settings, 20, start=100)
-        wait_until(lambda: bool(ended), seconds=20)
-        assert isinstance(ended[0], FatalError)
+        wait_until(lambda: answered(settings) == keys(*range(20), *range(100, 120)), seconds=20)
+        assert value(metrics, "streamer_topics_recreated_total", topic=settings.topic(INPUT)) == 1
+        wait_until(lambda: health.readiness_problems() == ["start: starting"])
+    assert ended == [True]
+    create_again(settings, INPUT)
+    feed(settings, 20, start=200)
     commit(settings, late.offset, late.metadata or "")  # one that was in flight lands in the new topic's offsets
     with running(settings, echo(settings)) as (metrics, *_):
-        wait_until(lambda: set(keys(*range(100, 120))) <= set(answered(settings)))
+        wait_until(lambda: set(keys(*range(200, 220))) <= set(answered(settings)))
         assert resets(settings, metrics, "foreign") == 1
 
 

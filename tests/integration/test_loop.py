@@ -242,7 +242,7 @@ def test_readiness_reports_a_missing_topic_until_it_is_created(kafka: LocalKafka
         wait_until(lambda: health.readiness_problems() == ["start: starting"], seconds=40)
 
 
-def test_a_recreated_topic_ends_the_service_since_positions_refer_to_the_old_one(settings: Settings) -> None:
+def test_a_topic_that_is_away_for_a_while_and_created_again_is_read_from_its_beginning(settings: Settings) -> None:
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
     with running(settings, echo(settings)) as (metrics, health, _, ended):
         feed(settings, 50)
@@ -251,9 +251,10 @@ def test_a_recreated_topic_ends_the_service_since_positions_refer_to_the_old_one
             future.result(10)
         wait_until(lambda: any("streamer topics apply" in each for each in health.readiness_problems()))
         apply(settings, load_specs())
-        wait_until(lambda: bool(ended))
-        assert isinstance(ended[0], FatalError)
-        assert "deleted and created again" in str(ended[0])
+        feed(settings, 20, start=100)
+        wait_until(lambda: value(metrics, "streamer_events_produced_total", topic=settings.topic(OUTPUT)) == 70)
+        assert value(metrics, "streamer_topics_recreated_total", topic=settings.topic(INPUT)) == 1
+    assert ended == [True]
 
 
 def test_where_brokers_do_not_offer_the_newer_group_protocol_the_classic_one_serves(tmp_path: Path) -> None:

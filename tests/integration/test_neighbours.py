@@ -35,6 +35,7 @@ from tests.support.encoders import AxisEncoder
 from tests.support.kafka_streams import java_partitions, joined_pairs
 from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running, value
 from tests.support.murmur2 import partition_of
+from tests.support.outside import create_again
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -165,16 +166,6 @@ def test_a_time_that_a_topic_does_not_take_or_keep_becomes_the_current_one(
     assert len(answers) == KEYS
     assert all(answer.timestamp_ms > old + 3_000_000 for answer in answers)
     assert value(metrics, "streamer_outputs_retimed_total", topic=settings.topic(OUTPUT), reason=why) == KEYS
-
-
-def create_again(settings: Settings, topic: str, partitions: int) -> None:
-    """Delete a topic and create it with another number of partitions, as somebody else may."""
-    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-    name = settings.topic(topic)
-    admin.delete_topics([name])[name].result(30)
-    wait_until(lambda: name not in admin.list_topics(timeout=5).topics)
-    admin.create_topics([NewTopic(name, partitions, 1)])[name].result(30)
-    wait_until(lambda: name in admin.list_topics(timeout=5).topics)
 
 
 def commit_outputs(transactions: Transactions, records: Sequence[Record], settings: Settings) -> None:

@@ -47,8 +47,12 @@ class FakeAdmin(Client):
                 raise RefusedError(KafkaError.UNKNOWN_TOPIC_OR_PART)
             writes = [] if ("topic", name) in self.cluster.denied else [AclOperation.WRITE]
             reads = [] if ("topic-read", name) in self.cluster.denied else [AclOperation.READ]
+            partitions = [
+                SimpleNamespace(id=number, leader="broker" if log.in_sync else None, isr=["broker"] * log.in_sync)
+                for number, log in enumerate(topic.logs)
+            ]
             return SimpleNamespace(
-                topic_id=topic.topic_id, authorized_operations=[*writes, *reads], partitions=topic.logs
+                topic_id=topic.topic_id, authorized_operations=[*writes, *reads], partitions=partitions
             )
 
         names: list[str] = topics.topic_names

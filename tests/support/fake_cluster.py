@@ -139,6 +139,8 @@ class Log:
         self.start = 0
         self.end = 0
         """The high watermark."""
+        self.in_sync = 1
+        """How many replicas are in sync; 0: none leads it."""
         self.epochs = [(0, 0)]
         """The leaders' epochs, and the offset at which each begins."""
         self._first: dict[Transaction, int] = {}
@@ -197,6 +199,10 @@ class Log:
         gone = set(offsets)
         self.entries = [each for each in self.entries if each.offset not in gone]
 
+    def elect(self) -> None:
+        """Let a replica that has everything lead, which begins another epoch."""
+        self.epochs.append((self.leader_epoch + 1, self.end))
+
     def truncate(self, end: int) -> None:
         """Lose the end, as by an election of a replica that was behind, which begins another epoch."""
         self.entries = [each for each in self.entries if each.offset < end]
@@ -216,7 +222,12 @@ class Topic:
         self.max_message_bytes = 1 << 30
         self.accepts_since = float("-inf")
         """The oldest time, in seconds, that a producer may set."""
-        self.config = {"cleanup.policy": "delete", "retention.ms": "-1", "message.timestamp.type": "CreateTime"}
+        self.config = {
+            "cleanup.policy": "delete",
+            "retention.ms": "-1",
+            "message.timestamp.type": "CreateTime",
+            "min.insync.replicas": "1",
+        }
 
 
 @dataclass(eq=False)

@@ -27,7 +27,7 @@ from streamer.kafka.inflight.offsets import Commit, Origin, Progress, read_commi
 from streamer.kafka.loop import Loop
 from streamer.kafka.pipeline import Stop
 from streamer.kafka.records import Output
-from streamer.kafka.watch import lag, monitor, retention, surplus, topics
+from streamer.kafka.watch import configs, lag, monitor, surplus, topics
 from streamer.metrics import Metrics
 from streamer.settings import load
 from streamer.topology import RERANK
@@ -184,13 +184,13 @@ def fake_kafka(partitions: int = 1) -> Iterator[FakeKafka]:
         for module in (
             loop_module,
             committer,
+            configs,
             outputs,
             pipeline,
             transactions,
             lag,
             monitor,
             surplus,
-            retention,
             topics,
             records,
             health_module,

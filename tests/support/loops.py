@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT = RERANK.input, RERANK.output
 
+Running = tuple[Metrics, Health, Stop, list[Any]]
+"""What a test sees of a loop: its metrics, its health, the wish to stop it, and how it ended."""
+
 
 class Threads:
     """A pipeline that gives each record to ``work`` in threads of its own; what it returns is the outputs."""
@@ -66,10 +69,12 @@ def running(
     *,
     max_records: int = 500,
     service: Service = RERANK,
-) -> Iterator[tuple[Metrics, Health, Stop, list[Any]]]:
+    health: Health | None = None,
+    metrics: Metrics | None = None,
+) -> Iterator[Running]:
     """Run a loop in a thread; on exit stop it and wait for its end. The list receives how it ended."""
-    metrics = Metrics()
-    health = Health(metrics)
+    metrics = metrics or Metrics()
+    health = health or Health(metrics)
     stop = Stop()
     ended: list[Any] = []
     loop = Loop(

@@ -55,11 +55,12 @@ def sooner(rules: str) -> str:
 class Prometheus:
     """Debian's Prometheus in a folder: scrapes once a second, and is asked over HTTP."""
 
-    def __init__(self, folder: Path, targets: dict[str, list[int]]) -> None:
+    def __init__(self, folder: Path, targets: dict[str, list[int]], *, rules: str | None = None) -> None:
+        """``targets`` are ports by job; ``rules`` are ours, only sooner, where none are given."""
         folder.mkdir()
         self.port = free_port()
         self._folder = folder
-        (folder / "rules.yml").write_text(sooner(RULES.read_text()))
+        (folder / "rules.yml").write_text(sooner(RULES.read_text()) if rules is None else rules)
         scrapes = [
             {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}]}
             for job, ports in targets.items()

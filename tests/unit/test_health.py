@@ -77,6 +77,22 @@ def test_a_note_is_shown_by_readyz_and_does_not_change_readiness(server: Endpoin
     assert get(server, "/livez") == (200, "ok\n")
 
 
+def test_a_note_is_told_until_its_time_is_over_or_it_is_taken_back(
+    health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = 100.0
+    monkeypatch.setattr(health_module, "time", SimpleNamespace(monotonic=lambda: at))
+    health.note("short", "one", seconds=5)
+    health.note("long", "two")
+    at = 104.9
+    assert health.notes() == ["short: one", "long: two"]
+    at = 105.0
+    assert health.notes() == ["long: two"]
+    health.note("long", None)
+    health.note("long", None)
+    assert health.notes() == []
+
+
 def test_a_dead_thread_is_not_live(server: Endpoints, health: Health) -> None:
     assert get(server, "/livez") == (200, "ok\n")
     thread = threading.Thread(target=lambda: None)

@@ -253,10 +253,22 @@ def test_the_epoch_is_committed_only_where_everything_before_the_offset_is_of_it
     assert (partition.epoch_for(9), partition.awaits_leader) == (None, True)
     partition.saw_leader(-1)
     assert (partition.epoch_for(9), partition.awaits_leader) == (None, True)
+    partition.saw_leader(6)  # from before the last record
+    assert (partition.epoch_for(9), partition.awaits_leader) == (None, True)
     partition.saw_leader(8)
-    assert (partition.epoch_for(9), partition.awaits_leader) == (None, False)
-    partition.saw_leader(7)
-    assert partition.epoch_for(9) == 7
+    assert (partition.epoch_for(5), partition.epoch_for(9), partition.awaits_leader) == (7, 8, False)
+
+
+def test_a_commit_without_an_epoch_is_made_again_with_the_leaders_once_that_is_known() -> None:
+    partition = AssignedPartition("t", 0, LOG)
+    partition.start_from(Progress(4))
+    partition.reached_end(4)
+    assert not partition.has_skipped
+    partition.saw_leader(3)
+    assert partition.has_skipped
+    assert (partition.progress_after(()), partition.epoch_for(4)) == (Progress(4), 3)
+    partition.mark_committed(Progress(4))
+    assert not partition.has_skipped
 
 
 def test_markers_are_committed_with_the_records_before_them_once_their_leader_is_known() -> None:

@@ -45,12 +45,12 @@ _IDLE_BEFORE_COMMIT_S = 1.0
 _LEADER_WAIT_S = 3.0
 """How long such a commit waits for the statistics, which come once a second and have the epoch of the leader."""
 _UNREADY_AFTER_FAILURES = 3
+_TOLD_S = 300.0
+"""How long /readyz tells of the last dead letter, and of the last output that did not get its input's time."""
 _METADATA = ("all", "the log's name", "nothing")
 """What commit metadata contains, from the most to the least; less where the brokers refuse its length."""
 OUTCOMES = ("committed", "aborted", "unknown", "restarted", "fenced")
 """Outcomes of transactions as they are counted; the last one is counted by the loop, which it ends."""
-
-
 _MAX_BATCH_RECORDS = 1_000
 _REMEMBERED_S = 60.0
 
@@ -252,9 +252,7 @@ class Committer:
         return Batch(records, [self._offset(*each) for each in progress], progress) if progress else None
 
     def _offset(self, partition: AssignedPartition, progress: Progress) -> TopicPartition:
-        what = self._metadata[0]
-        said = progress if what == "all" else Progress(progress.offset)
-        metadata = said.metadata(partition.log) if what != "nothing" else ""
+        metadata = self._said(progress).metadata(partition.log) if self._metadata[0] != "nothing" else ""
         epoch = partition.epoch_for(progress.offset)
         return TopicPartition(
             partition.topic,
@@ -298,11 +296,13 @@ class Committer:
                 reason = dead_letter_reason(output)
                 if output.retimed:
                     self._metrics.retimed.labels(output.topic, output.retimed).inc()
+                    self._health.note(f"{output.topic} not by its input's time", output.retimed, seconds=_TOLD_S)
                 if reason is None:
                     produced[output.topic] += 1
                 else:
                     self._metrics.dead_lettered.labels(in_flight.record.topic, reason).inc()
                     log_dead_letter(in_flight.record, output.headers)
+                    self._health.note("last dead letter", f"{in_flight.record.place}: {reason}", seconds=_TOLD_S)
             if in_flight.since is not None:
                 latency.observe(max(0.0, (committed_at - in_flight.since).total_seconds()), in_flight.exemplar)
         for topic, count in produced.items():

@@ -60,8 +60,10 @@ class AssignedPartition:
         """All before this offset was written in that epoch or before it."""
         self._committed_epoch: int | None = None
         """The epoch that the group's commit has: no record of it is of a later one."""
-        self._leader_seen_until = 0
-        """What had been received when the leader's epoch was last looked up."""
+        self._leader_epoch, self._leader_until = -1, 0
+        """The epoch of the partition's leader, and what had been received when it was last looked up."""
+        self._lacks_epoch = False
+        """Whether the group's commit has no epoch: it is not ours, or ours from before the leader was known."""
         # Updated incrementally: summing thousands of records in each iteration took a tenth of the time of a backlog.
         self._sizes: dict[int, int] = {}
         self._bytes = 0
@@ -155,23 +157,25 @@ class AssignedPartition:
         """Note the epoch of the partition's leader, as the client knows it after what was received; -1: it does not."""
         if epoch < 0 or self._start is None:
             return
-        self._leader_seen_until = self._received
-        if epoch == self._epoch:
-            self._epoch_until = self._received
+        if self._epoch is None or epoch >= self._epoch:
+            self._leader_epoch, self._leader_until = epoch, self._received
 
     @property
     def awaits_leader(self) -> bool:
         """Whether it is open in which leader's epoch the markers after the last record were written."""
-        return self._epoch is not None and self._received > max(self._epoch_until, self._leader_seen_until)
+        return self._epoch is not None and self._received > max(self._epoch_until, self._leader_until)
 
     def epoch_for(self, offset: int) -> int | None:
         """Return an epoch in which, or before which, all before ``offset`` was written; None where that is not known.
 
         Committed with the offset, it shows the client that the log was truncated while nobody read it (KIP-320). Where
         markers follow the last record, a leader elected since may have written them: an epoch that is too low would
-        look like a truncation.
+        look like a truncation. That of the leader is never too low, but it would not tell a record done ahead from one
+        that this leader has in its place: so it is taken where no record's own will do.
         """
-        return self._epoch if offset <= self._epoch_until else None
+        if offset <= self._epoch_until:
+            return self._epoch
+        return self._leader_epoch if offset <= self._leader_until else None
 
     @property
     def oldest(self) -> Record | None:
@@ -201,11 +205,13 @@ class AssignedPartition:
     def has_skipped(self) -> bool:
         """Whether nothing is in flight and the committed offset can still change.
 
-        It advances over markers and deleted records, and goes back where the group's commit is void.
+        It advances over markers and deleted records, goes back where the group's commit is void, and is committed again
+        where it has no epoch and ours would have one.
         """
         if not self.known or self._in_flight or self._start is None:
             return False
-        return self.rewound or self._received > (self.committed_offset or 0)
+        may_name_epoch = self._lacks_epoch and self.epoch_for(self._received) is not None
+        return self.rewound or may_name_epoch or self._received > (self.committed_offset or 0)
 
     def start_from(self, progress: Progress | None, leader_epoch: int | None = None) -> list[InFlightRecord]:
         """Set what the group has committed; return the records in flight that are still to be processed.
@@ -223,6 +229,7 @@ class AssignedPartition:
             if leader_epoch is not None and self._epoch is None:
                 self._epoch, self._epoch_until = leader_epoch, progress.offset
             self.mark_committed(progress)
+            self._lacks_epoch = leader_epoch is None
         return list(self._in_flight)
 
     def committable(self) -> Iterator[InFlightRecord]:
@@ -265,7 +272,7 @@ class AssignedPartition:
                     self._forget(in_flight)
             self._in_flight = deque(in_flight for in_flight in records if in_flight.record.offset not in progress.ahead)
         self.progress = progress
-        self.rewound = False
+        self.rewound = self._lacks_epoch = False
 
     def abandon(self) -> int:
         """Mark the records in flight as revoked and return how many there are.

@@ -32,6 +32,7 @@ from streamer.kafka.client import config
 from streamer.kafka.readers.record_reader import ConsumeError, End, RecordReader
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from concurrent.futures import Future
 
     from streamer.kafka.inflight.partitions import AssignedPartition, Assignment
@@ -88,6 +89,12 @@ class LagWatch:
         self._request("ends", _END)
         self._request("stable ends", _END, IsolationLevel.READ_COMMITTED)
         self._request("beginnings", _BEGINNING)
+
+    def unstable(self) -> Iterator[tuple[int, int, float]]:
+        """Go through the partitions in which records wait for an open transaction: number, last stable offset, since."""
+        for number, stable in self._stable.items():
+            if self._unstable(number):
+                yield number, stable.offset, self._unstable_seconds(number)
 
     def forget(self, partition: int) -> None:
         """Stop reporting a partition that is no longer assigned."""

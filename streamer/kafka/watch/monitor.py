@@ -17,6 +17,8 @@ from streamer.kafka.watch.surplus import SurplusWatch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from confluent_kafka import ThrottleEvent
+
     from streamer.health import Health
     from streamer.kafka.inflight.partitions import Assignment
     from streamer.metrics import Metrics
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _QUIET_S = 60.0
+_THROTTLED_S = 30.0
+"""How long a delay by brokers is told of: they report one with each answer, and none while nothing is requested."""
+_UNSTABLE_S = 10.0
+"""How long an upstream transaction may be open before it is told of. Many are for a while; alerts wait longer."""
 
 
 class Monitor:
@@ -79,6 +85,12 @@ class Monitor:
             self._quiet_until[error.code()] = time.monotonic() + _QUIET_S
             log.warning("kafka client error", error=error.str(), code=error.name())
 
+    def on_throttle(self, event: ThrottleEvent) -> None:
+        """Handle a broker's word that it delays a client (``throttle_cb``); from any thread."""
+        if event.throttle_time > 0:
+            delay = f"{event.broker_name} delays our requests, this one by {event.throttle_time:g} s: see client quotas"
+            self._health.note("throttled", delay, seconds=_THROTTLED_S)
+
     def on_statistics(self, text: str) -> None:
         """Handle the consumer's statistics (``stats_cb``), which come once a second."""
         statistics = orjson.loads(text)
@@ -92,6 +104,14 @@ class Monitor:
             partition.saw_leader(topic["partitions"].get(str(partition.partition), {}).get("leader_epoch", -1))
         self._on_partitions(topic["partitions"])
         self.measure()
+        waiting = [
+            f"{self._topic}[{number}] at offset {offset} for {seconds:.0f} s"
+            for number, offset, seconds in self._lag.unstable()
+            if seconds > _UNSTABLE_S
+        ]
+        self._health.note(
+            "open transaction upstream", f"nothing is readable from {'; '.join(waiting)} on" if waiting else None
+        )
 
     def tick(self) -> None:
         """Do periodic work; never waits."""

@@ -92,7 +92,7 @@ class Resets:
             partition = self._assignment.renew(partition)
             partition.stalled = False  # the consumer says it again of a batch that it still cannot read
             partition.rewound = origin is Origin.FOREIGN
-        records = partition.start_from(progress, committed.leader_epoch)
+        records = partition.start_from(progress, None if origin is Origin.TRANSLATED else committed.leader_epoch)
         if origin is Origin.FOREIGN:
             self._tell(partition, "foreign", committed.offset)
         elif partition.rewound:

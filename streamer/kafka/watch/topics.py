@@ -17,12 +17,16 @@ from confluent_kafka.admin import AclOperation, AdminClient
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import Refusals, refused
-from streamer.kafka.watch.retention import RetentionWatch
+from streamer.kafka.watch.configs import OutputConfigs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
 
+    from confluent_kafka import TopicPartitionInfo
+
     from streamer.health import Health
+    from streamer.metrics import Metrics
     from streamer.settings import Connection
     from streamer.topology import Service
 
@@ -38,6 +42,10 @@ _HELD_FOR_S = 20.0
 """How long commits wait for a description that does not come. Then they go on: one that lands in the offsets of a new
 topic is void there, since it names its log."""
 _CHECK_TIMEOUT_S = 5.0
+_UNANSWERED_S = 15.0
+"""How long no broker may describe the topics before that is a reason not to be ready: an idle service has no other
+sign of brokers that take requests and do not answer."""
+_MOST_NAMED = 10
 _UNKNOWN_TOPIC = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,
@@ -46,8 +54,8 @@ _UNKNOWN_TOPIC = (
 )
 
 
-class _Output(NamedTuple):
-    """What an output topic was when it was last described."""
+class _Seen(NamedTuple):
+    """What a topic was when it was last described."""
 
     topic_id: str
     partitions: int
@@ -56,24 +64,27 @@ class _Output(NamedTuple):
 class TopicWatch:
     """Checks that the topics exist and are still the same; used from the loop's thread, never waits."""
 
-    def __init__(self, settings: Connection, service: Service, health: Health) -> None:
+    def __init__(self, settings: Connection, service: Service, *, metrics: Metrics, health: Health) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._names = [settings.topic(name) for name in service.topics]
         """Full names: that of the input topic, which is read, and those of the topics that are written."""
         self._health = health
         self._refusals = Refusals(settings, service.role)
         self._admin: AdminClient | None = None
         self._responses: dict[str, Future[Any]] = {}
-        self._checked_at = self._confirmed_at = -math.inf
+        self._checked_at = self._confirmed_at = self._answered_at = -math.inf
         self._known_at = 0.0
         """When the topic was last seen or the watch was last told to look."""
         self.found = False
         """Whether all topics existed and could be used at the last check."""
         self.topic_id: str | None = None
         """The input topic's id, None until it was found; a topic that is deleted and created again has another one."""
-        self.retention = RetentionWatch(self._names[1:])
-        self._outputs: dict[str, _Output] = {}
+        self.configs = OutputConfigs(self._names[1:])
+        self._seen: dict[str, _Seen] = {}
         self._changed: set[str] = set()
+        for name in self._names:
+            metrics.topics_recreated.labels(name)
         health.not_ready("topic", "not checked yet")
 
     def on_error(self, error: KafkaError) -> bool:
@@ -97,7 +108,7 @@ class TopicWatch:
     def check(self) -> None:
         """Request the topics' descriptions periodically, and take the responses that have arrived."""
         if self._admin is not None and self.found:
-            self.retention.check(self._admin)
+            self.configs.check(self._admin)
         if self._responses:
             if all(response.done() for response in self._responses.values()):
                 self._take(self._responses)
@@ -109,11 +120,13 @@ class TopicWatch:
             self._responses = self._admin.describe_topics(
                 TopicCollection(self._names), include_authorized_operations=True, request_timeout=_CHECK_TIMEOUT_S
             )
+        if self.topic_id is not None and time.monotonic() - self._answered_at > _UNANSWERED_S:
+            self._health.not_ready("topic", f"no broker has described {self._names[0]} for {_UNANSWERED_S:.0f} s")
 
     @property
     def is_complete(self) -> bool:
         """Whether all is known that is needed before anything is read; outputs that are missing are not waited for."""
-        return self.topic_id is not None and (self.retention.is_known or not self.found)
+        return self.topic_id is not None and (self.configs.is_known or not self.found)
 
     @property
     def may_commit(self) -> bool:
@@ -127,39 +140,66 @@ class TopicWatch:
         return changed
 
     def _take(self, responses: dict[str, Future[Any]]) -> None:
+        unusable: list[str] = []
         for name in self._names:
             try:
                 described = responses[name].result()
             except KafkaException as error:
                 if self.found and not _is_definite(error.args[0]):
                     return  # the brokers are busy or away, which says nothing of the topics
+                self._answered_at = time.monotonic()
                 self.found = False
                 self._health.not_ready("topic", self._problem(name, error.args[0]))
                 return
+            self._answered_at = time.monotonic()
             allowed = described.authorized_operations
             # Some brokers do not report the allowed operations.
             if allowed and (AclOperation.READ if name == self._names[0] else AclOperation.WRITE) not in allowed:
                 self.found = False
                 self._health.not_ready("topic", self._refusals.missing(Resource.TOPIC, name))
                 return
+            self._compare(name, _Seen(str(described.topic_id), len(described.partitions)))
+            unusable += self._unusable(name, described.partitions)
             if name == self._names[0]:
                 self.topic_id = str(described.topic_id)
                 self._confirmed_at = self._known_at = self._checked_at
-            else:
-                self._compare(name, _Output(str(described.topic_id), len(described.partitions)))
         self.found = True
-        self._health.ready("topic")
-
-    def _compare(self, name: str, output: _Output) -> None:
-        before, self._outputs[name] = self._outputs.get(name, output), output
-        if output == before:
-            return
-        self._changed.add(name)
-        partitions = {"partitions": output.partitions, "partitions_before": before.partitions}
-        if output.topic_id != before.topic_id:
-            log.error("output topic was deleted and created again; what it held is gone", topic=name, **partitions)
+        self._note_partitions()
+        if unusable:
+            more = len(unusable) - _MOST_NAMED
+            self._health.not_ready("topic", "; ".join(unusable[:_MOST_NAMED] + ([f"{more} more"] if more > 0 else [])))
         else:
+            self._health.ready("topic")
+
+    def _unusable(self, name: str, partitions: Sequence[TopicPartitionInfo]) -> Iterator[str]:
+        """Go through what cannot be read or written now, of partitions that exist."""
+        least = self.configs.least_in_sync.get(name, 0)
+        for each in partitions:
+            if each.leader is None:
+                yield f"{name}[{each.id}] has no leader"
+            elif len(each.isr) < least:
+                yield f"{name}[{each.id}] takes no writes: {len(each.isr)} replicas are in sync, min.insync.replicas={least}"
+
+    def _compare(self, name: str, now: _Seen) -> None:
+        before, self._seen[name] = self._seen.get(name, now), now
+        if now == before:
+            return
+        is_output = name != self._names[0]
+        if is_output:
+            self._changed.add(name)
+        partitions = {"partitions": now.partitions, "partitions_before": before.partitions}
+        if now.topic_id != before.topic_id:
+            self._metrics.topics_recreated.labels(name).inc()
+            log.error("topic was deleted and created again; what it held is gone", topic=name, **partitions)
+        elif is_output:
             log.warning("output topic has another number of partitions; keys move among them", topic=name, **partitions)
+
+    def _note_partitions(self) -> None:
+        """Say so where outputs do not lie where their inputs do: a join by key finds only some of them."""
+        source, output, _ = self._names
+        counts = self._seen[source].partitions, self._seen[output].partitions
+        differ = f"{source} has {counts[0]}, {output} {counts[1]}: a join by key misses records"
+        self._health.note("partitions", differ if counts[0] != counts[1] else None)
 
     def _problem(self, name: str, error: KafkaError) -> str:
         if refused(error):

@@ -116,24 +116,29 @@ def test_it_joins_no_group_before_the_input_topic_exists(fake: FakeKafka) -> Non
     assert fake.count("join") == 0
 
 
-def test_a_recreated_topic_ends_the_process(fake: FakeKafka) -> None:
-    fake.cluster.publish(INPUT, b"a", b"b")
+def test_a_recreated_topic_is_read_from_its_beginning_and_what_was_in_flight_of_the_old_one_is_dropped(
+    fake: FakeKafka,
+) -> None:
+    fake.cluster.publish(INPUT, b"a", b"b", b"x")
     one = Instance(fake)
+    one.work.hold = True
 
     def story() -> Iterator[None]:
-        yield from until(one.is_caught_up)
+        yield from until(lambda: len(one.work.waiting) == 3)
+        one.work.complete(0, 1)
+        yield from until(lambda: fake.outputs() == [b"a", b"b"])
+        [old] = one.work.waiting
         fake.cluster.recreate_topic(INPUT)
         fake.cluster.publish(INPUT, b"c")
-        while True:
-            yield
+        yield from until(lambda: len(one.work.waiting) == 2)
+        assert old.revoked
+        one.work.complete()
+        yield from until(one.is_caught_up)
 
-    with pytest.raises(FatalError, match=f"{INPUT} was deleted and created again"):
-        one.run(story())
-    assert fake.outputs() == [b"a", b"b"]
-    second = one.again()
-    second.run_until_caught_up()
-    assert second.work.offsets == [0]
+    assert one.run(story())
+    assert one.work.offsets == [0, 1, 2, 0]
     assert fake.outputs() == [b"a", b"b", b"c"]
+    assert one.value("streamer_topics_recreated_total", topic=INPUT) == 1
 
 
 def test_an_unknown_topic_id_has_the_topic_looked_up_again(fake: FakeKafka) -> None:

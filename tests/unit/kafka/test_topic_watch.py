@@ -26,14 +26,18 @@ class Case:
 
     def __init__(self, fake: FakeKafka) -> None:
         self.fake = fake
-        self.health = Health(Metrics())
-        self.watch = TopicWatch(load({}), RERANK, self.health)
+        self.metrics = Metrics()
+        self.health = Health(self.metrics)
+        self.watch = TopicWatch(load({}), RERANK, metrics=self.metrics, health=self.health)
 
     def look(self, seconds: float = 0.0) -> None:
         """Let time pass, then ask and take the answers."""
         self.fake.clock.sleep(seconds)
         self.watch.check()
         self.watch.check()
+
+    def recreated(self, topic: str) -> float:
+        return self.metrics.registry.get_sample_value("streamer_topics_recreated_total", {"topic": topic}) or 0.0
 
     @property
     def waits_for(self) -> str | None:
@@ -90,13 +94,14 @@ def test_a_topic_that_is_created_again_shows_another_id_within_three_seconds(cas
 
 
 @pytest.mark.parametrize(("name", "changed"), [(OUTPUT, {OUTPUT}), (DEAD, {DEAD}), (INPUT, set())])
-def test_an_output_that_is_created_again_is_told_once(case: Case, name: str, changed: set[str]) -> None:
+def test_a_topic_that_is_created_again_is_told_and_counted_once(case: Case, name: str, changed: set[str]) -> None:
     case.look()
     case.fake.cluster.recreate_topic(name)
     with capture_logs() as logs:
         case.look(3.1)
         case.look(3.1)
-    assert [each["topic"] for each in logs if "created again" in each["event"]] == list(changed)
+    assert [each["topic"] for each in logs if "created again" in each["event"]] == [name]
+    assert [case.recreated(each) for each in (INPUT, OUTPUT, DEAD)] == [each == name for each in (INPUT, OUTPUT, DEAD)]
     assert case.watch.take_changed() == changed
     assert case.watch.take_changed() == set()
 
@@ -123,6 +128,63 @@ def test_partitions_that_are_added_to_an_output_are_told(case: Case) -> None:
         case.look(3.1)
     assert [each["partitions"] for each in logs if each["log_level"] == "warning"] == [2]
     assert case.watch.take_changed() == {OUTPUT}
+    assert case.recreated(OUTPUT) == 0
+
+
+def test_outputs_that_are_divided_otherwise_than_inputs_are_noted(case: Case) -> None:
+    case.look()
+    assert case.health.notes() == []
+    case.fake.cluster.topics[OUTPUT].logs.append(Log())
+    case.look(3.1)
+    assert case.health.notes() == [f"partitions: {INPUT} has 1, {OUTPUT} 2: a join by key misses records"]
+    case.fake.cluster.topics[INPUT].logs.append(Log())
+    case.look(3.1)
+    assert case.health.notes() == []
+
+
+@pytest.mark.parametrize("topic", [INPUT, OUTPUT, DEAD])
+def test_a_partition_without_a_leader_is_named(case: Case, topic: str) -> None:
+    case.look()
+    [log] = case.fake.cluster.topics[topic].logs
+    log.in_sync = 0
+    case.look(3.1)
+    assert case.waits_for == f"topic: {topic}[0] has no leader"
+    assert case.watch.found
+    log.in_sync = 1
+    case.look(3.1)
+    assert case.waits_for is None
+
+
+def test_an_output_with_too_few_replicas_in_sync_is_named(case: Case) -> None:
+    case.look()
+    case.fake.cluster.topics[INPUT].config["min.insync.replicas"] = "2"  # which only says who may write to it
+    case.fake.cluster.topics[OUTPUT].config["min.insync.replicas"] = "2"
+    for _ in range(8):
+        case.look(3.1)
+    why = f"{OUTPUT}[0] takes no writes: 1 replicas are in sync, min.insync.replicas=2"
+    assert case.waits_for == f"topic: {why}"
+
+
+def test_of_many_partitions_that_are_away_the_first_are_named(case: Case) -> None:
+    case.fake.cluster.topics[INPUT].logs = [Log() for _ in range(12)]
+    for log in case.fake.cluster.topics[INPUT].logs:
+        log.in_sync = 0
+    case.look()
+    assert case.waits_for is not None
+    assert case.waits_for.endswith(f"{INPUT}[9] has no leader; 2 more")
+
+
+def test_brokers_that_answer_nothing_are_named_and_ready_again_with_their_answer(case: Case) -> None:
+    case.look()
+    case.fake.held = []
+    case.look(14)
+    assert case.waits_for is None
+    case.look(2)
+    assert case.waits_for == f"topic: no broker has described {INPUT} for 15 s"
+    for each in case.fake.held:
+        each()
+    case.look()
+    assert case.waits_for is None
 
 
 def test_commits_wait_for_a_description_of_the_topic_but_not_for_ever(case: Case) -> None:

@@ -1,4 +1,4 @@
-"""Looks up for how long the output topics keep their records; :func:`streamer.kafka.outputs.retime` goes by it."""
+"""Looks up what the output topics' configurations say: how long they keep records, how many replicas must have them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_LOOK_UP_EVERY_S = 60.0
+_LOOK_UP_EVERY_S = 20.0
 _REQUEST_TIMEOUT_S = 5.0
 _QUIET_S = 60.0
 
 
-class RetentionWatch:
-    """Knows for how long the output topics keep their records; used from the loop's thread, and never waits."""
+class OutputConfigs:
+    """Knows the output topics' configurations; used from the loop's thread, and never waits."""
 
     def __init__(self, topics: Sequence[str]) -> None:
         """``topics`` are full names."""
         self.kept = dict.fromkeys(topics, UNKNOWN_RETENTION_MS)
-        """For how many milliseconds each topic keeps a record after the record's own time."""
+        """For how many milliseconds each topic keeps a record after its own time (:func:`streamer.kafka.outputs.retime`)."""
+        self.least_in_sync = dict.fromkeys(topics, 1)
+        """How many replicas of a partition must be in sync, or brokers refuse writes; 1 where that is not known."""
         self._refused: set[str] = set()
         self._responses: dict[ConfigResource, Future[Any]] = {}
         self.is_known = False
@@ -66,11 +68,13 @@ class RetentionWatch:
 
     def _take(self, topic: str, response: Future[Any]) -> None:
         try:
-            self.kept[topic] = kept_ms(response.result())
+            config = response.result()
+            self.kept[topic] = kept_ms(config)
+            self.least_in_sync[topic] = int(config["min.insync.replicas"].value)
         except KafkaException as error:
             if refused(error.args[0]) and topic not in self._refused:
                 self._refused.add(topic)
                 log.info(
-                    "retention cannot be looked up without DescribeConfigs on the topic; one day is assumed",
+                    "the topic's retention cannot be looked up without DescribeConfigs on it; one day is assumed",
                     topic=topic,
                 )
