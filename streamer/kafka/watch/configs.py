@@ -34,7 +34,7 @@ class OutputConfigs:
     def __init__(self, topics: Sequence[str]) -> None:
         """``topics`` are full names."""
         self.kept = dict.fromkeys(topics, UNKNOWN_RETENTION_MS)
-        """For how many milliseconds each topic keeps a record after its own time (:func:`streamer.kafka.outputs.retime`)."""
+        """For how many milliseconds each topic keeps a record after the record's own time."""
         self.least_in_sync = dict.fromkeys(topics, 1)
         """How many replicas of a partition must be in sync, or brokers refuse writes; 1 where that is not known."""
         self._refused: set[str] = set()

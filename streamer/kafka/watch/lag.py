@@ -91,7 +91,7 @@ class LagWatch:
         self._request("beginnings", _BEGINNING)
 
     def unstable(self) -> Iterator[tuple[int, int, float]]:
-        """Go through the partitions in which records wait for an open transaction: number, last stable offset, since."""
+        """Go through partitions where an open transaction holds records back: number, last stable offset, seconds."""
         for number, stable in self._stable.items():
             if self._unstable(number):
                 yield number, stable.offset, self._unstable_seconds(number)

@@ -178,7 +178,8 @@ class TopicWatch:
             if each.leader is None:
                 yield f"{name}[{each.id}] has no leader"
             elif len(each.isr) < least:
-                yield f"{name}[{each.id}] takes no writes: {len(each.isr)} replicas are in sync, min.insync.replicas={least}"
+                in_sync = f"{len(each.isr)} replicas are in sync, min.insync.replicas={least}"
+                yield f"{name}[{each.id}] takes no writes: {in_sync}"
 
     def _compare(self, name: str, now: _Seen) -> None:
         before, self._seen[name] = self._seen.get(name, now), now
