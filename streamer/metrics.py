@@ -101,7 +101,8 @@ CATALOGUE = {
     ),
     "unreadable": Metric(
         "streamer_unreadable_partitions", "gauge", "partitions", (),
-        "Assigned partitions that cannot be read: a batch cannot be decoded, or there is no valid offset.",
+        "Assigned partitions that cannot be read: a batch cannot be decoded, there is no valid offset, or the leader "
+        "answers with an error.",
         "Is there a partition that cannot be read?",
     ),
     "corrupt_records": Metric(

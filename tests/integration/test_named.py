@@ -171,15 +171,23 @@ def output_limit_lowered(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def too_few_in_sync(scene: Scene) -> Iterator[None]:
-    with scene.altered(scene.output, "min.insync.replicas", "2"):
-        yield
+    """One broker of three is gone, and all three must have what is written."""
+    alter_config(scene.admin, scene.output, "min.insync.replicas", "3")
+    scene.broker.kill(2)
+    yield
 
 
 @contextmanager
-def too_few_in_sync_under_load(scene: Scene) -> Iterator[None]:
-    with scene.altered(scene.output, "min.insync.replicas", "2"):
-        feed(scene.settings, 5)
+def brokers_gone(scene: Scene) -> Iterator[None]:
+    """Two brokers of three hang, with them the controllers; the third takes requests."""
+    pids = [scene.broker.pid(number) for number in (1, 2)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
         yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def retention(scene: Scene) -> None:
@@ -218,10 +226,7 @@ def damaged_batch(scene: Scene) -> Iterator[None]:
 @contextmanager
 def broker_killed(scene: Scene) -> Iterator[None]:
     scene.broker.kill(0)
-    try:
-        yield
-    finally:
-        scene.broker.start()
+    yield
 
 
 @contextmanager
@@ -270,7 +275,8 @@ class Case:
     """Whether it takes long, or a broker of its own."""
     kafka: tuple[tuple[str, str], ...] = ()
     properties: tuple[tuple[str, str], ...] | None = None
-    """Of a broker of its own, where it is one."""
+    """Of a broker of its own, where it has one."""
+    brokers: int = 1
     work: Callable[[Settings], Callable[[Record], Sequence[Output]]] = echo
 
 
@@ -296,8 +302,8 @@ CASES = [
     Case(timestamps_refused, told="transactions: {output} refuses the timestamps"),
     Case(upstream_transaction_open, told="open transaction upstream: nothing is readable from {input}[0] at offset 0"),
     Case(output_limit_lowered, told="last dead letter: {input}[0]@0: too_large"),
-    Case(too_few_in_sync, told="topic: {output}[0] takes no writes", full=True),
-    Case(too_few_in_sync_under_load, told="transactions: ", full=True),
+    Case(too_few_in_sync, told="topic: {output}[0] takes no writes", properties=(), brokers=3, full=True),
+    Case(brokers_gone, told="topic: no broker has described {input}", properties=(), brokers=3, full=True),
     Case(retention, alert="StreamerRetentionLoss", full=True),
     Case(quota, told="throttled: ", full=True),
     Case(nothing, told="position: {input}[0]", kafka=(("auto.offset.reset", "error"),), full=True),
@@ -329,7 +335,7 @@ def scene_on(broker: LocalKafka, prefix: str, folder: Path, case: Case) -> Scene
     )
     apply(settings, load_specs())
     for topic in (INPUT, OUTPUT):
-        create_again(settings, topic)
+        create_again(settings, topic, replicas=case.brokers)
     return Scene(broker, settings, folder, AdminClient({"bootstrap.servers": broker.bootstrap_servers}))
 
 
@@ -341,7 +347,9 @@ def test_a_fault_that_stays_is_named_within_30_seconds(
 ) -> None:
     with ExitStack() as stack:
         own = case.properties
-        broker = kafka if own is None else stack.enter_context(LocalKafka(data_dir=tmp_path, properties=dict(own)))
+        broker = kafka
+        if own is not None:
+            broker = stack.enter_context(LocalKafka(data_dir=tmp_path, properties=dict(own), brokers=case.brokers))
         scene = scene_on(broker, topic_prefix, tmp_path, case)
         names = {"input": scene.input, "output": scene.output}
         group = scene.settings.group(RERANK.group)

@@ -48,7 +48,12 @@ class FakeAdmin(Client):
             writes = [] if ("topic", name) in self.cluster.denied else [AclOperation.WRITE]
             reads = [] if ("topic-read", name) in self.cluster.denied else [AclOperation.READ]
             partitions = [
-                SimpleNamespace(id=number, leader="broker" if log.in_sync else None, isr=["broker"] * log.in_sync)
+                SimpleNamespace(
+                    id=number,
+                    leader="broker" if log.in_sync else None,
+                    replicas=["broker"] * log.replicas,
+                    isr=["broker"] * log.in_sync,
+                )
                 for number, log in enumerate(topic.logs)
             ]
             return SimpleNamespace(

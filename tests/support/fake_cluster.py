@@ -139,8 +139,8 @@ class Log:
         self.start = 0
         self.end = 0
         """The high watermark."""
-        self.in_sync = 1
-        """How many replicas are in sync; 0: none leads it."""
+        self.replicas = self.in_sync = 1
+        """How many there are, and how many of them are in sync; 0: none leads the partition."""
         self.epochs = [(0, 0)]
         """The leaders' epochs, and the offset at which each begins."""
         self._first: dict[Transaction, int] = {}

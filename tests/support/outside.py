@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 _PLACE = RERANK.input, 0
 
 
-def create_again(settings: Settings, topic: str, partitions: int = 1) -> None:
+def create_again(settings: Settings, topic: str, partitions: int = 1, replicas: int = 1) -> None:
     """Delete a topic and create it with so many partitions."""
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
     name = settings.topic(topic)
     admin.delete_topics([name])[name].result(30)
     wait_until(lambda: name not in admin.list_topics(timeout=5).topics)
-    admin.create_topics([NewTopic(name, partitions, 1)])[name].result(30)
+    admin.create_topics([NewTopic(name, partitions, replicas)])[name].result(30)
     wait_until(lambda: name in admin.list_topics(timeout=5).topics)
 
 
@@ -38,10 +38,10 @@ def committed(settings: Settings) -> TopicPartition:
         consumer.close()
 
 
-def is_committed(settings: Settings, offset: int, metadata: str = "") -> bool:
+def is_committed(settings: Settings, offset: int, metadata: str = "", epoch: int | None = None) -> bool:
     """Commit from outside, as kafka-consumer-groups and other tools do; return whether the group takes it."""
     consumer = Consumer(_group(settings))
-    place = _place(settings, offset, metadata)
+    place = _place(settings, offset, metadata, epoch)
     try:
         consumer.commit(offsets=[place], asynchronous=False)
     except KafkaException:
@@ -51,14 +51,15 @@ def is_committed(settings: Settings, offset: int, metadata: str = "") -> bool:
     return True
 
 
-def commit(settings: Settings, offset: int, metadata: str = "") -> None:
+def commit(settings: Settings, offset: int, metadata: str = "", epoch: int | None = None) -> None:
     """Commit from outside; the group may still be emptying."""
-    wait_until(lambda: is_committed(settings, offset, metadata))
+    wait_until(lambda: is_committed(settings, offset, metadata, epoch))
 
 
-def _place(settings: Settings, offset: int = -1001, metadata: str = "") -> TopicPartition:
+def _place(settings: Settings, offset: int = -1001, metadata: str = "", epoch: int | None = None) -> TopicPartition:
     topic, partition = _PLACE
-    return TopicPartition(settings.topic(topic), partition, offset, metadata=metadata)
+    leader = {} if epoch is None else {"leader_epoch": epoch}
+    return TopicPartition(settings.topic(topic), partition, offset, metadata=metadata, **leader)
 
 
 def _group(settings: Settings) -> dict[str, str | bool]:

@@ -5,7 +5,8 @@ move on, and fetches the same batch again, for ever; one that it decompresses an
 a word. Which offset such a batch ends with it never says. That is found by bisection: a fetch from any offset inside a
 batch brings the whole batch, and so fails likewise; a fetch from any later offset brings something else.
 
-Silence alone proves nothing, since a broker may be away or throttle us. It counts as a failure only where the end of
+A broker's own error proves nothing: the remote tier of its log may be away. It is asked again, for as long as it takes.
+Silence alone proves nothing either, since a broker may be away or throttle us. It counts as a failure only where the end of
 the same log is answered for at once, before and after, and, before anything is given up, at both ends of the range.
 
 A :class:`Recovery` works in a thread of its own, which may wait for brokers, and hands over through a short queue.
@@ -43,6 +44,12 @@ UNREADABLE = (
     KafkaError.MSG_SIZE_TOO_LARGE,
 )
 """The errors that a consumer reports of a batch that it cannot decode."""
+
+
+def is_by_broker(error: KafkaError) -> bool:
+    """Tell whether a broker has answered with this error, and not the client: it may answer otherwise later."""
+    return error.code() >= KafkaError.UNKNOWN and not error.fatal()
+
 
 _ATTEMPTS = 3
 _RETRY_S = 1.0
@@ -278,6 +285,8 @@ class Recovery:
                 return _End(message.offset() or 0)
             if error.code() in UNREADABLE:
                 return _Failure(message.offset(), error.str())
+            if is_by_broker(error):
+                raise KafkaException(error)
         return None
 
     def _put(self, found: Record | Unreadable | Finished) -> None:

@@ -173,8 +173,9 @@ class TopicWatch:
 
     def _unusable(self, name: str, partitions: Sequence[TopicPartitionInfo]) -> Iterator[str]:
         """Go through what cannot be read or written now, of partitions that exist."""
-        least = self.configs.least_in_sync.get(name, 0)
         for each in partitions:
+            # Brokers themselves ask for no more replicas in sync than there are.
+            least = min(self.configs.least_in_sync.get(name, 0), len(each.replicas))
             if each.leader is None:
                 yield f"{name}[{each.id}] has no leader"
             elif len(each.isr) < least:

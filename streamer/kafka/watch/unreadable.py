@@ -6,7 +6,8 @@ tell from a slow broker. Either way the partition is paused, /readyz names it, a
 :class:`~streamer.kafka.readers.recovery.Recovery` reads it with larger buffers until the consumer can go on.
 
 Besides, a partition may have no valid position at all, where ``auto.offset.reset`` is ``error``. Only an operator can
-give it one, so that is said and nothing is done.
+give it one, so that is said and nothing is done. The same holds while its leader itself answers with an error, as it
+does while the remote tier of tiered storage is away: the client asks again, and nothing is given up.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streamer.kafka.dead_letters import unreadable
-from streamer.kafka.readers.recovery import UNREADABLE, Finished, Recovery, Unreadable
+from streamer.kafka.readers.recovery import UNREADABLE, Finished, Recovery, Unreadable, is_by_broker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +37,8 @@ log = structlog.get_logger()
 
 _STILL_S = 10.0
 """How long a position may stand still before it is looked into."""
+_REFUSED_S = 5.0
+"""For how long a leader's last error holds. The client asks again twice a second."""
 
 
 class _Seen(NamedTuple):
@@ -43,6 +46,13 @@ class _Seen(NamedTuple):
 
     position: int
     since: float
+
+
+class _Refusal(NamedTuple):
+    """A leader's error instead of records, and until when it holds if it does not come again."""
+
+    why: str
+    until: float
 
 
 class UnreadableWatch:
@@ -74,6 +84,7 @@ class UnreadableWatch:
         self._why: dict[int, str] = {}
         self._from: dict[int, int] = {}
         self._unset: dict[int, str] = {}
+        self._refused: dict[int, _Refusal] = {}
         self._seen: dict[int, _Seen] = {}
 
     def on_error(self, number: int | None, offset: int | None, error: KafkaError) -> bool:
@@ -85,18 +96,28 @@ class UnreadableWatch:
                 self._tell()
             return True
         if error.code() not in UNREADABLE:
-            return False
+            return partition is not None and is_by_broker(error) and self._note_refusal(partition, error)
         if partition is not None and not partition.stalled:
             self._begin(partition, offset or 0, error.str())
+        return True
+
+    def _note_refusal(self, partition: AssignedPartition, error: KafkaError) -> bool:
+        self._refused[partition.partition] = _Refusal(error.str(), time.monotonic() + _REFUSED_S)
+        self._tell()
         return True
 
     def on_statistics(self, partitions: Mapping[str, Mapping[str, Any]]) -> None:
         """Take what the consumer's statistics say of the topic's partitions, once a second."""
         now = time.monotonic()
+        over = [number for number, refusal in self._refused.items() if now > refusal.until]
+        for number in over:
+            del self._refused[number]
+        if over:
+            self._tell()
         for partition in self._assignment:
             told = partitions.get(str(partition.partition))
             position = told["next_offset"] if told is not None else -1
-            if told is None or not _stands_still(told, partition):
+            if told is None or partition.partition in self._refused or not _stands_still(told, partition):
                 self._seen.pop(partition.partition, None)
                 continue
             seen = self._seen.get(partition.partition)
@@ -189,18 +210,22 @@ class UnreadableWatch:
         recovery = self._recoveries.pop(number, None)
         if recovery is not None:
             recovery.cancel()
-        for known in (self._why, self._from, self._unset, self._seen):
+        for known in (self._why, self._from, self._unset, self._refused, self._seen):
             known.pop(number, None)
 
     def _tell(self) -> None:
-        self._metrics.unreadable.set(len(self._why) + len(self._unset))
-        if self._why:
-            details = "; ".join(self._why[number] for number in sorted(self._why))
-            self._health.not_ready("unreadable", f"{details}; what cannot be read at all is dead-lettered by its place")
+        self._metrics.unreadable.set(len(self._why) + len(self._unset) + len(self._refused))
+        topic = self._settings.topic(self._service.input)
+        details = [self._why[number] for number in sorted(self._why)]
+        if details:
+            details.append("what cannot be read at all is dead-lettered by its place")
+        details += [f"{topic}[{number}]: {refusal.why}" for number, refusal in sorted(self._refused.items())]
+        if details:
+            self._health.not_ready("unreadable", "; ".join(details))
         else:
             self._health.ready("unreadable")
         if self._unset:
-            place = f"{self._settings.topic(self._service.input)}{sorted(self._unset)}"
+            place = f"{topic}{sorted(self._unset)}"
             self._health.not_ready(
                 "position",
                 f"{place}: {next(iter(self._unset.values()))}. "

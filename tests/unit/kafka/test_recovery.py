@@ -67,7 +67,10 @@ class FakeMessage:
 class FakeConsumer:
     """Fetches as librdkafka does: a whole batch, from whichever of its offsets on; it goes on only after a good one."""
 
-    def __init__(self, log: Sequence[Batch], sight: str, answers: Callable[[], bool]) -> None:
+    def __init__(
+        self, log: Sequence[Batch], sight: str, answers: Callable[[], bool], refuses: Callable[[], bool]
+    ) -> None:
+        self._refuses = refuses
         self._batches = []
         begin = 0
         for batch in log:
@@ -92,6 +95,9 @@ class FakeConsumer:
     def close(self) -> None: ...
 
     def _fetch(self) -> None:
+        if self._refuses():
+            self._waiting = [FakeMessage(self._position, KafkaError(KafkaError.UNKNOWN))]
+            return
         for begin, batch, sight in self._batches:
             if begin + batch.length <= self._position:
                 continue
@@ -113,13 +119,17 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recovered(
-    log: Sequence[Batch], start: int, answers: Callable[[], bool] = lambda: True
+    log: Sequence[Batch],
+    start: int,
+    answers: Callable[[], bool] = lambda: True,
+    refuses: Callable[[], bool] = lambda: False,
 ) -> list[Record | Unreadable | Finished]:
     """Return all that a recovery at ``start`` finds, which ends with where the consumer goes on."""
     with pytest.MonkeyPatch.context() as patch:
 
         def make_client(_kind: object, properties: dict[str, Any]) -> FakeConsumer:
-            return FakeConsumer(log, "wide" if properties["client.id"].endswith("-recover") else "narrow", answers)
+            sight = "wide" if properties["client.id"].endswith("-recover") else "narrow"
+            return FakeConsumer(log, sight, answers, refuses)
 
         patch.setattr(config, "make_client", make_client)
         one = Recovery(SETTINGS, RERANK, TopicPartition("query.results", 0, start), log="id-0")
@@ -155,6 +165,20 @@ def test_what_no_buffer_holds_is_given_up_from_the_stuck_offset_to_its_last_and_
             (3, 2 + length + (4 if sight == "silent" and after and after[0] is not GOOD else 0))
         ]
         assert found[-1] == Finished(found[0].last + 1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("period", [2, 3, 7])
+def test_a_brokers_own_error_gives_nothing_up_that_it_gives_later(period: int) -> None:
+    """As while a remote tier is away: for a second and more, and then now and again."""
+    turns = itertools.count()
+
+    def refuses() -> bool:
+        turn = next(turns)
+        return turn < 100 or turn % period == 0
+
+    found = recovered([GOOD, Batch(40, "silent", "good"), GOOD], 3, refuses=refuses)
+    assert [each.offset for each in found if not isinstance(each, Unreadable)][:40] == list(range(3, 43))
+    assert not [each for each in found if isinstance(each, Unreadable)]
 
 
 def test_what_was_committed_inside_a_batch_is_not_given_up_again() -> None:

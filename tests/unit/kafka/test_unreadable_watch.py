@@ -284,6 +284,30 @@ def test_a_partition_without_a_valid_offset_is_named_with_what_to_do_until_it_go
     assert harness.health.readiness_problems() == []
 
 
+def test_a_leaders_own_error_is_named_as_long_as_it_comes_and_nothing_is_given_up(
+    harness: Harness, clock: Callable[[float], None]
+) -> None:
+    refusal = KafkaError(KafkaError.UNKNOWN, "the remote tier is away")
+    harness.partition.known = True
+    for _ in range(30):
+        assert harness.watch.on_error(3, 4, refusal)
+        harness.statistics()
+        clock(1)
+        assert harness.health.readiness_problems() == ["unreadable: query.results[3]: the remote tier is away"]
+        assert harness.metric() == 1
+    assert FakeRecovery.made == []
+    clock(5)
+    harness.statistics()
+    assert harness.health.readiness_problems() == []
+    assert harness.metric() == 0
+
+
+def test_a_leaders_own_error_is_forgotten_with_its_partition(harness: Harness) -> None:
+    assert harness.watch.on_error(3, 4, KafkaError(KafkaError.UNKNOWN))
+    harness.watch.forget([3])
+    assert harness.health.readiness_problems() == []
+
+
 def test_the_watch_for_unreadable_batches_ignores_other_errors(harness: Harness) -> None:
     assert not harness.watch.on_error(3, 4, KafkaError(KafkaError._TRANSPORT))
     assert not harness.partition.stalled
