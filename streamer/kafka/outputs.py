@@ -7,6 +7,7 @@ An output is an event of its own: it carries the trace and the extension attribu
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -34,9 +35,13 @@ _OF_THE_CAUSE = frozenset(
         *("id", "source", "specversion", "type", "time", "subject", "dataschema", "datacontenttype"),
         # The extension that says where the event's value is kept: that of the cause, not ours.
         "dataref",
+        # What earlier versions had to say of the value.
+        *("datacontentencoding", "schemaurl", "contenttype"),
     )
 )
 """CloudEvents attributes that describe one event and are not carried over to what it causes."""
+_ATTRIBUTE = re.compile(f"{_CE}[a-z0-9]+")
+"""An attribute's header. In another spelling it is none, and some readers would take it for one that is not carried."""
 _MAX_AHEAD_MS = 3_600_000
 """How far ahead of our clock a record's time may be to be taken for its outputs: Kafka's default for what brokers
 accept. A producer that stamps in microseconds must not date our outputs into the year 50,000."""
@@ -51,7 +56,7 @@ def carried(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
     return tuple(
         (name, value)
         for name, value in headers
-        if name in _TRACE or (name.startswith(_CE) and name not in _OF_THE_CAUSE)
+        if name in _TRACE or (name not in _OF_THE_CAUSE and _ATTRIBUTE.fullmatch(name))
     )
 
 

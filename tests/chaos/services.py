@@ -45,7 +45,6 @@ class Cause(StrEnum):
     RESTARTED = "restarted in order"
     STOPPED = "stopped in order"
     FENCED = "fenced after it was frozen"
-    RECREATED = "ended because its topic was recreated"
     UNEXPECTED = "unexpected"
 
 
@@ -75,8 +74,6 @@ class Instance:
         self.exits: list[Exit] = []
         self.said: Counter[str] = Counter()
         """How often each warning or error, and each change of the assignment, was logged."""
-        self.topic_recreated = False
-        """Whether its input topic was ever deleted and created again, upon which a process may end."""
         self._variables = {
             **variables,
             "STREAMER_INSTANCE_ID": name,
@@ -273,8 +270,6 @@ class Instance:
     def _told_cause(self, pid: int, tail: Iterable[str]) -> Cause:
         """Return why a process ended by itself, as its last lines tell it, if what we did explains that."""
         said = "\n".join(tail)
-        if self.topic_recreated and "deleted and created again" in said:
-            return Cause.RECREATED
         if pid == self._frozen and " is fenced: " in said:
             return Cause.FENCED
         return Cause.UNEXPECTED

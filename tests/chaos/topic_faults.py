@@ -356,8 +356,6 @@ def recreate_input(scene: Scene, step: Step) -> Outcome:
         lost = defaultdict(int, {number: end - committed[number] for number, end in ends.items()})
         for number, end in ends.items():
             scene.ledger.allow_gone(topic, number, committed[number], end)
-        for instance in scene.role(step.role):
-            instance.topic_recreated = True
         fired = scene.recreate(topic, away_s=step.seconds, between=lambda: None)
         scene.ledger.replace_log(topic)
     return Outcome(fired, f"{sum(lost.values())} records were waiting")

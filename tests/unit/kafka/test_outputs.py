@@ -69,6 +69,11 @@ def test_trace_context_baggage_and_extensions_are_carried_and_nothing_else() -> 
     assert carried((*EVENT, *EXTENSIONS, ("x-shard", b"1"), *TRACE)) == (*EXTENSIONS, *TRACE)
 
 
+@pytest.mark.parametrize("name", ["ce_ID", "ce_Type", "CE_id", "ce-id", "ce_", "ce_time ", "ce_schemaurl"])
+def test_what_some_readers_take_for_the_causes_own_attributes_is_not_carried(name: str) -> None:
+    assert carried(((name, b"1"), *EXTENSIONS)) == EXTENSIONS
+
+
 def test_an_output_of_a_cloud_event_is_an_event_of_its_own() -> None:
     output = output_of((*EVENT, *EXTENSIONS, *TRACE))
     found = fields(output)
