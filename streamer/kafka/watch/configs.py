@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_LOOK_UP_EVERY_S = 20.0
+_LOOK_UP_EVERY_S = 10.0
 _REQUEST_TIMEOUT_S = 5.0
 _QUIET_S = 60.0
 
