@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,17 +27,19 @@ from streamer.endpoints.serving import Endpoints
 from streamer.health import Health
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply
+from streamer.kafka.client.acls import ROLES, Operation
 from streamer.kafka.inflight.offsets import Progress
 from streamer.local_kafka.broker import LocalKafka
 from streamer.metrics import Metrics
 from streamer.settings import Settings, load
-from streamer.topology import RERANK
+from streamer.topology import DLQ_SUFFIX, RERANK
 from tests.support.configs import alter_config
 from tests.support.dashboards import RULES
 from tests.support.kafka_tools import run_tool
 from tests.support.loops import INPUT, OUTPUT, Running, echo, feed, running
 from tests.support.monitored import Prometheus
 from tests.support.outside import commit, create_again
+from tests.support.secured import SecuredKafka, secured_kafka
 from tests.support.waiting import free_port, wait_until
 
 if TYPE_CHECKING:
@@ -45,8 +47,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamer.kafka import Output, Record
+    from streamer.kafka.client.acls import Privilege
 
 LIMIT_S = 30.0
+USER = "one"
+"""The service's name where it is a user; its instance id too."""
 IN_FULL = os.environ.get("NAMED") == "all"
 """`make named` sets it: the faults of which each takes long, or a broker of its own, as well."""
 _DEPLOYED = yaml.safe_load((RULES.parent / "prometheus.yml").read_text())["global"]
@@ -73,6 +78,8 @@ class Scene:
     settings: Settings
     folder: Path
     admin: AdminClient
+    secured: SecuredKafka | None = None
+    """The same broker where the service is a user with privileges."""
 
     @property
     def input(self) -> str:
@@ -263,6 +270,21 @@ def first_is_slow(settings: Settings) -> Callable[[Record], Sequence[Output]]:
     return work
 
 
+def without(privilege: Privilege) -> Callable[[Scene], AbstractContextManager[None]]:
+    """Return the fault that a privilege is taken away while there is something to do."""
+
+    @contextmanager
+    def revoked(scene: Scene) -> Iterator[None]:
+        assert scene.secured is not None
+        prefix = scene.settings.topic_prefix
+        scene.secured.revoke(USER, prefix, privilege)
+        feed(scene.secured.operator(prefix), 5)
+        yield
+
+    revoked.__name__ = f"without_{privilege.operation}_on_{privilege.name}"
+    return revoked
+
+
 @dataclass(frozen=True)
 class Case:
     """A fault and how it must show: a text in the body of /readyz, or the name of an alert."""
@@ -276,6 +298,7 @@ class Case:
     kafka: tuple[tuple[str, str], ...] = ()
     properties: tuple[tuple[str, str], ...] | None = None
     """Of a broker of its own, where it has one."""
+    secured: bool = False
     brokers: int = 1
     work: Callable[[Settings], Callable[[Record], Sequence[Output]]] = echo
 
@@ -310,7 +333,7 @@ CASES = [
     Case(
         records,
         alert="StreamerCommitMetadataRefused",
-        properties=(("offset.metadata.max.bytes", "8"),),
+        properties=(("offset.metadata.max.bytes", "0"),),
         work=first_is_slow,
         full=True,
     ),
@@ -318,7 +341,33 @@ CASES = [
     Case(broker_killed, told="broker: no broker", properties=(), full=True),
     Case(broker_hangs, told="topic: no broker has described {input}", properties=(), full=True),
     Case(log_lost, alert="StreamerLogReset", properties=(), full=True),
+    Case(nothing, told="authentication: ", kafka=(("sasl.password", "another"),), secured=True, full=True),
+    *(
+        Case(without(each), told=f"lacks {each.operation} on the {each.resource}", secured=True, full=True)
+        for each in ROLES[RERANK.role]
+        if not each.name.endswith(DLQ_SUFFIX) and each.operation is not Operation.DESCRIBE_CONFIGS
+    ),
 ]
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    with secured_kafka(tmp_path_factory.mktemp("secured")) as broker:
+        broker.add_user(USER)
+        yield broker
+
+
+def secured_scene(secured: SecuredKafka, prefix: str, folder: Path, case: Case) -> Scene:
+    """Return a scene in which the service is a user with exactly the privileges that it needs."""
+    operator = secured.operator(prefix)
+    apply(operator, load_specs())
+    for topic in (INPUT, OUTPUT):
+        create_again(operator, topic)
+    secured.grant(USER, prefix, ROLES[RERANK.role])
+    settings = secured.settings(USER, prefix)
+    settings = settings.model_copy(update={"kafka": {**settings.kafka, **dict(case.kafka)}})
+    admin = AdminClient({"bootstrap.servers": operator.bootstrap_servers})
+    return Scene(secured.broker, settings, folder, admin, secured)
 
 
 def scene_on(broker: LocalKafka, prefix: str, folder: Path, case: Case) -> Scene:
@@ -343,14 +392,23 @@ def scene_on(broker: LocalKafka, prefix: str, folder: Path, case: Case) -> Scene
     "case", [case for case in CASES if IN_FULL or not case.full], ids=lambda case: case.fault.__name__
 )
 def test_a_fault_that_stays_is_named_within_30_seconds(
-    case: Case, kafka: LocalKafka, topic_prefix: str, tmp_path: Path, port: int, prometheus: Prometheus
+    case: Case,
+    kafka: LocalKafka,
+    topic_prefix: str,
+    tmp_path: Path,
+    port: int,
+    prometheus: Prometheus,
+    request: pytest.FixtureRequest,
 ) -> None:
     with ExitStack() as stack:
         own = case.properties
         broker = kafka
         if own is not None:
             broker = stack.enter_context(LocalKafka(data_dir=tmp_path, properties=dict(own), brokers=case.brokers))
-        scene = scene_on(broker, topic_prefix, tmp_path, case)
+        if case.secured:
+            scene = secured_scene(request.getfixturevalue("secured"), topic_prefix, tmp_path, case)
+        else:
+            scene = scene_on(broker, topic_prefix, tmp_path, case)
         names = {"input": scene.input, "output": scene.output}
         group = scene.settings.group(RERANK.group)
 
@@ -361,7 +419,7 @@ def test_a_fault_that_stays_is_named_within_30_seconds(
                     for each in prometheus.ask("alerts")["alerts"]
                     if each["state"] == "firing"
                 )
-            return any(line.startswith(case.told.format(**names)) for line in readyz(port).splitlines())
+            return any(case.told.format(**names) in line for line in readyz(port).splitlines())
 
         is_context = hasattr(case.fault, "__wrapped__")
         if not is_context:

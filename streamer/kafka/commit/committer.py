@@ -12,7 +12,7 @@ import itertools
 import random
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from confluent_kafka import KafkaException, TopicPartition
@@ -252,15 +252,14 @@ class Committer:
         return Batch(records, [self._offset(*each) for each in progress], progress) if progress else None
 
     def _offset(self, partition: AssignedPartition, progress: Progress) -> TopicPartition:
-        metadata = self._said(progress).metadata(partition.log) if self._metadata[0] != "nothing" else ""
-        epoch = partition.epoch_for(progress.offset)
-        return TopicPartition(
-            partition.topic,
-            partition.partition,
-            progress.offset,
-            metadata=metadata,
-            **({} if epoch is None else {"leader_epoch": epoch}),
-        )
+        options: dict[str, Any] = {}
+        if (
+            self._metadata[0] != "nothing"
+        ):  # else not even "": the client (2.16) sends the zero byte at a text's end, too
+            options["metadata"] = self._said(progress).metadata(partition.log)
+        if (epoch := partition.epoch_for(progress.offset)) is not None:
+            options["leader_epoch"] = epoch
+        return TopicPartition(partition.topic, partition.partition, progress.offset, **options)
 
     def _idle_seconds(self) -> float:
         """Return for how long nothing has been in flight.
