@@ -253,9 +253,8 @@ class Committer:
 
     def _offset(self, partition: AssignedPartition, progress: Progress) -> TopicPartition:
         options: dict[str, Any] = {}
-        if (
-            self._metadata[0] != "nothing"
-        ):  # else not even "": the client (2.16) sends the zero byte at a text's end, too
+        # Not even "" where nothing is to be sent: the client (2.16) sends the zero byte at a text's end, too.
+        if self._metadata[0] != "nothing":
             options["metadata"] = self._said(progress).metadata(partition.log)
         if (epoch := partition.epoch_for(progress.offset)) is not None:
             options["leader_epoch"] = epoch
