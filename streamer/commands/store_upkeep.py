@@ -170,14 +170,18 @@ def store_drop_model(
             echo(f"would delete {what}{newest}" + (f"; {reason}" if reason else ""))
             return
         if reason and not even_if_in_use:
-            raise click.ClickException(f"{model_id} seems to be in use: {reason} (--even-if-in-use)")
+            raise click.ClickException(
+                f"{model_id} seems to be in use: {reason}; --even-if-in-use deletes it all the same"
+            )
         if not yes:
             click.confirm(printable(f"Delete {what}{newest}?"), abort=True)
         with _progress() as advance:
             removed, is_gone = upkeep.drop(opened, models[model_id], advance)
     echo(f"deleted {removed:,} records of {model_id}")
     if not is_gone:
-        raise click.ClickException("some records remain because a service is still writing them")
+        raise click.ClickException(
+            "some records remain because a service is still writing them; stop it, and run this again"
+        )
 
 
 def _seems_in_use(found: ModelSurvey, *, alone: bool) -> str:

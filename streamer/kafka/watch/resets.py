@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 RESETS = {
-    "behind_end": "the log was cut off before what was read or committed; it is processed again from where reading "
-    "goes on",
-    "foreign": "the committed offset is that of a deleted topic of the same name; the new one is processed from its "
+    "beyond_end": "the log ends before the offset that was read or committed; it is processed again from the offset at "
+    "which reading continues",
+    "foreign": "the committed offset is that of a deleted topic of the same name; the new topic is processed from its "
     "beginning",
-    "moved": "somebody has set the group's offset; records that were done after it are processed again",
-    "translated": "the committed offset was translated from another cluster's; records that were done after it are "
-    "processed again",
+    "moved": "the group's offset was set by hand; records that were completed beyond it are processed again",
+    "translated": "the committed offset was translated from another cluster's; records that were completed beyond it "
+    "are processed again",
 }
 """What is logged for each value of ``reason`` of ``streamer_log_resets_total``."""
 
@@ -96,7 +96,7 @@ class Resets:
         if origin is Origin.FOREIGN:
             self._tell(partition, "foreign", committed.offset)
         elif partition.rewound:
-            self._tell(partition, "behind_end", committed.offset)
+            self._tell(partition, "beyond_end", committed.offset)
         elif origin in (Origin.MOVED, Origin.TRANSLATED):
             self._tell(partition, origin.value, committed.offset)
         return records
@@ -104,7 +104,7 @@ class Resets:
     def void_ahead(self, partition: AssignedPartition, record: Record) -> None:
         """Take what was committed as completed from ``record`` on for not completed: other records are there now."""
         partition.void_ahead(record.offset)
-        self._tell(partition, "behind_end", record.offset)
+        self._tell(partition, "beyond_end", record.offset)
 
     def _place(self, committed: TopicPartition, origin: Origin) -> TopicPartition | None:
         """Return where the consumer must be sent; None where it has begun at the right place by itself."""
@@ -123,7 +123,7 @@ class Resets:
         position = partition.position
         renewed = self._assignment.renew(partition)
         if renewed.known:
-            self._tell(renewed, "behind_end", position, goes_on_at=offset)
+            self._tell(renewed, "beyond_end", position, goes_on_at=offset)
         return renewed
 
     def _tell(self, partition: AssignedPartition, reason: str, offset: int, **more: int) -> None:
