@@ -7,14 +7,14 @@ cluster; and an operator may set any offset. The rules, in the order in which th
 1. A commit that names another log at its own offset was in flight when the topic was created again. It is void, and
    the log is read from its beginning.
 2. A commit that names another log, or another offset, was translated by MirrorMaker 2 or set by an operator. Its offset
-   counts, and its list of records done ahead does not.
+   counts, and its list of completed records does not.
 3. A consumer that begins before the committed offset, or goes back later, was reset by the client. Either the log ends
    before its position (OFFSET_OUT_OF_RANGE), or it was cut off before it and filled again. The latter shows where the
    partition's leader is asked for the end of the committed leader epoch (KIP-320). The client asks when the leader
    changes, and at a seek, but not when it begins at a committed offset (librdkafka 2.16): so it is told to seek there.
    All that is remembered of the partition is void, and everything from the new position on is processed.
-4. Where a record that was done ahead is of a later leader's epoch than the commit, the log was cut off between the two.
-   The list of records done ahead is void from there on.
+4. Where a record of the commit's list is of a later leader's epoch than the commit, the log was cut off between them.
+   The list of completed records is void from there on.
 5. A consumer that begins after the committed offset has lost records to retention. They are counted
    (:mod:`streamer.kafka.watch.lag`), and the rest of what is remembered counts.
 
