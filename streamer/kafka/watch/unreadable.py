@@ -1,12 +1,12 @@
-"""Partitions at which the service's consumer stands still: noticed, named, and carried past what cannot be read.
+"""Detects partitions at which the service's consumer is stuck, reports them, and reads past what cannot be read.
 
-Two things are noticed. The consumer reports a batch that it cannot decode, again and again. Or it says nothing and its
-position does not move, though more is committed in the log and nothing waits to be handed over; that takes a while to
-tell from a slow broker. Either way the partition is paused, /readyz names it, and a
+A consumer is stuck in two ways. It reports a batch that it cannot decode, again and again. Or it reports nothing and
+its position does not move, although the log has more committed records and the client's queue is empty; it takes a
+while to distinguish that from a slow broker. Either way the partition is paused, /readyz names it, and a
 :class:`~streamer.kafka.readers.recovery.Recovery` reads it with larger buffers until the consumer can go on.
 
-Besides, a partition may have no valid position at all, where ``auto.offset.reset`` is ``error``. Only an operator can
-give it one, so that is said and nothing is done.
+A partition may also have no valid position at all, if ``auto.offset.reset`` is ``error``. Only an operator can set one,
+so this is only reported.
 """
 
 from __future__ import annotations
