@@ -129,13 +129,13 @@ ROWS: dict[str, list[Panel]] = {
             ("completed_ahead",),
         ),
         Panel(
-            "Behind an open transaction upstream",
+            "Waiting for an upstream transaction",
             [_gauge("max", "unstable_seconds", "group", "topic"), _gauge("sum", "unstable", "group", "topic")],
             "short",
             ("unstable_seconds", "unstable"),
         ),
         Panel(
-            "Logs that changed, topics created again, offsets lost to retention",
+            "Log resets, topics created again, and offsets lost to retention",
             [
                 _per_second("log_resets", "topic", "reason"),
                 _per_second("topics_recreated", "topic"),
@@ -144,7 +144,12 @@ ROWS: dict[str, list[Panel]] = {
             "cps",
             ("log_resets", "topics_recreated", "retention_lost"),
         ),
-        Panel("Commits without the list", [_per_second("commits_shortened", "group")], "cps", ("commits_shortened",)),
+        Panel(
+            "Commits without the list of completed records",
+            [_per_second("commits_shortened", "group")],
+            "cps",
+            ("commits_shortened",),
+        ),
         Panel("Events in", [_per_second("consumed", "topic")], "cps", ("consumed",)),
         Panel("Events out", [_per_second("produced", "topic")], "cps", ("produced",)),
         Panel("In flight", [_gauge("sum", "in_flight", "job", "instance")], "short", ("in_flight",)),

@@ -259,7 +259,7 @@ def log_lost(scene: Scene) -> None:
 
 
 def first_is_slow(settings: Settings) -> Callable[[Record], Sequence[Output]]:
-    """Keep the first record for a while, so that the others are done ahead of it."""
+    """Keep the first record for a while, so that the others are completed before it."""
     until = time.monotonic() + LIMIT_S
 
     def work(record: Record) -> Sequence[Output]:

@@ -119,7 +119,7 @@ def test_what_lies_in_the_remote_tier_is_processed_once_and_again_after_a_reset(
     commit(settings, 20, epoch=committed(settings).leader_epoch)
     with running(settings, echo(settings)) as (metrics, *_):
         wait_until(lambda: committed(settings).offset == RECORDS)
-        assert value(metrics, "streamer_log_resets_total", topic=settings.topic(INPUT), reason="behind_end") == 0
+        assert value(metrics, "streamer_log_resets_total", topic=settings.topic(INPUT), reason="beyond_end") == 0
     assert answered(settings) == expected(1) + expected(1, 20)
 
 

@@ -170,7 +170,7 @@ class AssignedPartition:
 
         Committed with the offset, it shows the client that the log was truncated while nobody read it (KIP-320). Where
         markers follow the last record, a leader elected since may have written them: an epoch that is too low would
-        look like a truncation. That of the leader is never too low, but it would not tell a record done ahead from one
+        look like a truncation. That of the leader is never too low, but it would not tell a completed record from one
         that this leader has in its place: so it is taken where no record's own will do.
         """
         if offset <= self._epoch_until:
