@@ -83,9 +83,10 @@ TRAITS = {
     Fault.CLOCK: Traits(lasts=8, room=22),
     Fault.FLAPPING: Traits(lasts=6, hits_all=True),
     Fault.DISK_FULL: Traits(lasts=5, hits_all=True),
-    # A process that can open nothing finds no broker again that is killed meanwhile, and so no upload to fail with.
+    # These are seen by an upload that fails, and without brokers none comes. A process that can open nothing does not
+    # even find a broker again that was killed meanwhile.
     Fault.FEW_DESCRIPTORS: Traits(lasts=4, excludes=(BROKER,)),
-    Fault.FEW_PROCESSES: Traits(lasts=4),
+    Fault.FEW_PROCESSES: Traits(lasts=4, excludes=(BROKER,)),
     Fault.DECODER_KILLED: Traits(excludes=(BROKER,)),
     Fault.STORE_CUT: Traits(lasts=4, room=12, excludes=(EMBED, TOPIC), hits_all=True),
     Fault.IDLE_CLIENTS: Traits(lasts=8, room=10),
