@@ -51,7 +51,7 @@ tools: ## Install the programs that tests run against, where they are missing (a
 	  echo "the tests need $(TOOLS) on the PATH; on Debian: apt-get install $(TOOLS)"; exit 1; fi
 
 # make chaos [SEED=n] [COUNT=n] [KINDS=kill,truncated] [HOURS=n: goes on with new seeds until a difference is found]
-chaos: $(STAMP) ## 200 faults of services, brokers, disks, topics and offsets, and every event counted (under 30 minutes)
+chaos: $(STAMP) ## 200 faults of services, machines, brokers, topics and offsets, and every event counted (under 30 minutes)
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) $(if $(COUNT),--count $(COUNT)) $(if $(KINDS),--kinds $(KINDS)) \
 	  $(if $(HOURS),--hours $(HOURS))
 

@@ -12,6 +12,10 @@ scene.py            what a fault acts upon: brokers, services, topics, groups
 faults.py           carries a plan out, and says of each fault whether it really struck
 service_faults.py   what is done to services
 false_time.c        what shifts a process's clock
+machine_faults.py   what is done to the machine under them, and to the store's file
+machine.py          a small disk, and limits for other processes
+client_faults.py    what clients of the metrics port do, and sources of clips
+sources.py          web servers that serve clips
 broker_faults.py    what is done to brokers and their disks
 topic_faults.py     what is done to topics, offsets and privileges
 signs.py            what services show of a fault

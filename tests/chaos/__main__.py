@@ -15,15 +15,23 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from tests.chaos.kinds import Fault
+from tests.chaos.machine import can_limit_processes, can_mount
 from tests.chaos.plan import FULL, SMALL
 from tests.chaos.run import Run
 from tests.chaos.service_faults import c_compiler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
 
     from tests.chaos.plan import Scale
+
+NEEDS: Mapping[Fault, tuple[Callable[[], object], str]] = {
+    Fault.CLOCK: (c_compiler, "a C compiler (on Debian: apt-get install gcc)"),
+    Fault.DISK_FULL: (can_mount, "root, to mount a small disk"),
+    Fault.FEW_PROCESSES: (can_limit_processes, "an ordinary user, or root and a cgroup with a controller of processes"),
+}
+"""What a kind needs of the machine, and how that is found out."""
 
 
 def main() -> int:
@@ -68,9 +76,11 @@ def _scale(arguments: argparse.Namespace, seed: int, console: Console) -> Scale:
     if arguments.small:
         return SMALL
     kinds = set(arguments.kinds or Fault)
-    if Fault.CLOCK in kinds and c_compiler() is None:
-        console.print(f"Left out: {Fault.CLOCK}. It needs a C compiler (on Debian: apt-get install gcc).")
-        kinds.remove(Fault.CLOCK)
+    for fault in kinds & NEEDS.keys():
+        is_there, what = NEEDS[fault]
+        if not is_there():
+            console.print(f"[red]Left out[/]: {fault}. It needs {what}.", highlight=False)
+            kinds.remove(fault)
     if kinds == set(Fault) and arguments.count >= FULL.count:
         return FULL
     return FULL.reduced(seed, arguments.count, kinds)

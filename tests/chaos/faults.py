@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.chaos import broker_faults, service_faults, topic_faults
+from tests.chaos import broker_faults, client_faults, machine_faults, service_faults, topic_faults
 from tests.chaos.kinds import BROKER, LANES, TOPIC, TRAITS, Fault
 from tests.support.waiting import wait_until
 
@@ -28,6 +28,13 @@ HOW: Mapping[Fault, Callable[[Scene, Step], Outcome]] = {
     Fault.UNWRITABLE: service_faults.starve,
     Fault.CLOCK: service_faults.shift_clock,
     Fault.FLAPPING: service_faults.flap,
+    Fault.DISK_FULL: machine_faults.fill_disk,
+    Fault.FEW_DESCRIPTORS: machine_faults.limit_descriptors,
+    Fault.FEW_PROCESSES: machine_faults.limit_processes,
+    Fault.DECODER_KILLED: machine_faults.kill_decoder,
+    Fault.STORE_CUT: machine_faults.cut_store,
+    Fault.IDLE_CLIENTS: client_faults.crowd_in,
+    Fault.SLOW_SOURCE: client_faults.slow_down,
     Fault.BROKER_KILL: broker_faults.kill,
     Fault.BROKER_RESTART: broker_faults.restart,
     Fault.BROKER_HANG: broker_faults.freeze,
@@ -56,7 +63,10 @@ HOW: Mapping[Fault, Callable[[Scene, Step], Outcome]] = {
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """What came of one step, from `at` to `until` true seconds after the start; a point is None where it has none."""
+    """What came of one step, from `at` to `until` true seconds after the start; a point is None where it has none.
+
+    ``harm``: what happened meanwhile that must not.
+    """
 
     step: Step
     at: float
@@ -64,6 +74,7 @@ class Strike:
     fired: bool
     point_fired: bool | None = None
     note: str = ""
+    harm: Sequence[str] = ()
 
 
 class Saboteur:
@@ -108,7 +119,8 @@ class Saboteur:
             with self._log.open("a", encoding="utf-8") as log:
                 log.write(
                     f"{strike.at:7.1f} s to {strike.until:7.1f} s  {'struck' if strike.fired else 'DID NOT STRIKE'}  "
-                    f"{strike.step.victim}: {strike.step.fault}  {strike.note}\n"
+                    f"{strike.step.victim}: {strike.step.fault}  {strike.note}"
+                    f"{''.join(f'  HARM: {each}' for each in strike.harm)}\n"
                 )
 
     def _strike(self, lane: str, step: Step, following: float) -> None:
@@ -120,7 +132,7 @@ class Saboteur:
             self._clock.expect(lane, following)
             at = self._clock.wall()
             came = HOW[step.fault](self._scene, step)
-            self._note(Strike(step, at, self._clock.wall(), came.fired, came.point_fired, came.note))
+            self._note(Strike(step, at, self._clock.wall(), came.fired, came.point_fired, came.note, came.harm))
         except Exception as error:  # noqa: BLE001 - a fault that did not come about is a finding of the run
             self._clock.expect(lane, following)
             note = f"{type(error).__name__}: {error}"
@@ -132,7 +144,8 @@ class Saboteur:
             self._scene.brokers.await_in_sync()
         if step.lane == BROKER or (step.lane == TOPIC and not TRAITS[step.fault].stops_group):
             return
-        alone = step.fault in {Fault.KILL, Fault.STOP, Fault.CLOCK}
+        # What is frozen leaves its partitions to the others.
+        alone = step.victim in self._scene.services and step.fault is not Fault.FREEZE
         needed = [self._scene.services[step.victim]] if alone else self._scene.role(step.role)
         wait_until(
             lambda: all(instance.is_at_work() for instance in needed), seconds=_START_S, what=f"{step.victim} to work"

@@ -119,12 +119,15 @@ def _frames(draw: np.random.Generator) -> Iterator[np.ndarray[Any, np.dtype[np.u
         yield frame
 
 
-def make_inputs(seed: int, scale: Scale, folder: Path, files: Sequence[str]) -> list[Input]:
-    """Draw all records in the order of their publication; those of one clip keep their order in its log."""
+def make_inputs(seed: int, scale: Scale, folder: Path, files: Sequence[str], site: str) -> list[Input]:
+    """Draw all records in the order of their publication; those of one clip keep their order in its log.
+
+    The files are in `folder`, and served below `site`.
+    """
     draw = random.Random(f"inputs {seed}")  # noqa: S311 - reproducible, not secret
     clip_ids = [f"clip-{index:04}" for index in range(scale.clips)]
     drafts = [
-        *_uploads(draw, scale, clip_ids, folder, files),
+        *_uploads(draw, scale, clip_ids, (folder.as_uri(), folder.as_uri(), site), files),
         *_queries(draw, scale, clip_ids),
         *_refused(draw, scale, folder),
     ]
@@ -150,12 +153,16 @@ _LIVES = (
 """What happens to a clip, in the order of its log: n an upload newer than all before, o one older than the newest,
 = the newest one delivered again, d a delete, m a newer upload whose file is missing."""
 _VALID = "no="
+_MISSING = "missing.mp4"
 
 
 def _uploads(
-    draw: random.Random, scale: Scale, clip_ids: Sequence[str], folder: Path, files: Sequence[str]
+    draw: random.Random, scale: Scale, clip_ids: Sequence[str], places: Sequence[str], files: Sequence[str]
 ) -> Iterator[Input]:
-    """Give every clip a life, and some of them more, until there are as many valid uploads as wanted."""
+    """Give every clip a life, and some of them more, until there are as many valid uploads as wanted.
+
+    `places`: prefixes of URIs, each of which has the files.
+    """
     lives: dict[str, str] = defaultdict(str)
     times: dict[str, list[float]] = defaultdict(list)
     left = scale.uploads
@@ -168,7 +175,7 @@ def _uploads(
         lives[clip_id] += life
         times[clip_id] += _moments(draw, len(life), scale.seconds)
     for clip_id, life in lives.items():
-        yield from _live(draw, clip_id, life, sorted(times[clip_id]), folder, files)
+        yield from _live(draw, clip_id, life, sorted(times[clip_id]), places, files)
 
 
 def _valid(life: str) -> int:
@@ -184,7 +191,7 @@ def _moments(draw: random.Random, count: int, seconds: float) -> Iterator[float]
 
 
 def _live(
-    draw: random.Random, clip_id: str, life: str, times: Sequence[float], folder: Path, files: Sequence[str]
+    draw: random.Random, clip_id: str, life: str, times: Sequence[float], places: Sequence[str], files: Sequence[str]
 ) -> Iterator[Input]:
     newest = EPOCH
     older = itertools.count(1)
@@ -195,23 +202,38 @@ def _live(
         elif letter == "=" and last is not None:
             yield replace(last, at=at)
         elif letter == "m":
-            event = _upload_event(clip_id, folder / "missing.mp4", newest + timedelta(minutes=1))
+            event = _upload_event(clip_id, f"{draw.choice(places)}/{_MISSING}", newest + timedelta(minutes=1))
             yield _input(at, UPLOADED, clip_id, event, Refused("not_found"))
         elif letter == "o":
-            yield _upload(at, clip_id, folder, draw.choice(files), newest - timedelta(seconds=next(older)))
+            file = draw.choice(files)
+            yield _upload(at, clip_id, f"{draw.choice(places)}/{file}", file, newest - timedelta(seconds=next(older)))
         else:
             newest += timedelta(hours=1)
-            last = _upload(at, clip_id, folder, draw.choice(files), newest)
+            file = draw.choice(files)
+            last = _upload(at, clip_id, f"{draw.choice(places)}/{file}", file, newest)
             yield last
 
 
-def _upload(at: float, clip_id: str, folder: Path, file: str, uploaded_at: datetime) -> Input:
-    event = _upload_event(clip_id, folder / file, uploaded_at)
+def _upload(at: float, clip_id: str, uri: str, file: str, uploaded_at: datetime) -> Input:
+    event = _upload_event(clip_id, uri, uploaded_at)
     return _input(at, UPLOADED, clip_id, event, Upload(clip_id, file, uploaded_at))
 
 
-def _upload_event(clip_id: str, path: Path, uploaded_at: datetime) -> dict[str, Any]:
-    return {"clip_id": clip_id, "uri": path.as_uri(), "uploaded_at": uploaded_at.isoformat()}
+def _upload_event(clip_id: str, uri: str, uploaded_at: datetime) -> dict[str, Any]:
+    return {"clip_id": clip_id, "uri": uri, "uploaded_at": uploaded_at.isoformat()}
+
+
+def extra_upload(draw: random.Random, place: str, file: str) -> Input:
+    """Return an upload of another clip that is published beside the others; `place` is a prefix of URIs."""
+    clip_id = f"extra-{draw.getrandbits(64):x}"
+    return _named(_upload(0, clip_id, f"{place}/{file}", file, EPOCH), clip_id)
+
+
+def extra_refused(draw: random.Random, place: str, file: str) -> Input:
+    """Return an upload that is published beside the others, and whose URI is refused."""
+    clip_id = f"extra-{draw.getrandbits(64):x}"
+    event = _upload_event(clip_id, f"{place}/{file}", EPOCH)
+    return _named(_input(0, UPLOADED, clip_id, event, Refused("uri_refused")), clip_id)
 
 
 # -- queries -----------------------------------------------------------------------------------------------
@@ -280,7 +302,7 @@ def _refused(draw: random.Random, scale: Scale, folder: Path) -> Iterator[Input]
 
 def _refused_uploads(folder: Path) -> list[tuple[str, Callable[[str], object]]]:
     def event(clip_id: str, **changed: object) -> dict[str, Any]:
-        return _upload_event(clip_id, folder / "missing.mp4", EPOCH) | changed
+        return _upload_event(clip_id, (folder / _MISSING).as_uri(), EPOCH) | changed
 
     return [
         ("not_json", lambda clip_id: f"{clip_id} is up".encode()),

@@ -20,6 +20,13 @@ class Fault(StrEnum):
     UNWRITABLE = "store not writable"
     CLOCK = "a service's clock two hours ahead and behind"
     FLAPPING = "a member that joins and leaves the group"
+    DISK_FULL = "temporary folder full"
+    FEW_DESCRIPTORS = "file descriptors scarce"
+    FEW_PROCESSES = "processes scarce"
+    DECODER_KILLED = "a decoder killed, as for memory"
+    STORE_CUT = "the store's file truncated under its readers"
+    IDLE_CLIENTS = "2,000 idle clients on the metrics port"
+    SLOW_SOURCE = "a slow source of many spellings"
 
     BROKER_KILL = "kill -9 of a broker"
     BROKER_RESTART = "restart of a broker"
@@ -57,7 +64,7 @@ class Traits:
         excludes: Lanes in which nothing may happen meanwhile.
         stops_group: Whether all instances of the role are stopped for it: offsets can only be set for a group without
             members.
-        hits_all: Whether it hits all brokers.
+        hits_all: Whether it hits all brokers, or all instances of its role.
 
     """
 
@@ -72,9 +79,18 @@ TRAITS = {
     Fault.KILL: Traits(),
     Fault.STOP: Traits(room=10),
     Fault.FREEZE: Traits(lasts=9, room=10),
-    Fault.UNWRITABLE: Traits(lasts=12),
+    Fault.UNWRITABLE: Traits(lasts=12, hits_all=True),
     Fault.CLOCK: Traits(lasts=8, room=22),
-    Fault.FLAPPING: Traits(lasts=6),
+    Fault.FLAPPING: Traits(lasts=6, hits_all=True),
+    Fault.DISK_FULL: Traits(lasts=5, hits_all=True),
+    # These are seen by an upload that fails, and without brokers none comes. A process that can open nothing does not
+    # even find a broker again that was killed meanwhile.
+    Fault.FEW_DESCRIPTORS: Traits(lasts=4, excludes=(BROKER,)),
+    Fault.FEW_PROCESSES: Traits(lasts=4, excludes=(BROKER,)),
+    Fault.DECODER_KILLED: Traits(excludes=(BROKER,)),
+    Fault.STORE_CUT: Traits(lasts=4, room=12, excludes=(EMBED, TOPIC), hits_all=True),
+    Fault.IDLE_CLIENTS: Traits(lasts=8, room=10),
+    Fault.SLOW_SOURCE: Traits(lasts=5, room=15, excludes=(BROKER, TOPIC), hits_all=True),
     Fault.BROKER_KILL: Traits(room=15),
     Fault.BROKER_RESTART: Traits(room=15),
     Fault.BROKER_HANG: Traits(lasts=2),

@@ -46,6 +46,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._again: list[Span] = []
         self._gone: list[Span] = []
+        self._unread: list[Span] = []
         self._generations: dict[tuple[str, int], int] = defaultdict(int)
         self._topic_generations: dict[str, int] = defaultdict(int)
         self._kept: dict[str, list[Record]] = defaultdict(list)
@@ -79,6 +80,12 @@ class Ledger:
         with self._lock:
             self._gone.append(Span(topic, partition, latest, first, end))
 
+    def allow_degraded(self, topic: str, partition: int, first: int, end: int) -> None:
+        """Let the queries at these offsets of the partition's log be answered without the store."""
+        latest = self.generation(topic, partition)
+        with self._lock:
+            self._unread.append(Span(topic, partition, latest, first, end))
+
     def keep(self, topic: str, records: Iterable[Record]) -> None:
         """Keep what an output topic held before it was deleted."""
         with self._lock:
@@ -99,6 +106,10 @@ class Ledger:
         """Return how often an input comes out at least and at most."""
         fewest = 0 if any(span.holds(each) for span in self._gone) else 1
         return fewest, 1 + sum(span.holds(each) for span in self._again)
+
+    def may_be_degraded(self, each: Input) -> bool:
+        """Whether a query may have been answered while the store could not be read."""
+        return any(span.holds(each) for span in self._unread)
 
     def may_be_too_large(self, each: Input, candidates: int) -> bool:
         """Whether the answer to a query of so many candidates may have exceeded the output topic's limit."""

@@ -144,24 +144,32 @@ FULL = Scale(
     files=50,
     faults={
         EMBED: {
-            Fault.KILL: 22,
-            Fault.STOP: 5,
-            Fault.FREEZE: 4,
+            Fault.KILL: 14,
+            Fault.STOP: 4,
+            Fault.FREEZE: 3,
             Fault.UNWRITABLE: 3,
             Fault.CLOCK: 3,
-            Fault.FLAPPING: 4,
+            Fault.FLAPPING: 3,
+            Fault.DISK_FULL: 3,
+            Fault.FEW_DESCRIPTORS: 3,
+            Fault.FEW_PROCESSES: 3,
+            Fault.DECODER_KILLED: 4,
+            Fault.IDLE_CLIENTS: 2,
+            Fault.SLOW_SOURCE: 3,
         },
         RERANK: {
-            Fault.KILL: 25,
-            Fault.STOP: 6,
+            Fault.KILL: 19,
+            Fault.STOP: 5,
             Fault.FREEZE: 4,
-            Fault.CLOCK: 4,
-            Fault.FLAPPING: 5,
+            Fault.CLOCK: 3,
+            Fault.FLAPPING: 4,
+            Fault.STORE_CUT: 3,
+            Fault.IDLE_CLIENTS: 3,
         },
         BROKER: {
-            Fault.BROKER_KILL: 14,
-            Fault.BROKER_RESTART: 7,
-            Fault.BROKER_HANG: 8,
+            Fault.BROKER_KILL: 12,
+            Fault.BROKER_RESTART: 6,
+            Fault.BROKER_HANG: 7,
             Fault.BROKER_FROZEN: 7,
             Fault.TWO_FROZEN: 4,
             Fault.ROLLING_RESTART: 2,
@@ -203,7 +211,7 @@ FULL = Scale(
 )
 """200 faults."""
 SMALL = Scale(
-    seconds=38,
+    seconds=40,
     services={EMBED: 1, RERANK: 2},
     uploads=200,
     queries=500,
@@ -211,12 +219,12 @@ SMALL = Scale(
     clips=80,
     files=12,
     faults={
-        EMBED: {Fault.KILL: 2, Fault.UNWRITABLE: 1},
+        EMBED: {Fault.KILL: 1, Fault.UNWRITABLE: 1, Fault.FEW_DESCRIPTORS: 1, Fault.DECODER_KILLED: 1},
         RERANK: {Fault.KILL: 2, Fault.FREEZE: 1},
         BROKER: {Fault.BROKER_KILL: 1},
     },
     points={EMBED: 0, RERANK: 0},
-    durations={Fault.UNWRITABLE: 4.0},
+    durations={Fault.UNWRITABLE: 4.0, Fault.FEW_DESCRIPTORS: 2.0},
 )
 """Fault points are left to the tests that kill at each of them."""
 
@@ -227,6 +235,10 @@ class Plan:
 
     steps: Sequence[Step]
     protocols: Mapping[str, str]
+
+    def holds(self, fault: Fault) -> bool:
+        """Whether it has a step of this kind."""
+        return any(step.fault is fault for step in self.steps)
 
     def lanes(self) -> dict[str, list[Step]]:
         """Return the steps of each lane."""
@@ -264,10 +276,7 @@ def _service_faults(draw: random.Random, role: str, scale: Scale) -> list[Step]:
     draw.shuffle(kinds)
     # In turns: a process needs some seconds to start, and one that has not begun to work is no victim.
     victims = itertools.cycle(draw.sample(scale.names(role), scale.services[role]))
-    return [
-        _step(scale, fault, role if fault in {Fault.UNWRITABLE, Fault.FLAPPING} else next(victims), point)
-        for fault, point in kinds
-    ]
+    return [_step(scale, fault, role if TRAITS[fault].hits_all else next(victims), point) for fault, point in kinds]
 
 
 def _broker_faults(draw: random.Random, scale: Scale) -> list[Step]:

@@ -40,7 +40,7 @@ class Publisher(threading.Thread):
         super().__init__(name="publisher", daemon=True)
         self._servers = bootstrap_servers
         self._prefix = prefix
-        self._inputs = inputs
+        self._inputs = [*inputs]
         self._clock = clock
         self._ledger = ledger
         self.ended_at = 0.0
@@ -60,24 +60,31 @@ class Publisher(threading.Thread):
 
     def run(self) -> None:
         """Publish; what goes wrong is told by :meth:`published`."""
-        for number, each in enumerate(self._inputs):
+        for number, each in enumerate(tuple(self._inputs)):
             while self._clock.now() < each.at:
                 time.sleep(_SERVE_S)
                 with self._turn:
                     self._producer.poll(0)
-            record = each.record
             with self._turn:
-                self._producer.produce(
-                    self._prefix + record.topic,
-                    key=record.key,
-                    value=record.value,
-                    headers=list(record.headers),
-                    on_delivery=partial(self._delivered, number),
-                )
-                self._producer.poll(0)
+                self._produce(number)
         self.ended_at = self._clock.wall()
+
+    def add(self, each: Input) -> None:
+        """Publish one more input now, unless nothing is to be published for the time being; then soon."""
         with self._turn:
-            self._producer.flush(_FLUSH_S)
+            self._inputs.append(each)
+            self._produce(len(self._inputs) - 1)
+
+    def _produce(self, number: int) -> None:
+        record = self._inputs[number].record
+        self._producer.produce(
+            self._prefix + record.topic,
+            key=record.key,
+            value=record.value,
+            headers=list(record.headers),
+            on_delivery=partial(self._delivered, number),
+        )
+        self._producer.poll(0)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -96,6 +103,8 @@ class Publisher(threading.Thread):
     def published(self) -> list[Input]:
         """Return the inputs with their places in the log, once all are acknowledged."""
         self.join()
+        with self._turn:
+            self._producer.flush(_FLUSH_S)
         assert not self._errors, f"{len(self._errors)} records were not taken: {self._errors[0]}"
         assert len(self._placed) == len(self._inputs), "some records were never acknowledged"
         return [self._placed[number] for number in range(len(self._inputs))]

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from tests.chaos.brokers import SESSION_S, Brokers
+from tests.chaos.client_faults import DECODE_WORKERS
 from tests.chaos.clock import Clock
 from tests.chaos.faults import Saboteur
 from tests.chaos.groups import await_committed
 from tests.chaos.inputs import EPOCH, Delete, Query, Refused, Unreadable, Upload, make_footage, make_inputs
-from tests.chaos.kinds import EMBED
+from tests.chaos.kinds import EMBED, Fault
 from tests.chaos.ledger import Ledger
+from tests.chaos.machine import small_disk
 from tests.chaos.plan import make_plan
 from tests.chaos.publisher import Publisher
 from tests.chaos.report import Report
 from tests.chaos.scene import GROUPS, INPUTS, Scene
 from tests.chaos.services import Cause, Instance, await_at_work
+from tests.chaos.sources import NETWORKS, Sources
 from tests.chaos.uncommitted import count_all
 from tests.chaos.verify import OUTPUTS, TOLERANCE, Finding, StoredClip, Verdict, read_store
 from tests.chaos.watch import Watch, named
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from tests.chaos.faults import Strike
     from tests.chaos.inputs import Input
     from tests.chaos.plan import Scale
 
@@ -51,7 +56,8 @@ class Run:
         self.clips = folder / "clips"
         self.clips.mkdir(parents=True)
         self.files = make_footage(self.clips, scale.files, seed)
-        self.inputs = make_inputs(seed, scale, self.clips, self.files)
+        self.sources = Sources(self.clips, self.files)
+        self.inputs = make_inputs(seed, scale, self.clips, self.files, self.sources.fast)
         self.seconds: dict[str, float] = {}
 
     def run(self) -> Report:
@@ -60,17 +66,31 @@ class Run:
             with self._timed("start"):
                 brokers = Brokers(self.folder / "kafka")
                 stack.enter_context(brokers.kafka)
+                stack.enter_context(self.sources)
+                disk = stack.enter_context(small_disk()) if self.plan.holds(Fault.DISK_FULL) else None
                 bus = Bus(brokers.kafka.bootstrap_servers, PREFIX)
                 variables = self._variables(bus, "store")
                 apply_topics(variables, self.folder)
-                services = self._start_services(variables | _settings(brokers.client()))
+                temporary = {"TMPDIR": str(disk)} if disk is not None else {}
+                services = self._start_services(variables | temporary | _settings(brokers.client()))
                 stack.callback(_end, services.values())
                 model_id, clean = self._clean_run(brokers.kafka.bootstrap_servers)
                 await_at_work(list(services.values()), seconds=_START_S)
             with self._timed("faults"):
                 clock, ledger = Clock(), Ledger()
                 publisher = Publisher(bus.bootstrap_servers, PREFIX, self.inputs, clock, ledger)
-                scene = Scene(services, brokers, bus, clock, publisher, ledger, self.plan.protocols)
+                scene = Scene(
+                    services,
+                    brokers,
+                    bus,
+                    clock,
+                    publisher,
+                    ledger,
+                    self.plan.protocols,
+                    self.sources,
+                    self.folder / "store" / "data.mdb",
+                    disk,
+                )
                 watch = Watch(services.values(), clock)
                 watch.start()
                 publisher.start()
@@ -94,6 +114,7 @@ class Run:
                     caught_up,
                     *verdict.findings(read_store(self._store("store"), model_id), clean),
                     _ended_well(services.values()),
+                    _harmless(saboteur.strikes),
                 ]
             return Report(
                 seed=self.seed,
@@ -126,6 +147,12 @@ class Run:
             bus,
             self.folder / store,
             [self.clips],
+            STREAMER_ALLOWED_URIS=json.dumps([self.clips.as_uri(), self.sources.fast, self.sources.slow]),
+            STREAMER_ALLOWED_NETWORKS=json.dumps(NETWORKS),
+            # What the small disk holds.
+            STREAMER_MAX_CLIP_BYTES=str(4 << 20),
+            STREAMER_DOWNLOAD_BYTES=str(8 << 20),
+            STREAMER_DECODE_WORKERS=str(DECODE_WORKERS),
             STREAMER_FETCH_RETRY_TIMEOUT="5",
             # Processes that start take most of two cores: a model with threads of its own would only wait for them.
             OMP_NUM_THREADS="1",
@@ -216,6 +243,14 @@ def _ended_well(services: Iterable[Instance]) -> Finding:
         ]
         if not service.exits or service.exits[-1].cause is not Cause.STOPPED:
             finding.problems.append(f"{service.name} did not stop in order")
+    return finding
+
+
+def _harmless(strikes: Iterable[Strike]) -> Finding:
+    finding = Finding("a fault harms nothing beside what it is said to harm")
+    finding.problems = [
+        f"{strike.step.victim}: {strike.step.fault}: {each}" for strike in strikes for each in strike.harm
+    ]
     return finding
 
 

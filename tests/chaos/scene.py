@@ -25,7 +25,8 @@ from tests.support.driver import EMBEDDED, LATEST, RERANKED, RESULTS, UPLOADED
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from tests.chaos.brokers import Brokers
     from tests.chaos.clock import Clock
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from tests.chaos.plan import Step
     from tests.chaos.publisher import Publisher
     from tests.chaos.services import Instance
+    from tests.chaos.sources import Sources
     from tests.support.driver import Bus
 
 R = TypeVar("R")
@@ -51,16 +53,24 @@ QUIET_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a fault; ``point_fired`` is None where the victim was to die once only."""
+    """What came of a fault.
+
+    ``point_fired``: None where the victim was to die once only. ``harm``: what happened meanwhile that must not.
+    """
 
     fired: bool
     note: str = ""
     point_fired: bool | None = None
+    harm: Sequence[str] = ()
 
 
 @dataclass
 class Scene:
-    """Everything that faults act upon."""
+    """Everything that faults act upon.
+
+    ``store``: the file that holds the vectors. ``disk``: the embedders' temporary folder, where it is a file system of
+    its own.
+    """
 
     services: Mapping[str, Instance]
     brokers: Brokers
@@ -69,6 +79,9 @@ class Scene:
     publisher: Publisher
     ledger: Ledger
     protocols: Mapping[str, str]
+    sources: Sources
+    store: Path
+    disk: Path | None = None
     extra: list[Input] = field(default_factory=list)
     """Inputs that faults have published besides."""
 

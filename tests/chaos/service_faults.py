@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
+import resource
 import shutil
 import signal
 import struct
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer
 
 from tests.chaos.scene import GROUPS, INPUTS, Outcome
-from tests.chaos.services import Cause, limit_file_size
+from tests.chaos.services import Cause, limited
+from tests.chaos.signs import Rise
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.chaos.plan import Step
     from tests.chaos.scene import Scene
-    from tests.chaos.services import Instance
 
 _START_S = 240.0
 _MOVE_S = 60.0
@@ -76,26 +77,14 @@ def freeze(scene: Scene, step: Step) -> Outcome:
 def starve(scene: Scene, step: Step) -> Outcome:
     """Let no process of a role write files for a while, and see each of them try in vain."""
     victims = scene.role(step.role)
-    pids = [victim.pid for victim in victims]
-    before = [_store_retries(victim) for victim in victims]
-    for pid in pids:
-        limit_file_size(pid, 0)
-    risen = [0.0 for _ in victims]
-
-    def all_failed() -> bool:
-        risen[:] = [_store_retries(victim) - earlier for victim, earlier in zip(victims, before, strict=True)]
-        return all(count > 0 for count in risen)
-
-    try:
+    failed = Rise(victims, "streamer_retries_total", stage="store")
+    with ExitStack() as stack:
+        for victim in victims:
+            stack.enter_context(limited(victim.pid, resource.RLIMIT_FSIZE, 0))
         time.sleep(step.seconds)
         with suppress(TimeoutError):
-            wait_until(all_failed, seconds=_WRITE_S, what="a write of each")
-    finally:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                limit_file_size(pid, None)
-    retries = ", ".join(f"{victim.name} {count:.0f}" for victim, count in zip(victims, risen, strict=True))
-    return Outcome(all(count > 0 for count in risen), f"failed writes: {retries}")
+            wait_until(failed.look, seconds=_WRITE_S, what="failed writes", pause=0.3)
+    return Outcome(failed.everywhere, f"failed writes: {failed}")
 
 
 def c_compiler() -> str | None:
@@ -180,9 +169,3 @@ def flap(scene: Scene, step: Step) -> Outcome:
 def state(pid: int) -> str:
     """Return the state of a process as /proc has it: T where it is stopped."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def _store_retries(victim: Instance) -> float:
-    metrics = victim.metrics()
-    assert metrics is not None, f"{victim.name} does not answer"
-    return metrics.total("streamer_retries_total", stage="store")

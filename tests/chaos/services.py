@@ -29,6 +29,8 @@ _POLL_S = 0.2
 _PAUSE_S = 0.5
 """Between an end and the next start."""
 _TAIL_LINES = 40
+_WRONG_SETTING = 2
+"""Exit code of a service that cannot open its store, among others."""
 _STOP_S = 15.0
 """A service may take ten seconds from SIGTERM to its end."""
 
@@ -45,6 +47,7 @@ class Cause(StrEnum):
     RESTARTED = "restarted in order"
     STOPPED = "stopped in order"
     FENCED = "fenced after it was frozen"
+    STORE_CUT = "ended because its store's file was truncated"
     UNEXPECTED = "unexpected"
 
 
@@ -74,6 +77,8 @@ class Instance:
         self.exits: list[Exit] = []
         self.said: Counter[str] = Counter()
         """How often each warning or error, and each change of the assignment, was logged."""
+        self.store_cut = False
+        """Whether the file of its store is truncated, upon which a process may end that reads or opens it."""
         self._variables = {
             **variables,
             "STREAMER_INSTANCE_ID": name,
@@ -106,6 +111,11 @@ class Instance:
         if process is None or process.poll() is not None:
             raise ProcessLookupError(f"{self.name} does not run")
         return process.pid
+
+    @property
+    def port(self) -> int:
+        """The port of probes and metrics; 0 until the process has said it."""
+        return self._port
 
     def metrics(self) -> Scrape | None:
         """Scrape /metrics; None while nobody answers."""
@@ -255,8 +265,8 @@ class Instance:
             self._changed.notify_all()
 
     def _cause(self, pid: int, code: int, point: str, tail: Iterable[str]) -> Cause:
-        if code == 1:
-            return self._told_cause(pid, tail)
+        if code in {1, _WRONG_SETTING, -signal.SIGBUS}:
+            return self._own_cause(pid, code, tail)
         if code == -signal.SIGKILL and pid == self._killed:
             return Cause.KILLED
         if code == -signal.SIGKILL and point:
@@ -267,9 +277,13 @@ class Instance:
             return Cause.STOPPED
         return Cause.UNEXPECTED
 
-    def _told_cause(self, pid: int, tail: Iterable[str]) -> Cause:
-        """Return why a process ended by itself, as its last lines tell it, if what we did explains that."""
+    def _own_cause(self, pid: int, code: int, tail: Iterable[str]) -> Cause:
+        """Return why a process ended by itself, as its code and last lines tell it, if what we did explains that."""
         said = "\n".join(tail)
+        if self.store_cut and (code == -signal.SIGBUS or (code == _WRONG_SETTING and "truncated" in said)):
+            return Cause.STORE_CUT
+        if code != 1:
+            return Cause.UNEXPECTED
         if pid == self._frozen and " is fenced: " in said:
             return Cause.FENCED
         return Cause.UNEXPECTED
@@ -304,7 +318,13 @@ def await_at_work(instances: list[Instance], *, seconds: float) -> None:
     wait_until(lambda: all(instance.is_at_work() for instance in instances), seconds=seconds, what="all at work")
 
 
-def limit_file_size(pid: int, limit: int | None) -> None:
-    """Let a process write files up to `limit` bytes, None being its hard limit. Raises ProcessLookupError."""
-    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if limit is None else limit, hard))
+@contextmanager
+def limited(pid: int, which: int, most: int) -> Iterator[None]:
+    """Lower a limit of a running process meanwhile. Raises ProcessLookupError."""
+    soft, hard = resource.prlimit(pid, which)
+    resource.prlimit(pid, which, (most, hard))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, which, (soft, hard))

@@ -48,6 +48,38 @@ class Signs:
         return ", ".join(f"{name} ({count})" for name, count in sorted(self._seen.items()) if count)
 
 
+class Rise:
+    """How far a counter has risen at each of some instances since the beginning."""
+
+    def __init__(self, instances: Iterable[Instance], name: str, **labels: str) -> None:
+        self._instances = list(instances)
+        self._name = name
+        self._labels = labels
+        self._last: dict[Instance, float] = {}
+        self.counts = dict.fromkeys(self._instances, 0.0)
+        self.look()
+
+    def look(self) -> bool:
+        """Look at those that answer, and tell whether it has risen at each."""
+        for instance in self._instances:
+            metrics = instance.metrics()
+            if metrics is not None:
+                value = metrics.total(self._name, **self._labels)
+                last = self._last.get(instance, value)
+                # A counter that is lower than before is that of another process.
+                self.counts[instance] += value - last if value >= last else value
+                self._last[instance] = value
+        return self.everywhere
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it has risen at each of them, as of the last look."""
+        return all(self.counts.values())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{instance.name} {count:.0f}" for instance, count in self.counts.items())
+
+
 def counters(metrics: Scrape) -> dict[str, float]:
     """Return the counters of what goes wrong, by the words of the report; some are of several metrics or labels."""
     found: dict[str, float] = defaultdict(float)
@@ -59,5 +91,8 @@ def counters(metrics: Scrape) -> dict[str, float]:
         found[f"dead letters {reason}"] += metrics.total("streamer_events_dead_lettered_total", reason=reason)
     found["log resets"] += metrics.total("streamer_log_resets_total")
     found["records lost to retention"] += metrics.total("streamer_retention_lost_offsets_total")
+    found["machine faults"] += metrics.total("streamer_machine_faults_total")
+    found["decoders crashed"] += metrics.total("streamer_decoder_failures_total")
+    found["degraded"] += metrics.total("streamer_events_degraded_total")
     found["retries of the store"] += metrics.total("streamer_retries_total", stage="store")
     return found

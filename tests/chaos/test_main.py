@@ -61,7 +61,7 @@ def test_the_repeated_run_ends_at_the_first_violation(monkeypatch: pytest.Monkey
 
 def test_count_and_kinds_choose_the_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = Runs(monkeypatch)
-    monkeypatch.setattr(program, "c_compiler", lambda: "a path")
+    monkeypatch.setattr(program, "NEEDS", {})
     called(monkeypatch, "--seed", "1")
     called(monkeypatch, "--seed", "2", "--small")
     called(monkeypatch, "--seed", "3", "--count", "6", "--kinds", "kill, truncated")
@@ -76,10 +76,15 @@ def test_a_kind_that_cannot_be_done_here_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = Runs(monkeypatch)
-    monkeypatch.setattr(program, "c_compiler", lambda: None)
+    needs = {fault: (lambda: False, what) for fault, (_, what) in program.NEEDS.items()}
+    monkeypatch.setattr(program, "NEEDS", needs)
     assert called(monkeypatch) == 0
-    assert all(not faults.get(Fault.CLOCK) for faults in runs.scales[1].faults.values())
-    assert "apt-get install gcc" in capsys.readouterr().out
+    assert {fault for faults in runs.scales[1].faults.values() for fault, count in faults.items() if count} == {
+        *Fault
+    } - needs.keys()
+    told = capsys.readouterr().out
+    for fault, (_, what) in needs.items():
+        assert f"Left out: {fault}. It needs {what}."[:100] in told
 
 
 def test_an_unknown_kind_is_refused_with_the_kinds_that_there_are(

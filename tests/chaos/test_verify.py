@@ -36,7 +36,8 @@ CLEAN = {file: stored(file) for file in FILES}
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Input]:
-    drafts = make_inputs(3, replace(SMALL, queries=20, uploads=120), tmp_path_factory.mktemp("clips"), FILES)
+    folder = tmp_path_factory.mktemp("clips")
+    drafts = make_inputs(3, replace(SMALL, queries=20, uploads=120), folder, FILES, "http://127.0.0.1:1")
     return [each.placed(0, offset) for offset, each in enumerate(drafts)]
 
 
@@ -149,12 +150,6 @@ def test_the_check_finds_a_result_that_does_not_match_its_query(
     assert broken(inputs, outputs, store) == {"every answer is a permutation of its candidates"}
 
 
-def test_the_check_finds_a_degraded_result(inputs: list[Input], outputs: Outputs, store: Store) -> None:
-    degraded = {"degraded": "store_unavailable"}
-    outputs[RERANKED][0] = spoiled(outputs[RERANKED][0], lambda event: event.update(degraded))
-    assert broken(inputs, outputs, store) == {"no answer is degraded: the store could be read all the time"}
-
-
 @pytest.mark.parametrize("changed", [{"frames": 99}, {"duration_ms": 1}, {"uploaded_at": "2020-01-01T00:00:00Z"}])
 def test_the_check_finds_an_embedded_event_of_another_upload(
     inputs: list[Input], outputs: Outputs, store: Store, changed: dict[str, object]
@@ -257,6 +252,22 @@ def test_a_query_may_become_a_dead_letter_only_where_its_answer_was_too_large(
     ledger = Ledger()
     ledger.limit(RERANKED, 10**6)
     assert "every query event is answered exactly once" in broken(inputs, outputs, store, ledger)
+
+
+def test_an_answer_may_be_degraded_only_where_the_store_could_not_be_read(
+    inputs: list[Input], outputs: Outputs, store: Store
+) -> None:
+    guarantee = "no answer is degraded while the store can be read"
+    for reason, kept in (("store_unavailable", True), ("encoder_failed", False)):
+        query, meaning = next((each, each.meaning) for each in inputs if isinstance(each.meaning, Query))
+        outputs[RERANKED] = [each for each in outputs[RERANKED] if each.header(CE_CAUSE) != query.mark]
+        outputs[RERANKED].append(answer(query, meaning, degraded=reason))
+        assert broken(inputs, outputs, store) == {guarantee}
+        ledger = Ledger()
+        ledger.allow_degraded(RESULTS, 0, 0, query.record.offset)
+        assert broken(inputs, outputs, store, ledger) == {guarantee}
+        ledger.allow_degraded(RESULTS, 0, 0, query.record.offset + 1)
+        assert broken(inputs, outputs, store, ledger) == (set() if kept else {guarantee})
 
 
 def test_a_batch_that_cannot_be_read_needs_a_dead_letter_that_names_its_place(

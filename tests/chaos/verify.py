@@ -143,7 +143,7 @@ class Verdict:
 
     def _permuted(self) -> Finding:
         finding = Finding("every answer is a permutation of its candidates", f"{len(self._outputs[RERANKED])} answers")
-        for query, answer in self._caused(RERANKED, Query, QueryReranked):
+        for _, query, answer in self._caused(RERANKED, Query, QueryReranked):
             if isinstance(answer, InvalidEvent):
                 finding.problems.append(f"{query.query_id}: {answer}")
                 continue
@@ -159,9 +159,19 @@ class Verdict:
         return finding
 
     def _not_degraded(self) -> Finding:
-        answers = (answer for _, answer in self._caused(RERANKED, Query, QueryReranked))
-        reasons = Counter(each.degraded for each in answers if isinstance(each, QueryReranked) and each.degraded)
-        finding = Finding("no answer is degraded: the store could be read all the time", f"{reasons.total()} degraded")
+        reasons: Counter[str] = Counter()
+        excused = 0
+        for cause, _, answer in self._caused(RERANKED, Query, QueryReranked):
+            if isinstance(answer, InvalidEvent) or answer.degraded is None:
+                continue
+            if answer.degraded == "store_unavailable" and self._ledger.may_be_degraded(cause):
+                excused += 1
+            else:
+                reasons[answer.degraded] += 1
+        finding = Finding(
+            "no answer is degraded while the store can be read",
+            f"{reasons.total()} degraded, and {excused} while it could not be read",
+        )
         finding.problems = [f"{count} x {reason}" for reason, count in reasons.items()]
         return finding
 
@@ -175,7 +185,7 @@ class Verdict:
 
     def _announcements_fit(self, clean: Mapping[str, StoredClip]) -> Finding:
         finding = Finding("every announcement fits its upload", f"{len(self._outputs[EMBEDDED])} announcements")
-        for upload, event in self._caused(EMBEDDED, Upload, ClipEmbedded):
+        for _, upload, event in self._caused(EMBEDDED, Upload, ClipEmbedded):
             if isinstance(event, InvalidEvent):
                 finding.problems.append(f"{upload.clip_id}: {event}")
                 continue
@@ -297,16 +307,16 @@ class Verdict:
     def _marks(self, topic: str) -> Counter[str]:
         return Counter(_mark(record) for record in self._outputs[topic])
 
-    def _caused(self, topic: str, meaning: type[M], model: type[E]) -> Iterator[tuple[M, E | InvalidEvent]]:
+    def _caused(self, topic: str, meaning: type[M], model: type[E]) -> Iterator[tuple[Input, M, E | InvalidEvent]]:
         """Go through the outputs of a topic that come from inputs of one meaning."""
         for record in self._outputs[topic]:
             cause = self._cause(record)
             if cause is None or not isinstance(cause.meaning, meaning):
                 continue
             try:
-                yield cause.meaning, JSON.decode(model, record.value, record.key)
+                yield cause, cause.meaning, JSON.decode(model, record.value, record.key)
             except InvalidEvent as error:
-                yield cause.meaning, error
+                yield cause, cause.meaning, error
 
 
 def _mark(record: Record) -> str:

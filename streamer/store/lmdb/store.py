@@ -19,6 +19,7 @@ from streamer.store.lmdb.environment import (
     DEFAULT_MAP_BYTES,
     Environment,
     acquire,
+    bytes_on_disk,
     models,
     register,
     release,
@@ -156,7 +157,7 @@ class LmdbStore:
             count = Counter(environment.scan(prefix, lambda _, value: record_format.is_live(value)))
             clips[model_id] = count[True]
             tombstones += count[False]
-        return StoreStats(clips, tombstones, environment.bytes_on_disk())
+        return StoreStats(clips, tombstones, bytes_on_disk(self._path))
 
     def ping(self) -> None:
         """Raise :class:`StoreUnavailableError` if the store cannot be read or its files were replaced."""

@@ -8,6 +8,7 @@ import random
 import re
 from typing import TYPE_CHECKING, Any
 
+import lmdb
 import pytest
 
 from streamer.health import Health
@@ -18,12 +19,15 @@ from streamer.store import (
     StoreWatch,
 )
 from streamer.store.lmdb.admin import LmdbAdmin
+from streamer.store.lmdb.environment import Environment
 from tests.support.lmdb_stores import (
+    WAIT_S,
     clip,
     in_a_process,
     is_whole,
     open_lmdb,
     put_clips,
+    spawn,
 )
 
 if TYPE_CHECKING:
@@ -92,6 +96,55 @@ def test_a_file_that_grew_and_was_truncated_is_named_by_a_process_whose_map_must
     with pytest.raises(StoreError, match=re.escape(str(folder / "data.mdb"))):
         is_whole(tiny, 0)
     assert (folder / "data.mdb").stat().st_size == 0  # LMDB has not made an empty store of it
+
+
+def refuse_to_write(folder: Path, checked: Any) -> None:
+    """Try to write, and say when the file was found whole."""
+    store = open_lmdb(folder)
+    check = Environment._require_whole
+
+    def say(environment: Environment, env: Any) -> int:
+        size = check(environment, env)
+        checked.set()
+        return size
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Environment, "_require_whole", say)
+        with pytest.raises(StoreUnavailableError, match="truncated to"):
+            store.put([clip(40)])
+
+
+def test_a_file_that_is_truncated_while_a_writer_waits_for_another_is_not_written_to(folder: Path) -> None:
+    filled(folder)
+    checked = spawn.Event()
+    other = lmdb.open(str(folder), map_size=1 << 40)
+    writer = spawn.Process(target=refuse_to_write, args=(folder, checked))
+    with other.begin(write=True):
+        writer.start()
+        assert checked.wait(WAIT_S)
+        os.truncate(folder / "data.mdb", 8 * mmap.PAGESIZE)
+    writer.join(WAIT_S)
+    assert writer.exitcode == 0
+    other.close()
+
+
+def test_a_file_that_is_truncated_after_a_write_is_not_made_to_look_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = filled(folder) // 2
+    store = open_lmdb(folder)
+    extend = Environment._extend
+
+    def truncate_first(environment: Environment, env: Any, before: int) -> None:
+        os.truncate(folder / "data.mdb", half)
+        extend(environment, env, before)
+
+    monkeypatch.setattr(Environment, "_extend", truncate_first)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match="truncated to"):
+            store.put([clip(40)])
+        assert (folder / "data.mdb").stat().st_size == half
+    store.close()
 
 
 def test_pages_that_lmdb_frees_before_it_writes_them_do_not_make_a_file_look_truncated(folder: Path) -> None:
