@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import pickle
 import resource
@@ -18,6 +20,8 @@ import pytest
 from streamer.events import Reason
 from streamer.video import ClipError, Retry
 from streamer.video.errors import Lack, MachineError
+from streamer.video.fetching.download import Sink
+from streamer.video.fetching.downloads import Budget, Claim
 from streamer.video.fetching.fetcher import Fetcher
 from tests.support.odd_server import CLIP, LOOPBACK, OddServer, serving
 
@@ -215,7 +219,7 @@ def test_a_gs_prefix_without_gcsfs_names_the_extra(monkeypatch: pytest.MonkeyPat
 def test_a_download_is_a_named_file_that_ends_with_the_block(
     server: OddServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     source, before = fetcher(f"{server.origin}/clips"), descriptors()
     with source.fetch(f"{server.origin}/clips/a.mp4") as path:
         [named] = files(tmp_path)  # du finds it, by which kubelet counts
@@ -265,6 +269,32 @@ def test_a_temporary_file_that_cannot_be_written_is_no_fault_of_the_source(
     with pytest.raises(MachineError, match=words) as caught, fetcher(server.origin).fetch(uri):
         pytest.fail("there was room")
     assert caught.value.lack is Lack.DISK
+
+
+class Broken(io.FileIO):
+    """A file that cannot be written."""
+
+    code = 0
+
+    def write(self, _: object, /) -> int:
+        raise OSError(self.code, os.strerror(self.code))
+
+    def truncate(self, _: int | None = None, /) -> int:
+        raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO", "ETIMEDOUT", "ECONNRESET"])
+def test_whatever_keeps_a_download_from_being_written_is_no_fault_of_the_source(tmp_path: Path, code: str) -> None:
+    """Also an error that a connection may have, too."""
+    raw = Broken(tmp_path / "a", "w")
+    raw.code = getattr(errno, code)
+    sink = Sink(tmp_path / "a", raw, 1 << 30, Claim(Budget(1 << 30, 1 << 30), "a"))
+    with pytest.raises(MachineError) as caught:
+        sink.write(bytes(1 << 20))
+    assert caught.value.lack is Lack.DISK
+    with pytest.raises(MachineError):
+        sink.restart()
+    raw.close()
 
 
 @pytest.mark.parametrize("spare", [0, 1, 2])
