@@ -318,6 +318,40 @@ def test_a_lack_of_descriptors_is_no_fault_of_the_source(server: OddServer, spar
         assert path.read_bytes() == CLIP
 
 
+FIRST_FETCH = """
+import sys, threading
+from streamer.video.errors import MachineError
+from streamer.video.fetching.fetcher import Fetcher
+
+def start(self):
+    raise RuntimeError("can't start new thread")
+
+source = Fetcher(sys.argv[1:], allowed_networks=["127.0.0.0/8"], max_bytes=1 << 20, timeout=20)
+usual, threading.Thread.start = threading.Thread.start, start
+for host in "127.0.0.1", "localhost":  # a name is looked up by a thread
+    try:
+        with source.fetch(sys.argv[1].replace("127.0.0.1", host) + "/clips/a.mp4") as path:
+            print(host, path.stat().st_size)
+    except Exception as error:
+        print(host, type(error).__name__, error)
+threading.Thread.start = usual
+with source.fetch(sys.argv[1] + "/clips/a.mp4") as path:
+    print(path.stat().st_size)
+"""
+
+
+def test_where_no_thread_can_be_started_the_first_download_does_not_hang(server: OddServer) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_FETCH, server.origin, server.origin.replace("127.0.0.1", "localhost")],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        f"127.0.0.1 {len(CLIP)}",
+        "localhost MachineError processes: can't start new thread",
+        str(len(CLIP)),
+    ]
+
+
 def test_a_local_file_that_no_descriptor_is_left_for_is_no_fault_of_the_source(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(CLIP)
     source = fetcher(tmp_path.as_uri())

@@ -82,6 +82,8 @@ class Fetcher:
         self._budget = Budget(download_bytes, max_bytes, idle=idle, waited=waited)
         with contextlib.suppress(OSError):  # the first download needs it, and waits for what is lacking
             Folder.of_process()
+        # Started here, since fsspec (2026.9) keeps a loop whose thread could not be started, and waits for it for ever.
+        self._loop = get_loop()  # fsspec's, which all filesystems share
         self._timeout = timeout
         self._prefixes = Prefixes(allowed)
         self._web = WebSources(self._prefixes, Networks(allowed_networks), patience=first_byte_timeout)
@@ -161,8 +163,7 @@ class Fetcher:
             try:
                 path, descriptor = opened_here.enter_context(Folder.of_process().file())
                 sink = Sink(path, open(descriptor, "r+b", buffering=0, closefd=False), self._max_bytes, claim)  # noqa: SIM115
-                loop = get_loop()  # fsspec's, which all filesystems share
-                asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), loop).result()
+                asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), self._loop).result()
                 sink.detach()  # flushes it; its end is not the file's
             except OSError as error:
                 raise MachineError(Lack.DISK, f"downloads: {error.strerror or error}") from error
