@@ -365,19 +365,6 @@ def test_a_local_file_that_no_descriptor_is_left_for_is_no_fault_of_the_source(t
     assert caught.value.lack is Lack.DESCRIPTORS
 
 
-def test_threads_that_cannot_be_started_are_no_fault_of_the_source(
-    server: OddServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def start(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    source = fetcher(server.origin)
-    monkeypatch.setattr("streamer.video.fetching.fetcher.get_loop", start)
-    with pytest.raises(MachineError) as caught, source.fetch(f"{server.origin}/clips/a.mp4"):
-        pass
-    assert caught.value.lack is Lack.PROCESSES
-
-
 def test_many_threads_share_one_fetcher_and_a_slow_source_holds_up_no_other(server: OddServer) -> None:
     source = fetcher(server.origin, timeout=20)
     lengths: list[int] = []
