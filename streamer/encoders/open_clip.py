@@ -20,7 +20,7 @@ import numpy.typing as npt
 import open_clip
 import structlog
 import torch
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from open_clip.factory import load_state_dict, parse_model_name
 from PIL import Image
 
