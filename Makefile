@@ -8,7 +8,7 @@ SOURCES := streamer training tests scripts bench conftest.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts named dashboard-picture capacity avs soak crowds store-copy lint format kafka topics docs site top-picture model lock clean
+.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts named dashboard-picture capacity avs soak crowds scarce store-copy lint format kafka topics docs site top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -92,9 +92,14 @@ dashboard-picture: $(STAMP) tools ## Draw docs/dashboard.png from a real Prometh
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (10 to 20 minutes)
 	$(BIN)/python -m pytest -s tests/soak/soak.py
 
-# make crowds [CLIENTS=5000] [SECONDS=60]
-crowds: $(STAMP) ## 5,000 clients of each bad kind on the metrics port of a loaded reranker (10 minutes)
-	$(if $(CLIENTS),CLIENTS=$(CLIENTS)) $(if $(SECONDS),SECONDS=$(SECONDS)) $(BIN)/python -m pytest -s tests/soak/crowds.py
+# make crowds [CLIENTS=5000] [SECONDS=60] [KINDS="slow scraping"] [POLITE=0]
+crowds: $(STAMP) ## 5,000 clients of each bad kind on the metrics port of a loaded reranker (13 minutes)
+	$(if $(CLIENTS),CLIENTS=$(CLIENTS)) $(if $(SECONDS),SECONDS=$(SECONDS)) $(if $(KINDS),KINDS="$(KINDS)") \
+	  $(if $(POLITE),POLITE=$(POLITE)) $(BIN)/python -m pytest -s tests/soak/crowds.py
+
+# make scarce [UPLOADS=200] [SECONDS=300]
+scarce: $(STAMP) ## An embedder without disk, descriptors, processes or memory for minutes, under 200 uploads (15 minutes, as root)
+	$(if $(UPLOADS),UPLOADS=$(UPLOADS)) $(if $(SECONDS),SECONDS=$(SECONDS)) $(BIN)/python -m pytest -s -n 3 tests/soak/scarce.py
 
 store-copy: $(STAMP) ## 100,000 records from LMDB to a real cluster and back, the copies killed on the way (about 3 minutes)
 	$(BIN)/python -m pytest -s tests/soak/store_copy.py

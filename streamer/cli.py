@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,10 @@ from streamer.commands.sweep import sweep
 from streamer.commands.top import top
 from streamer.process import leave_process_1
 from streamer.settings import SettingsError
-from streamer.terminal import echo, print_tracebacks, printable
+from streamer.terminal import echo, printable, take_over_stderr
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from streamer.settings import DemoSettings, EmbedSettings, RerankSettings, TopicsSettings
 
@@ -38,13 +39,24 @@ if TYPE_CHECKING:
 class _Cli(click.Group):
     """The group of all commands; click prints what is wrong with an argument, and so may quote a store's content."""
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Read the arguments that come before the command."""
+        with _escaped():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
-        try:
+        with _escaped():
             return super().invoke(ctx)
-        except click.ClickException as error:
-            vars(error)["message"] = printable(error.message)
-            raise
+
+
+@contextmanager
+def _escaped() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = printable(error.message)
+        raise
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -184,9 +196,9 @@ def _print_lines(lines: Sequence[object]) -> None:
 def main() -> None:
     """Run the command line; errors that users can fix are printed as one line."""
     leave_process_1()
-    print_tracebacks()
+    take_over_stderr()
     try:
-        cli()
+        cli(prog_name="streamer")
     except SettingsError as error:
         echo(f"streamer: {error}", err=True)
         sys.exit(2)

@@ -278,7 +278,7 @@ class Embedder:
 
     def _encode_batch(self, batch: list[Loaded]) -> None:
         try:
-            vectors = self._encode([frame for loaded in batch for frame in loaded.sampled.frames])
+            vectors = self._shortages.wait_out(lambda: self._encode([f for each in batch for f in each.sampled.frames]))
         except Exception:
             if len(batch) == 1:
                 raise
@@ -303,11 +303,10 @@ class Embedder:
 
     def _encode(self, frames: Sequence[Any]) -> npt.NDArray[np.float32]:
         """Encode prepared frames in batches: (n, vectors_per_frame, dim)."""
-        size = self._image_batch
         chunks = []
-        for i in range(0, len(frames), size):
+        for i in range(0, len(frames), self._image_batch):
             faults.reach(faults.FaultPoint.ENCODING)
-            chunks.append(self._encoder.encode_images(frames[i : i + size]))
+            chunks.append(self._encoder.encode_images(frames[i : i + self._image_batch]))
             self._health.progress()
         self._metrics.frames_encoded.inc(len(frames))
         return np.concatenate(chunks)
@@ -396,7 +395,7 @@ class Embedder:
     def _persist(self, write: Callable[..., None], *arguments: Any) -> None:
         """Write to the store, retrying until it succeeds; each attempt skips records revoked in the meantime."""
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(StoreUnavailableError),
+            retry=tenacity.retry_if_exception_type((StoreUnavailableError, OSError, MemoryError)),
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
             before_sleep=self._store_unavailable,
         )
@@ -405,7 +404,7 @@ class Embedder:
     def _store_unavailable(self, state: tenacity.RetryCallState) -> None:
         self._metrics.retries.labels("store").inc()
         self._health.progress()
-        self._health.not_ready("store", str(state.outcome.exception() if state.outcome else "unavailable"))
+        self._health.not_ready("store", str(state.outcome.exception() if state.outcome else "") or "unavailable")
 
     # -- ends ----------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import orjson
 import structlog
 
 from streamer.printable import printable
+from streamer.terminal import LogHandler
 
 if TYPE_CHECKING:
     from streamer.settings import LogSettings
@@ -50,7 +51,7 @@ def mask(text: str) -> str:
 
 def _safe(_logger: object, _method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Mask secrets, bound lengths, and escape what is not seen as itself."""
-    return {name: _entry(name, value, lines=name in _IN_LINES) for name, value in line.items()}
+    return {printable(name): _entry(name, value, lines=name in _IN_LINES) for name, value in line.items()}
 
 
 _IN_LINES = ("exception", "stack")
@@ -107,7 +108,7 @@ def configure(settings: LogSettings) -> None:
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

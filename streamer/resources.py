@@ -47,8 +47,18 @@ class Available:
 
 def available() -> Available:
     """Look at this process's cgroup and temporary folder. Raises OSError if there is no such folder."""
-    folder = tempfile.gettempdir()
+    folder = temporary_folder()
     return Available(memory_limit(), shutil.disk_usage(folder).free, _file_system(folder) in _IN_MEMORY)
+
+
+def temporary_folder() -> str:
+    """Return the folder of temporary files. Raises OSError if there is none.
+
+    That is TMPDIR even if it is full or read-only just now, where :func:`tempfile.gettempdir` would choose another
+    folder for as long as the process lives: the operator has chosen this one, and given it its size.
+    """
+    named = os.environ.get("TMPDIR")
+    return str(Path(named).absolute()) if named else tempfile.gettempdir()
 
 
 def resident() -> int:

@@ -7,10 +7,12 @@ free of rich's markup. :func:`echo` and :class:`Terminal` look at everything onc
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 import threading
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 from rich.console import Console
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType
     from rich.style import Style
 
-__all__ = ["Terminal", "echo", "plain", "print_tracebacks", "printable"]
+__all__ = ["LogHandler", "Terminal", "echo", "plain", "printable", "take_over_stderr"]
 
 
 def echo(text: str, *, err: bool = False, lines: bool = False) -> None:
@@ -57,13 +59,14 @@ class Terminal(Console):
             yield Segment(text, segment.style, segment.control)
 
 
-def print_tracebacks() -> None:
-    """Let this function's way be that of uncaught exceptions, too: their messages quote what came from outside."""
+def take_over_stderr() -> None:
+    """Let this module's way be that of what Python prints by itself, too: all of it may quote what came from outside.
+
+    That is uncaught exceptions, those that nobody can catch (of a destructor, of a library's callback), and warnings
+    and log records for which nothing is configured.
+    """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            sys.__excepthook__(kind, error, trace)
-            return
         told = "".join(traceback.format_exception(kind, error, trace)).rstrip()
         # Indented, so that no line of a message looks like one of ours.
         echo(told.replace("\n", "\n  "), err=True, lines=True)
@@ -71,4 +74,25 @@ def print_tracebacks() -> None:
     def thread_hook(ended: threading.ExceptHookArgs) -> None:
         hook(ended.exc_type, ended.exc_value or ended.exc_type(), ended.exc_traceback)
 
-    sys.excepthook, threading.excepthook = hook, thread_hook
+    def unraisable_hook(ended: sys.UnraisableHookArgs) -> None:
+        hook(ended.exc_type, ended.exc_value or ended.exc_type(), ended.exc_traceback)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hook, thread_hook, unraisable_hook
+    logging.captureWarnings(capture=True)
+    logging.lastResort = LogHandler(sys.stderr)
+    logging.lastResort.setLevel(logging.WARNING)
+
+
+class LogHandler(logging.StreamHandler[TextIO]):
+    """Writes log records; of those that cannot be formatted, it tells the reason in the same safe way."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's text, escaped unless a formatter of ours has made it."""
+        text = super().format(record)
+        return text if self.formatter is not None else printable(text, lines=True).replace("\n", "\n    ")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
+        """Print what went wrong with the record."""
+        told = "".join(traceback.format_exc()).rstrip()
+        with contextlib.suppress(OSError, ValueError):  # as where stderr itself is closed or full
+            echo(f"a record of {record.name} cannot be logged: {told}".replace("\n", "\n  "), err=True, lines=True)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import open_clip
 import structlog
 import torch
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from open_clip.factory import load_state_dict, parse_model_name
 from PIL import Image
 
@@ -58,6 +59,9 @@ _FRAMES_OF_A_CLIP = 8
 _COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_FILES = ("*.json", "*.txt", "*.model", "open_clip_*.safetensors", "open_clip_*.bin")
 """Of a repository: configurations, vocabularies and weights; no code."""
+
+_NO_MEMORY = "can't allocate memory"
+"""In the words of torch's allocator on a processor, which has no exception of its own."""
 
 
 class OpenClipEncoder:
@@ -163,7 +167,12 @@ class OpenClipEncoder:
         """Encode frames of the model's size in one batch: (n, 1, dim), L2-normalised; n >= 1."""
         if self._images is None:
             raise RuntimeError("the encoder was loaded without its image side")
-        return self._images.encode(prepared)[:, np.newaxis]
+        try:
+            return self._images.encode(prepared)[:, np.newaxis]
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or _NO_MEMORY in str(error):
+                raise MemoryError(_one_line(error)) from error
+            raise
 
     def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Encode queries in one batch: (n, dim), L2-normalised; n >= 1.
@@ -285,6 +294,7 @@ class _Source:
 
 def _locate(model: str, pretrained: str | None) -> _Source:
     """Find a model's parts; a tag or repository is downloaded. Raises :class:`EncoderError`."""
+    disable_progress_bars()  # they would write a repository's file names to the terminal, or into the log
     try:
         schema, identifier = parse_model_name(model)
     except ValueError as error:

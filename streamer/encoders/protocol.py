@@ -79,7 +79,10 @@ class Encoder(Protocol):
         ...
 
     def encode_images(self, prepared: Sequence[Prepared]) -> npt.NDArray[np.float32]:
-        """Encode frames in one batch: (n, vectors_per_frame, dim), L2-normalised."""
+        """Encode frames in one batch: (n, vectors_per_frame, dim), L2-normalised.
+
+        Raises MemoryError if the machine or the device has no memory left for it, which says nothing about the frames.
+        """
         ...
 
     def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:

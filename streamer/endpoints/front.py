@@ -22,6 +22,7 @@ It ends when the service does. Run by :mod:`streamer.endpoints.serving`; it impo
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import select
 import signal
@@ -33,13 +34,16 @@ import time
 from collections import Counter
 from multiprocessing.connection import Connection as Channel
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from streamer.endpoints.exchange import Answer, Question, Report, Setup
 from streamer.endpoints.requests import END_OF_HEAD, HEAD_BYTES, Request, read, refusal, response
 from streamer.process import hide_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TOTAL_SECONDS: Final = 10.0
 """From the accepted connection to the last byte of the answer."""
@@ -53,6 +57,9 @@ _RECENT_SECONDS: Final = 5.0
 _PAUSE, _MAX_PAUSE_SECONDS = 9.0, 0.25
 _RESET: Final = struct.pack("ii", 1, 0)
 """Linger for no time: close at once, and keep nothing of the connection."""
+_NICE: Final = 5
+"""Niceness: where all processors are busy, this process gets a third of what a thread of the service gets. That is
+enough for whoever probes; a crowd of thousands cannot have more of the processors at the cost of records."""
 _ANSWERS: Final = msgspec.json.Decoder(Answer)
 
 
@@ -271,11 +278,11 @@ class Front:
         now = time.monotonic()
         times = [connection.until for connection in self._open.values()][:1]
         if self._asked is None:
-            times += [turn for kind, turn in self._next_turn.items() if self._waiting(kind)]
+            times += [turn for kind, turn in self._next_turn.items() if any(self._waiting(kind))]
         return max(0.0, min(times) - now) if times else -1
 
-    def _waiting(self, kind: str) -> list[_Connection]:
-        return [each for each in self._place(kind).values() if each.rest is None]
+    def _waiting(self, kind: str) -> Iterator[_Connection]:
+        return (each for each in self._place(kind).values() if each.rest is None)
 
     def _ask(self) -> None:
         """Ask what those want to know who have waited longest, probes first, if the service has answered all else."""
@@ -283,7 +290,7 @@ class Front:
             return
         now = time.monotonic()
         for kind, turn in self._next_turn.items():
-            waiting = self._waiting(kind) if turn <= now else []
+            waiting = list(self._waiting(kind)) if turn <= now else []
             if not waiting or waiting[0].request is None:
                 continue
             question = waiting[0].request.question
@@ -327,5 +334,6 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # probes are answered until the service has stopped
     hide_memory()
+    os.nice(_NICE)
     listener, service = socket.socket(fileno=int(sys.argv[1])), Channel(int(sys.argv[2]))
     Front(listener, service, msgspec.json.decode(service.recv_bytes(), type=Setup)).run()

@@ -69,6 +69,7 @@ _LACKS = {
     errno.ENOSPC: Lack.DISK,
     errno.EDQUOT: Lack.DISK,
     errno.EROFS: Lack.DISK,
+    errno.EFBIG: Lack.DISK,  # the process's own limit of a file's size
     errno.EMFILE: Lack.DESCRIPTORS,
     errno.ENFILE: Lack.DESCRIPTORS,
     errno.ETOOMANYREFS: Lack.DESCRIPTORS,  # too many of them are being sent over sockets
@@ -89,6 +90,8 @@ def machine_error(error: BaseException) -> MachineError | None:
             return cause
         if isinstance(cause, OSError) and cause.errno in _LACKS:
             return MachineError(_LACKS[cause.errno], os.strerror(cause.errno))
+        if isinstance(cause, MemoryError):
+            return MachineError(Lack.MEMORY, os.strerror(errno.ENOMEM))
         if isinstance(cause, RuntimeError) and str(cause) == "can't start new thread":  # Python has no better name
             return MachineError(Lack.PROCESSES, str(cause))
         cause = cause.__cause__ or cause.__context__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -284,7 +283,7 @@ def test_each_fault_of_a_gs_endpoint_has_its_reason(gs: Fetcher, fault: Fault) -
 
 def test_a_gs_object_is_read_by_its_key_as_it_stands(server: OddServer, gs: Fetcher, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(tmp_path))
+        patch.setenv("TMPDIR", str(tmp_path))
         for key in ("clips/a.mp4", "clips/a%20?b#1/a.mp4", "clips//Ü/a.mp4"):
             assert content(gs, f"gs://clips-bucket/{key}") == CLIP
         failure(gs, "gs://clips-bucket/clips/404")

@@ -264,7 +264,8 @@ def left(asker: Consumer, ends: Mapping[tuple[str, int], int]) -> str:
 class Service:
     """One of the service's own commands, running as a process, configured by its environment alone."""
 
-    def __init__(self, command: str, environment: dict[str, str], folder: Path) -> None:
+    def __init__(self, command: str, environment: dict[str, str], folder: Path, *, before: Sequence[str] = ()) -> None:
+        """Start it; ``before``: a command line that becomes this one, for limits or another user."""
         self.command = command
         self.port = free_port()
         variables = {"STREAMER_INSTANCE_ID": f"{command}-0"} | environment
@@ -272,7 +273,7 @@ class Service:
         self._log = folder / f"{command}-{self.port}.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [STREAMER, command],
+                [*before, STREAMER, command],
                 env=variables,
                 cwd=folder,
                 stdout=log,

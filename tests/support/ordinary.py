@@ -27,20 +27,26 @@ def open_folder() -> Iterator[Path]:
 
 
 def run(*arguments: str | Path, as_nobody: bool) -> str:
-    """Run Python with these arguments and the tests' modules; return what it printed, and fail where it fails.
-
-    As root, ``as_nobody``, in a mount namespace of its own where the interpreter lies in a folder that is closed to
-    others, as root's home is.
-    """
-    command = [sys.executable, *map(str, arguments)]
-    if as_nobody and os.geteuid() == 0:
-        steps = [line for folder, inner in _closed().items() for line in _opening(folder, inner)]
-        become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *command]
-        command = ["unshare", "--mount", "sh", "-ec", "\n".join([*steps, f"exec {shlex.join(become)}"])]
+    """Run Python with these arguments and the tests' modules; return what it printed, and fail where it fails."""
+    command = [*(becoming() if as_nobody else []), sys.executable, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": "/"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def becoming(user: int = NOBODY) -> list[str]:
+    """Return what goes before a command so that an ordinary user runs it, in the process that was started.
+
+    As root, in a mount namespace of its own where the interpreter lies in a folder that is closed to others, as root's
+    home is. Nothing where an ordinary user runs the tests. A limit of processes counts all that its user has, so a test
+    of one takes a ``user`` of its own.
+    """
+    if os.geteuid() != 0:
+        return []
+    steps = [line for folder, inner in _closed().items() for line in _opening(folder, inner)]
+    become = f'exec setpriv --reuid={user} --regid={user} --clear-groups "$@"'
+    return ["unshare", "--mount", "sh", "-ec", "\n".join([*steps, become]), "sh"]
 
 
 def _closed() -> dict[Path, set[Path]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import subprocess
 import sys
@@ -76,7 +78,7 @@ class Source:
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     made = Source(tmp_path)
     yield made
     made.close()
@@ -225,11 +227,44 @@ def test_a_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
         assert path.stat().st_size == 0
 
 
+def test_a_file_that_cannot_be_removed_costs_its_download_nothing_and_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that has become read-only because of an error of its disk."""
+
+    def unlink(_: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    folder = Folder(str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", unlink)
+        with folder.file() as (path, _):
+            pass
+    assert path.exists()
+    with folder.file() as (other, _):
+        assert not path.exists()
+    assert not other.exists()
+
+
+def test_the_temporary_folder_that_was_chosen_is_waited_for_and_no_other_is_used(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = tmp_path / "not mounted yet"
+    monkeypatch.setenv("TMPDIR", str(chosen))
+    fetcher = source.fetcher(most=MIB, budget=MIB)
+    with pytest.raises(MachineError, match="No such file or directory"):
+        size_of(fetcher, f"{source.origin}/known/1")
+    chosen.mkdir()
+    assert size_of(fetcher, f"{source.origin}/known/1") == 1
+    assert [path.name for path in chosen.iterdir()]
+
+
 def test_a_temporary_folder_that_is_lacking_is_waited_for(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     def gettempdir() -> str:
         raise FileNotFoundError(2, "No usable temporary directory found")
 
     with monkeypatch.context() as patched:
+        patched.delenv("TMPDIR", raising=False)
         patched.setattr(tempfile, "gettempdir", gettempdir)
         fetcher = source.fetcher(most=MIB, budget=MIB)
         with pytest.raises(MachineError, match="No usable temporary directory"):

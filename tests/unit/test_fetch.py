@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import pickle
 import resource
@@ -18,6 +20,8 @@ import pytest
 from streamer.events import Reason
 from streamer.video import ClipError, Retry
 from streamer.video.errors import Lack, MachineError
+from streamer.video.fetching.download import Sink
+from streamer.video.fetching.downloads import Budget, Claim
 from streamer.video.fetching.fetcher import Fetcher
 from tests.support.odd_server import CLIP, LOOPBACK, OddServer, serving
 
@@ -215,7 +219,7 @@ def test_a_gs_prefix_without_gcsfs_names_the_extra(monkeypatch: pytest.MonkeyPat
 def test_a_download_is_a_named_file_that_ends_with_the_block(
     server: OddServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     source, before = fetcher(f"{server.origin}/clips"), descriptors()
     with source.fetch(f"{server.origin}/clips/a.mp4") as path:
         [named] = files(tmp_path)  # du finds it, by which kubelet counts
@@ -267,6 +271,32 @@ def test_a_temporary_file_that_cannot_be_written_is_no_fault_of_the_source(
     assert caught.value.lack is Lack.DISK
 
 
+class Broken(io.FileIO):
+    """A file that cannot be written."""
+
+    code = 0
+
+    def write(self, _: object, /) -> int:
+        raise OSError(self.code, os.strerror(self.code))
+
+    def truncate(self, _: int | None = None, /) -> int:
+        raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO", "ETIMEDOUT", "ECONNRESET"])
+def test_whatever_keeps_a_download_from_being_written_is_no_fault_of_the_source(tmp_path: Path, code: str) -> None:
+    """Also an error that a connection may have, too."""
+    raw = Broken(tmp_path / "a", "w")
+    raw.code = getattr(errno, code)
+    sink = Sink(tmp_path / "a", raw, 1 << 30, Claim(Budget(1 << 30, 1 << 30), "a"))
+    with pytest.raises(MachineError) as caught:
+        sink.write(bytes(1 << 20))
+    assert caught.value.lack is Lack.DISK
+    with pytest.raises(MachineError):
+        sink.restart()
+    raw.close()
+
+
 @pytest.mark.parametrize("spare", [0, 1, 2])
 def test_a_lack_of_descriptors_is_no_fault_of_the_source(server: OddServer, spare: int) -> None:
     """It shows where a file, a name's look-up or a connection wants one; some libraries call it by other names."""
@@ -288,6 +318,40 @@ def test_a_lack_of_descriptors_is_no_fault_of_the_source(server: OddServer, spar
         assert path.read_bytes() == CLIP
 
 
+FIRST_FETCH = """
+import sys, threading
+from streamer.video.errors import MachineError
+from streamer.video.fetching.fetcher import Fetcher
+
+def start(self):
+    raise RuntimeError("can't start new thread")
+
+source = Fetcher(sys.argv[1:], allowed_networks=["127.0.0.0/8"], max_bytes=1 << 20, timeout=20)
+usual, threading.Thread.start = threading.Thread.start, start
+for host in "127.0.0.1", "localhost":  # a name is looked up by a thread
+    try:
+        with source.fetch(sys.argv[1].replace("127.0.0.1", host) + "/clips/a.mp4") as path:
+            print(host, path.stat().st_size)
+    except Exception as error:
+        print(host, type(error).__name__, error)
+threading.Thread.start = usual
+with source.fetch(sys.argv[1] + "/clips/a.mp4") as path:
+    print(path.stat().st_size)
+"""
+
+
+def test_where_no_thread_can_be_started_the_first_download_does_not_hang(server: OddServer) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_FETCH, server.origin, server.origin.replace("127.0.0.1", "localhost")],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        f"127.0.0.1 {len(CLIP)}",
+        "localhost MachineError processes: can't start new thread",
+        str(len(CLIP)),
+    ]
+
+
 def test_a_local_file_that_no_descriptor_is_left_for_is_no_fault_of_the_source(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(CLIP)
     source = fetcher(tmp_path.as_uri())
@@ -299,19 +363,6 @@ def test_a_local_file_that_no_descriptor_is_left_for_is_no_fault_of_the_source(t
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert caught.value.lack is Lack.DESCRIPTORS
-
-
-def test_threads_that_cannot_be_started_are_no_fault_of_the_source(
-    server: OddServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def start(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    source = fetcher(server.origin)
-    monkeypatch.setattr("streamer.video.fetching.fetcher.get_loop", start)
-    with pytest.raises(MachineError) as caught, source.fetch(f"{server.origin}/clips/a.mp4"):
-        pass
-    assert caught.value.lack is Lack.PROCESSES
 
 
 def test_many_threads_share_one_fetcher_and_a_slow_source_holds_up_no_other(server: OddServer) -> None:

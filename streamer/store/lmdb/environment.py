@@ -42,17 +42,16 @@ DEFAULT_MAP_BYTES = 1 << 40
 """Initial map size; this is address space, not memory or disk: on 64-bit Linux a large map is free and rarely grows."""
 DATA_FILE, LOCK_FILE = "data.mdb", "lock.mdb"
 FILE_MODE = 0o600  # of new files
-_STAT_BLOCK = 512
 _SMALLEST_MAP_BYTES = 1 << 20
 _FORMAT_NAME = b"clip embeddings "
 _FORMAT = _FORMAT_NAME + b"2"
 _MAX_READERS = 1024
-_SCAN_PAGE = 1_000
+_SCAN_PAGE, _STAT_BLOCK = 1_000, 512
 _REAP_EVERY_S = 10.0
 _GATE_TIMEOUT_S = 30.0
 _META_PAGES, _CLOSED = 2, -1
-_CREATION_S, _EXTENSION_S = 1.0, 0.05
-"""How long the data file may be empty while a process creates it, and too short after a commit."""
+_CREATION_S = _EXTENSION_S = 1.0
+"""How long the data file may be empty while a process creates it, and too short after a commit, on a busy machine."""
 
 
 class _Gate:
@@ -118,7 +117,7 @@ class Environment:
         self._pid = os.getpid()
         self._lmdb: lmdb.Environment | None = None
         self._file = _CLOSED
-        self._page_bytes = 0
+        self._page_bytes, self._short_since = 0, 0.0
         self._map_bytes = _affordable(map_bytes)
         self._open()
         self.identity = _identity(path)
@@ -202,11 +201,9 @@ class Environment:
     def _faults(self) -> Iterator[None]:
         try:
             yield
-        except lmdb.PanicError as error:
-            # LMDB refuses further use of this handle; the next caller opens a new one.
-            self.close()
-            raise StoreUnavailableError(explain(self.path, error)) from error
         except lmdb.Error as error:
+            if isinstance(error, lmdb.PanicError):
+                self.close()  # LMDB refuses further use of this handle; the next caller opens a new one
             raise StoreUnavailableError(explain(self.path, error)) from error
 
     @contextmanager
@@ -243,8 +240,10 @@ class Environment:
             self._file = os.open(self.path / DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
             self._require_whole(self._lmdb)
             self._lmdb.reader_check()
-        except BaseException:
+        except BaseException as error:
             self._shut()
+            if isinstance(error, OSError):  # no descriptor is left, say
+                raise StoreUnavailableError(explain(self.path, error)) from error
             raise
 
     def _shut(self) -> None:
@@ -268,14 +267,15 @@ class Environment:
 
     def _require_whole(self, env: lmdb.Environment) -> int:
         """Return the file's size; raise :class:`TruncatedStoreError` if it is too short to be read through the map."""
-        give_up_at = time.monotonic() + _EXTENSION_S
         while (size := os.fstat(self._file).st_size) < (needed := self._needed(env, size)):
-            if time.monotonic() > give_up_at:
+            self._short_since = self._short_since or time.monotonic()  # who reads a truncated file waits once
+            if time.monotonic() > self._short_since + _EXTENSION_S:
                 raise TruncatedStoreError(
                     f"{self.path / DATA_FILE}: truncated to {size} of {needed} bytes; restore it, or embed the clips "
                     "again into an empty folder"
                 )
-            time.sleep(_EXTENSION_S / 10)  # a writer may be about to extend it
+            time.sleep(0.005)  # a writer may be about to extend it
+        self._short_since = 0.0
         return size
 
     def _extend(self, env: lmdb.Environment, before: int) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from typing import TYPE_CHECKING
 
 from streamer.events import Reason
-from streamer.video.errors import ClipError, Retry
+from streamer.video.errors import ClipError, Lack, MachineError, Retry, machine_error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from _typeshed import ReadableBuffer
@@ -25,8 +26,9 @@ _DETAIL_CHARS = 200
 class Sink(io.BufferedWriter):
     """The local file of a download: at most ``limit`` bytes, each of them in ``claim``.
 
-    Raises :class:`ClipError` CLIP_TOO_LARGE for more than the limit, and :class:`.NoRoomError` for more than the budget
-    has. ``size``: bytes taken so far.
+    Raises :class:`ClipError` CLIP_TOO_LARGE for more than the limit, :class:`.NoRoomError` for more than the budget
+    has, and :class:`MachineError` where the file cannot be written, whatever the reason: it is no error of the source.
+    ``size``: bytes taken so far.
     """
 
     def __init__(self, path: Path, raw: io.FileIO, limit: int, claim: Claim) -> None:
@@ -49,7 +51,8 @@ class Sink(io.BufferedWriter):
             raise too_large(self._limit)
         self._claim.grow(self.size + length)
         self.size += length
-        return super().write(chunk)
+        with _ours():
+            return super().write(chunk)
 
     def wrote(self, size: int) -> None:
         """Count the first ``size`` bytes of the file, which somebody else writes to ``path``."""
@@ -60,9 +63,19 @@ class Sink(io.BufferedWriter):
 
     def restart(self) -> None:
         """Discard all bytes."""
-        self.seek(0)
-        self.truncate()
+        with _ours():
+            self.seek(0)
+            self.truncate()
         self.size = 0
+
+
+@contextlib.contextmanager
+def _ours() -> Iterator[None]:
+    """Tell an error of the local file from one of the connection, which may be the same error."""
+    try:
+        yield
+    except OSError as error:
+        raise machine_error(error) or MachineError(Lack.DISK, f"downloads: {error.strerror or error}") from error
 
 
 async def resuming(attempt: Callable[[], Awaitable[None]], sink: Sink, can_resume: Callable[[], bool]) -> None:

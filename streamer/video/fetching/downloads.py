@@ -27,6 +27,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from streamer.resources import temporary_folder
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
@@ -173,30 +175,46 @@ class Folder:
     @staticmethod
     def of_process() -> Folder:
         """Return the one below the temporary folder; the first call removes what killed processes have left there."""
-        return _folder_in(tempfile.gettempdir())
+        return _folder_in(temporary_folder())
 
     def __init__(self, temporary: str) -> None:
         self._temporary = temporary
         self._lock = threading.Lock()
         self._path: Path | None = None
+        self._undeleted: set[str] = set()
         with contextlib.suppress(OSError):
             _remove_left_over(Path(temporary))
 
     @contextlib.contextmanager
     def file(self) -> Iterator[tuple[Path, int]]:
-        """Provide an empty file by its path and a descriptor; it is removed at the end. Raises OSError."""
+        """Provide an empty file, as its path and a descriptor, and remove it at the end. Raises OSError.
+
+        A file that cannot be removed, as its file system has become read-only, is removed before another one is made.
+        """
         descriptor, name = self._create()
         try:
             yield Path(name), descriptor
         finally:
-            os.close(descriptor)
-            Path(name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what was read of the file was read
+                os.close(descriptor)
+            self._delete(name)
 
     def _create(self) -> tuple[int, str]:
         with self._lock:
             if self._path is None or not self._path.is_dir():
                 self._path = _make(self._temporary)
+            for name in self._undeleted.copy():
+                self._delete(name)
             return tempfile.mkstemp(dir=self._path)
+
+    def _delete(self, name: str) -> None:
+        try:
+            os.unlink(name)  # noqa: PTH108 - of many, and each as its name says
+            self._undeleted.discard(name)
+        except FileNotFoundError:
+            self._undeleted.discard(name)
+        except OSError:
+            self._undeleted.add(name)
 
 
 _folder_in = functools.cache(Folder)

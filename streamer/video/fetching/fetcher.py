@@ -28,7 +28,7 @@ import contextlib
 import threading
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import tenacity
 from fsspec.asyn import get_loop
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from streamer.health import Health
     from streamer.metrics import Metrics
     from streamer.video.fetching.uris import Source
+
+
+T = TypeVar("T")
 
 
 class Fetcher:
@@ -79,6 +82,8 @@ class Fetcher:
         self._budget = Budget(download_bytes, max_bytes, idle=idle, waited=waited)
         with contextlib.suppress(OSError):  # the first download needs it, and waits for what is lacking
             Folder.of_process()
+        # Started here, since fsspec (2026.9) keeps a loop whose thread could not be started, and waits for it for ever.
+        self._loop = get_loop()  # fsspec's, which all filesystems share
         self._timeout = timeout
         self._prefixes = Prefixes(allowed)
         self._web = WebSources(self._prefixes, Networks(allowed_networks), patience=first_byte_timeout)
@@ -158,8 +163,7 @@ class Fetcher:
             try:
                 path, descriptor = opened_here.enter_context(Folder.of_process().file())
                 sink = Sink(path, open(descriptor, "r+b", buffering=0, closefd=False), self._max_bytes, claim)  # noqa: SIM115
-                loop = get_loop()  # fsspec's, which all filesystems share
-                asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), loop).result()
+                asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), self._loop).result()
                 sink.detach()  # flushes it; its end is not the file's
             except OSError as error:
                 raise MachineError(Lack.DISK, f"downloads: {error.strerror or error}") from error
@@ -242,21 +246,22 @@ class Shortages:
         for lack in Lack:
             metrics.machine_faults.labels(lack)  # exposed from the start, so that the first fault is an increase
 
-    def wait_out(self, attempt: Callable[[], None]) -> None:
-        """Make the attempt, and retry it after each :class:`MachineError`; other exceptions pass through."""
+    def wait_out(self, attempt: Callable[[], T]) -> T:
+        """Make the attempt, and retry it after each error that shows a shortage; other exceptions pass through."""
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(MachineError),
+            retry=tenacity.retry_if_exception(lambda error: machine_error(error) is not None),
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=_LONGEST_PAUSE_S),
             before_sleep=self._note,
         )
         try:
-            retrying(attempt)
+            return retrying(attempt)
         finally:
             self._end()
 
     def _note(self, state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        if not isinstance(error, MachineError):
+        failure = state.outcome.exception() if state.outcome else None
+        error = machine_error(failure) if failure is not None else None
+        if error is None:
             return
         self._metrics.machine_faults.labels(error.lack).inc()
         self._health.progress()

@@ -175,9 +175,15 @@ def test_a_full_disk_makes_the_store_unavailable_until_there_is_room(folder: Pat
     store.close()
 
 
-def test_a_map_that_cannot_be_opened_again_makes_the_store_unavailable_until_it_can(tiny: LmdbStore) -> None:
+@pytest.mark.parametrize("left", range(3))
+def test_a_map_that_cannot_be_opened_again_makes_the_store_unavailable_until_it_can(tiny: LmdbStore, left: int) -> None:
+    """With no descriptor left, or one, or two: LMDB opens two, and we open another."""
     tiny.put([clip(0)])
-    with limited(resource.RLIMIT_NOFILE, 3):
+    environment = tiny._opened()
+    environment._shut()  # it is opened again when it is needed, and then its own descriptors are free
+    unused = os.dup(0)
+    os.close(unused)
+    with limited(resource.RLIMIT_NOFILE, unused + left):
         with pytest.raises(StoreUnavailableError, match="Too many open files"):
             tiny.put([clip(number) for number in range(1, 40)])
         with pytest.raises(StoreUnavailableError, match="Too many open files"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,13 @@ from streamer.store import Position, StoreUnavailableError
 from streamer.video import ClipError, Retry
 from streamer.video.errors import Lack, MachineError
 from streamer.video.fetching.fetcher import Fetcher
-from tests.support.embedding import T0, Harness, Recording, dominant, reason
+from tests.support.embedding import T0, Harness, Recording, TwoVectorEncoder, dominant, reason
 from tests.support.in_process import InProcessDecoder
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from streamer.kafka import InFlightRecord
@@ -45,7 +46,7 @@ def test_a_transient_fault_is_retried_for_its_time_and_counted(tmp_path: Path, s
 class Failing(InProcessDecoder):
     """Fails with the given errors, one an attempt, before it decodes."""
 
-    def __init__(self, prepare: Callable[[Any], Any], *errors: ClipError) -> None:
+    def __init__(self, prepare: Callable[[Any], Any], *errors: Exception) -> None:
         super().__init__(prepare)
         self._errors = list(errors)
 
@@ -102,6 +103,42 @@ def test_what_the_machine_lacks_is_waited_for_and_no_upload_is_given_up(
         assert harness.done.acquire(timeout=20)
     assert [outputs[0].topic for outputs in (work.outputs or () for work in works)] == ["clips.embedded"] * 3
     wait_until(lambda: harness.health.readiness_problems() == [])
+
+
+class ShortOfMemory(TwoVectorEncoder):
+    """Has no memory for a batch the first two times."""
+
+    attempts = 0
+
+    def encode_images(self, prepared: Sequence[Any]) -> Any:
+        self.attempts += 1
+        if self.attempts <= 2:
+            raise MemoryError
+        return super().encode_images(prepared)
+
+
+def test_memory_that_the_encoder_lacks_is_waited_for(tmp_path: Path, store: Store, red: Path) -> None:
+    encoder = ShortOfMemory()
+    harness = Harness(tmp_path, store, encoder)
+    (outputs,) = harness.run(harness.upload("c1", red))
+    assert outputs[0].topic == "clips.embedded"
+    assert encoder.attempts == 3
+    assert harness.metrics.registry.get_sample_value("streamer_machine_faults_total", {"lack": "memory"}) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.ENOSPC, "full"), OSError(errno.EMFILE, "no descriptor")], ids=repr
+)
+def test_what_is_lacking_for_the_frames_or_the_store_is_waited_for(
+    tmp_path: Path, store: Store, red: Path, error: Exception
+) -> None:
+    harness = Harness(tmp_path, Refusing(store, [error] * 2))
+    decoder = harness.embedder._decoder = Failing(harness.encoder.prepare, error, error)
+    (outputs,) = harness.run(harness.upload("c1", red))
+    assert outputs[0].topic == "clips.embedded"
+    assert decoder._errors == []
+    (outputs,) = harness.run(harness.work("c1", None))
+    assert list(outputs) == []
 
 
 def put_off(harness: Harness) -> float:
@@ -199,6 +236,24 @@ def test_a_refused_uri_waits_for_no_turn(tmp_path: Path, store: Store, uri: str)
 
 def upload(harness: Harness, clip_id: str, uri: str) -> InFlightRecord:
     return harness.work(clip_id, JSON.encode(ClipUploaded(clip_id=clip_id, uri=uri, uploaded_at=T0)))
+
+
+class Refusing:
+    """A real store whose first writes raise these errors."""
+
+    def __init__(self, store: Store, errors: Sequence[Exception]) -> None:
+        self._store = store
+        self._puts, self._deletes = list(errors), list(errors)
+
+    def put(self, clips: Any) -> Any:
+        if self._puts:
+            raise self._puts.pop()
+        return self._store.put(clips)
+
+    def delete(self, clip_id: str, deleted_at: dt.datetime, position: Position) -> Any:
+        if self._deletes:
+            raise self._deletes.pop()
+        return self._store.delete(clip_id, deleted_at, position)
 
 
 class Recovering:
