@@ -7,6 +7,7 @@ import binascii
 import hmac
 import io
 import re
+from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Final, NamedTuple, get_args
@@ -75,7 +76,12 @@ def _format(headers: Message[str, str]) -> dict[str, str]:
 
 def response(answer: Answer, body: bytes, *, head_only: bool = False) -> bytes:
     """Return a whole response."""
-    headers = [*answer.headers, ("Content-Length", str(len(body))), ("Connection", "close")]
+    headers = [
+        ("Date", formatdate(usegmt=True)),
+        *answer.headers,
+        ("Content-Length", str(len(body))),
+        ("Connection", "close"),
+    ]
     lines = [f"HTTP/1.0 {answer.status}", *(f"{name}: {value}" for name, value in headers), "", ""]
     return "\r\n".join(lines).encode("latin-1") + (b"" if head_only else body)
 
