@@ -7,7 +7,9 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, Self
 
-from streamer.store.protocol import StoreError, StoreUnavailableError
+import structlog
+
+from streamer.store.protocol import EvictingStoreError, StoreError, StoreUnavailableError
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -17,8 +19,19 @@ if TYPE_CHECKING:
 
     from streamer.health import Health
     from streamer.metrics import Metrics
-    from streamer.store.protocol import Clip, Embedding, Position, PutOutcome, Store, StoredClips, StoreStats
+    from streamer.store.protocol import (
+        Clip,
+        Embedding,
+        Position,
+        PutOutcome,
+        Store,
+        StoredClips,
+        StoreServer,
+        StoreStats,
+    )
     from streamer.vectors import Block
+
+log = structlog.get_logger()
 
 OPERATIONS = ("read", "put", "delete")
 _PING_EVERY_S = 5.0
@@ -84,6 +97,10 @@ class MeasuredStore:
     def ping(self) -> None:
         """Raise :class:`StoreUnavailableError` if the store is unreachable."""
         self._store.ping()
+
+    def servers(self) -> Sequence[StoreServer]:
+        """Return the servers as the last :meth:`ping` found them."""
+        return self._store.servers()
 
     def close(self) -> None:
         """Release the store."""
@@ -188,7 +205,8 @@ class _MeasuredRead:
 class StoreWatch:
     """Checks periodically, in a separate thread, whether the store is reachable, and counts its clips.
 
-    Without it, an idle instance would not notice that its store is unreachable.
+    Without it, an idle instance would not notice that its store is unreachable. Whether its servers may evict records
+    is a condition of its own, because reads and writes that succeed say nothing about it.
     """
 
     def __init__(self, store: Store, model_id: str, *, metrics: Metrics, health: Health, counts: bool) -> None:
@@ -200,6 +218,8 @@ class StoreWatch:
         self._counts = counts
         self._is_unreachable = False
         self._next_count = 0.0
+        self._evicted: dict[str, int] = {}
+        """Evicted keys by server process, as last seen."""
         thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
         thread.start()
         health.watch(thread.name, thread.is_alive)
@@ -212,7 +232,7 @@ class StoreWatch:
     def look(self) -> None:
         """Check once."""
         try:
-            self._store.ping()
+            self._ping()
             if self._counts and time.monotonic() >= self._next_count:
                 self._count()
         except StoreUnavailableError as error:
@@ -225,6 +245,28 @@ class StoreWatch:
             if self._is_unreachable:
                 self._is_unreachable = False
                 self._health.ready("store")
+
+    def _ping(self) -> None:
+        try:
+            self._store.ping()
+        except EvictingStoreError as error:
+            self._health.not_ready("eviction", str(error))
+        else:
+            self._health.ready("eviction")
+        self._measure(self._store.servers())
+
+    def _measure(self, servers: Sequence[StoreServer]) -> None:
+        fullest = max((each.memory_share for each in servers), default=0.0)
+        self._metrics.store_memory.set(fullest)
+        self._metrics.store_replica_lag.set(max((each.replica_lag_s for each in servers), default=0.0))
+        for each in servers:
+            # A server seen for the first time counts only if others were seen before: then it is new, or was restarted.
+            before = self._evicted.get(each.process, 0 if self._evicted else each.evicted_keys)
+            new = each.evicted_keys - before if each.evicted_keys >= before else each.evicted_keys  # CONFIG RESETSTAT
+            if new:
+                log.error("a server of the store has evicted keys", server=each.name, keys=new, policy=each.policy)
+                self._metrics.store_evicted_keys.inc(new)
+        self._evicted |= {each.process: each.evicted_keys for each in servers}
 
     def _unreachable(self, error: Exception) -> None:
         self._is_unreachable = True

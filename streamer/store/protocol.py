@@ -40,6 +40,14 @@ class TruncatedStoreError(StoreError, StoreUnavailableError):
     """
 
 
+class EvictingStoreError(StoreError, StoreUnavailableError):
+    """A server of the store may evict keys, so that deleted clips would come back and others would vanish.
+
+    A service does not start with such a store. One that is running waits with its writes until the servers are
+    configured otherwise, because each write may cause an eviction.
+    """
+
+
 _OFFSET_BITS = 40
 _OFFSET = (1 << _OFFSET_BITS) - 1
 
@@ -130,6 +138,32 @@ class StoreStats:
     """Clips (without tombstones) by model id."""
     tombstones: int
     bytes: int
+
+
+NO_EVICTION = "noeviction"
+"""The one policy by which a server refuses writes when its memory is used up, instead of removing keys."""
+
+
+class StoreServer(NamedTuple):
+    """The state of one server of a remote store."""
+
+    name: str
+    process: str
+    """Identifies the server's process: a restarted server counts from 0 again."""
+    is_primary: bool
+    policy: str | None
+    """What it does when its memory is used up; None if it does not tell."""
+    evicted_keys: int
+    """Keys that it has removed for lack of memory since it was started."""
+    memory_share: float
+    """How much of its memory it uses, 0 to 1; above 1 if its limit was lowered below what is stored."""
+    replica_lag_s: float
+    """Seconds since it last heard of its primary, or of the slowest of its replicas."""
+
+    @property
+    def evicts(self) -> bool:
+        """Whether it may remove records; one that does not tell its policy is taken not to."""
+        return self.policy not in {None, NO_EVICTION}
 
 
 class StoredClips(Blocks, Protocol):
@@ -230,7 +264,11 @@ class Store(Protocol):
         ...
 
     def ping(self) -> None:
-        """Raise :class:`StoreUnavailableError` if the store is unreachable."""
+        """Raise :class:`StoreUnavailableError` if the store is unreachable, or may evict records."""
+        ...
+
+    def servers(self) -> Sequence[StoreServer]:
+        """Return the servers as the last :meth:`ping` found them; none for an embedded store."""
         ...
 
     def close(self) -> None:

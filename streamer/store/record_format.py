@@ -305,6 +305,17 @@ def peek(head: bytes) -> tuple[int | None, bool]:
     return uploaded_us, n > 0
 
 
+def size(head: bytes) -> int:
+    """Return the size of a whole record by its header, unchecked; 0 if the header is not one."""
+    if len(head) < HEADER_BYTES:
+        return 0
+    magic, _, _, _, _, _, dim, n, id_length, code = _HEADER.unpack_from(head)
+    if magic != MAGIC or code not in _WIDTHS:
+        return 0
+    matrix: int = matrix_at(id_length, n, code)
+    return matrix + n * dim * _WIDTHS[code]
+
+
 def kind(value: bytes) -> str:
     """Return the precision and length of a record's vectors, such as ``float16 x 512``."""
     dim, _, code = unpack_shape(value)

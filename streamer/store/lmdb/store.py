@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from streamer.settings import Precision
     from streamer.store.lmdb.environment import Transaction
-    from streamer.store.protocol import Clip, Position
+    from streamer.store.protocol import Clip, Position, StoreServer
 
 
 class LmdbStore:
@@ -161,6 +161,10 @@ class LmdbStore:
     def ping(self) -> None:
         """Raise :class:`StoreUnavailableError` if the store cannot be read or its files were replaced."""
         self._opened().check()
+
+    def servers(self) -> Sequence[StoreServer]:
+        """Return no server: there is none."""
+        return ()
 
     def close(self) -> None:
         """Release the environment; its last user closes it, once all reads of this process have ended."""

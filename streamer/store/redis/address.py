@@ -16,8 +16,9 @@ copy`` into a new store gives it one.
 
 Besides its records, a bucket has a hash of the models that have written to it, ids by prefixes, and the salt. It is
 written before the records and on the same node, so that a replica that takes over a record also has its model, and a
-delete finds all of a clip's records. The key of the store's format, which fixes the number of buckets and the salt, is
-the store's name alone. Where it is lost, the salt is found again in the buckets.
+delete finds all of a clip's records. The key of the store's format, which fixes the number of buckets, the salt, and
+whether records are in parts (:mod:`streamer.store.redis.parts`), is the store's name alone. Where it is lost, salt and
+parts are found again in the buckets.
 """
 
 from __future__ import annotations
@@ -42,14 +43,18 @@ _SCHEMES = {
 }  # fmt: skip
 """For each scheme whether it means a cluster, and whether TLS."""
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_FORMAT_NAME = "clip embeddings 2 buckets "
-_FORMAT = re.compile(_FORMAT_NAME + r"([0-9]{1,9})(?: salt ([0-9a-f]{16}))?")
+_VERSIONS = {False: 2, True: 3}
+"""The version of a store's format by whether its records may be in parts. A store keeps its version."""
+_FORMAT = re.compile(r"clip embeddings ([23]) buckets ([0-9]{1,9})(?: salt ([0-9a-f]{16}))?")
 UNSALTED: Final = 0
 """The salt of a store that has none: xxh3's own default."""
 SALT_FIELD: Final = b"salt"
 """The field of a bucket's hash of models that has the salt; all others are prefixes, which are longer."""
 MODELS: Final = bytes(PREFIX_BYTES)
 """Follows a bucket's tag in the key of its models; no model has this prefix."""
+_REST = MODELS + b"rest "
+"""Follows a bucket's tag in the key of a record's second part, before the record's own key."""
+_IN_PARTS = b" parts"
 
 
 @dataclass(frozen=True)
@@ -108,13 +113,17 @@ class Address:
 
 
 class Buckets:
-    """The keys of the store ``name``, in ``count`` buckets, its clips distributed by a ``salt`` of 64 bits."""
+    """The keys of the store ``name``, in ``count`` buckets, its clips distributed by a ``salt`` of 64 bits.
 
-    def __init__(self, name: str, count: int, salt: int = UNSALTED) -> None:
+    ``in_parts``: whether a record may have a second part.
+    """
+
+    def __init__(self, name: str, count: int, salt: int = UNSALTED, *, in_parts: bool = False) -> None:
         tags = _tags(count)
         self.name = name.encode()
         self.count = count
         self.salt = salt
+        self.in_parts = in_parts
         self.slots = [key_slot(tag) for tag in tags]
         self.heads = [b"%s{%s}" % (self.name, tag) for tag in tags]
         """The prefix of a bucket's keys."""
@@ -126,18 +135,22 @@ class Buckets:
 
     @property
     def salt_text(self) -> bytes:
-        """The salt as it is stored."""
-        return b"%016x" % self.salt
+        """The salt as it is stored in a bucket, with a mark if records are in parts."""
+        return b"%016x%s" % (self.salt, _IN_PARTS if self.in_parts else b"")
 
     @property
     def format(self) -> bytes:
         """The value under the store's name."""
-        text = f"{_FORMAT_NAME}{self.count}".encode()
-        return text if self.salt == UNSALTED else text + b" salt " + self.salt_text
+        text = b"clip embeddings %d buckets %d" % (_VERSIONS[self.in_parts], self.count)
+        return text if self.salt == UNSALTED else text + b" salt %016x" % self.salt
 
     def full(self, key: bytes) -> bytes:
         """Return a record's key on the servers."""
         return self.heads[self.of(key)] + key
+
+    def rest(self, number: int, key: bytes) -> bytes:
+        """Return the key of the second part of a record of a bucket."""
+        return self.heads[number] + _REST + key
 
     def record_key(self, full: bytes) -> bytes | None:
         """Return the record key of a server's key, None if it is not a record of this store."""
@@ -154,12 +167,18 @@ def buckets_of(stored: bytes, address: Address) -> Buckets:
     found = _FORMAT.fullmatch(stored.decode(errors="replace"))
     if found is None:
         raise StoreError(f"{address.public}: the key {address.name!r} is not a store of this release")
-    count = int(found[1])
+    count = int(found[2])
     if not 1 <= count <= SLOTS:
         raise StoreError(f"{address.public}: a store of {count} buckets")
     if address.buckets not in {None, count}:
         raise StoreError(f"{address.public}: the store was created with {count} buckets, which cannot be changed")
-    return Buckets(address.name, count, int(found[2], 16) if found[2] else UNSALTED)
+    salt = int(found[3], 16) if found[3] else UNSALTED
+    return Buckets(address.name, count, salt, in_parts=int(found[1]) == _VERSIONS[True])
+
+
+def parsed_salt(text: bytes) -> tuple[int, bool]:
+    """Return the salt that a bucket has stored, and whether records are in parts."""
+    return int(text.removesuffix(_IN_PARTS), 16), text.endswith(_IN_PARTS)
 
 
 def _hosts(text: str, is_cluster: bool) -> tuple[tuple[str, int], ...]:

@@ -23,6 +23,7 @@ from streamer.store.options import StoreOptions
 from streamer.store.protocol import StoreError, StoreUnavailableError
 from streamer.store.redis.address import Address
 from streamer.store.redis.keyspace import Edit, Space
+from streamer.store.redis.servers import ask, refuse_eviction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,6 +63,8 @@ class RedisAdmin:
         self._space: Space | None = Space.open(self._address, self._options, create=create)
         if self._space is None:
             raise StoreError(f"{self._name}: no such store")
+        if create:
+            refuse_eviction(self._name, ask(self._space.link, self._options.timeout_s))
         # Separated by a character that no store's name contains.
         self._note_key = f"{self._address.name}/note".encode()
 

@@ -5,13 +5,34 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from redis.exceptions import NoPermissionError
 
 from streamer.store import record_format
 from streamer.store.protocol import StoreError, StoreUnavailableError
-from streamer.store.redis.address import DEFAULT_BUCKETS, MODELS, SALT_FIELD, UNSALTED, Buckets, buckets_of
+from streamer.store.redis import parts
+from streamer.store.redis.address import (
+    DEFAULT_BUCKETS,
+    MODELS,
+    SALT_FIELD,
+    UNSALTED,
+    Buckets,
+    buckets_of,
+    parsed_salt,
+)
 from streamer.store.redis.link import Call, Link
-from streamer.store.redis.scripts import REPLACE, REPLACED
+from streamer.store.redis.scripts import (
+    BURY,
+    BURY_PARTS,
+    ENSURE,
+    REGISTER,
+    REPLACE,
+    REPLACE_PARTS,
+    REPLACED,
+    TOUCH,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +47,8 @@ _CONTENTION_S = 30.0
 _SCAN_KEYS = 1_000
 _LAST_WRITE = MODELS + b"last write"
 """Follows a bucket's tag in the key that is written in order to wait for replicas."""
+_TORN_READS = 5
+"""How often two parts are read one after the other before a checksum that does not match counts as damage."""
 _WAIT_SHARE = 0.5
 """The share of the timeout for which a server may wait for its replicas."""
 
@@ -63,12 +86,12 @@ class Space:
             name = address.name.encode()
             stored = link.one("GET", name)
             if stored is None and create:
-                # The first process determines the number of buckets and the salt.
+                # The first process determines the number of buckets, the salt, and whether there are parts.
                 count = address.buckets or DEFAULT_BUCKETS
-                salt = _lost_salt(link, Buckets(address.name, count))
-                made = Buckets(address.name, count, secrets.randbits(64) if salt is None else salt)
-                link.one("SET", name, made.format, "NX")
-                stored = link.one("GET", name)
+                lost = _lost_salt(link, Buckets(address.name, count))
+                salt, in_parts = (secrets.randbits(64), _takes_parts(link)) if lost is None else lost
+                made = Buckets(address.name, count, salt, in_parts=in_parts)
+                stored = link.one("EVAL", ENSURE, 1, name, made.format)
             if stored is None:
                 link.close()
                 return None
@@ -79,7 +102,47 @@ class Space:
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the records under ``keys``."""
-        return self.link.all([self._call("GET", key) for key in keys])
+        buckets = self.buckets
+        if not buckets.in_parts:
+            return self.link.all([self._call("GET", key) for key in keys])
+        numbers = [buckets.of(key) for key in keys]
+        calls = [
+            Call(buckets.slots[n], ("MGET", buckets.heads[n] + key, buckets.rest(n, key)))
+            for n, key in zip(numbers, keys, strict=True)
+        ]
+        return [
+            self.get_apart(key) if isinstance(reply, Exception) else _joined(reply)
+            for key, reply in zip(keys, self.link.run(calls), strict=True)
+        ]
+
+    def get_apart(self, key: bytes) -> bytes | None:
+        """Return one record by commands with one key each, as a cluster requires while the key's slot migrates."""
+        number = self.buckets.of(key)
+        for attempt in range(1, _TORN_READS + 1):
+            value: bytes | None = self.link.one("GET", self.buckets.heads[number] + key)
+            if value is None or not self.buckets.in_parts:
+                return value
+            value = parts.join(value, self.link.one("GET", self.buckets.rest(number, key)))
+            # It may have been replaced between the two commands.
+            if attempt == _TORN_READS or record_format.version(memoryview(value)) is not None:
+                break
+        return value
+
+    def full(self, number: int, keys: Sequence[bytes]) -> list[bytes]:
+        """Return the servers' keys of records of one bucket, then those of their second parts if there may be some."""
+        head = self.buckets.heads[number]
+        full = [head + key for key in keys]
+        return [*full, *(self.buckets.rest(number, key) for key in keys)] if self.buckets.in_parts else full
+
+    def whole(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Return the records of the values under :meth:`full`; what is not bytes is returned as it is."""
+        if not self.buckets.in_parts:
+            return values
+        count = len(values) // 2
+        return [
+            parts.join(first, rest) if rest is not None and isinstance(first, bytes) else first
+            for first, rest in zip(values[:count], values[count:], strict=True)
+        ]
 
     def heads(self, keys: Sequence[bytes]) -> list[memoryview]:
         """Return enough of each record to see whether it is live and its id; empty if it is gone."""
@@ -106,27 +169,35 @@ class Space:
         waiting: Sequence[int] = range(len(edits))
         deadline = time.monotonic() + _CONTENTION_S
         while waiting:
-            asked, calls = [], []
+            asked, values = [], []
             for number in waiting:
-                edit, before = edits[number], there[number]
-                value = edit.decide(before)
+                value = edits[number].decide(there[number])
                 if value is not None:
                     asked.append(number)
-                    calls.append(self._replace(edit, (before or b"")[: record_format.HEADER_BYTES], value))
+                    values.append(value)
             if time.monotonic() > deadline:
                 raise StoreUnavailableError(f"{self.link.name}: other writers keep changing the same clips")
             waiting = []
-            for number, reply in zip(asked, self.link.all(calls), strict=True):
-                if reply == REPLACED:
+            some = [(edits[number], there[number]) for number in asked]
+            for number, (replaced, stored_now) in zip(asked, self._replace(some, values), strict=True):
+                if replaced:
                     made[number] = True
                 else:
-                    there[number] = reply
+                    there[number] = stored_now
                     waiting.append(number)
         return list(zip(made, there, strict=True))
 
     def remove(self, keys: Sequence[bytes]) -> None:
         """Remove records unconditionally."""
-        self.link.all([self._call("UNLINK", key) for key in keys])
+        buckets = self.buckets
+        numbers = [buckets.of(key) for key in keys]
+        self.link.all(
+            [
+                Call(buckets.slots[n], ("UNLINK", full))
+                for n, key in zip(numbers, keys, strict=True)
+                for full in self.full(n, [key])
+            ]
+        )
 
     def register(self, numbers: Iterable[int], models: Mapping[bytes, str]) -> None:
         """Register models in some buckets, before any of their records is written there.
@@ -138,15 +209,16 @@ class Space:
         fields = {prefix: model_id.encode() for prefix, model_id in models.items()}
         if self.buckets.salt != UNSALTED:
             fields[SALT_FIELD] = self.buckets.salt_text
-        self.link.one("SET", name, self.buckets.format, "NX")
-        self.check_format()  # before a bucket of another salt is marked with this one
-        self.link.all(
-            [Call(slots[n], ("HSETNX", keys(n), field, value)) for n in numbers for field, value in fields.items()]
-        )
+        pairs = [part for field in fields.items() for part in field]
+        # The format first: otherwise a bucket of another salt would be marked with this one.
+        self._check(self.link.one("EVAL", ENSURE, 1, name, self.buckets.format))
+        self.link.all([Call(slots[n], ("EVAL", REGISTER, 1, keys(n), *pairs)) for n in numbers])
 
     def check_format(self) -> None:
         """Raise :class:`StoreReplacedError` if the store's buckets or salt are not these any more."""
-        stored = self.link.one("GET", self.buckets.name)
+        self._check(self.link.one("GET", self.buckets.name))
+
+    def _check(self, stored: bytes | None) -> None:
         if stored not in {None, self.buckets.format}:
             raise StoreReplacedError(f"{self.link.name}: the store was created anew")
 
@@ -211,7 +283,7 @@ class Space:
         calls = []
         for number in by_node.values():
             slot, key = self.buckets.slots[number], self.buckets.heads[number] + _LAST_WRITE
-            calls += [Call(slot, ("SET", key, time.time_ns())), Call(slot, ("WAIT", self._replicas, self._wait_ms))]
+            calls += [Call(slot, ("EVAL", TOUCH, 1, key, time.time_ns())), Call(slot, ("WAIT", self._replicas, self._wait_ms))]
         replies = self.link.run(calls)
         for reply in replies:
             if isinstance(reply, Exception):
@@ -226,14 +298,55 @@ class Space:
         number = self.buckets.of(key)
         return Call(self.buckets.slots[number], (command, self.buckets.heads[number] + key, *more))
 
-    def _replace(self, edit: Edit, head: bytes, value: bytes) -> Call:
-        number = self.buckets.of(edit.key)
-        full = self.buckets.heads[number] + edit.key
-        return Call(self.buckets.slots[number], ("EVAL", REPLACE, 1, full, head, value, edit.lives_ms))
+    def _replace(
+        self, edits: Sequence[tuple[Edit, bytes | None]], values: Sequence[bytes]
+    ) -> list[tuple[bool, bytes | None]]:
+        """Replace the records of ``edits``, given with what is assumed to be stored, by ``values``.
+
+        Returns for each whether it was replaced, and what is stored otherwise.
+        """
+        buckets = self.buckets
+        calls, whole = [], []
+        for (edit, before), value in zip(edits, values, strict=True):
+            number = buckets.of(edit.key)
+            full = buckets.heads[number] + edit.key
+            head = (before or b"")[: record_format.HEADER_BYTES]
+            is_live = record_format.is_live(memoryview(value))
+            alone = ("EVAL", REPLACE if is_live else BURY, 1, full, head, value, edit.lives_ms)
+            whole.append(alone)
+            if not buckets.in_parts:
+                calls.append(Call(buckets.slots[number], alone))
+                continue
+            both = 2, full, buckets.rest(number, edit.key), head
+            command = (REPLACE_PARTS, *both, *parts.split(value)) if is_live else (BURY_PARTS, *both, value, edit.lives_ms)
+            calls.append(Call(buckets.slots[number], ("EVAL", *command)))
+        if not buckets.in_parts:
+            return [(reply == REPLACED, reply) for reply in self.link.all(calls)]
+        found: list[tuple[bool, bytes | None]] = []
+        for (edit, _), alone, reply in zip(edits, whole, self.link.run(calls), strict=True):
+            if isinstance(reply, Exception):
+                # A migrating slot admits one key only, and a record may always be whole.
+                is_replaced = self.link.one(*alone) == REPLACED
+                found.append((is_replaced, None if is_replaced else self.get_apart(edit.key)))
+            else:
+                found.append((True, None) if reply == REPLACED else (False, _joined(reply)))
+        return found
 
 
-def _lost_salt(link: Link, buckets: Buckets) -> int | None:
-    """Return the salt of a store whose format's key is lost; None if it has no bucket with a model.
+def _joined(both: Sequence[bytes | None]) -> bytes | None:
+    first, rest = both
+    return None if first is None else parts.join(first, rest)
+
+
+def _takes_parts(link: Link) -> bool:
+    """Return whether the servers' allocator makes records in parts smaller; False if they do not tell."""
+    with suppress(NoPermissionError), link.faults():
+        return parts.is_rounded(str(link.nodes()[0].info("memory").get("mem_allocator", "")))
+    return False
+
+
+def _lost_salt(link: Link, buckets: Buckets) -> tuple[int, bool] | None:
+    """Return the salt of a store whose format's key is lost, and whether it is in parts; None if there is no store.
 
     A cluster can lose that key and keep records, on other nodes. They would not be found with another salt.
     """
@@ -245,5 +358,5 @@ def _lost_salt(link: Link, buckets: Buckets) -> int | None:
     replies = link.all(calls)
     salts = [salt for salt in replies[::2] if salt is not None]
     if salts:
-        return int(salts[0], 16)
-    return UNSALTED if any(replies[1::2]) else None
+        return parsed_salt(salts[0])
+    return (UNSALTED, False) if any(replies[1::2]) else None

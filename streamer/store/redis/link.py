@@ -186,6 +186,14 @@ class Link:
                 cluster.nodes_manager.initialize()
             return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]  # type: ignore[no-untyped-call]
 
+    def replicas(self) -> list[Redis]:
+        """Return a client for each replica of a cluster; those of a single server are not known here."""
+        cluster = self._cluster
+        if cluster is None:
+            return []
+        with self.faults():
+            return [cluster.get_redis_connection(node) for node in cluster.get_replicas()]  # type: ignore[no-untyped-call]
+
     def ping(self, *, fresh: bool = False) -> None:
         """Ping each of :meth:`nodes`."""
         for node in self.nodes(fresh=fresh):

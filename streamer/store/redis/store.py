@@ -17,20 +17,21 @@ import structlog
 from streamer.store import record_format
 from streamer.store.corrupt import CorruptRecordLog
 from streamer.store.options import StoreOptions
-from streamer.store.protocol import PutOutcome, StoreError, StoreStats, StoreUnavailableError
+from streamer.store.protocol import EvictingStoreError, PutOutcome, StoreError, StoreStats, StoreUnavailableError
 from streamer.store.read_batch import Records
 from streamer.store.redis.address import Address
 from streamer.store.redis.cache import RecordCache
 from streamer.store.redis.keyspace import Edit, Space, StoreReplacedError
 from streamer.store.redis.link import Call
 from streamer.store.redis.scripts import READ_UNLESS, UNCHANGED
+from streamer.store.redis.servers import ask, refuse_eviction
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterator, Sequence
 
     from streamer.settings import Precision
-    from streamer.store.protocol import Clip, Position
+    from streamer.store.protocol import Clip, Position, StoreServer
 
 log = structlog.get_logger()
 
@@ -69,6 +70,8 @@ class RedisStore:
         self._read_only = read_only
         self._lock = threading.Lock()
         self._space: Space | None = None
+        self._is_for_tools = existing
+        self._servers: Sequence[StoreServer] = ()
         self._closed = False
         self._corrupt = CorruptRecordLog(self._address.public)
         self._cache = RecordCache(self._options.cache_bytes)
@@ -76,6 +79,8 @@ class RedisStore:
         self._why_away = ""
         try:
             found = self._opened()
+        except EvictingStoreError:
+            raise
         except StoreUnavailableError as error:
             if existing:
                 raise
@@ -177,7 +182,7 @@ class RedisStore:
         return StoreStats(clips, tombstones, space.bytes_used())
 
     def ping(self) -> None:
-        """Raise :class:`StoreUnavailableError` if a server with records does not respond."""
+        """Raise :class:`StoreUnavailableError` if a server with records does not respond, or one may evict records."""
         space = self._opened()
         if space is None:
             return
@@ -188,6 +193,11 @@ class RedisStore:
             space.link.ping(fresh=True)
         with self._same_store(space):
             space.check_format()
+        self._look_at_servers(space)
+
+    def servers(self) -> Sequence[StoreServer]:
+        """Return the servers as the last :meth:`ping` found them."""
+        return self._servers
 
     def close(self) -> None:
         """Close all connections."""
@@ -211,10 +221,17 @@ class RedisStore:
 
     def _open(self) -> Space | None:
         space = Space.open(self._address, self._options, create=not self._read_only)
-        if space is not None:
+        if space is None:
+            return None
+        try:
+            if not self._is_for_tools:
+                self._look_at_servers(space)
             space.check_model(self._prefix, self._model_id)
             if not self._read_only:
                 space.register(range(space.buckets.count), {self._prefix: self._model_id})
+        except BaseException:
+            space.link.close()
+            raise
         return space
 
     @contextmanager
@@ -235,7 +252,14 @@ class RedisStore:
         space = self._opened()
         if space is None:
             raise StoreUnavailableError(f"{self._address.public}: the store was removed")
+        if any(each.evicts for each in self._servers):  # until they are seen to be configured otherwise
+            self._look_at_servers(space)
         return space
+
+    def _look_at_servers(self, space: Space) -> None:
+        """Ask the servers for their state. Raises :class:`EvictingStoreError` if one may evict records."""
+        self._servers = ask(space.link, self._options.timeout_s)
+        refuse_eviction(self._address.public, self._servers)
 
     def _fetch(self, keys: Sequence[bytes]) -> tuple[dict[bytes, memoryview], int]:
         """Return the stored records by key, and how many of them were transferred.
@@ -262,7 +286,7 @@ class RedisStore:
         held = self._cache.held(keys)
         calls = []
         for number, wanted in by_bucket.items():
-            full = [buckets.heads[number] + key for key in wanted]
+            full = space.full(number, wanted)
             if held and any(key in held for key in wanted):
                 known = [held[key][: record_format.CHECKED_FROM] if key in held else _ABSENT for key in wanted]
                 calls.append(Call(buckets.slots[number], ("EVAL_RO", READ_UNLESS, len(full), *full, *known)))
@@ -272,7 +296,7 @@ class RedisStore:
         found: dict[bytes, memoryview] = {}
         for wanted, reply in zip(by_bucket.values(), space.link.run(calls), strict=True):
             # One by one while a bucket migrates, when commands with several keys are refused.
-            values = [space.link.one("GET", buckets.full(k)) for k in wanted] if isinstance(reply, Exception) else reply
+            values = [space.get_apart(key) for key in wanted] if isinstance(reply, Exception) else space.whole(reply)
             for key, value in zip(wanted, values, strict=True):
                 if value == UNCHANGED:
                     found[key] = memoryview(held[key])
