@@ -6,19 +6,21 @@
 A record's key is the store's name, its bucket's hash tag in braces, and the engine-independent key
 (:func:`streamer.store.record_format.key`). A cluster places keys by their hash tag: a bucket is a set of clips in one
 slot, so that one command reads all of a query's clips in it. Fewer buckets mean fewer commands; but a bucket is also
-the smallest unit that can be moved, so there cannot be more nodes than buckets. Tags are chosen so that buckets are
-evenly distributed over the slots, and a cluster that divides the slots evenly has equally many buckets on each node.
-All records of a clip are in one bucket, for all models.
+the smallest unit that can be moved, so there cannot be more nodes than buckets, and nodes with many buckets are more
+equal than nodes with few. Tags are chosen so that buckets are evenly distributed over the slots: a cluster that divides
+the slots evenly has as many buckets on each node, or one more or less. All records of a clip are in one bucket, for all
+models.
 
 A clip's bucket is a hash of its id and of a salt of the store, since otherwise whoever names clips could put all of
 theirs into one bucket, on one node. A store of an earlier release has no salt and stays as it is; ``streamer store
 copy`` into a new store gives it one.
 
-Besides its records, a bucket has a hash of the models that have written to it, ids by prefixes, and the salt. It is
-written before the records and on the same node, so that a replica that takes over a record also has its model, and a
-delete finds all of a clip's records. The key of the store's format, which fixes the number of buckets, the salt, and
-whether records are in parts (:mod:`streamer.store.redis.parts`), is the store's name alone. Where it is lost, salt and
-parts are found again in the buckets.
+Besides its records, a bucket has a hash of the models that have written to it, ids by prefixes, and the store's format.
+It is written before the records and on the same node, so that a replica that takes over a record also has its model,
+and a delete finds all of a clip's records. The format fixes the number of buckets, the salt, and whether records are in
+parts (:mod:`streamer.store.redis.parts`). Its own key is the store's name alone; where that is lost, the format is
+found again in the buckets, some of which have the same tag whatever their number is. A store of the format's version 2
+has only the salt in its buckets, and keeps that version.
 """
 
 from __future__ import annotations
@@ -37,24 +39,33 @@ from streamer.store.protocol import StoreError, masked
 from streamer.store.record_format import PREFIX_BYTES
 
 DEFAULT_BUCKETS: Final = 64
+"""The number of buckets of a new store on a few nodes, and of every store of version 2 whose URL does not set it."""
+BUCKETS_PER_NODE: Final = 16
+"""With so many buckets a node, the fullest has a sixteenth more than the mean."""
 DEFAULT_PORT: Final = 6379
 _SCHEMES = {
     "redis": (False, False), "rediss": (False, True), "redis+cluster": (True, False), "rediss+cluster": (True, True),
 }  # fmt: skip
 """For each scheme whether it means a cluster, and whether TLS."""
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_VERSIONS = {False: 2, True: 3}
-"""The version of a store's format by whether its records may be in parts. A store keeps its version."""
-_FORMAT = re.compile(r"clip embeddings ([23]) buckets ([0-9]{1,9})(?: salt ([0-9a-f]{16}))?")
+EARLIER, VERSION = 2, 3
+"""The versions of a store's format. A store keeps the one with which it was created."""
+_FORMAT = re.compile(
+    r"clip embeddings (?:(?P<earlier>2)|3) buckets (?P<buckets>[0-9]{1,9})(?: salt (?P<salt>[0-9a-f]{16}))?"
+    r"(?P<parts>(?(earlier)| parts)?)"
+)
 UNSALTED: Final = 0
 """The salt of a store that has none: xxh3's own default."""
 SALT_FIELD: Final = b"salt"
-"""The field of a bucket's hash of models that has the salt; all others are prefixes, which are longer."""
+"""The field of a bucket's hash of models that has the salt, in a store of version 2; no prefix is as short."""
+FORMAT_FIELD: Final = b"format"
+"""The field of a bucket's hash of models that has the store's format, from version 3 on; no prefix is as short."""
 MODELS: Final = bytes(PREFIX_BYTES)
 """Follows a bucket's tag in the key of its models; no model has this prefix."""
 _REST = MODELS + b"rest "
 """Follows a bucket's tag in the key of a record's second part, before the record's own key."""
-_IN_PARTS = b" parts"
+_COMMON_TAGS = 16
+"""How many of the smallest tags are tried to find a format that is lost. The first one is used by every store."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +126,17 @@ class Address:
 class Buckets:
     """The keys of the store ``name``, in ``count`` buckets, its clips distributed by a ``salt`` of 64 bits.
 
-    ``in_parts``: whether a record may have a second part.
+    ``version``: of the store's format. ``in_parts``: whether a record may have a second part.
     """
 
-    def __init__(self, name: str, count: int, salt: int = UNSALTED, *, in_parts: bool = False) -> None:
+    def __init__(
+        self, name: str, count: int, salt: int = UNSALTED, *, version: int = EARLIER, in_parts: bool = False
+    ) -> None:
         tags = _tags(count)
         self.name = name.encode()
         self.count = count
         self.salt = salt
+        self.version = version
         self.in_parts = in_parts
         self.slots = [key_slot(tag) for tag in tags]
         self.heads = [b"%s{%s}" % (self.name, tag) for tag in tags]
@@ -134,15 +148,18 @@ class Buckets:
         return xxh3_64_intdigest(key[PREFIX_BYTES:], self.salt) % self.count
 
     @property
-    def salt_text(self) -> bytes:
-        """The salt as it is stored in a bucket, with a mark if records are in parts."""
-        return b"%016x%s" % (self.salt, _IN_PARTS if self.in_parts else b"")
-
-    @property
     def format(self) -> bytes:
         """The value under the store's name."""
-        text = b"clip embeddings %d buckets %d" % (_VERSIONS[self.in_parts], self.count)
-        return text if self.salt == UNSALTED else text + b" salt %016x" % self.salt
+        salt = b"" if self.salt == UNSALTED else b" salt %016x" % self.salt
+        parts = b" parts" if self.in_parts else b""
+        return b"clip embeddings %d buckets %d%s%s" % (self.version, self.count, salt, parts)
+
+    @property
+    def own_fields(self) -> dict[bytes, bytes]:
+        """The fields, besides models, of each bucket's hash: what a lost format is found by."""
+        if self.version > EARLIER:
+            return {FORMAT_FIELD: self.format}
+        return {} if self.salt == UNSALTED else {SALT_FIELD: b"%016x" % self.salt}
 
     def full(self, key: bytes) -> bytes:
         """Return a record's key on the servers."""
@@ -167,18 +184,20 @@ def buckets_of(stored: bytes, address: Address) -> Buckets:
     found = _FORMAT.fullmatch(stored.decode(errors="replace"))
     if found is None:
         raise StoreError(f"{address.public}: the key {address.name!r} is not a store of this release")
-    count = int(found[2])
+    count = int(found["buckets"])
     if not 1 <= count <= SLOTS:
         raise StoreError(f"{address.public}: a store of {count} buckets")
     if address.buckets not in {None, count}:
         raise StoreError(f"{address.public}: the store was created with {count} buckets, which cannot be changed")
-    salt = int(found[3], 16) if found[3] else UNSALTED
-    return Buckets(address.name, count, salt, in_parts=int(found[1]) == _VERSIONS[True])
+    salt = int(found["salt"], 16) if found["salt"] else UNSALTED
+    version = EARLIER if found["earlier"] else VERSION
+    return Buckets(address.name, count, salt, version=version, in_parts=bool(found["parts"]))
 
 
-def parsed_salt(text: bytes) -> tuple[int, bool]:
-    """Return the salt that a bucket has stored, and whether records are in parts."""
-    return int(text.removesuffix(_IN_PARTS), 16), text.endswith(_IN_PARTS)
+def common_models(name: str) -> list[tuple[int, bytes]]:
+    """Return, with their slots, keys of hashes of models that a store has whatever the number of its buckets is."""
+    tags = [b"%d" % number for number in range(_COMMON_TAGS)]
+    return [(key_slot(tag), b"%s{%s}%s" % (name.encode(), tag, MODELS)) for tag in tags]
 
 
 def _hosts(text: str, is_cluster: bool) -> tuple[tuple[str, int], ...]:

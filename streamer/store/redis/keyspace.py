@@ -14,13 +14,16 @@ from streamer.store import record_format
 from streamer.store.protocol import StoreError, StoreUnavailableError
 from streamer.store.redis import parts
 from streamer.store.redis.address import (
+    BUCKETS_PER_NODE,
     DEFAULT_BUCKETS,
+    FORMAT_FIELD,
     MODELS,
     SALT_FIELD,
     UNSALTED,
+    VERSION,
     Buckets,
     buckets_of,
-    parsed_salt,
+    common_models,
 )
 from streamer.store.redis.link import Call, Link
 from streamer.store.redis.scripts import (
@@ -47,6 +50,7 @@ _CONTENTION_S = 30.0
 _SCAN_KEYS = 1_000
 _LAST_WRITE = MODELS + b"last write"
 """Follows a bucket's tag in the key that is written in order to wait for replicas."""
+_NO_MODELS = {SALT_FIELD, FORMAT_FIELD}
 _TORN_READS = 5
 """How often two parts are read one after the other before a checksum that does not match counts as damage."""
 _WAIT_SHARE = 0.5
@@ -86,11 +90,7 @@ class Space:
             name = address.name.encode()
             stored = link.one("GET", name)
             if stored is None and create:
-                # The first process determines the number of buckets, the salt, and whether there are parts.
-                count = address.buckets or DEFAULT_BUCKETS
-                lost = _lost_salt(link, Buckets(address.name, count))
-                salt, in_parts = (secrets.randbits(64), _takes_parts(link)) if lost is None else lost
-                made = Buckets(address.name, count, salt, in_parts=in_parts)
+                made = _lost(link, address) or _new(link, address)
                 stored = link.one("EVAL", ENSURE, 1, name, made.format)
             if stored is None:
                 link.close()
@@ -135,12 +135,13 @@ class Space:
         return [*full, *(self.buckets.rest(number, key) for key in keys)] if self.buckets.in_parts else full
 
     def whole(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return the records of the values under :meth:`full`; what is not bytes is returned as it is."""
+        """Return the records of the values under :meth:`full`; where there is no second part, what is there is kept."""
         if not self.buckets.in_parts:
             return values
         count = len(values) // 2
-        return [
-            parts.join(first, rest) if rest is not None and isinstance(first, bytes) else first
+        size = record_format.size
+        return [  # as parts.join, which would cost a query of a hundred records as much again
+            first + rest if rest is not None and first is not None and len(first) < size(first) else first
             for first, rest in zip(values[:count], values[count:], strict=True)
         ]
 
@@ -206,9 +207,7 @@ class Space:
         write. Raises :class:`StoreReplacedError` if another process has created the store anew meanwhile.
         """
         slots, keys, name = self.buckets.slots, self.buckets.models, self.buckets.name
-        fields = {prefix: model_id.encode() for prefix, model_id in models.items()}
-        if self.buckets.salt != UNSALTED:
-            fields[SALT_FIELD] = self.buckets.salt_text
+        fields = self.buckets.own_fields | {prefix: model_id.encode() for prefix, model_id in models.items()}
         pairs = [part for field in fields.items() for part in field]
         # The format first: otherwise a bucket of another salt would be marked with this one.
         self._check(self.link.one("EVAL", ENSURE, 1, name, self.buckets.format))
@@ -235,7 +234,7 @@ class Space:
 
     def prefixes(self, number: int) -> set[bytes]:
         """Return the prefixes of the models that have written to a bucket."""
-        return set(self.link.one("HKEYS", self.buckets.models(number))) - {SALT_FIELD}
+        return set(self.link.one("HKEYS", self.buckets.models(number))) - _NO_MODELS
 
     def models(self) -> dict[bytes, str]:
         """Return the ids of all models by their prefixes."""
@@ -246,7 +245,7 @@ class Space:
             prefix: name.decode()
             for prefixes, names in zip(replies[::2], replies[1::2], strict=True)
             for prefix, name in zip(prefixes, names, strict=False)  # a model may be added between the two commands
-            if prefix != SALT_FIELD
+            if prefix not in _NO_MODELS
         }
 
     def scan(self, prefix: bytes = b"") -> Iterator[list[bytes]]:
@@ -338,18 +337,26 @@ def _joined(both: Sequence[bytes | None]) -> bytes | None:
     return None if first is None else parts.join(first, rest)
 
 
-def _takes_parts(link: Link) -> bool:
-    """Return whether the servers' allocator makes records in parts smaller; False if they do not tell."""
+def _new(link: Link, address: Address) -> Buckets:
+    """Return a new store: the first process determines its number of buckets, its salt, and whether it is in parts."""
+    nodes = link.nodes()
+    in_parts = False
     with suppress(NoPermissionError), link.faults():
-        return parts.is_rounded(str(link.nodes()[0].info("memory").get("mem_allocator", "")))
-    return False
+        in_parts = parts.is_rounded(str(nodes[0].info("memory").get("mem_allocator", "")))
+    count = address.buckets or max(DEFAULT_BUCKETS, BUCKETS_PER_NODE * len(nodes))
+    return Buckets(address.name, count, secrets.randbits(64), version=VERSION, in_parts=in_parts)
 
 
-def _lost_salt(link: Link, buckets: Buckets) -> tuple[int, bool] | None:
-    """Return the salt of a store whose format's key is lost, and whether it is in parts; None if there is no store.
+def _lost(link: Link, address: Address) -> Buckets | None:
+    """Return the store whose format's key is lost; None if it has no bucket with a model.
 
-    A cluster can lose that key and keep records, on other nodes. They would not be found with another salt.
+    A cluster can lose that key and keep records, on other nodes. They would not be found with another format.
     """
+    calls = [Call(slot, ("HGET", key, FORMAT_FIELD)) for slot, key in common_models(address.name)]
+    formats = [stored for stored in link.all(calls) if stored is not None]
+    if formats:
+        return buckets_of(formats[0], address)
+    buckets = Buckets(address.name, address.buckets or DEFAULT_BUCKETS)
     calls = [
         Call(slot, (*command, buckets.models(number), *more))
         for number, slot in enumerate(buckets.slots)
@@ -358,5 +365,5 @@ def _lost_salt(link: Link, buckets: Buckets) -> tuple[int, bool] | None:
     replies = link.all(calls)
     salts = [salt for salt in replies[::2] if salt is not None]
     if salts:
-        return parsed_salt(salts[0])
-    return (UNSALTED, False) if any(replies[1::2]) else None
+        return Buckets(address.name, buckets.count, int(salts[0], 16))
+    return buckets if any(replies[1::2]) else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 
 from streamer.store import PutOutcome, StoreError, StoreUnavailableError, masked, open_existing, record_format
-from streamer.store.redis.address import UNSALTED, Address, Buckets
+from streamer.store.redis.address import BUCKETS_PER_NODE, DEFAULT_BUCKETS, UNSALTED, Address, Buckets
 from tests.support.redis_stores import IDS, buckets, clip, opened, versions
 
 if TYPE_CHECKING:
@@ -72,6 +74,27 @@ def test_buckets_lie_evenly_among_the_slots_and_clips_among_the_buckets(count: i
     assert min(found.count(number) for number in range(count)) > 0
     assert [made.record_key(made.full(key)) for key in keys] == keys
     assert made.record_key(made.models(0)) is None
+
+
+def test_buckets_are_spread_over_few_and_many_nodes() -> None:
+    """The nodes divide the 16,384 slots evenly, as ``redis-cli --cluster create`` has it; slots are real CRC16 ones."""
+    fullest = {}
+    for nodes in (3, 6, 40, 66):
+        count = max(DEFAULT_BUCKETS, BUCKETS_PER_NODE * nodes)
+        ends = [16_384 * (number + 1) // nodes for number in range(nodes)]
+        shares = Counter(bisect_right(ends, slot) for slot in Buckets("clips", count, salt=7).slots)
+        assert sum(shares.values()) == count
+        assert min(shares[number] for number in range(nodes)) >= 0.93 * count / nodes
+        fullest[nodes] = round(max(shares.values()) * nodes / count, 3)
+    assert fullest == {3: 1.031, 6: 1.0, 40: 1.062, 66: 1.062}
+
+
+def test_a_new_store_on_many_nodes_has_many_buckets(valkey_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.store.redis.keyspace.BUCKETS_PER_NODE", 100)
+    assert buckets(opened(f"{valkey_cluster.url}?name=many")).count == 300
+    monkeypatch.undo()
+    assert buckets(opened(f"{valkey_cluster.url}?name=many")).count == 300
+    assert buckets(opened(f"{valkey_cluster.url}?name=few")).count == 64
 
 
 def test_who_names_clips_cannot_choose_their_bucket() -> None:

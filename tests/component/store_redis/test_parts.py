@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -79,12 +80,12 @@ def test_the_size_classes_are_those_of_the_server(redis: Server) -> None:
 
 
 def test_a_store_has_parts_if_its_servers_round_sizes_and_keeps_that(valkey: Server, redis: Server) -> None:
-    for server, allocator, version in ((valkey, "libc", 2), (redis, "jemalloc", 3)):
+    for server, allocator, in_parts in ((valkey, "libc", False), (redis, "jemalloc", True)):
         assert server.command("INFO", "memory")["mem_allocator"].startswith(allocator)
         url = f"{server.url}?name=kind"
         opened(url).put([sizable("c")])
-        assert server.command("GET", "kind").startswith(b"clip embeddings %d buckets 64 salt " % version)
-        assert buckets(opened(url, read_only=True)).in_parts is (version == 3)
+        assert server.command("GET", "kind").endswith(b" parts") is in_parts
+        assert buckets(opened(url, read_only=True)).in_parts is in_parts
     # A store of an earlier release stays as it is, whatever server it is on.
     redis.command("SET", "earlier", "clip embeddings 2 buckets 64 salt 0123456789abcdef")
     earlier = opened(f"{redis.url}?name=earlier")
@@ -140,13 +141,18 @@ def test_a_part_that_is_lost_is_damage_and_the_next_upload_repairs_it(redis: Ser
     assert versions(store, ["c"]) == [1]
 
 
-def test_a_format_that_is_lost_is_written_again_with_parts(redis: Server) -> None:
-    url = f"{redis.url}?name=lost-parts"
-    opened(url).put([sizable(clip_id) for clip_id in IDS])
-    was = redis.command("GET", "lost-parts")
-    redis.command("DEL", "lost-parts")
-    assert versions(opened(url), IDS) == [1] * len(IDS)
-    assert redis.command("GET", "lost-parts") == was
+@pytest.mark.parametrize("count", [1, 3, 64, 1_056])
+def test_a_format_that_is_lost_is_found_in_the_buckets_whatever_their_number_is(redis: Server, count: int) -> None:
+    name = f"lost-{count}"
+    opened(f"{redis.url}?name={name}&buckets={count}").put([sizable(clip_id) for clip_id in IDS])
+    was = redis.command("GET", name)
+    assert was.endswith(b" parts")
+    redis.command("DEL", name)
+    assert versions(opened(f"{redis.url}?name={name}"), IDS) == [1] * len(IDS)
+    assert redis.command("GET", name) == was
+    redis.command("DEL", name)
+    with pytest.raises(StoreError, match=f"was created with {count} buckets"):
+        opened(f"{redis.url}?name={name}&buckets=7")
 
 
 def test_a_full_server_buries_a_record_with_both_its_parts(tmp_path: Path) -> None:
@@ -212,10 +218,11 @@ def test_while_slots_move_no_reader_sees_half_a_record(pair: Cluster) -> None:
 def test_an_earlier_release_does_not_open_a_store_with_parts(redis: Server) -> None:
     """It knows only this form of the format, and would take first parts for damaged records."""
     opened(f"{redis.url}?name=later")
-    assert not redis.command("GET", "later").startswith(b"clip embeddings 2 ")
-    redis.command("SET", "later", "clip embeddings 4 buckets 64")
-    with pytest.raises(StoreError, match="is not a store of this release"):
-        open_existing(f"{redis.url}?name=later")
+    assert re.fullmatch(b"clip embeddings 3 buckets 64 salt [0-9a-f]{16} parts", redis.command("GET", "later"))
+    for unknown in ("clip embeddings 4 buckets 64", "clip embeddings 2 buckets 64 parts"):
+        redis.command("SET", "later", unknown)
+        with pytest.raises(StoreError, match="is not a store of this release"):
+            open_existing(f"{redis.url}?name=later")
 
 
 def test_copies_between_stores_with_and_without_parts_are_the_same_records(valkey: Server, redis: Server) -> None:
