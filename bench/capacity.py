@@ -2,9 +2,11 @@
 
     make capacity
 
-Sizes are measured on real stores: the growth of LMDB's disk space and of a Valkey cluster's memory by clips of 16
-vectors of length 512. The cost of a query with 100 candidates is the CPU time and the traffic that the cluster's
-servers report, because other work on the machine hardly affects these; the reader caches nothing.
+Sizes are measured on real stores: the growth of LMDB's disk space and of the memory of two clusters by clips of 16 and of
+64 vectors of length 512. One cluster's servers (Valkey) use the C library's allocator, the other's (Redis) jemalloc.
+Their memory is what they compare with ``maxmemory`` (``used_memory``). The cost of a query with 100 candidates is the CPU
+time and the traffic that the first cluster's servers report, because other work on the machine hardly affects these; the
+reader caches nothing.
 
 The loss of quality by a precision is measured with clips and queries like those of the demo and with the small model:
 each query's candidates are reranked with the service's defaults from records in each precision. The interval of a loss
@@ -49,6 +51,10 @@ OUT = Path(__file__).parent.parent / "docs" / "bench" / "capacity.json"
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SHAPES = ((16, 512), (64, 512), (16, 768), (64, 768))
 """(vectors per clip, their length) for the table of record sizes; clips of the first shape are stored and read."""
+ALLOCATORS = {"libc": "valkey", "jemalloc": "redis"}
+"""The allocators that are compared, and the servers built with them."""
+MEMORY_SHAPES = SHAPES[:2]
+"""The shapes whose memory is measured."""
 CANDIDATES = 100
 _A_PUT = 250
 _AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -110,6 +116,32 @@ def stored(count: int, rounds: int) -> dict[str, Any]:
             after = _servers(cluster)
             figures[precision]["cluster"] |= {name: (after[name] - before[name]) / rounds for name in after}
     return figures
+
+
+def memory(count: int) -> list[dict[str, Any]]:
+    """Return the memory that servers take for a clip, by shape, precision and allocator, and the size of its record."""
+    rows = []
+    for vectors, dim in MEMORY_SHAPES:
+        number = count * SHAPES[0][0] // vectors
+        for precision in PRECISIONS:
+            ((clip,),) = clips(1, vectors, dim)
+            row: dict[str, Any] = {"vectors": vectors, "dim": dim, "precision": precision}
+            row["record"] = len(record_format.encode(clip, precision))
+            for allocator, engine in ALLOCATORS.items():
+                with ExitStack() as stack:
+                    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-capacity-")))
+                    cluster = stack.enter_context(Cluster(folder / "cluster", engine, replicas=False))
+                    built_with = cluster.nodes[0].command("INFO", "memory")["mem_allocator"]
+                    assert built_with.startswith(allocator), built_with
+                    store = stack.enter_context(
+                        closing(open_store(cluster.url, model_id="m", dim=dim, precision=precision, options=_UNCACHED))
+                    )
+                    empty = store.stats().bytes
+                    for some in clips(number, vectors, dim):
+                        store.put(some)
+                    row[allocator] = (store.stats().bytes - empty) / number
+            rows.append(row)
+    return rows
 
 
 def _reads(store: Store, ids: list[str], rounds: int) -> dict[str, float]:
@@ -202,6 +234,7 @@ def measure(quick: bool) -> dict[str, Any]:
         "shape": {"vectors": SHAPES[0][0], "dim": SHAPES[0][1], "candidates": CANDIDATES},
         "record_bytes": record_bytes(),
         "stored": stored(500, 20) if quick else stored(5_000, 1_000),
+        "memory": memory(500) if quick else memory(5_000),
         "precision": losses(10, 5) if quick else losses(150, 300),
     }
 
