@@ -2,11 +2,13 @@
 
     make capacity
 
-Sizes are measured on real stores: the growth of LMDB's disk space and of the memory of two clusters by clips of 16 and of
-64 vectors of length 512. One cluster's servers (Valkey) use the C library's allocator, the other's (Redis) jemalloc.
-Their memory is what they compare with ``maxmemory`` (``used_memory``). The cost of a query with 100 candidates is the CPU
-time and the traffic that the first cluster's servers report, because other work on the machine hardly affects these; the
-reader caches nothing.
+    python -m bench.capacity memory     measures only that part, and keeps the others
+
+Sizes are measured on real stores: the growth of LMDB's disk space by clips of 16 vectors of length 512, and of the
+memory of two clusters by clips of 16 and of 64. One cluster's servers (Valkey) use the C library's allocator, the
+other's (Redis) jemalloc. Their memory is what they compare with ``maxmemory`` (``used_memory``). The cost of a query
+with 100 candidates is the CPU time and the traffic that the first cluster's servers report, because other work on the
+machine hardly affects these; the reader caches nothing.
 
 The loss of quality by a precision is measured with clips and queries like those of the demo and with the small model:
 each query's candidates are reranked with the service's defaults from records in each precision. The interval of a loss
@@ -41,7 +43,7 @@ from streamer.video.sampling.sample import Sampling, sample
 from tests.support.redis_servers import Cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
 
@@ -228,20 +230,31 @@ def _embedded(encoder: Encoder, clip_id: str, path: Path) -> Clip:
     return Clip(clip_id, _AT, Position.of("log", 0), sampled.duration_ms, vectors, times)
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """Return the figures; ``quick`` is a tiny size."""
-    return {
-        "shape": {"vectors": SHAPES[0][0], "dim": SHAPES[0][1], "candidates": CANDIDATES},
-        "record_bytes": record_bytes(),
-        "stored": stored(500, 20) if quick else stored(5_000, 1_000),
-        "memory": memory(500) if quick else memory(5_000),
-        "precision": losses(10, 5) if quick else losses(150, 300),
-    }
+PARTS: dict[str, Callable[[bool], Any]] = {
+    "shape": lambda _: {"vectors": SHAPES[0][0], "dim": SHAPES[0][1], "candidates": CANDIDATES},
+    "record_bytes": lambda _: record_bytes(),
+    "stored": lambda quick: stored(500, 20) if quick else stored(5_000, 1_000),
+    "memory": lambda quick: memory(500) if quick else memory(5_000),
+    "precision": lambda quick: losses(10, 5) if quick else losses(150, 300),
+}
+"""What makes each part of the figures; an argument of True means a tiny size."""
+
+
+def measure(quick: bool, parts: Iterable[str] = PARTS) -> dict[str, Any]:
+    """Return the figures, or some parts of them; ``quick`` is a tiny size."""
+    return {part: PARTS[part](quick) for part in parts}
 
 
 def main() -> None:
     """Measure, print, and write the figures of docs/capacity.md."""
-    results = {**about(), "figures": measure(quick=False)}
+    parts = sys.argv[1:]
+    if parts:
+        results = json.loads(OUT.read_bytes())
+        results["figures"] |= measure(False, parts)
+        # The rest is as it was measured at another commit.
+        results.setdefault("measured_apart", {}).update(dict.fromkeys(parts, about()))
+    else:
+        results = {**about(), "figures": measure(quick=False)}
     print_figures(results["figures"])
     OUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(f"{OUT}\n")

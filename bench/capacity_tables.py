@@ -17,7 +17,7 @@ USABLE = 0.75
 UNEVEN = 1 + 1 / 16
 """What the fullest node has of the mean, with 16 buckets a node."""
 MOST_NODES = 1_000
-"""Nodes of one cluster in practice: each exchanges messages with all others, and Redis' own documentation names this."""
+"""Nodes of one cluster in practice: the number for which Redis Cluster is designed, by its own documentation."""
 LEAST_PRIMARIES = 3
 """With fewer primaries there is no majority that can declare one of them failed."""
 QUERIES_A_SECOND = 1_000
@@ -77,7 +77,9 @@ def _memory(results: Mapping[str, Any]) -> str:
         size = row["record"]
         taken = [f"{row[each]:,.0f} ({row[each] / size:.3f} x)" for each in ("libc", "jemalloc")]
         rows.append([row["vectors"], row["precision"], f"{size:,}", *taken])
-    return _table(("vectors a clip", "precision", "record", "memory with libc", "memory with jemalloc"), rows)
+    table = _table(("vectors a clip", "precision", "record", "memory with libc", "memory with jemalloc"), rows)
+    apart = results.get("measured_apart", {}).get("memory")
+    return table if apart is None else f"{table}\nMeasured on {apart['date'][:10]} at commit {apart['commit']}.\n"
 
 
 def _most_memory(results: Mapping[str, Any], precision: str) -> float:

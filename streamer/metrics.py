@@ -26,7 +26,9 @@ _WORK = (0.0001, 0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1
 _STORE = (0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1, 3, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-Unit = Literal["seconds", "bytes", "records", "events", "clips", "candidates", "frames", "partitions", "items", "count", "ratio"]
+Unit = Literal[
+    "seconds", "bytes", "records", "events", "clips", "candidates", "frames", "partitions", "items", "count", "ratio"
+]
 
 
 @dataclass(frozen=True)

@@ -319,8 +319,7 @@ def _size(shape: bytes) -> int:
     dim, n, id_length, code = _SHAPE.unpack_from(shape)
     if code not in _WIDTHS:
         return 0
-    matrix: int = matrix_at(id_length, n, code)
-    return matrix + n * dim * _WIDTHS[code]
+    return int(matrix_at(id_length, n, code) + n * dim * _WIDTHS[code])
 
 
 def kind(value: bytes) -> str:

@@ -19,7 +19,6 @@ from streamer.store.redis.address import (
     FORMAT_FIELD,
     MODELS,
     SALT_FIELD,
-    UNSALTED,
     VERSION,
     Buckets,
     buckets_of,
@@ -282,7 +281,10 @@ class Space:
         calls = []
         for number in by_node.values():
             slot, key = self.buckets.slots[number], self.buckets.heads[number] + _LAST_WRITE
-            calls += [Call(slot, ("EVAL", TOUCH, 1, key, time.time_ns())), Call(slot, ("WAIT", self._replicas, self._wait_ms))]
+            calls += [
+                Call(slot, ("EVAL", TOUCH, 1, key, time.time_ns())),
+                Call(slot, ("WAIT", self._replicas, self._wait_ms)),
+            ]
         replies = self.link.run(calls)
         for reply in replies:
             if isinstance(reply, Exception):
@@ -317,8 +319,10 @@ class Space:
                 calls.append(Call(buckets.slots[number], alone))
                 continue
             both = 2, full, buckets.rest(number, edit.key), head
-            command = (REPLACE_PARTS, *both, *parts.split(value)) if is_live else (BURY_PARTS, *both, value, edit.lives_ms)
-            calls.append(Call(buckets.slots[number], ("EVAL", *command)))
+            command = ("EVAL", BURY_PARTS, *both, value, edit.lives_ms)
+            if is_live:
+                command = ("EVAL", REPLACE_PARTS, *both, *parts.split(value))
+            calls.append(Call(buckets.slots[number], command))
         if not buckets.in_parts:
             return [(reply == REPLACED, reply) for reply in self.link.all(calls)]
         found: list[tuple[bool, bytes | None]] = []

@@ -5,10 +5,10 @@ the server only ensures that this record is still stored when it is replaced (co
 its version, its position and the checksum of all of it, so it identifies the record. Scripts are sent whole, a few
 hundred bytes compared with thousands for a record: nothing has to be loaded, and nothing is lost in a failover.
 
-A server at its ``maxmemory`` that does not evict refuses every command that may take memory, in a script as well, unless
-the script has already executed a write that takes none: then all of the script runs, because it is atomic (so Redis
-documents ``EVAL``, and all its releases and Valkey do it). Deletes must pass there, because they make room. So the
-scripts for tombstones and for a store's few own keys begin their writes with one that changes nothing that matters,
+A server at its ``maxmemory`` that does not evict refuses every command that may take memory, in a script as well,
+unless the script has already executed a write that takes none: then all of the script runs, because it is atomic (so
+Redis documents ``EVAL``, and all its releases and Valkey do it). Deletes must pass there, because they make room. So
+the scripts for tombstones and for a store's few own keys begin their writes with one that changes nothing that matters,
 PERSIST. It must not be a deletion: in a slot that migrates, a key that was just deleted cannot be set any more. The
 scripts for clips have no such write.
 """
@@ -23,7 +23,7 @@ REPLACED = 1
 _UNLESS_CHANGED = f"""\
 if redis.call('GETRANGE', KEYS[1], 0, {HEADER_BYTES - 1}) ~= ARGV[1] then return redis.call('GET', KEYS[1]) end
 """
-_PASS = "redis.call('PERSIST', KEYS[1])\n"
+_TAKES_NONE = "redis.call('PERSIST', KEYS[1])\n"
 _SET = f"""\
 if ARGV[3] == '0' then redis.call('SET', KEYS[1], ARGV[2]) else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 return {REPLACED}
@@ -36,7 +36,7 @@ ARGV[1].
 Otherwise return the stored value. An absent value has the empty header.
 """
 
-BURY = _UNLESS_CHANGED + _PASS + _SET
+BURY = _UNLESS_CHANGED + _TAKES_NONE + _SET
 """As :data:`REPLACE`, also on a server at its memory limit: for tombstones."""
 
 _UNLESS_PARTS_CHANGED = f"""\
@@ -50,15 +50,18 @@ REPLACE_PARTS = f"""\
 if ARGV[3] == '' then redis.call('DEL', KEYS[2]) else redis.call('SET', KEYS[2], ARGV[3]) end
 return {REPLACED}
 """
-"""As :data:`REPLACE` for a clip, with its second part ARGV[3] (empty: none) under KEYS[2]; returns both stored parts."""
+"""As :data:`REPLACE` for a clip, with its second part ARGV[3] (empty: none) under KEYS[2].
 
-BURY_PARTS = _UNLESS_PARTS_CHANGED + _PASS + "redis.call('DEL', KEYS[2])\n" + _SET
+Otherwise returns both stored parts.
+"""
+
+BURY_PARTS = _UNLESS_PARTS_CHANGED + _TAKES_NONE + "redis.call('DEL', KEYS[2])\n" + _SET
 """As :data:`BURY`, of a record that may have a second part under KEYS[2]; returns both stored parts."""
 
 ENSURE = f"""\
 local stored = redis.call('GET', KEYS[1])
 if stored then return stored end
-{_PASS}redis.call('SET', KEYS[1], ARGV[1])
+{_TAKES_NONE}redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """
 """Set the value ARGV[1] if there is none, also on a server at its memory limit. Return the stored value."""
@@ -66,13 +69,13 @@ return ARGV[1]
 REGISTER = f"""\
 for i = 1, #ARGV, 2 do
 if not redis.call('HGET', KEYS[1], ARGV[i]) then
-{_PASS}redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + 1])
+{_TAKES_NONE}redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + 1])
 end
 end
 """
 """Set the fields ARGV[1], ARGV[3]... of a hash that it lacks to ARGV[2], ARGV[4]..., also on a server at its limit."""
 
-TOUCH = _PASS + "redis.call('SET', KEYS[1], ARGV[1])"
+TOUCH = _TAKES_NONE + "redis.call('SET', KEYS[1], ARGV[1])"
 """Set the value ARGV[1], also on a server at its memory limit."""
 
 UNCHANGED = 1

@@ -66,7 +66,7 @@ def refuse_eviction(name: str, servers: Iterable[StoreServer]) -> None:
 
 
 def _info(node: Redis) -> dict[str, Any]:
-    info: dict[str, Any] = node.info()  # type: ignore[assignment]  # the client is a synchronous one
+    info: dict[str, Any] = node.info()
     return info
 
 

@@ -69,10 +69,14 @@ def fill(store: RedisStore, server: Server, room: int = 1 << 20) -> list[str]:
     used = server.command("INFO", "memory")["used_memory"]
     server.command("CONFIG", "SET", "maxmemory", used + room)
     taken: list[str] = []
-    with pytest.raises(StoreUnavailableError, match="command not allowed when used memory"):
+
+    def put_until_it_is_full() -> None:
         for number in itertools.count():
             store.put([large(f"large {number}")])
             taken.append(f"large {number}")
+
+    with pytest.raises(StoreUnavailableError, match="command not allowed when used memory"):
+        put_until_it_is_full()
     assert len(taken) > 10
     return taken
 
@@ -273,3 +277,69 @@ def test_a_replica_that_hangs_is_seen_to_lag(tmp_path: Path) -> None:
         cluster.nodes[1].thaw()
         wait_until(lambda: lag() <= 2, "a replica that follows")
 
+
+def test_a_full_server_that_is_emptied_takes_deletes_and_uploads_again(server: Server) -> None:
+    """Somebody flushes the database of a running service; strangers' keys take the memory that is left."""
+    store = opened(server.url)
+    fill(store, server)
+    server.command("FLUSHALL", "SYNC")
+    server.command("SET", "stranger", bytes(1 << 16))
+    with contextlib.suppress(StoreUnavailableError):  # the store is created anew
+        store.put([clip("c")])
+    assert store.put([clip("c")]) == [PutOutcome.WRITTEN]
+    assert store.delete("c", FIRST, Position.of("log", 2))
+    assert store.stats().models == {"m": 0}
+    server.command("CONFIG", "SET", "maxmemory", 1)
+    assert not store.delete("d", FIRST, Position.of("log", 3))
+    assert store.put([clip("d")]) == [PutOutcome.SUPERSEDED]
+    assert server.command("STRLEN", "stranger") == 1 << 16
+
+
+def test_a_store_that_is_lost_while_its_server_is_full_is_registered_again_by_a_delete(server: Server) -> None:
+    store = opened(server.url)
+    store.put([clip("c")])
+    server.command("FLUSHALL", "SYNC")
+    server.command("CONFIG", "SET", "maxmemory", 1)
+    assert not store.delete("c", FIRST, Position.of("log", 2))
+    assert versions(opened(server.url), ["c"]) == [None]
+    assert store.put([clip("c")]) == [PutOutcome.SUPERSEDED]
+    assert store.stats().tombstones == 1
+
+
+def test_a_tombstone_keeps_its_lifetime_on_a_full_server(server: Server) -> None:
+    store = opened(server.url, tombstone_s=0.5)
+    store.put([clip("c")])
+    server.command("CONFIG", "SET", "maxmemory", 1)
+    assert store.delete("c", FIRST, Position.of("log", 2))
+    assert store.delete("c", FIRST, Position.of("log", 3)) is False  # again, with the later position
+    assert store.stats().tombstones == 1
+    wait_until(lambda: store.stats().tombstones == 0, "the tombstone has expired")
+
+
+def test_a_replica_with_a_lower_limit_takes_over_full_and_takes_deletes(tmp_path: Path) -> None:
+    with Cluster(tmp_path / "cluster", primaries=1) as cluster:
+        _, replica = cluster.nodes
+        store = opened(cluster.url)
+        store.put([clip("c"), large("d")])
+        replica.command("CONFIG", "SET", "maxmemory", 1)
+        watch, metrics, _ = watched(store)
+
+        def fullest() -> float:
+            watch.look()
+            return value(metrics, "streamer_store_memory_ratio")
+
+        wait_until(lambda: fullest() > 1, "the replica is seen")
+        wait_until(cluster.is_whole, "the replica is in step")
+        replica.command("CLUSTER", "FAILOVER")
+        wait_until(lambda: replica.command("ROLE")[0] == b"master", "the replica has taken over")
+        wait_until(cluster.is_whole, "the old primary follows")
+        wait_until(lambda: deletes(store, "c"), "a delete")
+        with pytest.raises(StoreUnavailableError, match="command not allowed when used memory"):
+            store.put([large("e")])
+        assert versions(store, ["c", "d"]) == [None, 1]
+
+
+def deletes(store: RedisStore, clip_id: str) -> bool:
+    with contextlib.suppress(StoreUnavailableError):
+        return store.delete(clip_id, FIRST, Position.of("log", 2))
+    return False
