@@ -319,7 +319,7 @@ class Space:
                 calls.append(Call(buckets.slots[number], alone))
                 continue
             both = 2, full, buckets.rest(number, edit.key), head
-            command = ("EVAL", BURY_PARTS, *both, value, edit.lives_ms)
+            command: tuple[Any, ...] = ("EVAL", BURY_PARTS, *both, value, edit.lives_ms)
             if is_live:
                 command = ("EVAL", REPLACE_PARTS, *both, *parts.split(value))
             calls.append(Call(buckets.slots[number], command))
