@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from redis.crc import key_slot
 from redis.exceptions import NoPermissionError
 
 from streamer.store import record_format
@@ -90,7 +91,7 @@ class Space:
             stored = link.one("GET", name)
             if stored is None and create:
                 made = _lost(link, address) or _new(link, address)
-                stored = link.one("EVAL", ENSURE, 1, name, made.format)
+                (stored,) = link.all([_ensure(made)])
             if stored is None:
                 link.close()
                 return None
@@ -205,11 +206,11 @@ class Space:
         The format's key is written again if it is lost, because a server kept no data or failed soon after the first
         write. Raises :class:`StoreReplacedError` if another process has created the store anew meanwhile.
         """
-        slots, keys, name = self.buckets.slots, self.buckets.models, self.buckets.name
+        slots, keys = self.buckets.slots, self.buckets.models
         fields = self.buckets.own_fields | {prefix: model_id.encode() for prefix, model_id in models.items()}
         pairs = [part for field in fields.items() for part in field]
         # The format first: otherwise a bucket of another salt would be marked with this one.
-        self._check(self.link.one("EVAL", ENSURE, 1, name, self.buckets.format))
+        self._check(*self.link.all([_ensure(self.buckets)]))
         self.link.all([Call(slots[n], ("EVAL", REGISTER, 1, keys(n), *pairs)) for n in numbers])
 
     def check_format(self) -> None:
@@ -313,10 +314,9 @@ class Space:
             full = buckets.heads[number] + edit.key
             head = (before or b"")[: record_format.HEADER_BYTES]
             is_live = record_format.is_live(memoryview(value))
-            alone = ("EVAL", REPLACE if is_live else BURY, 1, full, head, value, edit.lives_ms)
-            whole.append(alone)
+            script = REPLACE if is_live else BURY
+            whole.append(Call(buckets.slots[number], ("EVAL", script, 1, full, head, value, edit.lives_ms)))
             if not buckets.in_parts:
-                calls.append(Call(buckets.slots[number], alone))
                 continue
             both = 2, full, buckets.rest(number, edit.key), head
             command: tuple[Any, ...] = ("EVAL", BURY_PARTS, *both, value, edit.lives_ms)
@@ -324,16 +324,20 @@ class Space:
                 command = ("EVAL", REPLACE_PARTS, *both, *parts.split(value))
             calls.append(Call(buckets.slots[number], command))
         if not buckets.in_parts:
-            return [(reply == REPLACED, reply) for reply in self.link.all(calls)]
+            return [(reply == REPLACED, reply) for reply in self.link.all(whole)]
         found: list[tuple[bool, bytes | None]] = []
         for (edit, _), alone, reply in zip(edits, whole, self.link.run(calls), strict=True):
             if isinstance(reply, Exception):
                 # A migrating slot admits one key only, and a record may always be whole.
-                is_replaced = self.link.one(*alone) == REPLACED
+                is_replaced = self.link.all([alone]) == [REPLACED]
                 found.append((is_replaced, None if is_replaced else self.get_apart(edit.key)))
             else:
                 found.append((True, None) if reply == REPLACED else (False, _joined(reply)))
         return found
+
+
+def _ensure(buckets: Buckets) -> Call:
+    return Call(key_slot(buckets.name), ("EVAL", ENSURE, 1, buckets.name, buckets.format))
 
 
 def _joined(both: Sequence[bytes | None]) -> bytes | None:
