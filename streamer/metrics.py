@@ -229,6 +229,11 @@ CATALOGUE = {
         "Records read from a remote store, by whether this process had them cached (hit) or not (miss).",
         "Is the record cache large enough?",
     ),
+    "store_replica_reads": Metric(
+        "streamer_store_replica_reads_total", "counter", "count", (),
+        "Commands of queries that a replica of a remote store answered because its primary did not.",
+        "Are primaries not answering?",
+    ),
     "store_clips": Metric(
         "streamer_store_clips", "gauge", "clips", (),
         "Clips of this model in the store, without tombstones; counted once a minute.",
@@ -345,6 +350,7 @@ class Metrics:
     scoring: Histogram
     store_errors: Counter
     store_cache: Counter
+    store_replica_reads: Counter
     store_clips: Gauge
     store_bytes: Gauge
     query_cache: Counter

@@ -7,10 +7,12 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from redis.crc import key_slot
+
 from streamer.store import record_format
 from streamer.store.protocol import StoreError, StoreUnavailableError
 from streamer.store.redis.address import DEFAULT_BUCKETS, MODELS, SALT_FIELD, UNSALTED, Buckets, buckets_of
-from streamer.store.redis.link import Call, Link
+from streamer.store.redis.exchange import Call
 from streamer.store.redis.scripts import REPLACE, REPLACED
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from streamer.store.options import StoreOptions
     from streamer.store.redis.address import Address
+    from streamer.store.redis.deadline import Deadline
+    from streamer.store.redis.link import Link
 
 _CONTENTION_S = 30.0
 """Seconds for which a write is retried while other writers change the same record."""
@@ -52,30 +56,31 @@ class Space:
     def __init__(self, link: Link, buckets: Buckets, options: StoreOptions) -> None:
         self.link = link
         self.buckets = buckets
+        self._compared_at = -1
+        self._format_slot = key_slot(buckets.name)
         self._replicas = options.replicas
         self._wait_ms = max(1, int(1000 * _WAIT_SHARE * options.timeout_s))
 
     @classmethod
-    def open(cls, address: Address, options: StoreOptions, *, create: bool) -> Space | None:
-        """Connect; None if the store does not exist and is not created."""
-        link = Link(address, options)
-        try:
-            name = address.name.encode()
+    def open(cls, link: Link, address: Address, options: StoreOptions, *, create: bool, deadline: Deadline) -> Space | None:
+        """Read the store's format, by a deadline; None if the store does not exist and is not created."""
+        name = address.name.encode()
+        if not create:
+            (stored,), _ = link.read([Call(key_slot(name), ("GET", name))], deadline)
+            if isinstance(stored, Exception):
+                raise link.fault(stored)
+            return None if stored is None else cls(link, buckets_of(stored, address), options)
+        stored = link.one("GET", name)
+        if stored is None:
+            # The first process determines the number of buckets and the salt.
+            count = address.buckets or DEFAULT_BUCKETS
+            salt = _lost_salt(link, Buckets(address.name, count))
+            made = Buckets(address.name, count, secrets.randbits(64) if salt is None else salt)
+            link.one("SET", name, made.format, "NX")
             stored = link.one("GET", name)
-            if stored is None and create:
-                # The first process determines the number of buckets and the salt.
-                count = address.buckets or DEFAULT_BUCKETS
-                salt = _lost_salt(link, Buckets(address.name, count))
-                made = Buckets(address.name, count, secrets.randbits(64) if salt is None else salt)
-                link.one("SET", name, made.format, "NX")
-                stored = link.one("GET", name)
-            if stored is None:
-                link.close()
-                return None
-            return cls(link, buckets_of(stored, address), options)
-        except BaseException:
-            link.close()
-            raise
+        if stored is None:
+            raise StoreUnavailableError(f"{address.public}: the store was removed while it was created")
+        return cls(link, buckets_of(stored, address), options)
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the records under ``keys``."""
@@ -146,13 +151,25 @@ class Space:
 
     def check_format(self) -> None:
         """Raise :class:`StoreReplacedError` if the store's buckets or salt are not these any more."""
-        stored = self.link.one("GET", self.buckets.name)
-        if stored not in {None, self.buckets.format}:
-            raise StoreReplacedError(f"{self.link.name}: the store was created anew")
+        self.compare_format(self.link.one("GET", self.buckets.name))
 
-    def check_model(self, prefix: bytes, model_id: str) -> None:
+    def format_call(self) -> Call | None:
+        """Return the call that reads the format, None if no server or connection is new since it was last compared."""
+        return None if self.link.generation == self._compared_at else Call(self._format_slot, ("GET", self.buckets.name))
+
+    def compare_format(self, stored: bytes | None, generation: int | None = None) -> None:
+        """Raise :class:`StoreReplacedError` if this is another store's format; ``generation``: of the link before."""
+        if stored not in {None, self.buckets.format}:
+            raise StoreReplacedError(
+                f"{self.link.name}: the store was created anew, as {_shown(stored)} instead of "
+                f"{_shown(self.buckets.format)}"
+            )
+        if generation is not None:
+            self._compared_at = generation
+
+    def check_model(self, prefix: bytes, model_id: str, deadline: Deadline | None = None) -> None:
         """Raise :class:`StoreError` if the prefix belongs to another model."""
-        known = self.link.one("HGET", self.buckets.models(0), prefix)
+        (known,) = self.link.all([Call(self.buckets.slots[0], ("HGET", self.buckets.models(0), prefix))], deadline)
         if known not in {None, model_id.encode()}:
             raise StoreError(f"{self.link.name}: model {model_id!r} has the same hash as {known.decode()!r}")
 
@@ -215,7 +232,7 @@ class Space:
         replies = self.link.run(calls)
         for reply in replies:
             if isinstance(reply, Exception):
-                raise StoreUnavailableError(f"{self.link.name}: {reply}") from reply
+                raise self.link.fault(reply)
         fewest = min(replies[1::2], default=self._replicas)
         if fewest < self._replicas:
             raise StoreUnavailableError(
@@ -230,6 +247,11 @@ class Space:
         number = self.buckets.of(edit.key)
         full = self.buckets.heads[number] + edit.key
         return Call(self.buckets.slots[number], ("EVAL", REPLACE, 1, full, head, value, edit.lives_ms))
+
+
+def _shown(stored: bytes | None) -> str:
+    """Return a format without its salt, which is a secret."""
+    return repr((stored or b"").decode(errors="replace").partition(" salt ")[0][:100])
 
 
 def _lost_salt(link: Link, buckets: Buckets) -> int | None:

@@ -7,32 +7,54 @@ a read of several is not a snapshot.
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from streamer.scoring import ClipScores
 from streamer.store import record_format
 from streamer.store.corrupt import CorruptRecordLog
 from streamer.store.options import StoreOptions
-from streamer.store.protocol import PutOutcome, StoreError, StoreStats, StoreUnavailableError
+from streamer.store.protocol import PutOutcome, StoreError, StoreRefusedError, StoreStats, StoreUnavailableError
 from streamer.store.read_batch import Records
 from streamer.store.redis.address import Address
+from streamer.store.redis.answers import Meaning, meaning, words
 from streamer.store.redis.cache import RecordCache
+from streamer.store.redis.deadline import Deadline
+from streamer.store.redis.exchange import Call
 from streamer.store.redis.keyspace import Edit, Space, StoreReplacedError
-from streamer.store.redis.link import Call
+from streamer.store.redis.link import Link
 from streamer.store.redis.scripts import READ_UNLESS, UNCHANGED
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterator, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from streamer.settings import Precision
     from streamer.store.protocol import Clip, Position
 
 log = structlog.get_logger()
+
+@dataclass(slots=True)
+class _Fetched:
+    """The stored records of a read, by key.
+
+    ``transferred``: how many of them a server has sent; the others come from the cache, after the servers confirmed
+    that they are current. ``unavailable``: the keys about which no server has answered, ``why``: the first reason.
+    """
+
+    records: dict[bytes, memoryview]
+    transferred: int = 0
+    unavailable: set[bytes] = field(default_factory=set)
+    why: str = ""
+    replica_reads: int = 0
+
 
 _PUT_BYTES = 4 << 20
 """The bytes written at once; a server must accept them within its timeout."""
@@ -43,9 +65,9 @@ _ABSENT = b"-"
 class RedisStore:
     """:class:`~streamer.store.Store` at a URL of :mod:`streamer.store.redis.address`.
 
-    If the store is unreachable when it is opened, each later call tries to connect, unless the store must exist already
-    (``existing``). After a failed read, reads fail immediately for as long as the failed one took: queries must not
-    wait for an unreachable store. :meth:`clip_ids` and :meth:`stats` read the header of every record, some ten seconds
+    If the store is unreachable when it is opened, later calls use it as soon as it is there, unless it must exist
+    already (``existing``). Whatever a server answers later, calls raise :class:`StoreUnavailableError`, since no event
+    is at fault. Reads do not wait for servers of which it is known that they do not answer. :meth:`clip_ids` and :meth:`stats` read the header of every record, some ten seconds
     per million; an id may be repeated, and concurrent writes may be seen or not.
     """
 
@@ -70,19 +92,23 @@ class RedisStore:
         self._lock = threading.Lock()
         self._space: Space | None = None
         self._closed = False
+        self._validates = self._options.cache_bytes > 0
         self._corrupt = CorruptRecordLog(self._address.public)
         self._cache = RecordCache(self._options.cache_bytes)
-        self._away_until = 0.0
-        self._why_away = ""
+        self._link = Link(self._address, self._options)
         try:
             found = self._opened()
-        except StoreUnavailableError as error:
-            if existing:
-                raise
-            log.warning("store unreachable, connecting later", error=str(error))
-        else:
             if found is None and existing:
                 raise StoreError(f"{self._address.public}: no such store")
+            self._validates = self._options.cache_bytes > 0 and self._can_validate()
+        except StoreError:
+            self._link.close()
+            raise
+        except StoreUnavailableError as error:
+            if existing:
+                self._link.close()
+                raise
+            log.warning("store unreachable, connecting later", error=str(error))
 
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
         """Write clips, each atomically; if it raises, some may have been written, and the call can be repeated."""
@@ -127,16 +153,37 @@ class RedisStore:
 
     @contextmanager
     def read(self, clip_ids: Sequence[str]) -> Iterator[Records]:
-        """Read records, each atomically; None for an absent, deleted or corrupt one."""
+        """Read records, each atomically; None for an absent, deleted or corrupt one. Raises if any is unavailable."""
         keys = record_format.keys(self._prefix, clip_ids)
-        found, transferred = self._fetch(keys)
+        found = self._fetch(keys, Deadline.after(self._options.timeout_s))
+        if found.unavailable:
+            raise StoreUnavailableError(found.why)
+        with self._records(clip_ids, keys, found) as records:
+            yield records
 
+    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+        """As :meth:`Store.score <streamer.store.Store.score>`: clips on servers that do not answer are unavailable."""
+        keys = record_format.keys(self._prefix, clip_ids)
+        by = Deadline.after(self._options.timeout_s) if deadline is None else Deadline(deadline)
+        found = self._fetch(keys, by)
+        with self._records(clip_ids, keys, found) as records:
+            scores = ClipScores.of(vector, records)
+        missing = found.unavailable
+        return scores._replace(
+            unavailable=[place for place, key in enumerate(keys) if key in missing] if missing else (),
+            why=found.why,
+            replica_reads=found.replica_reads,
+        )
+
+    @contextmanager
+    def _records(self, clip_ids: Sequence[str], keys: Sequence[bytes], found: _Fetched) -> Iterator[Records]:
         def corrupt(position: int, error: Exception) -> None:
             self._cache.drop(keys[position])
             self._corrupt.note(keys[position], clip_ids[position], error)
 
-        hits = len(found) - transferred
-        records = Records(found.get, keys, clip_ids, self._dim, corrupt, cache_hits=hits, cache_misses=transferred)
+        hits = len(found.records) - found.transferred
+        get = found.records.get
+        records = Records(get, keys, clip_ids, self._dim, corrupt, cache_hits=hits, cache_misses=found.transferred)
         try:
             yield records
         finally:
@@ -177,45 +224,63 @@ class RedisStore:
         return StoreStats(clips, tombstones, space.bytes_used())
 
     def ping(self) -> None:
-        """Raise :class:`StoreUnavailableError` if a server with records does not respond."""
+        """Raise :class:`StoreUnavailableError` if slots are not served, or a server does not answer or has changed."""
         space = self._opened()
-        if space is None:
-            return
-        try:
-            space.link.ping()
-        except StoreUnavailableError:
-            # It may have been replaced, which a process that neither reads nor writes has not noticed.
-            space.link.ping(fresh=True)
-        with self._same_store(space):
-            space.check_format()
+        self._link.ping(writes=not self._read_only)
+        if space is not None:
+            with self._same_store(space):
+                space.check_format()
 
     def close(self) -> None:
         """Close all connections."""
-        with self._lock:
-            self._closed = True
-            if self._space is not None:
-                self._space.link.close()
-                self._space = None
+        self._closed = True
+        self._space = None
+        self._link.close()
 
-    def _opened(self) -> Space | None:
-        """Return the connected store; None if it does not exist yet, until a writer of this model creates it."""
+    def _opened(self, deadline: Deadline | None = None) -> Space | None:
+        """Return the opened store; None if it does not exist yet, until a writer of this model creates it."""
         space = self._space
         if space is not None:
             return space
-        with self._lock:
+        deadline = deadline or Deadline.after(self._options.timeout_s)
+        if not self._lock.acquire(timeout=deadline.left()):
+            raise StoreUnavailableError(f"{self._address.public}: it is being opened")
+        try:
             if self._closed:
                 raise StoreError(f"{self._address.public}: the store is closed")
             if self._space is None:
-                self._space = self._open()
+                self._space = self._open(deadline)
             return self._space
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            if self._closed:
+                raise
+            raise StoreRefusedError(str(error)) from error
+        finally:
+            self._lock.release()
 
-    def _open(self) -> Space | None:
-        space = Space.open(self._address, self._options, create=not self._read_only)
+    def _open(self, deadline: Deadline) -> Space | None:
+        create = not self._read_only
+        space = Space.open(self._link, self._address, self._options, create=create, deadline=deadline)
         if space is not None:
-            space.check_model(self._prefix, self._model_id)
-            if not self._read_only:
+            space.check_model(self._prefix, self._model_id, deadline)
+            if create:
                 space.register(range(space.buckets.count), {self._prefix: self._model_id})
         return space
+
+    def _can_validate(self) -> bool:
+        """Tell whether servers compare cached records by themselves; without that the cache is of no use."""
+        reply = self._link.run([Call(0, ("EVAL_RO", "return 1", 0))])[0]
+        if not isinstance(reply, Exception) or meaning(reply) is not Meaning.FINAL:
+            return True
+        log.warning(
+            "the store's servers do not run EVAL_RO for this user: records are not cached, and each query transfers "
+            "all of its records",
+            store=self._address.public,
+            error=words(reply),
+        )
+        return False
 
     @contextmanager
     def _same_store(self, space: Space) -> Iterator[None]:
@@ -226,7 +291,6 @@ class RedisStore:
             with self._lock:
                 if self._space is space:
                     self._space = None
-                    space.link.close()
             raise
 
     def _writable(self) -> Space:
@@ -237,29 +301,19 @@ class RedisStore:
             raise StoreUnavailableError(f"{self._address.public}: the store was removed")
         return space
 
-    def _fetch(self, keys: Sequence[bytes]) -> tuple[dict[bytes, memoryview], int]:
-        """Return the stored records by key, and how many of them were transferred.
+    def _fetch(self, keys: Sequence[bytes], deadline: Deadline) -> _Fetched:
+        space = self._opened(deadline)
+        if space is None or not keys:
+            return _Fetched({})
+        with self._same_store(space):
+            return self._read(space, keys, deadline)
 
-        The others come from the cache, after the servers confirmed that they are current.
-        """
-        began = time.monotonic()
-        if began < self._away_until:
-            raise StoreUnavailableError(self._why_away)
-        try:
-            space = self._opened()
-            return ({}, 0) if space is None or not keys else self._read(space, keys)
-        except StoreUnavailableError as error:
-            self._why_away = str(error)
-            failed = time.monotonic()
-            self._away_until = 2 * failed - began
-            raise
-
-    def _read(self, space: Space, keys: Sequence[bytes]) -> tuple[dict[bytes, memoryview], int]:
+    def _read(self, space: Space, keys: Sequence[bytes], deadline: Deadline) -> _Fetched:
         buckets = space.buckets
         by_bucket: dict[int, list[bytes]] = {}
         for key in dict.fromkeys(keys):
             by_bucket.setdefault(buckets.of(key), []).append(key)
-        held = self._cache.held(keys)
+        held = self._cache.held(keys) if self._validates else {}
         calls = []
         for number, wanted in by_bucket.items():
             full = [buckets.heads[number] + key for key in wanted]
@@ -268,19 +322,54 @@ class RedisStore:
                 calls.append(Call(buckets.slots[number], ("EVAL_RO", READ_UNLESS, len(full), *full, *known)))
             else:
                 calls.append(Call(buckets.slots[number], ("MGET", *full)))
+        generation = self._link.generation
+        format_call = space.format_call()
+        replies, replica_reads = self._link.read([*calls, format_call] if format_call else calls, deadline)
+        if format_call is not None and not isinstance(stored := replies.pop(), Exception):
+            space.compare_format(stored, generation)
+        self._one_by_one(space, list(by_bucket.items()), replies, deadline)
+        found = _Fetched({}, replica_reads=replica_reads)
         fresh: dict[bytes, bytes] = {}
-        found: dict[bytes, memoryview] = {}
-        for wanted, reply in zip(by_bucket.values(), space.link.run(calls), strict=True):
-            # One by one while a bucket migrates, when commands with several keys are refused.
-            values = [space.link.one("GET", buckets.full(k)) for k in wanted] if isinstance(reply, Exception) else reply
-            for key, value in zip(wanted, values, strict=True):
-                if value == UNCHANGED:
-                    found[key] = memoryview(held[key])
+        for wanted, reply in zip(by_bucket.values(), replies, strict=True):
+            if isinstance(reply, Exception):
+                found.unavailable.update(wanted)
+                found.why = found.why or str(self._link.fault(reply))
+                continue
+            for key, value in zip(wanted, reply, strict=True):
+                if isinstance(value, Exception):
+                    found.unavailable.add(key)
+                    found.why = found.why or str(self._link.fault(value))
+                elif value == UNCHANGED:
+                    found.records[key] = memoryview(held[key])
                 elif value is not None:
                     fresh[key] = value
-                    found[key] = memoryview(value)
-        self._cache.keep(fresh)
-        return found, len(fresh)
+                    found.records[key] = memoryview(value)
+        if self._validates:
+            self._cache.keep(fresh)
+        found.transferred = len(fresh)
+        return found
+
+    def _one_by_one(
+        self, space: Space, buckets: Sequence[tuple[int, list[bytes]]], replies: list[Any], deadline: Deadline
+    ) -> None:
+        """Ask again for what servers refuse together: the keys of a migrating bucket, and scripts; in one exchange."""
+        refused = [
+            each
+            for each, reply in enumerate(replies)
+            if isinstance(reply, Exception) and meaning(reply) in {Meaning.AGAIN, Meaning.FINAL}
+        ]
+        if not refused:
+            return
+        if self._validates and any(meaning(replies[each]) is Meaning.FINAL for each in refused):
+            self._validates = self._can_validate()
+        calls = [
+            Call(space.buckets.slots[number], ("GET", space.buckets.heads[number] + key))
+            for number, wanted in (buckets[each] for each in refused)
+            for key in wanted
+        ]
+        values = iter(self._link.read(calls, deadline).replies)
+        for each in refused:
+            replies[each] = [next(values) for _ in buckets[each][1]]
 
 
 def _upload(uploaded_us: int, position: Position, value: bytes, stored: bytes | None) -> bytes | None:
