@@ -69,7 +69,8 @@ class Reranked(NamedTuple):
     """A reranked result list.
 
     ``within_depth``: the number of candidates within the depth; ``scored``: how many of these have a record;
-    ``unavailable``: how many could not be looked up, ``why``: the first reason of the store. ``scoring_s``: the seconds for max-pooling, normalization, blending and ranking, without reading the records.
+    ``unavailable``: how many could not be looked up, ``why``: the store's first reason. ``scoring_s``: the seconds for
+    max-pooling, normalization, blending and ranking, without reading the records.
     """
 
     results: list[RerankedCandidate]
@@ -100,9 +101,7 @@ def rerank_candidates(
     scored = ~np.isnan(frame.cosines)
     results = _ranked(candidates, ranking, scores, scored)
     scoring_s = scores.seconds + time.perf_counter() - began
-    return Reranked(
-        results, len(scored), int(np.count_nonzero(scored)), len(scores.unavailable), scores.why, scoring_s
-    )
+    return Reranked(results, len(scored), int(np.count_nonzero(scored)), len(scores.unavailable), scores.why, scoring_s)
 
 
 def score_clips(query: npt.NDArray[np.float32], clips: Blocks) -> FrameScores:

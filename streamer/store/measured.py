@@ -81,9 +81,7 @@ class MeasuredStore:
         try:
             scores = self._store.score(clip_ids, vector, deadline)
         except BaseException as error:
-            self._end_of_read(
-                time.perf_counter() - began, None, unavailable=isinstance(error, StoreUnavailableError)
-            )
+            self._end_of_read(time.perf_counter() - began, None, unavailable=isinstance(error, StoreUnavailableError))
             raise
         seconds = time.perf_counter() - began - scores.seconds
         self._end_of_read(seconds, scores, unavailable=bool(scores.unavailable))

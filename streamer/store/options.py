@@ -23,9 +23,9 @@ class StoreOptions:
     ``user`` and the password override those of the URL; a password in a file is read for each connection. ``ca``,
     ``cert`` and ``key`` are PEM files for TLS. ``address_map``: announced addresses of servers, as HOST:PORT, and those
     that lead there. ``timeout_s``: limit for all reads of an event together, and for each step of a write.
-    ``staleness_s``: how old the data of a replica may be that is read instead of its primary. ``replicas``: number of replicas that must have a write before it
-    counts as durable. ``cache_bytes``: size of this process's record cache; 0 disables it. ``tombstone_s``: lifetime of
-    tombstones; 0 means for ever.
+    ``staleness_s``: how old the data of a replica may be that is read instead of its primary. ``replicas``: number of
+    replicas that must have a write before it counts as durable. ``cache_bytes``: size of this process's record cache; 0
+    disables it. ``tombstone_s``: lifetime of tombstones; 0 means for ever.
     """
 
     user: str | None = None

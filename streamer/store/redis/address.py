@@ -39,9 +39,7 @@ from streamer.store.record_format import PREFIX_BYTES
 DEFAULT_BUCKETS: Final = 64
 DEFAULT_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
-_SCHEMES = {
-    f"redis{tls}{kind}": (kind, bool(tls)) for kind in ("", "+cluster", "+sentinel") for tls in ("", "s")
-}
+_SCHEMES = {f"redis{tls}{kind}": (kind, bool(tls)) for kind in ("", "+cluster", "+sentinel") for tls in ("", "s")}
 """For each scheme its kind, and whether it means TLS."""
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _FORMAT_NAME = "clip embeddings 2 buckets "

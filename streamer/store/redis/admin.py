@@ -67,13 +67,14 @@ class RedisAdmin:
         # Pages are megabytes, and no event waits for them.
         options = replace(self._options, timeout_s=max(self._options.timeout_s, _PATIENCE_S))
         link = Link(self._address, options)
+        self._space: Space | None = None
         try:
             self._space = Space.open(link, self._address, options, create=create, deadline=Deadline.after(_PATIENCE_S))
+        finally:
             if self._space is None:
-                raise StoreError(f"{self._name}: no such store")
-        except BaseException:
-            link.close()
-            raise
+                link.close()
+        if self._space is None:
+            raise StoreError(f"{self._name}: no such store")
         # Separated by a character that no store's name contains.
         self._note_key = f"{self._address.name}/note".encode()
 

@@ -62,7 +62,9 @@ class Space:
         self._wait_ms = max(1, int(1000 * _WAIT_SHARE * options.timeout_s))
 
     @classmethod
-    def open(cls, link: Link, address: Address, options: StoreOptions, *, create: bool, deadline: Deadline) -> Space | None:
+    def open(
+        cls, link: Link, address: Address, options: StoreOptions, *, create: bool, deadline: Deadline
+    ) -> Space | None:
         """Read the store's format, by a deadline; None if the store does not exist and is not created."""
         name = address.name.encode()
         if not create:
@@ -155,7 +157,9 @@ class Space:
 
     def format_call(self) -> Call | None:
         """Return the call that reads the format, None if no server or connection is new since it was last compared."""
-        return None if self.link.generation == self._compared_at else Call(self._format_slot, ("GET", self.buckets.name))
+        return (
+            None if self.link.generation == self._compared_at else Call(self._format_slot, ("GET", self.buckets.name))
+        )
 
     def compare_format(self, stored: bytes | None, generation: int | None = None) -> None:
         """Raise :class:`StoreReplacedError` if this is another store's format; ``generation``: of the link before."""

@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
-from redis.connection import ConnectionPool, SSLConnection
 from redis.connection import Connection as RedisConnection
+from redis.connection import ConnectionPool, SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from streamer.store.redis.answers import FAULTS

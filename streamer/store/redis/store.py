@@ -31,15 +31,17 @@ from streamer.store.redis.scripts import READ_UNLESS, UNCHANGED
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
     from streamer.settings import Precision
     from streamer.store.protocol import Clip, Position
+    from streamer.store.redis.address import Buckets
 
 log = structlog.get_logger()
+
 
 @dataclass(slots=True)
 class _Fetched:
@@ -67,8 +69,9 @@ class RedisStore:
 
     If the store is unreachable when it is opened, later calls use it as soon as it is there, unless it must exist
     already (``existing``). Whatever a server answers later, calls raise :class:`StoreUnavailableError`, since no event
-    is at fault. Reads do not wait for servers of which it is known that they do not answer. :meth:`clip_ids` and :meth:`stats` read the header of every record, some ten seconds
-    per million; an id may be repeated, and concurrent writes may be seen or not.
+    is at fault. Reads do not wait for servers of which it is known that they do not answer. :meth:`clip_ids` and
+    :meth:`stats` read the header of every record, some ten seconds per million; an id may be repeated, and concurrent
+    writes may be seen or not.
     """
 
     def __init__(
@@ -98,17 +101,16 @@ class RedisStore:
         self._link = Link(self._address, self._options)
         try:
             found = self._opened()
-            if found is None and existing:
-                raise StoreError(f"{self._address.public}: no such store")
-            self._validates = self._options.cache_bytes > 0 and self._can_validate()
-        except StoreError:
-            self._link.close()
-            raise
+            self._validates = self._validates and self._can_validate()
         except StoreUnavailableError as error:
-            if existing:
+            if existing or isinstance(error, StoreError):
                 self._link.close()
                 raise
             log.warning("store unreachable, connecting later", error=str(error))
+            return
+        if found is None and existing:
+            self._link.close()
+            raise StoreError(f"{self._address.public}: no such store")
 
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
         """Write clips, each atomically; if it raises, some may have been written, and the call can be repeated."""
@@ -246,19 +248,17 @@ class RedisStore:
         if not self._lock.acquire(timeout=deadline.left()):
             raise StoreUnavailableError(f"{self._address.public}: it is being opened")
         try:
-            if self._closed:
-                raise StoreError(f"{self._address.public}: the store is closed")
-            if self._space is None:
+            if self._space is None and not self._closed:
                 self._space = self._open(deadline)
-            return self._space
         except StoreUnavailableError:
             raise
         except StoreError as error:
-            if self._closed:
-                raise
             raise StoreRefusedError(str(error)) from error
         finally:
             self._lock.release()
+        if self._closed:
+            raise StoreError(f"{self._address.public}: the store is closed")
+        return self._space
 
     def _open(self, deadline: Deadline) -> Space | None:
         create = not self._read_only
@@ -309,43 +309,32 @@ class RedisStore:
             return self._read(space, keys, deadline)
 
     def _read(self, space: Space, keys: Sequence[bytes], deadline: Deadline) -> _Fetched:
-        buckets = space.buckets
         by_bucket: dict[int, list[bytes]] = {}
         for key in dict.fromkeys(keys):
-            by_bucket.setdefault(buckets.of(key), []).append(key)
+            by_bucket.setdefault(space.buckets.of(key), []).append(key)
+        buckets = [*by_bucket.items()]
         held = self._cache.held(keys) if self._validates else {}
-        calls = []
-        for number, wanted in by_bucket.items():
-            full = [buckets.heads[number] + key for key in wanted]
-            if held and any(key in held for key in wanted):
-                known = [held[key][: record_format.CHECKED_FROM] if key in held else _ABSENT for key in wanted]
-                calls.append(Call(buckets.slots[number], ("EVAL_RO", READ_UNLESS, len(full), *full, *known)))
-            else:
-                calls.append(Call(buckets.slots[number], ("MGET", *full)))
+        calls = [_read_call(space.buckets, number, wanted, held) for number, wanted in buckets]
         generation = self._link.generation
         format_call = space.format_call()
         replies, replica_reads = self._link.read([*calls, format_call] if format_call else calls, deadline)
         if format_call is not None and not isinstance(stored := replies.pop(), Exception):
             space.compare_format(stored, generation)
-        self._one_by_one(space, list(by_bucket.items()), replies, deadline)
+        self._one_by_one(space, buckets, replies, deadline)
         found = _Fetched({}, replica_reads=replica_reads)
         fresh: dict[bytes, bytes] = {}
-        for wanted, reply in zip(by_bucket.values(), replies, strict=True):
-            if isinstance(reply, Exception):
-                found.unavailable.update(wanted)
-                found.why = found.why or str(self._link.fault(reply))
-                continue
-            for key, value in zip(wanted, reply, strict=True):
-                if isinstance(value, Exception):
-                    found.unavailable.add(key)
-                    found.why = found.why or str(self._link.fault(value))
+        for (_, wanted), reply in zip(buckets, replies, strict=True):
+            values = [reply] * len(wanted) if isinstance(reply, Exception) else reply
+            for key, value in zip(wanted, values, strict=True):
+                if isinstance(value, bytes):
+                    fresh[key] = value
+                    found.records[key] = memoryview(value)
                 elif value == UNCHANGED:
                     found.records[key] = memoryview(held[key])
                 elif value is not None:
-                    fresh[key] = value
-                    found.records[key] = memoryview(value)
-        if self._validates:
-            self._cache.keep(fresh)
+                    found.unavailable.add(key)
+                    found.why = found.why or str(self._link.fault(value))
+        self._cache.keep(fresh)
         found.transferred = len(fresh)
         return found
 
@@ -370,6 +359,15 @@ class RedisStore:
         values = iter(self._link.read(calls, deadline).replies)
         for each in refused:
             replies[each] = [next(values) for _ in buckets[each][1]]
+
+
+def _read_call(buckets: Buckets, number: int, wanted: Sequence[bytes], held: Mapping[bytes, bytes]) -> Call:
+    """Return the call that reads some records of a bucket, except cached ones that are current."""
+    full = [buckets.heads[number] + key for key in wanted]
+    if not any(key in held for key in wanted):
+        return Call(buckets.slots[number], ("MGET", *full))
+    known = [held[key][: record_format.CHECKED_FROM] if key in held else _ABSENT for key in wanted]
+    return Call(buckets.slots[number], ("EVAL_RO", READ_UNLESS, len(full), *full, *known))
 
 
 def _upload(uploaded_us: int, position: Position, value: bytes, stored: bytes | None) -> bytes | None:

@@ -57,6 +57,10 @@ class Topology:
         """Return all shards, in the order of their first slots."""
         return [*{shard.primary.name: shard for shard in self._by_slot if shard is not None}.values()]
 
+    def shard_of(self, primary: Node) -> Shard | None:
+        """Return the shard of a primary."""
+        return next((shard for shard in self.shards() if shard.primary is primary), None)
+
     def missing(self) -> int:
         """Return how many slots no server is known to have."""
         return self._by_slot.count(None)
@@ -65,7 +69,7 @@ class Topology:
         """Note that a slot has another primary, as a server has just said."""
         shard = self._by_slot[slot]
         if shard is None or shard.primary is not to:
-            self._by_slot[slot] = next((each for each in self.shards() if each.primary is to), Shard(to))
+            self._by_slot[slot] = self.shard_of(to) or Shard(to)
 
 
 class Source(Protocol):
