@@ -32,13 +32,17 @@ _BUS = 10_000
 
 
 class Server:
-    """One server on the loopback interface; ``options`` are its own configuration, without the dashes."""
+    """One server on the loopback interface; ``options`` are its own configuration, without the dashes.
 
-    def __init__(self, folder: Path, engine: str = "valkey", **options: Any) -> None:
+    With ``is_sentinel`` it is a Sentinel, which monitors nothing at first.
+    """
+
+    def __init__(self, folder: Path, engine: str = "valkey", *, is_sentinel: bool = False, **options: Any) -> None:
         self.folder = folder
         self.engine = engine
         self.port = free_port(above=_BUS)
         self.options = options
+        self._is_sentinel = is_sentinel
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -54,6 +58,10 @@ class Server:
             "logfile": self.folder / "server.log", "repl-diskless-sync-delay": 0, **self.options,
         }  # fmt: skip
         flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        if self._is_sentinel:
+            config = self.folder / "sentinel.conf"  # it writes there what it learns
+            config.write_text(f"bind 127.0.0.1\nport {self.port}\ndir {self.folder}\n")
+            flags = [str(config), "--sentinel"]
         self._process = subprocess.Popen(
             [BINARIES[self.engine], *flags], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )

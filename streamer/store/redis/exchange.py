@@ -153,11 +153,12 @@ def _listen(shares: Sequence[Share], deadline: Deadline) -> None:
         poll.register(fileno, select.POLLIN)
     while waiting:
         ready = poll.poll(math.ceil(1000 * deadline.left()))
-        for fileno, _ in ready:
-            if waiting[fileno].hear():
-                poll.unregister(fileno)
-                del waiting[fileno]
-        if not deadline.left():
+        heard = [fileno for fileno, _ in ready if waiting[fileno].hear()]
+        for fileno in heard:
+            poll.unregister(fileno)
+            del waiting[fileno]
+        # What has arrived by the deadline is taken, however late this thread was woken.
+        if not heard and not deadline.left():
             break
     for share in waiting.values():
         share.give_up()

@@ -12,6 +12,7 @@ from redis.crc import key_slot
 from streamer.store import record_format
 from streamer.store.protocol import StoreError, StoreUnavailableError
 from streamer.store.redis.address import DEFAULT_BUCKETS, MODELS, SALT_FIELD, UNSALTED, Buckets, buckets_of
+from streamer.store.redis.answers import Meaning, meaning
 from streamer.store.redis.exchange import Call
 from streamer.store.redis.scripts import REPLACE, REPLACED
 
@@ -155,6 +156,11 @@ class Space:
         """Raise :class:`StoreReplacedError` if the store's buckets or salt are not these any more."""
         self.compare_format(self.link.one("GET", self.buckets.name))
 
+    def why_not_validated(self) -> Exception | None:
+        """Return why servers do not run the script for cached records, None if they do."""
+        (reply,) = self.link.run([Call(self._format_slot, ("EVAL_RO", "return 1", 0))])
+        return reply if isinstance(reply, Exception) and meaning(reply) is Meaning.FINAL else None
+
     def format_call(self) -> Call | None:
         """Return the call that reads the format, None if no server or connection is new since it was last compared."""
         return (
@@ -172,8 +178,14 @@ class Space:
             self._compared_at = generation
 
     def check_model(self, prefix: bytes, model_id: str, deadline: Deadline | None = None) -> None:
-        """Raise :class:`StoreError` if the prefix belongs to another model."""
-        (known,) = self.link.all([Call(self.buckets.slots[0], ("HGET", self.buckets.models(0), prefix))], deadline)
+        """Raise :class:`StoreError` if the prefix belongs to another model.
+
+        Asked is a bucket beside the format, so that opening the store depends on one node only.
+        """
+        place, slots = self.link.place, self.buckets.slots
+        beside = place(self._format_slot)
+        number = next((n for n, slot in enumerate(slots) if place(slot) is beside), 0)
+        (known,) = self.link.all([Call(slots[number], ("HGET", self.buckets.models(number), prefix))], deadline)
         if known not in {None, model_id.encode()}:
             raise StoreError(f"{self.link.name}: model {model_id!r} has the same hash as {known.decode()!r}")
 

@@ -18,7 +18,7 @@ from redis.crc import key_slot
 from redis.exceptions import SlotNotCoveredError
 
 from streamer.store.protocol import StoreUnavailableError
-from streamer.store.redis.answers import FAULTS, Meaning, meaning
+from streamer.store.redis.answers import FAULTS, Meaning, is_answer, meaning
 from streamer.store.redis.deadline import Deadline
 from streamer.store.redis.exchange import Call, Share, exchange
 from streamer.store.redis.nodes import is_fresh
@@ -100,6 +100,7 @@ class Link:
         waiting: list[int] = [*range(len(calls))]
         asking: dict[int, Node] = {}
         pause_s, lost = _FIRST_PAUSE_S, 0
+        said: Exception | None = None
         while True:
             shares = self._shares(topology, calls, waiting, replies, asking)
             exchange(shares, deadline)
@@ -113,7 +114,9 @@ class Link:
             lost += Meaning.LOST in meanings
             if meanings & {Meaning.FINAL, Meaning.LATER, Meaning.SLOW} or lost > _LOST_LIMIT or not deadline.left():
                 self._servers.refresh()
-                raise self.fault(replies[next(iter(failed))])
+                # What a server has said tells more than that it did not say it again in the rest of the time.
+                raise self.fault(said or replies[next(iter(failed))])
+            said = next((replies[number] for number in failed if is_answer(replies[number])), said)
             if meanings & {Meaning.LOST, Meaning.ELSEWHERE}:
                 self._servers.await_refresh(deadline)
                 topology = self._servers.known(deadline, patient=True)

@@ -101,7 +101,8 @@ class RedisStore:
         self._link = Link(self._address, self._options)
         try:
             found = self._opened()
-            self._validates = self._validates and self._can_validate()
+            if found is not None and self._validates:
+                self._check_validation(found)
         except StoreUnavailableError as error:
             if existing or isinstance(error, StoreError):
                 self._link.close()
@@ -227,8 +228,9 @@ class RedisStore:
 
     def ping(self) -> None:
         """Raise :class:`StoreUnavailableError` if slots are not served, or a server does not answer or has changed."""
+        if not self._closed:
+            self._link.ping(writes=not self._read_only)
         space = self._opened()
-        self._link.ping(writes=not self._read_only)
         if space is not None:
             with self._same_store(space):
                 space.check_format()
@@ -269,18 +271,17 @@ class RedisStore:
                 space.register(range(space.buckets.count), {self._prefix: self._model_id})
         return space
 
-    def _can_validate(self) -> bool:
-        """Tell whether servers compare cached records by themselves; without that the cache is of no use."""
-        reply = self._link.run([Call(0, ("EVAL_RO", "return 1", 0))])[0]
-        if not isinstance(reply, Exception) or meaning(reply) is not Meaning.FINAL:
-            return True
-        log.warning(
-            "the store's servers do not run EVAL_RO for this user: records are not cached, and each query transfers "
-            "all of its records",
-            store=self._address.public,
-            error=words(reply),
-        )
-        return False
+    def _check_validation(self, space: Space) -> None:
+        """Turn the cache off where the servers cannot compare its records."""
+        error = space.why_not_validated()
+        if error is not None:
+            self._validates = False
+            log.warning(
+                "the store's servers do not run EVAL_RO for this user: records are not cached, and each query "
+                "transfers all of its records",
+                store=self._address.public,
+                error=words(error),
+            )
 
     @contextmanager
     def _same_store(self, space: Space) -> Iterator[None]:
@@ -350,7 +351,7 @@ class RedisStore:
         if not refused:
             return
         if self._validates and any(meaning(replies[each]) is Meaning.FINAL for each in refused):
-            self._validates = self._can_validate()
+            self._check_validation(space)
         calls = [
             Call(space.buckets.slots[number], ("GET", space.buckets.heads[number] + key))
             for number, wanted in (buckets[each] for each in refused)
