@@ -8,7 +8,7 @@ SOURCES := streamer training tests scripts bench conftest.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak crowds store-copy lint format kafka topics docs site top-picture model lock clean
+.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts dashboard-picture capacity avs soak crowds store-copy store-faults lint format kafka topics docs site top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -95,6 +95,9 @@ crowds: $(STAMP) ## 5,000 clients of each bad kind on the metrics port of a load
 
 store-copy: $(STAMP) ## 100,000 records from LMDB to a real cluster and back, the copies killed on the way (about 3 minutes)
 	$(BIN)/python -m pytest -s tests/soak/store_copy.py
+
+store-faults: $(STAMP) ## A cluster's servers hang, trickle, load and are lost under 200 queries/s (about 2 minutes; a quiet machine)
+	$(if $(RATE),RATE=$(RATE)) $(BIN)/python -m pytest -s tests/soak/store_faults.py
 
 lint: $(STAMP) ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check $(SOURCES)

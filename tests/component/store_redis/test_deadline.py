@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from streamer.scoring import ClipScores
 from streamer.store import StoreUnavailableError, record_format
 from tests.support.redis_servers import Cluster, Server
 from tests.support.redis_stores import DIM, IDS, buckets, clip, opened, versions
 from tests.support.waiting import wait_until
+from tests.support.ways import Passage, Way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from streamer.scoring import ClipScores
     from streamer.store.redis.store import RedisStore
 
 TIMEOUT_S = 2.0
@@ -131,41 +130,12 @@ def test_a_replica_is_read_while_its_primary_hangs_as_far_as_it_is_fresh(slow: C
     wait_until(lambda: not score(store)[0].replica_reads, "the primary is read again", seconds=10)
 
 
-class Trickling:
-    """A way to a server on which answers come in small pieces while ``is_slow``."""
-
-    def __init__(self, target: int) -> None:
-        self.is_slow = False
-        self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
-                for way in ((near, far, 1 << 16), (far, near, 256)):
-                    threading.Thread(target=self._pass_on, args=way, daemon=True).start()
-
-    def _pass_on(self, source: socket.socket, target: socket.socket, at_once: int) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(at_once):
-                target.sendall(data)
-                if self.is_slow and at_once < 1 << 16:
-                    time.sleep(0.1)
-
-    def close(self) -> None:
-        self._listener.close()
-
-
 def test_an_answer_that_trickles_is_waited_for_until_the_deadline_and_queries_do_not_wait_again(tmp_path: Path) -> None:
-    with Server(tmp_path / "server") as server, contextlib.closing(Trickling(server.port)) as way:
+    with Server(tmp_path / "server") as server, contextlib.closing(Way(server.port)) as way:
         opened(server.url).put([clip(each) for each in IDS])
         store = opened(f"redis://127.0.0.1:{way.port}", read_only=True, timeout_s=TIMEOUT_S, cache_bytes=0)
         assert versions(store, IDS) == [1] * len(IDS)
-        way.is_slow = True
+        way.passage = Passage.TRICKLING
         scores, took_s = score(store)
         assert took_s < TIMEOUT_S + LATE_S
         assert scores.unavailable
@@ -175,7 +145,7 @@ def test_an_answer_that_trickles_is_waited_for_until_the_deadline_and_queries_do
             waits.append(score(store)[1])
             time.sleep(0.02)
         assert max(waits) < TIMEOUT_S / 2
-        way.is_slow = False
+        way.passage = Passage.FREE
         wait_until(lambda: not score(store)[0].unavailable, "all clips are scored again", seconds=10)
 
 

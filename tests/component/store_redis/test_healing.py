@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streamer.store import PutOutcome, StoreUnavailableError
-from tests.support.redis_servers import SLOTS, Cluster, Server, node_id
+from tests.support.redis_servers import SLOTS, Cluster, Sentinel, Server, node_id
 from tests.support.redis_stores import IDS, clip, opened, versions
 from tests.support.waiting import free_port, wait_until
 
@@ -158,7 +158,7 @@ def test_a_name_that_leads_to_a_replica_is_no_place_to_write_and_one_to_read_whi
 
 def test_a_primary_that_sentinels_name_is_followed(pair: tuple[Server, Server], tmp_path: Path) -> None:
     primary, replica = pair
-    with Server(tmp_path / "sentinel", is_sentinel=True) as sentinel:
+    with Sentinel(tmp_path / "sentinel") as sentinel:
         sentinel.command("SENTINEL", "MONITOR", "clips", "127.0.0.1", primary.port, 1)
         url = f"redis+sentinel://127.0.0.1:{sentinel.port}/clips"
         writer, reader = opened(url, timeout_s=5), opened(url, read_only=True, timeout_s=5)
@@ -170,7 +170,7 @@ def test_a_primary_that_sentinels_name_is_followed(pair: tuple[Server, Server], 
         wait_until(lambda: writes(writer, 2), "the writer has found the new primary")
         wait_until(lambda: reads(reader, IDS, [2] * len(IDS)), "the reader reads what it has written")
         reader.ping()
-        with pytest.raises(StoreUnavailableError, match="does not know|do not know"):
+        with pytest.raises(StoreUnavailableError, match="do not know"):
             opened(f"redis+sentinel://127.0.0.1:{sentinel.port}/other", timeout_s=1).ping()
 
 
