@@ -1,8 +1,8 @@
 """A cluster whose servers hang, trickle, load and are lost under 200 queries a second; `make store-faults`.
 
-Queries arrive on a clock and are answered by one thread, as in the reranker, so that waiting behind a slow query counts.
-All servers are reached through ways that can lose or delay every byte. A quiet machine is needed: the limits are those of
-the time limit of one second.
+Queries arrive on a clock and are answered by one thread, as in the reranker, so that waiting behind a slow query
+counts. All servers are reached through ways that can lose or delay every byte. A quiet machine is needed, because the
+limits are close to the store's time limit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -107,8 +108,9 @@ def ways(cluster: Cluster) -> Iterator[list[Way]]:
 def run(
     cluster: Cluster, ways: list[Way], name: str, begin: Callable[[], None], end: Callable[[], None]
 ) -> list[Answer]:
-    """Let a fault strike and end while queries are answered; returns the answers during it, of the same limits for all."""
-    leading = {f"127.0.0.1:{node.port}": f"127.0.0.1:{way.port}" for node, way in zip(cluster.nodes, ways, strict=True)}
+    """Let a fault strike and end while queries are answered; returns the answers during it."""
+    places = zip(cluster.nodes, ways, strict=True)
+    leading = {f"127.0.0.1:{node.port}": f"127.0.0.1:{way.port}" for node, way in places}
     url = "redis+cluster://" + ",".join(f"127.0.0.1:{way.port}" for way in ways[:3])
     with contextlib.closing(opened(url, read_only=True, timeout_s=TIMEOUT_S, address_map=leading)) as store:
         store.score(IDS[:CANDIDATES], VECTOR, None)
@@ -120,21 +122,25 @@ def run(
             ended = time.monotonic()
             end()
             time.sleep(BACK_S + 2)
-    before, during, after = (
-        [each for each in queries.answers if low <= each.at < high]
-        for low, high in ((0, struck), (struck, ended), (ended + BACK_S, float("inf")))
-    )
-    for period, some in (("before", before), ("during", during), ("after", after)):
-        waits = sorted(each.waited for each in some)
-        whole = sum(each.share < LEAST_SCORED for each in some)
-        print(
-            f"{name}, {period}: {len(some)} queries, longest wait {waits[-1]:.2f} s, median {waits[len(waits) // 2]:.4f} "
-            f"s, degraded {whole / len(some):.1%}, all candidates scored {sum(e.share == 1 for e in some) / len(some):.1%}"
-        )
+    spans = {"before": (0, struck), "during": (struck, ended), "after": (ended + BACK_S, float("inf"))}
+    periods = {
+        period: [each for each in queries.answers if low <= each.at < high] for period, (low, high) in spans.items()
+    }
+    for period, some in periods.items():
+        sys.stdout.write(f"{name}, {period}: {described(some)}\n")
     assert max(each.waited for each in queries.answers) <= LONGEST_S
-    assert {each.share for each in after} == {1.0}
-    assert {each.share for each in before} == {1.0}
-    return during
+    assert {each.share for period in ("before", "after") for each in periods[period]} == {1.0}
+    return periods["during"]
+
+
+def described(answers: list[Answer]) -> str:
+    waits = sorted(each.waited for each in answers)
+    degraded = sum(each.share < LEAST_SCORED for each in answers) / len(answers)
+    complete = sum(each.share == 1 for each in answers) / len(answers)
+    return (
+        f"{len(answers)} queries, longest wait {waits[-1]:.2f} s, median {waits[len(waits) // 2]:.4f} s, degraded "
+        f"{degraded:.1%}, with all candidates {complete:.1%}"
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -1,6 +1,6 @@
 """A store's access to its servers: which of them is asked for what, and what follows from their answers.
 
-:class:`~streamer.store.redis.servers.Servers` knows which server has which slot, an exchange asks several nodes at once
+:class:`~streamer.store.redis.routing.Routing` knows which server has which slot, an exchange asks several nodes at once
 until one deadline, and the table of answers says what to do after an error. Here they are put together.
 
 Readers and writers differ in their patience. A read is part of an event, so it asks no node of which it is known that
@@ -23,7 +23,7 @@ from streamer.store.redis.deadline import Deadline
 from streamer.store.redis.exchange import Call, Share, exchange
 from streamer.store.redis.nodes import is_fresh
 from streamer.store.redis.resting import Resting, role, staleness_s
-from streamer.store.redis.servers import Servers
+from streamer.store.redis.routing import Routing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -60,8 +60,8 @@ class Link:
         self.name = address.public
         self._timeout_s = options.timeout_s
         self._staleness_s = options.staleness_s
-        self._servers = Servers(address, options)
-        self._resting = Resting(self._servers, options)
+        self._routing = Routing(address, options)
+        self._resting = Resting(self._routing, options)
 
     # -- for readers: no node is waited for twice ------------------------------------------------------------
 
@@ -71,13 +71,13 @@ class Link:
         Raises only if no topology is known.
         """
         self._resting.read_at = time.monotonic()
-        topology = self._servers.known(deadline)
+        topology = self._routing.known(deadline)
         replies: list[Any] = [None] * len(calls)
         waiting: list[int] = [*range(len(calls))]
         asking: dict[int, Node] = {}
         from_replicas = 0
         for _ in range(_ROUNDS):
-            topology = self._servers.topology or topology
+            topology = self._routing.topology or topology
             shares = self._shares(topology, calls, waiting, replies, asking, is_read=True)
             if not shares:
                 break
@@ -95,7 +95,7 @@ class Link:
     def all(self, calls: Sequence[Call], deadline: Deadline | None = None) -> list[Any]:
         """Run commands, and repeat those that failed by what passes; raises the first error that remains."""
         deadline = deadline or Deadline.after(self._timeout_s)
-        topology = self._servers.known(deadline, patient=True)
+        topology = self._routing.known(deadline, patient=True)
         replies: list[Any] = [None] * len(calls)
         waiting: list[int] = [*range(len(calls))]
         asking: dict[int, Node] = {}
@@ -113,13 +113,13 @@ class Link:
             meanings = {*failed.values()}
             lost += Meaning.LOST in meanings
             if meanings & {Meaning.FINAL, Meaning.LATER, Meaning.SLOW} or lost > _LOST_LIMIT or not deadline.left():
-                self._servers.refresh()
+                self._routing.refresh()
                 # What a server has said tells more than that it did not say it again in the rest of the time.
                 raise self.fault(said or replies[next(iter(failed))])
             said = next((replies[number] for number in failed if is_answer(replies[number])), said)
             if meanings & {Meaning.LOST, Meaning.ELSEWHERE}:
-                self._servers.await_refresh(deadline)
-                topology = self._servers.known(deadline, patient=True)
+                self._routing.await_refresh(deadline)
+                topology = self._routing.known(deadline, patient=True)
             if not meanings <= {Meaning.FOLLOW, Meaning.ASK}:
                 time.sleep(min(pause_s, deadline.left()))
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -129,7 +129,7 @@ class Link:
         """Run commands once, those for one node in order on one connection; an error is the reply of its command."""
         deadline = Deadline.after(self._timeout_s)
         replies: list[Any] = [None] * len(calls)
-        shares = self._shares(self._servers.known(deadline, patient=True), calls, range(len(calls)), replies, {})
+        shares = self._shares(self._routing.known(deadline, patient=True), calls, range(len(calls)), replies, {})
         exchange(shares, deadline)
         for share in shares:
             self._heard(share, replies, {})
@@ -147,10 +147,10 @@ class Link:
         """Return redis-py's client of each primary; ``fresh`` reads the topology again."""
         deadline = Deadline.after(self._timeout_s)
         if fresh:
-            self._servers.await_refresh(deadline)
-            if self._servers.error is not None:
-                raise self.fault(self._servers.error)
-        return [shard.primary.client() for shard in self._servers.known(deadline, patient=True).shards()]
+            self._routing.await_refresh(deadline)
+            if self._routing.error is not None:
+                raise self.fault(self._routing.error)
+        return [shard.primary.client() for shard in self._routing.known(deadline, patient=True).shards()]
 
     def ping(self, *, writes: bool) -> None:
         """Raise StoreUnavailableError if slots are not served, or a primary does not answer or is none any more.
@@ -158,10 +158,10 @@ class Link:
         A lone server that is a replica may be read, as far as it is not too stale, but not written.
         """
         deadline = Deadline.after(self._timeout_s)
-        topology = self._servers.known(deadline, patient=True)
+        topology = self._routing.known(deadline, patient=True)
         if topology.missing():
-            self._servers.await_refresh(deadline)
-            topology = self._servers.known(deadline)
+            self._routing.await_refresh(deadline)
+            topology = self._routing.known(deadline)
         if topology.missing():
             raise StoreUnavailableError(f"{self.name}: no server is known for {topology.missing()} slots")
         for _ in range(2):
@@ -170,22 +170,22 @@ class Link:
             for share in shares:
                 error = share.error or next((each for each in share.replies[:1] if isinstance(each, Exception)), None)
                 if error is not None:
-                    self._servers.refresh()
+                    self._routing.refresh()
                     raise self.fault(error)
             demoted = [share.node for share in shares if role(share.replies[1]) == b"slave"]
             if not demoted:
                 return
             for node in demoted:
                 node.drop()  # its name may lead to another server by now
-            self._servers.await_refresh(deadline)
-            topology = self._servers.known(deadline)
+            self._routing.await_refresh(deadline)
+            topology = self._routing.known(deadline)
         ages = [staleness_s(share.replies[1]) for share in shares]
         if writes or len(shares) > 1 or ages[0] is None or ages[0] > self._staleness_s:
             raise StoreUnavailableError(f"{self.name}: {demoted[0].name} is a replica")
 
     def place(self, slot: int) -> object:
         """Return an identifier of the node that serves a slot, for comparison."""
-        shard = self._servers.known(Deadline.after(self._timeout_s), patient=True).shard(slot)
+        shard = self._routing.known(Deadline.after(self._timeout_s), patient=True).shard(slot)
         if shard is None:
             raise self.fault(SlotNotCoveredError(f"no server is known for slot {slot}"))
         return shard.primary
@@ -193,11 +193,11 @@ class Link:
     @property
     def generation(self) -> int:
         """A number that grows with each new connection and each change of the topology."""
-        return self._servers.generation
+        return self._routing.generation
 
     def close(self) -> None:
         """Close all connections."""
-        self._servers.close()
+        self._routing.close()
 
     @contextmanager
     def faults(self) -> Iterator[None]:
@@ -205,12 +205,12 @@ class Link:
         try:
             yield
         except FAULTS as error:
-            self._servers.refresh()
+            self._routing.refresh()
             raise self.fault(error) from error
 
     def fault(self, error: BaseException) -> StoreUnavailableError:
         """Return an error of a server or a connection as the store's."""
-        return self._servers.fault(error)
+        return self._routing.fault(error)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -234,7 +234,7 @@ class Link:
             shard = topology.shard(calls[number].slot)
             if shard is None:
                 replies[number] = SlotNotCoveredError(f"no server is known for slot {calls[number].slot}")
-                self._servers.refresh()
+                self._routing.refresh()
                 continue
             node = shard.primary
             if is_read and node.resting:
@@ -277,14 +277,14 @@ class Link:
         return again
 
     def _redirect(self, error: Any, number: int, asking: dict[int, Node] | None, said_by: Node) -> None:
-        node = self._servers.at(error.host or said_by.host, error.port)
+        node = self._routing.at(error.host or said_by.host, error.port)
         if asking is None:
-            self._servers.moved(error.slot_id, node)
+            self._routing.moved(error.slot_id, node)
         else:
             asking[number] = node
 
     def _troubled(self, share: Share, error: BaseException) -> None:
-        self._servers.refresh()
+        self._routing.refresh()
         if share.is_read:
             self._resting.rest(share.node, share.commands, error)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from streamer.store.options import StoreOptions
     from streamer.store.redis.nodes import Node
-    from streamer.store.redis.servers import Servers
+    from streamer.store.redis.routing import Routing
 
 log = structlog.get_logger()
 
@@ -39,9 +39,9 @@ _PROMOTED_S = 2.0
 class Resting:
     """Puts nodes to rest and wakes them up. ``read_at``: when a reader has last wanted anything."""
 
-    def __init__(self, servers: Servers, options: StoreOptions) -> None:
+    def __init__(self, routing: Routing, options: StoreOptions) -> None:
         self.read_at = 0.0
-        self._servers = servers
+        self._routing = routing
         self._timeout_s = options.timeout_s
         self._staleness_s = options.staleness_s
         self._lock = threading.Lock()
@@ -49,20 +49,20 @@ class Resting:
     def rest(self, node: Node, commands: Sequence[tuple[Any, ...]], error: BaseException) -> None:
         """Let readers leave a node out until it answers these commands in time."""
         with self._lock:
-            if node.resting or self._servers.is_closed:
+            if node.resting or self._routing.is_closed:
                 return
             node.resting = words(error)
-        log.warning("store node is left out", store=self._servers.name, node=node.name, error=node.resting)
+        log.warning("store node is left out", store=self._routing.name, node=node.name, error=node.resting)
         in_thread(partial(self._revive, node, commands))
 
     def _revive(self, node: Node, commands: Sequence[tuple[Any, ...]]) -> None:
         try:
-            while self._servers.has(node) and time.monotonic() - self.read_at < _FORGOTTEN_S:
+            while self._routing.has(node) and time.monotonic() - self.read_at < _FORGOTTEN_S:
                 self._look_at_replicas(node)
                 share = Share(node, commands)
                 exchange([share], Deadline.after(self._timeout_s))
                 if share.error is None and not any(_puts_off(reply) for reply in share.replies):
-                    log.info("store node is asked again", store=self._servers.name, node=node.name)
+                    log.info("store node is asked again", store=self._routing.name, node=node.name)
                     return
                 time.sleep(_AGAIN_AFTER_S)
         finally:
@@ -70,7 +70,7 @@ class Resting:
 
     def _look_at_replicas(self, primary: Node) -> None:
         """Note until when the replicas of a resting primary may be read."""
-        topology = self._servers.topology
+        topology = self._routing.topology
         shard = topology.shard_of(primary) if topology else None
         if shard is None:
             return
@@ -79,7 +79,7 @@ class Resting:
         for share in shares:
             info = None if share.error else share.replies[0]
             if role(info) == b"master":
-                self._servers.refresh()  # it has been promoted, and is read until the topology says so, too
+                self._routing.refresh()  # it has been promoted, and is read until the topology says so, too
                 share.node.fresh_until = time.monotonic() + _PROMOTED_S
                 continue
             stale_s = staleness_s(info)

@@ -28,7 +28,7 @@ _REFRESH_EVERY_S = 0.25
 """The topology is read at most so often."""
 
 
-class Servers:
+class Routing:
     """The servers of the store at an address. May be used by several threads; nothing is sent before the first call.
 
     ``topology`` is None until it has been read for the first time, ``error`` why it could not be read the last time.
