@@ -29,7 +29,7 @@ def _measures(ctx: click.Context, param: click.Parameter, value: str) -> list[st
         raise click.BadParameter(str(error)) from None
 
 
-@click.command()
+@click.command(short_help="Measure TREC runs against judgments, and the gain.")
 @click.option("--run", "run_path", type=_INPUT, required=True, help="TREC run of the engine (six columns).")
 @click.option(
     "--qrels", "qrels_path", type=_INPUT, required=True, help="AVS judgments (columns: topic, 0, shot, stratum, rel)."

@@ -6,12 +6,15 @@ flag, its variable and its key in the TOML file.
 
 from __future__ import annotations
 
+import re
 import socket
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import orjson
 from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from streamer.events import MAX_RESULTS
 from streamer.method import Method
@@ -90,7 +93,7 @@ TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] | None
 
 
 def _own_topic(of: str) -> Any:
-    return Field(None, description=f"Full name of the topic of {of}; no prefix precedes it")
+    return Field(None, description=f"Full name of the {of}; the topic prefix is not put before it")
 
 
 class Connection(Brokers):
@@ -104,25 +107,29 @@ class Connection(Brokers):
     group_suffix: str = Field(
         "",
         pattern=r"^[A-Za-z0-9._-]{0,100}$",
-        description="Put behind the name of the consumer group and the transactional id, so that two sets of services "
-        "can share topics",
+        description="Appended to the names of consumer groups and transactional ids, so that two sets of services can "
+        "share topics",
     )
 
-    topic_clips_uploaded: TopicName = _own_topic("uploads, clips.uploaded")
-    topic_clips_embedded: TopicName = _own_topic("announcements, clips.embedded")
-    topic_query_results: TopicName = _own_topic("query results, query.results")
-    topic_query_reranked: TopicName = _own_topic("reranked results, query.reranked")
-    topic_clips_uploaded_dlq: TopicName = _own_topic("dead letters of uploads, by default that of uploads and .dlq")
+    topic_clips_uploaded: TopicName = _own_topic("topic of uploads, instead of clips.uploaded")
+    topic_clips_embedded: TopicName = _own_topic("topic of embedded clips, instead of clips.embedded")
+    topic_query_results: TopicName = _own_topic("topic of query results, instead of query.results")
+    topic_query_reranked: TopicName = _own_topic("topic of reranked results, instead of query.reranked")
+    topic_clips_uploaded_dlq: TopicName = _own_topic(
+        "dead-letter topic of uploads, instead of the name of their topic and .dlq"
+    )
     topic_query_results_dlq: TopicName = _own_topic(
-        "dead letters of queries, by default that of query results and .dlq"
+        "dead-letter topic of query results, instead of the name of their topic and .dlq"
     )
     group_embed: TopicName = Field(
         None,
-        description="Consumer group of embed instead of streamer-embed; the suffix follows it, no prefix precedes it",
+        description="Consumer group of embed, instead of streamer-embed; the group suffix is appended, the topic "
+        "prefix is not put before it",
     )
     group_rerank: TopicName = Field(
         None,
-        description="Consumer group of rerank instead of streamer-rerank; the suffix follows it, no prefix precedes it",
+        description="Consumer group of rerank, instead of streamer-rerank; the group suffix is appended, the topic "
+        "prefix is not put before it",
     )
 
     @model_validator(mode="after")
@@ -168,7 +175,7 @@ class ServiceSettings(Connection):
         ge=1 << 20,
         le=680 << 20,
         description="Decompressed size up to which a batch of records can always be read; a batch that the Kafka "
-        "client cannot decode is dead-lettered by its offsets",
+        "client cannot decode even so becomes one dead letter that names its offsets",
     )
     drain_timeout: float = Field(
         8.0, gt=0, description="Seconds that a stop or a revocation waits for records in flight"
@@ -185,12 +192,12 @@ class OutputSettings(Group):
 
     output_timestamps: Literal["input", "now"] = Field(
         "input",
-        description="Time of output records: input: that of the record that they answer, so that event-time joins and "
-        "replays match; now: when they are produced",
+        description="Timestamp of output records; input: that of the input record, so that event-time joins and "
+        "replays match; now: the time at which they are produced",
     )
     cloudevents: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="CloudEvents attributes on outputs; auto: where the record that they answer is a CloudEvent",
+        description="CloudEvents attributes on outputs; auto: if the input record is a CloudEvent",
     )
     cloudevents_source: str | None = Field(
         None,
@@ -270,21 +277,55 @@ class StoreSettings(Group):
         "lmdb:./data/store",
         pattern=r"^[a-z][a-z+]*:.+",
         repr=False,  # it may hold a password
-        description="Store of the embeddings: lmdb:PATH, redis://HOST:PORT, or redis+cluster://HOST:PORT,HOST:PORT "
-        "(rediss: with TLS)",
+        description="Store of the embeddings: lmdb:PATH, redis://HOST:PORT, redis+cluster://HOST:PORT,HOST:PORT or "
+        "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE (rediss: with TLS)",
     )
     store_user: str | None = Field(None, description="ACL user of a remote store")
     store_password: SecretStr | None = Field(
         None, description="Password of a remote store; prefer the variable or a file to the flag"
     )
-    store_password_file: Path | None = Field(None, description="File that holds the password of a remote store")
+    store_password_file: Path | None = Field(
+        None, description="File that holds the password of a remote store; it is read for each connection"
+    )
     store_ca: Path | None = Field(
         None,
         description="PEM file with the certificate authorities that a remote store is checked against",
     )
     store_cert: Path | None = Field(None, description="PEM file with the client certificate for a remote store")
     store_key: Path | None = Field(None, description="PEM file with the key of the client certificate")
-    store_timeout: float = Field(1.0, gt=0, le=60, description="Seconds to wait for an answer of a remote store")
+    store_timeout: float = Field(
+        1.0,
+        gt=0,
+        le=60,
+        description="Seconds within which all reads of an event from a remote store must end, connecting included; for "
+        "a write, the seconds of each of its steps",
+    )
+    store_address_map: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="JSON list of ANNOUNCED=REACHABLE addresses (HOST:PORT), for servers of a remote store behind "
+        "address translation",
+    )
+
+    @field_validator("store_address_map", mode="before")
+    @classmethod
+    def _parse_address_map(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            parsed = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            parsed = None
+        if not isinstance(parsed, list):  # a TypeError would not be reported as a wrong setting
+            raise ValueError('must be a JSON list, such as ["10.0.0.5:6379=203.0.113.7:7001"]')
+        return parsed
+
+    @field_validator("store_address_map")
+    @classmethod
+    def _check_address_map(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if not re.fullmatch(r"[^=]+:[0-9]{1,5}=[^=]+:[0-9]{1,5}", each):
+                raise ValueError(f"{each!r} is not of the form HOST:PORT=HOST:PORT")
+        return value
 
     def read_store_password(self) -> str | None:
         """Return the password, from its file where there is one; :class:`SettingsError` if that cannot be read."""
@@ -313,4 +354,18 @@ class StoreReadSettings(StoreSettings):
 
     store_cache_bytes: int = Field(
         64 << 20, ge=0, description="Bytes of records of a remote store that are cached in this process; 0: no cache"
+    )
+    store_staleness: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="Seconds by which a replica's data may be old that is read while its primary does not answer; 0: "
+        "replicas are not read",
+    )
+    least_scored: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of a query's candidates within the depth that the store must be able to look up; with fewer "
+        "the query keeps its order",
     )

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import TracebackType
 
+    import numpy as np
+    import numpy.typing as npt
+
     from streamer.health import Health
     from streamer.metrics import Metrics
+    from streamer.scoring import ClipScores
     from streamer.store.protocol import (
         Clip,
         Embedding,
@@ -40,8 +44,19 @@ _SHARE_OF_COUNTING = 0.01
 """Counting takes at most this share of the time: large stores are counted less often."""
 
 
+class Counted(Protocol):
+    """What a read has counted; see :class:`~streamer.vectors.CountedBlocks`."""
+
+    @property
+    def corrupt(self) -> int: ...  # noqa: D102
+    @property
+    def cache_hits(self) -> int: ...  # noqa: D102
+    @property
+    def cache_misses(self) -> int: ...  # noqa: D102
+
+
 class _EndOfRead(Protocol):
-    def __call__(self, seconds: float, clips: StoredClips | None, *, unavailable: bool) -> None: ...
+    def __call__(self, seconds: float, clips: Counted | None, *, unavailable: bool) -> None: ...
 
 
 class MeasuredStore:
@@ -56,6 +71,7 @@ class MeasuredStore:
         self._seconds = {name: metrics.store.labels(name) for name in OPERATIONS}
         self._errors = {name: metrics.store_errors.labels(name) for name in OPERATIONS}
         self._corrupt = metrics.corrupt_records
+        self._replica_reads = metrics.store_replica_reads
         self._cache_hits, self._cache_misses = (metrics.store_cache.labels(result) for result in ("hit", "miss"))
 
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
@@ -72,7 +88,21 @@ class MeasuredStore:
         """Read records, as the store does."""
         return _MeasuredRead(self._store.read(clip_ids), self._end_of_read)
 
-    def _end_of_read(self, seconds: float, clips: StoredClips | None, *, unavailable: bool) -> None:
+    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+        """Score clips, as the store does; a query of which some clips are unavailable counts as an error, too."""
+        began = time.perf_counter()
+        try:
+            scores = self._store.score(clip_ids, vector, deadline)
+        except BaseException as error:
+            self._end_of_read(time.perf_counter() - began, None, unavailable=isinstance(error, StoreUnavailableError))
+            raise
+        seconds = time.perf_counter() - began - scores.seconds
+        self._end_of_read(seconds, scores, unavailable=bool(scores.unavailable))
+        if scores.replica_reads:
+            self._replica_reads.inc(scores.replica_reads)
+        return scores
+
+    def _end_of_read(self, seconds: float, clips: Counted | None, *, unavailable: bool) -> None:
         self._seconds["read"].observe(seconds)
         if unavailable:
             self._errors["read"].inc()

@@ -1,7 +1,8 @@
 """The keys of a store in a Redis keyspace, and the parsing of its URL.
 
 ``redis://[USER:PASSWORD@]HOST[:PORT][/DB]``, ``rediss://`` with TLS, ``redis+cluster://HOST[:PORT],HOST...`` and
-``rediss+cluster://`` for a cluster, with a few of its nodes; each with ``?name=`` and ``?buckets=``.
+``rediss+cluster://`` for a cluster, with a few of its nodes, and ``redis+sentinel://HOST[:PORT],HOST.../SERVICE[/DB]``
+and ``rediss+sentinel://`` for a primary that Sentinels name; each with ``?name=`` and ``?buckets=``.
 
 A record's key is the store's name, its bucket's hash tag in braces, and the engine-independent key
 (:func:`streamer.store.record_format.key`). A cluster places keys by their hash tag: a bucket is a set of clips in one
@@ -43,10 +44,9 @@ DEFAULT_BUCKETS: Final = 64
 BUCKETS_PER_NODE: Final = 16
 """With so many buckets a node, the fullest has a sixteenth more than the mean."""
 DEFAULT_PORT: Final = 6379
-_SCHEMES = {
-    "redis": (False, False), "rediss": (False, True), "redis+cluster": (True, False), "rediss+cluster": (True, True),
-}  # fmt: skip
-"""For each scheme whether it means a cluster, and whether TLS."""
+SENTINEL_PORT: Final = 26379
+_SCHEMES = {f"redis{tls}{kind}": (kind, bool(tls)) for kind in ("", "+cluster", "+sentinel") for tls in ("", "s")}
+"""For each scheme its kind, and whether it means TLS."""
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 EARLIER, VERSION = 2, 3
 """The versions of a store's format. A store keeps the one with which it was created."""
@@ -74,6 +74,8 @@ class Address:
 
     public: str
     is_cluster: bool
+    service: str | None
+    """The name by which Sentinels know the primary; None if no Sentinel is asked."""
     tls: bool
     hosts: tuple[tuple[str, int], ...]
     user: str | None
@@ -97,7 +99,8 @@ class Address:
         scheme, _, rest = url.partition("://")
         if scheme not in _SCHEMES or not rest:
             raise ValueError("not of the form redis://HOST:PORT")
-        is_cluster, tls = _SCHEMES[scheme]
+        kind, tls = _SCHEMES[scheme]
+        is_cluster, by_sentinel = kind == "+cluster", kind == "+sentinel"
         # Parsed here because the standard library does not accept a list of hosts.
         parts = urlsplit(f"redis://{rest}")
         credentials, _, hosts = parts.netloc.rpartition("@")
@@ -110,14 +113,18 @@ class Address:
             raise ValueError("?name= takes 1 to 64 of A-Z, a-z, 0-9 and ._:-")
         if parts.fragment or (is_cluster and parts.path not in {"", "/"}):
             raise ValueError("only ?name= and ?buckets= may follow the hosts, because a cluster has only one database")
+        service, _, db = parts.path.strip("/").partition("/") if by_sentinel else ("", "", parts.path.strip("/"))
+        if by_sentinel and not service:
+            raise ValueError("the name of the service must follow the Sentinels, as in redis+sentinel://HOST/SERVICE")
         return cls(
             public=public,
             is_cluster=is_cluster,
+            service=unquote(service) or None,
             tls=tls,
-            hosts=_hosts(hosts, is_cluster),
+            hosts=_hosts(hosts, several=bool(kind), default_port=SENTINEL_PORT if by_sentinel else DEFAULT_PORT),
             user=unquote(user) or None,
             password=unquote(password) or None,
-            db=_number("/DB", parts.path.strip("/") or "0", 0, 1 << 20),
+            db=_number("/DB", db or "0", 0, 1 << 20),
             name=name,
             buckets=None if buckets is None else _number("?buckets=", buckets, 1, SLOTS),
         )
@@ -200,15 +207,15 @@ def common_models(name: str) -> list[tuple[int, bytes]]:
     return [(key_slot(tag), b"%s{%s}%s" % (name.encode(), tag, MODELS)) for tag in tags]
 
 
-def _hosts(text: str, is_cluster: bool) -> tuple[tuple[str, int], ...]:
+def _hosts(text: str, *, several: bool, default_port: int) -> tuple[tuple[str, int], ...]:
     hosts = []
     for each in text.split(","):
         parts = urlsplit(f"//{each}")
         if not parts.hostname:
             raise ValueError("a host is missing")
-        hosts.append((parts.hostname, DEFAULT_PORT if parts.port is None else parts.port))
-    if len(hosts) > 1 and not is_cluster:
-        raise ValueError("several hosts need redis+cluster://")
+        hosts.append((parts.hostname, default_port if parts.port is None else parts.port))
+    if len(hosts) > 1 and not several:
+        raise ValueError("several hosts need redis+cluster:// or redis+sentinel://")
     return tuple(hosts)
 
 

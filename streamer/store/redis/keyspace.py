@@ -25,7 +25,8 @@ from streamer.store.redis.address import (
     buckets_of,
     common_models,
 )
-from streamer.store.redis.link import Call, Link
+from streamer.store.redis.answers import Meaning, meaning
+from streamer.store.redis.exchange import Call
 from streamer.store.redis.scripts import (
     BURY,
     BURY_PARTS,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
     from streamer.store.options import StoreOptions
     from streamer.store.redis.address import Address
+    from streamer.store.redis.deadline import Deadline
+    from streamer.store.redis.link import Link
 
 _CONTENTION_S = 30.0
 """Seconds for which a write is retried while other writers change the same record."""
@@ -51,7 +54,7 @@ _SCAN_KEYS = 1_000
 _LAST_WRITE = MODELS + b"last write"
 """Follows a bucket's tag in the key that is written in order to wait for replicas."""
 _NO_MODELS = {SALT_FIELD, FORMAT_FIELD}
-_TORN_READS = 5
+TORN_READS = 5
 """How often two parts are read one after the other before a checksum that does not match counts as damage."""
 _WAIT_SHARE = 0.5
 """The share of the timeout for which a server may wait for its replicas."""
@@ -79,26 +82,30 @@ class Space:
     def __init__(self, link: Link, buckets: Buckets, options: StoreOptions) -> None:
         self.link = link
         self.buckets = buckets
+        self._compared_at = -1
+        self._format_slot = key_slot(buckets.name)
         self._replicas = options.replicas
         self._wait_ms = max(1, int(1000 * _WAIT_SHARE * options.timeout_s))
 
     @classmethod
-    def open(cls, address: Address, options: StoreOptions, *, create: bool) -> Space | None:
-        """Connect; None if the store does not exist and is not created."""
-        link = Link(address, options)
-        try:
-            name = address.name.encode()
-            stored = link.one("GET", name)
-            if stored is None and create:
-                made = _lost(link, address) or _new(link, address)
-                (stored,) = link.all([_ensure(made)])
-            if stored is None:
-                link.close()
-                return None
-            return cls(link, buckets_of(stored, address), options)
-        except BaseException:
-            link.close()
-            raise
+    def open(
+        cls, link: Link, address: Address, options: StoreOptions, *, create: bool, deadline: Deadline
+    ) -> Space | None:
+        """Read the store's format, by a deadline; None if the store does not exist and is not created."""
+        name = address.name.encode()
+        if not create:
+            (stored,), _ = link.read([Call(key_slot(name), ("GET", name))], deadline)
+            if isinstance(stored, Exception):
+                raise link.fault(stored)
+            return None if stored is None else cls(link, buckets_of(stored, address), options)
+        stored = link.one("GET", name)
+        if stored is None:
+            # The first process determines the number of buckets, the salt, and whether there are parts.
+            made = _lost(link, address) or _new(link, address)
+            (stored,) = link.all([_ensure(made)])
+        if stored is None:
+            raise StoreUnavailableError(f"{address.public}: the store was removed while it was created")
+        return cls(link, buckets_of(stored, address), options)
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the records under ``keys``."""
@@ -118,13 +125,13 @@ class Space:
     def get_apart(self, key: bytes) -> bytes | None:
         """Return one record by commands with one key each, as a cluster requires while the key's slot migrates."""
         number = self.buckets.of(key)
-        for attempt in range(1, _TORN_READS + 1):
+        for attempt in range(1, TORN_READS + 1):
             value: bytes | None = self.link.one("GET", self.buckets.heads[number] + key)
             if value is None or not self.buckets.in_parts:
                 return value
             value = parts.join(value, self.link.one("GET", self.buckets.rest(number, key)))
             # It may have been replaced between the two commands.
-            if attempt == _TORN_READS or record_format.version(memoryview(value)) is not None:
+            if attempt == TORN_READS or record_format.version(memoryview(value)) is not None:
                 break
         return value
 
@@ -135,15 +142,29 @@ class Space:
         return [*full, *(self.buckets.rest(number, key) for key in keys)] if self.buckets.in_parts else full
 
     def whole(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return the records of the values under :meth:`full`; where there is no second part, what is there is kept."""
+        """Return the records of the values under :meth:`full`.
+
+        An error of one part is the record's; where there is no second part, what is there is kept.
+        """
         if not self.buckets.in_parts:
             return values
         count = len(values) // 2
         size = record_format.size
         return [  # as parts.join, which would cost a query of a hundred records as much again
-            first + rest if rest is not None and first is not None and len(first) < size(first) else first
+            first
+            if rest is None or not isinstance(first, bytes) or len(first) >= size(first)
+            else first + rest
+            if isinstance(rest, bytes)
+            else rest
             for first, rest in zip(values[:count], values[count:], strict=True)
         ]
+
+    def is_torn(self, values: Sequence[Any]) -> bool:
+        """Return whether a record of the values under :meth:`full` is not intact, as if its parts were of two versions."""
+        return self.buckets.in_parts and any(
+            isinstance(value, bytes) and record_format.version(memoryview(value)) is None
+            for value in self.whole(values)
+        )
 
     def heads(self, keys: Sequence[bytes]) -> list[memoryview]:
         """Return enough of each record to see whether it is live and its id; empty if it is gone."""
@@ -210,20 +231,43 @@ class Space:
         fields = self.buckets.own_fields | {prefix: model_id.encode() for prefix, model_id in models.items()}
         pairs = [part for field in fields.items() for part in field]
         # The format first: otherwise a bucket of another salt would be marked with this one.
-        self._check(*self.link.all([_ensure(self.buckets)]))
+        self.compare_format(*self.link.all([_ensure(self.buckets)]))
         self.link.all([Call(slots[n], ("EVAL", REGISTER, 1, keys(n), *pairs)) for n in numbers])
 
     def check_format(self) -> None:
         """Raise :class:`StoreReplacedError` if the store's buckets or salt are not these any more."""
-        self._check(self.link.one("GET", self.buckets.name))
+        self.compare_format(self.link.one("GET", self.buckets.name))
 
-    def _check(self, stored: bytes | None) -> None:
+    def why_not_validated(self) -> Exception | None:
+        """Return why servers do not run the script for cached records, None if they do."""
+        (reply,) = self.link.run([Call(self._format_slot, ("EVAL_RO", "return 1", 0))])
+        return reply if isinstance(reply, Exception) and meaning(reply) is Meaning.FINAL else None
+
+    def format_call(self) -> Call | None:
+        """Return the call that reads the format, None if no server or connection is new since it was last compared."""
+        return (
+            None if self.link.generation == self._compared_at else Call(self._format_slot, ("GET", self.buckets.name))
+        )
+
+    def compare_format(self, stored: bytes | None, generation: int | None = None) -> None:
+        """Raise :class:`StoreReplacedError` if this is another store's format; ``generation``: of the link before."""
         if stored not in {None, self.buckets.format}:
-            raise StoreReplacedError(f"{self.link.name}: the store was created anew")
+            raise StoreReplacedError(
+                f"{self.link.name}: the store was created anew, as {_shown(stored)} instead of "
+                f"{_shown(self.buckets.format)}"
+            )
+        if generation is not None:
+            self._compared_at = generation
 
-    def check_model(self, prefix: bytes, model_id: str) -> None:
-        """Raise :class:`StoreError` if the prefix belongs to another model."""
-        known = self.link.one("HGET", self.buckets.models(0), prefix)
+    def check_model(self, prefix: bytes, model_id: str, deadline: Deadline | None = None) -> None:
+        """Raise :class:`StoreError` if the prefix belongs to another model.
+
+        Asked is a bucket beside the format, so that opening the store depends on one node only.
+        """
+        place, slots = self.link.place, self.buckets.slots
+        beside = place(self._format_slot)
+        number = next((n for n, slot in enumerate(slots) if place(slot) is beside), 0)
+        (known,) = self.link.all([Call(slots[number], ("HGET", self.buckets.models(number), prefix))], deadline)
         if known not in {None, model_id.encode()}:
             raise StoreError(f"{self.link.name}: model {model_id!r} has the same hash as {known.decode()!r}")
 
@@ -289,7 +333,7 @@ class Space:
         replies = self.link.run(calls)
         for reply in replies:
             if isinstance(reply, Exception):
-                raise StoreUnavailableError(f"{self.link.name}: {reply}") from reply
+                raise self.link.fault(reply)
         fewest = min(replies[1::2], default=self._replicas)
         if fewest < self._replicas:
             raise StoreUnavailableError(
@@ -336,6 +380,11 @@ class Space:
         return found
 
 
+def _shown(stored: bytes | None) -> str:
+    """Return a format without its salt, which is a secret."""
+    return repr((stored or b"").decode(errors="replace").partition(" salt ")[0][:100])
+
+
 def _ensure(buckets: Buckets) -> Call:
     return Call(key_slot(buckets.name), ("EVAL", ENSURE, 1, buckets.name, buckets.format))
 
@@ -349,7 +398,7 @@ def _new(link: Link, address: Address) -> Buckets:
     """Return a new store: the first process determines its number of buckets, its salt, and whether it is in parts."""
     nodes = link.nodes()
     in_parts = False
-    with suppress(NoPermissionError), link.faults():
+    with link.faults(), suppress(NoPermissionError):
         in_parts = parts.is_rounded(str(nodes[0].info("memory").get("mem_allocator", "")))
     count = address.buckets or max(DEFAULT_BUCKETS, BUCKETS_PER_NODE * len(nodes))
     return Buckets(address.name, count, secrets.randbits(64), version=VERSION, in_parts=in_parts)
