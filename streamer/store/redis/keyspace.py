@@ -160,7 +160,7 @@ class Space:
         ]
 
     def is_torn(self, values: Sequence[Any]) -> bool:
-        """Return whether a record of the values under :meth:`full` is not intact, as if its parts were of two versions."""
+        """Return whether a record of the values under :meth:`full` is damaged, as if its parts were of two versions."""
         return self.buckets.in_parts and any(
             isinstance(value, bytes) and record_format.version(memoryview(value)) is None
             for value in self.whole(values)
