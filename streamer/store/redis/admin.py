@@ -64,7 +64,8 @@ class RedisAdmin:
         if self._space is None:
             raise StoreError(f"{self._name}: no such store")
         if create:
-            refuse_eviction(self._name, ask(self._space.link, self._options.timeout_s))
+            timeout_s, is_cluster = self._options.timeout_s, self._address.is_cluster
+            refuse_eviction(self._name, ask(self._space.link, timeout_s, is_cluster=is_cluster))
         # Separated by a character that no store's name contains.
         self._note_key = f"{self._address.name}/note".encode()
 

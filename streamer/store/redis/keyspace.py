@@ -349,7 +349,7 @@ def _new(link: Link, address: Address) -> Buckets:
     """Return a new store: the first process determines its number of buckets, its salt, and whether it is in parts."""
     nodes = link.nodes()
     in_parts = False
-    with suppress(NoPermissionError), link.faults():
+    with link.faults(), suppress(NoPermissionError):
         in_parts = parts.is_rounded(str(nodes[0].info("memory").get("mem_allocator", "")))
     count = address.buckets or max(DEFAULT_BUCKETS, BUCKETS_PER_NODE * len(nodes))
     return Buckets(address.name, count, secrets.randbits(64), version=VERSION, in_parts=in_parts)

@@ -29,7 +29,7 @@ _UNKNOWN = -1
 """The seconds that a replica reports while it has never been connected to its primary."""
 
 
-def ask(link: Link, seconds: float) -> list[StoreServer]:
+def ask(link: Link, seconds: float, *, is_cluster: bool) -> list[StoreServer]:
     """Ask all primaries, and replicas as long as no more than ``seconds`` have passed.
 
     A server that refuses INFO to this user is not in the list. Raises
@@ -40,12 +40,12 @@ def ask(link: Link, seconds: float) -> list[StoreServer]:
     for node in link.nodes():
         with link.faults(), suppress(NoPermissionError):
             told.append((node, _info(node)))
-    if sum(int(info.get("connected_slaves", 0)) for _, info in told) > len(link.replicas()):
+    if is_cluster and sum(int(info.get("connected_slaves", 0)) for _, info in told) > len(link.replicas()):
         link.nodes(fresh=True)  # a cluster does not list replicas that have just joined
     for node in link.replicas():
         if time.monotonic() > deadline:
             break
-        with suppress(RedisError):
+        with suppress(RedisError, OSError):
             told.append((node, _info(node)))
     return [_server(node, info) for node, info in told]
 

@@ -258,7 +258,7 @@ class RedisStore:
 
     def _look_at_servers(self, space: Space) -> None:
         """Ask the servers for their state. Raises :class:`EvictingStoreError` if one may evict records."""
-        self._servers = ask(space.link, self._options.timeout_s)
+        self._servers = ask(space.link, self._options.timeout_s, is_cluster=self._address.is_cluster)
         refuse_eviction(self._address.public, self._servers)
 
     def _fetch(self, keys: Sequence[bytes]) -> tuple[dict[bytes, memoryview], int]:
