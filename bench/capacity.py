@@ -5,9 +5,9 @@
     python -m bench.capacity memory     measures only that part, and keeps the others
 
 Sizes are measured on real stores: the growth of LMDB's disk space by clips of 16 vectors of length 512, and of the
-memory of two clusters by clips of 16 and of 64. One cluster's servers (Valkey) use the C library's allocator, the
-other's (Redis) jemalloc. Their memory is what they compare with ``maxmemory`` (``used_memory``). The cost of a query
-with 100 candidates is the CPU time and the traffic that the first cluster's servers report, because other work on the
+memory of two servers by clips of 16 and of 64. One server (Valkey) uses the C library's allocator, the other (Redis)
+jemalloc. Their memory is what they compare with ``maxmemory`` (``used_memory``). The cost of a query with 100
+candidates is the CPU time and the traffic that the servers of a Valkey cluster report, because other work on the
 machine hardly affects these; the reader caches nothing.
 
 The loss of quality by a precision is measured with clips and queries like those of the demo and with the small model:
@@ -40,7 +40,7 @@ from streamer.synthetic.engine import BaseEngine
 from streamer.synthetic.measures import average_precision
 from streamer.vectors import ClipList
 from streamer.video.sampling.sample import Sampling, sample
-from tests.support.redis_servers import Cluster
+from tests.support.redis_servers import Cluster, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -132,11 +132,11 @@ def memory(count: int) -> list[dict[str, Any]]:
             for allocator, engine in ALLOCATORS.items():
                 with ExitStack() as stack:
                     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-capacity-")))
-                    cluster = stack.enter_context(Cluster(folder / "cluster", engine, replicas=False))
-                    built_with = cluster.nodes[0].command("INFO", "memory")["mem_allocator"]
+                    server = stack.enter_context(Server(folder / "server", engine))
+                    built_with = server.command("INFO", "memory")["mem_allocator"]
                     assert built_with.startswith(allocator), built_with
                     store = stack.enter_context(
-                        closing(open_store(cluster.url, model_id="m", dim=dim, precision=precision, options=_UNCACHED))
+                        closing(open_store(server.url, model_id="m", dim=dim, precision=precision, options=_UNCACHED))
                     )
                     empty = store.stats().bytes
                     for some in clips(number, vectors, dim):
