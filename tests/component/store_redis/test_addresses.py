@@ -173,9 +173,9 @@ def test_a_store_that_is_made_anew_with_other_buckets_is_a_fault_with_a_name_to_
     for key in valkey.command("KEYS", "rebucketed*"):
         valkey.command("DEL", key)
     opened(f"{url}&buckets=256").put([clip("d")])
-    with pytest.raises(StoreUnavailableError, match="buckets 256' instead of 'clip embeddings 2 buckets 64"):
+    with pytest.raises(StoreUnavailableError, match="buckets 256' instead of 'clip embeddings 3 buckets 64"):
         writer.put([clip("c")])
-    with pytest.raises(StoreUnavailableError, match="buckets 256' instead of 'clip embeddings 2 buckets 64"):
+    with pytest.raises(StoreUnavailableError, match="buckets 256' instead of 'clip embeddings 3 buckets 64"):
         reader.ping()
     for work in (lambda: writer.put([clip("c")]), lambda: versions(reader, ["c"]), writer.ping, reader.ping):
         with pytest.raises(StoreUnavailableError, match="was created with 256 buckets"):
