@@ -239,7 +239,7 @@ class RedisStore:
         if space is not None:
             with self._same_store(space):
                 space.check_format()
-            self._look_at_servers(space)
+        self._look_at_servers()
 
     def servers(self) -> Sequence[StoreServer]:
         """Return the servers as the last :meth:`ping` found them."""
@@ -273,11 +273,12 @@ class RedisStore:
         return self._space
 
     def _open(self, deadline: Deadline) -> Space | None:
+        # Before a store is created, and also where there is none yet, which a reader would otherwise wait for.
+        if not self._is_for_tools and (not self._servers or any(each.evicts for each in self._servers)):
+            self._look_at_servers()
         create = not self._read_only
         space = Space.open(self._link, self._address, self._options, create=create, deadline=deadline)
         if space is not None:
-            if not self._is_for_tools:
-                self._look_at_servers(space)
             space.check_model(self._prefix, self._model_id, deadline)
             if create:
                 space.register(range(space.buckets.count), {self._prefix: self._model_id})
@@ -313,12 +314,12 @@ class RedisStore:
         if space is None:
             raise StoreUnavailableError(f"{self._address.public}: the store was removed")
         if any(each.evicts for each in self._servers):  # until they are seen to be configured otherwise
-            self._look_at_servers(space)
+            self._look_at_servers()
         return space
 
-    def _look_at_servers(self, space: Space) -> None:
+    def _look_at_servers(self) -> None:
         """Ask the servers for their state. Raises :class:`EvictingStoreError` if one may evict records."""
-        self._servers = ask(space.link, self._options.timeout_s, is_cluster=self._address.is_cluster)
+        self._servers = ask(self._link, self._options.timeout_s, is_cluster=self._address.is_cluster)
         refuse_eviction(self._address.public, self._servers)
 
     def _fetch(self, keys: Sequence[bytes], deadline: Deadline) -> _Fetched:

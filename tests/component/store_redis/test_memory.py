@@ -95,6 +95,12 @@ def value(metrics: Metrics, name: str) -> float:
 
 
 def test_a_server_that_may_evict_is_refused_with_the_name_of_its_policy(server: Server) -> None:
+    set_policy(server, "volatile-lru")
+    for read_only in (True, False):  # before there is a store
+        with pytest.raises(StoreError, match="volatile-lru"):
+            opened(server.url, read_only=read_only)
+    assert server.command("DBSIZE") == 0
+    set_policy(server, "noeviction")
     opened(server.url).put([clip("c")])
     for policy in POLICIES:
         set_policy(server, policy)
