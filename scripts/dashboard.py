@@ -225,6 +225,9 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Store cache", [_per_second("store_cache", "result")], "cps", ("store_cache",)),
         Panel("Corrupt records", [_per_second("corrupt_records", "job")], "cps", ("corrupt_records",)),
         Panel("Store size", [_gauge("max", "store_bytes", "job")], "bytes", ("store_bytes",)),
+        Panel("Memory of the fullest server", [_gauge("max", "store_memory", "job")], "percentunit", ("store_memory",)),
+        Panel("Evicted keys", [_per_second("store_evicted_keys", "job")], "cps", ("store_evicted_keys",)),
+        Panel("Replica lag", [_gauge("max", "store_replica_lag", "job")], "s", ("store_replica_lag",)),
     ],
     "Process": [
         Panel(

@@ -1,18 +1,20 @@
 """Upload -> store: the stages that a clip passes through.
 
     submit    one upload or delete; those of one clip are processed one at a time, in offset order
-    read      decode the event: an upload goes to load, a delete to store     (one thread)
+    read      decode the event: an upload goes to load, a delete to delete    (one thread)
     load      fetch the file; decode it, sample and prepare its frames in a separate process
                                                                             (several clips at the same time)
     encode    the frames of all waiting clips, in batches across clips    (one thread: the model is the bottleneck)
-    store     one durable write for all waiting clips, one for each delete (one thread)
+    store     one durable write for all waiting clips                     (one thread)
+    delete    one durable write for each delete                           (one thread)
 
 Near-duplicates. If ``duplicate_threshold`` is set, a run of frames that differ by no more than that is encoded once;
 the record keeps a row for every frame (:func:`streamer.video.sampling.sample.distinct` says why).
 
 All stages run concurrently. A clip that fails permanently is dead-lettered with the reason. A transient error of its
 source is retried with backoff for ``fetch_retry_timeout`` seconds. An error of the store or of this machine (a full
-disk, no file descriptor, no process) is retried for as long as it lasts, because it is not the upload's fault.
+disk, no file descriptor, no process) is retried for as long as it lasts, because it is not the upload's fault. Deletes
+have a thread of their own, because a full store takes them while uploads wait, and they make room.
 
 The store write is not part of the Kafka transaction, so it may be repeated, and a process that was paused may write
 late. Each write carries its record's position (partition and offset), by which :class:`~streamer.store.Store`
@@ -119,9 +121,6 @@ class Delete:
     clip_id: str
 
 
-StoreJob = Upsert | Delete
-
-
 class Decoder(Protocol):
     """Decodes and samples files, as :class:`~streamer.video.DecodePool` does."""
 
@@ -158,7 +157,7 @@ class Embedder:
         self._image_batch = settings.image_batch or encoder.image_batch
         self._fetching = metrics.stage.labels("fetch")
         self._shortages = Shortages(metrics, health)
-        for stage in ("load", "encode", "store"):
+        for stage in ("load", "encode", "store", "delete"):
             metrics.retries.labels(stage)
         self._turns: Turns[InFlightRecord] = Turns(1)
         self._origins: Turns[Upload] = Turns(settings.decode_workers + _WAITING_OF_ONE_ORIGIN)
@@ -166,7 +165,7 @@ class Embedder:
         traced = settings.tracing != "off"
         if traced:
             shared["trace_of"] = lambda item: item.in_flight.trace
-        self._storing: Stage[StoreJob] = Stage(
+        self._storing: Stage[Upsert] = Stage(
             "store",
             self._store_batch,
             capacity=settings.queue_bytes,
@@ -174,6 +173,7 @@ class Embedder:
             batch_limit=MAX_RECORDS,
             **shared,
         )
+        self._deleting: Stage[Delete] = Stage("delete", self._delete_batch, **shared)
         self._encoding: Stage[Loaded] = Stage(
             "encode",
             self._encode_batch,
@@ -211,7 +211,7 @@ class Embedder:
                 self._done(in_flight, [dead_letter(in_flight.record, refused.reason, refused.detail)])
                 continue
             if isinstance(job, Delete):
-                self._storing.put_at_once(job)
+                self._deleting.put_at_once(job)
             elif self._origins.take(job.origin, job):
                 self._loading.put_at_once(job)
 
@@ -313,7 +313,7 @@ class Embedder:
 
     # -- store ---------------------------------------------------------------------------------------------
 
-    def _store_batch(self, batch: list[StoreJob]) -> None:
+    def _store_batch(self, batch: list[Upsert]) -> None:
         try:
             self._store_all(batch)
         except Exception:
@@ -329,17 +329,12 @@ class Embedder:
                 except Exception as error:  # noqa: BLE001 - reported with its record
                     self._failed(item, error)
 
-    def _store_all(self, batch: Sequence[StoreJob]) -> None:
-        uploads = [item for item in batch if isinstance(item, Upsert)]
-        if uploads:
-            self._persist(self._put, uploads)
+    def _store_all(self, uploads: Sequence[Upsert]) -> None:
+        self._persist("store", self._put, uploads)
         for each in uploads:
             self._done(
                 each.in_flight, [] if each.in_flight.revoked else [self._announcement(each)], uploaded=each.event
             )
-        for delete in (item for item in batch if isinstance(item, Delete)):
-            self._persist(self._remove, delete)
-            self._done(delete.in_flight, [])
 
     def _put(self, uploads: Sequence[Upsert]) -> None:
         current = [each for each in uploads if not each.in_flight.revoked]
@@ -383,28 +378,38 @@ class Embedder:
         )
         return self._outputs.of(upsert.in_flight, event.clip_id, self._codec.encode(event))
 
+    # -- delete --------------------------------------------------------------------------------------------
+
+    def _delete_batch(self, batch: list[Delete]) -> None:
+        for delete in batch:
+            self._persist("delete", self._remove, delete)
+            self._health.ready("delete")  # also after a revoked one, so that no delete waits any more
+            self._done(delete.in_flight, [])
+
     def _remove(self, delete: Delete) -> None:
         in_flight = delete.in_flight
         if in_flight.revoked:
             return
         self._store.delete(delete.clip_id, in_flight.record.timestamp, _position(in_flight.record))
         faults.reach(faults.FaultPoint.STORED)
-        self._health.ready("store")
         self._metrics.deleted.inc()
 
-    def _persist(self, write: Callable[..., None], *arguments: Any) -> None:
-        """Write to the store, retrying until it succeeds; each attempt skips records revoked in the meantime."""
+    def _persist(self, stage: str, write: Callable[..., None], *arguments: Any) -> None:
+        """Write to the store, retrying until it succeeds; each attempt skips records revoked in the meantime.
+
+        A stage is a condition of readiness of its own: deletes that succeed do not show that uploads can be stored.
+        """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((StoreUnavailableError, OSError, MemoryError)),
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-            before_sleep=self._store_unavailable,
+            before_sleep=partial(self._store_unavailable, stage),
         )
         retrying(write, *arguments)
 
-    def _store_unavailable(self, state: tenacity.RetryCallState) -> None:
-        self._metrics.retries.labels("store").inc()
+    def _store_unavailable(self, stage: str, state: tenacity.RetryCallState) -> None:
+        self._metrics.retries.labels(stage).inc()
         self._health.progress()
-        self._health.not_ready("store", str(state.outcome.exception() if state.outcome else "") or "unavailable")
+        self._health.not_ready(stage, str(state.outcome.exception() if state.outcome else "") or "unavailable")
 
     # -- ends ----------------------------------------------------------------------------------------------
 
@@ -416,7 +421,7 @@ class Embedder:
         if following is not None:
             self._reading.put_at_once(following)
 
-    def _failed(self, item: Upload | Loaded | StoreJob, error: Exception) -> None:
+    def _failed(self, item: Upload | Loaded | Upsert | Delete, error: Exception) -> None:
         reason = Reason.ENCODE_FAILED if isinstance(item, Loaded) else Reason.INTERNAL
         self._failed_record(item.in_flight, error, reason)
 
@@ -432,8 +437,8 @@ def _bytes_of_frames(loaded: Loaded) -> int:
     return sum(frame.nbytes for frame in loaded.sampled.frames)  # arrays or tensors
 
 
-def _bytes_to_store(job: StoreJob) -> int:
-    return job.vectors.nbytes if isinstance(job, Upsert) else job.in_flight.record.size
+def _bytes_to_store(upsert: Upsert) -> int:
+    return upsert.vectors.nbytes
 
 
 def _position(record: Record) -> Position:

@@ -76,6 +76,7 @@ class Status(StrEnum):
 
     RERANKED = "reranked"
     NOT_EMBEDDED = "not_embedded"
+    UNAVAILABLE = "unavailable"
     BELOW_DEPTH = "below_depth"
 
 

@@ -26,7 +26,9 @@ _WORK = (0.0001, 0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1
 _STORE = (0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1, 3, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-Unit = Literal["seconds", "bytes", "records", "events", "clips", "candidates", "frames", "partitions", "items", "count"]
+Unit = Literal[
+    "seconds", "bytes", "records", "events", "clips", "candidates", "frames", "partitions", "items", "count", "ratio"
+]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ LABELS = {
     "log resets: beyond_end, moved, translated, foreign; outputs retimed: refused, retention; "
     "refused connections: crowded, slow, malformed",
     "status": "the values of a candidate's `status`",
-    "stage": "embed: read, load, fetch, decode, encode, store; rerank: rerank, text",
+    "stage": "embed: read, load, fetch, decode, encode, store, delete; rerank: rerank, text",
     "operation": "read, put, delete",
     "result": "hit, miss",
     "cause": "crashed, timeout",
@@ -236,6 +238,11 @@ CATALOGUE = {
         "Records read from a remote store, by whether this process had them cached (hit) or not (miss).",
         "Is the record cache large enough?",
     ),
+    "store_replica_reads": Metric(
+        "streamer_store_replica_reads_total", "counter", "count", (),
+        "Commands of queries that a replica of a remote store answered because its primary did not.",
+        "Are primaries not answering?",
+    ),
     "store_clips": Metric(
         "streamer_store_clips", "gauge", "clips", (),
         "Clips of this model in the store, without tombstones; counted once a minute.",
@@ -245,6 +252,21 @@ CATALOGUE = {
         "streamer_store_bytes", "gauge", "bytes", (),
         "Size of the store with all models; measured once a minute.",
         "When will the disk be full?",
+    ),
+    "store_evicted_keys": Metric(
+        "streamer_store_evicted_keys_total", "counter", "count", (),
+        "Keys that servers of a remote store were seen to evict, of this store or others.",
+        "Does the store lose clips, or the tombstones of deleted ones?",
+    ),
+    "store_memory": Metric(
+        "streamer_store_memory_ratio", "gauge", "ratio", (),
+        "Share of its memory (maxmemory, or the machine's) that the fullest server of a remote store uses.",
+        "When will the store accept no more uploads?",
+    ),
+    "store_replica_lag": Metric(
+        "streamer_store_replica_lag_seconds", "gauge", "seconds", (),
+        "For how long the slowest replica of a remote store has not been heard of by its primary, or the reverse.",
+        "Would a failover lose writes?",
     ),
     "query_cache": Metric(
         "streamer_query_cache_total", "counter", "count", ("result",),
@@ -353,8 +375,12 @@ class Metrics:
     scoring: Histogram
     store_errors: Counter
     store_cache: Counter
+    store_replica_reads: Counter
     store_clips: Gauge
     store_bytes: Gauge
+    store_evicted_keys: Counter
+    store_memory: Gauge
+    store_replica_lag: Gauge
     query_cache: Counter
     retries: Counter
     in_flight: Gauge

@@ -33,10 +33,9 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.health import Health
-    from streamer.method import Policy
+    from streamer.method import ClipScorer, Policy
     from streamer.metrics import Metrics
     from streamer.settings import RerankSettings
-    from streamer.vectors import VectorReader
 
 log = structlog.get_logger()
 
@@ -58,7 +57,7 @@ class Reranker:
         codec: Codec,
         queries: QueryVectors,
         model_id: str,
-        store: VectorReader,
+        store: ClipScorer,
         metrics: Metrics,
         health: Health,
     ) -> None:
@@ -107,7 +106,6 @@ class Reranker:
                 results = self._rerank(event, vector)
                 in_flight.trace_stage("score", began, candidates=len(results))
                 self._answer(in_flight, event, results)
-                self._health.ready("store")
             except StoreUnavailableError as error:
                 self._health.not_ready("store", str(error))
                 self._degrade(in_flight, event, Degraded.STORE_UNAVAILABLE)
@@ -150,20 +148,26 @@ class Reranker:
 
     def _rerank(self, event: QueryResults, vector: npt.NDArray[np.float32]) -> list[RerankedCandidate]:
         method = self._policy.method_for(event)
-        results, within_depth, scored, scoring_s = rerank_candidates(method, event.results, vector, self._store)
-        self._metrics.scoring.observe(scoring_s)
-        self._count(len(results), within_depth, scored)
-        return results
+        deadline = time.monotonic() + self._settings.store_timeout
+        reranked = rerank_candidates(method, event.results, vector, self._store, deadline)
+        if reranked.unavailable > (1 - self._settings.least_scored) * reranked.within_depth:
+            raise StoreUnavailableError(reranked.why)
+        self._metrics.scoring.observe(reranked.scoring_s)
+        self._count(len(reranked.results), reranked.within_depth, reranked.scored, reranked.unavailable)
+        if not reranked.unavailable:
+            self._health.ready("store")
+        return reranked.results
 
-    def _count(self, candidates: int, within_depth: int, scored: int) -> None:
+    def _count(self, candidates: int, within_depth: int, scored: int, unavailable: int) -> None:
         _add(self._candidates[Status.RERANKED], scored)
-        _add(self._candidates[Status.NOT_EMBEDDED], within_depth - scored)
+        _add(self._candidates[Status.NOT_EMBEDDED], within_depth - scored - unavailable)
+        _add(self._candidates[Status.UNAVAILABLE], unavailable)
         _add(self._candidates[Status.BELOW_DEPTH], candidates - within_depth)
 
     def _degrade(self, in_flight: InFlightRecord, event: QueryResults, why: Degraded) -> None:
         """Pass a valid event on in its initial order, unscored, as if all candidates were below the depth."""
         count = len(event.results)
-        self._count(count, 0, 0)
+        self._count(count, 0, 0, 0)
         results = [unscored(candidate, rank) for rank, candidate in enumerate(event.results, start=1)]
         self._metrics.degraded.labels(why).inc()
         self._answer(in_flight, event, results, why)

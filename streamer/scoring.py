@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from streamer.vectors import Block
+    from collections.abc import Sequence
+
+    from streamer.vectors import Block, CountedBlocks
 
 Normalization = Literal["minmax", "zscore", "none"]
 FloatArray = npt.NDArray[np.float64]
@@ -33,6 +35,34 @@ class FrameScores(NamedTuple):
 
     cosines: FloatArray
     moments_ms: npt.NDArray[np.int64]
+
+
+class ClipScores(NamedTuple):
+    """What a store answers to a query: for each of n clips a frame score, or that it has none, or could not look.
+
+    ``unavailable``: the positions of the clips that could not be looked up in time, ``why``: the first reason. All
+    other clips without a cosine are not embedded. ``seconds``: the time for scoring, without the store's. The counts
+    are the store's: ``corrupt`` records, records from this process's cache and from servers (``cache_hits``,
+    ``cache_misses``), and ``replica_reads``, the answers of replicas.
+    """
+
+    frame: FrameScores
+    unavailable: Sequence[int] = ()
+    why: str = ""
+    seconds: float = 0.0
+    corrupt: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    replica_reads: int = 0
+
+    @classmethod
+    def of(cls, query: npt.NDArray[np.float32], clips: CountedBlocks) -> ClipScores:
+        """Score all clips of a read. Raises ValueError if the query is not finite."""
+        scorer = FrameScorer(query, len(clips))
+        for block in clips.blocks():
+            scorer.add(block)
+        counts = clips.corrupt, clips.cache_hits, clips.cache_misses
+        return cls(scorer.scores, (), "", scorer.seconds, *counts)
 
 
 class FrameScorer:

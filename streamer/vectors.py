@@ -67,6 +67,25 @@ class Blocks(Protocol):
         ...
 
 
+class CountedBlocks(Blocks, Protocol):
+    """Blocks of a store, and what it has counted while it looked them up."""
+
+    @property
+    def corrupt(self) -> int:
+        """Number of reads of corrupt records; each record is logged only once."""
+        ...
+
+    @property
+    def cache_hits(self) -> int:
+        """Number of records read from this process's cache."""
+        ...
+
+    @property
+    def cache_misses(self) -> int:
+        """Number of records transferred from a server; 0 for an embedded store."""
+        ...
+
+
 class VectorReader(Protocol):
     """A reader of clips by their ids, such as a :class:`streamer.store.Store`."""
 

@@ -2,9 +2,13 @@
 
     make capacity
 
-Sizes are measured on real stores: the growth of LMDB's disk space and of a Valkey cluster's memory by clips of 16
-vectors of length 512. The cost of a query with 100 candidates is the CPU time and the traffic that the cluster's
-servers report, because other work on the machine hardly affects these; the reader caches nothing.
+    python -m bench.capacity memory     measures only that part, and keeps the others
+
+Sizes are measured on real stores: the growth of LMDB's disk space by clips of 16 vectors of length 512, and of the
+memory of two servers by clips of 16 and of 64. One server (Valkey) uses the C library's allocator, the other (Redis)
+jemalloc. Their memory is what they compare with ``maxmemory`` (``used_memory``). The cost of a query with 100
+candidates is the CPU time and the traffic that the servers of a Valkey cluster report, because other work on the
+machine hardly affects these; the reader caches nothing.
 
 The loss of quality by a precision is measured with clips and queries like those of the demo and with the small model:
 each query's candidates are reranked with the service's defaults from records in each precision. The interval of a loss
@@ -36,10 +40,10 @@ from streamer.synthetic.engine import BaseEngine
 from streamer.synthetic.measures import average_precision
 from streamer.vectors import ClipList
 from streamer.video.sampling.sample import Sampling, sample
-from tests.support.redis_servers import Cluster
+from tests.support.redis_servers import Cluster, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
 
@@ -49,6 +53,10 @@ OUT = Path(__file__).parents[2] / "docs" / "bench" / "capacity.json"
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SHAPES = ((16, 512), (64, 512), (16, 768), (64, 768))
 """(vectors per clip, their length) for the table of record sizes; clips of the first shape are stored and read."""
+ALLOCATORS = {"libc": "valkey", "jemalloc": "redis"}
+"""The allocators that are compared, and the servers built with them."""
+MEMORY_SHAPES = SHAPES[:2]
+"""The shapes whose memory is measured."""
 CANDIDATES = 100
 _A_PUT = 250
 _AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -110,6 +118,32 @@ def stored(count: int, rounds: int) -> dict[str, Any]:
             after = _servers(cluster)
             figures[precision]["cluster"] |= {name: (after[name] - before[name]) / rounds for name in after}
     return figures
+
+
+def memory(count: int) -> list[dict[str, Any]]:
+    """Return the memory that servers take for a clip, by shape, precision and allocator, and the size of its record."""
+    rows = []
+    for vectors, dim in MEMORY_SHAPES:
+        number = count * SHAPES[0][0] // vectors
+        for precision in PRECISIONS:
+            ((clip,),) = clips(1, vectors, dim)
+            row: dict[str, Any] = {"vectors": vectors, "dim": dim, "precision": precision}
+            row["record"] = len(record_format.encode(clip, precision))
+            for allocator, engine in ALLOCATORS.items():
+                with ExitStack() as stack:
+                    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-capacity-")))
+                    server = stack.enter_context(Server(folder / "server", engine))
+                    built_with = server.command("INFO", "memory")["mem_allocator"]
+                    assert built_with.startswith(allocator), built_with
+                    store = stack.enter_context(
+                        closing(open_store(server.url, model_id="m", dim=dim, precision=precision, options=_UNCACHED))
+                    )
+                    empty = store.stats().bytes
+                    for some in clips(number, vectors, dim):
+                        store.put(some)
+                    row[allocator] = (store.stats().bytes - empty) / number
+            rows.append(row)
+    return rows
 
 
 def _reads(store: Store, ids: list[str], rounds: int) -> dict[str, float]:
@@ -196,19 +230,31 @@ def _embedded(encoder: Encoder, clip_id: str, path: Path) -> Clip:
     return Clip(clip_id, _AT, Position.of("log", 0), sampled.duration_ms, vectors, times)
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """Return the figures; ``quick`` is a tiny size."""
-    return {
-        "shape": {"vectors": SHAPES[0][0], "dim": SHAPES[0][1], "candidates": CANDIDATES},
-        "record_bytes": record_bytes(),
-        "stored": stored(500, 20) if quick else stored(5_000, 1_000),
-        "precision": losses(10, 5) if quick else losses(150, 300),
-    }
+PARTS: dict[str, Callable[[bool], Any]] = {
+    "shape": lambda _: {"vectors": SHAPES[0][0], "dim": SHAPES[0][1], "candidates": CANDIDATES},
+    "record_bytes": lambda _: record_bytes(),
+    "stored": lambda quick: stored(500, 20) if quick else stored(5_000, 1_000),
+    "memory": lambda quick: memory(500) if quick else memory(5_000),
+    "precision": lambda quick: losses(10, 5) if quick else losses(150, 300),
+}
+"""What makes each part of the figures; an argument of True means a tiny size."""
+
+
+def measure(quick: bool, parts: Iterable[str] = PARTS) -> dict[str, Any]:
+    """Return the figures, or some parts of them; ``quick`` is a tiny size."""
+    return {part: PARTS[part](quick) for part in parts}
 
 
 def main() -> None:
     """Measure, print, and write the figures of docs/capacity.md."""
-    results = {**about(), "figures": measure(quick=False)}
+    parts = sys.argv[1:]
+    if parts:
+        results = json.loads(OUT.read_bytes())
+        results["figures"] |= measure(False, parts)
+        # The rest is as it was measured at another commit.
+        results.setdefault("measured_apart", {}).update(dict.fromkeys(parts, about()))
+    else:
+        results = {**about(), "figures": measure(quick=False)}
     print_figures(results["figures"])
     OUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(f"{OUT}\n")

@@ -14,6 +14,10 @@ CLIPS = {"1 M": 10**6, "100 M": 10**8, "10 G": 10**10}
 NODE_BYTES = 64 << 30
 USABLE = 0.75
 """Share of a node's memory that records may use; the rest is for replication, fragmentation and the system."""
+UNEVEN = 1 + 1 / 16
+"""What the fullest node has of the mean, with 16 buckets a node."""
+MOST_NODES = 1_000
+"""Nodes of one cluster in practice: the number for which Redis Cluster is designed, by its own documentation."""
 LEAST_PRIMARIES = 3
 """With fewer primaries there is no majority that can declare one of them failed."""
 QUERIES_A_SECOND = 1_000
@@ -32,6 +36,7 @@ def tables(path: Path) -> dict[str, Callable[[], str]]:
         "measured": of(_measured),
         "records": of(_records),
         "stored": of(_stored),
+        "memory": of(_memory),
         "queries": of(_queries),
         "sizes": of(_sizes),
         "precision": of(_precision),
@@ -61,11 +66,31 @@ def _stored(results: Mapping[str, Any]) -> str:
     rows = []
     for precision in _precisions(results):
         size = plain[precision]
-        lmdb, cluster = (results["figures"]["stored"][precision][name]["bytes_a_clip"] for name in ("lmdb", "cluster"))
-        rows.append(
-            [precision, f"{size:,}", f"{lmdb:,.0f} ({lmdb / size:.2f} x)", f"{cluster:,.0f} ({cluster / size:.2f} x)"]
-        )
-    return _table(("precision", "record", "in LMDB, on disk", "in Valkey, in memory"), rows)
+        lmdb = results["figures"]["stored"][precision]["lmdb"]["bytes_a_clip"]
+        rows.append([precision, f"{size:,}", f"{lmdb:,.0f} ({lmdb / size:.2f} x)"])
+    return _table(("precision", "record", "in LMDB, on disk"), rows)
+
+
+def _memory(results: Mapping[str, Any]) -> str:
+    rows = []
+    for row in results["figures"]["memory"]:
+        size = row["record"]
+        taken = [f"{row[each]:,.0f} ({row[each] / size:.3f} x)" for each in ("libc", "jemalloc")]
+        rows.append([row["vectors"], row["precision"], f"{size:,}", *taken])
+    table = _table(("vectors a clip", "precision", "record", "memory with libc", "memory with jemalloc"), rows)
+    apart = results.get("measured_apart", {}).get("memory")
+    return table if apart is None else f"{table}\nMeasured on {apart['date'][:10]} at commit {apart['commit']}.\n"
+
+
+def _most_memory(results: Mapping[str, Any], precision: str) -> float:
+    """Return the memory of a clip of the first shape, with the allocator that takes more."""
+    shape = results["figures"]["shape"]
+    [row] = [
+        row
+        for row in results["figures"]["memory"]
+        if row["precision"] == precision and row.items() >= _shape(shape).items()
+    ]
+    return float(max(row["libc"], row["jemalloc"]))
 
 
 def _queries(results: Mapping[str, Any]) -> str:
@@ -96,10 +121,11 @@ def _sizes(results: Mapping[str, Any]) -> str:
     rows = []
     for name, count in CLIPS.items():
         for precision in _precisions(results):
-            stored = results["figures"]["stored"][precision]
-            lmdb, memory = (count * stored[engine]["bytes_a_clip"] for engine in ("lmdb", "cluster"))
-            nodes = 2 * max(LEAST_PRIMARIES, math.ceil(memory / (USABLE * NODE_BYTES)))
-            rows.append([name, precision, in_words(lmdb), in_words(memory), in_words(2 * memory), f"{nodes:,}"])
+            lmdb = count * results["figures"]["stored"][precision]["lmdb"]["bytes_a_clip"]
+            memory = count * _most_memory(results, precision)
+            nodes = 2 * max(LEAST_PRIMARIES, math.ceil(UNEVEN * memory / (USABLE * NODE_BYTES)))
+            told = f"{nodes:,}" if nodes <= MOST_NODES else f"{nodes:,}: too many for one cluster"
+            rows.append([name, precision, in_words(lmdb), in_words(memory), in_words(2 * memory), told])
     head = (
         "clips", "precision", "LMDB, disk", "cluster, memory", "with one replica each",
         f"nodes of {NODE_BYTES >> 30} GiB, replicas included",

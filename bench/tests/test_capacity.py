@@ -6,7 +6,7 @@ import json
 import mmap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.cases import capacity
 from streamer.store import record_format
@@ -21,6 +21,24 @@ def test_the_capacity_page_speaks_of_records_as_they_are_now() -> None:
     figures = json.loads((ROOT / "docs/bench/capacity.json").read_bytes())["figures"]
     assert figures["record_bytes"] == capacity.record_bytes()
     assert list(figures["stored"]) == list(capacity.PRECISIONS)
+    shapes = [(row["vectors"], row["dim"], row["precision"]) for row in figures["memory"]]
+    assert shapes == [(*shape, precision) for shape in capacity.MEMORY_SHAPES for precision in capacity.PRECISIONS]
+
+
+def test_the_memory_of_a_clip_is_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 3 %, with both allocators."""
+    figures = json.loads((ROOT / "docs/bench/capacity.json").read_bytes())["figures"]
+    monkeypatch.setattr(capacity, "PRECISIONS", ("float16",))
+    monkeypatch.setattr(capacity, "MEMORY_SHAPES", capacity.MEMORY_SHAPES[:1])
+    [measured] = capacity.memory(count=1_000)
+    [told] = [row for row in figures["memory"] if row.items() >= _what(measured).items()]
+    for allocator in capacity.ALLOCATORS:
+        assert abs(measured[allocator] / told[allocator] - 1) < 0.03
+        assert measured[allocator] < 1.04 * measured["record"]
+
+
+def _what(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("vectors", "dim", "precision", "record")}
 
 
 def test_what_clips_and_queries_cost_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

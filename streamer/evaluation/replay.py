@@ -25,6 +25,7 @@ from streamer.events import InvalidEvent, QueryReranked, QueryResults, Status, n
 from streamer.kafka import Output
 from streamer.kafka.readers.request import Requester
 from streamer.method import answer, rerank_candidates
+from streamer.store import StoreUnavailableError
 from streamer.topology import QUERY_RERANKED, QUERY_RESULTS
 
 if TYPE_CHECKING:
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
 
     from streamer.codec import Codec
     from streamer.encoders import Encoder
-    from streamer.method import Method
+    from streamer.method import ClipScorer, Method
     from streamer.settings import Connection
-    from streamer.vectors import VectorReader
 
 _LARGEST = 1e38
 """Scores of a run are clipped to this, so that the next smaller float32 exists."""
@@ -60,7 +60,7 @@ class TextVectors:
 
 
 def offline(
-    method: Method, questions: Iterable[QueryResults], encoder: Encoder, store: VectorReader
+    method: Method, questions: Iterable[QueryResults], encoder: Encoder, store: ClipScorer
 ) -> Iterator[QueryReranked]:
     """Rerank queries by ``method`` as the service would.
 
@@ -69,6 +69,8 @@ def offline(
     texts = TextVectors(encoder)
     for question in questions:
         reranked = rerank_candidates(method, question.results, texts.of(question.query), store)
+        if reranked.unavailable:
+            raise StoreUnavailableError(reranked.why)
         yield answer(method, question, reranked.results, encoder.model_id)
 
 

@@ -9,7 +9,7 @@ property through to librdkafka.
 
 from __future__ import annotations
 
-from streamer.settings.base import Group
+from streamer.settings.base import Group, read_secret
 from streamer.settings.clips import EmbeddingSettings, IntakeSettings, Precision, Sandbox, SandboxSettings
 from streamer.settings.commands import (
     COMMANDS,
@@ -86,5 +86,6 @@ __all__ = [
     "load",
     "markdown",
     "names_of",
+    "read_secret",
     "unknown_variables",
 ]

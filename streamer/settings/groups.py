@@ -6,12 +6,15 @@ flag, its variable and its key in the TOML file.
 
 from __future__ import annotations
 
+import re
 import socket
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import orjson
 from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from streamer.events import MAX_RESULTS
 from streamer.method import Method
@@ -274,21 +277,55 @@ class StoreSettings(Group):
         "lmdb:./data/store",
         pattern=r"^[a-z][a-z+]*:.+",
         repr=False,  # it may hold a password
-        description="Store of the embeddings: lmdb:PATH, redis://HOST:PORT, or redis+cluster://HOST:PORT,HOST:PORT "
-        "(rediss: with TLS)",
+        description="Store of the embeddings: lmdb:PATH, redis://HOST:PORT, redis+cluster://HOST:PORT,HOST:PORT or "
+        "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE (rediss: with TLS)",
     )
     store_user: str | None = Field(None, description="ACL user of a remote store")
     store_password: SecretStr | None = Field(
         None, description="Password of a remote store; prefer the variable or a file to the flag"
     )
-    store_password_file: Path | None = Field(None, description="File that holds the password of a remote store")
+    store_password_file: Path | None = Field(
+        None, description="File that holds the password of a remote store; it is read for each connection"
+    )
     store_ca: Path | None = Field(
         None,
         description="PEM file with the certificate authorities that a remote store is checked against",
     )
     store_cert: Path | None = Field(None, description="PEM file with the client certificate for a remote store")
     store_key: Path | None = Field(None, description="PEM file with the key of the client certificate")
-    store_timeout: float = Field(1.0, gt=0, le=60, description="Seconds to wait for a response of a remote store")
+    store_timeout: float = Field(
+        1.0,
+        gt=0,
+        le=60,
+        description="Seconds within which all reads of an event from a remote store must end, connecting included; for "
+        "a write, the seconds of each of its steps",
+    )
+    store_address_map: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="JSON list of ANNOUNCED=REACHABLE addresses (HOST:PORT), for servers of a remote store behind "
+        "address translation",
+    )
+
+    @field_validator("store_address_map", mode="before")
+    @classmethod
+    def _parse_address_map(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            parsed = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            parsed = None
+        if not isinstance(parsed, list):  # a TypeError would not be reported as a wrong setting
+            raise ValueError('must be a JSON list, such as ["10.0.0.5:6379=203.0.113.7:7001"]')
+        return parsed
+
+    @field_validator("store_address_map")
+    @classmethod
+    def _check_address_map(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if not re.fullmatch(r"[^=]+:[0-9]{1,5}=[^=]+:[0-9]{1,5}", each):
+                raise ValueError(f"{each!r} is not of the form HOST:PORT=HOST:PORT")
+        return value
 
     def read_store_password(self) -> str | None:
         """Return the password, from its file where there is one; :class:`SettingsError` if that cannot be read."""
@@ -317,4 +354,18 @@ class StoreReadSettings(StoreSettings):
 
     store_cache_bytes: int = Field(
         64 << 20, ge=0, description="Bytes of records of a remote store that are cached in this process; 0: no cache"
+    )
+    store_staleness: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="Seconds by which a replica's data may be old that is read while its primary does not answer; 0: "
+        "replicas are not read",
+    )
+    least_scored: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of a query's candidates within the depth that the store must be able to look up; with fewer "
+        "the query keeps its order",
     )

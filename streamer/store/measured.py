@@ -7,7 +7,9 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, Self
 
-from streamer.store.protocol import StoreError, StoreUnavailableError
+import structlog
+
+from streamer.store.protocol import EvictingStoreError, StoreError, StoreUnavailableError
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -15,10 +17,25 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import TracebackType
 
+    import numpy as np
+    import numpy.typing as npt
+
     from streamer.health import Health
     from streamer.metrics import Metrics
-    from streamer.store.protocol import Clip, Embedding, Position, PutOutcome, Store, StoredClips, StoreStats
+    from streamer.scoring import ClipScores
+    from streamer.store.protocol import (
+        Clip,
+        Embedding,
+        Position,
+        PutOutcome,
+        Store,
+        StoredClips,
+        StoreServer,
+        StoreStats,
+    )
     from streamer.vectors import Block
+
+log = structlog.get_logger()
 
 OPERATIONS = ("read", "put", "delete")
 _PING_EVERY_S = 5.0
@@ -27,8 +44,19 @@ _SHARE_OF_COUNTING = 0.01
 """Counting takes at most this share of the time: large stores are counted less often."""
 
 
+class Counted(Protocol):
+    """What a read has counted; see :class:`~streamer.vectors.CountedBlocks`."""
+
+    @property
+    def corrupt(self) -> int: ...  # noqa: D102
+    @property
+    def cache_hits(self) -> int: ...  # noqa: D102
+    @property
+    def cache_misses(self) -> int: ...  # noqa: D102
+
+
 class _EndOfRead(Protocol):
-    def __call__(self, seconds: float, clips: StoredClips | None, *, unavailable: bool) -> None: ...
+    def __call__(self, seconds: float, clips: Counted | None, *, unavailable: bool) -> None: ...
 
 
 class MeasuredStore:
@@ -43,6 +71,7 @@ class MeasuredStore:
         self._seconds = {name: metrics.store.labels(name) for name in OPERATIONS}
         self._errors = {name: metrics.store_errors.labels(name) for name in OPERATIONS}
         self._corrupt = metrics.corrupt_records
+        self._replica_reads = metrics.store_replica_reads
         self._cache_hits, self._cache_misses = (metrics.store_cache.labels(result) for result in ("hit", "miss"))
 
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
@@ -59,7 +88,21 @@ class MeasuredStore:
         """Read records, as the store does."""
         return _MeasuredRead(self._store.read(clip_ids), self._end_of_read)
 
-    def _end_of_read(self, seconds: float, clips: StoredClips | None, *, unavailable: bool) -> None:
+    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+        """Score clips, as the store does; a query of which some clips are unavailable counts as an error, too."""
+        began = time.perf_counter()
+        try:
+            scores = self._store.score(clip_ids, vector, deadline)
+        except BaseException as error:
+            self._end_of_read(time.perf_counter() - began, None, unavailable=isinstance(error, StoreUnavailableError))
+            raise
+        seconds = time.perf_counter() - began - scores.seconds
+        self._end_of_read(seconds, scores, unavailable=bool(scores.unavailable))
+        if scores.replica_reads:
+            self._replica_reads.inc(scores.replica_reads)
+        return scores
+
+    def _end_of_read(self, seconds: float, clips: Counted | None, *, unavailable: bool) -> None:
         self._seconds["read"].observe(seconds)
         if unavailable:
             self._errors["read"].inc()
@@ -84,6 +127,10 @@ class MeasuredStore:
     def ping(self) -> None:
         """Raise :class:`StoreUnavailableError` if the store is unreachable."""
         self._store.ping()
+
+    def servers(self) -> Sequence[StoreServer]:
+        """Return the servers as the last :meth:`ping` found them."""
+        return self._store.servers()
 
     def close(self) -> None:
         """Release the store."""
@@ -188,7 +235,8 @@ class _MeasuredRead:
 class StoreWatch:
     """Checks periodically, in a separate thread, whether the store is reachable, and counts its clips.
 
-    Without it, an idle instance would not notice that its store is unreachable.
+    Without it, an idle instance would not notice that its store is unreachable. Whether its servers may evict records
+    is a condition of its own, because reads and writes that succeed say nothing about it.
     """
 
     def __init__(self, store: Store, model_id: str, *, metrics: Metrics, health: Health, counts: bool) -> None:
@@ -200,6 +248,8 @@ class StoreWatch:
         self._counts = counts
         self._is_unreachable = False
         self._next_count = 0.0
+        self._evicted: dict[str, int] = {}
+        """Evicted keys by server process, as last seen."""
         thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
         thread.start()
         health.watch(thread.name, thread.is_alive)
@@ -212,7 +262,7 @@ class StoreWatch:
     def look(self) -> None:
         """Check once."""
         try:
-            self._store.ping()
+            self._ping()
             if self._counts and time.monotonic() >= self._next_count:
                 self._count()
         except StoreUnavailableError as error:
@@ -225,6 +275,28 @@ class StoreWatch:
             if self._is_unreachable:
                 self._is_unreachable = False
                 self._health.ready("store")
+
+    def _ping(self) -> None:
+        try:
+            self._store.ping()
+        except EvictingStoreError as error:
+            self._health.not_ready("eviction", str(error))
+        else:
+            self._health.ready("eviction")
+        self._measure(self._store.servers())
+
+    def _measure(self, servers: Sequence[StoreServer]) -> None:
+        fullest = max((each.memory_share for each in servers), default=0.0)
+        self._metrics.store_memory.set(fullest)
+        self._metrics.store_replica_lag.set(max((each.replica_lag_s for each in servers), default=0.0))
+        for each in servers:
+            # A server seen for the first time counts only if others were seen before: then it is new, or was restarted.
+            before = self._evicted.get(each.process, 0 if self._evicted else each.evicted_keys)
+            new = each.evicted_keys - before if each.evicted_keys >= before else each.evicted_keys  # CONFIG RESETSTAT
+            if new:
+                log.error("a server of the store has evicted keys", server=each.name, keys=new, policy=each.policy)
+                self._metrics.store_evicted_keys.inc(new)
+        self._evicted |= {each.process: each.evicted_keys for each in servers}
 
     def _unreachable(self, error: Exception) -> None:
         self._is_unreachable = True

@@ -54,6 +54,8 @@ ENGINES: Mapping[str, Callable[[], Engine]] = {
     "rediss": _redis,
     "redis+cluster": _redis,
     "rediss+cluster": _redis,
+    "redis+sentinel": _redis,
+    "rediss+sentinel": _redis,
 }
 """The engines by URL scheme; an engine is imported when it is first used."""
 

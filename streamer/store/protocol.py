@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from xxhash import xxh3_64_intdigest
 
-from streamer.vectors import Blocks
+from streamer.vectors import CountedBlocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
+
+    from streamer.scoring import ClipScores
 
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -32,11 +34,22 @@ class StoreUnavailableError(Exception):
     """The store is unavailable at the moment (disk full, locked, connection lost). Retrying may succeed."""
 
 
-class TruncatedStoreError(StoreError, StoreUnavailableError):
-    """A file of the store has lost its end.
+class StoreRefusedError(StoreError, StoreUnavailableError):
+    """The store can be reached but not used until an operator has changed something: a password, a number of buckets.
 
-    The store cannot be used until it is restored. A running service waits for that as it does for an unreachable store,
-    because no event is at fault.
+    It ends a service that starts. A running service waits for it as it does for an unreachable store, because no event
+    is at fault.
+    """
+
+
+class TruncatedStoreError(StoreRefusedError):
+    """A file of the store has lost its end, and has to be restored."""
+
+
+class EvictingStoreError(StoreRefusedError):
+    """A server of the store may evict keys, so that deleted clips would come back and others would vanish.
+
+    A running service waits with its writes, because each write may cause an eviction.
     """
 
 
@@ -132,7 +145,33 @@ class StoreStats:
     bytes: int
 
 
-class StoredClips(Blocks, Protocol):
+NO_EVICTION = "noeviction"
+"""The one policy by which a server refuses writes when its memory is used up, instead of removing keys."""
+
+
+class StoreServer(NamedTuple):
+    """The state of one server of a remote store."""
+
+    name: str
+    process: str
+    """Identifies the server's process: a restarted server counts from 0 again."""
+    is_primary: bool
+    policy: str | None
+    """What it does when its memory is used up; None if it does not tell."""
+    evicted_keys: int
+    """Keys that it has removed for lack of memory since it was started."""
+    memory_share: float
+    """How much of its memory it uses, 0 to 1; above 1 if its limit was lowered below what is stored."""
+    replica_lag_s: float
+    """Seconds since it last heard of its primary, or of the slowest of its replicas."""
+
+    @property
+    def evicts(self) -> bool:
+        """Whether it may remove records; one that does not tell its policy is taken not to."""
+        return self.policy not in {None, NO_EVICTION}
+
+
+class StoredClips(CountedBlocks, Protocol):
     """The records of one read, in the order of the requested ids: as blocks, or one by one.
 
     An absent, deleted or corrupt record is in no block, and None one by one. An engine may look records up lazily. The
@@ -145,21 +184,6 @@ class StoredClips(Blocks, Protocol):
 
     def __iter__(self) -> Iterator[Embedding | None]:
         """Iterate over the records."""
-        ...
-
-    @property
-    def corrupt(self) -> int:
-        """Number of reads of corrupt records; each record is logged only once."""
-        ...
-
-    @property
-    def cache_hits(self) -> int:
-        """Number of records read from this process's cache."""
-        ...
-
-    @property
-    def cache_misses(self) -> int:
-        """Number of records transferred from a server; 0 for an embedded store."""
         ...
 
 
@@ -221,6 +245,15 @@ class Store(Protocol):
         """
         ...
 
+    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+        """Score clips against an L2-normalised query (d,), in the order of ``clip_ids``.
+
+        ``deadline``: the moment of the monotonic clock by which a remote store has to answer; None: by its own time
+        limit. Clips that it could not look up until then are ``unavailable``. Raises :class:`StoreUnavailableError` if
+        the whole store is, and ValueError if the query is not finite.
+        """
+        ...
+
     def clip_ids(self) -> Iterator[str]:
         """Yield the ids of this model's live clips, in no particular order."""
         ...
@@ -230,7 +263,11 @@ class Store(Protocol):
         ...
 
     def ping(self) -> None:
-        """Raise :class:`StoreUnavailableError` if the store is unreachable."""
+        """Raise :class:`StoreUnavailableError` if the store is unreachable, or may evict records."""
+        ...
+
+    def servers(self) -> Sequence[StoreServer]:
+        """Return the servers as the last :meth:`ping` found them; none for an embedded store."""
         ...
 
     def close(self) -> None:

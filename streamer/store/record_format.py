@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import datetime as dt
 import struct
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -57,6 +58,8 @@ HEADER_BYTES = 64
 CHECKED_FROM = 16
 """The first byte that the checksum covers."""
 _HEADER = struct.Struct("<8sQqQqQIIHB5x")
+_SHAPE = struct.Struct("<IIHB5x")
+_SHAPE_AT = HEADER_BYTES - _SHAPE.size
 _COUNT = struct.Struct("<I")
 _COUNT_AT = 52
 _LONGEST_TOMBSTONE = HEADER_BYTES + MAX_ID_BYTES
@@ -303,6 +306,20 @@ def peek(head: bytes) -> tuple[int | None, bool]:
         return None, True
     _, _, uploaded_us, _, _, _, _, n, _, _ = _HEADER.unpack_from(head)
     return uploaded_us, n > 0
+
+
+def size(head: bytes) -> int:
+    """Return the size of a whole record by its header, unchecked; 0 if the header is not one."""
+    return _size(head[_SHAPE_AT:HEADER_BYTES]) if head.startswith(MAGIC) and len(head) >= HEADER_BYTES else 0
+
+
+@lru_cache(maxsize=1024)
+def _size(shape: bytes) -> int:
+    """Compute :func:`size` from the end of a header; few of them differ, and a query has a hundred to a thousand."""
+    dim, n, id_length, code = _SHAPE.unpack_from(shape)
+    if code not in _WIDTHS:
+        return 0
+    return int(matrix_at(id_length, n, code) + n * dim * _WIDTHS[code])
 
 
 def kind(value: bytes) -> str:

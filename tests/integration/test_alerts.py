@@ -148,7 +148,8 @@ RUN = [cause for cause in CAUSES if cause not in LONG or os.environ.get("ALERTS"
 
 RULES_ONLY = {
     "StreamerLogReset", "StreamerTopicRecreated", "StreamerRetentionLoss", "StreamerUpstreamTransactionOpen",
-    "StreamerCommitMetadataRefused", "StreamerMachineShort",
+    "StreamerCommitMetadataRefused", "StreamerMachineShort", "StreamerStoreEvicting", "StreamerStoreMemoryLow",
+    "StreamerStoreReplicaLag",
 }  # fmt: skip
 """Alerts whose cause no system here is made to have; tests/data/prometheus/rules_test.yml lets each fire."""
 

@@ -49,13 +49,8 @@ class Server:
     def start(self) -> Self:
         """Start the process and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        options = {
-            "bind": "127.0.0.1", "port": self.port, "dir": self.folder, "save": "", "appendonly": "no",
-            "logfile": self.folder / "server.log", "repl-diskless-sync-delay": 0, **self.options,
-        }  # fmt: skip
-        flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         self._process = subprocess.Popen(
-            [BINARIES[self.engine], *flags], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            [BINARIES[self.engine], *self._arguments()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         wait_until(self._answers, f"{self.engine} on port {self.port}", alive=[self])
         return self
@@ -102,6 +97,13 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
+    def _arguments(self) -> list[str]:
+        options = {
+            "bind": "127.0.0.1", "port": self.port, "dir": self.folder, "save": "", "appendonly": "no",
+            "logfile": self.folder / "server.log", "repl-diskless-sync-delay": 0, **self.options,
+        }  # fmt: skip
+        return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
     def _answers(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as probe:
@@ -121,6 +123,15 @@ class Server:
             self._process.send_signal(number)
             self._process.wait(_START_S)
             self._process = None
+
+
+class Sentinel(Server):
+    """A Sentinel, which monitors nothing at first."""
+
+    def _arguments(self) -> list[str]:
+        config = self.folder / "sentinel.conf"  # it writes there what it learns
+        config.write_text(f"bind 127.0.0.1\nport {self.port}\ndir {self.folder}\n", encoding="utf-8")
+        return [str(config), "--sentinel"]
 
 
 class Cluster:

@@ -20,18 +20,20 @@ from streamer.method import FixedPolicy, Method
 from streamer.metrics import Metrics
 from streamer.reranker import QueryVectors, Reranker
 from streamer.settings import load
-from streamer.store import Clip, Embedding, MeasuredStore, Position, StoreUnavailableError, open_store
+from streamer.store import Clip, MeasuredStore, Position, StoreUnavailableError, open_store
 from tests.support.encoders import AxisEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
+
+    import numpy.typing as npt
 
     from streamer.codec import Codec, E
     from streamer.events import Event
     from streamer.kafka import Output
     from streamer.method import Policy
+    from streamer.scoring import ClipScores
     from streamer.store import Store
 
 DIM = 4
@@ -41,8 +43,24 @@ AT = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
 class Absent:
     """A store that cannot be reached."""
 
-    def read(self, _clip_ids: Sequence[str]) -> AbstractContextManager[list[Embedding | None]]:
+    def score(self, _clip_ids: Sequence[str], _vector: npt.NDArray[np.float32], _deadline: float | None) -> ClipScores:
         raise StoreUnavailableError("away")
+
+
+class Partial:
+    """A store of which some clips cannot be looked up."""
+
+    def __init__(self, store: Store, unavailable: set[str]) -> None:
+        self._store = store
+        self._unavailable = unavailable
+
+    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+        assert deadline is not None
+        scores = self._store.score(clip_ids, vector, deadline)
+        lost = [place for place, clip_id in enumerate(clip_ids) if clip_id in self._unavailable]
+        scores.frame.cosines[lost] = np.nan
+        scores.frame.moments_ms[lost] = 0
+        return scores._replace(unavailable=lost, why="a node is away")
 
 
 @pytest.fixture
@@ -147,6 +165,27 @@ def test_an_unreachable_store_degrades_and_keeps_the_initial_order() -> None:
         ("c2", 2, None),
     ]
     assert harness.metrics.registry.get_sample_value("streamer_events_degraded_total", {"reason": "store_unavailable"})
+
+
+def test_candidates_that_cannot_be_looked_up_are_treated_like_those_without_a_record(store: Store) -> None:
+    asked = event("axis 2", ("c0", 4.0), ("c1", 3.0), ("c2", 2.0), ("unknown", 1.0))
+    answer = Harness(Partial(store, {"c1"})).answer(asked)
+    assert answer.degraded is None
+    statuses = {result.clip_id: result.status for result in answer.results}
+    assert statuses == {"c0": "reranked", "c1": "unavailable", "c2": "reranked", "unknown": "not_embedded"}
+    as_unknown = event("axis 2", ("c0", 4.0), ("other", 3.0), ("c2", 2.0), ("unknown", 1.0))
+    expected = Harness(store).answer(as_unknown)
+    assert [result.score for result in answer.results] == [result.score for result in expected.results]
+    assert answer.results[0].clip_id == "c2"
+
+
+@pytest.mark.parametrize(("least", "degraded"), [(0.5, None), (0.51, "store_unavailable")])
+def test_a_list_is_reranked_if_enough_of_it_can_be_looked_up(store: Store, least: float, degraded: str | None) -> None:
+    harness = Harness(Partial(store, {"c0", "c1"}), least_scored=least)
+    answer = harness.answer(event("axis 2", ("c0", 4.0), ("c1", 3.0), ("c2", 2.0), ("c3", 1.0)))
+    assert answer.degraded == degraded
+    value = harness.metrics.registry.get_sample_value
+    assert value("streamer_candidates_total", {"status": "unavailable"}) == (2 if degraded is None else 0)
 
 
 def test_a_text_that_breaks_the_encoder_costs_the_others_of_its_batch_nothing(store: Store) -> None:

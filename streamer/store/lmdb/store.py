@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamer.scoring import ClipScores
 from streamer.store import record_format
 from streamer.store.corrupt import CorruptRecordLog
 from streamer.store.lmdb.environment import (
@@ -31,9 +32,12 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Iterator, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from streamer.settings import Precision
     from streamer.store.lmdb.environment import Transaction
-    from streamer.store.protocol import Clip, Position
+    from streamer.store.protocol import Clip, Position, StoreServer
 
 
 class LmdbStore:
@@ -134,6 +138,12 @@ class LmdbStore:
             finally:
                 records.end()
 
+    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+        """Score clips of one snapshot; no clip is unavailable alone, and no deadline is needed."""
+        del deadline
+        with self.read(clip_ids) as records:
+            return ClipScores.of(vector, records)
+
     def clip_ids(self) -> Iterator[str]:
         """Yield the ids of this model's live clips; the store may be written meanwhile."""
 
@@ -162,6 +172,10 @@ class LmdbStore:
     def ping(self) -> None:
         """Raise :class:`StoreUnavailableError` if the store cannot be read or its files were replaced."""
         self._opened().check()
+
+    def servers(self) -> Sequence[StoreServer]:
+        """Return no server: there is none."""
+        return ()
 
     def close(self) -> None:
         """Release the environment; its last user closes it, once all reads of this process have ended."""

@@ -10,6 +10,7 @@ cursor, the scan starts over, and it ends after a round without any change.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
@@ -22,7 +23,10 @@ from streamer.store.admin import PAGE_BYTES, PAGE_RECORDS, Merged, Page, Raw
 from streamer.store.options import StoreOptions
 from streamer.store.protocol import StoreError, StoreUnavailableError
 from streamer.store.redis.address import Address
+from streamer.store.redis.deadline import Deadline
 from streamer.store.redis.keyspace import Edit, Space
+from streamer.store.redis.link import Link
+from streamer.store.redis.servers import ask, refuse_eviction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +38,8 @@ log = structlog.get_logger()
 
 _FIRST_FETCH = 32
 """Number of records that are fetched at once while their sizes are unknown."""
+_PATIENCE_S = 10.0
+"""The shortest time limit for an exchange with the servers."""
 _ROUND_PAUSE_S = 1.0
 """Pause before a scan starts over: a migration of slots takes minutes."""
 
@@ -59,9 +65,19 @@ class RedisAdmin:
         self._address = Address.parse(url)
         self._name = self._address.public
         self._page_records = page_records
-        self._space: Space | None = Space.open(self._address, self._options, create=create)
+        # Pages are megabytes, and no event waits for them.
+        options = replace(self._options, timeout_s=max(self._options.timeout_s, _PATIENCE_S))
+        link = Link(self._address, options)
+        self._space: Space | None = None
+        try:
+            self._space = Space.open(link, self._address, options, create=create, deadline=Deadline.after(_PATIENCE_S))
+        finally:
+            if self._space is None:
+                link.close()
         if self._space is None:
             raise StoreError(f"{self._name}: no such store")
+        if create:
+            refuse_eviction(self._name, ask(link, options.timeout_s, is_cluster=self._address.is_cluster))
         # Separated by a character that no store's name contains.
         self._note_key = f"{self._address.name}/note".encode()
 

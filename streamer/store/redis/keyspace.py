@@ -5,13 +5,38 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from redis.crc import key_slot
+from redis.exceptions import NoPermissionError
 
 from streamer.store import record_format
 from streamer.store.protocol import StoreError, StoreUnavailableError
-from streamer.store.redis.address import DEFAULT_BUCKETS, MODELS, SALT_FIELD, UNSALTED, Buckets, buckets_of
-from streamer.store.redis.link import Call, Link
-from streamer.store.redis.scripts import REPLACE, REPLACED
+from streamer.store.redis import parts
+from streamer.store.redis.address import (
+    BUCKETS_PER_NODE,
+    DEFAULT_BUCKETS,
+    FORMAT_FIELD,
+    MODELS,
+    SALT_FIELD,
+    VERSION,
+    Buckets,
+    buckets_of,
+    common_models,
+)
+from streamer.store.redis.answers import Meaning, meaning
+from streamer.store.redis.exchange import Call
+from streamer.store.redis.scripts import (
+    BURY,
+    BURY_PARTS,
+    ENSURE,
+    REGISTER,
+    REPLACE,
+    REPLACE_PARTS,
+    REPLACED,
+    TOUCH,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,12 +45,17 @@ if TYPE_CHECKING:
 
     from streamer.store.options import StoreOptions
     from streamer.store.redis.address import Address
+    from streamer.store.redis.deadline import Deadline
+    from streamer.store.redis.link import Link
 
 _CONTENTION_S = 30.0
 """Seconds for which a write is retried while other writers change the same record."""
 _SCAN_KEYS = 1_000
 _LAST_WRITE = MODELS + b"last write"
 """Follows a bucket's tag in the key that is written in order to wait for replicas."""
+_NO_MODELS = {SALT_FIELD, FORMAT_FIELD}
+TORN_READS = 5
+"""How often two parts are read one after the other before a checksum that does not match counts as damage."""
 _WAIT_SHARE = 0.5
 """The share of the timeout for which a server may wait for its replicas."""
 
@@ -52,34 +82,89 @@ class Space:
     def __init__(self, link: Link, buckets: Buckets, options: StoreOptions) -> None:
         self.link = link
         self.buckets = buckets
+        self._compared_at = -1
+        self._format_slot = key_slot(buckets.name)
         self._replicas = options.replicas
         self._wait_ms = max(1, int(1000 * _WAIT_SHARE * options.timeout_s))
 
     @classmethod
-    def open(cls, address: Address, options: StoreOptions, *, create: bool) -> Space | None:
-        """Connect; None if the store does not exist and is not created."""
-        link = Link(address, options)
-        try:
-            name = address.name.encode()
-            stored = link.one("GET", name)
-            if stored is None and create:
-                # The first process determines the number of buckets and the salt.
-                count = address.buckets or DEFAULT_BUCKETS
-                salt = _lost_salt(link, Buckets(address.name, count))
-                made = Buckets(address.name, count, secrets.randbits(64) if salt is None else salt)
-                link.one("SET", name, made.format, "NX")
-                stored = link.one("GET", name)
-            if stored is None:
-                link.close()
-                return None
-            return cls(link, buckets_of(stored, address), options)
-        except BaseException:
-            link.close()
-            raise
+    def open(
+        cls, link: Link, address: Address, options: StoreOptions, *, create: bool, deadline: Deadline
+    ) -> Space | None:
+        """Read the store's format, by a deadline; None if the store does not exist and is not created."""
+        name = address.name.encode()
+        if not create:
+            (stored,), _ = link.read([Call(key_slot(name), ("GET", name))], deadline)
+            if isinstance(stored, Exception):
+                raise link.fault(stored)
+            return None if stored is None else cls(link, buckets_of(stored, address), options)
+        stored = link.one("GET", name)
+        if stored is None:
+            # The first process determines the number of buckets, the salt, and whether there are parts.
+            made = _lost(link, address) or _new(link, address)
+            (stored,) = link.all([_ensure(made)])
+        if stored is None:
+            raise StoreUnavailableError(f"{address.public}: the store was removed while it was created")
+        return cls(link, buckets_of(stored, address), options)
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the records under ``keys``."""
-        return self.link.all([self._call("GET", key) for key in keys])
+        buckets = self.buckets
+        if not buckets.in_parts:
+            return self.link.all([self._call("GET", key) for key in keys])
+        numbers = [buckets.of(key) for key in keys]
+        calls = [
+            Call(buckets.slots[n], ("MGET", buckets.heads[n] + key, buckets.rest(n, key)))
+            for n, key in zip(numbers, keys, strict=True)
+        ]
+        return [
+            self.get_apart(key) if isinstance(reply, Exception) else _joined(reply)
+            for key, reply in zip(keys, self.link.run(calls), strict=True)
+        ]
+
+    def get_apart(self, key: bytes) -> bytes | None:
+        """Return one record by commands with one key each, as a cluster requires while the key's slot migrates."""
+        number = self.buckets.of(key)
+        for attempt in range(1, TORN_READS + 1):
+            value: bytes | None = self.link.one("GET", self.buckets.heads[number] + key)
+            if value is None or not self.buckets.in_parts:
+                return value
+            value = parts.join(value, self.link.one("GET", self.buckets.rest(number, key)))
+            # It may have been replaced between the two commands.
+            if attempt == TORN_READS or record_format.version(memoryview(value)) is not None:
+                break
+        return value
+
+    def full(self, number: int, keys: Sequence[bytes]) -> list[bytes]:
+        """Return the servers' keys of records of one bucket, then those of their second parts if there may be some."""
+        head = self.buckets.heads[number]
+        full = [head + key for key in keys]
+        return [*full, *(self.buckets.rest(number, key) for key in keys)] if self.buckets.in_parts else full
+
+    def whole(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Return the records of the values under :meth:`full`.
+
+        An error of one part is the record's; where there is no second part, what is there is kept.
+        """
+        if not self.buckets.in_parts:
+            return values
+        count = len(values) // 2
+        size = record_format.size
+        return [  # as parts.join, which would cost a query of a hundred records as much again
+            first
+            if rest is None or not isinstance(first, bytes) or len(first) >= size(first)
+            else first + rest
+            if isinstance(rest, bytes)
+            else rest
+            for first, rest in zip(values[:count], values[count:], strict=True)
+        ]
+
+    def is_torn(self, values: Sequence[Any]) -> bool:
+        """Return whether a record of the values under :meth:`full` is damaged, as if its parts were of two versions."""
+        return self.buckets.in_parts and any(
+            isinstance(value, bytes) and record_format.version(memoryview(value)) is None
+            for value in self.whole(values)
+        )
 
     def heads(self, keys: Sequence[bytes]) -> list[memoryview]:
         """Return enough of each record to see whether it is live and its id; empty if it is gone."""
@@ -106,27 +191,35 @@ class Space:
         waiting: Sequence[int] = range(len(edits))
         deadline = time.monotonic() + _CONTENTION_S
         while waiting:
-            asked, calls = [], []
+            asked, values = [], []
             for number in waiting:
-                edit, before = edits[number], there[number]
-                value = edit.decide(before)
+                value = edits[number].decide(there[number])
                 if value is not None:
                     asked.append(number)
-                    calls.append(self._replace(edit, (before or b"")[: record_format.HEADER_BYTES], value))
+                    values.append(value)
             if time.monotonic() > deadline:
                 raise StoreUnavailableError(f"{self.link.name}: other writers keep changing the same clips")
             waiting = []
-            for number, reply in zip(asked, self.link.all(calls), strict=True):
-                if reply == REPLACED:
+            some = [(edits[number], there[number]) for number in asked]
+            for number, (replaced, stored_now) in zip(asked, self._replace(some, values), strict=True):
+                if replaced:
                     made[number] = True
                 else:
-                    there[number] = reply
+                    there[number] = stored_now
                     waiting.append(number)
         return list(zip(made, there, strict=True))
 
     def remove(self, keys: Sequence[bytes]) -> None:
         """Remove records unconditionally."""
-        self.link.all([self._call("UNLINK", key) for key in keys])
+        buckets = self.buckets
+        numbers = [buckets.of(key) for key in keys]
+        self.link.all(
+            [
+                Call(buckets.slots[n], ("UNLINK", full))
+                for n, key in zip(numbers, keys, strict=True)
+                for full in self.full(n, [key])
+            ]
+        )
 
     def register(self, numbers: Iterable[int], models: Mapping[bytes, str]) -> None:
         """Register models in some buckets, before any of their records is written there.
@@ -134,25 +227,47 @@ class Space:
         The format's key is written again if it is lost, because a server kept no data or failed soon after the first
         write. Raises :class:`StoreReplacedError` if another process has created the store anew meanwhile.
         """
-        slots, keys, name = self.buckets.slots, self.buckets.models, self.buckets.name
-        fields = {prefix: model_id.encode() for prefix, model_id in models.items()}
-        if self.buckets.salt != UNSALTED:
-            fields[SALT_FIELD] = self.buckets.salt_text
-        self.link.one("SET", name, self.buckets.format, "NX")
-        self.check_format()  # before a bucket of another salt is marked with this one
-        self.link.all(
-            [Call(slots[n], ("HSETNX", keys(n), field, value)) for n in numbers for field, value in fields.items()]
-        )
+        slots, keys = self.buckets.slots, self.buckets.models
+        fields = self.buckets.own_fields | {prefix: model_id.encode() for prefix, model_id in models.items()}
+        pairs = [part for field in fields.items() for part in field]
+        # The format first: otherwise a bucket of another salt would be marked with this one.
+        self.compare_format(*self.link.all([_ensure(self.buckets)]))
+        self.link.all([Call(slots[n], ("EVAL", REGISTER, 1, keys(n), *pairs)) for n in numbers])
 
     def check_format(self) -> None:
         """Raise :class:`StoreReplacedError` if the store's buckets or salt are not these any more."""
-        stored = self.link.one("GET", self.buckets.name)
-        if stored not in {None, self.buckets.format}:
-            raise StoreReplacedError(f"{self.link.name}: the store was created anew")
+        self.compare_format(self.link.one("GET", self.buckets.name))
 
-    def check_model(self, prefix: bytes, model_id: str) -> None:
-        """Raise :class:`StoreError` if the prefix belongs to another model."""
-        known = self.link.one("HGET", self.buckets.models(0), prefix)
+    def why_not_validated(self) -> Exception | None:
+        """Return why servers do not run the script for cached records, None if they do."""
+        (reply,) = self.link.run([Call(self._format_slot, ("EVAL_RO", "return 1", 0))])
+        return reply if isinstance(reply, Exception) and meaning(reply) is Meaning.FINAL else None
+
+    def format_call(self) -> Call | None:
+        """Return the call that reads the format, None if no server or connection is new since it was last compared."""
+        return (
+            None if self.link.generation == self._compared_at else Call(self._format_slot, ("GET", self.buckets.name))
+        )
+
+    def compare_format(self, stored: bytes | None, generation: int | None = None) -> None:
+        """Raise :class:`StoreReplacedError` if this is another store's format; ``generation``: of the link before."""
+        if stored not in {None, self.buckets.format}:
+            raise StoreReplacedError(
+                f"{self.link.name}: the store was created anew, as {_shown(stored)} instead of "
+                f"{_shown(self.buckets.format)}"
+            )
+        if generation is not None:
+            self._compared_at = generation
+
+    def check_model(self, prefix: bytes, model_id: str, deadline: Deadline | None = None) -> None:
+        """Raise :class:`StoreError` if the prefix belongs to another model.
+
+        Asked is a bucket beside the format, so that opening the store depends on one node only.
+        """
+        place, slots = self.link.place, self.buckets.slots
+        beside = place(self._format_slot)
+        number = next((n for n, slot in enumerate(slots) if place(slot) is beside), 0)
+        (known,) = self.link.all([Call(slots[number], ("HGET", self.buckets.models(number), prefix))], deadline)
         if known not in {None, model_id.encode()}:
             raise StoreError(f"{self.link.name}: model {model_id!r} has the same hash as {known.decode()!r}")
 
@@ -163,7 +278,7 @@ class Space:
 
     def prefixes(self, number: int) -> set[bytes]:
         """Return the prefixes of the models that have written to a bucket."""
-        return set(self.link.one("HKEYS", self.buckets.models(number))) - {SALT_FIELD}
+        return set(self.link.one("HKEYS", self.buckets.models(number))) - _NO_MODELS
 
     def models(self) -> dict[bytes, str]:
         """Return the ids of all models by their prefixes."""
@@ -174,7 +289,7 @@ class Space:
             prefix: name.decode()
             for prefixes, names in zip(replies[::2], replies[1::2], strict=True)
             for prefix, name in zip(prefixes, names, strict=False)  # a model may be added between the two commands
-            if prefix != SALT_FIELD
+            if prefix not in _NO_MODELS
         }
 
     def scan(self, prefix: bytes = b"") -> Iterator[list[bytes]]:
@@ -211,11 +326,14 @@ class Space:
         calls = []
         for number in by_node.values():
             slot, key = self.buckets.slots[number], self.buckets.heads[number] + _LAST_WRITE
-            calls += [Call(slot, ("SET", key, time.time_ns())), Call(slot, ("WAIT", self._replicas, self._wait_ms))]
+            calls += [
+                Call(slot, ("EVAL", TOUCH, 1, key, time.time_ns())),
+                Call(slot, ("WAIT", self._replicas, self._wait_ms)),
+            ]
         replies = self.link.run(calls)
         for reply in replies:
             if isinstance(reply, Exception):
-                raise StoreUnavailableError(f"{self.link.name}: {reply}") from reply
+                raise self.link.fault(reply)
         fewest = min(replies[1::2], default=self._replicas)
         if fewest < self._replicas:
             raise StoreUnavailableError(
@@ -226,17 +344,76 @@ class Space:
         number = self.buckets.of(key)
         return Call(self.buckets.slots[number], (command, self.buckets.heads[number] + key, *more))
 
-    def _replace(self, edit: Edit, head: bytes, value: bytes) -> Call:
-        number = self.buckets.of(edit.key)
-        full = self.buckets.heads[number] + edit.key
-        return Call(self.buckets.slots[number], ("EVAL", REPLACE, 1, full, head, value, edit.lives_ms))
+    def _replace(
+        self, edits: Sequence[tuple[Edit, bytes | None]], values: Sequence[bytes]
+    ) -> list[tuple[bool, bytes | None]]:
+        """Replace the records of ``edits``, given with what is assumed to be stored, by ``values``.
+
+        Returns for each whether it was replaced, and what is stored otherwise.
+        """
+        buckets = self.buckets
+        calls, whole = [], []
+        for (edit, before), value in zip(edits, values, strict=True):
+            number = buckets.of(edit.key)
+            full = buckets.heads[number] + edit.key
+            head = (before or b"")[: record_format.HEADER_BYTES]
+            is_live = record_format.is_live(memoryview(value))
+            script = REPLACE if is_live else BURY
+            whole.append(Call(buckets.slots[number], ("EVAL", script, 1, full, head, value, edit.lives_ms)))
+            if not buckets.in_parts:
+                continue
+            both = 2, full, buckets.rest(number, edit.key), head
+            command: tuple[Any, ...] = ("EVAL", BURY_PARTS, *both, value, edit.lives_ms)
+            if is_live:
+                command = ("EVAL", REPLACE_PARTS, *both, *parts.split(value))
+            calls.append(Call(buckets.slots[number], command))
+        if not buckets.in_parts:
+            return [(reply == REPLACED, reply) for reply in self.link.all(whole)]
+        found: list[tuple[bool, bytes | None]] = []
+        for (edit, _), alone, reply in zip(edits, whole, self.link.run(calls), strict=True):
+            if isinstance(reply, Exception):
+                # A migrating slot admits one key only, and a record may always be whole.
+                is_replaced = self.link.all([alone]) == [REPLACED]
+                found.append((is_replaced, None if is_replaced else self.get_apart(edit.key)))
+            else:
+                found.append((True, None) if reply == REPLACED else (False, _joined(reply)))
+        return found
 
 
-def _lost_salt(link: Link, buckets: Buckets) -> int | None:
-    """Return the salt of a store whose format's key is lost; None if it has no bucket with a model.
+def _shown(stored: bytes | None) -> str:
+    """Return a format without its salt, which is a secret."""
+    return repr((stored or b"").decode(errors="replace").partition(" salt ")[0][:100])
 
-    A cluster can lose that key and keep records, on other nodes. They would not be found with another salt.
+
+def _ensure(buckets: Buckets) -> Call:
+    return Call(key_slot(buckets.name), ("EVAL", ENSURE, 1, buckets.name, buckets.format))
+
+
+def _joined(both: Sequence[bytes | None]) -> bytes | None:
+    first, rest = both
+    return None if first is None else parts.join(first, rest)
+
+
+def _new(link: Link, address: Address) -> Buckets:
+    """Return a new store: the first process determines its number of buckets, its salt, and whether it is in parts."""
+    nodes = link.nodes()
+    in_parts = False
+    with link.faults(), suppress(NoPermissionError):
+        in_parts = parts.is_rounded(str(nodes[0].info("memory").get("mem_allocator", "")))
+    count = address.buckets or max(DEFAULT_BUCKETS, BUCKETS_PER_NODE * len(nodes))
+    return Buckets(address.name, count, secrets.randbits(64), version=VERSION, in_parts=in_parts)
+
+
+def _lost(link: Link, address: Address) -> Buckets | None:
+    """Return the store whose format's key is lost; None if it has no bucket with a model.
+
+    A cluster can lose that key and keep records, on other nodes. They would not be found with another format.
     """
+    calls = [Call(slot, ("HGET", key, FORMAT_FIELD)) for slot, key in common_models(address.name)]
+    formats = [stored for stored in link.all(calls) if stored is not None]
+    if formats:
+        return buckets_of(formats[0], address)
+    buckets = Buckets(address.name, address.buckets or DEFAULT_BUCKETS)
     calls = [
         Call(slot, (*command, buckets.models(number), *more))
         for number, slot in enumerate(buckets.slots)
@@ -245,5 +422,5 @@ def _lost_salt(link: Link, buckets: Buckets) -> int | None:
     replies = link.all(calls)
     salts = [salt for salt in replies[::2] if salt is not None]
     if salts:
-        return int(salts[0], 16)
-    return UNSALTED if any(replies[1::2]) else None
+        return Buckets(address.name, buckets.count, int(salts[0], 16))
+    return buckets if any(replies[1::2]) else None

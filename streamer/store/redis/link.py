@@ -1,253 +1,298 @@
-"""The connections to one server or to a cluster's nodes.
+"""A store's access to its servers: which of them is asked for what, and what follows from their answers.
 
-redis-py tracks the cluster: the node of each slot, redirections and failures. Its overhead per command costs a query of
-a hundred clips more than the transfer, so :meth:`Link.run` sends a caller's commands to all nodes at once over
-redis-py's connections, and reads the replies in order. Commands that fail this way are repeated by :meth:`Link.one`,
-which leaves everything to redis-py.
+:class:`~streamer.store.redis.routing.Routing` knows which server has which slot, an exchange asks several nodes at once
+until one deadline, and the table of answers says what to do after an error. Here they are put together.
+
+Readers and writers differ in their patience. A read is part of an event, so it asks no node of which it is known that
+it does not answer (:class:`~streamer.store.redis.resting.Resting`), but its replicas, where those are fresh enough.
+Writers and commands of an operator ask every node, and again after what passes, until their deadline.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hiredis import pack_command
-from redis import Redis
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.cluster import ClusterNode, RedisCluster, get_node_name
-from redis.exceptions import (
-    AuthenticationError,
-    ClusterDownError,
-    NoPermissionError,
-    RedisClusterException,
-    RedisError,
-    ResponseError,
-    SlotNotCoveredError,
-    TimeoutError,  # noqa: A004 - redis-py's own, which it raises
-)
-from redis.retry import Retry
+from redis.crc import key_slot
+from redis.exceptions import SlotNotCoveredError
 
-from streamer.store.protocol import StoreError, StoreUnavailableError
+from streamer.store.protocol import StoreUnavailableError
+from streamer.store.redis.answers import FAULTS, Meaning, is_answer, meaning
+from streamer.store.redis.deadline import Deadline
+from streamer.store.redis.exchange import Call, Share, exchange
+from streamer.store.redis.nodes import is_fresh
+from streamer.store.redis.resting import Resting, role, staleness_s
+from streamer.store.redis.routing import Routing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
-    from redis.connection import ConnectionPool
+    from redis import Redis
 
     from streamer.store.options import StoreOptions
     from streamer.store.redis.address import Address
+    from streamer.store.redis.nodes import Node
+    from streamer.store.redis.topology import Topology
 
-_RETRIES = 2
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
-_FAULTS = (RedisError, RedisClusterException, IndexError)
-"""The errors that redis-py raises; the last one if no node of a cluster serves a slot."""
-_READ_BYTES = 1 << 18
-"""The size of a socket read: a node's share of a query is some hundred kilobytes."""
-
-
-class Call(NamedTuple):
-    """A command, and the slot of its keys, which determines its node."""
-
-    slot: int
-    command: tuple[Any, ...]  # of bytes, str and int
+_LOST_LIMIT = 2
+"""How often a patient caller asks again after a lost connection."""
+_ROUNDS = 8
+"""Most rounds of a read: each follows what servers have said about the places of slots."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
 
 
-class _Share:
-    """The commands of one :meth:`Link.run` for one node, by number, and their connection."""
+class Read(NamedTuple):
+    """The replies to the calls of a read, an exception where there is none, and how many of them are a replica's."""
 
-    def __init__(self, pool: ConnectionPool, numbers: list[int]) -> None:
-        self.pool = pool
-        self.error: RedisError | None = None
-        """The error of the node, if any; commands have their own errors."""
-        self._numbers = numbers
-        self._connection: Any = None
-        self._is_done = False
-
-    def send(self, calls: Sequence[Call]) -> None:
-        """Send the commands in one write."""
-        try:
-            self._connection = self.pool.get_connection()
-            packed = b"".join([pack_command(calls[number].command) for number in self._numbers])
-            self._connection.send_packed_command([packed], check_health=False)
-        except RedisError as error:
-            self.error = error
-
-    def receive(self, replies: list[Any]) -> None:
-        """Store each command's reply by its number."""
-        for number in self._numbers:
-            if self.error is None:
-                try:
-                    replies[number] = self._connection.read_response(disable_decoding=True)
-                    continue
-                except ResponseError as error:
-                    replies[number] = error
-                    continue
-                except RedisError as error:
-                    self.error = error
-            replies[number] = self.error
-        self._is_done = self.error is None
-
-    def end(self) -> None:
-        """Return the connection to its pool, closed if unread replies may still arrive on it."""
-        if self._connection is not None:
-            if not self._is_done:
-                self._connection.disconnect()
-            self.pool.release(self._connection)
+    replies: list[Any]
+    from_replicas: int
 
 
 class Link:
-    """A store's access to its servers. May be used by several threads.
+    """A store's access to its servers. May be used by several threads; nothing is sent before the first call.
 
-    Errors of redis-py are raised as :class:`StoreUnavailableError`; the constructor raises :class:`StoreError` for
-    errors that no retry can fix.
+    Faults of servers are raised as :class:`StoreUnavailableError`, those that only an operator can mend as
+    :class:`StoreRefusedError`.
     """
 
     def __init__(self, address: Address, options: StoreOptions) -> None:
         self.name = address.public
-        self._client: Any = None
-        self._cluster: RedisCluster | None = None
-        common: dict[str, Any] = {
-            "username": options.user or address.user,
-            "password": options.password or address.password,
-            "socket_timeout": options.timeout_s,
-            "socket_connect_timeout": options.timeout_s,
-            "socket_keepalive": True,
-            "socket_read_size": _READ_BYTES,
-            "protocol": 2,
-            "retry": Retry(ExponentialWithJitterBackoff(base=_FIRST_PAUSE_S, cap=_LONGEST_PAUSE_S), _RETRIES),
-        }
-        if address.tls:
-            common |= {
-                "ssl": True,
-                "ssl_ca_certs": _path(options.ca),
-                "ssl_certfile": _path(options.cert),
-                "ssl_keyfile": _path(options.key),
-            }
-        try:
-            if address.is_cluster:
-                nodes = [ClusterNode(host, port) for host, port in address.hosts]  # type: ignore[no-untyped-call]
-                self._client = self._cluster = RedisCluster(startup_nodes=nodes, require_full_coverage=False, **common)
-            else:
-                ((host, port),) = address.hosts
-                self._client = Redis(host=host, port=port, db=address.db, **common)
-                self._refuse_cluster(self._client)
-        except _FAULTS as error:
-            refusal = _refusal(error)
-            if refusal is not None:
-                raise StoreError(self._explain(refusal)) from error
-            raise StoreUnavailableError(self._explain(error)) from error
+        self._timeout_s = options.timeout_s
+        self._staleness_s = options.staleness_s
+        self._routing = Routing(address, options)
+        self._resting = Resting(self._routing, options)
+
+    # -- for readers: no node is waited for twice ------------------------------------------------------------
+
+    def read(self, calls: Sequence[Call], deadline: Deadline) -> Read:
+        """Run commands that only read, those for one node in order, as far as nodes answer by the deadline.
+
+        Raises only if no topology is known.
+        """
+        self._resting.read_at = time.monotonic()
+        topology = self._routing.known(deadline)
+        replies: list[Any] = [None] * len(calls)
+        waiting: list[int] = [*range(len(calls))]
+        asking: dict[int, Node] = {}
+        from_replicas = 0
+        for _ in range(_ROUNDS):
+            topology = self._routing.topology or topology
+            shares = self._shares(topology, calls, waiting, replies, asking, is_read=True)
+            if not shares:
+                break
+            exchange(shares, deadline)
+            asking, waiting = {}, []
+            for share in shares:
+                again = self._heard(share, replies, asking)
+                if share.is_of_replica and not share.error:
+                    from_replicas += len(share.numbers) - len(again)
+                waiting += again
+        return Read(replies, from_replicas)
+
+    # -- for all others: patient until the deadline ----------------------------------------------------------
+
+    def all(self, calls: Sequence[Call], deadline: Deadline | None = None) -> list[Any]:
+        """Run commands, and repeat those that failed by what passes; raises the first error that remains."""
+        deadline = deadline or Deadline.after(self._timeout_s)
+        topology = self._routing.known(deadline, patient=True)
+        replies: list[Any] = [None] * len(calls)
+        waiting: list[int] = [*range(len(calls))]
+        asking: dict[int, Node] = {}
+        pause_s, lost = _FIRST_PAUSE_S, 0
+        said: Exception | None = None
+        while True:
+            shares = self._shares(topology, calls, waiting, replies, asking)
+            exchange(shares, deadline)
+            asking = {}
+            for share in shares:
+                self._heard(share, replies, asking)
+            failed = {number: meaning(replies[number]) for number in waiting if isinstance(replies[number], Exception)}
+            if not failed:
+                return replies
+            meanings = {*failed.values()}
+            lost += Meaning.LOST in meanings
+            if meanings & {Meaning.FINAL, Meaning.LATER, Meaning.SLOW} or lost > _LOST_LIMIT or not deadline.left():
+                self._routing.refresh()
+                # What a server has said tells more than that it did not say it again in the rest of the time.
+                raise self.fault(said or replies[next(iter(failed))])
+            said = next((replies[number] for number in failed if is_answer(replies[number])), said)
+            if meanings & {Meaning.LOST, Meaning.ELSEWHERE}:
+                self._routing.await_refresh(deadline)
+                topology = self._routing.known(deadline, patient=True)
+            if not meanings <= {Meaning.FOLLOW, Meaning.ASK}:
+                time.sleep(min(pause_s, deadline.left()))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            waiting = [*failed]
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
-        """Run commands, those for one node in order; the error of a command or of its node is its reply.
-
-        Raises if a node does not respond in time, so that no caller waits for it twice.
-        """
-        by_pool: dict[ConnectionPool, list[int]] = {}
-        with self.faults():
-            for number, call in enumerate(calls):
-                by_pool.setdefault(self._pool(call.slot), []).append(number)
+        """Run commands once, those for one node in order on one connection; an error is the reply of its command."""
+        deadline = Deadline.after(self._timeout_s)
         replies: list[Any] = [None] * len(calls)
-        shares = [_Share(pool, numbers) for pool, numbers in by_pool.items()]
-        try:
-            for share in shares:
-                share.send(calls)
-            for share in shares:
-                share.receive(replies)
-        finally:
-            for share in shares:
-                share.end()
+        shares = self._shares(self._routing.known(deadline, patient=True), calls, range(len(calls)), replies, {})
+        exchange(shares, deadline)
         for share in shares:
-            if isinstance(share.error, TimeoutError):
-                self._look_again(share.pool)
-                raise StoreUnavailableError(self._explain(share.error)) from share.error
+            self._heard(share, replies, {})
         return replies
 
     def one(self, *command: bytes | str | int) -> Any:
-        """Run one command on the current node of its key, with a few retries."""
-        with self.faults():
-            return self._client.execute_command(*command)
+        """Run one command whose first argument is its key, as :meth:`all` does."""
+        key = command[1]
+        slot = key_slot(key if isinstance(key, bytes) else str(key).encode())
+        return self.all([Call(slot, command)])[0]
 
-    def all(self, calls: Sequence[Call]) -> list[Any]:
-        """Run commands by :meth:`run`, and repeat failed ones by :meth:`one`."""
-        replies = self.run(calls)
-        return [
-            self.one(*call.command) if isinstance(reply, Exception) else reply
-            for call, reply in zip(calls, replies, strict=True)
-        ]
+    # -- the servers -----------------------------------------------------------------------------------------
 
     def nodes(self, *, fresh: bool = False) -> list[Redis]:
-        """Return a client for each primary; ``fresh`` reloads the topology from the cluster."""
-        cluster = self._cluster
-        if cluster is None:
-            return [self._client]
-        with self.faults():
-            if fresh:
-                cluster.nodes_manager.initialize()
-            return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]  # type: ignore[no-untyped-call]
+        """Return redis-py's client of each primary; ``fresh`` reads the topology again."""
+        deadline = Deadline.after(self._timeout_s)
+        if fresh:
+            self._routing.await_refresh(deadline)
+            if self._routing.error is not None:
+                raise self.fault(self._routing.error)
+        return [shard.primary.client() for shard in self._routing.known(deadline, patient=True).shards()]
 
-    def ping(self, *, fresh: bool = False) -> None:
-        """Ping each of :meth:`nodes`."""
-        for node in self.nodes(fresh=fresh):
-            with self.faults():
-                node.ping()
+    def replicas(self) -> list[Redis]:
+        """Return redis-py's client of each replica that is known."""
+        shards = self._routing.known(Deadline.after(self._timeout_s), patient=True).shards()
+        return [replica.client() for shard in shards for replica in shard.replicas]
+
+    def ping(self, *, writes: bool) -> None:
+        """Raise StoreUnavailableError if slots are not served, or a primary does not answer or is none any more.
+
+        A lone server that is a replica may be read, as far as it is not too stale, but not written.
+        """
+        deadline = Deadline.after(self._timeout_s)
+        topology = self._routing.known(deadline, patient=True)
+        if topology.missing():
+            self._routing.await_refresh(deadline)
+            topology = self._routing.known(deadline)
+        if topology.missing():
+            raise StoreUnavailableError(f"{self.name}: no server is known for {topology.missing()} slots")
+        for _ in range(2):
+            shares = [Share(shard.primary, (("PING",), ("INFO", "replication"))) for shard in topology.shards()]
+            exchange(shares, deadline)
+            for share in shares:
+                error = share.error or next((each for each in share.replies[:1] if isinstance(each, Exception)), None)
+                if error is not None:
+                    self._routing.refresh()
+                    raise self.fault(error)
+            demoted = [share.node for share in shares if role(share.replies[1]) == b"slave"]
+            if not demoted:
+                return
+            for node in demoted:
+                node.drop()  # its name may lead to another server by now
+            self._routing.await_refresh(deadline)
+            topology = self._routing.known(deadline)
+        ages = [staleness_s(share.replies[1]) for share in shares]
+        if writes or len(shares) > 1 or ages[0] is None or ages[0] > self._staleness_s:
+            raise StoreUnavailableError(f"{self.name}: {demoted[0].name} is a replica")
 
     def place(self, slot: int) -> object:
         """Return an identifier of the node that serves a slot, for comparison."""
-        with self.faults():
-            return self._pool(slot)
+        shard = self._routing.known(Deadline.after(self._timeout_s), patient=True).shard(slot)
+        if shard is None:
+            raise self.fault(SlotNotCoveredError(f"no server is known for slot {slot}"))
+        return shard.primary
+
+    @property
+    def generation(self) -> int:
+        """A number that grows with each new connection and each change of the topology."""
+        return self._routing.generation
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
-
-    def _refuse_cluster(self, client: Redis) -> None:
-        """Ping a single server, and verify that it is not a node of a cluster."""
-        with suppress(NoPermissionError):
-            if client.info("cluster").get("cluster_enabled"):
-                raise StoreError(f"{self.name}: the server is a node of a cluster; use redis+cluster://")
-
-    def _pool(self, slot: int) -> ConnectionPool:
-        """Return the connection pool of a slot's node; the library's own lookup takes five times as long."""
-        cluster = self._cluster
-        if cluster is None:
-            lone: ConnectionPool = self._client.connection_pool
-            return lone
-        nodes = cluster.nodes_manager.slots_cache.get(slot)
-        if not nodes:
-            raise SlotNotCoveredError(f"no node serves slot {slot}")
-        client = nodes[0].redis_connection or cluster.get_redis_connection(nodes[0])
-        return client.connection_pool
-
-    def _look_again(self, silent: ConnectionPool) -> None:
-        """Reload the topology, asking the node that did not respond last: it may have been replaced."""
-        if self._cluster is not None:
-            host, port = (silent.connection_kwargs[key] for key in ("host", "port"))
-            with self.faults():
-                self._cluster.nodes_manager.initialize(last_failed_node_name=get_node_name(host, port))
+        self._routing.close()
 
     @contextmanager
     def faults(self) -> Iterator[None]:
-        """Convert errors of redis-py to :class:`StoreUnavailableError`."""
+        """Convert errors of redis-py's own clients."""
         try:
             yield
-        except _FAULTS as error:
-            raise StoreUnavailableError(self._explain(error)) from error
+        except FAULTS as error:
+            self._routing.refresh()
+            raise self.fault(error) from error
 
-    def _explain(self, error: BaseException) -> str:
-        return f"{self.name}: {' '.join(str(error).split()) or type(error).__name__}"
+    def fault(self, error: BaseException) -> StoreUnavailableError:
+        """Return an error of a server or a connection as the store's."""
+        return self._routing.fault(error)
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _shares(
+        self,
+        topology: Topology,
+        calls: Sequence[Call],
+        waiting: Sequence[int],
+        replies: list[Any],
+        asking: dict[int, Node],
+        *,
+        is_read: bool = False,
+    ) -> list[Share]:
+        """Group calls by the node that is to be asked; where there is none, the reason becomes the reply."""
+        by_node: dict[tuple[Node, bool, bool], list[int]] = {}
+        for number in waiting:
+            node = asking.get(number)
+            if node is not None:
+                by_node.setdefault((node, True, False), []).append(number)
+                continue
+            shard = topology.shard(calls[number].slot)
+            if shard is None:
+                replies[number] = SlotNotCoveredError(f"no server is known for slot {calls[number].slot}")
+                self._routing.refresh()
+                continue
+            node = shard.primary
+            if is_read and node.resting:
+                replica = next((each for each in shard.replicas if is_fresh(each) and not each.resting), None)
+                if replica is None:
+                    replies[number] = _RestingError(f"{self.name}: {node.resting}")
+                    continue
+                node = replica
+            by_node.setdefault((node, False, node is not shard.primary), []).append(number)
+        shares = []
+        for (node, is_asking, is_of_replica), numbers in by_node.items():
+            share = Share(node, [calls[number].command for number in numbers], numbers, asking=is_asking)
+            share.is_read, share.is_of_replica = is_read, is_of_replica
+            shares.append(share)
+        return shares
+
+    def _heard(self, share: Share, replies: list[Any], asking: dict[int, Node]) -> list[int]:
+        """Store the replies of a share, and act on what they mean; returns the numbers that are to be asked again."""
+        if share.error is not None:
+            for number in share.numbers:
+                replies[number] = share.error
+            share.node.drop()
+            if meaning(share.error) is Meaning.LOST and not share.is_fresh:
+                return [*share.numbers]  # the connection may have been closed long ago
+            self._troubled(share, share.error)
+            return []
+        again = []
+        for number, reply in zip(share.numbers, share.replies[share.asking :: 1 + share.asking], strict=True):
+            replies[number] = reply
+            if not isinstance(reply, Exception):
+                continue
+            means = meaning(reply)
+            if means in {Meaning.FOLLOW, Meaning.ASK}:
+                self._redirect(reply, number, asking if means is Meaning.ASK else None, share.node)
+                again.append(number)
+            elif means in {Meaning.ELSEWHERE, Meaning.LATER}:
+                if means is Meaning.ELSEWHERE:
+                    share.node.drop()
+                self._troubled(share, reply)
+        return again
+
+    def _redirect(self, error: Any, number: int, asking: dict[int, Node] | None, said_by: Node) -> None:
+        node = self._routing.at(error.host or said_by.host, error.port)
+        if asking is None:
+            self._routing.moved(error.slot_id, node)
+        else:
+            asking[number] = node
+
+    def _troubled(self, share: Share, error: BaseException) -> None:
+        self._routing.refresh()
+        if share.is_read:
+            self._resting.rest(share.node, share.commands, error)
 
 
-def _refusal(error: BaseException) -> BaseException | None:
-    """Return the cause of an error that means that reachable servers refuse us, if there is one."""
-    each: BaseException | None = error
-    while each is not None:
-        refused = isinstance(each, AuthenticationError | ResponseError) and not isinstance(each, ClusterDownError)
-        if refused or (isinstance(each, RedisClusterException) and "mode is not enabled" in str(each)):
-            return each
-        each = each.__cause__
-    return None
-
-
-def _path(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+class _RestingError(StoreUnavailableError):
+    """A node is not asked at present; the message is the reason."""

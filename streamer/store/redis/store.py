@@ -7,32 +7,56 @@ a read of several is not a snapshot.
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from streamer.scoring import ClipScores
 from streamer.store import record_format
 from streamer.store.corrupt import CorruptRecordLog
 from streamer.store.options import StoreOptions
-from streamer.store.protocol import PutOutcome, StoreError, StoreStats, StoreUnavailableError
+from streamer.store.protocol import PutOutcome, StoreError, StoreRefusedError, StoreStats, StoreUnavailableError
 from streamer.store.read_batch import Records
 from streamer.store.redis.address import Address
+from streamer.store.redis.answers import Meaning, meaning, words
 from streamer.store.redis.cache import RecordCache
-from streamer.store.redis.keyspace import Edit, Space, StoreReplacedError
-from streamer.store.redis.link import Call
+from streamer.store.redis.deadline import Deadline
+from streamer.store.redis.exchange import Call
+from streamer.store.redis.keyspace import TORN_READS, Edit, Space, StoreReplacedError
+from streamer.store.redis.link import Link
 from streamer.store.redis.scripts import READ_UNLESS, UNCHANGED
+from streamer.store.redis.servers import ask, refuse_eviction
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
 
     from streamer.settings import Precision
-    from streamer.store.protocol import Clip, Position
+    from streamer.store.protocol import Clip, Position, StoreServer
 
 log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Fetched:
+    """The stored records of a read, by key.
+
+    ``transferred``: how many of them a server has sent; the others come from the cache, after the servers confirmed
+    that they are current. ``unavailable``: the keys about which no server has answered, ``why``: the first reason.
+    """
+
+    records: dict[bytes, memoryview]
+    transferred: int = 0
+    unavailable: set[bytes] = field(default_factory=set)
+    why: str = ""
+    replica_reads: int = 0
+
 
 _PUT_BYTES = 4 << 20
 """The bytes written at once; a server must accept them within its timeout."""
@@ -43,10 +67,11 @@ _ABSENT = b"-"
 class RedisStore:
     """:class:`~streamer.store.Store` at a URL of :mod:`streamer.store.redis.address`.
 
-    If the store is unreachable when it is opened, each later call tries to connect, unless the store must exist already
-    (``existing``). After a failed read, reads fail immediately for as long as the failed one took: queries must not
-    wait for an unreachable store. :meth:`clip_ids` and :meth:`stats` read the header of every record, some ten seconds
-    per million; an id may be repeated, and concurrent writes may be seen or not.
+    If the store is unreachable when it is opened, later calls use it as soon as it is there, unless it must exist
+    already (``existing``). Whatever a server answers later, calls raise :class:`StoreUnavailableError`, since no event
+    is at fault. Reads do not wait for servers of which it is known that they do not answer. :meth:`clip_ids` and
+    :meth:`stats` read the header of every record, some ten seconds per million; an id may be repeated, and concurrent
+    writes may be seen or not.
     """
 
     def __init__(
@@ -69,20 +94,26 @@ class RedisStore:
         self._read_only = read_only
         self._lock = threading.Lock()
         self._space: Space | None = None
+        self._is_for_tools = existing
+        self._servers: Sequence[StoreServer] = ()
         self._closed = False
+        self._validates = self._options.cache_bytes > 0
         self._corrupt = CorruptRecordLog(self._address.public)
         self._cache = RecordCache(self._options.cache_bytes)
-        self._away_until = 0.0
-        self._why_away = ""
+        self._link = Link(self._address, self._options)
         try:
             found = self._opened()
+            if found is not None and self._validates:
+                self._check_validation(found)
         except StoreUnavailableError as error:
-            if existing:
+            if existing or isinstance(error, StoreError):
+                self._link.close()
                 raise
             log.warning("store unreachable, connecting later", error=str(error))
-        else:
-            if found is None and existing:
-                raise StoreError(f"{self._address.public}: no such store")
+            return
+        if found is None and existing:
+            self._link.close()
+            raise StoreError(f"{self._address.public}: no such store")
 
     def put(self, clips: Sequence[Clip]) -> list[PutOutcome]:
         """Write clips, each atomically; if it raises, some may have been written, and the call can be repeated."""
@@ -127,16 +158,37 @@ class RedisStore:
 
     @contextmanager
     def read(self, clip_ids: Sequence[str]) -> Iterator[Records]:
-        """Read records, each atomically; None for an absent, deleted or corrupt one."""
+        """Read records, each atomically; None for an absent, deleted or corrupt one. Raises if any is unavailable."""
         keys = record_format.keys(self._prefix, clip_ids)
-        found, transferred = self._fetch(keys)
+        found = self._fetch(keys, Deadline.after(self._options.timeout_s))
+        if found.unavailable:
+            raise StoreUnavailableError(found.why)
+        with self._records(clip_ids, keys, found) as records:
+            yield records
 
+    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+        """As :meth:`Store.score <streamer.store.Store.score>`: clips on servers that do not answer are unavailable."""
+        keys = record_format.keys(self._prefix, clip_ids)
+        by = Deadline.after(self._options.timeout_s) if deadline is None else Deadline(deadline)
+        found = self._fetch(keys, by)
+        with self._records(clip_ids, keys, found) as records:
+            scores = ClipScores.of(vector, records)
+        missing = found.unavailable
+        return scores._replace(
+            unavailable=[place for place, key in enumerate(keys) if key in missing] if missing else (),
+            why=found.why,
+            replica_reads=found.replica_reads,
+        )
+
+    @contextmanager
+    def _records(self, clip_ids: Sequence[str], keys: Sequence[bytes], found: _Fetched) -> Iterator[Records]:
         def corrupt(position: int, error: Exception) -> None:
             self._cache.drop(keys[position])
             self._corrupt.note(keys[position], clip_ids[position], error)
 
-        hits = len(found) - transferred
-        records = Records(found.get, keys, clip_ids, self._dim, corrupt, cache_hits=hits, cache_misses=transferred)
+        hits = len(found.records) - found.transferred
+        get = found.records.get
+        records = Records(get, keys, clip_ids, self._dim, corrupt, cache_hits=hits, cache_misses=found.transferred)
         try:
             yield records
         finally:
@@ -177,45 +229,72 @@ class RedisStore:
         return StoreStats(clips, tombstones, space.bytes_used())
 
     def ping(self) -> None:
-        """Raise :class:`StoreUnavailableError` if a server with records does not respond."""
+        """Raise :class:`StoreUnavailableError` if slots are not served, or a server does not answer or has changed.
+
+        Also if a server may evict records.
+        """
+        if not self._closed:
+            self._link.ping(writes=not self._read_only)
         space = self._opened()
-        if space is None:
-            return
-        try:
-            space.link.ping()
-        except StoreUnavailableError:
-            # It may have been replaced, which a process that neither reads nor writes has not noticed.
-            space.link.ping(fresh=True)
-        with self._same_store(space):
-            space.check_format()
+        if space is not None:
+            with self._same_store(space):
+                space.check_format()
+        self._look_at_servers()
+
+    def servers(self) -> Sequence[StoreServer]:
+        """Return the servers as the last :meth:`ping` found them."""
+        return self._servers
 
     def close(self) -> None:
         """Close all connections."""
-        with self._lock:
-            self._closed = True
-            if self._space is not None:
-                self._space.link.close()
-                self._space = None
+        self._closed = True
+        self._space = None
+        self._link.close()
 
-    def _opened(self) -> Space | None:
-        """Return the connected store; None if it does not exist yet, until a writer of this model creates it."""
+    def _opened(self, deadline: Deadline | None = None) -> Space | None:
+        """Return the opened store; None if it does not exist yet, until a writer of this model creates it."""
         space = self._space
         if space is not None:
             return space
-        with self._lock:
-            if self._closed:
-                raise StoreError(f"{self._address.public}: the store is closed")
-            if self._space is None:
-                self._space = self._open()
-            return self._space
+        deadline = deadline or Deadline.after(self._options.timeout_s)
+        if not self._lock.acquire(timeout=deadline.left()):
+            raise StoreUnavailableError(f"{self._address.public}: it is being opened")
+        try:
+            if self._space is None and not self._closed:
+                self._space = self._open(deadline)
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            raise StoreRefusedError(str(error)) from error
+        finally:
+            self._lock.release()
+        if self._closed:
+            raise StoreError(f"{self._address.public}: the store is closed")
+        return self._space
 
-    def _open(self) -> Space | None:
-        space = Space.open(self._address, self._options, create=not self._read_only)
+    def _open(self, deadline: Deadline) -> Space | None:
+        # Before a store is created, and also where there is none yet, which a reader would otherwise wait for.
+        if not self._is_for_tools and (not self._servers or any(each.evicts for each in self._servers)):
+            self._look_at_servers()
+        create = not self._read_only
+        space = Space.open(self._link, self._address, self._options, create=create, deadline=deadline)
         if space is not None:
-            space.check_model(self._prefix, self._model_id)
-            if not self._read_only:
+            space.check_model(self._prefix, self._model_id, deadline)
+            if create:
                 space.register(range(space.buckets.count), {self._prefix: self._model_id})
         return space
+
+    def _check_validation(self, space: Space) -> None:
+        """Turn the cache off where the servers cannot compare its records."""
+        error = space.why_not_validated()
+        if error is not None:
+            self._validates = False
+            log.warning(
+                "the store's servers do not run EVAL_RO for this user: records are not cached, and each query "
+                "transfers all of its records",
+                store=self._address.public,
+                error=words(error),
+            )
 
     @contextmanager
     def _same_store(self, space: Space) -> Iterator[None]:
@@ -226,7 +305,6 @@ class RedisStore:
             with self._lock:
                 if self._space is space:
                     self._space = None
-                    space.link.close()
             raise
 
     def _writable(self) -> Space:
@@ -235,52 +313,87 @@ class RedisStore:
         space = self._opened()
         if space is None:
             raise StoreUnavailableError(f"{self._address.public}: the store was removed")
+        if any(each.evicts for each in self._servers):  # until they are seen to be configured otherwise
+            self._look_at_servers()
         return space
 
-    def _fetch(self, keys: Sequence[bytes]) -> tuple[dict[bytes, memoryview], int]:
-        """Return the stored records by key, and how many of them were transferred.
+    def _look_at_servers(self) -> None:
+        """Ask the servers for their state. Raises :class:`EvictingStoreError` if one may evict records."""
+        self._servers = ask(self._link, self._options.timeout_s, is_cluster=self._address.is_cluster)
+        refuse_eviction(self._address.public, self._servers)
 
-        The others come from the cache, after the servers confirmed that they are current.
-        """
-        began = time.monotonic()
-        if began < self._away_until:
-            raise StoreUnavailableError(self._why_away)
-        try:
-            space = self._opened()
-            return ({}, 0) if space is None or not keys else self._read(space, keys)
-        except StoreUnavailableError as error:
-            self._why_away = str(error)
-            failed = time.monotonic()
-            self._away_until = 2 * failed - began
-            raise
+    def _fetch(self, keys: Sequence[bytes], deadline: Deadline) -> _Fetched:
+        space = self._opened(deadline)
+        if space is None or not keys:
+            return _Fetched({})
+        with self._same_store(space):
+            return self._read(space, keys, deadline)
 
-    def _read(self, space: Space, keys: Sequence[bytes]) -> tuple[dict[bytes, memoryview], int]:
-        buckets = space.buckets
+    def _read(self, space: Space, keys: Sequence[bytes], deadline: Deadline) -> _Fetched:
         by_bucket: dict[int, list[bytes]] = {}
         for key in dict.fromkeys(keys):
-            by_bucket.setdefault(buckets.of(key), []).append(key)
-        held = self._cache.held(keys)
-        calls = []
-        for number, wanted in by_bucket.items():
-            full = [buckets.heads[number] + key for key in wanted]
-            if held and any(key in held for key in wanted):
-                known = [held[key][: record_format.CHECKED_FROM] if key in held else _ABSENT for key in wanted]
-                calls.append(Call(buckets.slots[number], ("EVAL_RO", READ_UNLESS, len(full), *full, *known)))
-            else:
-                calls.append(Call(buckets.slots[number], ("MGET", *full)))
+            by_bucket.setdefault(space.buckets.of(key), []).append(key)
+        buckets = [*by_bucket.items()]
+        held = self._cache.held(keys) if self._validates else {}
+        calls = [_read_call(space, number, wanted, held) for number, wanted in buckets]
+        generation = self._link.generation
+        format_call = space.format_call()
+        replies, replica_reads = self._link.read([*calls, format_call] if format_call else calls, deadline)
+        if format_call is not None and not isinstance(stored := replies.pop(), Exception):
+            space.compare_format(stored, generation)
+        self._one_by_one(space, buckets, replies, deadline)
+        found = _Fetched({}, replica_reads=replica_reads)
         fresh: dict[bytes, bytes] = {}
-        found: dict[bytes, memoryview] = {}
-        for wanted, reply in zip(by_bucket.values(), space.link.run(calls), strict=True):
-            # One by one while a bucket migrates, when commands with several keys are refused.
-            values = [space.link.one("GET", buckets.full(k)) for k in wanted] if isinstance(reply, Exception) else reply
+        for (_, wanted), reply in zip(buckets, replies, strict=True):
+            values = [reply] * len(wanted) if isinstance(reply, Exception) else space.whole(reply)
             for key, value in zip(wanted, values, strict=True):
-                if value == UNCHANGED:
-                    found[key] = memoryview(held[key])
-                elif value is not None:
+                if isinstance(value, bytes):
                     fresh[key] = value
-                    found[key] = memoryview(value)
+                    found.records[key] = memoryview(value)
+                elif value == UNCHANGED:
+                    found.records[key] = memoryview(held[key])
+                elif value is not None:
+                    found.unavailable.add(key)
+                    found.why = found.why or str(self._link.fault(value))
         self._cache.keep(fresh)
-        return found, len(fresh)
+        found.transferred = len(fresh)
+        return found
+
+    def _one_by_one(
+        self, space: Space, buckets: Sequence[tuple[int, list[bytes]]], replies: list[Any], deadline: Deadline
+    ) -> None:
+        """Ask again for what servers refuse together: the keys of a migrating bucket, and scripts; in one exchange."""
+        refused = [
+            each
+            for each, reply in enumerate(replies)
+            if isinstance(reply, Exception) and meaning(reply) in {Meaning.AGAIN, Meaning.FINAL}
+        ]
+        if not refused:
+            return
+        if self._validates and any(meaning(replies[each]) is Meaning.FINAL for each in refused):
+            self._check_validation(space)
+        full = [space.full(*buckets[each]) for each in refused]
+        calls = [
+            Call(space.buckets.slots[buckets[each][0]], ("GET", key))
+            for each, keys in zip(refused, full, strict=True)
+            for key in keys
+        ]
+        for _ in range(TORN_READS):
+            values = iter(self._link.read(calls, deadline).replies)
+            for each, keys in zip(refused, full, strict=True):
+                replies[each] = [next(values) for _ in keys]
+            # Parts that were read one after the other may be of two versions.
+            if not any(space.is_torn(replies[each]) for each in refused):
+                return
+
+
+def _read_call(space: Space, number: int, wanted: Sequence[bytes], held: Mapping[bytes, bytes]) -> Call:
+    """Return the call that reads some records of a bucket, except cached ones that are current."""
+    full, slot = space.full(number, wanted), space.buckets.slots[number]
+    if not any(key in held for key in wanted):
+        return Call(slot, ("MGET", *full))
+    known = [held[key][: record_format.CHECKED_FROM] if key in held else _ABSENT for key in wanted]
+    return Call(slot, ("EVAL_RO", READ_UNLESS, len(full), *full, *known))
 
 
 def _upload(uploaded_us: int, position: Position, value: bytes, stored: bytes | None) -> bytes | None:

@@ -13,14 +13,17 @@ from streamer.settings import SettingsError, load
 from streamer.store import Position, PutOutcome, StoreError, StoreOptions, StoreUnavailableError
 from streamer.store.redis.address import Address
 from tests.support.redis_servers import Cluster, Server
-from tests.support.redis_stores import FIRST, clip, opened, versions
+from tests.support.redis_stores import FIRST, IDS, clip, opened, versions
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from streamer.store.redis.store import RedisStore
+
 
 def test_a_cluster_and_a_lone_server_are_not_taken_for_each_other(valkey: Server, valkey_cluster: Cluster) -> None:
-    with pytest.raises(StoreError, match="not enabled"):
+    with pytest.raises(StoreError, match="cluster support disabled"):
         opened(f"redis+cluster://127.0.0.1:{valkey.port}")
     with pytest.raises(StoreError, match=r"use redis\+cluster"):
         opened(valkey_cluster.nodes[0].url)
@@ -93,11 +96,73 @@ def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
                 opened(url, **incomplete).put([clip("c")])
 
 
+def test_a_new_password_is_read_from_its_file_when_a_connection_is_made(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("old\n")
+    server.command("ACL", "SETUSER", "streamer", "on", ">old", "~clips*", "+@all")
+    url = server.url.replace("redis://", "redis://streamer@")
+    writer, reader = (opened(url, read_only=each, password_file=file) for each in (False, True))
+    writer.put([clip("c")])
+    assert versions(reader, ["c"]) == [1]
+    server.command("ACL", "SETUSER", "streamer", ">new", "<old")
+    server.command("CLIENT", "KILL", "USER", "streamer")
+    with pytest.raises(StoreUnavailableError, match="WRONGPASS"):
+        writer.put([clip("c", 2, 2)])
+    file.unlink()
+    with pytest.raises(StoreUnavailableError, match="store_password_file"):
+        writer.put([clip("c", 2, 2)])
+    file.write_text("new\n")
+    assert writer.put([clip("c", 2, 2)]) == [PutOutcome.WRITTEN]
+    wait_until(lambda: read_or_nothing(reader) == [2], "the reader reads again")
+    reader.ping()
+
+
+def read_or_nothing(reader: RedisStore) -> list[int | None]:
+    with contextlib.suppress(StoreUnavailableError):
+        return versions(reader, ["c"])
+    return []
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server of one's own, with users of its own."""
+    with Server(tmp_path / "server") as server:
+        yield server
+
+
+def test_without_eval_ro_a_query_sends_one_command_for_each_bucket_and_says_so_once(
+    server: Server, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    opened(f"{server.url}?buckets=8").put([clip(each) for each in IDS])
+    server.command("ACL", "SETUSER", "u", "on", ">p", "~*", "+@all", "-eval_ro")
+    reader = opened(server.url, read_only=True, user="u", password="p")  # noqa: S106 - a test's own
+    before = processed(server)
+    for _ in range(10):
+        assert versions(reader, IDS) == [1] * len(IDS)
+    assert processed(server) - before <= 10 * 8 + 10  # and what comes with a connection
+    logged = capsys.readouterr().out + caplog.text
+    assert logged.count("do not run EVAL_RO") == 1
+
+
+def processed(server: Server) -> int:
+    return int(server.command("INFO", "stats")["total_commands_processed"])
+
+
+def test_before_the_first_embedder_a_query_makes_no_connection(server: Server) -> None:
+    reader = opened(server.url, read_only=True)
+    assert versions(reader, ["c"]) == [None]
+    before = int(server.command("INFO", "stats")["total_connections_received"])
+    for _ in range(20):
+        assert versions(reader, ["c"]) == [None]
+    after = int(server.command("INFO", "stats")["total_connections_received"])
+    assert after - before == 1  # that of the question
+
+
 def test_the_password_comes_from_a_file_and_is_in_no_representation(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("s3cret\n")
     settings = load({"store": "redis://u:s3cret@h", "store_password_file": str(tmp_path / "password")})
     options = StoreOptions.of(settings)
-    assert options.password == "s3cret"  # noqa: S105
+    assert options.read_password() == "s3cret"
     assert "s3cret" not in f"{settings!r} {options!r} {Address.parse(settings.store)!r}"
     assert StoreOptions.of(load({"store_password": "other"})).password == "other"  # noqa: S105
     for name in ("store_password_file", "store_ca"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 
 from streamer.store import PutOutcome, StoreError, StoreUnavailableError, masked, open_existing, record_format
-from streamer.store.redis.address import UNSALTED, Address, Buckets
+from streamer.store.redis.address import BUCKETS_PER_NODE, DEFAULT_BUCKETS, UNSALTED, Address, Buckets
 from tests.support.redis_stores import IDS, buckets, clip, opened, versions
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.support.redis_servers import Cluster, Server
@@ -20,6 +23,9 @@ def test_a_url_says_where_the_store_is_and_how_it_is_laid_out() -> None:
     assert (alone.name, alone.buckets, alone.is_cluster, alone.tls) == ("a.b", 16, False, False)
     cluster = Address.parse("rediss+cluster://a:1,[::1]:2,c")
     assert cluster.hosts == (("a", 1), ("::1", 2), ("c", 6379))
+    by_name = Address.parse("rediss+sentinel://:pw@a,b:27000/clips/2?name=x")
+    assert (by_name.hosts, by_name.service, by_name.db, by_name.tls) == ((("a", 26379), ("b", 27000)), "clips", 2, True)
+    assert alone.service is cluster.service is None
     assert (cluster.name, cluster.buckets, cluster.is_cluster, cluster.tls) == ("clips", None, True, True)
 
 
@@ -34,6 +40,7 @@ def test_a_url_says_where_the_store_is_and_how_it_is_laid_out() -> None:
         ("redis://a:port", "[Pp]ort"),
         ("redis://a/clips", "/DB must be a number from 0 to"),
         ("redis+cluster://a/1", "one database"),
+        ("redis+sentinel://a", "name of the service"),
         ("redis://a?name={a}", "name="),
         ("redis://a?buckets=0", "from 1 to 16384"),
         ("redis://a?buckets=99999", "from 1 to 16384"),
@@ -72,6 +79,27 @@ def test_buckets_lie_evenly_among_the_slots_and_clips_among_the_buckets(count: i
     assert min(found.count(number) for number in range(count)) > 0
     assert [made.record_key(made.full(key)) for key in keys] == keys
     assert made.record_key(made.models(0)) is None
+
+
+def test_buckets_are_spread_over_few_and_many_nodes() -> None:
+    """The nodes divide the 16,384 slots evenly, as ``redis-cli --cluster create`` has it; slots are real CRC16 ones."""
+    fullest = {}
+    for nodes in (3, 6, 40, 66):
+        count = max(DEFAULT_BUCKETS, BUCKETS_PER_NODE * nodes)
+        ends = [16_384 * (number + 1) // nodes for number in range(nodes)]
+        shares = Counter(bisect_right(ends, slot) for slot in Buckets("clips", count, salt=7).slots)
+        assert sum(shares.values()) == count
+        assert min(shares[number] for number in range(nodes)) >= 0.93 * count / nodes
+        fullest[nodes] = round(max(shares.values()) * nodes / count, 3)
+    assert fullest == {3: 1.031, 6: 1.0, 40: 1.062, 66: 1.062}
+
+
+def test_a_new_store_on_many_nodes_has_many_buckets(valkey_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.store.redis.keyspace.BUCKETS_PER_NODE", 100)
+    assert buckets(opened(f"{valkey_cluster.url}?name=many")).count == 300
+    monkeypatch.undo()
+    assert buckets(opened(f"{valkey_cluster.url}?name=many")).count == 300
+    assert buckets(opened(f"{valkey_cluster.url}?name=few")).count == 64
 
 
 def test_who_names_clips_cannot_choose_their_bucket() -> None:
@@ -133,6 +161,48 @@ def test_processes_that_have_the_store_open_notice_that_it_was_created_anew(valk
     assert writer.put([clip("d", 2)]) == [PutOutcome.WRITTEN]  # as a service tries again
     reader.ping()
     assert versions(reader, ["c", "d"]) == versions(opened(url), ["c", "d"]) == [2, 2]
+
+
+def test_a_store_that_is_made_anew_with_other_buckets_is_a_fault_with_a_name_to_whoever_has_it_open(
+    valkey: Server,
+) -> None:
+    url = f"{valkey.url}?name=rebucketed"
+    writer, reader = opened(f"{url}&buckets=64"), opened(f"{url}&buckets=64", read_only=True)
+    writer.put([clip("c")])
+    assert versions(reader, ["c"]) == [1]
+    for key in valkey.command("KEYS", "rebucketed*"):
+        valkey.command("DEL", key)
+    opened(f"{url}&buckets=256").put([clip("d")])
+    with pytest.raises(StoreUnavailableError, match="buckets 256' instead of 'clip embeddings 3 buckets 64"):
+        writer.put([clip("c")])
+    with pytest.raises(StoreUnavailableError, match="buckets 256' instead of 'clip embeddings 3 buckets 64"):
+        reader.ping()
+    for work in (lambda: writer.put([clip("c")]), lambda: versions(reader, ["c"]), writer.ping, reader.ping):
+        with pytest.raises(StoreUnavailableError, match="was created with 256 buckets"):
+            work()
+    assert opened(url).stats().models == {"m": 1}
+
+
+def test_a_reader_compares_the_format_when_its_connection_is_new(valkey: Server) -> None:
+    url = f"{valkey.url}?name=reconnected"
+    opened(f"{url}&buckets=64").put([clip("c")])
+    reader = opened(f"{url}&buckets=64", read_only=True)
+    assert versions(reader, ["c"]) == [1]
+    for key in valkey.command("KEYS", "reconnected*"):
+        valkey.command("DEL", key)
+    opened(f"{url}&buckets=256").put([clip("d")])
+    valkey.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    found: list[list[int | None]] = []
+
+    def compares() -> bool:
+        try:
+            found.append(versions(reader, ["c"]))
+        except StoreUnavailableError as error:
+            return "256" in str(error)
+        return False
+
+    wait_until(compares, "the reader has compared the format")
+    assert len(found) <= 1  # of the read that has made the connection
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_while_slots_move_every_clip_is_read_written_and_deleted(frail: Cluster)
             except Exception as error:  # noqa: BLE001 - what it was is shown
                 faults.append(error)
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
+    readers = [threading.Thread(target=read, daemon=True) for _ in range(2)]
     for reader in readers:
         reader.start()
     primaries = [node for node in frail.nodes if node.command("ROLE")[0] == b"master"]

@@ -292,6 +292,35 @@ def test_an_unreachable_store_is_waited_for_and_no_upload_is_dead_lettered(
     assert dominant(store, "c1") == 0
 
 
+def test_deletes_pass_a_store_that_is_full_and_show_nothing_about_uploads(
+    tmp_path: Path, store: Store, red: Path
+) -> None:
+    harness = Harness(tmp_path, store)
+    harness.run(harness.upload("old", red))
+    recovering = Recovering(store)
+    harness = Harness(tmp_path, Full(store, recovering))
+    uploads = [harness.upload(f"c{number}", red) for number in range(3)]
+    harness.embedder.submit(uploads)
+    wait_until(lambda: "store: disk full" in harness.health.readiness_problems())
+    [outputs] = harness.run(harness.work("old", None))
+    assert not outputs
+    assert list(store.clip_ids()) == []
+    assert "store: disk full" in harness.health.readiness_problems()
+    assert [upload.outputs for upload in uploads] == [None] * 3
+    recovering.writable.set()
+    for _ in uploads:
+        assert harness.done.acquire(timeout=20)
+    assert harness.health.readiness_problems() == ["start: starting"]
+
+
+class Full:
+    """A store that takes deletes at any time, and uploads as another one does."""
+
+    def __init__(self, store: Store, recovering: Recovering) -> None:
+        self.delete = store.delete
+        self.put = recovering.put
+
+
 def test_revoked_records_are_not_written_after_the_store_recovers_and_block_nothing(
     tmp_path: Path, store: Store, red: Path, blue: Path
 ) -> None:
@@ -325,9 +354,10 @@ def test_an_unexpected_fault_of_the_store_costs_only_the_records_that_it_concern
     assert recording.entered.wait(20)  # what comes now waits for the store together
     keys = ["c0", "c1", "bad", "c2", "undeletable", "c3"]
     works = [harness.work(key, None) if key == "undeletable" else harness.upload(key, red) for key in keys]
-    harness.embedder.submit(works)
-    wait_until(lambda: len(harness.embedder._storing._queue._entries) == len(works))
+    uploads = len(works) - 1  # a delete has a stage of its own
     with capture_logs() as told:  # and no tracebacks drawn, which takes seconds
+        harness.embedder.submit(works)
+        wait_until(lambda: len(harness.embedder._storing._queue._entries) == uploads)
         recording.go.set()
         for _ in range(len(works) + 1):
             assert harness.done.acquire(timeout=20)

@@ -196,8 +196,8 @@ def test_a_record_passes_each_stage_once_also_where_it_waits_for_its_source(stor
     ]
     passed = {
         stage: harness.metrics.registry.get_sample_value("streamer_batch_size_sum", {"stage": stage})
-        for stage in ("read", "load", "store")
+        for stage in ("read", "load", "store", "delete")
     }
-    assert passed == {"read": 33, "load": 30, "store": 31}
+    assert passed == {"read": 33, "load": 30, "store": 30, "delete": 1}
     with store.read(["c0", "c1"]) as found:
         assert [each is None for each in found] == [True, False]
