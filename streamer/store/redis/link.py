@@ -152,6 +152,11 @@ class Link:
                 raise self.fault(self._routing.error)
         return [shard.primary.client() for shard in self._routing.known(deadline, patient=True).shards()]
 
+    def replicas(self) -> list[Redis]:
+        """Return redis-py's client of each replica; those of a single server are not known here."""
+        shards = self._routing.known(Deadline.after(self._timeout_s), patient=True).shards()
+        return [replica.client() for shard in shards for replica in shard.replicas]
+
     def ping(self, *, writes: bool) -> None:
         """Raise StoreUnavailableError if slots are not served, or a primary does not answer or is none any more.
 
