@@ -23,6 +23,7 @@ _DEFAULTS_IN_WORDS = {
     "model": "none",
     "allowed_uris": "none",
     "allowed_networks": "none",
+    "store_address_map": "none",
     "metrics_port": "9400 embed, 9401 rerank",
     "threads": "OMP_NUM_THREADS, else chosen by a start-up benchmark",
     "image_batch": "32 on a CPU, else chosen by a start-up benchmark",

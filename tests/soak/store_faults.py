@@ -134,6 +134,7 @@ def run(
 
 
 def described(answers: list[Answer]) -> str:
+    assert answers, "no query that arrived then has been answered"
     waits = sorted(each.waited for each in answers)
     degraded = sum(each.share < LEAST_SCORED for each in answers) / len(answers)
     complete = sum(each.share == 1 for each in answers) / len(answers)

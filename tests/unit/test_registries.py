@@ -25,7 +25,7 @@ def test_an_unsupported_scheme_of_a_store_is_refused_with_those_there_are(open_:
         open_(url)
     assert str(refused.value) == (
         f"unsupported store scheme {url.partition(':')[0]!r}; "
-        "supported: lmdb, redis, rediss, redis+cluster, rediss+cluster"
+        "supported: lmdb, redis, rediss, redis+cluster, rediss+cluster, redis+sentinel, rediss+sentinel"
     )
 
 

@@ -334,7 +334,7 @@ def test_the_options_of_a_store_are_those_of_its_group(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hunter2\n", encoding="utf-8")
     writer = StoreOptions.of(StoreWriteSettings(store_password_file=secret, store_replicas=2, store_tombstone_days=1))
-    assert (writer.password, writer.replicas, writer.tombstone_s) == ("hunter2", 2, 86_400)
+    assert (writer.read_password(), writer.replicas, writer.tombstone_s) == ("hunter2", 2, 86_400)
     assert writer.cache_bytes == StoreOptions().cache_bytes
     reader = StoreOptions.of(StoreReadSettings(store_cache_bytes=0, store_timeout=3))
     assert (reader.cache_bytes, reader.timeout_s, reader.replicas) == (0, 3, 0)

@@ -5,7 +5,7 @@ in an event's dead letter.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis._parsers.base import BaseParser
@@ -109,7 +109,8 @@ def read_or_nothing(reader: RedisStore) -> list[int | None]:
 
 
 def test_a_server_that_is_busy_with_somebodys_script_ends_nobody(tmp_path: Path) -> None:
-    with Server(tmp_path / "server", **{"busy-reply-threshold": 50}) as server:
+    options: dict[str, Any] = {"busy-reply-threshold": 50}
+    with Server(tmp_path / "server", **options) as server:
         opened(server.url).put([clip("c")])
         endless = threading.Thread(target=run_endless_script, args=[server])
         endless.start()
