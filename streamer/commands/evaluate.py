@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from streamer.terminal import Terminal, echo, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from streamer.evaluation.measures import Evaluation
 
+F = TypeVar("F", bound="Callable[..., Any]")
 _INPUT = click.Path(path_type=Path, exists=True, dir_okay=False)
 _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 _TOPICS_NAMED = 5
@@ -29,19 +30,24 @@ def _measures(ctx: click.Context, param: click.Parameter, value: str) -> list[st
         raise click.BadParameter(str(error)) from None
 
 
+def measures_option(more: str = "") -> Callable[[F], F]:
+    """Make the option ``--measures``; ``more`` is added to its help."""
+    return click.option(
+        "--measures",
+        default="infAP",
+        show_default=True,
+        callback=_measures,
+        help=f"Comma-separated: infAP, AP, nDCG@k, P@k, R@k (recall), RR (MRR), Success@k (hit rate). {more}".rstrip(),
+    )
+
+
 @click.command()
 @click.option("--run", "run_path", type=_INPUT, required=True, help="TREC run of the engine (six columns).")
 @click.option(
     "--qrels", "qrels_path", type=_INPUT, required=True, help="AVS judgments (columns: topic, 0, shot, stratum, rel)."
 )
 @click.option("--reranked", "reranked_path", type=_INPUT, help="TREC run of the same topics after reranking.")
-@click.option(
-    "--measures",
-    default="infAP",
-    show_default=True,
-    callback=_measures,
-    help="Comma-separated: infAP, AP, nDCG@k, P@k, R@k (recall), RR (MRR), Success@k (hit rate).",
-)
+@measures_option()
 @click.option(
     "--missing-as-zero", is_flag=True, help="Count judged topics that are missing from a run as 0 in its mean."
 )
@@ -83,9 +89,9 @@ def evaluate(
 
     base = measured(run_path)
     reranked = measured(reranked_path) if reranked_path else None
-    for warning in warnings:
-        echo(f"streamer: {warning}", err=True)
     found = report.data(base, reranked, compare(base, reranked) if reranked else {})
+    for warning in (*warnings, *report.doubts(found)):
+        echo(f"streamer: {warning}", err=True)
     if html_file is not None:
         names = [path.name for path in (run_path, qrels_path, reranked_path) if path]
         html_file.write(printable(render(report.page(found, *names, warnings=warnings)), lines=True))

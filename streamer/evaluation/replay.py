@@ -10,6 +10,7 @@ alone.
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from streamer.settings import Connection
     from streamer.vectors import VectorReader
 
+_REPLAYED = re.compile(r"replay-[0-9a-f]{8}\.")
+"""What the query ids begin with that :func:`through_kafka` publishes."""
 _LARGEST = 1e38
 """Scores of a run are clipped to this, so that the next smaller float32 exists."""
 
@@ -99,6 +102,11 @@ def through_kafka(
             found = codec.decode(QueryReranked, requester.request(output, timeout=timeout).value)
             _check(required, question, found)
             yield msgspec.structs.replace(found, query_id=question.query_id)
+
+
+def is_replayed(query_id: str) -> bool:
+    """Return whether :func:`through_kafka` published the query."""
+    return _REPLAYED.match(query_id) is not None
 
 
 def _check(required: Mapping[str, object], question: QueryResults, found: QueryReranked) -> None:

@@ -1,0 +1,150 @@
+"""What clicks under the order that was shown say about another order: an inverse-propensity estimate.
+
+Users click what they examine, and examine first ranks most, so clicks under one order cannot be counted under another.
+A click at rank r therefore counts 1 / p(r), p being the probability of examining that rank: it stands for those who
+would have clicked, but did not look (Joachims, Swaminathan, Schnabel, "Unbiased Learning-to-Rank with Biased Feedback",
+WSDM 2017). What is estimated is where relevant results stand: the mean of DCG's discount 1 / log2(1 + rank) over the
+results that users would click if they examined all, 1 if all stood first. Both sums are estimated, so the estimate is
+self-normalised (Swaminathan, Joachims, "The Self-Normalized Estimator for Counterfactual Learning", NIPS 2015), and
+weights are clipped at those of rank :data:`~streamer.evaluation.pilot.position_bias.DEEPEST`.
+
+Clicks of one session are not independent. The interval is that of a ratio of sums over sessions: cluster-robust, by
+linearisation (Cochran, "Sampling Techniques", 1977, section 6.3) with the jackknife's correction for heavy clusters
+(CR3; Bell, McCaffrey, Survey Methodology 2002), and Student's t for the effective number of sessions (Kish's).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streamer.evaluation.measures import missing_extra
+from streamer.evaluation.pilot import position_bias
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    FloatArray = npt.NDArray[np.float64]
+    IntArray = npt.NDArray[np.intp]
+
+CONFIDENCE = 0.95
+_LEAST_SESSIONS = 2
+"""Fewer effective sessions have no interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clicked:
+    """Clicked results (m,): the ``session`` (from 0), the rank ``before`` and ``after``, both from 1."""
+
+    session: IntArray
+    before: IntArray
+    after: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The mean discount ``before`` and ``after``, and the change with its interval at :data:`CONFIDENCE`.
+
+    ``effective_clicks``: the number of clicks of equal weight that would say as much (Kish, (sum w)^2 / sum w^2).
+    ``low`` and ``high`` are None for fewer than two effective sessions.
+    """
+
+    before: float
+    after: float
+    gain: float
+    low: float | None
+    high: float | None
+    effective_clicks: float
+    effective_sessions: float
+
+
+def discount(ranks: IntArray) -> FloatArray:
+    """Return DCG's discount of ranks from 1."""
+    found: FloatArray = 1 / np.log2(1.0 + ranks)
+    return found
+
+
+def estimate(clicks: Clicked, curve: FloatArray) -> Estimate | None:
+    """Estimate the change under a position bias ``curve`` (DEEPEST,); None without clicks.
+
+    Raises MeasureError if scipy is not installed.
+    """
+    if not len(clicks.session):
+        return None
+    weights = _weights(clicks, curve)
+    gain = _gain(clicks, weights)
+    sessions = _effective(np.bincount(clicks.session, weights))
+    residuals = np.bincount(clicks.session, weights * (_moves(clicks) - gain))
+    error = None
+    if sessions > _LEAST_SESSIONS:
+        # Divided by what the other sessions weigh, each residual is that of an estimate without its session.
+        others = 1 - np.bincount(clicks.session, weights) / weights.sum()
+        error = float(np.sqrt(((residuals / others) ** 2).sum()) / weights.sum())
+    return _estimate(clicks, weights, error, sessions - 1)
+
+
+def estimate_fitted(clicks: Clicked, curve: FloatArray, without: FloatArray) -> Estimate | None:
+    """Estimate the change under a ``curve`` that :func:`~streamer.evaluation.pilot.position_bias.fit` has estimated.
+
+    The uncertainty of the curve is part of the interval: the estimate is repeated without each group of sessions, with
+    the curve ``without`` (GROUPS, DEEPEST) it (the delete-a-group jackknife; Kott, Journal of Official Statistics
+    2001).
+    """
+    if not len(clicks.session):
+        return None
+    weights = _weights(clicks, curve)
+    sessions = _effective(np.bincount(clicks.session, weights))
+    group = clicks.session % position_bias.GROUPS
+    gains = []
+    for each in range(position_bias.GROUPS):
+        kept = group != each
+        left = Clicked(clicks.session[kept], clicks.before[kept], clicks.after[kept])
+        if not len(left.session):
+            return _estimate(clicks, weights, None, 0.0)
+        gains.append(_gain(left, _weights(left, without[each])))
+    share = (position_bias.GROUPS - 1) / position_bias.GROUPS
+    error = float(np.sqrt(share * ((np.array(gains) - np.mean(gains)) ** 2).sum()))
+    freedom = min(sessions, position_bias.GROUPS) - 1
+    return _estimate(clicks, weights, error if sessions > _LEAST_SESSIONS else None, freedom)
+
+
+def _weights(clicks: Clicked, curve: FloatArray) -> FloatArray:
+    found: FloatArray = 1 / curve[np.minimum(clicks.before, position_bias.DEEPEST) - 1]
+    return found
+
+
+def _moves(clicks: Clicked) -> FloatArray:
+    return discount(clicks.after) - discount(clicks.before)
+
+
+def _gain(clicks: Clicked, weights: FloatArray) -> float:
+    return float((weights * _moves(clicks)).sum() / weights.sum())
+
+
+def _effective(weights: FloatArray) -> float:
+    """Return Kish's effective number."""
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+
+def _estimate(clicks: Clicked, weights: FloatArray, error: float | None, freedom: float) -> Estimate:
+    gain = _gain(clicks, weights)
+    half = None if error is None else _quantile(freedom) * error
+    return Estimate(
+        before=float((weights * discount(clicks.before)).sum() / weights.sum()),
+        after=float((weights * discount(clicks.after)).sum() / weights.sum()),
+        gain=gain,
+        low=None if half is None else gain - half,
+        high=None if half is None else gain + half,
+        effective_clicks=_effective(weights),
+        effective_sessions=_effective(np.bincount(clicks.session, weights)),
+    )
+
+
+def _quantile(freedom: float) -> float:
+    try:
+        from scipy.stats import t  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise missing_extra(error) from None
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
