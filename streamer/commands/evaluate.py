@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from streamer.evaluation.measures import Evaluation
 
 F = TypeVar("F", bound="Callable[..., Any]")
-_INPUT = click.Path(path_type=Path, exists=True, dir_okay=False)
+_INPUT = click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True)
 _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 _TOPICS_NAMED = 5
 """The largest number of topics named in a warning."""
@@ -73,13 +73,14 @@ def evaluate(
     from streamer.evaluation import report  # noqa: PLC0415
     from streamer.evaluation.comparison import compare  # noqa: PLC0415
     from streamer.evaluation.page import render  # noqa: PLC0415
-    from streamer.evaluation.trec import read_qrels, read_run  # noqa: PLC0415
+    from streamer.evaluation.trec import read_qrels, read_run, renamed  # noqa: PLC0415
 
     qrels = read_qrels(qrels_path)
     warnings: list[str] = []
 
     def measured(path: Path) -> Evaluation:
-        evaluation = measuring.evaluate(read_run(path), qrels, measures, missing_as_zero=missing_as_zero)
+        run = renamed(read_run(path), qrels.topics)
+        evaluation = measuring.evaluate(run, qrels, measures, missing_as_zero=missing_as_zero)
         consequence = "they count as 0" if missing_as_zero else "they are left out of its mean"
         if evaluation.missing:
             warnings.append(f"{path.name} lacks judged topics; {consequence}: {_named(evaluation.missing)}")

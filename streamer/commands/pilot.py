@@ -31,7 +31,11 @@ _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 @click.option(
     "--answers-from-topic", is_flag=True, help="Read the events of a running service from the topic query.reranked."
 )
-@click.option("--clicks", type=FILE, help="Clicks, one JSON object per line: query_id, clip_id, clicked_at, and session_id if known.")
+@click.option(
+    "--clicks",
+    type=FILE,
+    help="Clicks, one JSON object per line: query_id, clip_id, clicked_at, and session_id if known.",
+)
 @click.option("--clicks-topic", help="Full name of a topic with clicks.")
 @click.option(
     "--top", type=click.IntRange(1, 5_000), default=100, show_default=True, help="Number of first results to compare."

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_INPUT = click.Path(path_type=Path, exists=True, dir_okay=False)
+_INPUT = click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True)
 _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 _MOST = 1_000
 """The most values in one list."""
@@ -169,7 +169,9 @@ def sweep(
         for interval in (None, *intervals)
         for precision in (None, *precisions)
     ]
-    run, topics, qrels = trec.read_run(run_file), trec.read_topics(topics_file), trec.read_qrels(qrels_file)
+    qrels, texts = trec.read_qrels(qrels_file), trec.read_topics(topics_file)
+    run = trec.renamed(trec.read_run(run_file), qrels.topics)
+    topics = {topic: texts[name] for topic in run.topics if (name := trec.joined(topic, texts)) in texts}
     grid = Grid(alphas, depths, normalizations)
     swept = sweep_run.sweep(run, topics, qrels, _models(settings, also), variants, grid, measures)
     several = len(swept.topics) >= folds

@@ -144,9 +144,7 @@ class Visible:
     losing: int | None
 
 
-def visible(
-    topics: int, deviation: float, caution: Caution, *, folds: int, chains: int, tests: int = 1
-) -> Visible:
+def visible(topics: int, deviation: float, caution: Caution, *, folds: int, chains: int, tests: int = 1) -> Visible:
     """Say what ``topics`` can show if unseen gains deviate so much between topics."""
     from scipy.stats import t  # noqa: PLC0415
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamer.evaluation.measures import missing_extra
-from streamer.evaluation.trec import TrecError
+from streamer.evaluation.trec_rows import TrecError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,7 +99,9 @@ def compare(base: Evaluation, reranked: Evaluation) -> dict[str, Comparison]:
         for measure in base.mean
         if measure in reranked.mean
     }
-    corrected = holm({name: each.randomization_p for name, each in compared.items() if each.randomization_p is not None})
+    corrected = holm(
+        {name: each.randomization_p for name, each in compared.items() if each.randomization_p is not None}
+    )
     return {name: replace(each, holm_p=corrected.get(name)) for name, each in compared.items()}
 
 

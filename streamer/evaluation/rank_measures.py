@@ -28,7 +28,7 @@ class RankMeasure:
         self._ideal = float(ideal.sum()) or 1.0
 
     def of(self, ranks: IntArray, grades: FloatArray) -> FloatArray:
-        """Measure r rankings: ``ranks`` (r, m), ascending and from 1, and ``grades`` (r, m) of their relevant results."""
+        """Measure r rankings by their relevant results: ``ranks`` (r, m), ascending from 1, and ``grades`` (r, m)."""
         counted = ranks <= self._cutoff
         found = counted.sum(axis=1)
         values: dict[str, FloatArray] = {
@@ -39,7 +39,8 @@ class RankMeasure:
         if self._kind in values:
             return values[self._kind]
         if self._kind == "RR":
-            return (counted / ranks).max(axis=1, initial=0.0)
+            best: FloatArray = (counted / ranks).max(axis=1, initial=0.0)
+            return best
         if self._kind == "nDCG":
             gained: FloatArray = (grades * counted / np.log2(1.0 + ranks)).sum(axis=1) / self._ideal
             return gained

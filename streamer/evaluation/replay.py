@@ -22,6 +22,7 @@ from streamer.codec import JSON
 from streamer.encoders import EncoderError
 from streamer.evaluation.questions import ReplayError
 from streamer.evaluation.trec import Ranking
+from streamer.evaluation.trec_rows import word
 from streamer.events import InvalidEvent, QueryReranked, QueryResults, Status, now
 from streamer.kafka import Output
 from streamer.kafka.readers.request import Requester
@@ -30,6 +31,7 @@ from streamer.topology import QUERY_RERANKED, QUERY_RESULTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -60,6 +62,31 @@ class TextVectors:
             except EncoderError as error:
                 raise ReplayError(f"{query!r} cannot be encoded: {error}") from None
         return self._last[1]
+
+
+def writable(questions: Iterable[QueryResults], out: Path, tag: str) -> list[QueryResults]:
+    """Return the questions if a run of them can be written, so that nothing is scored in vain.
+
+    Raises :class:`ReplayError` for a query id that occurs twice and for a folder that does not exist, and
+    :class:`~streamer.evaluation.trec_rows.TrecError` for a name that a run cannot hold.
+    """
+    if not out.resolve().parent.is_dir():
+        raise ReplayError(f"{out}: No such folder")
+    asked = list(questions)
+    seen: set[str] = set()
+    word(out, tag)
+    for question in asked:
+        if question.query_id in seen:
+            raise ReplayError(_twice(question.query_id))
+        seen.add(question.query_id)
+        word(out, question.query_id, is_first=True)
+        for candidate in question.results:
+            word(out, candidate.clip_id)
+    return asked
+
+
+def _twice(query_id: str) -> str:
+    return f"query id {query_id} occurs twice, but a run has each topic only once"
 
 
 def offline(
@@ -148,7 +175,7 @@ class Replay:
         self._method = ""
         for each in answers:
             if each.query_id in self.topics:
-                raise ReplayError(f"query id {each.query_id} occurs twice, but a run has each topic only once")
+                raise ReplayError(_twice(each.query_id))
             self.topics[each.query_id] = ranking_of(each)
             self._statuses.update(result.status for result in each.results)
             self._method = f"alpha {each.alpha:g}, depth {each.depth}, {each.normalization}, model {each.model_id}"

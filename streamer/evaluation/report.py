@@ -119,9 +119,9 @@ _BOOTSTRAP = (
 _STRENGTH_COLUMNS = ("value of the run, from", "to", "topics", "mean gain", "wins", "losses")
 _SIGNIFICANCE = (
     "Over the topics of both runs: p is the probability of a mean gain at least this far from 0 by a paired "
-    "randomisation test, if before and after could be exchanged in each topic, and by a paired t-test, if the mean gain "
-    "were 0. Both are two-sided; the corrected p allows for all measures of this table (Holm). The interval is the "
-    "t-test's."
+    "randomisation test, if before and after could be exchanged in each topic, and by a paired t-test, if the mean "
+    "gain were 0. Both are two-sided; the corrected p allows for all measures of this table (Holm). The interval is "
+    "the t-test's."
 )
 _DOUBTFUL = (
     "{}: the gains are skewed and the topics few, so that exchangeability is in doubt and the t-test's interval is not "

@@ -73,7 +73,11 @@ def data(found: Sweep, caution: Caution, folds: int) -> Data:
         "trade_off": _trade_off(points, found.columns, found.gains(0)),
         "points": points,
         "other_measures": {
-            name: {key: value for key, value in _of_measure(found, number, caution, folds, chains).items() if key != "points"}
+            name: {
+                key: value
+                for key, value in _of_measure(found, number, caution, folds, chains).items()
+                if key != "points"
+            }
             for number, name in enumerate(found.measures)
             if number
         },
@@ -222,7 +226,17 @@ def terminal(found: Data) -> Iterator[TerminalTable]:
     yield _terminal("Best setting for each model, interval, precision and depth", columns, best)
 
 
-_UNSEEN = ("setting", "gain, all topics", "gain, unseen topics", "CI from", "to", "says", "worse, unseen", "alphas", "to")
+_UNSEEN = (
+    "setting",
+    "gain, all topics",
+    "gain, unseen topics",
+    "CI from",
+    "to",
+    "says",
+    "worse, unseen",
+    "alphas",
+    "to",
+)
 
 
 def _unseen(found: Data, *path: str) -> list[list[Shown | str]]:
@@ -294,8 +308,8 @@ def page(found: Data, run: str, qrels: str) -> Page:
         )
         advice = [
             Text(
-                f"Conservative: the largest gain among the settings of which it is confirmed that {bound}. Of the sweeps "
-                f"that say so, at least {100 * caution['confidence']:g} % are right about topics that they have not seen."
+                f"Conservative: the largest gain among the settings of which it is confirmed that {bound}. Of the "
+                f"sweeps that say so, at least {100 * caution['confidence']:g} % are right about unseen topics."
             )
         ]
     numeric = frozenset(range(3, len(_COLUMNS)))
@@ -331,8 +345,8 @@ _WHY_UNSEEN = (
     "number of measures; only an interval above 0 shows a gain."
 )
 _WHAT_IS_VISIBLE = (
-    "With so many topics, a mean gain on unseen topics of this size is shown with a probability of 80 %, if gains differ "
-    "between topics as here; and a setting can be conservative if no more topics than this lose (-: not even none)."
+    "With so many topics, a mean gain on unseen topics of this size is shown with a probability of 80 %, if gains "
+    "differ between topics as here; and a setting can be conservative if no more topics than this lose (-: none may)."
 )
 _COSTS = (
     "Milliseconds are for one query on this machine, in one thread: encoding its text, reading and scoring its "

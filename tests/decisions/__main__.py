@@ -36,14 +36,17 @@ def main() -> int:
         ]
         of_pilots = [outcome for each in simulated for outcome in each.result()]
         of_sweeps = [outcome for each in swept for outcome in each.result()]
-    for engine in engines:
-        values = ", ".join(f"{order} {engine.average_precision(order):.3f}" for order in engine.ranks)
-        print(f"engine {engine.name}: AP {engine.average_precision():.3f}; {values}")
-    print(f"\n{pilots.table(of_pilots)}\n\n{sweeps.table(of_sweeps)}\n")
     shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in pilots.sure(of_pilots).items())
-    print(f"pilots with the right verdict: {shares}; {time.monotonic() - began:.0f} s")
-    problems = [problem for each in (*of_pilots, *of_sweeps) for problem in each.problems]
-    print("\n".join(problems) or "all claims hold")
+    problems = [problem for each in of_pilots for problem in each.problems]
+    problems += [problem for each in of_sweeps for problem in each.problems]
+    parts = [
+        "\n".join(map(str, engines)),
+        pilots.table(of_pilots),
+        sweeps.table(of_sweeps),
+        f"pilots with the right verdict: {shares}; {time.monotonic() - began:.0f} s",
+        "\n".join(problems) or "all claims hold",
+    ]
+    sys.stdout.write("\n\n".join(parts) + "\n")
     return bool(problems)
 
 

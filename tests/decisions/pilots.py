@@ -1,4 +1,4 @@
-"""Pilots on simulated users: what is decided for orders that gain and that harm, and whether intervals hold the truth."""
+"""Pilots on simulated users: what is decided for orders that gain or harm, and whether intervals hold the truth."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.decisions.world import DEPTH, GAINING, HARMFUL
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from streamer.evaluation.pilot.counterfactual import Estimate
     from tests.decisions.users import Visits
     from tests.decisions.world import Engine, FloatArray, IntArray
 
@@ -62,7 +63,7 @@ class Outcome:
 
 
 def _least_covered(runs: int) -> float:
-    """Return the number below which coverage is less than :data:`LEAST_COVERAGE`, by two standard errors of the count."""
+    """Return the count below which coverage is less than :data:`LEAST_COVERAGE`, by two of its standard errors."""
     return LEAST_COVERAGE * runs - 2 * float(np.sqrt(LEAST_COVERAGE * (1 - LEAST_COVERAGE) * runs))
 
 
@@ -87,9 +88,12 @@ def simulate(engine: Engine, kind: str, *, runs: int, queries: int = QUERIES, se
             outcome.by_raw_clicks[_by_raw_clicks(visits, ranks)] += 1
             for bias, found in estimates.items():
                 if bias == kind or (bias == ESTIMATED and kind in ASSUMED):
-                    holds = found is not None and found.low is not None and found.low <= outcome.truth <= found.high
-                    outcome.covered[bias] += holds
+                    outcome.covered[bias] += _holds(found, outcome.truth)
     return list(outcomes.values())
+
+
+def _holds(found: Estimate | None, truth: float) -> bool:
+    return found is not None and found.low is not None and found.high is not None and found.low <= truth <= found.high
 
 
 def _shown(engine: Engine, visits: Visits) -> Shown:
@@ -130,8 +134,7 @@ def _by_raw_clicks(visits: Visits, ranks: IntArray) -> str:
 def table(outcomes: Sequence[Outcome]) -> str:
     """Return all outcomes as text."""
     lines = [
-        "| engine | users | order | true change | ready | stop | collect more | intervals that hold it "
-        "| raw clicks: go | stop |",
+        "| engine | users | order | true change | ready | stop | more | intervals that hold it | raw: go | stop |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for each in outcomes:

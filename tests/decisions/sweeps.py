@@ -154,8 +154,7 @@ def _unbounded(gains: FloatArray, drawn: FloatArray) -> bool:
 def table(outcomes: Sequence[Outcome]) -> str:
     """Return all outcomes as text."""
     lines = [
-        "| population | topics | sweeps | positive on unseen topics | claim a gain | falsely | promise | break it "
-        "| would break it without the bound |",
+        "| population | topics | sweeps | positive | claim a gain | falsely | promise | break it | without the bound |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [

@@ -32,12 +32,13 @@ class Users:
     def examination(self, ranks: int) -> FloatArray:
         """Return the probability (n,) that each rank is examined; for patient users without any click."""
         numbers = np.arange(ranks)
-        found: FloatArray = (1.0 + numbers) ** -self.bias if self.patience is None else self.patience**numbers
-        return found
+        if self.patience is None:
+            return np.asarray((1.0 + numbers) ** -self.bias, np.float64)
+        return np.asarray(self.patience**numbers, np.float64)
 
 
 class Visits(NamedTuple):
-    """What users saw and clicked: (q,) for each query the session, version and topic, (q, n) for its list the clicks."""
+    """For each of q queries the session, version and topic (q,), and which results of its list were clicked (q, n)."""
 
     session: IntArray
     version: IntArray
@@ -61,7 +62,7 @@ def visits(engine: Engine, users: Users, *, queries: int, rng: np.random.Generat
     if users.patience is None:
         clicked = attracted & (examined < users.examination(ranks))
     else:
-        satisfied = attracted & (rng.random((sessions, ranks)) < 0.5)  # noqa: PLR2004 - every second click
+        satisfied = attracted & (rng.random((sessions, ranks)) < 0.5)
         leaves = satisfied | (examined >= users.patience)
         before = np.maximum.accumulate(leaves, axis=1)
         clicked = attracted

@@ -43,6 +43,11 @@ class Engine:
     relevant: BoolArray
     ranks: Mapping[str, IntArray]
 
+    def __str__(self) -> str:
+        """Return its AP and that of each order."""
+        values = ", ".join(f"{order} {self.average_precision(order):.3f}" for order in self.ranks)
+        return f"engine {self.name}: AP {self.average_precision():.3f}; {values}"
+
     def average_precision(self, order: str | None = None) -> float:
         """Return the mean AP of the engine's order or of another one, over the relevant clips of its lists."""
         relevant = self.relevant
@@ -91,7 +96,9 @@ def _rerank(scores: FloatArray, frames: FloatArray) -> IntArray:
     return rerank(scores, frames, alpha=0.4, depth=DEPTH, normalization="minmax").order
 
 
-def _relevant_fall(_scores: FloatArray, _frames: FloatArray, relevant: BoolArray, _rng: np.random.Generator) -> IntArray:
+def _relevant_fall(
+    _scores: FloatArray, _frames: FloatArray, relevant: BoolArray, _rng: np.random.Generator
+) -> IntArray:
     return np.argsort(relevant & (np.arange(len(relevant)) >= KEPT), kind="stable")
 
 

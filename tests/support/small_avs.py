@@ -84,7 +84,8 @@ def draw(number: int, encoder: Encoder) -> tuple[DemoClip, FloatArray]:
 def whole(vectors: FloatArray) -> FloatArray:
     """Return the one vector (d,) that the stand-in engine has for a clip."""
     mean = vectors.mean(axis=0)
-    return mean / np.linalg.norm(mean)
+    found: FloatArray = mean / np.linalg.norm(mean)
+    return found
 
 
 def events(benchmark: SmallBenchmark, engine: str) -> list[bytes]:

@@ -11,7 +11,7 @@ import pytest
 
 from streamer.evaluation.comparison import Comparison, compare, holm
 from streamer.evaluation.measures import Evaluation
-from streamer.evaluation.trec import TrecError
+from streamer.evaluation.trec_rows import TrecError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from streamer.evaluation.files import DAMAGED, opened
 from streamer.evaluation.questions import ReplayError
 from streamer.events import Id, Time
 
@@ -51,11 +52,13 @@ class Clicks:
     def read(self, path: Path) -> None:
         """Add the clicks of a file, one per line."""
         try:
-            with path.open("rb") as file:
+            with opened(path) as file:
                 number = 0
                 while line := file.readline(_MAX_LINE_BYTES):
                     number += 1
                     if line.strip():
                         self.add(line, f"{path}:{number}")
+        except DAMAGED as error:
+            raise ReplayError(f"{path}: expected a whole gzip file, found a damaged one ({error})") from error
         except OSError as error:
             raise ReplayError(f"{path}: {error.strerror or error}") from error

@@ -10,13 +10,13 @@ weights are clipped at those of rank :data:`~streamer.evaluation.pilot.position_
 
 Clicks of one session are not independent. The interval is that of a ratio of sums over sessions: cluster-robust, by
 linearisation (Cochran, "Sampling Techniques", 1977, section 6.3) with the jackknife's correction for heavy clusters
-(CR3; Bell, McCaffrey, Survey Methodology 2002), and Student's t for the effective number of sessions (Kish's).
+(CR3; Bell, McCaffrey, Survey Methodology 2002), and Student's t with Satterthwaite's degrees of freedom.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     IntArray = npt.NDArray[np.intp]
 
 CONFIDENCE = 0.95
-_LEAST_SESSIONS = 2
-"""Fewer effective sessions have no interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class Estimate:
     """The mean discount ``before`` and ``after``, and the change with its interval at :data:`CONFIDENCE`.
 
     ``effective_clicks``: the number of clicks of equal weight that would say as much (Kish, (sum w)^2 / sum w^2).
-    ``low`` and ``high`` are None for fewer than two effective sessions.
+    ``effective_sessions`` likewise. ``low`` and ``high`` are None where one session says it all.
     """
 
     before: float
@@ -74,15 +72,8 @@ def estimate(clicks: Clicked, curve: FloatArray) -> Estimate | None:
     if not len(clicks.session):
         return None
     weights = _weights(clicks, curve)
-    gain = _gain(clicks, weights)
-    sessions = _effective(np.bincount(clicks.session, weights))
-    residuals = np.bincount(clicks.session, weights * (_moves(clicks) - gain))
-    error = None
-    if sessions > _LEAST_SESSIONS:
-        # Divided by what the other sessions weigh, each residual is that of an estimate without its session.
-        others = 1 - np.bincount(clicks.session, weights) / weights.sum()
-        error = float(np.sqrt(((residuals / others) ** 2).sum()) / weights.sum())
-    return _estimate(clicks, weights, error, sessions - 1)
+    residuals = _residuals(clicks, weights)
+    return _estimate(clicks, weights, float(np.sqrt((residuals**2).sum())), _freedom(residuals))
 
 
 def estimate_fitted(clicks: Clicked, curve: FloatArray, without: FloatArray) -> Estimate | None:
@@ -95,19 +86,42 @@ def estimate_fitted(clicks: Clicked, curve: FloatArray, without: FloatArray) -> 
     if not len(clicks.session):
         return None
     weights = _weights(clicks, curve)
-    sessions = _effective(np.bincount(clicks.session, weights))
-    group = clicks.session % position_bias.GROUPS
+    groups = position_bias.GROUPS
     gains = []
-    for each in range(position_bias.GROUPS):
-        kept = group != each
+    for each in range(groups):
+        kept = clicks.session % groups != each
         left = Clicked(clicks.session[kept], clicks.before[kept], clicks.after[kept])
         if not len(left.session):
-            return _estimate(clicks, weights, None, 0.0)
+            return _estimate(clicks, weights, 0.0, 0.0)
         gains.append(_gain(left, _weights(left, without[each])))
-    share = (position_bias.GROUPS - 1) / position_bias.GROUPS
-    error = float(np.sqrt(share * ((np.array(gains) - np.mean(gains)) ** 2).sum()))
-    freedom = min(sessions, position_bias.GROUPS) - 1
-    return _estimate(clicks, weights, error if sessions > _LEAST_SESSIONS else None, freedom)
+    deviations = np.array(gains) - _gain(clicks, weights)
+    error = float(np.sqrt((groups - 1) / groups * (deviations**2).sum()))
+    freedom = min(_freedom(deviations), _freedom(_residuals(clicks, weights)))
+    return _estimate(clicks, weights, error, freedom)
+
+
+def _residuals(clicks: Clicked, weights: FloatArray) -> FloatArray:
+    """Return each session's part in the error of the gain.
+
+    Divided by what the other sessions weigh, it is the error of an estimate without that session.
+    """
+    share = np.bincount(clicks.session, weights) / weights.sum()
+    parts = np.bincount(clicks.session, weights * (_moves(clicks) - _gain(clicks, weights))) / weights.sum()
+    here = share > 0
+    found: FloatArray = parts[here] / np.maximum(1 - share[here], 1 / len(share))
+    return found
+
+
+def _freedom(residuals: FloatArray) -> float:
+    """Return Satterthwaite's degrees of freedom of a sum of squares, from the kurtosis: n - 1 at most, 0 for one.
+
+    A few sessions with deep clicks make most of the sum, which is then known less well than their number suggests.
+    """
+    count = len(residuals)
+    squares = residuals**2
+    spread = (squares**2).sum() - squares.sum() ** 2 / count
+    most = float(count - 1)
+    return min(most, float(2 * squares.sum() ** 2 / spread)) if spread > 0 else most
 
 
 def _weights(clicks: Clicked, curve: FloatArray) -> FloatArray:
@@ -123,14 +137,14 @@ def _gain(clicks: Clicked, weights: FloatArray) -> float:
     return float((weights * _moves(clicks)).sum() / weights.sum())
 
 
-def _effective(weights: FloatArray) -> float:
+def _effective(weights: npt.NDArray[Any]) -> float:
     """Return Kish's effective number."""
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
-def _estimate(clicks: Clicked, weights: FloatArray, error: float | None, freedom: float) -> Estimate:
+def _estimate(clicks: Clicked, weights: FloatArray, error: float, freedom: float) -> Estimate:
     gain = _gain(clicks, weights)
-    half = None if error is None else _quantile(freedom) * error
+    half = _quantile(freedom) * error if freedom >= 1 else None
     return Estimate(
         before=float((weights * discount(clicks.before)).sum() / weights.sum()),
         after=float((weights * discount(clicks.after)).sum() / weights.sum()),

@@ -107,7 +107,7 @@ def _needed(estimates: Sequence[Mapping[str, Any]], queries: int, limits: Limits
         [-limits.margin - each["gain"] for each in estimates],
     ):
         if min(distances) > 0:
-            factor = max((half / distance) ** 2 for half, distance in zip(halves, distances, strict=True))
+            factor: float = max((half / distance) ** 2 for half, distance in zip(halves, distances, strict=True))
             if factor < _HOPELESS:
                 return max(limits.clicked, math.ceil(round(queries * factor, 3)))
     return None

@@ -63,7 +63,10 @@ class Pilot:
     moved_in_first: list[float] = field(default_factory=list)
     later_moments: list[float] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
-    _log: _ClickLog = field(default_factory=lambda: _ClickLog())
+    _log: _ClickLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._log = _ClickLog()
 
     def add(self, answer: QueryReranked, *, served: bool) -> None:
         """Add a reranked query; ``served`` by a running service, whose latency and degradation count too.

@@ -13,7 +13,7 @@ Interventions" (WSDM 2019). But a pair of a query and a clip is seen a few times
 attractiveness of its own for each pair is biased towards a flat curve: every pair adds a parameter. The Poisson
 likelihood with an effect for each pair is not, because the effects cancel out of it, and it needs no more than the mean
 of the clicks to be right (Wooldridge, "Distribution-free estimation of some nonlinear panel data models", Journal of
-Econometrics 1999). Its maximum is found by the same kind of alternation between pairs and ranks.
+Econometrics 1999).
 """
 
 from __future__ import annotations
@@ -33,23 +33,26 @@ if TYPE_CHECKING:
 
 DEEPEST = 100
 """Deeper ranks count as this one, which bounds the weight of a click (clipped propensities)."""
+LEAST_EXAMINED = 1 / 200
+"""An estimated curve does not fall below this."""
 ASSUMED: Mapping[str, float] = {"1/rank": 1.0, "1/sqrt(rank)": 0.5}
 """The exponents of the assumed curves."""
 ESTIMATED = "estimated from these clicks"
-BINS = np.array([1, 2, 3, 4, 6, 9, 14, 21, 36, 61, DEEPEST + 1])
-"""Ranks that share one parameter, by their first rank; the last is an end. Neighbours with too few clicks are joined."""
-LEAST_BINS = 3
-LEAST_SESSIONS = 40
-"""A bin has so many sessions with clicks on clips that were shown at different ranks."""
-GROUPS = 20
+KNOTS = np.log([1, 3, 10, 30, DEEPEST])
+"""The estimated curve is straight between these ranks, on logarithmic scales."""
+LEAST_SESSIONS = 100
+"""Fewer sessions with clicks on clips that were shown at different ranks allow no estimate."""
+GROUPS = 6
 """Number of groups of sessions, without each of which the curve is estimated again."""
-_ITERATIONS = 500
-_CONVERGED = 1e-4
+_BEND = 0.5
+"""How much neighbouring slopes differ, as a standard deviation: where clicks say little, the curve stays a power."""
+_STEPS, _STEPS_WITHOUT = 30, 2
+"""Newton steps for all sessions, and from there without a group of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Results as they were shown (m,): ``pair``, a number for query text and clip; ``rank``; ``clicked``; ``session``."""
+    """Results as they were shown (m,): ``pair``, a number for query and clip; ``rank``, ``clicked``, ``session``."""
 
     pair: IntArray
     rank: IntArray
@@ -59,97 +62,85 @@ class Shown:
 
 def assumed(exponent: float) -> FloatArray:
     """Return the curve (DEEPEST,) of rank ** -exponent, from the first rank on."""
-    curve: FloatArray = np.arange(1, DEEPEST + 1) ** -exponent
+    curve: FloatArray = np.arange(1.0, DEEPEST + 1) ** -exponent
     return curve
 
 
 def fit(shown: Shown) -> tuple[FloatArray, FloatArray] | None:
     """Estimate the curve (DEEPEST,), and the curves (GROUPS, DEEPEST) without the sessions of each group.
 
-    A session is in group ``session % GROUPS``. Curves are relative to the first rank and never increase. Between the
-    bins' middles, and beyond the last one, they are interpolated on logarithmic scales. None if too few clicks are on
-    clips that were shown at different ranks.
+    A session is in group ``session % GROUPS``. Curves are relative to the first rank and never increase. None if too
+    few clicks are on clips that were shown at different ranks.
     """
-    edges = BINS
-    varied = _of_varied_pairs(shown, edges)
-    edges = _joined(shown, varied, edges)
-    if len(edges) <= LEAST_BINS:
+    varied = _of_varied_pairs(shown)
+    if len(np.unique(shown.session[varied & shown.clicked])) < LEAST_SESSIONS:
         return None
-    varied = _of_varied_pairs(shown, edges)
-    pair, place, session = shown.pair[varied], _bin(shown.rank[varied], edges), shown.session[varied]
-    clicked = shown.clicked[varied]
-    width = len(edges) - 1
-    cells, cell = np.unique(pair * width + place, return_inverse=True)
-    pair, place = np.divmod(cells, width)
+    rank = np.minimum(shown.rank[varied], DEEPEST)
+    cells, cell = np.unique(shown.pair[varied] * (DEEPEST + 1) + rank, return_inverse=True)
+    pair, rank = np.divmod(cells, DEEPEST + 1)
     _, pair = np.unique(pair, return_inverse=True)
     # Counts of each cell (rows) in each group of sessions (columns).
-    at = cell * GROUPS + session % GROUPS
+    at = cell * GROUPS + shown.session[varied] % GROUPS
     shows = np.bincount(at, minlength=len(cells) * GROUPS).reshape(-1, GROUPS).astype(float)
-    clicks = np.bincount(at, clicked, minlength=len(cells) * GROUPS).reshape(-1, GROUPS)
+    clicks = np.bincount(at, shown.clicked[varied], minlength=len(cells) * GROUPS).reshape(-1, GROUPS)
     all_shows, all_clicks = shows.sum(axis=1), clicks.sum(axis=1)
-    whole = _alternate(pair, place, all_shows, all_clicks, 1.0 / edges[:-1])
+    parts = _parts(rank)
+    slopes = _slopes(pair, parts, all_shows, all_clicks, np.ones(parts.shape[1]), _STEPS)
     without = [
-        _curve(_alternate(pair, place, all_shows - shows[:, each], all_clicks - clicks[:, each], whole), edges)
+        _slopes(pair, parts, all_shows - shows[:, each], all_clicks - clicks[:, each], slopes, _STEPS_WITHOUT)
         for each in range(GROUPS)
     ]
-    return _curve(whole, edges), np.array(without)
+    return _curve(slopes), np.array([_curve(each) for each in without])
 
 
-def _bin(rank: IntArray, edges: IntArray) -> IntArray:
-    return np.searchsorted(edges, np.minimum(rank, DEEPEST), side="right") - 1
-
-
-def _of_varied_pairs(shown: Shown, edges: IntArray) -> npt.NDArray[np.bool_]:
-    """Return which results are of pairs that were clicked, and shown in more than one bin."""
-    place = _bin(shown.rank, edges)
+def _of_varied_pairs(shown: Shown) -> npt.NDArray[np.bool_]:
+    """Return which results are of pairs that were clicked, and shown at more than one rank."""
     size = int(shown.pair.max()) + 1
-    first, last = np.full(size, len(edges)), np.full(size, -1)
-    np.minimum.at(first, shown.pair, place)
-    np.maximum.at(last, shown.pair, place)
+    first, last = np.full(size, np.iinfo(np.intp).max), np.zeros(size, np.intp)
+    np.minimum.at(first, shown.pair, shown.rank)
+    np.maximum.at(last, shown.pair, shown.rank)
     return ((first < last) & (np.bincount(shown.pair[shown.clicked], minlength=size) > 0))[shown.pair]
 
 
-def _joined(shown: Shown, varied: npt.NDArray[np.bool_], edges: IntArray) -> IntArray:
-    """Join neighbouring bins until each has enough sessions with clicks; returns the edges that remain."""
-    chosen = varied & shown.clicked
-    sessions, place = shown.session[chosen], _bin(shown.rank[chosen], edges)
-    kept, last = [], 0
-    for each in range(len(edges) - 1):
-        inside = (place >= last) & (place <= each)
-        if len(np.unique(sessions[inside])) >= LEAST_SESSIONS:
-            kept.append(int(edges[last]))
-            last = each + 1
-    return np.array([*kept, int(edges[-1])])
+def _parts(rank: IntArray) -> FloatArray:
+    """Return how much of each stretch between knots (k,) is before each rank (m,), on a logarithmic scale: (m, k)."""
+    parts: FloatArray = np.clip(np.log(rank)[:, None] - KNOTS[:-1], 0, np.diff(KNOTS))
+    return parts
 
 
-def _alternate(pair: IntArray, place: IntArray, shows: FloatArray, clicks: FloatArray, start: FloatArray) -> FloatArray:
-    """Fit clicks = shows * examined[place] * attracted[pair] by maximum Poisson likelihood; returns ``examined``."""
+def _slopes(
+    pair: IntArray, parts: FloatArray, shows: FloatArray, clicks: FloatArray, start: FloatArray, steps: int
+) -> FloatArray:
+    """Fit clicks = shows * attracted[pair] * exp(-parts @ slopes) by maximum penalised Poisson likelihood.
+
+    The pairs' effects are maximised out, which leaves a multinomial likelihood for each pair's clicks. It is concave,
+    so Newton's method finds the maximum.
+    """
+    count = parts.shape[1]
+    bends = np.diff(np.eye(count), axis=0) / _BEND
+    penalty = bends.T @ bends + 1e-6 * np.eye(count)
     of_pair = np.bincount(pair, clicks)
-    of_place = np.bincount(place, clicks, minlength=len(start))
-    examined = np.maximum(start, _LEAST)
-    for _ in range(_ITERATIONS):
-        attracted = of_pair / np.maximum(np.bincount(pair, shows * examined[place]), _LEAST)
-        new = of_place / np.maximum(np.bincount(place, shows * attracted[pair], minlength=len(start)), _LEAST)
-        new = np.maximum(new / max(new[0], _LEAST), _LEAST)
-        moved = np.abs(np.log(new / examined)).max()
-        examined = new
-        if moved < _CONVERGED:
+    slopes = start
+    for _ in range(steps):
+        exposed = shows * np.exp(-parts @ slopes)
+        expected = exposed * (of_pair / np.maximum(np.bincount(pair, exposed), _LEAST))[pair]
+        means = np.array([np.bincount(pair, expected * part) for part in parts.T]).T
+        gradient = parts.T @ (expected - clicks) - penalty @ slopes
+        curvature = (parts * expected[:, None]).T @ parts + penalty
+        curvature -= (means / np.maximum(of_pair, _LEAST)[:, None]).T @ means
+        step = np.linalg.solve(curvature, gradient)
+        slopes = slopes + np.clip(step, -1, 1)
+        if np.abs(step).max() < _CONVERGED:
             break
-    return examined
+    return slopes
 
 
 _LEAST = 1e-9
 """Keeps quotients finite where there are no clicks."""
+_CONVERGED = 1e-6
 
 
-def _curve(examined: FloatArray, edges: IntArray) -> FloatArray:
-    middles = np.log(np.sqrt(edges[:-1] * (edges[1:] - 1.0)))
-    values = np.log(np.maximum(examined, 1 / DEEPEST))
-    ranks = np.log(np.arange(1, DEEPEST + 1))
-    curve = np.interp(ranks, middles, values)
-    beyond = ranks > middles[-1]
-    slope = (values[-1] - values[0]) / (middles[-1] - middles[0])
-    curve[beyond] = values[-1] + slope * (ranks[beyond] - middles[-1])
-    curve = np.minimum.accumulate(np.exp(curve))
-    found: FloatArray = np.maximum(curve / curve[0], 1 / DEEPEST)
+def _curve(slopes: FloatArray) -> FloatArray:
+    curve = np.exp(-_parts(np.arange(1, DEEPEST + 1)) @ slopes)
+    found: FloatArray = np.maximum(np.minimum.accumulate(curve), LEAST_EXAMINED)
     return found
