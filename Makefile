@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := streamer training tests scripts bench conftest.py
-# Where it is set, each start of a service compiles torch anew.
+# Where it is set, each start of a service compiles torch's modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -29,7 +29,7 @@ demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-repo
 	  $(if $(CLIPS),--clips "$(CLIPS)") $(if $(QUERIES),--queries "$(QUERIES)") \
 	  --model "$(or $(MODEL),demo)" $(if $(PRETRAINED),--pretrained "$(PRETRAINED)")
 
-# Modules are dealt out test by test: none of these tests shares anything dear with its neighbours.
+# Tests are distributed one by one: none of them shares an expensive fixture with its neighbours.
 check: lint ## Run lint and the tests that need no server, no browser and no model (a minute and a half)
 	QUICK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/chaos
 
@@ -87,7 +87,7 @@ capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write 
 alerts: $(STAMP) tools ## Let each alert fire for its cause in a real Prometheus beside running services (5 minutes)
 	ALERTS=all $(BIN)/python -m pytest tests/integration/test_alerts.py
 
-dashboard-picture: $(STAMP) tools ## Draw docs/dashboard.png anew from a real Prometheus beside running services
+dashboard-picture: $(STAMP) tools ## Draw docs/dashboard.png from a real Prometheus beside running services
 	DASHBOARD_PICTURE=docs/dashboard.png $(BIN)/python -m pytest tests/integration/test_alerts.py -k dashboard
 
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (10 to 20 minutes)
@@ -113,7 +113,7 @@ format: $(STAMP) ## Let ruff format and fix what it can
 kafka: $(STAMP) ## Run a real local Kafka on port 9092 until Ctrl-C
 	$(BIN)/streamer broker
 
-topics: $(STAMP) ## Write the JSON Schemas in topics/ anew from the event models
+topics: $(STAMP) ## Write the JSON Schemas in topics/ from the event models
 	$(BIN)/python -m streamer.kafka.admin.topic_files
 
 docs: $(STAMP) ## Write the generated parts of docs/ and deploy/ from code and measured results
@@ -126,7 +126,7 @@ site: $(STAMP) ## Build docs/ into site/; a dead link or anchor fails
 top-picture: $(STAMP) ## Draw docs/top.svg, a picture of streamer top, from a running system
 	STREAMER_TOP_SVG=docs/top.svg $(BIN)/python -m pytest -q tests/integration/test_top.py -k rebalance
 
-model: $(STAMP) ## Train the small demo model anew (about 15 minutes on 2 cores)
+model: $(STAMP) ## Train the small demo model (about 15 minutes on 2 cores)
 	$(BIN)/python -m training.train --out streamer/demo/model --seed 0
 
 COMPILE := $(BIN)/uv pip compile --quiet --only-binary :all: --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"

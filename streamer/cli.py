@@ -64,7 +64,7 @@ cli.add_command(pilot)
 cli.add_command(benchmark)
 
 
-@cli.command(cls=SettingsCommand, uses="embed")
+@cli.command(cls=SettingsCommand, uses="embed", short_help="Run the embedder: uploads into the store.")
 def embed(settings: EmbedSettings) -> None:
     """Embed the frames of uploaded clips into the store (clips.uploaded -> clips.embedded)."""
     from streamer import service  # noqa: PLC0415
@@ -72,7 +72,7 @@ def embed(settings: EmbedSettings) -> None:
     service.run_embedder(settings)
 
 
-@cli.command(cls=SettingsCommand, uses="rerank")
+@cli.command(cls=SettingsCommand, uses="rerank", short_help="Run the reranker: query results by frame.")
 def rerank(settings: RerankSettings) -> None:
     """Rerank query results against the stored frames (query.results -> query.reranked)."""
     from streamer import service  # noqa: PLC0415
@@ -90,7 +90,7 @@ _FILE_OPTION = click.option(
 )
 
 
-@topics.command("apply", cls=SettingsCommand, uses="topics")
+@topics.command("apply", cls=SettingsCommand, uses="topics", short_help="Create missing topics, alter differing ones.")
 @_FILE_OPTION
 def topics_apply(settings: TopicsSettings, file: Path | None) -> None:
     """Create missing topics and reconcile differing ones; print what was done. Exit 1 if a change was refused."""
@@ -102,7 +102,7 @@ def topics_apply(settings: TopicsSettings, file: Path | None) -> None:
     sys.exit(1 if any(change.outcome is admin.Outcome.REFUSED for change in changes) else 0)
 
 
-@topics.command("check", cls=SettingsCommand, uses="topics")
+@topics.command("check", cls=SettingsCommand, uses="topics", short_help="Compare the topics with the file.")
 @_FILE_OPTION
 def topics_check(settings: TopicsSettings, file: Path | None) -> None:
     """Compare the cluster's topics with the file, without changing anything. Exit 1 if they differ.
@@ -119,7 +119,7 @@ def topics_check(settings: TopicsSettings, file: Path | None) -> None:
     sys.exit(1 if differences else 0)
 
 
-@cli.command()
+@cli.command(short_help="Run a local Apache Kafka until Ctrl-C.")
 @click.option("--brokers", type=click.Choice(["1", "3"]), default="1", show_default=True, help="Number of brokers.")
 @click.option(
     "--port", type=click.IntRange(1, 65_535), default=9092, show_default=True, help="Port of the first broker."
@@ -139,7 +139,7 @@ def broker(brokers: str, port: int, data: Path | None) -> None:
         stop.wait()
 
 
-@cli.command(cls=SettingsCommand, uses="demo")
+@cli.command(cls=SettingsCommand, uses="demo", short_help="Run the whole pipeline and write a report.")
 @click.option(
     "--clips", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder with your own videos."
 )
@@ -166,7 +166,7 @@ def demo(settings: DemoSettings, **options: Any) -> None:
     run.run(settings, config=click.get_current_context().meta.get(CONFIG), **options)
 
 
-@cli.command()
+@cli.command(short_help="Print the completion script for a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script for SHELL, e.g. eval "$(streamer completion bash)"."""

@@ -47,7 +47,7 @@ LABELS = {
     "topic": "the topics that the command reads or writes, under their full names",
     "partition": "the input topic's partitions that this instance owns",
     "reason": "dead letters: the `dlq.reason` codes; degraded events: the values of `degraded`; "
-    "log resets: behind_end, moved, translated, foreign; outputs retimed: refused, retention; "
+    "log resets: beyond_end, moved, translated, foreign; outputs retimed: refused, retention; "
     "refused connections: crowded, slow, malformed",
     "status": "the values of a candidate's `status`",
     "stage": "embed: read, load, fetch, decode, encode, store; rerank: rerank, text",
@@ -58,7 +58,8 @@ LABELS = {
     "mode": "seccomp+landlock, seccomp, landlock, none",
     "kind": "assigned, revoked, lost",
     "outcome": "committed, aborted, unknown, restarted, fenced",
-    "condition": "start, broker, authentication, topic, assignment, offsets, store, transactions",
+    "condition": "start, broker, authentication, topic, assignment, offsets, store, machine, transactions, "
+    "unreadable, position",
     "version": "one value per process",
     "command": "embed, rerank",
     "model": "one value per process",
@@ -129,31 +130,31 @@ CATALOGUE = {
     "unstable": Metric(
         "streamer_unstable_records", "gauge", "records", ("topic", "partition"),
         "Offsets from the last stable offset to the end of the log: they wait for an open transaction of a producer.",
-        "Does somebody's hung transaction keep records from being read?",
+        "Does a hung transaction of a producer keep records from being read?",
     ),
     "unstable_seconds": Metric(
         "streamer_unstable_seconds", "gauge", "seconds", ("topic", "partition"),
-        "For how long the last stable offset has stood still before the end of the log; 0 where nothing waits.",
+        "Seconds since the last stable offset stopped moving below the end of the log; 0 where nothing waits.",
         "How long has that transaction been open?",
     ),
     "log_resets": Metric(
         "streamer_log_resets_total", "counter", "count", ("topic", "reason"),
-        "Times that a partition's log did not match what was committed or read; the reason says what was done.",
+        "Times that a partition's log did not match what was committed or read; the reason says what happened.",
         "Was a log truncated, lost or mirrored, or were offsets set?",
     ),
     "retention_lost": Metric(
         "streamer_retention_lost_offsets_total", "counter", "count", ("topic",),
-        "Offsets that the broker deleted before they were read: retention is shorter than the service was behind.",
+        "Offsets that the broker deleted before they were read, because the lag exceeded the topic's retention.",
         "Did retention delete unprocessed events?",
     ),
     "commits_shortened": Metric(
         "streamer_commits_shortened_total", "counter", "count", (),
-        "Commits without the list of records done ahead, since the brokers' offset.metadata.max.bytes is too small.",
+        "Commits without the list of completed records beyond the offset: offset.metadata.max.bytes is too small.",
         "Would a restart process records again?",
     ),
     "partitions": Metric(
         "streamer_topic_partitions", "gauge", "partitions", ("topic",),
-        "Partitions of the input topic, whoever owns them.",
+        "Partitions of the input topic, with an owner or without.",
         "Minus the sum of assigned partitions: are there partitions without an owner?",
     ),
     "latency": Metric(
@@ -299,9 +300,9 @@ CATALOGUE = {
     ),
     "connections_refused": Metric(
         "streamer_refused_connections_total", "counter", "count", ("reason",),
-        "Connections to the port of metrics and probes that were closed: newer ones needed the place, time was over, "
-        "or what came cannot be read.",
-        "Does somebody flood the metrics port?",
+        "Connections to the port of metrics and probes that were closed early: there were too many (crowded), they "
+        "took too long (slow), or the request could not be read (malformed).",
+        "Is the metrics port being flooded?",
     ),
 }  # fmt: skip
 """Every metric under its attribute name in :class:`Metrics`."""

@@ -180,7 +180,7 @@ def _compare_sizes(settings: EmbedSettings) -> None:
     except OSError as error:
         found = [f"there is no temporary folder: {error.strerror or error}"]
     for contradiction in found:
-        log.warning("sizes do not add up", problem=contradiction)
+        log.warning("configured sizes exceed those of this machine", problem=contradiction)
 
 
 def _sampling(settings: EmbedSettings) -> Sampling:
@@ -224,7 +224,7 @@ def _decoder(sampling: Sampling, intake: IntakeSettings, encoder: Encoder, servi
         raise invalid_setting("decoder_sandbox", f"{error.detail}; permissive accepts that") from None
     except MachineError as error:
         # The first upload waits for it, and says so.
-        log.warning("no decoder can be started yet", error=str(error))
+        log.warning("no decoder can be started yet, uploads wait", error=str(error))
     else:
         level = log.info if Layer.SECCOMP in layers else log.warning
         level("decoders are confined", by=layers.mode)

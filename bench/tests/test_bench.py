@@ -91,6 +91,8 @@ def test_a_benchmark_that_fails_or_hangs_is_reported_and_the_others_run(
     )
     monkeypatch.chdir(package.parent)
     monkeypatch.setattr(harness, "BENCHMARKS", {"bad": 30, "hangs": 3, "good": 30})
+    monkeypatch.setattr(harness, "_PATIENCE", 1)
+    monkeypatch.setattr(harness, "class_path", list)
     done = CliRunner().invoke(harness.main, ["--quick", "--out", str(tmp_path / "report")])
     assert done.exit_code == 1
     assert "nothing to measure" in done.output

@@ -25,7 +25,7 @@ class _Role(click.ParamType[str]):
         return value
 
 
-@click.command(cls=SettingsCommand, uses="topics")
+@click.command(cls=SettingsCommand, uses="topics", short_help="Print the minimal ACLs of a command.")
 @click.argument("role", type=_Role(), metavar="COMMAND")
 @click.option("--principal", help="Print kafka-acls commands that grant the ACLs to this principal, e.g. User:rerank.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for tools that manage ACLs.")

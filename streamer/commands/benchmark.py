@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from streamer.settings import BenchmarkSettings
 
 
-@click.command(cls=SettingsCommand, uses="benchmark")
+@click.command(cls=SettingsCommand, uses="benchmark", short_help="Rerank a synthetic benchmark and measure the gain.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

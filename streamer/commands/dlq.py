@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
-@click.group()
+@click.group(short_help="List, show and redrive dead letters.")
 def dlq() -> None:
     """List and show dead letters, and redrive them once the cause is fixed.
 
@@ -42,10 +42,10 @@ class _Time(click.ParamType[dt.datetime]):
             self.fail(str(error), param, ctx)
 
 
-def _dlq_command(name: str, *, limit: int | None = None) -> Callable[[F], F]:
+def _dlq_command(name: str, short_help: str, *, limit: int | None = None) -> Callable[[F], F]:
     """Make a command of the group with the shared parameters: TOPIC, the filters, --json."""
     parts = (
-        dlq.command(name, cls=SettingsCommand, uses="topics"),
+        dlq.command(name, cls=SettingsCommand, uses="topics", short_help=short_help),
         click.argument("topic", type=click.Choice(INPUT_TOPICS)),
         click.option(
             "--reason",
@@ -76,7 +76,7 @@ def _dlq_command(name: str, *, limit: int | None = None) -> Callable[[F], F]:
     return lambda function: functools.reduce(lambda wrapped, part: part(wrapped), reversed(parts), function)
 
 
-@_dlq_command("list")
+@_dlq_command("list", "Count dead letters by group and reason.")
 @click.option("--records", is_flag=True, help="List each dead letter; with --json one object per line.")
 def dlq_list(
     settings: TopicsSettings,
@@ -97,7 +97,7 @@ def dlq_list(
         show(letters, title=dead_letters.name, as_json=as_json)
 
 
-@_dlq_command("show", limit=10)
+@_dlq_command("show", "Show dead letters with headers and value.", limit=10)
 @click.argument("partition", type=click.IntRange(min=0), required=False)
 @click.argument("offset", type=click.IntRange(min=0), required=False)
 @click.option("--key", help="Only dead letters with this key: a clip id or a query id.")
@@ -135,7 +135,7 @@ def dlq_show(
             raise click.ClickException(f"no such dead letter in {dead_letters.name}")
 
 
-@_dlq_command("redrive")
+@_dlq_command("redrive", "Copy dead letters back into their topic, once each.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 def dlq_redrive(
     settings: TopicsSettings, topic: str, limit: int | None, dry_run: bool, as_json: bool, **filters: Any

@@ -41,7 +41,7 @@ def measures_option(more: str = "") -> Callable[[F], F]:
     )
 
 
-@click.command()
+@click.command(short_help="Measure TREC runs against judgments, and the gain.")
 @click.option("--run", "run_path", type=_INPUT, required=True, help="TREC run of the engine (six columns).")
 @click.option(
     "--qrels", "qrels_path", type=_INPUT, required=True, help="AVS judgments (columns: topic, 0, shot, stratum, rel)."

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 
 
-@click.command(cls=SettingsCommand, uses="pilot")
+@click.command(cls=SettingsCommand, uses="pilot", short_help="Report what reranking changes for recorded queries.")
 @recorded_options
 @click.option(
     "--answers", type=FILE, help="Recorded query.reranked events of a running service, instead of query.results."

@@ -43,7 +43,7 @@ def recorded(settings: Connection, events: Path | None, from_topic: bool) -> Ite
     return questions.events_of_topic(settings) if from_topic or events is None else questions.events_of_file(events)
 
 
-@click.command(cls=SettingsCommand, uses="replay")
+@click.command(cls=SettingsCommand, uses="replay", short_help="Rerank recorded result lists, and write a TREC run.")
 @click.option("--run", "run_file", type=FILE, help="TREC run of the engine; needs --topics.")
 @click.option("--topics", "topics_file", type=FILE, help="Text of each topic: topic<TAB>text, or NIST's XML.")
 @recorded_options

@@ -42,7 +42,7 @@ def store_stats(settings: StoreCommandSettings) -> None:
     console.print(f"{figures.tombstones:,} tombstones, {figures.bytes:,} bytes")
 
 
-@store.command("get", cls=SettingsCommand, uses="store")
+@store.command("get", cls=SettingsCommand, uses="store", short_help="Show the record of a clip as JSON.")
 @click.argument("clip_id")
 @click.option("--model-id", help="Only the record of this model [default: the records of all models].")
 def store_get(settings: StoreCommandSettings, clip_id: str, model_id: str | None) -> None:

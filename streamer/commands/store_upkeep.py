@@ -35,7 +35,13 @@ _IN_USE_FOR = dt.timedelta(days=1)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 
 
-@click.command("copy", cls=SettingsCommand, uses="store", without=["store"])
+@click.command(
+    "copy",
+    cls=SettingsCommand,
+    uses="store",
+    without=["store"],
+    short_help="Copy a store into another one and compare them.",
+)
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 @click.option("--restart", is_flag=True, help="Start over instead of resuming an interrupted copy.")
@@ -73,7 +79,9 @@ def store_copy(settings: StoreCommandSettings, source: str, target: str, restart
     sys.exit(1 if report.damage.count else 0)
 
 
-@click.command("verify", cls=SettingsCommand, uses="store")
+@click.command(
+    "verify", cls=SettingsCommand, uses="store", short_help="Verify checksums, or compare with another store."
+)
 @click.option("--against", metavar="URL", help="Compare with this store, which must have each record or a newer one.")
 @_JSON
 def store_verify(settings: StoreCommandSettings, against: str | None, as_json: bool) -> None:
@@ -139,7 +147,7 @@ def store_compact(settings: StoreCommandSettings, to: Path | None) -> None:
     echo(f"{before:,} bytes on disk before, {after:,} after")
 
 
-@click.command("drop-model", cls=SettingsCommand, uses="store")
+@click.command("drop-model", cls=SettingsCommand, uses="store", short_help="Delete all vectors of a model.")
 @click.argument("model_id")
 @click.option("--dry-run", is_flag=True, help="Only print what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
@@ -170,14 +178,18 @@ def store_drop_model(
             echo(f"would delete {what}{newest}" + (f"; {reason}" if reason else ""))
             return
         if reason and not even_if_in_use:
-            raise click.ClickException(f"{model_id} seems to be in use: {reason} (--even-if-in-use)")
+            raise click.ClickException(
+                f"{model_id} seems to be in use: {reason}; --even-if-in-use deletes it all the same"
+            )
         if not yes:
             click.confirm(printable(f"Delete {what}{newest}?"), abort=True)
         with _progress() as advance:
             removed, is_gone = upkeep.drop(opened, models[model_id], advance)
     echo(f"deleted {removed:,} records of {model_id}")
     if not is_gone:
-        raise click.ClickException("some records remain because a service is still writing them")
+        raise click.ClickException(
+            "some records remain because a service is still writing them; stop it, and run this again"
+        )
 
 
 def _seems_in_use(found: ModelSurvey, *, alone: bool) -> str:

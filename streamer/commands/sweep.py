@@ -69,7 +69,7 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     return lambda text: choices[choices.index(text)]
 
 
-@click.command(cls=SettingsCommand, uses="sweep")
+@click.command(cls=SettingsCommand, uses="sweep", short_help="Measure many combinations of settings, recommend one.")
 @click.option("--run", "run_file", type=_INPUT, required=True, help="TREC run of the engine.")
 @click.option("--topics", "topics_file", type=_INPUT, required=True, help="Text of each topic.")
 @click.option("--qrels", "qrels_file", type=_INPUT, required=True, help="AVS judgments.")

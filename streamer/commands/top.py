@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streamer.top.targets import Target
 
 
-@click.command(cls=SettingsCommand, uses="top")
+@click.command(cls=SettingsCommand, uses="top", short_help="Watch a running system in a terminal.")
 @click.option(
     "--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Refresh interval in seconds."
 )

@@ -3,9 +3,10 @@
 A service that has a thread, a descriptor or a turn at the interpreter's lock for each client can be held up by clients.
 So they connect to this process, which has one thread and keeps a limited number of them:
 
-1. It accepts whoever comes, since a probe waits behind the others in the kernel's queue, and reads what is there.
+1. It accepts every connection at once, since a probe waits after the others in the kernel's queue, and reads what has
+   arrived.
 2. A connection is in one of three places: its request is not complete (``unread``), or it waits for the answer to a
-   probe, or to a scrape. Each place holds so many; in a full one, whoever has been there longest gives way. A probe's
+   probe, or to a scrape. Each place has a limit; in a full one, the oldest connection gives way. A probe's
    request comes in one piece, so that it is in the first place for a moment or not at all, and slow clients do not get
    into the other two.
 3. The service is asked one question at a time, for all who wait for the same answer. Before the next question of a

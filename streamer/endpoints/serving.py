@@ -100,7 +100,7 @@ class Endpoints:
                     for reason in REFUSALS:
                         self._metrics.connections_refused.labels(reason).inc(report.refused.get(reason, 0))
                     if report.warning is not None:
-                        log.warning("metrics port", error=report.warning)
+                        log.warning("problem of the process that serves the metrics port", error=report.warning)
                     answer, body = self._answer(report.question)
                     ours.send_bytes(msgspec.json.encode(answer))
                     ours.send_bytes(body)

@@ -30,7 +30,7 @@ TIMESTAMP_TYPE_HEADER = "dlq.timestamp_type"
 LAST_OFFSET_HEADER = "dlq.last_offset"
 """Header of a dead letter that stands for a whole batch: the last of its offsets."""
 REDRIVEN_FROM = "dlq.redriven_from"
-"""Header of a redriven record: ``<dead letter topic>/<partition>/<offset>``."""
+"""Header of a redriven record: ``<dead-letter topic>/<partition>/<offset>``."""
 
 _TRUNCATED = "dlq.truncated_from"
 _TRUNCATED_BYTES = 100_000

@@ -162,7 +162,7 @@ class Loop:
         except LostCommitError as error:
             raise FatalError(
                 f"the cluster has lost a commit that it had acknowledged ({error}). After the restart those records "
-                "are processed again; are the topics, including Kafka's internal ones, replicated?"
+                "are processed again. Check that all topics, including Kafka's internal ones, are replicated"
             ) from None
         finally:
             # Leaving the group revokes all partitions; nothing more can be committed.
@@ -312,7 +312,7 @@ class Loop:
                 self._control_flow()
 
     def _rewind(self, partition: AssignedPartition, offset: int) -> AssignedPartition:
-        """Begin anew with a partition whose position has gone back to ``offset``.
+        """Start over with a partition whose position has gone back to ``offset``.
 
         Its log may also be another one: then the topic has another id, and nothing is committed before that was
         looked up.

@@ -90,7 +90,7 @@ TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] | None
 
 
 def _own_topic(of: str) -> Any:
-    return Field(None, description=f"Full name of the topic of {of}; no prefix precedes it")
+    return Field(None, description=f"Full name of the {of}; the topic prefix is not put before it")
 
 
 class Connection(Brokers):
@@ -104,25 +104,29 @@ class Connection(Brokers):
     group_suffix: str = Field(
         "",
         pattern=r"^[A-Za-z0-9._-]{0,100}$",
-        description="Put behind the name of the consumer group and the transactional id, so that two sets of services "
-        "can share topics",
+        description="Appended to the names of consumer groups and transactional ids, so that two sets of services can "
+        "share topics",
     )
 
-    topic_clips_uploaded: TopicName = _own_topic("uploads, clips.uploaded")
-    topic_clips_embedded: TopicName = _own_topic("announcements, clips.embedded")
-    topic_query_results: TopicName = _own_topic("query results, query.results")
-    topic_query_reranked: TopicName = _own_topic("reranked results, query.reranked")
-    topic_clips_uploaded_dlq: TopicName = _own_topic("dead letters of uploads, by default that of uploads and .dlq")
+    topic_clips_uploaded: TopicName = _own_topic("topic of uploads, instead of clips.uploaded")
+    topic_clips_embedded: TopicName = _own_topic("topic of embedded clips, instead of clips.embedded")
+    topic_query_results: TopicName = _own_topic("topic of query results, instead of query.results")
+    topic_query_reranked: TopicName = _own_topic("topic of reranked results, instead of query.reranked")
+    topic_clips_uploaded_dlq: TopicName = _own_topic(
+        "dead-letter topic of uploads, instead of the name of their topic and .dlq"
+    )
     topic_query_results_dlq: TopicName = _own_topic(
-        "dead letters of queries, by default that of query results and .dlq"
+        "dead-letter topic of query results, instead of the name of their topic and .dlq"
     )
     group_embed: TopicName = Field(
         None,
-        description="Consumer group of embed instead of streamer-embed; the suffix follows it, no prefix precedes it",
+        description="Consumer group of embed, instead of streamer-embed; the group suffix is appended, the topic "
+        "prefix is not put before it",
     )
     group_rerank: TopicName = Field(
         None,
-        description="Consumer group of rerank instead of streamer-rerank; the suffix follows it, no prefix precedes it",
+        description="Consumer group of rerank, instead of streamer-rerank; the group suffix is appended, the topic "
+        "prefix is not put before it",
     )
 
     @model_validator(mode="after")
@@ -168,7 +172,7 @@ class ServiceSettings(Connection):
         ge=1 << 20,
         le=680 << 20,
         description="Decompressed size up to which a batch of records can always be read; a batch that the Kafka "
-        "client cannot decode is dead-lettered by its offsets",
+        "client cannot decode even so becomes one dead letter that names its offsets",
     )
     drain_timeout: float = Field(
         8.0, gt=0, description="Seconds that a stop or a revocation waits for records in flight"
@@ -185,12 +189,12 @@ class OutputSettings(Group):
 
     output_timestamps: Literal["input", "now"] = Field(
         "input",
-        description="Time of output records: input: that of the record that they answer, so that event-time joins and "
-        "replays match; now: when they are produced",
+        description="Timestamp of output records; input: that of the input record, so that event-time joins and "
+        "replays match; now: the time at which they are produced",
     )
     cloudevents: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="CloudEvents attributes on outputs; auto: where the record that they answer is a CloudEvent",
+        description="CloudEvents attributes on outputs; auto: if the input record is a CloudEvent",
     )
     cloudevents_source: str | None = Field(
         None,
@@ -284,7 +288,7 @@ class StoreSettings(Group):
     )
     store_cert: Path | None = Field(None, description="PEM file with the client certificate for a remote store")
     store_key: Path | None = Field(None, description="PEM file with the key of the client certificate")
-    store_timeout: float = Field(1.0, gt=0, le=60, description="Seconds to wait for an answer of a remote store")
+    store_timeout: float = Field(1.0, gt=0, le=60, description="Seconds to wait for a response of a remote store")
 
     def read_store_password(self) -> str | None:
         """Return the password, from its file where there is one; :class:`SettingsError` if that cannot be read."""

@@ -46,7 +46,7 @@ class TracingSettings(Group):
     )
     tracing_headers_file: Path | None = Field(
         None,
-        description="File that holds the collector's headers, such as its key, as OTEL_EXPORTER_OTLP_HEADERS has them",
+        description="File with the collector's headers, such as its key, in the format of OTEL_EXPORTER_OTLP_HEADERS",
     )
 
     def read_tracing_headers(self) -> str | None:
@@ -67,7 +67,7 @@ class TargetSettings(Group):
         "where they are protected",
     )
     targets_file: Path | None = Field(
-        None, description="File that holds those URLs instead, since they may hold passwords: one a line"
+        None, description="File with these URLs instead, one per line, since they may contain passwords"
     )
     targets_ca: Path | None = Field(
         None,

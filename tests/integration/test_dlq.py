@@ -106,7 +106,7 @@ def test_a_copy_is_the_original_in_its_own_partition_and_says_where_it_came_from
         assert record.headers == (("traceparent", b"00-1"), ("ce_id", f"q{i}".encode()), (REDRIVEN_FROM, origin))
 
 
-def test_two_runs_with_filters_that_overlap_put_each_back_once(settings: Settings) -> None:
+def test_two_redrives_with_overlapping_filters_copy_each_dead_letter_once(settings: Settings) -> None:
     reasons = [Reason.NOT_JSON, Reason.EMPTY, Reason.INTERNAL] * 4
     publish(settings, [failed(settings, f"q{i}", reason) for i, reason in enumerate(reasons)])
     first = redrive(settings, TOPIC, Filter(["empty", "internal"]), limit=5)
@@ -140,7 +140,7 @@ redrive(settings, "query.results", Filter(), batch_records=1)
 """
 
 
-def test_kill_9_at_any_moment_and_run_again_puts_each_back_once(settings: Settings) -> None:
+def test_a_redrive_that_is_killed_and_run_again_copies_each_dead_letter_once(settings: Settings) -> None:
     count = 500
     fail(settings, count)
     put_back = []
@@ -165,7 +165,7 @@ def test_kill_9_at_any_moment_and_run_again_puts_each_back_once(settings: Settin
     assert copies(settings) == {f"q{i}": 1 for i in range(count)}
 
 
-def test_a_later_redrive_fences_an_earlier_and_each_is_put_back_once(settings: Settings) -> None:
+def test_a_later_redrive_fences_an_earlier_one_and_each_dead_letter_is_copied_once(settings: Settings) -> None:
     count = 400
     fail(settings, count)
     ended: list[object] = []
@@ -219,7 +219,7 @@ def test_an_aborted_marker_and_an_aborted_dead_letter_count_for_nothing(settings
     assert copies(settings) == {"q0": 1}
 
 
-def test_dry_run_tells_and_does_nothing(settings: Settings) -> None:
+def test_dry_run_reports_and_changes_nothing(settings: Settings) -> None:
     fail(settings, 3)
     told = answer(settings, "redrive", TOPIC, "--dry-run", "--limit", "2")
     assert told == [

@@ -110,7 +110,7 @@ def test_an_offset_beyond_the_end_skips_nothing(kafka: LocalKafka, topic_prefix:
     settings = settings_for(kafka, topic_prefix)
     commit(settings, 1_000)
     with running(settings, echo(settings)) as (metrics, *_):
-        wait_until(lambda: resets(settings, metrics, "behind_end") == 1)
+        wait_until(lambda: resets(settings, metrics, "beyond_end") == 1)
         feed(settings, 20)
         wait_until(lambda: committed(settings).offset == 20)
     assert answered(settings) == keys(*range(20))
@@ -127,7 +127,7 @@ def test_a_log_whose_disk_was_lost_is_read_from_its_beginning(tmp_path: Path) ->
         with running(settings, echo(settings)) as (metrics, *_):
             feed(settings, 10, start=200)
             wait_until(lambda: committed(settings).offset == 10)
-            assert resets(settings, metrics, "behind_end") == 1
+            assert resets(settings, metrics, "beyond_end") == 1
         assert answered(settings) == keys(*range(20), *range(200, 210))
 
 
@@ -143,11 +143,11 @@ def test_a_log_that_was_lost_and_filled_beyond_the_offset_skips_nothing(tmp_path
         feed(settings, 30, start=100)
         with running(settings, echo(settings)) as (metrics, *_):
             wait_until(lambda: committed(settings).offset == 30)
-            assert resets(settings, metrics, "behind_end") == 1
+            assert resets(settings, metrics, "beyond_end") == 1
             lose_log(broker, tmp_path, settings)
             feed(settings, 50, start=200)
             wait_until(lambda: committed(settings).offset == 50)
-            assert resets(settings, metrics, "behind_end") == 2
+            assert resets(settings, metrics, "beyond_end") == 2
         assert answered(settings) == keys(*range(10), *range(100, 130), *range(200, 250))
 
 
@@ -167,7 +167,7 @@ def test_offsets_are_set_only_while_the_group_is_empty_and_count_from_the_next_s
     commit(settings, 25)
     with running(settings, echo(settings)) as (metrics, *_):
         wait_until(lambda: committed(settings).offset == 30)
-        assert resets(settings, metrics, "behind_end") == 0
+        assert resets(settings, metrics, "beyond_end") == 0
     assert answered(settings) == keys(*range(20), *range(15, 20), *range(25, 30))
 
 

@@ -184,7 +184,7 @@ def test_an_instance_for_which_no_partition_is_left_is_ready_and_takes_over(
     assert ended == second_ended == [True]
 
 
-def test_a_second_holder_of_the_transactional_id_fences_the_first(settings: Settings) -> None:
+def test_a_second_process_with_the_same_transactional_id_fences_the_first(settings: Settings) -> None:
     with running(settings, echo(settings)) as (_, health, _, ended):
         wait_until(lambda: "assignment: no partitions assigned yet" not in health.readiness_problems())
         with running(settings, echo(settings)) as (_, second, _, second_ended):

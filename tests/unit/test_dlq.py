@@ -174,7 +174,7 @@ def test_a_dead_letter_says_which_group_wrote_it() -> None:
     assert described_in_full(by_green)["group"] == "rerank-green"
 
 
-def test_a_record_that_was_put_back_names_its_group_and_forgets_it_when_it_fails_again() -> None:
+def test_a_redriven_record_names_its_group_until_it_fails_again() -> None:
     headers = (("ce_id", b"1"), (REDRIVEN_FOR, b"rerank-blue"))
     record = Record(TOPIC, 3, 7, b"q1", b"{}", headers, NOW, group="rerank-green")
     assert redriven_for(record) == "rerank-blue"

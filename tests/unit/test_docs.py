@@ -97,6 +97,17 @@ def test_the_catalogue_keeps_prometheus_rules_and_every_label_is_bounded() -> No
     assert used | {"group"} == set(LABELS)  # which Metrics adds to all of them
 
 
+def test_the_runbook_explains_every_readiness_condition() -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    section = runbook.split("## StreamerNotReady", 1)[1].split("\n## ", 1)[0]
+    explained = re.findall(r"^\| (\w+) \|", section, re.MULTILINE)[1:]
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "streamer").rglob("*.py"))
+    reported = set(re.findall(r'not_ready\(\s*"(\w+)"', sources))
+    assert sorted(explained) == sorted(LABELS["condition"].split(", "))
+    assert len(reported) > 8
+    assert reported <= set(explained)
+
+
 def test_the_page_of_dead_letters_names_every_reason() -> None:
     page = (ROOT / "docs" / "reference" / "dead-letters.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [reason.value for reason in Reason]

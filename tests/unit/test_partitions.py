@@ -136,7 +136,7 @@ def test_skipping_deleted_offsets_keeps_later_completed_records() -> None:
     assert partition.progress_after(()) == Progress(8, frozenset({9, 10}))
 
 
-def test_done_wakes_the_loop_after_the_outputs_are_there() -> None:
+def test_completing_a_record_wakes_the_loop_after_its_outputs_are_set() -> None:
     seen: list[object] = []
     in_flight = InFlightRecord(record(1), lambda: seen.append(in_flight.outputs))
     in_flight.complete([], since=AT)
@@ -222,7 +222,7 @@ def test_a_budget_is_shared_and_a_partition_is_resumed_only_when_half_empty(
     assert not any(each.paused for each in assignment)
 
 
-def test_work_of_a_revoked_partition_is_marked_stale() -> None:
+def test_records_of_a_revoked_partition_are_marked_as_revoked() -> None:
     assignment = Assignment(max_records=10, max_bytes=1 << 30)
     assignment.add("t", 3, "log-3")
     partition = assignment.get(3)

@@ -122,7 +122,7 @@ def test_the_clip_that_shows_the_moment_rises_and_the_moment_is_its_first_best_f
     assert answer.degraded is None
 
 
-def test_what_has_no_record_and_what_is_below_the_depth(store: Store) -> None:
+def test_a_candidate_without_a_record_is_not_embedded_and_one_below_the_depth_keeps_its_place(store: Store) -> None:
     answer = Harness(store, depth=3).answer(event("axis 0", ("c1", 5.0), ("new", 4.0), ("c0", 3.0), ("c3", 2.0)))
     by_id = {result.clip_id: result for result in answer.results}
     assert by_id["new"].status == "not_embedded"

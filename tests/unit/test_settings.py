@@ -55,7 +55,7 @@ def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(
     assert (settings.alpha, settings.depth, settings.max_frames) == (0.3, 20, 5)
 
 
-def test_the_defaults_are_those_of_the_contract() -> None:
+def test_defaults_do_not_change_unnoticed() -> None:
     settings = load()
     assert settings.bootstrap_servers == "localhost:9092"
     assert settings.topic_prefix == ""

@@ -326,8 +326,8 @@ class Committer:
         if len(self._metadata) > 1:
             refused_part, self._metadata = self._metadata[0], self._metadata[1:]
             log.error(
-                "commit metadata refused; records that are done after the committed offset will be processed again by "
-                "the next owner of their partition. Raise the brokers' offset.metadata.max.bytes to its default, 4096",
+                "commit metadata refused; completed records beyond the committed offset will be processed again by the "
+                "next owner of their partition. Raise the brokers' offset.metadata.max.bytes to its default, 4096",
                 refused=refused_part,
                 using=self._metadata[0],
                 error=str(error),

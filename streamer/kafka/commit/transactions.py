@@ -180,11 +180,11 @@ class Transactions:
     def _leave_blocked_id(self, cause: KafkaError, began: float) -> None:
         """Take another transactional id where the coordinator cannot end the last transaction of this one.
 
-        That transaction is decided, but its markers do not get written: the leader of a partition is away, or refuses
-        the marker's timestamp, upon which the coordinator (Kafka 4.4) never tries again until it is loaded anew. Until
-        then it refuses the id. Nothing is lost or doubled by another one: whoever asks for the group's offsets waits
-        until that transaction is decided there, and a zombie that still holds the old id is fenced by then. A producer
-        without a group has nothing but its id to keep two processes apart, so it waits.
+        That transaction is decided, but its markers are not written: the leader of a partition is unreachable, or it
+        refuses the marker's timestamp, and then the coordinator (Kafka 4.4) does not try again until it is reloaded.
+        Until then it refuses the id. Another id loses and duplicates nothing: a request for the group's offsets waits
+        until that transaction is decided there, and a zombie that still uses the old id is fenced by then. A producer
+        without a group has only its id to keep two processes apart, so it waits.
         """
         if cause.code() != KafkaError.CONCURRENT_TRANSACTIONS or self._group is None:
             self._blocked_since = None

@@ -1,6 +1,6 @@
-"""The dead letter topics for operators: which dead letters there are, why, since when, and which were redriven.
+"""The dead-letter topics for operators: which dead letters there are, why, since when, and which were redriven.
 
-A dead letter topic holds two kinds of records. Dead letters are made by
+A dead-letter topic holds two kinds of records. Dead letters are made by
 :func:`~streamer.kafka.dead_letters.dead_letter`. *Markers* are written by :mod:`streamer.kafka.dlq.redrive` and list
 the offsets, within their own partition, of dead letters that were redriven. A marker comes after everything that it
 lists, and retention deletes the oldest records of a partition first, so a marker exists as long as the dead letters
@@ -134,7 +134,7 @@ def decode_marker(record: Record) -> list[int]:
 
 
 def classify(record: Record, topic: str, redriven: Iterable[int] = ()) -> DeadLetter:
-    """Read a record of the dead letter topic of ``topic`` (full name); ``redriven`` are the partition's offsets."""
+    """Read a record of the dead-letter topic of ``topic`` (full name); ``redriven`` are the partition's offsets."""
     fields = {
         name: value.decode(errors="replace")
         for name, value in record.headers
@@ -187,7 +187,7 @@ class Summary:
 
 
 class DeadLetterTopic(TopicReader):
-    """Reads the dead letter topic of one input topic."""
+    """Reads the dead-letter topic of one input topic."""
 
     error = DeadLetterError
 

@@ -1,6 +1,6 @@
 """Copy dead letters back into the topic that they came from, each exactly once, however often a run is interrupted.
 
-What was redriven is recorded in the dead letter topic: a marker (:mod:`streamer.kafka.dlq.letters`) in the same
+What was redriven is recorded in the dead-letter topic: a marker (:mod:`streamer.kafka.dlq.letters`) in the same
 transaction as the copies. A consumer group's committed offsets cannot record it. Filters leave gaps, so one offset is
 not enough; a commit's metadata, which could list the rest, is bounded (4,096 bytes by default); and a broker deletes
 the offsets of a group without members after 7 days, half of the default retention of dead letters: those redriven in
@@ -10,7 +10,7 @@ markers is bounded only by the topic itself.
 The steps, and what a crash right after each leaves behind (the producer's own are those of
 :mod:`streamer.kafka.commit.transactions`):
 
-1. *init*. There is one transactional.id for each dead letter topic, whichever host runs the redrive. The
+1. *init*. There is one transactional.id for each dead-letter topic, whichever host runs the redrive. The
    coordinator fences an earlier redrive, and aborts or completes the transaction that it left open: from here on
    every marker that will ever count, except our own, is in the topic. A crash leaves nothing open.
 2. *end offsets*. They are requested after 1 and are the high watermarks, not the last stable offsets: an open
@@ -29,7 +29,7 @@ Several groups may read the same input topic (``group_suffix``), and a record th
 have been processed by the others. Each dead letter names its group, and so does the copy. A service skips a copy that
 is for another group, so that no query is reranked twice. In a compacted topic it does not skip it: there the copy
 replaces the original for groups that have not read it yet, and storing the same upload again changes nothing. Markers
-list offsets of the dead letter topic, so the dead letters that two groups wrote about one record are redriven
+list offsets of the dead-letter topic, so the dead letters that two groups wrote about one record are redriven
 separately.
 
 Two redrives at the same time: the init of the later one fences the earlier one, which stops at its next step 4 or 5

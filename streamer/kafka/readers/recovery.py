@@ -5,8 +5,9 @@ move on, and fetches the same batch again, for ever; one that it decompresses an
 a word. Which offset such a batch ends with it never says. That is found by bisection: a fetch from any offset inside a
 batch brings the whole batch, and so fails likewise; a fetch from any later offset brings something else.
 
-Silence alone proves nothing, since a broker may be away or throttle us. It counts as a failure only where the end of
-the same log is answered for at once, before and after, and, before anything is given up, at both ends of the range.
+Silence alone proves nothing, since a broker may be unreachable or throttle us. It counts as a failure only if a request
+for the end of the same log is answered at once, before and after it, and, before any offset is given up, at both ends
+of the range.
 
 A :class:`Recovery` works in a thread of its own, which may wait for brokers, and hands over through a short queue.
 """

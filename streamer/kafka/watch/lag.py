@@ -219,7 +219,7 @@ class LagWatch:
 
 
 class _Stable(NamedTuple):
-    """A last stable offset, and since when it is known to have stood there with something waiting behind it."""
+    """A last stable offset, and since when it is known to have stood there with something waiting after it."""
 
     offset: int
     since: float

@@ -7,14 +7,14 @@ cluster; and an operator may set any offset. The rules, in the order in which th
 1. A commit that names another log at its own offset was in flight when the topic was created again. It is void, and
    the log is read from its beginning.
 2. A commit that names another log, or another offset, was translated by MirrorMaker 2 or set by an operator. Its offset
-   counts, and its list of records done ahead does not.
+   counts, and its list of completed records does not.
 3. A consumer that begins before the committed offset, or goes back later, was reset by the client. Either the log ends
    before its position (OFFSET_OUT_OF_RANGE), or it was cut off before it and filled again. The latter shows where the
    partition's leader is asked for the end of the committed leader epoch (KIP-320). The client asks when the leader
    changes, and at a seek, but not when it begins at a committed offset (librdkafka 2.16): so it is told to seek there.
    All that is remembered of the partition is void, and everything from the new position on is processed.
-4. Where a record that was done ahead is of a later leader's epoch than the commit, the log was cut off between the two.
-   The list of records done ahead is void from there on.
+4. Where a record of the commit's list is of a later leader's epoch than the commit, the log was cut off between them.
+   The list of completed records is void from there on.
 5. A consumer that begins after the committed offset has lost records to retention. They are counted
    (:mod:`streamer.kafka.watch.lag`), and the rest of what is remembered counts.
 
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 RESETS = {
-    "behind_end": "the log was cut off before what was read or committed; it is processed again from where reading "
-    "goes on",
-    "foreign": "the committed offset is that of a deleted topic of the same name; the new one is processed from its "
+    "beyond_end": "the log ends before the offset that was read or committed; it is processed again from the offset at "
+    "which reading continues",
+    "foreign": "the committed offset is that of a deleted topic of the same name; the new topic is processed from its "
     "beginning",
-    "moved": "somebody has set the group's offset; records that were done after it are processed again",
-    "translated": "the committed offset was translated from another cluster's; records that were done after it are "
-    "processed again",
+    "moved": "the group's offset was set by hand; records that were completed beyond it are processed again",
+    "translated": "the committed offset was translated from another cluster's; records that were completed beyond it "
+    "are processed again",
 }
 """What is logged for each value of ``reason`` of ``streamer_log_resets_total``."""
 
@@ -96,7 +96,7 @@ class Resets:
         if origin is Origin.FOREIGN:
             self._tell(partition, "foreign", committed.offset)
         elif partition.rewound:
-            self._tell(partition, "behind_end", committed.offset)
+            self._tell(partition, "beyond_end", committed.offset)
         elif origin in (Origin.MOVED, Origin.TRANSLATED):
             self._tell(partition, origin.value, committed.offset)
         return records
@@ -104,7 +104,7 @@ class Resets:
     def void_ahead(self, partition: AssignedPartition, record: Record) -> None:
         """Take what was committed as completed from ``record`` on for not completed: other records are there now."""
         partition.void_ahead(record.offset)
-        self._tell(partition, "behind_end", record.offset)
+        self._tell(partition, "beyond_end", record.offset)
 
     def _place(self, committed: TopicPartition, origin: Origin) -> TopicPartition | None:
         """Return where the consumer must be sent; None where it has begun at the right place by itself."""
@@ -123,7 +123,7 @@ class Resets:
         position = partition.position
         renewed = self._assignment.renew(partition)
         if renewed.known:
-            self._tell(renewed, "behind_end", position, goes_on_at=offset)
+            self._tell(renewed, "beyond_end", position, goes_on_at=offset)
         return renewed
 
     def _tell(self, partition: AssignedPartition, reason: str, offset: int, **more: int) -> None:

@@ -1,4 +1,4 @@
-"""Looks up for how long the output topics keep their records; :func:`streamer.kafka.outputs.retime` goes by it."""
+"""Looks up for how long the output topics keep their records, for :func:`streamer.kafka.outputs.retime`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an instance without partitions is a surplus one: its group is stable, and there is none left for it.
+"""Tells whether an instance has no partitions because its group is stable and has none left for it.
 
 Such an instance is ready: it takes over as soon as another one leaves. Were it not, a rollout that adds instances
 before it removes others would wait for ever. The client does not say when it has joined: with the newer protocol it

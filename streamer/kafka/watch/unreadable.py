@@ -1,12 +1,12 @@
-"""Partitions at which the service's consumer stands still: noticed, named, and carried past what cannot be read.
+"""Detects partitions at which the service's consumer is stuck, reports them, and reads past what cannot be read.
 
-Two things are noticed. The consumer reports a batch that it cannot decode, again and again. Or it says nothing and its
-position does not move, though more is committed in the log and nothing waits to be handed over; that takes a while to
-tell from a slow broker. Either way the partition is paused, /readyz names it, and a
+A consumer is stuck in two ways. It reports a batch that it cannot decode, again and again. Or it reports nothing and
+its position does not move, although the log has more committed records and the client's queue is empty; it takes a
+while to distinguish that from a slow broker. Either way the partition is paused, /readyz names it, and a
 :class:`~streamer.kafka.readers.recovery.Recovery` reads it with larger buffers until the consumer can go on.
 
-Besides, a partition may have no valid position at all, where ``auto.offset.reset`` is ``error``. Only an operator can
-give it one, so that is said and nothing is done.
+A partition may also have no valid position at all, if ``auto.offset.reset`` is ``error``. Only an operator can set one,
+so this is only reported.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class UnreadableWatch:
             if seen is None or seen.position != position:
                 self._seen[partition.partition] = _Seen(position, now)
             elif now - seen.since >= _STILL_S:
-                self._begin(partition, position, f"nothing has come for {now - seen.since:.0f} s")
+                self._begin(partition, position, f"no record for {now - seen.since:.0f} s, though there are more")
 
     def serve(self, submit: Callable[[list[InFlightRecord]], None]) -> None:
         """Take what is found where the consumer cannot read on, as far as there is room, and let it go on after that.
@@ -147,7 +147,7 @@ class UnreadableWatch:
         )
         if (in_flight := self._take_in_flight(partition, record)) is not None:
             in_flight.complete([letter])
-        # At once, so that the commit that has the dead letter is behind all that it stands for.
+        # At once, so that the commit with the dead letter is beyond all offsets that it stands for.
         partition.reached_end(found.last + 1)
 
     def _resume(self, partition: AssignedPartition, offset: int) -> None:
@@ -156,7 +156,9 @@ class UnreadableWatch:
         try:
             self._consumer().seek(place)
         except KafkaException as error:  # the client is about to lose the partition, or has no leader for it
-            log.warning("the consumer cannot go on yet", partition=partition.partition, error=str(error))
+            log.warning(
+                "seek beyond the unreadable batch refused, retrying", partition=partition.partition, error=str(error)
+            )
             self._recoveries[partition.partition] = None
             return
         partition.stalled = False
@@ -196,7 +198,9 @@ class UnreadableWatch:
         self._metrics.unreadable.set(len(self._why) + len(self._unset))
         if self._why:
             details = "; ".join(self._why[number] for number in sorted(self._why))
-            self._health.not_ready("unreadable", f"{details}; what cannot be read at all is dead-lettered by its place")
+            self._health.not_ready(
+                "unreadable", f"{details}; offsets that cannot be read at all become one dead letter"
+            )
         else:
             self._health.ready("unreadable")
         if self._unset:

@@ -1,15 +1,15 @@
 """Where downloads lie, and how many bytes of them there may be at the same time.
 
-Files have names, in a folder of this process below the temporary folder: what measures disk usage by walking folders
-(du, and by it kubelet for an emptyDir with a sizeLimit) sees them. A folder is locked while its process lives; one that
-nobody has locked was left behind by a process that was killed, and is removed by the next one.
+Files have names, in a folder of this process below the temporary folder, so that tools that measure folders see them
+(du, and through it kubelet for an emptyDir with a sizeLimit). A folder is locked while its process lives. One without a
+lock belonged to a process that was killed, and the next process removes it.
 
-The budget. A download takes its whole size from it before the first byte, as soon as the source tells it. If that is
-not there, the connection is given up, nothing is kept, and the download waits for the whole size and starts again. So
-what waits holds nothing, and what holds something needs nothing more to end: nobody waits for somebody who waits. A
-source that tells no size takes a first portion, and begins again with twice as much when that is full. Those that wait
-are served in order, so that a large file is not passed for ever by small ones. One source gets at most half the budget,
-or one file of the largest size, so that a slow one does not keep the others from downloading.
+The budget. A download reserves its whole size before the first byte, as soon as the source has sent the size. If the
+budget has not that much left, the connection is closed, nothing is kept, and the download waits for the whole size and
+starts again. So a waiting download holds no bytes, and one that holds bytes needs no more to finish: there is no
+deadlock. If a source sends no size, the download reserves a first portion, and starts again with twice as much when
+that is full. Waiting downloads are served in order, so that small files do not overtake a large one for ever. One
+source gets at most half the budget, or one file of the largest size, so that a slow source does not block the others.
 """
 
 from __future__ import annotations

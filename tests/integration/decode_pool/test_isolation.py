@@ -98,7 +98,7 @@ def test_a_service_without_a_filter_of_system_calls_does_not_start_unless_that_i
     assert running.health.notes() == [f"decoder sandbox: {mode}"]
 
 
-def test_a_service_tells_by_what_its_decoders_are_confined() -> None:
+def test_a_service_reports_how_its_decoders_are_confined() -> None:
     metrics = Metrics()
     running = Service("embed", metrics, Health(metrics), None, Stop(), threading.Event())
     service._decoder(SAMPLING, IntakeSettings(), MeanColour(), running).close()

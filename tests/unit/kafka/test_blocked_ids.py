@@ -145,7 +145,7 @@ def test_a_coordinator_that_does_not_answer_at_all_is_waited_for_with_the_same_i
     assert set(cluster.inits) == {"streamer-rerank-one"}
 
 
-def test_refused_timestamps_are_told_in_words_and_the_next_transaction_begins_with_a_new_producer(
+def test_refused_timestamps_are_described_and_the_next_transaction_begins_with_a_new_producer(
     cluster: Cluster, producer: Transactions
 ) -> None:
     producer.init()

@@ -175,7 +175,7 @@ def test_offsets_that_compaction_removed_and_markers_are_not_lost(case: Case) ->
     assert not case.metrics.registry.get_sample_value("streamer_retention_lost_offsets_total", {"topic": INPUT})
 
 
-def test_records_behind_an_open_transaction_are_counted_and_their_wait_grows(case: Case) -> None:
+def test_records_after_the_start_of_an_open_transaction_are_counted_and_their_wait_grows(case: Case) -> None:
     case.publish(2)
     producer = case.fake.producer()
     producer.begin_transaction()

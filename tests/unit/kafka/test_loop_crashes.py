@@ -30,7 +30,9 @@ def test_without_any_fault_each_record_has_one_output(fake: FakeKafka) -> None:
 
 @pytest.mark.parametrize("producers", [1, 2])
 @pytest.mark.parametrize("point", IN_A_TRANSACTION)
-def test_killed_after_a_step_of_the_transaction(fake: FakeKafka, point: FaultPoint, producers: int) -> None:
+def test_a_process_killed_after_a_step_of_its_transaction_produces_each_output_once_after_a_restart(
+    fake: FakeKafka, point: FaultPoint, producers: int
+) -> None:
     fake.cluster.publish(INPUT, b"a", b"b")
     fake.crash_at(point)
     first = Instance(fake, producers=producers)
@@ -43,7 +45,9 @@ def test_killed_after_a_step_of_the_transaction(fake: FakeKafka, point: FaultPoi
 
 
 @pytest.mark.parametrize("point", IN_A_TRANSACTION)
-def test_killed_after_a_step_of_the_second_transaction(fake: FakeKafka, point: FaultPoint) -> None:
+def test_a_process_killed_in_its_second_transaction_produces_each_output_once_after_a_restart(
+    fake: FakeKafka, point: FaultPoint
+) -> None:
     first = Instance(fake, producers=2)
 
     def story() -> Iterator[None]:
@@ -60,7 +64,7 @@ def test_killed_after_a_step_of_the_second_transaction(fake: FakeKafka, point: F
 
 
 @pytest.mark.parametrize("passage", [1, 2])
-def test_killed_after_the_init_of_a_producer(fake: FakeKafka, passage: int) -> None:
+def test_a_process_killed_after_initialising_a_producer_has_processed_nothing(fake: FakeKafka, passage: int) -> None:
     fake.cluster.publish(INPUT, b"a")
     fake.crash_at(FaultPoint.INITIALISED, passage)
     first = Instance(fake, producers=2)
@@ -71,7 +75,9 @@ def test_killed_after_the_init_of_a_producer(fake: FakeKafka, passage: int) -> N
 
 
 @pytest.mark.parametrize("is_decided", [False, True])
-def test_killed_while_the_commit_is_under_way(fake: FakeKafka, is_decided: bool) -> None:
+def test_a_process_killed_during_the_commit_leaves_the_outcome_to_the_coordinator(
+    fake: FakeKafka, is_decided: bool
+) -> None:
     fake.cluster.publish(INPUT, b"a", b"b")
     fake.fail("commit_transaction", CrashError(), applied=is_decided)
     first = Instance(fake)
@@ -113,7 +119,7 @@ def test_a_successor_of_another_name_waits_until_the_coordinator_aborts_what_is_
     fake.assert_exactly_once()
 
 
-def test_killed_again_and_again_at_every_step(fake: FakeKafka) -> None:
+def test_a_process_killed_at_every_step_in_turn_produces_each_output_once(fake: FakeKafka) -> None:
     fake.cluster.publish(INPUT, b"a", b"b", b"c")
     instance = Instance(fake, producers=2, max_records=1)
     for point in [FaultPoint.INITIALISED, *IN_A_TRANSACTION, *reversed(IN_A_TRANSACTION)]:

@@ -74,7 +74,7 @@ def test_a_committed_offset_beyond_the_end_skips_nothing(fake: FakeKafka, left: 
 
     assert one.run(story())
     assert sorted(fake.outputs()) == sorted(fake.outputs(INPUT))
-    assert resets(one, "behind_end") == 1
+    assert resets(one, "beyond_end") == 1
     assert fake.progress() == Progress(left + 20)
 
 
@@ -97,7 +97,7 @@ def test_a_log_that_is_truncated_while_it_is_read_is_processed_again(fake: FakeK
 
     assert one.run(story())
     assert set(fake.outputs(INPUT)) <= set(fake.outputs())
-    assert resets(one, "behind_end") == 1
+    assert resets(one, "beyond_end") == 1
 
 
 def test_a_log_that_was_truncated_and_filled_again_between_two_runs_is_recognised_by_the_leaders_epoch(
@@ -110,7 +110,7 @@ def test_a_log_that_was_truncated_and_filled_again_between_two_runs_is_recognise
     fake.cluster.publish(INPUT, *values(*range(100, 120)))
     two = Instance(fake, "two")
     assert two.run(until(lambda: set(fake.outputs(INPUT)) <= set(fake.outputs())))
-    assert resets(two, "behind_end") == 1
+    assert resets(two, "beyond_end") == 1
 
 
 def test_a_log_that_was_lost_and_filled_again_is_found_where_its_producers_are_transactional(fake: FakeKafka) -> None:
@@ -161,7 +161,7 @@ def test_records_done_ahead_that_were_replaced_are_processed_and_those_before_th
 
     assert two.run(another())
     assert sorted(fake.outputs()[3:]) == values(0, 1, 3, 4, *range(100, 110))
-    assert resets(two, "behind_end") == 1
+    assert resets(two, "beyond_end") == 1
 
 
 def test_a_batch_that_could_not_be_read_in_the_lost_log_does_not_hold_up_the_new_one(fake: FakeKafka) -> None:

@@ -33,7 +33,7 @@ DAY_S = 24 * HOUR_S
         ("delete", "86400000", "LogAppendTime", math.inf),
     ],
 )
-def test_for_how_long_a_topic_keeps_records_after_their_own_time(
+def test_the_time_for_which_a_topic_keeps_records_follows_from_its_configuration(
     policy: str, limit: str, kind: str, expected: float
 ) -> None:
     values = {"cleanup.policy": policy, "retention.ms": limit, "message.timestamp.type": kind}

@@ -90,7 +90,7 @@ def test_a_topic_that_is_created_again_shows_another_id_within_three_seconds(cas
 
 
 @pytest.mark.parametrize(("name", "changed"), [(OUTPUT, {OUTPUT}), (DEAD, {DEAD}), (INPUT, set())])
-def test_an_output_that_is_created_again_is_told_once(case: Case, name: str, changed: set[str]) -> None:
+def test_an_output_topic_that_is_created_again_is_logged_once(case: Case, name: str, changed: set[str]) -> None:
     case.look()
     case.fake.cluster.recreate_topic(name)
     with capture_logs() as logs:
@@ -101,7 +101,7 @@ def test_an_output_that_is_created_again_is_told_once(case: Case, name: str, cha
     assert case.watch.take_changed() == set()
 
 
-def test_an_output_that_is_away_for_a_while_and_comes_back_smaller_is_told(case: Case) -> None:
+def test_an_output_topic_that_is_deleted_and_comes_back_with_fewer_partitions_is_logged(case: Case) -> None:
     case.fake.cluster.create_topic(OUTPUT, 6)
     case.look()
     del case.fake.cluster.topics[OUTPUT]
@@ -115,7 +115,7 @@ def test_an_output_that_is_away_for_a_while_and_comes_back_smaller_is_told(case:
     assert case.watch.take_changed() == {OUTPUT}
 
 
-def test_partitions_that_are_added_to_an_output_are_told(case: Case) -> None:
+def test_partitions_that_are_added_to_an_output_topic_are_logged(case: Case) -> None:
     case.look()
     topic = case.fake.cluster.topics[OUTPUT]
     topic.logs.append(Log())

@@ -175,7 +175,7 @@ def test_what_is_found_is_worked_on_in_order_and_the_consumer_goes_on_after_it(h
     assert harness.partition.position == 8
 
 
-def test_what_cannot_be_read_is_done_with_one_dead_letter_that_is_committed_behind_its_last_offset(
+def test_an_unreadable_batch_becomes_one_dead_letter_and_the_offset_after_it_is_committed(
     harness: Harness,
 ) -> None:
     harness.watch.on_error(3, 4, BAD)
@@ -235,7 +235,7 @@ def test_a_position_that_stands_still_below_the_last_stable_offset_is_looked_int
         clock(1)
     harness.statistics()
     assert harness.partition.stalled
-    assert "nothing has come for 10 s" in harness.health.readiness_problems()[0]
+    assert "no record for 10 s" in harness.health.readiness_problems()[0]
 
 
 @pytest.mark.parametrize(
