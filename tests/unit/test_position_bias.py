@@ -55,7 +55,7 @@ def test_a_session_that_repeats_its_clicks_says_no_more_than_once() -> None:
     assert first is not None
     assert repeated is not None
     assert strangers is not None
-    assert (repeated.low, repeated.high) == (pytest.approx(first.low), pytest.approx(first.high))
+    assert [repeated.low, repeated.high] == pytest.approx([first.low, first.high])
     assert first.low is not None
     assert strangers.low is not None
     # Three times as many strangers would halve the interval, nearly.

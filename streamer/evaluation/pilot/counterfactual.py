@@ -81,7 +81,8 @@ def estimate_fitted(clicks: Clicked, curve: FloatArray, without: FloatArray) -> 
 
     The uncertainty of the curve is part of the interval: the estimate is repeated without each group of sessions, with
     the curve ``without`` (GROUPS, DEEPEST) it (the delete-a-group jackknife; Kott, Journal of Official Statistics
-    2001).
+    2001). By itself that is too short where few deep clicks determine the curve (88 to 95 % of intervals of simulated
+    users held the truth), so the error under a known curve is added to it.
     """
     if not len(clicks.session):
         return None
@@ -95,9 +96,9 @@ def estimate_fitted(clicks: Clicked, curve: FloatArray, without: FloatArray) -> 
             return _estimate(clicks, weights, 0.0, 0.0)
         gains.append(_gain(left, _weights(left, without[each])))
     deviations = np.array(gains) - _gain(clicks, weights)
-    error = float(np.sqrt((groups - 1) / groups * (deviations**2).sum()))
-    freedom = min(_freedom(deviations), _freedom(_residuals(clicks, weights)))
-    return _estimate(clicks, weights, error, freedom)
+    residuals = _residuals(clicks, weights)
+    error = float(np.sqrt((groups - 1) / groups * (deviations**2).sum() + (residuals**2).sum()))
+    return _estimate(clicks, weights, error, min(_freedom(deviations), _freedom(residuals)))
 
 
 def _residuals(clicks: Clicked, weights: FloatArray) -> FloatArray:
