@@ -8,7 +8,7 @@ SOURCES := streamer training tests scripts bench conftest.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts named dashboard-picture capacity avs soak crowds scarce store-copy store-faults lint format kafka topics docs site top-picture model lock clean
+.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts named dashboard-picture capacity avs decide soak crowds scarce store-copy store-faults lint format kafka topics docs site top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -75,6 +75,10 @@ $(PEERS)/.installed: requirements/peers.txt $(STAMP)
 avs: $(STAMP) ## A synthetic video search benchmark: what reranking gains at several strengths of the engine (2 minutes)
 	rm -rf avs-report
 	$(BIN)/streamer benchmark --model demo --out avs-report --dtype float32
+
+# make decide [RUNS=n]
+decide: $(STAMP) ## Simulate pilots and sweeps with known truths: how often do they decide wrongly? (under 15 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.decisions $(if $(RUNS),--runs $(RUNS))
 
 capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write the tables of docs/capacity.md (about 5 minutes)
 	$(BIN)/python -m bench.cases.capacity

@@ -220,7 +220,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         "streamer.evaluation.questions": "ReplayError",
         "streamer.store": "StoreError",
         "streamer.store.protocol": "StoreUnavailableError",
-        "streamer.evaluation.trec": "TrecError",
+        "streamer.evaluation.trec_rows": "TrecError",
         "streamer.evaluation.measures": "MeasureError",
         "streamer.demo.run": "DemoError",
         "streamer.demo.services": "ServiceError",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from streamer.terminal import Terminal, echo, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from streamer.evaluation.measures import Evaluation
 
-_INPUT = click.Path(path_type=Path, exists=True, dir_okay=False)
+F = TypeVar("F", bound="Callable[..., Any]")
+_INPUT = click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True)
 _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 _TOPICS_NAMED = 5
 """The largest number of topics named in a warning."""
@@ -29,19 +30,24 @@ def _measures(ctx: click.Context, param: click.Parameter, value: str) -> list[st
         raise click.BadParameter(str(error)) from None
 
 
+def measures_option(more: str = "") -> Callable[[F], F]:
+    """Make the option ``--measures``; ``more`` is added to its help."""
+    return click.option(
+        "--measures",
+        default="infAP",
+        show_default=True,
+        callback=_measures,
+        help=f"Comma-separated: infAP, AP, nDCG@k, P@k, R@k (recall), RR (MRR), Success@k (hit rate). {more}".rstrip(),
+    )
+
+
 @click.command(short_help="Measure TREC runs against judgments, and the gain.")
 @click.option("--run", "run_path", type=_INPUT, required=True, help="TREC run of the engine (six columns).")
 @click.option(
     "--qrels", "qrels_path", type=_INPUT, required=True, help="AVS judgments (columns: topic, 0, shot, stratum, rel)."
 )
 @click.option("--reranked", "reranked_path", type=_INPUT, help="TREC run of the same topics after reranking.")
-@click.option(
-    "--measures",
-    default="infAP",
-    show_default=True,
-    callback=_measures,
-    help="Comma-separated: infAP, AP, nDCG@k, P@k, R@k (recall), RR (MRR), Success@k (hit rate).",
-)
+@measures_option()
 @click.option(
     "--missing-as-zero", is_flag=True, help="Count judged topics that are missing from a run as 0 in its mean."
 )
@@ -67,13 +73,14 @@ def evaluate(
     from streamer.evaluation import report  # noqa: PLC0415
     from streamer.evaluation.comparison import compare  # noqa: PLC0415
     from streamer.evaluation.page import render  # noqa: PLC0415
-    from streamer.evaluation.trec import read_qrels, read_run  # noqa: PLC0415
+    from streamer.evaluation.trec import read_qrels, read_run, renamed  # noqa: PLC0415
 
     qrels = read_qrels(qrels_path)
     warnings: list[str] = []
 
     def measured(path: Path) -> Evaluation:
-        evaluation = measuring.evaluate(read_run(path), qrels, measures, missing_as_zero=missing_as_zero)
+        run = renamed(read_run(path), qrels.topics)
+        evaluation = measuring.evaluate(run, qrels, measures, missing_as_zero=missing_as_zero)
         consequence = "they count as 0" if missing_as_zero else "they are left out of its mean"
         if evaluation.missing:
             warnings.append(f"{path.name} lacks judged topics; {consequence}: {_named(evaluation.missing)}")
@@ -83,9 +90,9 @@ def evaluate(
 
     base = measured(run_path)
     reranked = measured(reranked_path) if reranked_path else None
-    for warning in warnings:
-        echo(f"streamer: {warning}", err=True)
     found = report.data(base, reranked, compare(base, reranked) if reranked else {})
+    for warning in (*warnings, *report.doubts(found)):
+        echo(f"streamer: {warning}", err=True)
     if html_file is not None:
         names = [path.name for path in (run_path, qrels_path, reranked_path) if path]
         html_file.write(printable(render(report.page(found, *names, warnings=warnings)), lines=True))

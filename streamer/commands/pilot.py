@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from streamer.evaluation.pilot import Clicks
+    from streamer.evaluation.pilot.clicks import Clicks
     from streamer.events import QueryReranked, QueryResults
     from streamer.settings import Connection, ReplaySettings
 
@@ -31,7 +31,11 @@ _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 @click.option(
     "--answers-from-topic", is_flag=True, help="Read the events of a running service from the topic query.reranked."
 )
-@click.option("--clicks", type=FILE, help="Clicks, one JSON object per line: query_id, clip_id, clicked_at.")
+@click.option(
+    "--clicks",
+    type=FILE,
+    help="Clicks, one JSON object per line: query_id, clip_id, clicked_at, and session_id if known.",
+)
 @click.option("--clicks-topic", help="Full name of a topic with clicks.")
 @click.option(
     "--top", type=click.IntRange(1, 5_000), default=100, show_default=True, help="Number of first results to compare."
@@ -42,6 +46,13 @@ _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
     default=500.0,
     show_default=True,
     help="Limit for the 95th percentile of the latency, in ms.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0),
+    default=0.01,
+    show_default=True,
+    help="Largest tolerated loss of the mean discount 1 / log2(1 + rank) of what users would click.",
 )
 @click.option("--json", "json_file", type=_OUTPUT, help="Write JSON to this file; - prints only the JSON.")
 @click.option("--html", "html_file", type=_OUTPUT, help="Write an HTML page to this file.")
@@ -56,6 +67,7 @@ def pilot(
     clicks_topic: str | None,
     top: int,
     most_ms: float,
+    margin: float,
     json_file: IO[str] | None,
     html_file: IO[str] | None,
 ) -> None:
@@ -71,28 +83,30 @@ def pilot(
     answered = _answers(settings, events, from_topic, answers, answers_from_topic)
     import orjson  # noqa: PLC0415
 
-    from streamer.evaluation import pilot as pilots  # noqa: PLC0415
-    from streamer.evaluation import pilot_report  # noqa: PLC0415
     from streamer.evaluation.page import render  # noqa: PLC0415
+    from streamer.evaluation.pilot import report  # noqa: PLC0415
+    from streamer.evaluation.pilot.clicks import Clicks  # noqa: PLC0415
+    from streamer.evaluation.pilot.decision import Limits, decide  # noqa: PLC0415
+    from streamer.evaluation.pilot.figures import Pilot  # noqa: PLC0415
 
-    clicked = pilots.Clicks()
+    clicked = Clicks()
     if clicks is not None:
         clicked.read(clicks)
     if clicks_topic is not None:
         _read_topic(settings, clicks_topic, clicked)
-    report = pilots.Pilot(top, clicked)
+    figures = Pilot(top, clicked)
     for each in itertools.islice(answered, limit):
-        report.add(each, served=served)
-    if not report.queries:
+        figures.add(each, served=served)
+    if not figures.queries:
         raise click.ClickException("there are no queries to report on")
-    found = pilot_report.decide(report.data(), pilot_report.Limits(latency_ms=most_ms))
+    found = decide(figures.data(), Limits(latency_ms=most_ms, margin=margin))
     if html_file is not None:
-        html_file.write(printable(render(pilot_report.page(found)), lines=True))
+        html_file.write(printable(render(report.page(found)), lines=True))
     if json_file is not None:
         json_file.write(printable(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n", lines=True))
     if "-" not in {file.name for file in (json_file, html_file) if file}:
         console = Terminal()
-        for table in pilot_report.terminal(found):
+        for table in report.terminal(found):
             console.print(table)
 
 

@@ -14,14 +14,15 @@ from streamer.commands.flags import SettingsCommand
 from streamer.terminal import echo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from streamer.events import QueryResults
     from streamer.settings import Connection, ReplaySettings
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True)
+"""An input; ``-`` is standard input."""
 
 
 def recorded_options(command: F) -> F:
@@ -88,12 +89,12 @@ def replay(
     from streamer.evaluation import replay as replays  # noqa: PLC0415
 
     with contextlib.ExitStack() as cleanup:
-        asked: Iterator[QueryResults]
+        asked: Iterable[QueryResults]
         if run_file is not None and topics_file is not None:
             asked = questions.questions_of(trec.read_run(run_file), trec.read_topics(topics_file))
         else:
             asked = recorded(settings, events, from_topic)
-        asked = itertools.islice(asked, limit)
+        asked = replays.writable(itertools.islice(asked, limit), out, tag)
         if through_kafka:
             answers = replays.through_kafka(settings, asked, required=_given(settings), timeout=timeout)
         else:

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from streamer.commands.evaluate import measures_option
 from streamer.commands.flags import SettingsCommand
 from streamer.events import MAX_RESULTS
 from streamer.scoring import Normalization
@@ -16,14 +17,14 @@ from streamer.settings import Precision
 from streamer.terminal import Terminal, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from streamer.evaluation.sweep_run import Model
     from streamer.settings import SweepSettings
 
 T = TypeVar("T")
 
-_INPUT = click.Path(path_type=Path, exists=True, dir_okay=False)
+_INPUT = click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True)
 _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 _MOST = 1_000
 """The most values in one list."""
@@ -112,19 +113,20 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     metavar="MODEL[,PRETRAINED]",
     help="Also measure this model, whose records are in the same store; may be repeated.",
 )
+@measures_option("The first one chooses the settings; what is said of the others is corrected for their number.")
 @click.option(
     "--loss",
     type=click.FloatRange(0, 1),
     default=0.01,
     show_default=True,
-    help="A topic counts as worse if its infAP falls by more than this.",
+    help="A topic counts as worse if its value falls by more than this.",
 )
 @click.option(
     "--most-losing",
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Largest share of topics that may get worse in a conservative setting.",
+    help="Largest share of all topics, also of unseen ones, that may get worse in a conservative setting.",
 )
 @click.option(
     "--folds", type=click.IntRange(2, 100), default=5, show_default=True, help="Number of cross-validation folds."
@@ -142,6 +144,7 @@ def sweep(
     intervals: tuple[float, ...],
     precisions: tuple[Precision, ...],
     also: tuple[str, ...],
+    measures: Sequence[str],
     loss: float,
     most_losing: float,
     folds: int,
@@ -166,8 +169,11 @@ def sweep(
         for interval in (None, *intervals)
         for precision in (None, *precisions)
     ]
-    run, topics, qrels = trec.read_run(run_file), trec.read_topics(topics_file), trec.read_qrels(qrels_file)
-    swept = sweep_run.sweep(run, topics, qrels, _models(settings, also), variants, Grid(alphas, depths, normalizations))
+    qrels, texts = trec.read_qrels(qrels_file), trec.read_topics(topics_file)
+    run = trec.renamed(trec.read_run(run_file), qrels.topics)
+    topics = {topic: texts[name] for topic in run.topics if (name := trec.joined(topic, texts)) in texts}
+    grid = Grid(alphas, depths, normalizations)
+    swept = sweep_run.sweep(run, topics, qrels, _models(settings, also), variants, grid, measures)
     several = len(swept.topics) >= folds
     found = sweep_report.data(swept, Caution(loss, most_losing), folds if several else 0)
     if html_file is not None:

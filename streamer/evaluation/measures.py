@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from streamer.evaluation.infap import DEPTH, InferredAP
-from streamer.evaluation.trec import TrecError
+from streamer.evaluation.trec_rows import TrecError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

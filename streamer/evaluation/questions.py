@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from streamer.codec import JSON
+from streamer.evaluation.files import DAMAGED, opened
+from streamer.evaluation.trec import joined
 from streamer.events import (
     MAX_ENGINE_CHARS,
     MAX_EVENT_BYTES,
@@ -43,7 +45,7 @@ def questions_of(run: Run, topics: Mapping[str, str]) -> Iterator[QueryResults]:
     Raises :class:`ReplayError` for a topic without a text in ``topics``.
     """
     for topic, ranking in run.topics.items():
-        text = topics.get(topic)
+        text = topics.get(joined(topic, topics))
         if text is None:
             raise ReplayError(f"topic {topic} of the run has no text among the {len(topics)} topics")
         best = ranking.ranked()
@@ -66,7 +68,7 @@ def answers_of_file(path: Path, codec: Codec = JSON) -> Iterator[QueryReranked]:
 
 def _of_file(path: Path, model: type[E], name: str, codec: Codec) -> Iterator[E]:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             number = 0
             while line := file.readline(MAX_EVENT_BYTES + 2):
                 number += 1
@@ -75,6 +77,8 @@ def _of_file(path: Path, model: type[E], name: str, codec: Codec) -> Iterator[E]
                         yield codec.decode(model, line.rstrip(b"\r\n"))
                     except InvalidEvent as error:
                         raise ReplayError(f"{path}:{number}: expected a {name} event, found {error}") from None
+    except DAMAGED as error:
+        raise ReplayError(f"{path}: expected a whole gzip file, found a damaged one ({error})") from error
     except OSError as error:
         raise ReplayError(f"{path}: {error.strerror or error}") from error
 

@@ -10,6 +10,7 @@ alone.
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from streamer.codec import JSON
 from streamer.encoders import EncoderError
 from streamer.evaluation.questions import ReplayError
 from streamer.evaluation.trec import Ranking
+from streamer.evaluation.trec_rows import word
 from streamer.events import InvalidEvent, QueryReranked, QueryResults, Status, now
 from streamer.kafka import Output
 from streamer.kafka.readers.request import Requester
@@ -30,6 +32,7 @@ from streamer.topology import QUERY_RERANKED, QUERY_RESULTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from streamer.method import ClipScorer, Method
     from streamer.settings import Connection
 
+_REPLAYED = re.compile(r"replay-[0-9a-f]{8}\.")
+"""What the query ids begin with that :func:`through_kafka` publishes."""
 _LARGEST = 1e38
 """Scores of a run are clipped to this, so that the next smaller float32 exists."""
 
@@ -57,6 +62,31 @@ class TextVectors:
             except EncoderError as error:
                 raise ReplayError(f"{query!r} cannot be encoded: {error}") from None
         return self._last[1]
+
+
+def writable(questions: Iterable[QueryResults], out: Path, tag: str) -> list[QueryResults]:
+    """Return the questions if a run of them can be written, so that nothing is scored in vain.
+
+    Raises :class:`ReplayError` for a query id that occurs twice and for a folder that does not exist, and
+    :class:`~streamer.evaluation.trec_rows.TrecError` for a name that a run cannot hold.
+    """
+    if not out.resolve().parent.is_dir():
+        raise ReplayError(f"{out}: No such folder")
+    asked = list(questions)
+    seen: set[str] = set()
+    word(out, tag)
+    for question in asked:
+        if question.query_id in seen:
+            raise ReplayError(_twice(question.query_id))
+        seen.add(question.query_id)
+        word(out, question.query_id, is_first=True)
+        for candidate in question.results:
+            word(out, candidate.clip_id)
+    return asked
+
+
+def _twice(query_id: str) -> str:
+    return f"query id {query_id} occurs twice, but a run has each topic only once"
 
 
 def offline(
@@ -103,6 +133,11 @@ def through_kafka(
             yield msgspec.structs.replace(found, query_id=question.query_id)
 
 
+def is_replayed(query_id: str) -> bool:
+    """Return whether :func:`through_kafka` published the query."""
+    return _REPLAYED.match(query_id) is not None
+
+
 def _check(required: Mapping[str, object], question: QueryResults, found: QueryReranked) -> None:
     if found.degraded is not None:
         raise ReplayError(f"{question.query_id} was degraded: {found.degraded}")
@@ -142,7 +177,7 @@ class Replay:
         self._method = ""
         for each in answers:
             if each.query_id in self.topics:
-                raise ReplayError(f"query id {each.query_id} occurs twice, but a run has each topic only once")
+                raise ReplayError(_twice(each.query_id))
             self.topics[each.query_id] = ranking_of(each)
             self._statuses.update(result.status for result in each.results)
             self._method = f"alpha {each.alpha:g}, depth {each.depth}, {each.normalization}, model {each.model_id}"

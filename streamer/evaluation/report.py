@@ -82,7 +82,7 @@ def page(found: Data, run: str, qrels: str, reranked: str = "", *, warnings: Seq
         ]
     summary = Table(["", *measures], list(_summary_rows(found)), frozenset(range(1, len(measures) + 1)))
     lead = f"{run} before and {reranked} after, judged by {qrels}" if compared else f"{run} judged by {qrels}"
-    notes = [*([_SIGNIFICANCE] if compared else []), *warnings]
+    notes = [*([_SIGNIFICANCE] if compared else []), *doubts(found), *warnings]
     return Page(
         title="What reranking changed" if compared else "How good the run is",
         lead=lead,
@@ -106,15 +106,33 @@ _SUMMARY = (
     ("topics lost", "losses", ""),
     ("topics unchanged", "ties", ""),
     ("p, randomisation", "randomization_p", _P),
+    ("p, randomisation, corrected", "holm_p", _P),
     ("p, t-test", "t_p", _P),
 )
 """The summary's label and format for each field of a comparison."""
+_BOOTSTRAP = (
+    ("skewness of the gains", "skewness", "+.2f"),
+    ("gain, bootstrap from", "bootstrap_low", _GAIN),
+    ("gain, bootstrap to", "bootstrap_high", _GAIN),
+)
+"""Beside them where gains are skewed and topics few."""
 _STRENGTH_COLUMNS = ("value of the run, from", "to", "topics", "mean gain", "wins", "losses")
 _SIGNIFICANCE = (
-    "Over the topics of both runs: p is the probability of a mean gain at least this far from 0 if reranking changed "
-    "nothing, by a paired randomisation test and a paired t-test, both two-sided, separately for each measure; the "
-    "interval is the t-test's."
+    "Over the topics of both runs: p is the probability of a mean gain at least this far from 0 by a paired "
+    "randomisation test, if before and after could be exchanged in each topic, and by a paired t-test, if the mean "
+    "gain were 0. Both are two-sided; the corrected p allows for all measures of this table (Holm). The interval is "
+    "the t-test's."
 )
+_DOUBTFUL = (
+    "{}: the gains are skewed and the topics few, so that exchangeability is in doubt and the t-test's interval is not "
+    "accurate. Read the bootstrap interval (BCa) beside it, and judge more topics."
+)
+
+
+def doubts(found: Data) -> list[str]:
+    """Name the measures whose gains are too skewed for so few topics; empty where there are none."""
+    names = [measure for measure, each in found.get("comparison", {}).items() if each["is_doubtful"]]
+    return [_DOUBTFUL.format(", ".join(names))] if names else []
 
 
 def _numeric(columns: Sequence[str]) -> frozenset[int]:
@@ -137,7 +155,7 @@ def _summary_rows(found: Data) -> Iterator[list[Shown | str]]:
     if "comparison" not in found:
         yield ["mean", *(show(found, "run", "mean", measure) for measure in measures)]
         return
-    for name, key, form in _SUMMARY:
+    for name, key, form in (*_SUMMARY, *(_BOOTSTRAP if doubts(found) else ())):
         yield [name, *(show(found, "comparison", measure, key, form=form) for measure in measures)]
 
 

@@ -1,11 +1,12 @@
-"""Inferred AP of one topic at every point of a grid of alphas, depths and normalisations, from its frame scores.
+"""Measures of one topic at every point of a grid of alphas, depths and normalisations, from its frame scores.
 
-A reranked list differs from the initial one only in the order of its first candidates, and the measure depends only on
+A reranked list differs from the initial one only in the order of its first candidates, and inferred AP depends only on
 the ranks of the relevant ones and on the number of pooled ones above them. So for each depth all blends are sorted at
 once, the candidates' judgments are summed along the sorted rows, with several counts packed into each integer, and the
 sums are read at the relevant candidates. The scores are :func:`streamer.scoring.blend`'s and the measure is
 :meth:`~streamer.evaluation.infap.InferredAP.of_counts`: each value equals, to the last bit, the value of the run that a
-replay with these settings writes.
+replay with these settings writes. Other measures are computed from the same ranks
+(:mod:`streamer.evaluation.rank_measures`).
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from streamer.method import Method
 from streamer.scoring import blend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from streamer.evaluation.infap import InferredAP
+    from streamer.evaluation.rank_measures import RankMeasure
     from streamer.scoring import FloatArray, IntArray, Normalization
 
 _KINDS = 3
@@ -52,8 +54,20 @@ class Grid:
 class TopicSweep:
     """One topic's candidates in the engine's order: ``initial`` (n,) their scores, ``codes`` (n,) their judgments."""
 
-    def __init__(self, measure: InferredAP, codes: IntArray, initial: FloatArray) -> None:
-        """``codes`` are those of :meth:`~streamer.evaluation.infap.InferredAP.codes`."""
+    def __init__(
+        self,
+        measure: InferredAP,
+        codes: IntArray,
+        initial: FloatArray,
+        others: Sequence[RankMeasure] = (),
+        grades: FloatArray | None = None,
+    ) -> None:
+        """``codes`` are those of :meth:`~streamer.evaluation.infap.InferredAP.codes`.
+
+        ``others`` are measured too. ``grades`` (n,): the degrees of relevance, which they need.
+        """
+        self._others = others
+        self._grades = np.zeros(len(codes)) if grades is None else grades
         self._measure = measure
         self._codes = codes
         self._initial = initial
@@ -62,7 +76,10 @@ class TopicSweep:
         self._above = self._counter.above(codes[None], self._relevant[None])[0]
 
     def values(self, cosines: FloatArray, grid: Grid) -> FloatArray:
-        """Return inferred AP at each point (p,); ``cosines`` (>= the deepest depth, or n,) are NaN without a record."""
+        """Return inferred AP and the other measures (1 + others, p) at each point.
+
+        ``cosines`` (>= the deepest depth, or n,) are NaN without a record.
+        """
         alphas = np.array(grid.alphas)[:, None]
         values = []
         for depth in grid.depths:
@@ -72,12 +89,13 @@ class TopicSweep:
                 for normalization in grid.normalizations
             ]
             values.append(self._of(np.concatenate(blends)))
-        return np.concatenate(values)
+        return np.concatenate(values, axis=1)
 
     def _of(self, blended: FloatArray) -> FloatArray:
-        """Return inferred AP for each row of blended scores (r, top)."""
+        """Return the measures (1 + others, r) for each row of blended scores (r, top)."""
         rows, top = blended.shape
-        codes = self._codes.take(_best_first(blended))
+        order = _best_first(blended)
+        codes = self._codes.take(order)
         found = np.nonzero(self._counter.is_relevant(codes))[1].reshape(rows, -1)
         strata = np.take_along_axis(codes, found, axis=1) // _KINDS
         # Relevant candidates below the depth keep their ranks and the counts above them.
@@ -86,7 +104,11 @@ class TopicSweep:
         ranks = _beside(found, below) + 1
         strata = _beside(strata, self._codes[below] // _KINDS)
         pooled, judged, relevant = np.moveaxis(_beside(self._counter.above(codes, found), self._above[kept]), -1, 0)
-        return self._measure.of_counts(strata, ranks, pooled, judged, relevant)
+        measured = [self._measure.of_counts(strata, ranks, pooled, judged, relevant)]
+        if self._others:
+            grades = _beside(self._grades.take(np.take_along_axis(order, found, axis=1)), self._grades[below])
+            measured += [other.of(ranks, grades) for other in self._others]
+        return np.array(measured)
 
 
 def _beside(rows: npt.NDArray[Any], same: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from streamer.evaluation.choice import Caution, CrossValidation, Rule
     from streamer.evaluation.page import Picture, Shown
     from streamer.evaluation.sweep_run import Column, Sweep
-    from streamer.scoring import FloatArray
+    from streamer.scoring import FloatArray, IntArray
 
 Data = dict[str, Any]
 
@@ -34,36 +34,100 @@ COSTS = {
 }
 """The costs that are compared with the gain."""
 _STORED = "stored"
+GAIN, LOSS, NOT_SHOWN = "gain", "loss", "not shown"
+"""What the interval of a gain on unseen topics says."""
+
+
+_MULTIPLES = (1, 2, 5, 10)
+"""The numbers of topics, relative to these, for which the report says what could be seen."""
 
 
 def data(found: Sweep, caution: Caution, folds: int) -> Data:
-    """Return all results as JSON, numbers unrounded; ``folds``: number of cross-validation folds, 0 for none."""
-    gains = found.values - found.base[:, None]
+    """Return all results as JSON, numbers unrounded; ``folds``: number of cross-validation folds, 0 for none.
+
+    The first measure chooses the settings; the others are in ``other_measures``, each with its own choice. What is
+    claimed of all of them at once is corrected for their number.
+    """
+    chains = _chains(found.columns)
+    first = _of_measure(found, 0, caution, folds, chains)
+    points: list[Data] = first.pop("points")
+    validated = first["cross_validation"]
+    return {
+        "topics": len(found.topics),
+        "measure": found.measures[0],
+        **first,
+        "visible": [
+            asdict(
+                choice.visible(
+                    multiple * len(found.topics),
+                    validated["best"]["deviation"],
+                    caution,
+                    folds=folds,
+                    chains=len(chains),
+                    tests=len(found.measures),
+                )
+            )
+            for multiple in (_MULTIPLES if folds else ())
+        ],
+        "caution": asdict(caution),
+        "trade_off": _trade_off(points, found.columns, found.gains(0)),
+        "points": points,
+        "other_measures": {
+            name: {
+                key: value
+                for key, value in _of_measure(found, number, caution, folds, chains).items()
+                if key != "points"
+            }
+            for number, name in enumerate(found.measures)
+            if number
+        },
+    }
+
+
+def _of_measure(found: Sweep, number: int, caution: Caution, folds: int, chains: Sequence[IntArray]) -> Data:
+    gains = found.gains(number)
+    tests = len(found.measures)
+    losing = caution.losing(gains)
+    high = caution.upper(losing, len(gains), len(chains) * tests)
     points = [
         {
             **_setting(column),
-            "infAP": float(found.values[:, number].mean()),
-            "gain": float(gains[:, number].mean()),
-            "losing": float(caution.losing(gains[:, number : number + 1])[0]),
+            found.measures[number]: float(found.values[number, :, each].mean()),
+            "gain": float(gains[:, each].mean()),
+            "losing": float(losing[each]),
+            "losing_high": float(high[each]),
             **{cost: getattr(column, cost) for cost in COSTS},
         }
-        for number, column in enumerate(found.columns)
+        for each, column in enumerate(found.columns)
     ]
-    rules: dict[str, Rule] = {"best": choice.best, "conservative": partial(choice.conservative, caution=caution)}
+    rules: dict[str, Rule] = {
+        "best": choice.best,
+        "conservative": partial(choice.conservative, caution=caution, chains=chains, tests=tests),
+    }
     picked = {name: rule(gains) for name, rule in rules.items()}
+    validated = {
+        name: choice.cross_validate(gains, rule, caution, folds=folds, tests=tests)
+        for name, rule in rules.items()
+        if folds
+    }
     return {
-        "topics": len(found.topics),
-        "base": float(found.base.mean()),
-        "caution": {"loss": caution.loss, "share": caution.share},
-        **{name: None if number is None else points[number] for name, number in picked.items()},
-        "cross_validation": {
-            name: _cross_validation(choice.cross_validate(gains, rule, caution, folds=folds), points, folds)
-            for name, rule in rules.items()
-            if folds
-        },
-        "trade_off": _trade_off(points, found.columns, gains),
+        "base": float(found.base[number].mean()),
+        **{name: None if point is None else points[point] for name, point in picked.items()},
+        "cross_validation": {name: _cross_validation(each, points, folds) for name, each in validated.items()},
         "points": points,
     }
+
+
+def _chains(columns: Sequence[Column]) -> list[IntArray]:
+    """Return the points that differ in alpha alone, by falling alpha: from the engine's order to CLIP's."""
+    chains: dict[Any, list[int]] = {}
+    for number, column in enumerate(columns):
+        method = column.method
+        chains.setdefault((column.model, column.variant, method.depth, method.normalization), []).append(number)
+    return [
+        np.array(sorted(numbers, key=lambda number: -columns[number].method.alpha), np.intp)
+        for numbers in chains.values()
+    ]
 
 
 def _setting(column: Column) -> Data:
@@ -82,6 +146,11 @@ def _cross_validation(result: CrossValidation, points: Sequence[Data], folds: in
     return {
         "folds": folds,
         "gain": result.gain,
+        "low": result.low,
+        "high": result.high,
+        "confidence": result.confidence,
+        "says": GAIN if result.low > 0 else LOSS if result.high < 0 else NOT_SHOWN,
+        "deviation": result.deviation,
         "losing": result.losing,
         "alpha_low": min(alphas, default=None),
         "alpha_high": max(alphas, default=None),
@@ -114,19 +183,24 @@ _COLUMNS = (
     ("depth", "depth", ""),
     ("normalization", "normalization", ""),
     ("alpha", "alpha", "g"),
-    ("infAP", "infAP", ".4f"),
+    ("value", "", ".4f"),
     ("gain", "gain", "+.4f"),
     ("topics worse", "losing", ".3f"),
+    ("at most", "losing_high", ".3f"),
     ("ms/query", "ms", ".3g"),
     ("bytes/clip", "bytes_a_clip", ".0f"),
     ("frames/clip", "frames_a_clip", ".1f"),
 )
-"""The column title and format of each field of a point."""
-_TERMINAL_COLUMNS = 10
+"""The column title and format of each field of a point; the value's field is named after the measure."""
+_TERMINAL_COLUMNS = 11
+
+
+def _titles(found: Data) -> list[str]:
+    return [title if key else found["measure"] for title, key, _ in _COLUMNS]
 
 
 def _row(found: Data, *path: str | int) -> list[Shown | str]:
-    return [show(found, *path, key, form=form) for _, key, form in _COLUMNS]
+    return [show(found, *path, key or found["measure"], form=form) for _, key, form in _COLUMNS]
 
 
 def _choices(found: Data) -> Iterator[tuple[str, list[Shown | str]]]:
@@ -139,30 +213,72 @@ def terminal(found: Data) -> Iterator[TerminalTable]:
     """Make tables of the recommended settings, their gain on unseen topics, and their costs."""
     # The page and the JSON have all columns; a terminal is narrow, and usually there is only one model.
     first = 0 if len({point["model"] for point in found["points"]}) > 1 else 1
-    columns = [name for name, _, _ in _COLUMNS[first:_TERMINAL_COLUMNS]]
+    columns = _titles(found)[first:_TERMINAL_COLUMNS]
     chosen = [[title, *row[first:_TERMINAL_COLUMNS]] for title, row in _choices(found)]
     yield _terminal("Recommended settings", ["", *columns], chosen)
     if found["cross_validation"]:
-        yield _terminal("Cross-validation on unseen topics", _UNSEEN, _unseen(found))
+        yield _terminal(f"Cross-validation on unseen topics, {found['measure']}", _UNSEEN, _unseen(found))
+        if found["other_measures"]:
+            yield _terminal("Other measures on unseen topics", _OTHERS, _others(found))
+        yield _terminal("What so many topics can show", _VISIBLE, _visible(found))
     rows = [_row(found, "trade_off", number) for number in range(len(found["trade_off"]))]
     best = [row[first:_TERMINAL_COLUMNS] for row in rows]
     yield _terminal("Best setting for each model, interval, precision and depth", columns, best)
 
 
-_UNSEEN = ("setting", "gain, all topics", "gain, unseen topics", "topics worse, unseen", "alphas from", "to")
+_UNSEEN = (
+    "setting",
+    "gain, all topics",
+    "gain, unseen topics",
+    "CI from",
+    "to",
+    "says",
+    "worse, unseen",
+    "alphas",
+    "to",
+)
 
 
-def _unseen(found: Data) -> list[list[Shown | str]]:
+def _unseen(found: Data, *path: str) -> list[list[Shown | str]]:
+    at = found
+    for key in path:
+        at = at[key]
     return [
         [
             name,
-            show(found, name, "gain", form="+.4f") if found[name] is not None else "-",
-            show(found, "cross_validation", name, "gain", form="+.4f"),
-            show(found, "cross_validation", name, "losing", form=".3f"),
-            show(found, "cross_validation", name, "alpha_low", form="g"),
-            show(found, "cross_validation", name, "alpha_high", form="g"),
+            show(found, *path, name, "gain", form="+.4f") if at[name] is not None else "-",
+            *(
+                show(found, *path, "cross_validation", name, key, form=form)
+                for key, form in (
+                    ("gain", "+.4f"),
+                    ("low", "+.4f"),
+                    ("high", "+.4f"),
+                    ("says", ""),
+                    ("losing", ".3f"),
+                    ("alpha_low", "g"),
+                    ("alpha_high", "g"),
+                )
+            ),
         ]
-        for name in found["cross_validation"]
+        for name in at["cross_validation"]
+    ]
+
+
+_OTHERS = ("measure", *_UNSEEN)
+
+
+def _others(found: Data) -> list[list[Shown | str]]:
+    return [[name, *row] for name in found["other_measures"] for row in _unseen(found, "other_measures", name)]
+
+
+_VISIBLE = ("topics", "smallest mean gain", "topics that may lose, conservative")
+
+
+def _visible(found: Data) -> list[list[Shown | str]]:
+    forms = {"topics": "", "gain": ".4f", "losing": ""}
+    return [
+        [show(found, "visible", number, key, form=form) for key, form in forms.items()]
+        for number in range(len(found["visible"]))
     ]
 
 
@@ -178,23 +294,32 @@ def _terminal(title: str, columns: Sequence[str], rows: Any) -> TerminalTable:
 def page(found: Data, run: str, qrels: str) -> Page:
     """Make the page; ``run`` and ``qrels`` are the displayed names of the files."""
     caution = found["caution"]
-    bound = f"at most {100 * caution['share']:g} % of the topics get worse by more than {caution['loss']:g}"
+    bound = f"at most {100 * caution['share']:g} % of all topics get worse by more than {caution['loss']:g}"
+    measure = found["measure"]
     headline = [
-        Headline(show(found, "base"), "mean infAP of the run"),
-        Headline(show(found, "best", "infAP"), "mean infAP, best setting"),
+        Headline(show(found, "base"), f"mean {measure} of the run"),
+        Headline(show(found, "best", measure), f"mean {measure}, best setting"),
     ]
     if found["conservative"] is None:
-        advice: list[Text | Table] = [Text(f"No setting is conservative, which means that {bound}.")]
+        advice: list[Text | Table] = [Text(f"Of no setting do these topics confirm that {bound} (conservative).")]
     else:
         headline.append(
             Headline(show(found, "conservative", "gain", form="+.4f"), "gain of the conservative setting", "gain")
         )
-        advice = [Text(f"Conservative: the largest gain among the settings in which {bound}.")]
+        advice = [
+            Text(
+                f"Conservative: the largest gain among the settings of which it is confirmed that {bound}. Of the "
+                f"sweeps that say so, at least {100 * caution['confidence']:g} % are right about unseen topics."
+            )
+        ]
     numeric = frozenset(range(3, len(_COLUMNS)))
     rows = [[title, *row] for title, row in _choices(found)]
-    advice.append(Table(["", *(name for name, _, _ in _COLUMNS)], rows, frozenset(each + 1 for each in numeric)))
+    advice.append(Table(["", *_titles(found)], rows, frozenset(each + 1 for each in numeric)))
     if found["cross_validation"]:
         advice += [Text(_WHY_UNSEEN), Table(_UNSEEN, _unseen(found), frozenset(range(1, len(_UNSEEN))))]
+        if found["other_measures"]:
+            advice.append(Table(_OTHERS, _others(found), frozenset(range(2, len(_OTHERS)))))
+        advice += [Text(_WHAT_IS_VISIBLE), Table(_VISIBLE, _visible(found), frozenset(range(3)))]
     trade_off = [_row(found, "trade_off", number) for number in range(len(found["trade_off"]))]
     pictures = [_curve(found, cost) for cost in COSTS]
     return Page(
@@ -207,7 +332,7 @@ def page(found: Data, run: str, qrels: str) -> Page:
             Section("Alpha", [_alphas(found)]),
             Section(
                 "Gain and cost",
-                [*pictures, Text(_COSTS), Table([name for name, _, _ in _COLUMNS], trade_off, numeric)],
+                [*pictures, Text(_COSTS), Table(_titles(found), trade_off, numeric)],
             ),
         ],
     )
@@ -216,7 +341,12 @@ def page(found: Data, run: str, qrels: str) -> Page:
 _WHY_UNSEEN = (
     "Topics worse is the share of topics that lose more than the bound. The largest of many gains is partly chance. "
     "Therefore the choice is cross-validated: it is repeated without each fold of topics and measured on that fold. "
-    "The gain on unseen topics is the estimate for future queries."
+    "The gain on unseen topics is the estimate for future queries. Its 95 % interval allows for the choice and for the "
+    "number of measures; only an interval above 0 shows a gain."
+)
+_WHAT_IS_VISIBLE = (
+    "With so many topics, a mean gain on unseen topics of this size is shown with a probability of 80 %, if gains "
+    "differ between topics as here; and a setting can be conservative if no more topics than this lose (-: none may)."
 )
 _COSTS = (
     "Milliseconds are for one query on this machine, in one thread: encoding its text, reading and scoring its "
@@ -237,7 +367,7 @@ def _alphas(found: Data) -> Picture:
             axes.plot(*zip(*line, strict=True), marker="o", markersize=3, label=normalization)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xlabel("alpha (weight of the engine's score)")
-        axes.set_ylabel("mean gain in infAP")
+        axes.set_ylabel(f"mean gain in {found['measure']}")
         axes.legend(frameon=False)
 
     return plots.picture(draw, name="alpha", caption="Mean gain by alpha; all other settings as in the best one.")
@@ -251,6 +381,6 @@ def _curve(found: Data, cost: str) -> Picture:
         on = sorted((each[cost], each["gain"]) for each in points if each["on_frontier"][cost])
         axes.plot(*zip(*on, strict=True), color=plots.NEW, marker="o", markersize=4)
         axes.set_xlabel(COSTS[cost])
-        axes.set_ylabel("mean gain in infAP")
+        axes.set_ylabel(f"mean gain in {found['measure']}")
 
     return plots.picture(draw, name=f"cost-{cost}", caption=f"Gain against {COSTS[cost]}; blue: Pareto-optimal.")

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from streamer.evaluation.infap import InferredAP
+from streamer.evaluation.measures import INFERRED_AP, evaluate
 from streamer.evaluation.questions import ReplayError
+from streamer.evaluation.rank_measures import RankMeasure
 from streamer.evaluation.replay import TextVectors
 from streamer.evaluation.sweep import TopicSweep
+from streamer.evaluation.trec import Run
 from streamer.evaluation.variants import Cost, Costs, Variant, cosines_of
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
     from streamer.encoders import Encoder
     from streamer.evaluation.sweep import Grid
-    from streamer.evaluation.trec import Qrels, Run
+    from streamer.evaluation.trec import Qrels
     from streamer.method import Method
     from streamer.scoring import FloatArray
     from streamer.store import Store
@@ -55,12 +58,21 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """``values`` (t, c): inferred AP of each of ``topics`` with each column's settings; ``base`` (t,): of the run."""
+    """``values`` (m, t, c): each of ``measures`` for each of ``topics`` with each column's settings.
 
+    ``base`` (m, t): those of the run.
+    """
+
+    measures: tuple[str, ...]
     topics: tuple[str, ...]
     base: FloatArray
     columns: tuple[Column, ...]
     values: FloatArray
+
+    def gains(self, measure: int) -> FloatArray:
+        """Return the gains (t, c) in one measure, by its position."""
+        found: FloatArray = self.values[measure] - self.base[measure][:, None]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +82,18 @@ class _Topic:
     text: str
     shots: tuple[str, ...]
     sweep: TopicSweep
-    base: float
 
 
 def sweep(
-    run: Run, topics: Mapping[str, str], qrels: Qrels, models: Iterable[Model], variants: Sequence[Variant], grid: Grid
+    run: Run,
+    topics: Mapping[str, str],
+    qrels: Qrels,
+    models: Iterable[Model],
+    variants: Sequence[Variant],
+    grid: Grid,
+    measures: Sequence[str] = (INFERRED_AP,),
 ) -> Sweep:
-    """Measure every combination; ``models`` are consumed one at a time.
+    """Measure every combination by ``measures`` (canonical names); ``models`` are consumed one at a time.
 
     Memory holds the frame scores of one topic at a time, and only the values of each combination. Raises
     :class:`ReplayError` and :class:`~streamer.store.StoreUnavailableError`.
@@ -88,17 +105,17 @@ def sweep(
         raise ReplayError(f"topic {missing} of the run has no text among the {len(topics)} topics")
     columns: list[Column] = []
     values: list[FloatArray] = []
-    base: list[float] = []
+    others = [measure for measure in measures if measure != INFERRED_AP]
+    rows = [0 if measure == INFERRED_AP else 1 + others.index(measure) for measure in measures]
     for model in models:
-        if len(common) * (len(columns) + len(variants) * len(grid)) > MAX_VALUES:
-            raise ReplayError(f"{len(common)} topics at this many points exceed {MAX_VALUES:,} values")
+        if len(measures) * len(common) * (len(columns) + len(variants) * len(grid)) > MAX_VALUES:
+            raise ReplayError(f"{len(common)} topics at this many points and measures exceed {MAX_VALUES:,} values")
         costs = Costs()
         text_s = 0.0
         sizes = []
         texts = TextVectors(model.encoder)
-        found = np.empty((len(common), len(variants) * len(grid)))
-        base = []
-        for number, topic in enumerate(_prepared(run, topics, qrels, common)):
+        found = np.empty((len(measures), len(common), len(variants) * len(grid)))
+        for number, topic in enumerate(_prepared(run, topics, qrels, common, others)):
             began = time.perf_counter()
             query = texts.of(topic.text)
             text_s += time.perf_counter() - began
@@ -107,22 +124,31 @@ def sweep(
                 cosines = cosines_of(model.store, shots, query, variants, costs)
             except ValueError as error:
                 raise ReplayError(str(error)) from None
-            found[number] = np.concatenate([topic.sweep.values(cosines[each], grid) for each in variants])
+            measured = [topic.sweep.values(cosines[each], grid)[rows] for each in variants]
+            found[:, number] = np.concatenate(measured, axis=1)
             sizes.append(len(topic.shots))
-            base.append(topic.base)
         if not costs.scored:
             raise ReplayError(f"none of the candidates is embedded by {model.name}; see streamer store stats")
         values.append(found)
         columns += _columns(model.name, variants, grid, costs, 1000 * text_s / len(common), np.array(sizes))
-    return Sweep(tuple(common), np.array(base), tuple(columns), np.hstack(values))
+    of_run = evaluate(Run({topic: run.topics[topic] for topic in common}, run.tag), qrels, measures).topics
+    base = np.array([[of_run[topic][measure] for topic in common] for measure in measures])
+    return Sweep(tuple(measures), tuple(common), base, tuple(columns), np.concatenate(values, axis=2))
 
 
-def _prepared(run: Run, topics: Mapping[str, str], qrels: Qrels, common: Sequence[str]) -> Iterator[_Topic]:
+def _prepared(
+    run: Run, topics: Mapping[str, str], qrels: Qrels, common: Sequence[str], others: Sequence[str]
+) -> Iterator[_Topic]:
     for topic in common:
         best = run.topics[topic].ranked()
-        measure = InferredAP(qrels.topics[topic])
-        codes = measure.codes(best.shots)
-        yield _Topic(topics[topic], best.shots, TopicSweep(measure, codes, best.scores), measure.of_codes(codes))
+        judgments = qrels.topics[topic]
+        measure = InferredAP(judgments)
+        by_ranks = [RankMeasure(name, judgments) for name in others]
+        grade_of = dict(zip(judgments.shots, judgments.rels.tolist(), strict=True))
+        grades = np.array([grade_of.get(shot, 0) for shot in best.shots], float)
+        yield _Topic(
+            topics[topic], best.shots, TopicSweep(measure, measure.codes(best.shots), best.scores, by_ranks, grades)
+        )
 
 
 def _columns(

@@ -1,53 +1,44 @@
 """Reads (with limits) and writes TREC files: runs, TRECVID AVS judgments (qrels) and topics.
 
-    run     topic Q0 shot rank score tag    the rank is not used: the score alone decides (:meth:`Ranking.order`)
-    qrels   topic 0 shot stratum rel        rel > 0 relevant, 0 not relevant, < 0 in the pool but not judged
-    topics  topic<TAB>text of the query     or NIST's XML: elements with a num, each with a textDescription in it
+    run     topic Q0 shot rank score tag    the rank is not used: the score alone decides (:meth:`Ranking.order`);
+                                            or the XML that is submitted to TRECVID
+    qrels   topic 0 shot stratum rel        rel > 0 relevant, 0 not relevant, < 0 in the pool but not judged;
+                                            or without strata: topic 0 shot rel; or BEIR's query-id corpus-id score
+    topics  topic<TAB>text of the query     or NIST's XML; or BEIR's queries.jsonl
 
-Fields are separated by blanks or tabs, in UTF-8; empty lines are skipped; a file may be gzipped. Invalid content raises
-a :class:`TrecError`, one line with the file, the line, what was expected and what was found.
+Fields are separated by blanks or tabs, in UTF-8; empty lines and those that begin with # are skipped; a file may be
+gzipped, a pipe, or standard input (``-``). Invalid content raises a :class:`TrecError`, one line with the file, the
+line, what was expected and what was found.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
+import itertools
 import math
 import re
-import zlib
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, NoReturn, cast
-from xml.etree import ElementTree as ET
+from typing import IO, TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from streamer.events import MAX_ID_BYTES, MAX_QUERY_CHARS
+from streamer.evaluation import trec_xml
+from streamer.evaluation.trec_rows import Names, decoded, lines, query, reading, refuse, rows, word, write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
 
-MAX_ROWS = 5_000_000
-"""Most lines of a file: 1,000 topics with as many candidates as an event may have."""
-MAX_LINE_BYTES = 16_384
-MAX_XML_BYTES = 16_777_216
-
 _MAX_REL = 1_000_000
-_SHOWN_BYTES = 80
-"""The length to which an error message cuts found text."""
-_GZIP = b"\x1f\x8b"
-_BOM = b"\xef\xbb\xbf"
-_BLANK = re.compile(r"[ \t-\r\0]")
-
-
-class TrecError(Exception):
-    """An invalid file; the message is one line."""
+_BEIR = [b"query-id", b"corpus-id", b"score"]
+_WITH_TASK = re.compile(r"[0-9]([0-9]{3})")
+"""A topic's number in NIST's judgments: the task's number stands before that of the topic files."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,53 +100,140 @@ class Qrels:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run of six columns."""
-    rows: defaultdict[str, _Rows] = defaultdict(_Rows)
-    names, tag = _Names(path), ""
-    for line, (topic, _q0, shot, _rank, score, last) in _rows(path, ("topic", "Q0", "shot", "rank", "score", "tag")):
-        tag = tag or names.of(line, last)
-        rows[names.of(line, topic)].add(line, names.of(line, shot), _score(path, line, score))
-    _refuse_repeats(path, rows)
-    return Run({topic: Ranking(tuple(each.shots), np.array(each.values)) for topic, each in rows.items()}, tag)
+    """Read a run of six columns, or TRECVID's XML."""
+    topics: defaultdict[str, _Rows] = defaultdict(_Rows)
+    with reading(path) as file:
+        if _is_xml(file):
+            found = trec_xml.read_run(path, file)
+            return Run({topic: Ranking(*_columns(results)) for topic, results in found.items()}, path.stem)
+        names, tag = Names(path), ""
+        for line, (topic, _q0, shot, _rank, score, last) in rows(path, lines(path, file), _RUN):
+            tag = tag or names.of(line, last)
+            topics[names.of(line, topic)].add(line, names.of(line, shot), _score(path, line, score))
+    _refuse_repeats(path, topics)
+    return Run({topic: Ranking(tuple(each.shots), np.array(each.values)) for topic, each in topics.items()}, tag)
+
+
+_RUN = ("topic", "Q0", "shot", "rank", "score", "tag")
+_AVS_QRELS: tuple[str, ...] = ("topic", "0", "shot", "stratum", "rel")
+_TREC_QRELS = ("topic", "0", "shot", "rel")
+_ONE_STRATUM = "1"
+
+
+def _columns(results: Sequence[tuple[str, float]]) -> tuple[tuple[str, ...], FloatArray]:
+    return tuple(shot for shot, _ in results), np.array([score for _, score in results])
 
 
 def read_qrels(path: Path) -> Qrels:
-    """Read AVS judgments of five columns."""
-    rows: defaultdict[str, _Rows] = defaultdict(_Rows)
-    names = _Names(path)
-    for line, (topic, _dummy, shot, stratum, rel) in _rows(path, ("topic", "0", "shot", "stratum", "rel")):
-        each = rows[names.of(line, topic)]
-        each.add(line, names.of(line, shot), _rel(path, line, rel))
-        each.strata.append(names.of(line, stratum))
-    _refuse_repeats(path, rows)
-    return Qrels({topic: Judgments.of(each.shots, each.strata, each.values) for topic, each in rows.items()})
+    """Read judgments: AVS's with strata; TREC's without; or BEIR's (and MTEB's), which have a header.
+
+    Without strata, all results of a topic are in one.
+    """
+    topics: defaultdict[str, _Rows] = defaultdict(_Rows)
+    names = Names(path)
+    with reading(path) as file:
+        first, every = _peeked(lines(path, file))
+        head = first.split()
+        columns, shot_at = _AVS_QRELS, 2
+        stratum_at: int | None = 3
+        if head == _BEIR:
+            next(every)
+            columns, shot_at, stratum_at = ("query-id", "corpus-id", "score"), 1, None
+        elif len(head) == len(_TREC_QRELS):
+            columns, shot_at, stratum_at = _TREC_QRELS, 2, None
+        for line, fields in rows(path, every, columns):
+            stratum = _ONE_STRATUM if stratum_at is None else names.of(line, fields[stratum_at])
+            rel = _rel(path, line, fields[-1])
+            topics[names.of(line, fields[0])].judge(line, names.of(line, fields[shot_at]), stratum, rel)
+    _refuse_repeats(path, topics)
+    return Qrels({topic: Judgments.of(each.shots, each.strata, each.values) for topic, each in topics.items()})
+
+
+def _peeked(every: Iterator[tuple[int, bytes]]) -> tuple[bytes, Iterator[tuple[int, bytes]]]:
+    """Return the first line, empty if there is none, and all lines."""
+    first = next(every, None)
+    return (b"", every) if first is None else (first[1], itertools.chain([first], every))
+
+
+class _Query(msgspec.Struct):
+    """A line of BEIR's queries.jsonl."""
+
+    id: str = msgspec.field(name="_id")
+    text: str
 
 
 def read_topics(path: Path) -> dict[str, str]:
-    """Read the query text of each topic."""
-    with _reading(path) as file:
-        start = file.read(MAX_LINE_BYTES).removeprefix(_BOM).lstrip()
-    if start.startswith(b"<"):
-        return _xml_topics(path)
-    topics: dict[str, str] = {}
-    names = _Names(path)
-    for line, (number, text) in _rows(path, ("topic", "text of the query"), last_is_text=True):
-        topic = names.of(line, number)
-        if topic in topics:
-            _refuse(path, line, "each topic once", f"topic {topic} again")
-        topics[topic] = _query(path, line, _decoded(path, line, text))
+    """Read the query text of each topic, without NIST's "Find shots of"."""
+    with reading(path) as file:
+        if _is_xml(file):
+            return trec_xml.read_topics(path, file)
+        topics: dict[str, str] = {}
+        for line, topic, text in _texts(path, file):
+            if topic in topics:
+                refuse(path, line, "each topic once", f"topic {topic} again")
+            topics[topic] = query(path, line, text)
     return topics
+
+
+def _texts(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str, str]]:
+    names = Names(path)
+    first, every = _peeked(lines(path, file))
+    if first.startswith(b"{"):
+        decoder = msgspec.json.Decoder(_Query)
+        for line, raw in every:
+            try:
+                found = decoder.decode(raw)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                refuse(path, line, "a JSON object with _id and text", str(error))
+            yield line, names.of(line, found.id.encode()), found.text
+        return
+    for line, (number, text) in rows(path, every, ("topic", "text of the query"), last_is_text=True):
+        yield line, names.of(line, number), decoded(path, line, text)
+
+
+def _is_xml(file: IO[bytes]) -> bool:
+    """Return whether the first character that is not white space is "<", without reading it."""
+    start: bytes = file.peek(_PEEKED)  # type: ignore[attr-defined]
+    return start.lstrip().startswith(b"<")
+
+
+_PEEKED = 4_096
+
+
+def joined(name: str, others: Collection[str]) -> str:
+    """Return the name of a topic among ``others``: its own, or NIST's number with or without the task's before it.
+
+    TRECVID's topic files number from 661, its judgments from 1661.
+    """
+    if name in others:
+        return name
+    if (found := _WITH_TASK.fullmatch(name)) and found[1] in others:
+        return found[1]
+    longer = [other for other in others if len(name) == _SHORT and other.endswith(name) and _WITH_TASK.fullmatch(other)]
+    return longer[0] if len(longer) == 1 else name
+
+
+_SHORT = 3
+
+
+def renamed(run: Run, others: Collection[str]) -> Run:
+    """Return the run with its topics as they are :func:`joined` with others."""
+    return Run({joined(topic, others): ranking for topic, ranking in run.topics.items()}, run.tag)
 
 
 def write_run(path: Path, run: Run) -> None:
     """Write a run, the results of each topic ranked best first; scores are read back exactly.
 
-    Raises :class:`TrecError` for a name with white space, which the format cannot represent.
+    With the suffix ``.xml`` it is TRECVID's XML, which holds no scores. Raises :class:`TrecError` for a name with white
+    space, which the format cannot represent.
     """
-    _write(
+    if path.suffix == ".xml":
+        trec_xml.write_run(path, {topic: each.ranked().shots for topic, each in run.topics.items()}, run.tag)
+        return
+    write(
         path,
         (
-            f"{_word(path, topic)} Q0 {_word(path, shot)} {rank} {score!r} {_word(path, run.tag)}\n"
+            f"{word(path, topic, is_first=True)} Q0 {word(path, shot)} {rank} {score!r} {word(path, run.tag)}\n"
             for topic, ranking in run.topics.items()
             for best in (ranking.ranked(),)
             for rank, (shot, score) in enumerate(zip(best.shots, best.scores.tolist(), strict=True), start=1)
@@ -165,10 +243,10 @@ def write_run(path: Path, run: Run) -> None:
 
 def write_qrels(path: Path, qrels: Qrels) -> None:
     """Write AVS judgments."""
-    _write(
+    write(
         path,
         (
-            f"{_word(path, topic)} 0 {_word(path, shot)} {_word(path, each.stratum_names[stratum])} {rel}\n"
+            f"{word(path, topic, is_first=True)} 0 {word(path, shot)} {word(path, each.stratum_names[stratum])} {rel}\n"
             for topic, each in qrels.topics.items()
             for shot, stratum, rel in zip(each.shots, each.strata.tolist(), each.rels.tolist(), strict=True)
         ),
@@ -177,7 +255,7 @@ def write_qrels(path: Path, qrels: Qrels) -> None:
 
 def write_topics(path: Path, topics: Mapping[str, str]) -> None:
     """Write topics, one per line; white space inside a text becomes single blanks."""
-    _write(path, (f"{_word(path, topic)}\t{' '.join(text.split())}\n" for topic, text in topics.items()))
+    write(path, (f"{word(path, topic, is_first=True)}\t{' '.join(text.split())}\n" for topic, text in topics.items()))
 
 
 @dataclass(slots=True)
@@ -194,60 +272,9 @@ class _Rows:
         self.values.append(value)
         self.lines.append(line)
 
-
-class _Names:
-    """The identifiers of one file, each checked and decoded once."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[bytes, str] = {}
-
-    def of(self, line: int, raw: bytes) -> str:
-        name = self._known.get(raw)
-        if name is None:
-            if len(raw) > MAX_ID_BYTES:
-                _refuse(self._path, line, f"an id of at most {MAX_ID_BYTES} bytes", raw)
-            name = self._known[raw] = _decoded(self._path, line, raw)
-            if "\0" in name:
-                _refuse(self._path, line, "text", raw)
-        return name
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[IO[bytes]]:
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(len(_GZIP)) == _GZIP
-            file.seek(0)
-            yield cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if zipped else file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise TrecError(f"{path}: expected a whole gzip file, found a damaged one ({error})") from error
-    except OSError as error:
-        raise TrecError(f"{path}: {error.strerror or error}") from error
-
-
-def _rows(path: Path, columns: Sequence[str], *, last_is_text: bool = False) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield the number and fields of each non-empty line; with ``last_is_text`` the last field takes the rest."""
-    most_splits = len(columns) - 1 if last_is_text else -1
-    number, empty = 0, True
-    with _reading(path) as file:
-        while text := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if number > MAX_ROWS:
-                _refuse(path, number, f"at most {MAX_ROWS:,} lines", "more")
-            if len(text) > MAX_LINE_BYTES:
-                _refuse(path, number, f"a line of at most {MAX_LINE_BYTES:,} bytes", "a longer one")
-            if number == 1:
-                text = text.removeprefix(_BOM)
-            fields = text.split(None, most_splits)
-            if len(fields) == len(columns):
-                empty = False
-                yield number, fields
-            elif fields:
-                expected = f"{len(columns)} columns ({' '.join(columns)})"
-                _refuse(path, number, expected, f"{len(fields)}: {_shown(text.strip())}")
-    if empty:
-        raise TrecError(f"{path}: expected lines of {' '.join(columns)}, found an empty file")
+    def judge(self, line: int, shot: str, stratum: str, rel: int) -> None:
+        self.add(line, shot, rel)
+        self.strata.append(stratum)
 
 
 def _score(path: Path, line: int, raw: bytes) -> float:
@@ -256,7 +283,7 @@ def _score(path: Path, line: int, raw: bytes) -> float:
     except ValueError:
         score = math.nan
     if not math.isfinite(score) or b"_" in raw:
-        _refuse(path, line, "a finite number as the score", raw)
+        refuse(path, line, "a finite number as the score", raw)
     return score
 
 
@@ -266,81 +293,16 @@ def _rel(path: Path, line: int, raw: bytes) -> int:
     except ValueError:
         rel = _MAX_REL + 1
     if abs(rel) > _MAX_REL or b"_" in raw:
-        _refuse(path, line, "a whole number as the relevance", raw)
+        refuse(path, line, "a whole number as the relevance", raw)
     return rel
 
 
 def _refuse_repeats(path: Path, topics: Mapping[str, _Rows]) -> None:
-    for topic, rows in topics.items():
-        if len(set(rows.shots)) == len(rows.shots):
+    for topic, each in topics.items():
+        if len(set(each.shots)) == len(each.shots):
             continue
         lines: dict[str, int] = {}
-        for shot, line in zip(rows.shots, rows.lines, strict=True):
+        for shot, line in zip(each.shots, each.lines, strict=True):
             if shot in lines:
-                _refuse(path, line, f"each shot once in topic {topic}", f"{shot} again, after line {lines[shot]}")
+                refuse(path, line, f"each shot once in topic {topic}", f"{shot} again, after line {lines[shot]}")
             lines[shot] = line
-
-
-def _xml_topics(path: Path) -> dict[str, str]:
-    """Read the XML in which NIST publishes topics; entities are refused, because they can expand without bound."""
-    with _reading(path) as file:
-        raw = file.read(MAX_XML_BYTES + 1)
-    if len(raw) > MAX_XML_BYTES:
-        raise TrecError(f"{path}: expected at most {MAX_XML_BYTES:,} bytes of XML, found more")
-    text = _decoded(path, 1, raw.removeprefix(_BOM))
-    if "<!ENTITY" in text:
-        raise TrecError(f"{path}: expected topics, found an entity declaration")
-    try:
-        root = ET.fromstring(text.partition("?>")[2] if text.lstrip().startswith("<?xml") else text)  # noqa: S314
-    except ET.ParseError as error:
-        _refuse(path, error.position[0], "XML", str(error))
-    topics: dict[str, str] = {}
-    for element in root.iter():
-        number, description = element.get("num"), element.find("textDescription")
-        if number is None or description is None:
-            continue
-        if number in topics:
-            raise TrecError(f"{path}: expected each topic once, found topic {number} again")
-        topics[number] = _query(path, None, description.get("text") or description.text or "")
-    if not topics:
-        raise TrecError(f"{path}: expected elements with a num and a textDescription in them, found none")
-    return topics
-
-
-def _query(path: Path, line: int | None, text: str) -> str:
-    text = " ".join(text.split())
-    if not text or len(text) > MAX_QUERY_CHARS:
-        _refuse(path, line, f"a query of 1 to {MAX_QUERY_CHARS:,} characters", f"{len(text):,}")
-    return text
-
-
-def _decoded(path: Path, line: int, raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        _refuse(path, line, "UTF-8", raw[max(0, error.start - 20) :])
-
-
-def _shown(found: bytes) -> str:
-    return repr(found[:_SHOWN_BYTES])[1:] + ("..." if len(found) > _SHOWN_BYTES else "")
-
-
-def _refuse(path: Path, line: int | None, expected: str, found: bytes | str) -> NoReturn:
-    where = str(path) if line is None else f"{path}:{line}"
-    raise TrecError(
-        f"{where}: expected {expected}, found {found if isinstance(found, str) else _shown(found)}"
-    ) from None
-
-
-def _word(path: Path, name: str) -> str:
-    if not name or _BLANK.search(name):
-        raise TrecError(f"{path}: expected a name without white space to write, found {name!r}")
-    return name
-
-
-def _write(path: Path, lines: Iterable[str]) -> None:
-    try:
-        with gzip.GzipFile(path, "wb", mtime=0) if path.suffix == ".gz" else path.open("wb") as file:
-            file.writelines(line.encode() for line in lines)
-    except OSError as error:
-        raise TrecError(f"{path}: {error.strerror or error}") from error

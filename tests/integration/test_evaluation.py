@@ -208,7 +208,8 @@ def test_a_sweeps_points_are_replays_and_its_page_shows_its_json(
 ) -> None:
     own = variables(benchmark)
     out: list[str | Path] = ["--json", tmp_path / "sweep.json", "--html", tmp_path / "sweep.html"]
-    streamer(own, "sweep", *files(benchmark), "--depths", "10,25", "--intervals", "1", "--precisions", "int8", *out)
+    grid = ["--depths", "10,25", "--intervals", "1", "--precisions", "int8", "--measures", "infAP,nDCG@10"]
+    streamer(own, "sweep", *files(benchmark), *grid, *out)
     found = json.loads((tmp_path / "sweep.json").read_bytes())
     assert len(found["points"]) == 11 * 2 * 3 * 4
     given: list[str | Path] = ["--run", benchmark.folder / "base-B.run", "--topics", benchmark.folder / "topics.tsv"]
@@ -216,6 +217,7 @@ def test_a_sweeps_points_are_replays_and_its_page_shows_its_json(
         knobs = ["--alpha", str(alpha), "--depth", str(depth), "--normalization", how]
         streamer(own, "replay", *given, "--out", tmp_path / "run", *knobs)
         measured = evaluate(read_run(tmp_path / "run"), read_qrels(benchmark.folder / "qrels")).mean["infAP"]
+        assert found["other_measures"]["nDCG@10"]["best"]["nDCG@10"] >= found["other_measures"]["nDCG@10"]["base"]
         setting = {"frame_interval": "stored", "precision": "stored", "depth": depth, "alpha": alpha,
                    "normalization": how}  # fmt: skip
         (point,) = [each for each in found["points"] if setting.items() <= each.items()]
@@ -228,7 +230,8 @@ def test_a_sweeps_points_are_replays_and_its_page_shows_its_json(
     assert derived["bytes_a_clip"] < stored["bytes_a_clip"] / 3
     with browser.opened(chromium, tmp_path / "sweep.html") as page:
         figures = browser.assert_figures_are(found, page)
-        assert {"base", "best/gain", "cross_validation/best/gain", "trade_off/0/ms"} <= figures.keys()
+        assert {"base", "best/gain", "cross_validation/best/low", "trade_off/0/ms", "visible/0/gain"} <= figures.keys()
+        assert "other_measures/nDCG@10/cross_validation/best/says" in figures
         assert page.locator("figure svg").count() == 4
 
 
@@ -268,9 +271,11 @@ def test_a_pilot_on_a_topic_with_clicks_and_its_page(
     )  # fmt: skip
     found = json.loads((tmp_path / "pilot.json").read_bytes())
     assert (found["queries"], found["decision"]) == (len(events), "collect more")
-    assert found["clicks"]["measures"]["MRR"]["gain"] > 0
+    assert [each["gain"] > 0 for each in found["clicks"]["estimates"][:2]] == [True, True]
+    assert any("only a running service knows" in each for each in found["missing"])
     assert found["coverage"]["not_embedded_share"] == 0
     with browser.opened(chromium, tmp_path / "pilot.html") as page:
         figures = browser.assert_figures_are(found, page)
-        assert {"decision", "order/overlap", "clicks/measures/MRR/gain", "criteria/0/met"} <= figures.keys()
+        shown = {"decision", "order/overlap", "clicks/estimates/0/gain", "criteria/0/met", "missing/0"}
+        assert shown <= figures.keys()
         assert "position bias" in page.inner_text("body")

@@ -21,8 +21,11 @@ from streamer.synthetic.render import SceneRenderer
 from streamer.synthetic.scenes import describe, draw_scene
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from streamer.encoders import Encoder
-    from streamer.store import Store
+
+    FloatArray = npt.NDArray[np.float32]
 
 CLIPS, TOPICS, SEED = 40, 20, 3
 SCENES, FRAME_MS = 3, 500
@@ -45,10 +48,14 @@ def make(folder: Path) -> SmallBenchmark:
     url = f"lmdb:{folder / 'store'}"
     store = open_store(url, model_id=encoder.model_id, dim=encoder.dim)
     clips, wholes = [], []
+    at = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     for number in range(CLIPS):
-        clip, whole = _clip(number, encoder, store)
+        clip, vectors = draw(number, encoder)
+        times = np.arange(len(vectors), dtype=np.uint32) * np.uint32(FRAME_MS)
+        position = Position.of("log", number)
+        store.put([Clip(clip.clip_id, at, position, len(vectors) * FRAME_MS, vectors, times)])
         clips.append(clip)
-        wholes.append(whole)
+        wholes.append(whole(vectors))
     topics = avs.draw_topics(clips, count=TOPICS, seed=SEED)
     answers = {}
     for topic in topics:
@@ -61,8 +68,8 @@ def make(folder: Path) -> SmallBenchmark:
     return SmallBenchmark(folder, url, encoder.model_id, results)
 
 
-def _clip(number: int, encoder: Encoder, store: Store) -> tuple[DemoClip, Any]:
-    """Draw a clip's frames, store their vectors, and return the mean of them too."""
+def draw(number: int, encoder: Encoder) -> tuple[DemoClip, FloatArray]:
+    """Draw a clip's frames, and return it with their vectors (frames, d)."""
     rng = np.random.default_rng([SEED, number])
     scenes, frames = [], []
     length = FRAMES_A_SCENE * FRAME_MS
@@ -71,13 +78,14 @@ def _clip(number: int, encoder: Encoder, store: Store) -> tuple[DemoClip, Any]:
         renderer = SceneRenderer(scene, rng)
         frames += [encoder.prepare(renderer.frame(each * FRAME_MS / 1000)) for each in range(FRAMES_A_SCENE)]
         scenes.append(DemoScene(position * length, (position + 1) * length, scene, describe(scene, rng)))
-    vectors = encoder.encode_images(frames)[:, 0]
-    times = np.arange(len(frames), dtype=np.uint32) * np.uint32(FRAME_MS)
-    clip_id = f"clip-{number:04d}"
-    at = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-    store.put([Clip(clip_id, at, Position.of("log", number), len(frames) * FRAME_MS, vectors, times)])
+    return DemoClip(f"clip-{number:04d}", Path(), tuple(scenes)), encoder.encode_images(frames)[:, 0]
+
+
+def whole(vectors: FloatArray) -> FloatArray:
+    """Return the one vector (d,) that the stand-in engine has for a clip."""
     mean = vectors.mean(axis=0)
-    return DemoClip(clip_id, Path(), tuple(scenes)), mean / np.linalg.norm(mean)
+    found: FloatArray = mean / np.linalg.norm(mean)
+    return found
 
 
 def events(benchmark: SmallBenchmark, engine: str) -> list[bytes]:

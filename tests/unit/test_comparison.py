@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from streamer.evaluation.comparison import Comparison, compare
+from streamer.evaluation.comparison import Comparison, compare, holm
 from streamer.evaluation.measures import Evaluation
-from streamer.evaluation.trec import TrecError
+from streamer.evaluation.trec_rows import TrecError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,3 +92,31 @@ def test_topics_are_grouped_by_how_strong_the_base_is() -> None:
 def test_nothing_in_common_is_an_error() -> None:
     with pytest.raises(TrecError, match="in both runs"):
         compare(evaluation({"1": 0.5}), evaluation({"2": 0.5}))
+
+
+def test_p_values_of_several_measures_are_corrected() -> None:
+    # The smallest counts three times, the next twice, and none less than a smaller one.
+    assert holm({"a": 0.03, "b": 0.01, "c": 0.04}) == pytest.approx({"b": 0.03, "a": 0.06, "c": 0.06})
+    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    one = compared([0.1, 0.2, 0.3], [0.2, 0.5, 0.5])
+    assert one.holm_p == one.randomization_p
+
+
+def test_skewed_gains_of_few_topics_are_doubtful_and_have_a_bootstrap_interval() -> None:
+    random = np.random.default_rng(3)
+    skewed = random.lognormal(0, 1.5, 30) / 100
+    few = compared(np.zeros(30).tolist(), skewed.tolist())
+    assert few.is_doubtful
+    assert few.skewness is not None
+    assert few.skewness > 1
+    assert few.bootstrap_low is not None
+    assert few.bootstrap_high is not None
+    assert few.gain_low is not None
+    # It lies further to the right than Student's, which is symmetric.
+    assert few.gain_low < few.bootstrap_low < few.gain < few.bootstrap_high
+    assert few.bootstrap_high - few.gain > few.gain - few.bootstrap_low
+    many = compared(np.zeros(90).tolist(), np.tile(skewed, 3).tolist())
+    symmetric = compared(np.zeros(30).tolist(), np.linspace(-0.1, 0.3, 30).tolist())
+    assert not many.is_doubtful
+    assert not symmetric.is_doubtful
+    assert compared([0.1, 0.2], [0.2, 0.5]).skewness is None

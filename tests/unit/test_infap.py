@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from streamer.evaluation.infap import InferredAP
 from streamer.evaluation.measures import evaluate
-from streamer.evaluation.trec import Judgments, Qrels, Ranking, Run, TrecError, read_qrels, read_run
+from streamer.evaluation.trec import Judgments, Qrels, Ranking, Run, read_qrels, read_run
+from streamer.evaluation.trec_rows import TrecError
 from tests.support.brute_infap import brute_infap
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from streamer.cli import cli
 from streamer.codec import JSON
-from streamer.evaluation.pilot import Clicks, Pilot, rank_biased_overlap
-from streamer.evaluation.pilot_report import COLLECT, GO, STOP, Limits, decide
+from streamer.evaluation.pilot.clicks import Clicks
+from streamer.evaluation.pilot.decision import COLLECT, READY, STOP, Limits, decide
+from streamer.evaluation.pilot.figures import Pilot, rank_biased_overlap
 from streamer.evaluation.questions import ReplayError
 from streamer.events import Degraded, QueryReranked, RerankedCandidate, Status
 
@@ -66,8 +68,8 @@ def test_rank_biased_overlap_equals_its_defining_equation(count: int, seed: int)
 def test_the_pilots_figures_of_known_lists_are_exact() -> None:
     pilot = Pilot(100, Clicks())
     pilot.add(answer([1, 2, 3, 4]), served=True)
-    pilot.add(answer([4, 3, 2, 1], without_frames=2, ms=60), served=True)
-    pilot.add(answer([1, 2], degraded=Degraded.STORE_UNAVAILABLE), served=True)
+    pilot.add(answer([4, 3, 2, 1], query_id="r", without_frames=2, ms=60), served=True)
+    pilot.add(answer([1, 2], query_id="s", degraded=Degraded.STORE_UNAVAILABLE), served=True)
     found = pilot.data()
     assert found["queries"] == 3
     assert found["coverage"] == {"candidates": 8, "not_embedded": 2, "not_embedded_share": 0.25}
@@ -81,21 +83,65 @@ def test_the_pilots_figures_of_known_lists_are_exact() -> None:
     assert found["clicks"] is None
 
 
-def test_the_pilot_compares_the_mrr_of_clicks_before_and_after() -> None:
+def click(query_id: str, clip_id: str, **more: str) -> bytes:
+    return json.dumps({"query_id": query_id, "clip_id": clip_id, "clicked_at": "2026-11-26T00:00:00Z", **more}).encode()
+
+
+def test_a_click_counts_the_more_the_less_its_rank_is_examined() -> None:
     clicks = Clicks()
     for clip in ("c4", "c3", "elsewhere"):
-        clicks.add(b'{"query_id": "q", "clip_id": "%s", "clicked_at": "2026-11-26T00:00:00Z"}' % clip.encode(), "here")
-    clicks.add(b'{"query_id": "p", "clip_id": "c1", "clicked_at": "2026-11-26T00:00:00Z", "user": 1}', "here")
+        clicks.add(click("q", clip, session_id="s"), "here")
+    clicks.add(click("p", "c1", user="1"), "here")
     pilot = Pilot(100, clicks)
     pilot.add(answer([4, 3, 2, 1]), served=False)
     pilot.add(answer([1, 2], query_id="p"), served=False)
     found = pilot.data()
     assert found["service"]["degraded_share"] is None
-    assert (found["clicks"]["clicks"], found["clicks"]["queries"], found["clicks"]["unknown"]) == (4, 2, 1)
-    mrr, first = found["clicks"]["measures"]["MRR"], found["clicks"]["measures"]["hit@1"]
-    assert (mrr["before"], mrr["after"]) == (pytest.approx((1 / 3 + 1) / 2), 1)
-    assert (first["before"], first["after"]) == (0.5, 1)
-    assert mrr["gain_low"] < mrr["gain"] < mrr["gain_high"]
+    counted = {key: found["clicks"][key] for key in ("clicks", "queries", "queries_in_sessions", "sessions", "unknown")}
+    assert counted == {"clicks": 4, "queries": 2, "queries_in_sessions": 1, "sessions": 2, "unknown": 1}
+    by_rank, by_root = found["clicks"]["estimates"]
+    assert (by_rank["bias"], by_root["bias"]) == ("1/rank", "1/sqrt(rank)")
+    # Ranks 4, 3 and 1 come to 1, 2 and 1.
+    for found_estimate, weights in ((by_rank, [4.0, 3.0, 1.0]), (by_root, [2.0, 3**0.5, 1.0])):
+        before = np.average(1 / np.log2([5, 4, 2]), weights=weights)
+        after = np.average(1 / np.log2([2, 3, 2]), weights=weights)
+        assert found_estimate["before"] == pytest.approx(before)
+        assert found_estimate["after"] == pytest.approx(after)
+        assert found_estimate["gain"] == pytest.approx(after - before)
+        assert found_estimate["effective_clicks"] == pytest.approx(sum(weights) ** 2 / sum(w * w for w in weights))
+
+
+def test_replayed_and_repeated_queries_are_left_out_and_counted() -> None:
+    pilot = Pilot(100, Clicks())
+    for query_id in ("q", "q", "replay-0a1b2c3d.q", "replay-of-the-week"):
+        pilot.add(answer([2, 1], query_id=query_id), served=True)
+    found = pilot.data()
+    assert (found["queries"], found["left_out"]) == (2, {"replayed": 1, "repeated": 1})
+
+
+def test_lists_that_cannot_change_are_left_out_of_the_overlap_and_counted() -> None:
+    pilot = Pilot(100, Clicks())
+    for number, each in enumerate((answer([1]), answer([1, 2], without_frames=2), answer([]), answer([2, 1]))):
+        pilot.add(msgspec.structs.replace(each, query_id=f"q{number}"), served=False)
+    order = pilot.data()["order"]
+    assert (order["compared"], order["unchangeable"]) == (1, 3)
+    assert order["overlap"] == pytest.approx(plain_overlap([2, 1]))
+
+
+def test_latency_is_that_of_live_answers_whose_clocks_agree() -> None:
+    week, pilot = 7 * 24 * 3_600_000, Pilot(100, Clicks())
+    for number, ms in enumerate([*range(1, 100), week, -5]):
+        pilot.add(answer([2, 1], query_id=f"q{number}", ms=ms), served=True)
+    service = pilot.data()["service"]
+    assert (service["live"], service["late"], service["negative"], service["p50_ms"]) == (99, 1, 1, 50)
+
+
+def test_no_latency_is_known_where_clocks_disagree() -> None:
+    pilot = Pilot(100, Clicks())
+    for number, ms in enumerate([40] * 9 + [-5]):
+        pilot.add(answer([2, 1], query_id=f"q{number}", ms=ms), served=True)
+    service = pilot.data()["service"]
+    assert (service["negative"], service["p50_ms"], service["degraded_share"]) == (1, None, 0)
 
 
 @pytest.mark.parametrize("line", [b"{}", b"nonsense", b'{"query_id": "q", "clip_id": "c", "clicked_at": "yesterday"}'])
@@ -106,31 +152,58 @@ def test_what_is_no_click_is_named(line: bytes, tmp_path: Path) -> None:
         Clicks().read(path)
 
 
+def estimate(low: float, high: float, *, bias: str = "1/rank", effective: float = 300.0) -> dict[str, Any]:
+    return {"bias": bias, "gain": (low + high) / 2, "low": low, "high": high, "effective_clicks": effective}
+
+
+def clicked(*estimates: dict[str, Any], queries: int = 400) -> dict[str, Any]:
+    return {"queries": queries, "estimates": list(estimates)}
+
+
 def figures(**changes: Any) -> dict[str, Any]:
     return {
         "queries": 5_000,
         "coverage": {"not_embedded_share": 0.02},
         "order": {"overlap": 0.6},
         "service": {"degraded_share": 0.001, "p95_ms": 90.0},
-        "clicks": {"queries": 400, "measures": {"MRR": {"gain_low": 0.01}}},
+        "clicks": clicked(estimate(0.01, 0.05), estimate(0.02, 0.04)),
     } | changes
 
 
+GAIN, LOSS, NOTHING = estimate(0.01, 0.05), estimate(-0.09, -0.02), estimate(-0.02, 0.03)
+
+
 @pytest.mark.parametrize(
-    ("changes", "decision"),
+    ("changes", "decision", "missing"),
     [
-        ({}, GO),
-        ({"queries": 10}, COLLECT),
-        ({"clicks": None}, COLLECT),
-        ({"coverage": {"not_embedded_share": 0.4}}, STOP),
-        ({"service": {"degraded_share": 0.2, "p95_ms": 90.0}}, STOP),
-        ({"service": {"degraded_share": None, "p95_ms": None}}, COLLECT),
-        ({"order": {"overlap": 0.999}}, STOP),
-        ({"clicks": {"queries": 400, "measures": {"MRR": {"gain_low": -0.2}}}}, STOP),
+        ({}, READY, ""),
+        ({"clicks": clicked(LOSS, LOSS)}, STOP, ""),
+        ({"clicks": clicked(GAIN, NOTHING)}, COLLECT, "needed_queries"),
+        ({"clicks": clicked(LOSS, NOTHING)}, COLLECT, "gain or loss depends on the position bias"),
+        ({"clicks": clicked(GAIN, LOSS)}, COLLECT, "gain or loss depends on the position bias"),
+        ({"clicks": clicked(estimate(-0.009, -0.001))}, COLLECT, "too close to none"),
+        ({"clicks": clicked(LOSS, queries=100)}, COLLECT, "queries with clicks: record more clicks"),
+        ({"clicks": clicked(estimate(0.01, 0.05, effective=5.0))}, COLLECT, "effective clicks: record more"),
+        ({"queries": 10}, COLLECT, "queries: record more queries"),
+        ({"clicks": None}, COLLECT, "quality is not known without clicks"),
+        ({"coverage": {"not_embedded_share": 0.4}}, COLLECT, "wait for the backfill"),
+        ({"service": {"degraded_share": 0.2, "p95_ms": 90.0}}, COLLECT, "look at the store"),
+        ({"service": {"degraded_share": None, "p95_ms": None}}, COLLECT, "only a running service knows"),
+        ({"order": {"overlap": 0.999}}, COLLECT, "reranking changes nothing visible"),
+        ({"order": {"overlap": 0.999}, "clicks": clicked(LOSS, LOSS)}, STOP, ""),
     ],
 )
-def test_the_pilots_decision_follows_from_its_figures(changes: dict[str, Any], decision: str) -> None:
-    assert decide(figures(**changes), Limits())["decision"] == decision
+def test_the_pilots_decision_follows_from_its_figures(changes: dict[str, Any], decision: str, missing: str) -> None:
+    decided = decide(figures(**changes), Limits())
+    assert decided["decision"] == decision
+    assert missing in " ".join(decided["missing"])
+    assert bool(missing) == bool(decided["missing"])
+
+
+def test_the_number_of_clicks_that_would_decide_follows_from_the_interval() -> None:
+    # Four times the queries halve an interval, which then lies above 0.
+    half_too_wide = clicked(estimate(-0.02, 0.06), estimate(-0.01, 0.05))
+    assert decide(figures(clicks=half_too_wide), Limits())["clicks"]["needed_queries"] == 1_600
 
 
 @pytest.mark.parametrize("arguments", [[], ["--from-topic", "--answers-from-topic"]])
@@ -149,4 +222,13 @@ def test_answers_of_a_file_are_reported_with_their_latency(tmp_path: Path) -> No
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert (found["queries"], found["service"]["p50_ms"]) == (4, 25)
-    assert [each["met"] for each in found["criteria"]][3:5] == ["yes", "yes"]
+    assert [each["met"] for each in found["criteria"]][5:] == ["yes", "yes"]
+
+
+def test_an_offline_pilot_says_what_only_a_running_service_knows() -> None:
+    pilot = Pilot(100, Clicks())
+    pilot.add(answer([2, 1]), served=False)
+    missing = decide(pilot.data(), Limits())["missing"]
+    assert [each.partition(":")[0] for each in missing] == [
+        "queries", "queries with clicks", "effective clicks", "share of degraded queries", "latency p95 (ms)",
+    ]  # fmt: skip

@@ -289,7 +289,7 @@ def sweep(folder: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
         )
         for depth, text in enumerate(HOSTILE[:100], start=1)
     )
-    found = sweep_run.Sweep(tuple(HOSTILE[:10]), np.zeros(10), columns, np.ones((10, len(columns))))
+    found = sweep_run.Sweep(("infAP",), tuple(HOSTILE[:10]), np.zeros((1, 10)), columns, np.ones((1, 10, len(columns))))
     patch.setattr(sweep_run, "sweep", lambda *_: found)
     given = [
         f"--{option}={folder / name}" for option, name in (("run", "run"), ("qrels", "qrels"), ("topics", "topics"))

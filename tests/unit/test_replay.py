@@ -16,8 +16,9 @@ from streamer.cli import cli
 from streamer.codec import JSON
 from streamer.encoders import EncoderError
 from streamer.evaluation.questions import ReplayError, events_of_file, questions_of
-from streamer.evaluation.replay import Replay, offline, ranking_of
+from streamer.evaluation.replay import Replay, offline, ranking_of, writable
 from streamer.evaluation.trec import Ranking, Run, read_run, write_run
+from streamer.evaluation.trec_rows import TrecError
 from streamer.events import Candidate, QueryReranked, QueryResults, RerankedCandidate, Status
 from streamer.method import Method
 from streamer.settings import load
@@ -62,6 +63,11 @@ def test_results_of_a_run_become_events_best_first() -> None:
     (question,) = questions_of(run, {"501": "a dog", "502": "a cat"})
     assert (question.query_id, question.query, question.engine) == ("501", "a dog", "bm25")
     assert [(each.clip_id, each.score) for each in question.results] == [("c", 2.0), ("b", 2.0), ("a", 1.0)]
+
+
+def test_a_topic_is_found_by_the_number_that_nist_gives_it_elsewhere() -> None:
+    (question,) = questions_of(Run({"1661": Ranking(("a",), np.ones(1))}), {"661": "a dog"})
+    assert (question.query_id, question.query) == ("1661", "a dog")
 
 
 def test_a_topic_without_a_text_is_named() -> None:
@@ -117,6 +123,30 @@ def test_offline_gives_the_rerankers_answers_and_a_run_that_is_read_back_the_sam
     read = read_run(path)
     assert read.topics["501"].shots == ("c2", "new", "c0")
     assert read.topics["501"].scores.tolist() == [0.6, 0.5, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("query_id", "clip_id", "tag", "problem"),
+    [
+        ("my query", "c0", "t", "white space"),
+        ("q", "my clip", "t", "white space"),
+        ("#q", "c0", "t", "does not begin with #"),
+        ("q", "c0", "my tag", "white space"),
+        ("earlier", "c0", "t", "query id earlier occurs twice"),
+    ],
+)
+def test_names_that_a_run_cannot_hold_are_refused_before_anything_is_scored(
+    query_id: str, clip_id: str, tag: str, problem: str, tmp_path: Path
+) -> None:
+    asked = [
+        QueryResults(query_id=each, query="q", engine="e", issued_at=AT, results=[Candidate(clip_id=clip, score=1.0)])
+        for each, clip in (("earlier", "c0"), (query_id, clip_id))
+    ]
+    with pytest.raises((ReplayError, TrecError), match=problem):
+        writable(asked, tmp_path / "run", tag)
+    assert writable(asked[:1], tmp_path / "run", "t") == asked[:1]
+    with pytest.raises(ReplayError, match="No such folder"):
+        writable(asked[:1], tmp_path / "no" / "run", "t")
 
 
 def test_a_query_that_cannot_be_encoded_is_named(store: Store) -> None:

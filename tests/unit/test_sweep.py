@@ -12,13 +12,16 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from streamer.cli import cli
 from streamer.evaluation import choice
 from streamer.evaluation.choice import Caution
 from streamer.evaluation.infap import InferredAP
+from streamer.evaluation.measures import evaluate
+from streamer.evaluation.rank_measures import RankMeasure
 from streamer.evaluation.sweep import Grid, TopicSweep
-from streamer.evaluation.trec import Judgments
+from streamer.evaluation.trec import Judgments, Qrels, Ranking, Run
 from streamer.evaluation.variants import Costs, Variant, cosines_of, derive
 from streamer.method import score_clips
 from streamer.scoring import rerank
@@ -50,7 +53,7 @@ def test_each_value_is_that_of_the_replayed_run_to_the_last_bit(seed: int, count
     judgments = judged(rng, shots, strata)
     measure = InferredAP(judgments)
     codes = measure.codes(shots)
-    values = TopicSweep(measure, codes, initial).values(cosines, GRID)
+    (values,) = TopicSweep(measure, codes, initial).values(cosines, GRID)
     assert values.shape == (len(GRID),)
     for value, point in zip(values.tolist(), GRID.points(), strict=True):
         order = rerank(initial, cosines[: point.depth], **asdict(point)).order
@@ -63,7 +66,7 @@ def test_of_long_lists_what_is_beyond_rank_1000_adds_nothing() -> None:
     initial, cosines = -np.arange(2_500.0), rng.standard_normal(2_500)
     measure = InferredAP(judged(rng, shots, 5))
     codes = measure.codes(shots)
-    values = TopicSweep(measure, codes, initial).values(cosines, GRID)
+    (values,) = TopicSweep(measure, codes, initial).values(cosines, GRID)
     for value, point in zip(values.tolist(), GRID.points(), strict=True):
         order = rerank(initial, cosines[: point.depth], **asdict(point)).order
         np.testing.assert_allclose(value, measure.of_codes(codes[order]), rtol=1e-13)
@@ -72,11 +75,46 @@ def test_of_long_lists_what_is_beyond_rank_1000_adds_nothing() -> None:
 GAINS = np.array([[0.3, 0.1, 0.0], [0.3, 0.1, 0.0], [-0.2, 0.1, 0.0], [0.3, 0.05, 0.0]])
 
 
-def test_the_best_choice_has_the_largest_gain_and_the_conservative_one_the_largest_that_harms_few_topics() -> None:
+def test_other_measures_are_those_of_the_replayed_run() -> None:
+    rng = np.random.default_rng(2)
+    names = ["AP", "nDCG@5", "nDCG", "P@10", "R@20", "RR", "Success@1"]
+    for relevant in (0, 1, 30):
+        shots = [f"c{number:02d}" for number in range(60)]
+        rels = np.where(np.arange(60) < relevant, rng.integers(1, 4, 60), rng.choice([0, -1], 60))[rng.permutation(60)]
+        judgments = Judgments.of([*shots, "elsewhere"], ["1"] * 61, [*rels.tolist(), min(relevant, 1)])
+        measure = InferredAP(judgments)
+        initial, cosines = -np.arange(60.0), rng.standard_normal(60)
+        others = [RankMeasure(name, judgments) for name in names]
+        found = TopicSweep(measure, measure.codes(shots), initial, others, rels.astype(float)).values(cosines, GRID)
+        assert found.shape == (1 + len(names), len(GRID))
+        for number, point in enumerate(GRID.points()):
+            order = rerank(initial, cosines[: point.depth], **asdict(point)).order
+            run = Run({"1": Ranking(tuple(shots[each] for each in order), -np.arange(60.0))})
+            expected = evaluate(run, Qrels({"1": judgments}), names).topics["1"]
+            assert dict(zip(names, found[1:, number].tolist(), strict=True)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_best_choice_has_the_largest_gain() -> None:
     assert choice.best(GAINS) == 0
-    assert choice.conservative(GAINS, Caution(loss=0.01, share=0.1)) == 1
-    assert choice.conservative(GAINS, Caution(loss=0.01, share=0.25)) == 0
-    assert choice.conservative(GAINS[:, :1], Caution(loss=0.01, share=0.1)) is None
+
+
+CHAIN = [np.array([2, 1, 0])]
+
+
+def test_the_conservative_choice_needs_enough_topics_to_confirm_its_promise() -> None:
+    """GAINS are those of four topics; point 0 harms one in four, the others none."""
+    for times, chosen in ((1, None), (7, None), (8, 1), (100, 1)):
+        assert choice.conservative(np.tile(GAINS, (times, 1)), Caution(share=0.1), CHAIN) == chosen, times
+    assert choice.conservative(np.tile(GAINS, (100, 1)), Caution(share=0.3), CHAIN) == 0
+    # Of 32 topics that all keep the promise, the bound is 1 - 0.05 ** (1 / 32) = 0.089; twice the chains cost more.
+    bound = float(Caution().upper(np.zeros(1), 32, 1)[0])
+    assert bound == pytest.approx(1 - 0.05 ** (1 / 32))
+    assert choice.conservative(np.tile(GAINS, (8, 1)), Caution(), CHAIN * 2) is None
+
+
+def test_no_point_is_confirmed_after_the_first_of_its_chain_that_is_not() -> None:
+    gains = np.tile(GAINS, (100, 1))
+    assert choice.conservative(gains, Caution(share=0.1), [np.array([2, 0, 1])]) == 2
 
 
 def test_cross_validation_measures_each_topic_with_a_choice_that_has_not_seen_it() -> None:
@@ -93,6 +131,21 @@ def test_cross_validation_measures_each_topic_with_a_choice_that_has_not_seen_it
     always = choice.cross_validate(GAINS, lambda _: 0, Caution(), folds=2)
     assert always.gain == pytest.approx(0.175)
     assert (always.losing, always.chosen) == (0.25, (0, 0))
+    # Student's quantile for 3 degrees of freedom; two folds triple the variance.
+    half = 3.182446 * 0.25 / 2 * 3**0.5
+    assert (always.low, always.high) == pytest.approx((0.175 - half, 0.175 + half))
+    of_two = choice.cross_validate(GAINS, lambda _: 0, Caution(), folds=2, tests=2)
+    assert of_two.confidence == pytest.approx(0.975)
+    assert of_two.low < always.low
+
+
+def test_more_topics_show_smaller_gains_and_allow_more_losing_topics() -> None:
+    few, more, many = (choice.visible(topics, 0.2, Caution(), folds=5, chains=1) for topics in (20, 32, 1_000))
+    assert few.gain > more.gain > many.gain > 0
+    assert (few.losing, more.losing) == (None, 0)
+    # Clopper and Pearson's bound is at most 0.1 as long as a share of 0.1 would give so few in at most 5 % of samples.
+    assert many.losing is not None
+    assert binom.cdf(many.losing, 1_000, 0.1) <= 0.05 < binom.cdf(many.losing + 1, 1_000, 0.1)
 
 
 def test_cross_validation_keeps_the_engines_order_if_the_rule_chooses_nothing() -> None:
