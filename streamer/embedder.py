@@ -2,8 +2,7 @@
 
     submit    one upload or delete; those of one clip are processed one at a time, in offset order
     read      decode the event: an upload goes to load, a delete to delete    (one thread)
-    load      fetch the file; decode it, sample and prepare its frames in a separate process
-                                                                            (several clips at the same time)
+    load      fetch, then decode, sample and prepare frames in another process    (several clips at the same time)
     encode    the frames of all waiting clips, in batches across clips    (one thread: the model is the bottleneck)
     store     one durable write for all waiting clips                     (one thread)
     delete    one durable write for each delete                           (one thread)
@@ -332,9 +331,8 @@ class Embedder:
     def _store_all(self, uploads: Sequence[Upsert]) -> None:
         self._persist("store", self._put, uploads)
         for each in uploads:
-            self._done(
-                each.in_flight, [] if each.in_flight.revoked else [self._announcement(each)], uploaded=each.event
-            )
+            outputs = [] if each.in_flight.revoked else [self._announcement(each)]
+            self._done(each.in_flight, outputs, each.event)
 
     def _put(self, uploads: Sequence[Upsert]) -> None:
         current = [each for each in uploads if not each.in_flight.revoked]
@@ -413,9 +411,7 @@ class Embedder:
 
     # -- ends ----------------------------------------------------------------------------------------------
 
-    def _done(
-        self, in_flight: InFlightRecord, outputs: Sequence[Output], *, uploaded: ClipUploaded | None = None
-    ) -> None:
+    def _done(self, in_flight: InFlightRecord, outputs: Sequence[Output], uploaded: ClipUploaded | None = None) -> None:
         in_flight.complete(outputs, since=uploaded.uploaded_at if uploaded else None)
         following = self._turns.end(in_flight.record.key)
         if following is not None:

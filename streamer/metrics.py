@@ -60,8 +60,8 @@ LABELS = {
     "mode": "seccomp+landlock, seccomp, landlock, none",
     "kind": "assigned, revoked, lost",
     "outcome": "committed, aborted, unknown, restarted, fenced",
-    "condition": "start, broker, authentication, topic, assignment, offsets, store, machine, transactions, "
-    "unreadable, position",
+    "condition": "start, broker, authentication, topic, assignment, offsets, store, delete, eviction, machine, "
+    "transactions, unreadable, position",
     "version": "one value per process",
     "command": "embed, rerank",
     "model": "one value per process",
