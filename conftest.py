@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from streamer.local_kafka.broker import LocalKafka
     from tests.support.redis_servers import Cluster, Server
 
+_BYTES_OF_A_NAME = 60
+
 # A busy machine is no failure: no example has a deadline, and making them may be slow. The same commit has the same
 # examples each time, so that CI says the same of it; `make explore` draws others.
 hypothesis.settings.register_profile(
@@ -31,6 +33,11 @@ hypothesis.settings.register_profile(
 # `make check` draws fewer examples; `make test` draws all of them.
 hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("steady"), max_examples=20)
 hypothesis.settings.load_profile("quick" if "QUICK" in os.environ else "steady")
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name the case of a file's bytes by its argument: a name that held the bytes would differ between workers."""
+    return argname if isinstance(val, bytes) and len(val) > _BYTES_OF_A_NAME else None
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import structlog
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.health import Health
-    from streamer.method import ClipScorer, Policy
+    from streamer.method import ClipScorer, Method, Policy
     from streamer.metrics import Metrics
     from streamer.settings import RerankSettings
 
@@ -91,65 +91,63 @@ class Reranker:
     def _process(self, records: list[InFlightRecord]) -> None:
         faults.reach(faults.FaultPoint.RERANKING)
         current = [in_flight for in_flight in records if not in_flight.revoked]
-        events = [(in_flight, event) for in_flight in current if (event := self._decode(in_flight))]
-        in_time = [(in_flight, event) for in_flight, event in events if not self._is_late(in_flight, event)]
+        queries = [query for in_flight in current if (query := self._decode(in_flight))]
+        in_time = [query for query in queries if not self._is_late(query)]
         began = time.time_ns()
         vectors = self._encode(in_time)
         if self._settings.tracing != "off":
-            stages((in_flight.trace for in_flight, _ in in_time), "text", began, batch=len(in_time))
-        for (in_flight, event), vector in zip(in_time, vectors, strict=True):
+            stages((query.in_flight.trace for query in in_time), "text", began, batch=len(in_time))
+        for query, vector in zip(in_time, vectors, strict=True):
             if vector is None:
-                self._degrade(in_flight, event, Degraded.ENCODER_FAILED)
+                self._degrade(query, Degraded.ENCODER_FAILED)
                 continue
             began = time.time_ns()
             try:
-                results = self._rerank(event, vector)
-                in_flight.trace_stage("score", began, candidates=len(results))
-                self._answer(in_flight, event, results)
+                results = self._rerank(query, vector)
+                query.in_flight.trace_stage("score", began, candidates=len(results))
+                self._answer(query, results)
             except StoreUnavailableError as error:
                 self._health.not_ready("store", str(error))
-                self._degrade(in_flight, event, Degraded.STORE_UNAVAILABLE)
+                self._degrade(query, Degraded.STORE_UNAVAILABLE)
             except Exception as error:  # noqa: BLE001 - reported with its record; the rest of the batch continues
-                self._failed(in_flight, error)
+                self._failed(query.in_flight, error)
 
-    def _decode(self, in_flight: InFlightRecord) -> QueryResults | None:
+    def _decode(self, in_flight: InFlightRecord) -> _Query | None:
         try:
-            return self._codec.decode(QueryResults, in_flight.record.value, in_flight.record.key)
+            event = self._codec.decode(QueryResults, in_flight.record.value, in_flight.record.key)
         except InvalidEvent as invalid:
             in_flight.complete([dead_letter(in_flight.record, invalid.reason, invalid.detail)])
             return None
+        return _Query(in_flight, event, self._policy.method_for(event))
 
-    def _is_late(self, in_flight: InFlightRecord, event: QueryResults) -> bool:
+    def _is_late(self, query: _Query) -> bool:
         limit = self._settings.deadline_ms
-        if limit is None or now() - event.issued_at <= dt.timedelta(milliseconds=limit):
+        if limit is None or now() - query.event.issued_at <= dt.timedelta(milliseconds=limit):
             return False
-        self._degrade(in_flight, event, Degraded.DEADLINE_EXCEEDED)
+        self._degrade(query, Degraded.DEADLINE_EXCEEDED)
         return True
 
-    def _encode(
-        self, events: Sequence[tuple[InFlightRecord, QueryResults]]
-    ) -> Iterator[npt.NDArray[np.float32] | None]:
-        """Return each event's query vector (d,), or None if the encoder fails on it."""
-        if not events:
+    def _encode(self, queries: Sequence[_Query]) -> Iterator[npt.NDArray[np.float32] | None]:
+        """Return each query's vector (d,), or None if the encoder fails on it."""
+        if not queries:
             return iter(())
         hits, misses = self._queries.hits, self._queries.misses
         try:
             with self._text.time():
-                return iter(self._queries.get([event.query for _, event in events]))
+                return iter(self._queries.get([query.event.query for query in queries]))
         except Exception:
-            log.exception("text encoder failed", queries=len(events))
-            if len(events) == 1:
+            log.exception("text encoder failed", queries=len(queries))
+            if len(queries) == 1:
                 return iter([None])
             # A text on which the encoder fails must not degrade the other queries of its batch.
-            return (vector for each in events for vector in self._encode([each]))
+            return (vector for each in queries for vector in self._encode([each]))
         finally:
             self._metrics.query_cache.labels("hit").inc(self._queries.hits - hits)
             self._metrics.query_cache.labels("miss").inc(self._queries.misses - misses)
 
-    def _rerank(self, event: QueryResults, vector: npt.NDArray[np.float32]) -> list[RerankedCandidate]:
-        method = self._policy.method_for(event)
+    def _rerank(self, query: _Query, vector: npt.NDArray[np.float32]) -> list[RerankedCandidate]:
         deadline = time.monotonic() + self._settings.store_timeout
-        reranked = rerank_candidates(method, event.results, vector, self._store, deadline)
+        reranked = rerank_candidates(query.method, query.event.results, vector, self._store, deadline)
         if reranked.unavailable > (1 - self._settings.least_scored) * reranked.within_depth:
             raise StoreUnavailableError(reranked.why)
         self._metrics.scoring.observe(reranked.scoring_s)
@@ -164,22 +162,17 @@ class Reranker:
         _add(self._candidates[Status.UNAVAILABLE], unavailable)
         _add(self._candidates[Status.BELOW_DEPTH], candidates - within_depth)
 
-    def _degrade(self, in_flight: InFlightRecord, event: QueryResults, why: Degraded) -> None:
+    def _degrade(self, query: _Query, why: Degraded) -> None:
         """Pass a valid event on in its initial order, unscored, as if all candidates were below the depth."""
-        count = len(event.results)
-        self._count(count, 0, 0, 0)
-        results = [unscored(candidate, rank) for rank, candidate in enumerate(event.results, start=1)]
+        candidates = query.event.results
+        self._count(len(candidates), 0, 0, 0)
+        results = [unscored(candidate, rank) for rank, candidate in enumerate(candidates, start=1)]
         self._metrics.degraded.labels(why).inc()
-        self._answer(in_flight, event, results, why)
+        self._answer(query, results, why)
 
-    def _answer(
-        self,
-        in_flight: InFlightRecord,
-        event: QueryResults,
-        results: list[RerankedCandidate],
-        degraded: Degraded | None = None,
-    ) -> None:
-        reranked = answer(self._policy.method_for(event), event, results, self._model_id, degraded)
+    def _answer(self, query: _Query, results: list[RerankedCandidate], degraded: Degraded | None = None) -> None:
+        in_flight, event, method = query
+        reranked = answer(method, event, results, self._model_id, degraded)
         in_flight.complete(
             [self._outputs.of(in_flight, event.query_id, self._codec.encode(reranked))], since=event.issued_at
         )
@@ -189,6 +182,14 @@ class Reranker:
         if in_flight.outputs is None:
             log.error("reranking failed", place=in_flight.record.place, exc_info=error)
             in_flight.complete([dead_letter(in_flight.record, Reason.INTERNAL, f"{type(error).__name__}: {error}")])
+
+
+class _Query(NamedTuple):
+    """A query in work, and the method that the policy chose for it: chosen once, since the answer states it."""
+
+    in_flight: InFlightRecord
+    event: QueryResults
+    method: Method
 
 
 class QueryVectors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -250,6 +251,27 @@ def test_each_event_is_answered_by_the_method_that_the_policy_gives_it(store: St
         ["c0", "c1", "c2"],  # the engine's order
         ["c1", "c2", "c0"],  # both show axis 2, c1 in its first frame; ties keep the engine's order
     ]
+
+
+class Alternating:
+    """A policy that gives another method each time it is called, as one does whose settings are changed meanwhile."""
+
+    def __init__(self) -> None:
+        self._methods = itertools.cycle([ByQuery.engine_only, ByQuery.frames_only])
+
+    def method_for(self, _event: QueryResults) -> Method:
+        return next(self._methods)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_answer_states_the_method_that_was_applied(store: Store, late: bool) -> None:
+    harness = Harness(store, policy=Alternating(), deadline_ms=1000)
+    clips = (("c0", 3.0), ("c1", 2.0), ("c2", 1.0))
+    issued_at = now() - dt.timedelta(seconds=60 if late else 0)
+    answers = [harness.answer(event("axis 2", *clips, issued_at=issued_at)) for _ in range(2)]
+    assert [each.alpha for each in answers] == [1, 0]
+    orders = [[result.clip_id for result in each.results] for each in answers]
+    assert orders == [["c0", "c1", "c2"], ["c0", "c1", "c2"] if late else ["c1", "c2", "c0"]]
 
 
 def test_scoring_is_timed_separately_for_each_event_that_is_scored(store: Store) -> None:
