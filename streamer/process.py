@@ -46,6 +46,7 @@ def start_ending_with_parent(command: Sequence[str], **options: Any) -> subproce
 
 
 _PASSED_ON: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+_KILLED: Final = b"streamer: killed (SIGKILL): by the kernel, if the memory limit was reached, or by somebody\n"
 _FROM_THE_TERMINAL: Final = 0x80
 """``si_code`` of a signal that the kernel sends to all processes of the terminal's foreground group."""
 
@@ -82,4 +83,6 @@ def _reap(child: int) -> None:
             ended, status = os.waitpid(-1, os.WNOHANG)
             if ended == child:
                 code = os.waitstatus_to_exitcode(status)
+                if code == -signal.SIGKILL:
+                    os.write(2, _KILLED)  # it could not say so itself
                 os._exit(code if code >= 0 else 128 - code)

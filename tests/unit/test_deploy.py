@@ -5,55 +5,29 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+import yarl
 from jsonschema import Draft202012Validator
 
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.settings import load
 from streamer.topology import SERVICES
 from streamer.video.isolation.pool import MOST_PROCESSES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.manifests import BASE, DEPLOY, EXAMPLE, objects, pods, size
 
 ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "deploy"
-BASE = DEPLOY / "kubernetes" / "base"
-EXAMPLE = DEPLOY / "kubernetes" / "overlays" / "example"
 SCHEMAS = ROOT / "tests" / "data" / "schemas"
 CUSTOM = {path.stem: json.loads(path.read_bytes()) for path in SCHEMAS.glob("[A-Z]*[a-z].json")}
 KUBERNETES = "1.33"
-EXACT = re.compile(r"[a-z0-9/-]+:v?\d+\.\d+\.\d+(-[a-z-]+)?(@sha256:[0-9a-f]{64})?")
-"""An image by an exact version, or better by its digest."""
-
-
-def variables(path: Path) -> dict[str, str]:
-    return dict(line.split("=", 1) for line in path.read_text().splitlines() if line)
-
-
-def objects(folder: Path) -> list[dict[str, Any]]:
-    """Return what a kustomization lists and generates, without merging what an overlay changes."""
-    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    found: list[dict[str, Any]] = []
-    for resource in kustomization["resources"]:
-        path = folder / resource
-        found += objects(path) if path.is_dir() else [each for each in yaml.safe_load_all(path.read_text()) if each]
-    for generator in kustomization["configMapGenerator"]:
-        data: dict[str, str] = {}
-        for path in generator["envs"]:
-            data |= variables(folder / path)
-        if generator.get("behavior") == "merge":
-            [merged] = [each for each in found if each["metadata"]["name"] == generator["name"] and "data" in each]
-            merged["data"] |= data
-        else:
-            metadata = {"name": generator["name"]}
-            found.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
-    return found
+EXACT = re.compile(r"[a-z0-9/-]+:v?\d+\.\d+\.\d+(-[a-z-]+)?")
+"""An image by an exact version."""
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def strict(schema: Any, *, properties: bool = False) -> Any:
@@ -77,15 +51,6 @@ def validate(each: dict[str, Any]) -> None:
     schema = strict(custom["schema"])
     schema["properties"]["metadata"] = {"type": "object", "required": ["name"]}
     Draft202012Validator(schema).validate(each)
-
-
-def pods(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Go through the pod templates: the object's name, the pod, its container."""
-    for each in found:
-        if "template" in each.get("spec", {}):
-            pod = each["spec"]["template"]["spec"]
-            [container] = pod["containers"]
-            yield each["metadata"]["name"], pod, container
 
 
 @pytest.mark.parametrize("folder", [BASE, EXAMPLE], ids=["base", "example"])
@@ -146,6 +111,54 @@ def test_services_are_probed_named_and_protected() -> None:
     ]  # fmt: skip
 
 
+def reachable(found: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return the rules by which a pod may open connections."""
+    rules: list[dict[str, Any]] = []
+    for policy in (each["spec"] for each in found if each["kind"] == "NetworkPolicy"):
+        selector = policy["podSelector"]
+        names = [selector["matchLabels"]["app.kubernetes.io/name"]] if "matchLabels" in selector else []
+        names += [value for each in selector.get("matchExpressions", []) for value in each["values"]]
+        rules += policy["egress"] if name in names else []
+    return rules
+
+
+@pytest.mark.parametrize("folder", [BASE, EXAMPLE], ids=["base", "example"])
+def test_pods_reach_what_their_settings_name_and_no_other_port(folder: Path) -> None:
+    found = objects(folder)
+    [config] = [each["data"] for each in found if each["kind"] == "ConfigMap"]
+    kafka = {int(address.rpartition(":")[2]) for address in config["STREAMER_BOOTSTRAP_SERVERS"].split(",")}
+    store = yarl.URL(config["STREAMER_STORE"]).port
+    ports = {
+        name: {port["port"] for rule in reachable(found, name) for port in rule["ports"]} for name, _, _ in pods(found)
+    }
+    always = {53, 9092, 9093}
+    assert kafka <= always
+    assert ports == {
+        "streamer-topics": always,
+        "streamer-rerank": always | {store},
+        "streamer-embed": always | {store, 443},
+    }
+
+
+@pytest.mark.parametrize(
+    ("address", "reached"),
+    [
+        ("93.184.215.14", True), ("2606:2800:21f::1", True), ("10.1.2.3", False), ("169.254.169.254", False),
+        ("127.0.0.1", False), ("100.64.0.1", False), ("192.168.1.1", False), ("198.18.0.1", False),
+        ("240.0.0.1", False), ("::1", False), ("fd00::1", False), ("fe80::1", False),
+    ],
+)  # fmt: skip
+def test_sources_of_clips_are_reached_at_public_addresses_only(address: str, reached: bool) -> None:
+    given = ip_address(address)
+    [rule] = [
+        each
+        for each in reachable(objects(BASE), "streamer-embed")
+        if each["ports"] == [{"protocol": "TCP", "port": 443}]
+    ]
+    blocks = [(ip_network(each["ipBlock"]["cidr"]), map(ip_network, each["ipBlock"]["except"])) for each in rule["to"]]
+    assert reached == any(given in block and not any(given in each for each in besides) for block, besides in blocks)
+
+
 def test_secrets_are_only_referred_to() -> None:
     found = objects(EXAMPLE)
     assert not [each for each in found if each["kind"] == "Secret"]
@@ -164,13 +177,6 @@ def test_the_settings_of_the_cluster_load(folder: Path, monkeypatch: pytest.Monk
     assert loaded.kafka["security.protocol"] == "SASL_SSL"
     assert loaded.store.startswith("redis+cluster://")
     assert loaded.metrics_port == 9400
-
-
-UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
-
-
-def size(quantity: str) -> int:
-    return int(quantity[:-2]) * UNITS[quantity[-2:]]
 
 
 @pytest.mark.parametrize("folder", [BASE, EXAMPLE], ids=["base", "example"])
@@ -242,7 +248,6 @@ def test_the_compose_file_runs_everything_and_what_it_mounts_exists() -> None:
     services = compose()["services"]
     assert services.keys() == {"kafka", "valkey", "topics", "embed", "rerank", "prometheus", "grafana"}
     for service in services.values():
-        assert service["image"].startswith("cliprerank-streamer:$") or EXACT.fullmatch(service["image"])
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert not source.startswith("./") or (DEPLOY / source).exists(), volume
@@ -263,14 +268,33 @@ def test_grafana_is_provisioned_with_prometheus_and_the_dashboard() -> None:
     assert mounts["./grafana/dashboards"] == provider["options"]["path"]
 
 
-def test_the_image_is_pinned_unprivileged_and_made_of_what_is_there() -> None:
+def test_each_image_is_an_argument_that_the_docs_say_how_to_give_by_digest() -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    told = page[page.index("## Images by digest") :].partition("\n## ")[0]
+    defaults = dict(re.findall(r"\$\{(\w+_IMAGE):-([^}]+)\}", (DEPLOY / "compose.yaml").read_text()))
+    for name, default in defaults.items():
+        assert EXACT.fullmatch(default)
+        assert f"{name}={default}@sha256:" in told
+    ours = "cliprerank-streamer:${STREAMER_VERSION:-latest}"  # which it builds
+    named = {service["image"] for service in compose()["services"].values()}
+    assert named == {ours} | {f"${{{name}:-{default}}}" for name, default in defaults.items() if name != "PYTHON_IMAGE"}
+    [python] = re.findall(r"^ARG PYTHON=(.+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert defaults["PYTHON_IMAGE"] == python
+    assert {container["image"] for _, _, container in pods(objects(BASE))} == {"cliprerank-streamer"}
+    [image] = yaml.safe_load((EXAMPLE / "kustomization.yaml").read_text())["images"]
+    assert image["name"] == "cliprerank-streamer"
+    assert DIGEST.fullmatch(image["digest"])
+    assert "newTag" not in image
+
+
+def test_the_image_is_unprivileged_and_made_of_what_is_there() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
-    [python] = re.findall(r"^ARG PYTHON=(.+)$", text, re.MULTILINE)
-    assert EXACT.fullmatch(python)
     stages = set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE))
     for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
         assert image in {"${PYTHON}", "packages-${VARIANT}"} | stages
     assert {"packages-cpu", "packages-cuda"} <= stages
+    secrets = set(re.findall(r"--mount=type=secret,id=(\w+)", text))
+    assert secrets == set(re.findall(r"--secret id=(\w+)", (ROOT / "scripts" / "image.sh").read_text()))
     kept = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
     for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
         for source in line.split():
@@ -281,17 +305,26 @@ def test_the_image_is_pinned_unprivileged_and_made_of_what_is_there() -> None:
     assert "HEALTHCHECK" in final
 
 
-def test_the_cpu_image_leaves_out_cuda_and_nothing_else() -> None:
-    [awk] = re.findall(r"(awk '.+') requirements/service.txt", (DEPLOY / "Dockerfile").read_text())
+def test_the_cpu_image_leaves_out_cuda_and_nothing_else(tmp_path: Path) -> None:
+    [split] = re.findall(r"RUN (awk '.+) \\\n +&& (grep .+)", (DEPLOY / "Dockerfile").read_text())
     locked = (ROOT / "requirements" / "service.txt").read_text()
-    done = subprocess.run(["/bin/sh", "-c", awk], input=locked, capture_output=True, text=True, check=True)
-    names = re.findall(r"^([a-z0-9-]+)==", locked, re.MULTILINE)
-    kept = re.findall(r"^([a-z0-9-]+)==", done.stdout, re.MULTILINE)
-    cuda = {name for name in names if name.startswith(("nvidia-", "cuda-"))} | {"triton", "torch", "torchvision"}
-    assert set(kept) == set(names) - cuda
-    assert cuda <= set(names)
-    assert done.stdout.count("--hash=sha256:") > len(kept)
-    assert {"redis", "opentelemetry-sdk", "gcsfs"} <= set(kept), "extras that a deployment uses"
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "requirements" / "service.txt").write_text(locked)
+    subprocess.run(["/bin/sh", "-ec", "\n".join(split)], cwd=tmp_path, check=True)
+
+    def packages(text: str) -> dict[str, str]:
+        return dict(re.findall(r"^([a-z0-9-]+)==([0-9.]+)", text, re.MULTILINE))
+
+    all_of_them = packages(locked)
+    common, cuda, cpu = (packages((tmp_path / f"{part}.txt").read_text()) for part in ("common", "cuda", "cpu"))
+    torch = {"torch", "torchvision"}
+    assert cuda.keys() == {name for name in all_of_them if name.startswith(("nvidia-", "cuda-"))} | torch
+    assert common == {name: each for name, each in all_of_them.items() if name not in cuda and name != "triton"}
+    assert cpu == {name: all_of_them[name] for name in torch}
+    for part in ("common", "cuda"):
+        text = (tmp_path / f"{part}.txt").read_text()
+        assert text.count("--hash=sha256:") > len(packages(text))
+    assert {"redis", "opentelemetry-sdk", "gcsfs"} <= common.keys(), "extras that a deployment uses"
 
 
 def test_only_wheels_are_installed_because_the_build_of_another_package_runs_its_code() -> None:

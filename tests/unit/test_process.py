@@ -44,7 +44,7 @@ def running(code: str) -> Iterator[subprocess.Popen[str]]:
     if tried.returncode:
         pytest.skip(f"no PID namespace: {tried.stderr.strip()}")
     command = [*_IN_A_NAMESPACE, sys.executable, "-c", _START + code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
@@ -69,9 +69,12 @@ def test_signals_are_passed_on_once_and_the_exit_code_is_the_childs() -> None:
         assert process.wait(60) == 5
 
 
-def test_a_child_that_is_killed_ends_it_as_a_shell_says_it() -> None:
+def test_a_child_that_is_killed_ends_it_as_a_shell_says_it_and_in_one_line() -> None:
     with running("os.kill(os.getpid(), signal.SIGKILL)") as process:
-        assert process.wait(60) == 128 + 9
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 128 + 9
+        assert told.startswith("streamer: killed (SIGKILL): ")
+        assert told.count("\n") == 1
 
 
 def test_elsewhere_nothing_is_forked() -> None:

@@ -418,16 +418,16 @@ def bytes_on_disk(path: Path) -> int:
 def explain(path: Path, error: Exception) -> str:
     """Return one line that says what is wrong with the store in the folder ``path``."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"{path}: {' '.join(reason.removeprefix(f'{path}: ').split())}"
+    twin = "; does a process of the same id use it in another container?" if "temporarily unavail" in reason else ""
+    return f"{path}: {' '.join(reason.removeprefix(f'{path}: ').split())}{twin}"
 
 
 def _identity(path: Path) -> tuple[int, int]:
     """Return an id of a data file that does not depend on links to it; zeros if there is none."""
-    try:
+    with suppress(OSError):
         status = (path / DATA_FILE).stat()
-    except OSError:
-        return 0, 0
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
+    return 0, 0
 
 
 def sync_folders(path: Path) -> None:
