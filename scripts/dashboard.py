@@ -248,7 +248,12 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Inference precision",
-            [Query(f"count by (group, model, dtype, device) ({_series('model_info')})", "{{group}} {{dtype}} {{device}}")],
+            [
+                Query(
+                    f"count by (group, model, dtype, device) ({_series('model_info')})",
+                    "{{group}} {{dtype}} {{device}}",
+                )
+            ],
             about=("model_info",),
             kind="number",
         ),

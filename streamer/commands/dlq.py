@@ -144,7 +144,9 @@ def dlq_show(
 
 @_dlq_command("redrive", "Copy dead letters back into their topic, once each.")
 @click.option(
-    "--to-group", metavar="GROUP", help="Full name of the consumer group that is to process the copies in query.results."
+    "--to-group",
+    metavar="GROUP",
+    help="Full name of the consumer group that is to process the copies in query.results.",
 )
 @click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 def dlq_redrive(
@@ -159,8 +161,8 @@ def dlq_redrive(
     """Copy dead letters back into TOPIC, each exactly once, even if this command is killed or run again.
 
     If several groups read TOPIC, only the group that wrote a dead letter processes its copy, or the one that --to-group
-    names. If that group has no members and no committed offsets, nothing is redriven (exit code 2). In clips.uploaded, which
-    is compacted, all groups process it, and those that have the clip already store the same record again.
+    names. If that group has no members and no committed offsets, nothing is redriven (exit code 2). In clips.uploaded,
+    which is compacted, all groups process it, and those that have the clip already store the same record again.
 
     Truncated dead letters are skipped, since their value is lost, and so are those redriven before. A new redrive of a
     topic takes over from one that is running.

@@ -65,7 +65,8 @@ def run(
 
     Configured brokers are used instead of a local one; the default model for rendered clips is the small one.
     ``config`` is passed to the services, too. ``clips`` and ``queries``: a folder of videos and a file with one query
-    per line, instead of rendered ones, for which a model must be named. Raises :class:`DemoError`, :class:`ServiceError`, :class:`BrokerError` or :class:`SettingsError`.
+    per line, instead of rendered ones; a model must be named then. Raises :class:`DemoError`, :class:`ServiceError`,
+    :class:`BrokerError` or :class:`SettingsError`.
     """
     if clips is None and settings.model is None:
         settings = settings.model_copy(update={"model": DEMO})

@@ -96,9 +96,7 @@ def events_of_topic(settings: Connection, codec: Codec = JSON) -> Iterator[Query
     return (event for event, _ in _of_topic(settings, QueryResults, QUERY_RESULTS, codec))
 
 
-def answers_of_topic(
-    settings: Connection, model_id: str | None = None, codec: Codec = JSON
-) -> Iterator[QueryReranked]:
+def answers_of_topic(settings: Connection, model_id: str | None = None, codec: Codec = JSON) -> Iterator[QueryReranked]:
     """Read the events that are in the topic ``query.reranked`` now, likewise, all of one consumer group and model.
 
     They are those that the settings and ``model_id`` choose. Raises :class:`~streamer.settings.SettingsError` where

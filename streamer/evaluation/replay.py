@@ -95,9 +95,7 @@ def through_kafka(
     several consumer groups answer and none of them is chosen.
     """
     prefix = f"replay-{secrets.token_hex(4)}."
-    source = OneSource(
-        group=settings.chosen_group(RERANK.group), advice="all rerankers of a group need the same model"
-    )
+    source = OneSource(group=settings.chosen_group(RERANK.group), advice="all rerankers of a group need the same model")
 
     def is_meant(record: Record) -> bool:
         if not (record.key or b"").startswith(prefix.encode()):

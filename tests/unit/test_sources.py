@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 AT = dt.datetime(2026, 11, 26, tzinfo=dt.UTC)
-BLUE, GREEN = "streamer-rerank-blue", "streamer-rerank-green"
+COLOURS = {"blue": "streamer-rerank-blue", "green": "streamer-rerank-green"}
+BLUE, GREEN = COLOURS.values()
 
 
 def answer(query_id: str, model_id: str) -> QueryReranked:
@@ -61,15 +62,10 @@ class Topic:
 
 @pytest.fixture
 def topic(monkeypatch: pytest.MonkeyPatch) -> type[Topic]:
-    class Own(Topic):
-        records_ = [
-            each
-            for number in range(3)
-            for each in (record(f"q{number}", "m-blue", BLUE), record(f"q{number}", "m-green", GREEN))
-        ]
-
-    monkeypatch.setattr(questions, "TopicReader", Own)
-    return Own
+    own = type("Own", (Topic,), {})
+    own.records_ = [record(f"q{n}", f"m-{name}", group) for n in range(3) for name, group in COLOURS.items()]
+    monkeypatch.setattr(questions, "TopicReader", own)
+    return own
 
 
 @pytest.mark.usefixtures("topic")
@@ -134,43 +130,35 @@ def test_an_answer_without_a_group_is_another_source_only_if_its_model_is() -> N
 # -- through Kafka -----------------------------------------------------------------------------------------------------
 
 
-class Brokers:
-    """Two groups answer each request: the one in ``late`` only when the next request is there."""
+def reply(output: Output, colour: str, *, dead: bool) -> Record:
+    key = (output.key or b"").decode()
+    if not dead:
+        return record(key, f"m-{colour}", COLOURS[colour])
+    asked = Record("query.results", 0, 0, output.key, output.value, (), AT, group=COLOURS[colour])
+    letter = dead_letter(asked, Reason.INTERNAL, "gave up")
+    return Record(letter.topic, 0, 0, letter.key, letter.value, letter.headers, AT)
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, late: str, dead: str = "") -> None:
-        waiting: list[Record] = []
 
-        class Requester:
-            def __init__(self, *_: object, is_meant: Callable[[Record], bool], **__: object) -> None:
-                self._is_meant = is_meant
+def let_two_groups_answer(monkeypatch: pytest.MonkeyPatch, *, late: str = "", dead: str = "") -> None:
+    """Let both answer each request; ``late`` after the other one, ``dead`` by a dead letter."""
+    unread: list[Record] = [record("somebody-elses", "m-red", "red")]
 
-            def close(self) -> None:
-                pass
+    class Requester:
+        def __init__(self, *_: object, is_meant: Callable[[Record], bool], **__: object) -> None:
+            self._is_meant = is_meant
 
-            def request(self, output: Output, **_: object) -> Record:
-                key = (output.key or b"").decode()
-                came = list(waiting)
-                waiting.clear()
-                for group, model_id in ((BLUE, "m-blue"), (GREEN, "m-green")):
-                    reply = record(key, model_id, group)
-                    if group == dead:
-                        asked = Record("query.results", 0, 0, output.key, output.value, (), AT, group=group)
-                        letter = dead_letter(asked, Reason.INTERNAL, "gave up")
-                        reply = Record(letter.topic, 0, 0, letter.key, letter.value, letter.headers, AT)
-                    (waiting if group == late else came).append(reply)
-                came.append(record("somebody-elses", "m-red", "red"))
-                while came:
-                    each = came.pop(0)
-                    if self._is_meant(each) and each.key == output.key:
-                        for rest in came:
-                            self._is_meant(rest)
-                        return each
-                for each in waiting:
-                    if self._is_meant(each):
-                        return each
-                raise AssertionError(f"no reply to {key} is meant")
+        def close(self) -> None:
+            pass
 
-        monkeypatch.setattr(replay, "Requester", Requester)
+        def request(self, output: Output, **_: object) -> Record:
+            unread.extend(reply(output, name, dead=name == dead) for name in sorted(COLOURS, key=late.__eq__))
+            while unread:
+                each = unread.pop(0)
+                if self._is_meant(each) and each.key == output.key:
+                    return each
+            raise AssertionError("no reply is meant")
+
+    monkeypatch.setattr(replay, "Requester", Requester)
 
 
 def ask(suffix: str | None, count: int = 3) -> list[QueryReranked]:
@@ -183,26 +171,26 @@ def ask(suffix: str | None, count: int = 3) -> list[QueryReranked]:
     return list(through_kafka(settings, asked, required={}, timeout=1))
 
 
-@pytest.mark.parametrize("late", ["", BLUE, GREEN])
+@pytest.mark.parametrize("late", ["blue", "green"])
 def test_a_replay_that_two_groups_answer_is_refused_however_late_one_of_them_is(
     late: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Brokers(monkeypatch, late=late)
+    let_two_groups_answer(monkeypatch, late=late)
     with pytest.raises(SettingsError, match=f"several consumer groups have answered: {BLUE}, {GREEN}"):
         ask(None)
 
 
-@pytest.mark.parametrize("late", ["", BLUE, GREEN])
+@pytest.mark.parametrize("late", ["blue", "green"])
 @pytest.mark.parametrize("colour", ["blue", "green"])
 def test_a_replay_takes_the_answers_of_the_group_that_is_chosen(
     colour: str, late: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Brokers(monkeypatch, late=late)
+    let_two_groups_answer(monkeypatch, late=late)
     assert [(each.query_id, each.model_id) for each in ask(f"-{colour}")] == [
         (f"q{number}", f"m-{colour}") for number in range(3)
     ]
 
 
 def test_what_another_group_has_dead_lettered_is_not_this_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    Brokers(monkeypatch, late="", dead=BLUE)
+    let_two_groups_answer(monkeypatch, dead="blue")
     assert [each.model_id for each in ask("-green")] == ["m-green"] * 3
