@@ -77,7 +77,7 @@ avs: $(STAMP) ## A synthetic video search benchmark: what reranking gains at sev
 	$(BIN)/streamer benchmark --model demo --out avs-report --dtype float32
 
 capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write the tables of docs/capacity.md (about 5 minutes)
-	$(BIN)/python -m bench.capacity
+	$(BIN)/python -m bench.cases.capacity
 	$(BIN)/python scripts/write_docs.py
 
 alerts: $(STAMP) tools ## Let each alert fire for its cause in a real Prometheus beside running services (5 minutes)
