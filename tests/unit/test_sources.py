@@ -62,10 +62,10 @@ class Topic:
 
 @pytest.fixture
 def topic(monkeypatch: pytest.MonkeyPatch) -> type[Topic]:
-    own = type("Own", (Topic,), {})
-    own.records_ = [record(f"q{n}", f"m-{name}", group) for n in range(3) for name, group in COLOURS.items()]
-    monkeypatch.setattr(questions, "TopicReader", own)
-    return own
+    both = [record(f"q{n}", f"m-{name}", group) for n in range(3) for name, group in COLOURS.items()]
+    monkeypatch.setattr(Topic, "records_", both)
+    monkeypatch.setattr(questions, "TopicReader", Topic)
+    return Topic
 
 
 @pytest.mark.usefixtures("topic")
