@@ -27,7 +27,7 @@ $(STAMP): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-report/
 	$(BIN)/streamer demo $(if $(KEEP),--keep) $(if $(BOOTSTRAP),--bootstrap-servers "$(BOOTSTRAP)") \
 	  $(if $(CLIPS),--clips "$(CLIPS)") $(if $(QUERIES),--queries "$(QUERIES)") \
-	  --model "$(or $(MODEL),demo)" $(if $(PRETRAINED),--pretrained "$(PRETRAINED)")
+	  $(if $(MODEL)$(CLIPS),$(if $(MODEL),--model "$(MODEL)"),--model demo) $(if $(PRETRAINED),--pretrained "$(PRETRAINED)")
 
 # Tests are distributed one by one: none of them shares an expensive fixture with its neighbours.
 check: lint ## Run lint and the tests that need no server, no browser and no model (a minute and a half)
@@ -81,7 +81,7 @@ decide: $(STAMP) ## Simulate pilots and sweeps with known truths: how often do t
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.decisions $(if $(RUNS),--runs $(RUNS))
 
 capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write the tables of docs/capacity.md (about 5 minutes)
-	$(BIN)/python -m bench.capacity
+	$(BIN)/python -m bench.cases.capacity
 	$(BIN)/python scripts/write_docs.py
 
 alerts: $(STAMP) tools ## Let each alert fire for its cause in a real Prometheus beside running services (5 minutes)

@@ -1,6 +1,8 @@
 """Benchmarks; most results are ratios within one run. `python -m bench` runs the default set, `... NAME` one of them.
 
-Each benchmark is a module with ``NAME``, ``measure(quick)``, which returns JSON-serializable figures, and ``main()``.
+cases/    the benchmarks: each is a module with ``NAME``, ``measure(quick)``, which returns figures, and ``main()``
+harness/  what they share: workloads, processes under test, what ours is compared with, targets, the machine, reports
+peers/    the same reranker by other stream libraries
 """
 
 from streamer.encoders.openmp import spin_briefly

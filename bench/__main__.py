@@ -17,9 +17,9 @@ from typing import Any
 
 import click
 
-from bench.machine import about
-from bench.plots import draw
-from bench.report import document, summary
+from bench.harness.machine import about
+from bench.harness.plots import draw
+from bench.harness.report import document, summary
 from streamer.local_kafka.jars import class_path
 
 BENCHMARKS = {
@@ -83,7 +83,7 @@ def run(name: str, limit: float, out: Path, *, quick: bool) -> dict[str, Any]:
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - this module
-            [sys.executable, "-m", "bench.one", name, str(figures.resolve()), "quick" if quick else "full"],
+            [sys.executable, "-m", "bench.harness.one", name, str(figures.resolve()), "quick" if quick else "full"],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -14,22 +15,19 @@ import pytest
 from click.testing import CliRunner
 
 from bench import __main__ as harness
-from bench.baseline import answer
-from bench.contestants import Drain, Sample
-from bench.hot_path import in_process
-from bench.machine import about
-from bench.plots import draw
-from bench.report import document, spread, summary
-from bench.reranking_latency import figures
-from bench.targets import TARGETS, Figure, Target
-from bench.workload import Setup, candidates, clips, fill, queries
+from bench.cases.hot_path import in_process
+from bench.cases.reranking_latency import figures
+from bench.harness.baseline import answer
+from bench.harness.contestants import Drain, Sample
+from bench.harness.machine import about
+from bench.harness.plots import draw
+from bench.harness.report import document, spread, summary
+from bench.harness.targets import TARGETS, Figure, Target
+from bench.harness.workload import Setup, candidates, clips, fill, queries
 from streamer.encoders import DEMO, load_encoder
 from streamer.local_kafka.broker import LocalKafka
 from streamer.store import open_store
 from tests.support.driver import validator
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def results(benchmark: str, figures: dict[str, Any]) -> dict[str, Any]:
@@ -77,20 +75,21 @@ def test_a_benchmark_that_fails_or_hangs_is_reported_and_the_others_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "elsewhere" / "bench"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    real = harness.__file__.replace("__main__.py", "one.py")
-    (package / "one.py").symlink_to(real)
-    (package / "good.py").write_text("def measure(quick):\n    return {'quick': quick}\n")
-    (package / "bad.py").write_text("def measure(quick):\n    raise ValueError('nothing to measure')\n")
-    (package / "hangs.py").write_text(
+    cases = package / "cases"
+    cases.mkdir(parents=True)
+    for folder in (package, cases):
+        (folder / "__init__.py").touch()
+    (package / "harness").symlink_to(Path(harness.__file__).with_name("harness"))
+    (cases / "good.py").write_text("def measure(quick):\n    return {'quick': quick}\n")
+    (cases / "bad.py").write_text("def measure(quick):\n    raise ValueError('nothing to measure')\n")
+    (cases / "hangs.py").write_text(
         "import pathlib, subprocess, time\n"
         "def measure(quick):\n"
         "    pathlib.Path('child').write_text(str(subprocess.Popen(['sleep', '60']).pid))\n"
         "    time.sleep(60)\n"
     )
     monkeypatch.chdir(package.parent)
-    monkeypatch.setattr(harness, "BENCHMARKS", {"bad": 30, "hangs": 3, "good": 30})
+    monkeypatch.setattr(harness, "BENCHMARKS", {"bad": 30, "hangs": 6, "good": 30})
     monkeypatch.setattr(harness, "_PATIENCE", 1)
     monkeypatch.setattr(harness, "class_path", list)
     done = CliRunner().invoke(harness.main, ["--quick", "--out", str(tmp_path / "report")])
@@ -99,7 +98,7 @@ def test_a_benchmark_that_fails_or_hangs_is_reported_and_the_others_run(
     found = json.loads((tmp_path / "report/results.json").read_bytes())["benchmarks"]
     assert found["good"]["figures"] == {"quick": True}
     assert found["bad"]["error"] == "exit code 1"
-    assert found["hangs"]["error"] == "exceeded 3 s"
+    assert found["hangs"]["error"] == "exceeded 6 s"
     child = int((package.parent / "child").read_text())
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import capacity
+from bench.cases import capacity
 from streamer.store import record_format
 
 if TYPE_CHECKING:

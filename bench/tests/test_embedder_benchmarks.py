@@ -8,10 +8,10 @@ import click
 import numpy as np
 import pytest
 
-from bench import decode
-from bench.clips import encode, real
-from bench.near_duplicates import Sampled, judge, largest_move, saved_share
-from bench.plain_embedder import sampled
+from bench.cases import decode
+from bench.cases.near_duplicates import Sampled, judge, largest_move, saved_share
+from bench.harness.clips import encode, real
+from bench.harness.plain_embedder import sampled
 from streamer.video import Sampling
 from streamer.video.sampling.sample import sample
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.capacity_tables import tables as capacity_tables
-from bench.report import summary
+from bench.cases.capacity_tables import tables as capacity_tables
+from bench.harness.report import summary
 from reference import alerts, commands, dead_letters, event_fields, imports
 from streamer.kafka.client.acls import markdown as privileges_tables
 from streamer.metrics import markdown as metrics_tables

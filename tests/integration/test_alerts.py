@@ -148,7 +148,7 @@ RUN = [cause for cause in CAUSES if cause not in LONG or os.environ.get("ALERTS"
 
 RULES_ONLY = {
     "StreamerLogReset", "StreamerRetentionLoss", "StreamerUpstreamTransactionOpen", "StreamerCommitMetadataRefused",
-    "StreamerMachineShort",
+    "StreamerMachineShort", "StreamerGroupDown",
 }  # fmt: skip
 """Alerts whose cause no system here is made to have; tests/data/prometheus/rules_test.yml lets each fire."""
 

@@ -20,10 +20,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import msgspec
+from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
 from streamer.events import Reason, Time
+from streamer.kafka.client.acls import Operation
 from streamer.kafka.dead_letters import GROUP_HEADER, TIMESTAMP_HEADER
-from streamer.kafka.readers.topic_reader import TopicReader
+from streamer.kafka.readers.topic_reader import TIMEOUT_S, TopicReader
 from streamer.topology import DLQ_SHOW, Tool, dead_letter_topic
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ _TIME_DIGITS = 15
 """Of a time in milliseconds: enough for the year 33,000."""
 UNKNOWN_REASON = "unknown"
 """Reason shown for a record without one, which another client wrote."""
+
+_WITHOUT_MEMBERS = (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD)
 
 _RELATIVE = re.compile(r"([0-9]{1,9})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -195,6 +199,26 @@ class DeadLetterTopic(TopicReader):
         """``topic`` is the input topic's name without prefix, ``tool`` the command that reads it."""
         self.source = settings.topic(topic)
         super().__init__(settings, settings.topic(dead_letter_topic(topic)), tool)
+
+    def is_read_by(self, group: str) -> bool:
+        """Tell whether a consumer group has members, or has committed offsets of the input topic.
+
+        Raises :class:`DeadLetterError`.
+        """
+        places = [TopicPartition(self.source, partition) for partition in self.partitions_of(self.source)]
+        try:
+            asked = [ConsumerGroupTopicPartitions(group, places)]
+            (response,) = self._admin.list_consumer_group_offsets(asked, request_timeout=TIMEOUT_S).values()
+            committed = response.result(TIMEOUT_S + 1).topic_partitions or ()
+            if any(each.offset >= 0 for each in committed):
+                return True
+            # Not describe_consumer_groups: the client's does not know the group protocol of KIP-848.
+            groups = self._admin.list_consumer_groups(request_timeout=TIMEOUT_S).result(TIMEOUT_S + 1).valid
+        except KafkaException as error:
+            raise self.failed(error, Operation.DESCRIBE, group) from None
+        except TimeoutError:
+            raise self.unreachable(f"no response within {TIMEOUT_S:g} s") from None
+        return any(each.group_id == group and each.state not in _WITHOUT_MEMBERS for each in groups)
 
     def letters(self, spans: Iterable[Span]) -> Iterator[DeadLetter]:
         """Go through the dead letters in order of partition and offset."""

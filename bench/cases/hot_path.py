@@ -1,6 +1,6 @@
 """The time of each step of one query: decode, text, fetch, score, blend, answer, encode, produce, commit.
 
-    python bench/hot_path.py
+    python bench/cases/hot_path.py
 
 The steps up to *encode* are those of the service's own pipeline, in this process and without Kafka, on micro-batches of
 a backlog. The pipeline's functions are timed by wrapping them; *answer* is the rest of a batch's time (making the
@@ -21,10 +21,10 @@ from unittest import mock
 
 from confluent_kafka import Producer
 
-from bench.contestants import Contestant
-from bench.report import print_figures, spread
-from bench.reranking_latency import RATE, Requester
-from bench.workload import RERANKED, queries, set_up, texts
+from bench.cases.reranking_latency import RATE, Requester
+from bench.harness.contestants import Contestant
+from bench.harness.report import print_figures, spread
+from bench.harness.workload import RERANKED, queries, set_up, texts
 from streamer import method, reranker, scoring
 from streamer.codec import JSON, JsonCodec
 from streamer.events import now
@@ -40,7 +40,7 @@ from tests.support.waiting import free_port
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bench.workload import Setup
+    from bench.harness.workload import Setup
     from streamer.store import Store
 
 NAME = "hot_path"

@@ -1,4 +1,4 @@
-"""Sampling a video, compared with decoding every frame: `.venv/bin/python bench/decode.py`.
+"""Sampling a video, compared with decoding every frame: `.venv/bin/python bench/cases/decode.py`.
 
 Both methods give the same frames as full-size RGB arrays, in one thread, from the same file in the page cache:
 
@@ -26,8 +26,8 @@ import av
 import click
 import numpy as np
 
-from bench.clips import ffmpeg, real
-from bench.report import spread
+from bench.harness.clips import ffmpeg, real
+from bench.harness.report import spread
 from streamer.video import Sampling
 from streamer.video.sampling.decode import RgbConverter
 from streamer.video.sampling.sample import sample

@@ -1,6 +1,6 @@
 """Encodings saved, and changes of scores, by encoding near-duplicate frames once, for several thresholds.
 
-    python -m bench.near_duplicates
+    python -m bench.cases.near_duplicates
 
 Clips of 10 s are sampled every half second: *static* ones (a still and a street, both with camera noise, the street
 with one small object that sometimes moves; slides; a title card), *slow* ones (films slowed down 32 times, a slow
@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.clips import encode, ffmpeg, real
-from bench.embedding import Model
-from bench.report import print_figures
+from bench.cases.embedding import Model
+from bench.harness.clips import encode, ffmpeg, real
+from bench.harness.report import print_figures
 from streamer.encoders import DEMO, load_encoder
 from streamer.synthetic.clips import make_queries, render_clips
 from streamer.video import Sampling

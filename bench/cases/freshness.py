@@ -1,6 +1,6 @@
 """Time until an upload is searchable: from ``uploaded_at`` until a read_committed consumer gets its clips.embedded.
 
-    python -m bench.freshness
+    python -m bench.cases.freshness
 
 ``streamer embed`` with ViT-B-32 (with random weights, because speed does not depend on them) embeds a clip of 10 s,
 720p, from a real Kafka. *Idle*: one clip at a time, each after the previous one is complete. The target is 1.3 times
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
-from bench.clips import encode, real
-from bench.report import print_figures, spread
-from bench.workload import make_model
+from bench.harness.clips import encode, real
+from bench.harness.report import print_figures, spread
+from bench.harness.workload import make_model
 from streamer.local_kafka.broker import LocalKafka
 from tests.support.driver import EMBEDDED, UPLOADED, Bus, Service, apply_topics, environment
 from tests.support.load import Metrics, upload

@@ -1,11 +1,11 @@
-"""A simple embedder, with which ``bench/embedding.py`` compares this project's.
+"""A simple embedder, with which ``bench/cases/embedding.py`` compares this project's.
 
 It runs in a separate process, so that this project's settings of torch do not affect it. It processes one clip after
 the other: PyAV decodes every frame; the sampled ones pass as PIL images through open_clip's own preprocessing and then,
 as one batch, through its model in float32, on a CUDA device if there is one. The vectors of each clip are written in
 one durable write.
 
-    python bench/plain_embedder.py MODEL PRETRAINED STORE MODEL_ID DIM
+    python bench/harness/plain_embedder.py MODEL PRETRAINED STORE MODEL_ID DIM
 
 PRETRAINED may be empty. Each line of the standard input is a JSON list of paths. After the clips' vectors have been
 stored, under the files' names as ids, the duration in seconds is written to the standard output.

@@ -1,6 +1,6 @@
 """Encoding one query's text, compared with open_clip's own `encode_text`.
 
-    python bench/text.py
+    python bench/cases/text.py
 
 *Plain* is the code of open_clip's documentation: the tokenizer and `encode_text` in float32 over the full context, with
 torch's default number of threads, or on a CUDA device if there is one. *Ours* is `encode_texts` as the reranker calls
@@ -25,8 +25,8 @@ import numpy as np
 import open_clip
 import torch
 
-from bench.report import print_figures, spread
-from bench.workload import make_model
+from bench.harness.report import print_figures, spread
+from bench.harness.workload import make_model
 from streamer.encoders.loading import DEMO_FOLDER
 from streamer.encoders.open_clip import OpenClipEncoder
 

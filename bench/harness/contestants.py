@@ -18,7 +18,7 @@ import psutil
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from bench.workload import publish, queries
+from bench.harness.workload import publish, queries
 from tests.support.driver import RERANKED, RESULTS, STREAMER
 from tests.support.waiting import wait_until
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from bench.workload import Setup
+    from bench.harness.workload import Setup
     from tests.support.driver import Bus, Record
 
 GROUP = "streamer-rerank"

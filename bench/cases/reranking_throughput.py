@@ -1,6 +1,6 @@
 """Events per second of one reranker with a backlog, compared with the cost of only transport and scoring.
 
-    python bench/reranking_throughput.py
+    python bench/cases/reranking_throughput.py
 
 The ideal throughput is 1 / (t_loop + t_core). t_loop is the time per event of a hand-written transactional loop that
 reads no frames (``baseline.py``), on the same events. t_core is the time in which one process reads and scores the
@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.contestants import Contestant, Drain, check_answers
-from bench.report import print_figures, spread
-from bench.workload import TEXTS, Setup, candidates, set_up
+from bench.harness.contestants import Contestant, Drain, check_answers
+from bench.harness.report import print_figures, spread
+from bench.harness.workload import TEXTS, Setup, candidates, set_up
 from streamer.method import score_clips
 
 NAME = "reranking_throughput"
-LOOP = str(Path(__file__).with_name("baseline.py"))
+LOOP = str(Path(__file__).parents[1] / "harness" / "baseline.py")
 
 
 def core_seconds(setup: Setup, queries: int) -> float:

@@ -1,6 +1,6 @@
 """Throughput and CPU time of one, two and four rerankers with a backlog.
 
-    python bench/scaling.py
+    python bench/cases/scaling.py
 
 The target is about efficiency: events per second of the rerankers' CPU time must not drop much when processes are
 added. The events per wall-clock second depend on the number of cores, of which the broker uses some; on two cores, two
@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 
-from bench.contestants import Contestant, Drain, check_answers
-from bench.report import print_figures, spread
-from bench.workload import set_up
+from bench.harness.contestants import Contestant, Drain, check_answers
+from bench.harness.report import print_figures, spread
+from bench.harness.workload import set_up
 
 NAME = "scaling"
 PROCESSES = (1, 2, 4)

@@ -6,7 +6,7 @@ import statistics
 import sys
 from typing import TYPE_CHECKING, Any
 
-from bench.targets import TARGETS, Figure
+from bench.harness.targets import TARGETS, Figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Reading and scoring a query's candidates, compared with only reading the same bytes: `python bench/core.py`.
+"""Reading and scoring a query's candidates, compared with only reading the same bytes: `python bench/cases/core.py`.
 
 Three methods process the records of random clips, in one process and one thread:
 
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from bench.report import spread
+from bench.harness.report import spread
 from streamer.method import score_clips
 from streamer.store import Clip, Position, record_format
 from streamer.store.lmdb.store import LmdbStore

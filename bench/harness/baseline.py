@@ -1,6 +1,6 @@
 """A hand-written transactional loop with orjson, numpy and confluent-kafka, without any of this project's code.
 
-    python bench/baseline.py localhost:9092 prefix. throughput
+    python bench/harness/baseline.py localhost:9092 prefix. throughput
 
 It consumes the same events as the reranker and produces results of the same size, exactly once, but reads no frames: it
 measures the cost of transport alone. ``throughput`` commits up to 1,000 records per transaction with linger.ms=5.

@@ -1,10 +1,11 @@
 """Files to stored vectors, compared with a simple pipeline.
 
-    python -m bench.embedding
+    python -m bench.cases.embedding
 
-*Plain* is ``bench/plain_embedder.py``: every frame is decoded, one clip after the other, and encoded by open_clip in
-float32. *Ours* is this project's embedder without Kafka: its decoders, its encoder with ``STREAMER_DTYPE=auto``, and
-its store. The clock runs from the submission of the first upload until the vectors of the last one are stored.
+*Plain* is ``bench/harness/plain_embedder.py``: every frame is decoded, one clip after the other, and encoded by
+open_clip in float32. *Ours* is this project's embedder without Kafka: its decoders, its encoder with
+``STREAMER_DTYPE=auto``, and its store. The clock runs from the submission of the first upload until the vectors of the
+last one are stored.
 
 The model is ViT-B-32 with random weights, because trained weights cannot be downloaded everywhere. Speed does not
 depend on the weights, but the error of bfloat16 may; therefore the smallest cosine of the included small model, which
@@ -34,8 +35,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.clips import generate, real
-from bench.report import print_figures, spread
+from bench.harness.clips import generate, real
+from bench.harness.report import print_figures, spread
 from streamer.codec import JSON
 from streamer.embedder import Embedder
 from streamer.encoders import DEMO, load_encoder
@@ -60,7 +61,7 @@ NAME = "embedding"
 
 CLIPS, ROUNDS, A_ROUND, REPEATS = 200, 3, 8, 6
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-PLAIN = Path(__file__).with_name("plain_embedder.py")
+PLAIN = Path(__file__).parents[1] / "harness" / "plain_embedder.py"
 _RANDOM_MODEL = "import sys, pathlib, bench.workload as w; w.make_model(pathlib.Path(sys.argv[1]))"
 
 

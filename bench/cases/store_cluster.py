@@ -1,6 +1,6 @@
 """Reading the records of 100 candidates from a cluster of three nodes, compared with LMDB.
 
-    python bench/store_cluster.py
+    python bench/cases/store_cluster.py
 
 Clips have 16 vectors of length 512 in int8. The Valkey nodes run on the same machine as the reader, so this measures
 the work of client and servers for a query, without a network. Each method reads random samples of clips, from ids to
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from redis.cluster import RedisCluster
 
-from bench.report import print_figures, spread
+from bench.harness.report import print_figures, spread
 from streamer.store import Clip, Position, StoreOptions, open_store, record_format
 from streamer.store.read_batch import Records
 from streamer.store.redis.address import DEFAULT_BUCKETS, Address, buckets_of

@@ -1,6 +1,6 @@
 """Encoded images per second, compared with open_clip's own `encode_image` on the same batches.
 
-    python bench/images.py
+    python bench/cases/images.py
 
 *Plain*: `encode_image` of a normalised batch that is already on the device, in float32 and with bfloat16 weights, with
 torch's default number of threads. *Ours*: `encode_images` from the bytes of frames of the model's input size, as the
@@ -29,9 +29,9 @@ import open_clip
 import torch
 from PIL import Image
 
-from bench.clips import generate
-from bench.report import print_figures, spread
-from bench.workload import make_model
+from bench.harness.clips import generate
+from bench.harness.report import print_figures, spread
+from bench.harness.workload import make_model
 from streamer.encoders.loading import DEMO_FOLDER
 from streamer.encoders.open_clip import OpenClipEncoder
 from streamer.video import Sampling

@@ -11,7 +11,7 @@ from pathlib import Path
 def main() -> None:
     """Run the benchmark that the arguments name."""
     name, path, size = sys.argv[1:]
-    figures = importlib.import_module(f"bench.{name}").measure(size == "quick")
+    figures = importlib.import_module(f"bench.cases.{name}").measure(size == "quick")
     Path(path).write_text(json.dumps(figures, allow_nan=False), encoding="utf-8")
 
 

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from bench.machine import about
-from bench.report import print_figures
+from bench.harness.machine import about
+from bench.harness.report import print_figures
 from streamer.encoders import DEMO, load_encoder
 from streamer.method import score_clips
 from streamer.scoring import rerank
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from streamer.encoders import Encoder
 
-OUT = Path(__file__).parent.parent / "docs" / "bench" / "capacity.json"
+OUT = Path(__file__).parents[2] / "docs" / "bench" / "capacity.json"
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SHAPES = ((16, 512), (64, 512), (16, 768), (64, 768))
 """(vectors per clip, their length) for the table of record sizes; clips of the first shape are stored and read."""

@@ -1,6 +1,6 @@
 """Latency from producing query.results until a read_committed consumer gets the query.reranked event.
 
-    python bench/reranking_latency.py
+    python bench/cases/reranking_latency.py
 
 100 queries per second are sent in an open loop: a late result does not delay later queries. The service and the best
 hand-written transactional loop (``baseline.py``) run side by side; one process sends queries to each in turn for a few
@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 
-from bench.contestants import Contestant
-from bench.report import print_figures, spread
-from bench.workload import RERANKED, RESULTS, TEXTS, candidates, query, set_up, texts
+from bench.harness.contestants import Contestant
+from bench.harness.report import print_figures, spread
+from bench.harness.workload import RERANKED, RESULTS, TEXTS, candidates, query, set_up, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bench.workload import Setup
+    from bench.harness.workload import Setup
 
 NAME = "reranking_latency"
 RATE = 100.0
-LOOP = str(Path(__file__).with_name("baseline.py"))
+LOOP = str(Path(__file__).parents[1] / "harness" / "baseline.py")
 _GRACE_S = 5.0
 _UNCACHED_SHARE = 0.2
 _FIRST = 10_000_000

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.report import spread
+from bench.harness.report import spread
 from streamer.evaluation import sweep_report, sweep_run, trec
 from streamer.evaluation.choice import Caution
 from streamer.evaluation.questions import questions_of

@@ -1,6 +1,6 @@
 """The reranker, compared with simple rerankers that use quixstreams and faststream.
 
-    make peers && python bench/reranking_peers.py
+    make peers && python bench/cases/reranking_peers.py
 
 All have the same events, frames (the peers' in float32), work and broker, and take turns. All cache query vectors.
 There are two kinds of queries. *Known* texts are a few that all have cached, so that only transport and scoring count.
@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 import lmdb
 
-from bench.contestants import Contestant, Drain, check_answers
-from bench.report import print_figures, spread
-from bench.reranking_latency import RATE, Requester, percentiles
-from bench.workload import clips, set_up, texts
+from bench.cases.reranking_latency import RATE, Requester, percentiles
+from bench.harness.contestants import Contestant, Drain, check_answers
+from bench.harness.report import print_figures, spread
+from bench.harness.workload import clips, set_up, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from bench.workload import Setup
+    from bench.harness.workload import Setup
 
 Drains = dict[tuple[str, str], list[Drain]]
 """(kind of texts, name) -> measurements of the backlogs, one per round."""
@@ -50,7 +50,7 @@ COMPARED = 200
 """Number of results of each reranker that are compared."""
 SAME = 0.01
 PACKAGES = Path(sys.prefix) / "peers"
-PEERS = {name: str(Path(__file__).parent / "peers" / file) for name, file in (("quixstreams", "quix.py"),
+PEERS = {name: str(Path(__file__).parents[1] / "peers" / file) for name, file in (("quixstreams", "quix.py"),
                                                                              ("faststream", "fast.py"))}  # fmt: skip
 
 

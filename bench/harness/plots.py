@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 
-from bench.targets import TARGETS
+from bench.harness.targets import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

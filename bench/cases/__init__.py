@@ -1,0 +1,1 @@
+"""The benchmarks, a module each, and the measurements behind docs/capacity.md."""
