@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 
+from streamer.cli import main
 from streamer.codec import JSON
 from streamer.evaluation import questions, replay
 from streamer.evaluation.questions import answers_of_file, answers_of_topic
@@ -110,6 +112,25 @@ def test_a_recorded_file_of_two_models_is_refused_until_one_is_chosen(tmp_path: 
     assert [each.query_id for each in answers_of_file(path, "one")] == ["q1", "q2"]
     with pytest.raises(SettingsError, match=r"no answers of three; there are those of one \(group unknown\), two"):
         list(answers_of_file(path, "three"))
+
+
+def test_the_pilot_decides_on_one_model_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    recorded = [answer(f"q{number}", model_id) for number in range(3) for model_id in ("one", "two")]
+    path.write_bytes(b"\n".join(map(JSON.encode, recorded)))
+    command = ["streamer", "pilot", "--answers", str(path), "--json", "-"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "several models or groups: one, two; --model-id chooses one" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*command, "--model-id", "two"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert json.loads(capsys.readouterr().out)["queries"] == 3
 
 
 def test_a_message_names_a_few_of_many() -> None:
