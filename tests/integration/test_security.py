@@ -317,8 +317,12 @@ def test_the_other_commands_without_one_of_them_name_it_in_one_line(
     # The group that wrote the dead letters reads on, so that they may be redriven.
     read_by = ConsumerGroupTopicPartitions(operator.group(RERANK.group), [TopicPartition(operator.topic(INPUT), 0, 0)])
     admin: AdminClient = make_client(AdminClient, common(operator))
-    [committed] = admin.alter_consumer_group_offsets([read_by]).values()
-    committed.result(30)
+
+    def committed() -> bool:
+        [response] = admin.alter_consumer_group_offsets([read_by]).values()
+        return not any(each.error for each in response.result(30).topic_partitions or ())
+
+    wait_until(committed, "the coordinator to take a commit", seconds=60)
 
     nobody = kafka.settings(user_of(kafka, topic_prefix, ()), topic_prefix)
     with pytest.raises(PublishError, match=f"lacks Write on the topic {operator.topic(INPUT)}"):
