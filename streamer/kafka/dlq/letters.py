@@ -210,6 +210,9 @@ class DeadLetterTopic(TopicReader):
             asked = [ConsumerGroupTopicPartitions(group, places)]
             (response,) = self._admin.list_consumer_group_offsets(asked, request_timeout=TIMEOUT_S).values()
             committed = response.result(TIMEOUT_S + 1).topic_partitions or ()
+            for each in committed:
+                if each.error is not None:
+                    raise self.failed(KafkaException(each.error), Operation.DESCRIBE, each.topic)
             if any(each.offset >= 0 for each in committed):
                 return True
             # Not describe_consumer_groups: the client's does not know the group protocol of KIP-848.
