@@ -12,6 +12,7 @@ and one record, however long the topic is. Dead letters that retention has delet
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import re
 from collections import Counter
@@ -20,9 +21,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import msgspec
-from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupState, KafkaException, TopicPartition
 
 from streamer.events import Reason, Time
+from streamer.kafka.client import config
 from streamer.kafka.client.acls import Operation
 from streamer.kafka.dead_letters import GROUP_HEADER, TIMESTAMP_HEADER
 from streamer.kafka.readers.topic_reader import TIMEOUT_S, TopicReader
@@ -198,6 +200,7 @@ class DeadLetterTopic(TopicReader):
     def __init__(self, settings: Connection, topic: str, tool: Tool = DLQ_SHOW) -> None:
         """``topic`` is the input topic's name without prefix, ``tool`` the command that reads it."""
         self.source = settings.topic(topic)
+        self._settings = settings
         super().__init__(settings, settings.topic(dead_letter_topic(topic)), tool)
 
     def is_read_by(self, group: str) -> bool:
@@ -207,15 +210,15 @@ class DeadLetterTopic(TopicReader):
         """
         places = [TopicPartition(self.source, partition) for partition in self.partitions_of(self.source)]
         try:
-            asked = [ConsumerGroupTopicPartitions(group, places)]
-            (response,) = self._admin.list_consumer_group_offsets(asked, request_timeout=TIMEOUT_S).values()
-            committed = response.result(TIMEOUT_S + 1).topic_partitions or ()
+            # Administrative requests to a coordinator can abort the process (librdkafka 2.16).
+            consumer: Consumer = config.make_client(Consumer, config.reader(self._settings, group))
+            with contextlib.closing(consumer):
+                committed = consumer.committed(places, timeout=TIMEOUT_S)
             for each in committed:
                 if each.error is not None:
                     raise self.failed(KafkaException(each.error), Operation.DESCRIBE, each.topic)
             if any(each.offset >= 0 for each in committed):
                 return True
-            # Not describe_consumer_groups: the client's does not know the group protocol of KIP-848.
             groups = self._admin.list_consumer_groups(request_timeout=TIMEOUT_S).result(TIMEOUT_S + 1).valid
         except KafkaException as error:
             raise self.failed(error, Operation.DESCRIBE, group) from None
