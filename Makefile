@@ -27,7 +27,7 @@ $(STAMP): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 demo: $(STAMP) ## Show the whole path on a real local Kafka, and write demo-report/
 	$(BIN)/streamer demo $(if $(KEEP),--keep) $(if $(BOOTSTRAP),--bootstrap-servers "$(BOOTSTRAP)") \
 	  $(if $(CLIPS),--clips "$(CLIPS)") $(if $(QUERIES),--queries "$(QUERIES)") \
-	  --model "$(or $(MODEL),demo)" $(if $(PRETRAINED),--pretrained "$(PRETRAINED)")
+	  $(if $(MODEL)$(CLIPS),$(if $(MODEL),--model "$(MODEL)"),--model demo) $(if $(PRETRAINED),--pretrained "$(PRETRAINED)")
 
 # Tests are distributed one by one: none of them shares an expensive fixture with its neighbours.
 check: lint ## Run lint and the tests that need no server, no browser and no model (a minute and a half)

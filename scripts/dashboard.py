@@ -48,14 +48,23 @@ def _series(metric: str, suffix: str = "", extra: str = "") -> str:
     return f"{CATALOGUE[metric].name}{suffix}{{{selected}}}"
 
 
-def _per_second(metric: str, *by: str, suffix: str = "", extra: str = "") -> Query:
-    grouped = f" by ({', '.join(by)})" if by else ""
-    legend = " ".join(f"{{{{{label}}}}}" for label in by)
-    return Query(f"sum{grouped} (rate({_series(metric, suffix, extra)}{_WINDOW}))", legend)
+def _by(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Add the consumer group, so that no series adds up sets of services that share the topics."""
+    return ("group", *labels)
+
+
+def _legend(labels: tuple[str, ...]) -> str:
+    return " ".join(f"{{{{{label}}}}}" for label in labels)
+
+
+def _per_second(metric: str, *labels: str, suffix: str = "", extra: str = "") -> Query:
+    by = _by(labels)
+    legend = _legend(by)
+    return Query(f"sum by ({', '.join(by)}) (rate({_series(metric, suffix, extra)}{_WINDOW}))", legend)
 
 
 def _named(query: Query, legend: str) -> Query:
-    return Query(query.expr, legend)
+    return Query(query.expr, f"{{{{group}}}} {legend}")
 
 
 def _only_above_0(query: Query) -> Query:
@@ -63,19 +72,21 @@ def _only_above_0(query: Query) -> Query:
     return Query(f"{query.expr} > 0", query.legend)
 
 
-def _quantile(q: float, metric: str, *by: str, extra: str = "") -> Query:
+def _quantile(q: float, metric: str, *labels: str, extra: str = "") -> Query:
+    by = _by(labels)
     rates = f"rate({_series(metric, '_bucket', extra)}{_WINDOW})"
-    shown = "".join(f"{{{{{label}}}}} " for label in by)
-    return Query(f"histogram_quantile({q:g}, sum by ({', '.join((*by, 'le'))}) ({rates}))", f"{shown}p{100 * q:g}")
+    expr = f"histogram_quantile({q:g}, sum by ({', '.join((*by, 'le'))}) ({rates}))"
+    return Query(expr, f"{_legend(by)} p{100 * q:g}")
 
 
-def _mean(metric: str, *by: str) -> Query:
-    total, count = _per_second(metric, *by, suffix="_sum"), _per_second(metric, *by, suffix="_count")
+def _mean(metric: str, *labels: str) -> Query:
+    total, count = _per_second(metric, *labels, suffix="_sum"), _per_second(metric, *labels, suffix="_count")
     return Query(f"{total.expr} / {count.expr}", total.legend)
 
 
-def _gauge(how: Literal["sum", "max", "min"], metric: str, *by: str, extra: str = "") -> Query:
-    legend = " ".join(f"{{{{{label}}}}}" for label in by)
+def _gauge(how: Literal["sum", "max", "min"], metric: str, *labels: str, extra: str = "") -> Query:
+    by = _by(labels)
+    legend = _legend(by)
     return Query(f"{how} by ({', '.join(by)}) ({_series(metric, extra=extra)})", legend)
 
 
@@ -91,10 +102,10 @@ ROWS: dict[str, list[Panel]] = {
             [Query('count(ALERTS{alertname=~"Streamer.+", alertstate="firing"}) or vector(0)', "firing")],
             kind="number",
         ),
-        Panel("Ready instances", [_gauge("sum", "ready", "job")], about=("ready",), kind="number"),
+        Panel("Ready instances", [_gauge("sum", "ready")], about=("ready",), kind="number"),
         Panel(
             "Why instances are not ready",
-            [Query(f"sum by (job, group, condition) ({_series('unready')})", "{{job}} {{group}} {{condition}}")],
+            [Query(f"sum by (group, condition) ({_series('unready')})", "{{group}} {{condition}}")],
             about=("unready",),
         ),
         Panel(
@@ -112,25 +123,26 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Degraded queries", [_per_second("degraded", "reason")], "reqps", ("degraded",)),
         Panel(
             "Dead letters",
-            [_only_above_0(_per_second("dead_lettered", "group", "topic", "reason"))],
+            [_only_above_0(_per_second("dead_lettered", "topic", "reason"))],
             "cps",
             ("dead_lettered",),
         ),
+        Panel("Redriven for another group", [_per_second("passed_over", "topic")], "cps", ("passed_over",)),
         Panel("Candidates", [_per_second("candidates", "status")], "cps", ("candidates",)),
-        Panel("Clips in the store", [_gauge("max", "store_clips", "job")], "short", ("store_clips",)),
+        Panel("Clips in the store", [_gauge("max", "store_clips")], "short", ("store_clips",)),
     ],
     "Lag and throughput": [
-        Panel("Lag in seconds", [_gauge("max", "lag_seconds", "group", "topic")], "s", ("lag_seconds",)),
-        Panel("Lag in records", [_gauge("sum", "lag", "group", "topic")], "short", ("lag",)),
+        Panel("Lag in seconds", [_gauge("max", "lag_seconds", "topic")], "s", ("lag_seconds",)),
+        Panel("Lag in records", [_gauge("sum", "lag", "topic")], "short", ("lag",)),
         Panel(
             "Out-of-order commits",
-            [_gauge("sum", "completed_ahead", "group", "topic")],
+            [_gauge("sum", "completed_ahead", "topic")],
             "short",
             ("completed_ahead",),
         ),
         Panel(
             "Waiting for an upstream transaction",
-            [_gauge("max", "unstable_seconds", "group", "topic"), _gauge("sum", "unstable", "group", "topic")],
+            [_gauge("max", "unstable_seconds", "topic"), _gauge("sum", "unstable", "topic")],
             "short",
             ("unstable_seconds", "unstable"),
         ),
@@ -146,40 +158,40 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Commits without the list of completed records",
-            [_per_second("commits_shortened", "group")],
+            [_per_second("commits_shortened")],
             "cps",
             ("commits_shortened",),
         ),
         Panel("Events in", [_per_second("consumed", "topic")], "cps", ("consumed",)),
         Panel("Events out", [_per_second("produced", "topic")], "cps", ("produced",)),
-        Panel("In flight", [_gauge("sum", "in_flight", "job", "instance")], "short", ("in_flight",)),
-        Panel("Bytes in flight", [_gauge("sum", "in_flight_bytes", "job", "instance")], "bytes", ("in_flight_bytes",)),
+        Panel("In flight", [_gauge("sum", "in_flight", "instance")], "short", ("in_flight",)),
+        Panel("Bytes in flight", [_gauge("sum", "in_flight_bytes", "instance")], "bytes", ("in_flight_bytes",)),
         Panel(
             "Partitions",
             [
-                _named(_gauge("max", "partitions", "job", "group"), "{{job}} {{group}} total"),
-                _named(_gauge("sum", "assigned", "job", "group"), "{{job}} {{group}} assigned"),
-                _named(_gauge("sum", "paused", "job", "group"), "{{job}} {{group}} paused"),
-                _named(_gauge("sum", "unreadable", "job", "group"), "{{job}} {{group}} unreadable"),
+                _named(_gauge("max", "partitions"), "total"),
+                _named(_gauge("sum", "assigned"), "assigned"),
+                _named(_gauge("sum", "paused"), "paused"),
+                _named(_gauge("sum", "unreadable"), "unreadable"),
             ],
             "short",
             ("partitions", "assigned", "paused", "unreadable"),
         ),
-        Panel("Rebalances", [_per_second("rebalances", "job", "kind")], "cps", ("rebalances",)),
+        Panel("Rebalances", [_per_second("rebalances", "kind")], "cps", ("rebalances",)),
     ],
     "Stages": [
-        Panel("Busy threads", [_per_second("stage", "job", "stage", suffix="_sum")], "short", ("stage",)),
-        Panel("Batch time, mean", [_mean("stage", "job", "stage")], "s", ("stage",)),
-        Panel("Queue wait, p95", [_quantile(0.95, "queue_wait", "job", "stage")], "s", ("queue_wait",)),
-        Panel("Batch size, mean", [_mean("batch", "job", "stage")], "short", ("batch",)),
-        Panel("Scoring time per query", [_quantile(q, "scoring", "job") for q in (0.5, 0.99)], "s", ("scoring",)),
+        Panel("Busy threads", [_per_second("stage", "stage", suffix="_sum")], "short", ("stage",)),
+        Panel("Batch time, mean", [_mean("stage", "stage")], "s", ("stage",)),
+        Panel("Queue wait, p95", [_quantile(0.95, "queue_wait", "stage")], "s", ("queue_wait",)),
+        Panel("Batch size, mean", [_mean("batch", "stage")], "short", ("batch",)),
+        Panel("Scoring time per query", [_quantile(q, "scoring") for q in (0.5, 0.99)], "s", ("scoring",)),
         Panel("Query cache", [_per_second("query_cache", "result")], "cps", ("query_cache",)),
-        Panel("Retries", [_per_second("retries", "job", "stage")], "cps", ("retries",)),
+        Panel("Retries", [_per_second("retries", "stage")], "cps", ("retries",)),
     ],
     "Kafka transactions": [
-        Panel("Transactions", [_per_second("transactions", "job", "outcome")], "cps", ("transactions",)),
+        Panel("Transactions", [_per_second("transactions", "outcome")], "cps", ("transactions",)),
         Panel(
-            "Transaction time", [_quantile(q, "transaction", "job") for q in (0.5, 0.99)], "s", ("transaction",)
+            "Transaction time", [_quantile(q, "transaction") for q in (0.5, 0.99)], "s", ("transaction",)
         ),
         Panel(
             "Outputs with the current time instead of the input's",
@@ -187,7 +199,7 @@ ROWS: dict[str, list[Panel]] = {
             "cps",
             ("retimed",),
         ),
-        Panel("Records per transaction, mean", [_mean("transaction_size", "job")], "short", ("transaction_size",)),
+        Panel("Records per transaction, mean", [_mean("transaction_size")], "short", ("transaction_size",)),
     ],
     "Ingest": [
         Panel(
@@ -217,25 +229,25 @@ ROWS: dict[str, list[Panel]] = {
     "Store": [
         Panel(
             "Store latency",
-            [_quantile(q, "store", "job", "operation") for q in (0.5, 0.99)],
+            [_quantile(q, "store", "operation") for q in (0.5, 0.99)],
             "s",
             ("store",),
         ),
-        Panel("Store errors", [_per_second("store_errors", "job", "operation")], "cps", ("store_errors",)),
+        Panel("Store errors", [_per_second("store_errors", "operation")], "cps", ("store_errors",)),
         Panel("Store cache", [_per_second("store_cache", "result")], "cps", ("store_cache",)),
-        Panel("Corrupt records", [_per_second("corrupt_records", "job")], "cps", ("corrupt_records",)),
-        Panel("Store size", [_gauge("max", "store_bytes", "job")], "bytes", ("store_bytes",)),
-        Panel("Memory of the fullest server", [_gauge("max", "store_memory", "job")], "percentunit", ("store_memory",)),
-        Panel("Evicted keys", [_per_second("store_evicted_keys", "job")], "cps", ("store_evicted_keys",)),
-        Panel("Replica lag", [_gauge("max", "store_replica_lag", "job")], "s", ("store_replica_lag",)),
+        Panel("Corrupt records", [_per_second("corrupt_records")], "cps", ("corrupt_records",)),
+        Panel("Store size", [_gauge("max", "store_bytes")], "bytes", ("store_bytes",)),
+        Panel("Memory of the fullest server", [_gauge("max", "store_memory")], "percentunit", ("store_memory",)),
+        Panel("Evicted keys", [_per_second("store_evicted_keys")], "cps", ("store_evicted_keys",)),
+        Panel("Replica lag", [_gauge("max", "store_replica_lag")], "s", ("store_replica_lag",)),
     ],
     "Process": [
         Panel(
             "Version and model",
             [
                 Query(
-                    f"count by (job, group, version, model_id) ({_series('build_info')})",
-                    "{{job}} {{group}} {{version}} {{model_id}}",
+                    f"count by (group, version, model_id) ({_series('build_info')})",
+                    "{{group}} {{version}} {{model_id}}",
                 )
             ],
             about=("build_info",),
@@ -243,7 +255,12 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Inference precision",
-            [Query(f"count by (job, model, dtype, device) ({_series('model_info')})", "{{job}} {{dtype}} {{device}}")],
+            [
+                Query(
+                    f"count by (group, model, dtype, device) ({_series('model_info')})",
+                    "{{group}} {{dtype}} {{device}}",
+                )
+            ],
             about=("model_info",),
             kind="number",
         ),
@@ -252,7 +269,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Open files", [_process("process_open_fds{}")], "short"),
         Panel(
             "Refused connections to the metrics port",
-            [_per_second("connections_refused", "job", "reason")],
+            [_per_second("connections_refused", "reason")],
             "cps",
             ("connections_refused",),
         ),

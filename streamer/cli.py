@@ -102,7 +102,17 @@ _FILE_OPTION = click.option(
 )
 
 
-@topics.command("apply", cls=SettingsCommand, uses="topics", short_help="Create missing topics, alter differing ones.")
+_NO_GROUPS = ("group_suffix", "group_embed", "group_rerank")
+"""Settings that no command of ``topics`` needs: sets of services share the topics."""
+
+
+@topics.command(
+    "apply",
+    cls=SettingsCommand,
+    uses="topics",
+    without=_NO_GROUPS,
+    short_help="Create missing topics, alter differing ones.",
+)
 @_FILE_OPTION
 def topics_apply(settings: TopicsSettings, file: Path | None) -> None:
     """Create missing topics and reconcile differing ones; print what was done. Exit 1 if a change was refused."""
@@ -114,7 +124,9 @@ def topics_apply(settings: TopicsSettings, file: Path | None) -> None:
     sys.exit(1 if any(change.outcome is admin.Outcome.REFUSED for change in changes) else 0)
 
 
-@topics.command("check", cls=SettingsCommand, uses="topics", short_help="Compare the topics with the file.")
+@topics.command(
+    "check", cls=SettingsCommand, uses="topics", without=_NO_GROUPS, short_help="Compare the topics with the file."
+)
 @_FILE_OPTION
 def topics_check(settings: TopicsSettings, file: Path | None) -> None:
     """Compare the cluster's topics with the file, without changing anything. Exit 1 if they differ.
@@ -171,8 +183,11 @@ def broker(brokers: str, port: int, data: Path | None) -> None:
 def demo(settings: DemoSettings, **options: Any) -> None:
     """Run the whole pipeline: embed uploads, rerank queries, measure the results and write a report.
 
-    Uses its own local Kafka unless --bootstrap-servers is given, and the small demo model unless --model is given.
+    Uses its own local Kafka unless --bootstrap-servers is given, and the small demo model for its rendered clips unless
+    --model is given. That model knows nothing about real videos, so --clips needs --model.
     """
+    if (options["clips"] is None) != (options["queries"] is None):
+        raise click.UsageError("--clips and --queries must be given together")
     from streamer.demo import run  # noqa: PLC0415
 
     run.run(settings, config=click.get_current_context().meta.get(CONFIG), **options)

@@ -89,6 +89,11 @@ CATALOGUE = {
         "Outputs produced with the current time, since their topic refused the input record's or would soon delete it.",
         "Do event-time joins miss outputs?",
     ),
+    "passed_over": Metric(
+        "streamer_events_passed_over_total", "counter", "events", ("topic",),
+        "Redriven records that are for another consumer group, and were completed without being processed.",
+        "Was something redriven for another group?",
+    ),
     "deleted": Metric(
         "streamer_clips_deleted_total", "counter", "clips", (),
         "Deletes (null values) applied to the store.", "Do deletes arrive?",
@@ -343,6 +348,7 @@ class Metrics:
     produced: Counter
     dead_lettered: Counter
     retimed: Counter
+    passed_over: Counter
     deleted: Counter
     superseded: Counter
     candidates: Counter

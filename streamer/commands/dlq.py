@@ -12,7 +12,7 @@ import click
 
 from streamer.commands.flags import SettingsCommand
 from streamer.events import Reason, now
-from streamer.topology import INPUT_TOPICS
+from streamer.topology import INPUT_TOPICS, SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,8 @@ def _dlq_command(name: str, short_help: str, *, limit: int | None = None) -> Cal
         click.option(
             "--group",
             metavar="GROUP",
-            help="Only dead letters that this consumer group wrote, by its full name (header dlq.group).",
+            help="Only dead letters that this consumer group wrote, by its full name (header dlq.group) "
+            "[default: the group of --group-suffix, --group-embed or --group-rerank, if given, else all].",
         ),
         click.option(
             "--since", type=_Time(), help="Only dead letters from this time on: RFC 3339, or an age such as 2h or 3d."
@@ -76,6 +77,12 @@ def _dlq_command(name: str, short_help: str, *, limit: int | None = None) -> Cal
     return lambda function: functools.reduce(lambda wrapped, part: part(wrapped), reversed(parts), function)
 
 
+def _by_group(settings: TopicsSettings, topic: str, filters: dict[str, Any]) -> dict[str, Any]:
+    """Add the group that the settings choose, if none is named."""
+    (service,) = (each for each in SERVICES.values() if each.input == topic)
+    return {**filters, "group": filters["group"] or settings.chosen_group(service.group)}
+
+
 @_dlq_command("list", "Count dead letters by group and reason.")
 @click.option("--records", is_flag=True, help="List each dead letter; with --json one object per line.")
 def dlq_list(
@@ -90,7 +97,7 @@ def dlq_list(
     from streamer.kafka.dlq import report  # noqa: PLC0415
     from streamer.kafka.dlq.letters import DeadLetterTopic, Filter  # noqa: PLC0415
 
-    wanted = Filter(**filters)
+    wanted = Filter(**_by_group(settings, topic, filters))
     with contextlib.closing(DeadLetterTopic(settings, topic)) as dead_letters:
         letters = itertools.islice(filter(wanted.matches, dead_letters.letters(dead_letters.spans())), limit)
         show = report.records if records else report.summary
@@ -120,7 +127,7 @@ def dlq_show(
 
     if partition is not None and offset is None:
         raise click.UsageError("PARTITION needs an OFFSET")
-    wanted = Filter(**filters)
+    wanted = Filter(**_by_group(settings, topic, filters))
     with contextlib.closing(DeadLetterTopic(settings, topic)) as dead_letters:
         spans = dead_letters.spans()
         if partition is not None and offset is not None:
@@ -136,14 +143,26 @@ def dlq_show(
 
 
 @_dlq_command("redrive", "Copy dead letters back into their topic, once each.")
+@click.option(
+    "--to-group",
+    metavar="GROUP",
+    help="Full name of the consumer group that is to process the copies in query.results.",
+)
 @click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 def dlq_redrive(
-    settings: TopicsSettings, topic: str, limit: int | None, dry_run: bool, as_json: bool, **filters: Any
+    settings: TopicsSettings,
+    topic: str,
+    limit: int | None,
+    to_group: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **filters: Any,
 ) -> None:
     """Copy dead letters back into TOPIC, each exactly once, even if this command is killed or run again.
 
-    If several groups read TOPIC, only the group that wrote a dead letter processes its copy. In clips.uploaded, which
-    is compacted, all groups process it, and those that have the clip already store the same record again.
+    If several groups read TOPIC, only the group that wrote a dead letter processes its copy, or the one that --to-group
+    names. If that group has no members and no committed offsets, nothing is redriven (exit code 2). In clips.uploaded,
+    which is compacted, all groups process it, and those that have the clip already store the same record again.
 
     Truncated dead letters are skipped, since their value is lost, and so are those redriven before. A new redrive of a
     topic takes over from one that is running.
@@ -151,5 +170,6 @@ def dlq_redrive(
     from streamer.kafka.dlq import redrive, report  # noqa: PLC0415 - completion starts without the Kafka client
     from streamer.kafka.dlq.letters import Filter  # noqa: PLC0415
 
-    done = redrive.redrive(settings, topic, Filter(**filters), limit=limit, dry_run=dry_run)
+    wanted = Filter(**_by_group(settings, topic, filters))
+    done = redrive.redrive(settings, topic, wanted, limit=limit, to_group=to_group, dry_run=dry_run)
     report.redriven(done, topic=settings.topic(topic), dry_run=dry_run, as_json=as_json)

@@ -28,6 +28,7 @@ _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 @click.option(
     "--answers", type=FILE, help="Recorded query.reranked events of a running service, instead of query.results."
 )
+@click.option("--model-id", help="With --answers and --answers-from-topic: only the answers of this model.")
 @click.option(
     "--answers-from-topic", is_flag=True, help="Read the events of a running service from the topic query.reranked."
 )
@@ -63,6 +64,7 @@ def pilot(
     limit: int | None,
     answers: Path | None,
     answers_from_topic: bool,
+    model_id: str | None,
     clicks: Path | None,
     clicks_topic: str | None,
     top: int,
@@ -74,13 +76,14 @@ def pilot(
     """Report what reranking changes for recorded queries: order, coverage, latency, clicks, and a decision.
 
     Events of query.results (--events, --from-topic) are reranked by this command. Events of query.reranked (--answers,
-    --answers-from-topic) are the results of a running service, with its latency. docs/pilot.md says what to record and
+    --answers-from-topic) are the results of a running service, with its latency, all of one consumer group and one
+    model: --group-suffix and --model-id choose. docs/pilot.md says what to record and
     for how long. Needs the extra: cliprerank-streamer[evaluation].
     """
     if (events is not None) + from_topic + (answers is not None) + answers_from_topic != 1:
         raise click.UsageError("give exactly one of --events, --from-topic, --answers and --answers-from-topic")
     served = answers is not None or answers_from_topic
-    answered = _answers(settings, events, from_topic, answers, answers_from_topic)
+    answered = _answers(settings, events, from_topic, answers, answers_from_topic, model_id)
     import orjson  # noqa: PLC0415
 
     from streamer.evaluation.page import render  # noqa: PLC0415
@@ -111,14 +114,19 @@ def pilot(
 
 
 def _answers(
-    settings: ReplaySettings, events: Path | None, from_topic: bool, answers: Path | None, answers_from_topic: bool
+    settings: ReplaySettings,
+    events: Path | None,
+    from_topic: bool,
+    answers: Path | None,
+    answers_from_topic: bool,
+    model_id: str | None,
 ) -> Iterator[QueryReranked]:
     from streamer.evaluation import questions  # noqa: PLC0415
 
     if answers is not None:
-        return questions.answers_of_file(answers)
+        return questions.answers_of_file(answers, model_id)
     if answers_from_topic:
-        return questions.answers_of_topic(settings)
+        return questions.answers_of_topic(settings, model_id)
     settings.named_model()  # a missing model is reported before anything is read
     return _reranked(settings, recorded(settings, events, from_topic))
 

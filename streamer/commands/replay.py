@@ -77,7 +77,7 @@ def replay(
 
     The lists come from a TREC run and its topics, from a file of query.results events, or from the topic. Reranking
     offline and through Kafka gives identical runs if both encode text with the same precision and number of threads
-    (--dtype, --threads).
+    (--dtype, --threads). If several consumer groups answer, --group-suffix chooses one.
     """
     if (run_file is not None) + (events is not None) + from_topic != 1:
         raise click.UsageError("give exactly one of --run, --events and --from-topic")

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 def top(settings: TopSettings, interval: float, once: bool) -> None:
     """Show throughput, lag, latency, dead letters and the last reranked queries of a running system.
 
-    Reads the /metrics of its instances, and the topics outside any consumer group. Ctrl-C ends it.
+    Reads the /metrics of its instances, and the topics outside any consumer group. Ctrl-C ends it. With --group-suffix,
+    --group-embed or --group-rerank, only the queries and dead letters of those groups are shown; instances are shown by
+    --targets.
     """
     from rich.live import Live  # noqa: PLC0415 - completion starts without all this
 

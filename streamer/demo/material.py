@@ -41,10 +41,8 @@ class Material:
     queries: Sequence[Query]
 
 
-def own_material(clips: Path, queries: Path | None) -> Material:
+def own_material(clips: Path, queries: Path) -> Material:
     """Use the videos of a folder and the queries of a file. Raises :class:`DemoError`."""
-    if queries is None:
-        raise DemoError("--clips needs --queries: a text file with one query per line")
     try:
         files = sorted(path for path in clips.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
         lines = [line.strip() for line in queries.read_text(encoding="utf-8").splitlines()]

@@ -39,7 +39,7 @@ from streamer.synthetic.measures import average_precision
 from streamer.terminal import Terminal, plain
 from streamer.top.targets import Target
 from streamer.top.watch import Watch
-from streamer.topology import EMBED, RERANK
+from streamer.topology import DEMO_PREFIX, EMBED, RERANK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -63,10 +63,14 @@ def run(
 ) -> None:
     """Run the demo to its end, or with ``keep`` until Ctrl-C.
 
-    Configured brokers are used instead of a local one; the default model is the small one. ``config`` is passed to the
-    services, too. ``clips`` and ``queries``: a folder of videos and a file with one query per line, instead of rendered
-    ones. Raises :class:`DemoError`, :class:`ServiceError`, :class:`BrokerError` or :class:`SettingsError`.
+    Configured brokers are used instead of a local one; the default model for rendered clips is the small one.
+    ``config`` is passed to the services, too. ``clips`` and ``queries``: a folder of videos and a file with one query
+    per line, instead of rendered ones; a model must be named then. Raises :class:`DemoError`, :class:`ServiceError`,
+    :class:`BrokerError` or :class:`SettingsError`.
     """
+    if clips is None and settings.model is None:
+        settings = settings.model_copy(update={"model": DEMO})
+    settings.named_model()
     console = Terminal()
     # However the demo ends, the processes that it started end too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -74,9 +78,7 @@ def run(
     logging.getLogger("streamer").setLevel(logging.WARNING)
     with contextlib.ExitStack() as cleanup:
         work = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="streamer-demo-")))
-        material = own_material(clips, queries) if clips else rendered_material(console, work)
-        if settings.model is None:
-            settings = settings.model_copy(update={"model": DEMO})
+        material = own_material(clips, queries) if clips and queries else rendered_material(console, work)
         connection = _connection(console, settings, cleanup)
         _make_topics(console, connection, cleanup)
         variables = {
@@ -289,7 +291,7 @@ def _connection(console: Terminal, settings: DemoSettings, cleanup: contextlib.E
     return Connection(
         bootstrap_servers=settings.bootstrap_servers if named else _start_kafka(console, cleanup),
         kafka=settings.kafka,
-        topic_prefix=f"demo-{secrets.token_hex(3)}.",
+        topic_prefix=f"{DEMO_PREFIX}{secrets.token_hex(3)}.",
     )
 
 

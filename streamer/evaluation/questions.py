@@ -9,6 +9,7 @@ import structlog
 
 from streamer.codec import JSON
 from streamer.evaluation.files import DAMAGED, opened
+from streamer.evaluation.sources import OneSource
 from streamer.evaluation.trec import joined
 from streamer.events import (
     MAX_ENGINE_CHARS,
@@ -20,8 +21,10 @@ from streamer.events import (
     QueryResults,
     now,
 )
+from streamer.kafka.outputs import GROUP
 from streamer.kafka.readers.topic_reader import TopicReader
-from streamer.topology import QUERY_RERANKED, QUERY_RESULTS, REPLAY
+from streamer.kafka.records import text_of
+from streamer.topology import QUERY_RERANKED, QUERY_RESULTS, REPLAY, RERANK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 E = TypeVar("E", QueryResults, QueryReranked)
+
+_CHOOSE_MODEL = "--model-id chooses one"
 
 
 class ReplayError(Exception):
@@ -61,9 +66,13 @@ def events_of_file(path: Path, codec: Codec = JSON) -> Iterator[QueryResults]:
     return _of_file(path, QueryResults, QUERY_RESULTS, codec)
 
 
-def answers_of_file(path: Path, codec: Codec = JSON) -> Iterator[QueryReranked]:
-    """Read recorded query.reranked events likewise."""
-    return _of_file(path, QueryReranked, QUERY_RERANKED, codec)
+def answers_of_file(path: Path, model_id: str | None = None, codec: Codec = JSON) -> Iterator[QueryReranked]:
+    """Read recorded query.reranked events likewise, all of one model: ``model_id`` if given.
+
+    Raises :class:`~streamer.settings.SettingsError` where there are several.
+    """
+    source = OneSource(model_id=model_id, advice=_CHOOSE_MODEL)
+    return source.of((answer, "") for answer in _of_file(path, QueryReranked, QUERY_RERANKED, codec))
 
 
 def _of_file(path: Path, model: type[E], name: str, codec: Codec) -> Iterator[E]:
@@ -88,19 +97,24 @@ def events_of_topic(settings: Connection, codec: Codec = JSON) -> Iterator[Query
 
     Raises :class:`~streamer.kafka.readers.topic_reader.ReadError`.
     """
-    return _of_topic(settings, QueryResults, QUERY_RESULTS, codec)
+    return (event for event, _ in _of_topic(settings, QueryResults, QUERY_RESULTS, codec))
 
 
-def answers_of_topic(settings: Connection, codec: Codec = JSON) -> Iterator[QueryReranked]:
-    """Read the events that are in the topic ``query.reranked`` now, likewise."""
-    return _of_topic(settings, QueryReranked, QUERY_RERANKED, codec)
+def answers_of_topic(settings: Connection, model_id: str | None = None, codec: Codec = JSON) -> Iterator[QueryReranked]:
+    """Read the events that are in the topic ``query.reranked`` now, likewise, all of one consumer group and model.
+
+    They are those that the settings and ``model_id`` choose. Raises :class:`~streamer.settings.SettingsError` where
+    there are several.
+    """
+    source = OneSource(group=settings.chosen_group(RERANK.group), model_id=model_id, advice=_CHOOSE_MODEL)
+    return source.of(_of_topic(settings, QueryReranked, QUERY_RERANKED, codec))
 
 
-def _of_topic(settings: Connection, model: type[E], name: str, codec: Codec) -> Iterator[E]:
+def _of_topic(settings: Connection, model: type[E], name: str, codec: Codec) -> Iterator[tuple[E, str]]:
     with contextlib.closing(TopicReader(settings, settings.topic(name), REPLAY)) as reader:
         for span in reader.spans():
             for record in reader.records(span):
                 try:
-                    yield codec.decode(model, record.value, record.key)
+                    yield codec.decode(model, record.value, record.key), text_of(record.headers, GROUP)
                 except InvalidEvent as error:
                     log.warning("invalid event skipped", place=record.place, error=str(error))

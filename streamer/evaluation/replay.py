@@ -21,14 +21,18 @@ import numpy as np
 from streamer.codec import JSON
 from streamer.encoders import EncoderError
 from streamer.evaluation.questions import ReplayError
+from streamer.evaluation.sources import OneSource, Source
 from streamer.evaluation.trec import Ranking
 from streamer.evaluation.trec_rows import word
 from streamer.events import InvalidEvent, QueryReranked, QueryResults, Status, now
 from streamer.kafka import Output
+from streamer.kafka.dead_letters import GROUP_HEADER
+from streamer.kafka.outputs import GROUP
 from streamer.kafka.readers.request import Requester
+from streamer.kafka.records import text_of
 from streamer.method import answer, rerank_candidates
 from streamer.store import StoreUnavailableError
-from streamer.topology import QUERY_RERANKED, QUERY_RESULTS
+from streamer.topology import QUERY_RERANKED, QUERY_RESULTS, RERANK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
     from streamer.codec import Codec
     from streamer.encoders import Encoder
+    from streamer.kafka.records import Record
     from streamer.method import ClipScorer, Method
     from streamer.settings import Connection
 
@@ -118,10 +123,23 @@ def through_kafka(
     its users' queries; results have the original ids again. The service applies its own method, whose parameters in
     ``required`` (some of :class:`~streamer.method.Method`'s, by name) must have the given values. Raises
     :class:`ReplayError`, :class:`~streamer.kafka.readers.request.RequestError`,
-    :class:`~streamer.kafka.readers.topic_reader.ReadError`.
+    :class:`~streamer.kafka.readers.topic_reader.ReadError`, and :class:`~streamer.settings.SettingsError` where
+    several consumer groups answer and none of them is chosen.
     """
     prefix = f"replay-{secrets.token_hex(4)}."
-    with contextlib.closing(Requester(settings, requests=QUERY_RESULTS, replies=QUERY_RERANKED)) as requester:
+    source = OneSource(group=settings.chosen_group(RERANK.group), advice="all rerankers of a group need the same model")
+
+    def is_meant(record: Record) -> bool:
+        if not (record.key or b"").startswith(prefix.encode()):
+            return False
+        if group := text_of(record.headers, GROUP_HEADER):
+            return source.is_meant(group)
+        # Replies to earlier requests too: another group may be slower.
+        answered = codec.decode(QueryReranked, record.value)
+        return source.admits(Source(text_of(record.headers, GROUP), answered.model_id))
+
+    requester = Requester(settings, requests=QUERY_RESULTS, replies=QUERY_RERANKED, is_meant=is_meant)
+    with contextlib.closing(requester):
         for question in questions:
             try:
                 asked = msgspec.structs.replace(question, query_id=prefix + question.query_id, issued_at=now())

@@ -247,22 +247,22 @@ class Loop:
         if not records:
             return
         self._metrics.consumed.labels(self._topic).inc(len(records))
-        ours = [each for each in records if self._is_for_us(each.record)]
-        if len(ours) < len(records):
-            for each in records:
-                if not self._is_for_us(each.record):
-                    each.complete()
-        if ours:
+        if ours := [each for each in records if not self._pass_over(each)]:
             pipeline.submit(ours)
 
-    def _is_for_us(self, record: Record) -> bool:
-        """Tell whether our group processes a record: one that was redriven for another group is skipped.
+    def _pass_over(self, in_flight: InFlightRecord) -> bool:
+        """Complete a record that was redriven for another group, and return True; False for any other record.
 
         In a compacted topic the redriven record may have replaced the original, which a group that starts later has
         never read. There every group processes it; the embedder's store write is idempotent.
         """
-        group = redriven_for(record)
-        return group is None or group == self._group or self._service.input_is_compacted
+        group = redriven_for(in_flight.record)
+        if group is None or group == self._group or self._service.input_is_compacted:
+            return False
+        log.info("redriven record passed over", place=in_flight.record.place, redriven_for=group, group=self._group)
+        self._metrics.passed_over.labels(self._topic).inc()
+        in_flight.complete()
+        return True
 
     def _receive(self, message: Message) -> InFlightRecord | None:
         error = message.error()

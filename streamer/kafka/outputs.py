@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from streamer.topology import Service
 
 CONTENT_TYPE = "content-type"
+GROUP = "streamer.group"
+"""Header of an output: the full name of the consumer group whose service made it."""
 _TRACE = (TRACEPARENT, TRACESTATE, BAGGAGE)
 _CE = "ce_"
 _SPECVERSION = "1.0"
@@ -73,15 +75,16 @@ class Outputs:
         self._role = service.role
         self._topic = settings.topic(service.output)
         self._type = f"io.cliprerank.{service.output}.v1".encode()
-        self._source = (settings.cloudevents_source or f"/{settings.group(service.group)}").encode()
+        group = settings.group(service.group)
+        self._source = (settings.cloudevents_source or f"/{group}").encode()
         self._always = settings.cloudevents == "on"
         self._never = settings.cloudevents == "off"
         self._own_time = settings.output_timestamps == "now"
-        self._content_type = (CONTENT_TYPE, content_type.encode())
+        self._always_there = ((CONTENT_TYPE, content_type.encode()), (GROUP, group.encode()))
 
     def of(self, cause: InFlightRecord, event_id: str, value: bytes) -> Output:
         """Return the output of ``cause``, whose event has this id (its key) and value."""
-        headers = (self._content_type, *self._cloud_event(cause, event_id), *carried(cause.record.headers))
+        headers = (*self._always_there, *self._cloud_event(cause, event_id), *carried(cause.record.headers))
         if cause.trace is not None:
             headers = cause.trace.propagated(headers)
         return Output(self._topic, event_id.encode(), value, headers, timestamp=self._timestamp(cause))

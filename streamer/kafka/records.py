@@ -132,6 +132,11 @@ def redriven_for(record: Record) -> str | None:
     )
 
 
+def text_of(headers: Headers, name: str) -> str:
+    """Return a header's value as text; empty where there is none."""
+    return next((value.decode(errors="replace") for key, value in headers if key == name and value), "")
+
+
 def dead_letter_reason(output: Output) -> str | None:
     """Return the reason of a dead letter, None for any other output."""
     # No other output has such a header: it is not among those that are carried over.

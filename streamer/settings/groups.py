@@ -108,7 +108,7 @@ class Connection(Brokers):
         "",
         pattern=r"^[A-Za-z0-9._-]{0,100}$",
         description="Appended to the names of consumer groups and transactional ids, so that two sets of services can "
-        "share topics",
+        "share topics; commands that read answers or dead letters then read those of this set alone",
     )
 
     topic_clips_uploaded: TopicName = _own_topic("topic of uploads, instead of clips.uploaded")
@@ -157,6 +157,12 @@ class Connection(Brokers):
         role = next((service.role for service in SERVICES.values() if service.group == name), None)
         own: str | None = getattr(self, f"group_{role}", None) if role else None
         return (own if own is not None else self.topic_prefix + name) + self.group_suffix
+
+    def chosen_group(self, name: str) -> str | None:
+        """Return the full name of a service's consumer group where a setting says which one is meant, else None."""
+        role = next(service.role for service in SERVICES.values() if service.group == name)
+        is_chosen = not self.model_fields_set.isdisjoint({"group_suffix", f"group_{role}"})
+        return self.group(name) if is_chosen else None
 
 
 class ServiceSettings(Connection):
@@ -214,7 +220,6 @@ class ModelSettings(Group):
 
     model: str | None = Field(
         None,
-        min_length=1,
         description="Model: a name of open_clip (with --pretrained), local-dir:PATH, hf-hub:REPOSITORY@COMMIT, or "
         "demo, the small demonstration model",
     )
@@ -231,7 +236,7 @@ class ModelSettings(Group):
 
     def named_model(self) -> str:
         """Return the model; :class:`SettingsError` where none is named, since no model is right for everybody."""
-        if self.model is None:
+        if not self.model:
             raise invalid_setting(
                 "model",
                 "name one, for example --model ViT-B-32 --pretrained laion2b_s34b_b79k (a name and a tag of "

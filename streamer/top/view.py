@@ -166,6 +166,11 @@ def _answers(frame: Frame, answers: Sequence[Answer], width: int) -> Table:
     table = _table("recent queries")
     table.add_column("ago", justify="right", no_wrap=True)
     table.add_column("query", no_wrap=True, overflow="ellipsis", ratio=2)
+    # Several groups answer each query; where they are not known, their models tell the answers apart.
+    by_group = len({each.group for each in frame.answers}) > 1
+    several = by_group or len({each.event.model_id for each in frame.answers}) > 1
+    if several:
+        table.add_column("group" if by_group else "model", no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column("first result", no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column("was", justify="right", no_wrap=True)
     if wide := width >= _COLUMNS[4].from_width:
@@ -178,6 +183,7 @@ def _answers(frame: Frame, answers: Sequence[Answer], width: int) -> Table:
         row: list[str | Text] = [
             _seconds(max(0.0, (frame.at - answer.at).total_seconds())),
             plain(event.query),
+            *([plain(answer.group if by_group else event.model_id)] if several else []),
             plain(event.degraded, "yellow") if event.degraded else plain(best),
             "" if first is None else str(first.initial_rank),
         ]

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from streamer.codec import JSON
 from streamer.events import InvalidEvent, QueryReranked, now
 from streamer.kafka.dead_letters import GROUP_HEADER
+from streamer.kafka.outputs import GROUP
 from streamer.kafka.readers.tail import Tail
+from streamer.kafka.records import text_of
 from streamer.metrics import CATALOGUE
 from streamer.scrape import Scrape, Window, merged, quantile
 from streamer.top.targets import TargetError
-from streamer.topology import DEAD_LETTER_TOPICS, INPUT_TOPICS, QUERY_RERANKED, TOP, dead_letter_topic
+from streamer.topology import DEAD_LETTER_TOPICS, QUERY_RERANKED, QUERY_RESULTS, SERVICES, TOP
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -81,6 +83,8 @@ class Answer:
 
     event: QueryReranked
     at: dt.datetime
+    group: str = ""
+    """The consumer group that wrote it, empty where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +174,9 @@ class Watch:
         self._pool = ThreadPoolExecutor(max(1, len(self._watched)), thread_name_prefix="scrape")
         topics = [QUERY_RERANKED, *DEAD_LETTER_TOPICS]
         self._tail = Tail(settings, [settings.topic(name) for name in topics], TOP)
-        self._sources = {settings.topic(dead_letter_topic(name)): name for name in INPUT_TOPICS}
+        services = SERVICES.values()
+        self._sources = {settings.topic(service.dead_letters): service.input for service in services}
+        self._chosen = {service.input: settings.chosen_group(service.group) for service in services}
         self._answers: deque[Answer] = deque(maxlen=_KEPT)
         self._letters: deque[Letter] = deque(maxlen=_KEPT)
 
@@ -202,8 +208,11 @@ class Watch:
 
     def _take(self, record: Record) -> None:
         if record.topic == self._settings.topic(QUERY_RERANKED):
+            group = text_of(record.headers, GROUP)
+            if not self._is_chosen(QUERY_RESULTS, group):
+                return
             try:
-                self._answers.append(Answer(self._codec.decode(QueryReranked, record.value), record.timestamp))
+                self._answers.append(Answer(self._codec.decode(QueryReranked, record.value), record.timestamp, group))
             except InvalidEvent:
                 return  # written by another client
             return
@@ -212,7 +221,12 @@ class Watch:
             source = self._sources[record.topic]
             key = (record.key or b"").decode(errors="replace")
             group, error = headers.get(GROUP_HEADER, ""), headers.get("dlq.error", "")
-            self._letters.append(Letter(source, group, key, headers["dlq.reason"], error, record.timestamp))
+            if self._is_chosen(source, group):
+                self._letters.append(Letter(source, group, key, headers["dlq.reason"], error, record.timestamp))
+
+    def _is_chosen(self, source: str, group: str) -> bool:
+        """Tell whether to show what a group (empty: unknown) wrote about the records of an input topic."""
+        return not group or self._chosen[source] in (None, group)
 
 
 def _label(scrape: Scrape, attribute: str, label: str) -> str:

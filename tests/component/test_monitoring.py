@@ -76,6 +76,13 @@ def used_by_panels() -> set[str]:
     return {name for panel in PANELS for query in panel.queries for name in re.findall(r"streamer_\w+", query)}
 
 
+def test_no_panel_adds_up_the_metrics_of_several_groups() -> None:
+    for panel in PANELS:
+        for query in panel.queries:
+            for grouped in re.findall(r"(?:sum|max|min|count)(?: by \(([^)]*)\))? \((?=[^\"]*streamer_)", query):
+                assert "group" in grouped.split(", "), query
+
+
 def test_every_metric_of_the_catalogue_is_on_a_panel() -> None:
     shown = {re.sub("_(bucket|sum|count)$", "", name) for name in used_by_panels()} | used_by_panels()
     assert {metric.name for metric in CATALOGUE.values()} <= shown

@@ -149,7 +149,7 @@ RUN = [cause for cause in CAUSES if cause not in LONG or os.environ.get("ALERTS"
 RULES_ONLY = {
     "StreamerLogReset", "StreamerTopicRecreated", "StreamerRetentionLoss", "StreamerUpstreamTransactionOpen",
     "StreamerCommitMetadataRefused", "StreamerMachineShort", "StreamerStoreEvicting", "StreamerStoreMemoryLow",
-    "StreamerStoreReplicaLag",
+    "StreamerStoreReplicaLag", "StreamerGroupDown",
 }  # fmt: skip
 """Alerts whose cause no system here is made to have; tests/data/prometheus/rules_test.yml lets each fire."""
 

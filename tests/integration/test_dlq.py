@@ -27,7 +27,9 @@ from streamer.kafka.dead_letters import REDRIVEN_FROM, truncated
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, Filter, State, encode_marker
 from streamer.kafka.dlq.redrive import Report, redrive
 from streamer.kafka.readers.publish import Reader, publish
-from streamer.settings import Settings, load
+from streamer.kafka.records import redriven_for
+from streamer.settings import Settings, SettingsError, load
+from streamer.topology import RERANK
 from tests.support.loops import read
 
 if TYPE_CHECKING:
@@ -54,9 +56,10 @@ def failed(
     value: bytes | None = b"{}",
     partition: int = 0,
     topic: str = TOPIC,
+    group: str = "",
 ) -> Output:
     headers = (("traceparent", b"00-1"), ("ce_id", name.encode()))
-    record = Record(settings.topic(topic), partition, 7, name.encode(), value, headers, now())
+    record = Record(settings.topic(topic), partition, 7, name.encode(), value, headers, now(), group=group)
     return dead_letter(record, reason, f"{name} went wrong", attempts=3)
 
 
@@ -104,6 +107,42 @@ def test_a_copy_is_the_original_in_its_own_partition_and_says_where_it_came_from
         assert record.value == (None if i == 0 else b"{ }")
         origin = f"{settings.topic(DLQ)}/0/{i}".encode()
         assert record.headers == (("traceparent", b"00-1"), ("ce_id", f"q{i}".encode()), (REDRIVEN_FROM, origin))
+
+
+def test_what_nobody_would_process_is_not_redriven_until_a_group_that_reads_is_named(settings: Settings) -> None:
+    gone, there = (settings.topic(name) for name in ("gone", "there"))
+    publish(settings, [failed(settings, "q0"), *(failed(settings, name, group=gone) for name in ("q1", "q2"))])
+    consumer = Consumer({"bootstrap.servers": settings.bootstrap_servers, "group.id": there})
+    consumer.commit(offsets=[TopicPartition(settings.topic(TOPIC), 0, 0)], asynchronous=False)
+    consumer.close()
+    told = f"the consumer group {gone} has no members and no committed offsets"
+    for dry_run in (True, False):
+        with pytest.raises(SettingsError, match=told):
+            redrive(settings, TOPIC, Filter(), dry_run=dry_run)
+    with pytest.raises(SettingsError, match="group nowhere has no members"):
+        redrive(settings, TOPIC, Filter(), to_group="nowhere")
+    assert copies(settings) == Counter()
+    result = streamer(settings, "redrive", TOPIC, "--to-group", there)
+    assert (result.exit_code, copies(settings)) == (0, Counter(q0=1, q1=1, q2=1)), result.output
+    assert {redriven_for(record) for record in read(settings, TOPIC)} == {there}
+    assert redrive(settings, TOPIC, Filter()) == Report(left=Counter({State.REDRIVEN: 3}))
+
+
+def test_uploads_are_redriven_for_every_group_so_that_none_can_be_named(settings: Settings) -> None:
+    with pytest.raises(SettingsError, match="--to-group: every consumer group processes"):
+        redrive(settings, "clips.uploaded", Filter(), to_group="any")
+
+
+def test_a_group_suffix_selects_the_dead_letters_of_its_group(settings: Settings) -> None:
+    groups = {suffix: settings.group(RERANK.group) + suffix for suffix in ("-blue", "-green")}
+    publish(settings, [failed(settings, f"q{suffix}", group=group) for suffix, group in groups.items()])
+    for suffix, group in groups.items():
+        (listed,) = answer(settings, "list", TOPIC, "--records", "--group-suffix", suffix)
+        assert (listed["key"], listed["group"]) == (f"q{suffix}", group)
+        (shown,) = answer(settings, "show", TOPIC, "--group-suffix", suffix)
+        assert shown["key"] == f"q{suffix}"
+    (other,) = answer(settings, "list", TOPIC, "--records", "--group-suffix", "-blue", "--group", groups["-green"])
+    assert other["key"] == "q-green"
 
 
 def test_two_redrives_with_overlapping_filters_copy_each_dead_letter_once(settings: Settings) -> None:

@@ -95,16 +95,21 @@ class Sets:
         for suffix in suffixes:
             self.bus.await_group(self.group(suffix), RESULTS, seconds=120, alive=services)
 
-    def dlq(self, command: str, *arguments: str) -> list[dict[str, Any]]:
-        done = subprocess.run(
-            [STREAMER, "dlq", command, RESULTS, "--json", *arguments],
-            env=self.variables[BLUE],
+    def run(self, *arguments: str, suffix: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a command, with the settings of one set or, without ``suffix``, of none of them."""
+        variables = {name: value for name, value in self.variables[BLUE].items() if name != "STREAMER_GROUP_SUFFIX"}
+        return subprocess.run(
+            [STREAMER, *arguments],
+            env=self.variables[suffix] if suffix else variables,
             cwd=self._folder,
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
+
+    def dlq(self, command: str, *arguments: str, suffix: str | None = None) -> list[dict[str, Any]]:
+        done = self.run("dlq", command, RESULTS, "--json", *arguments, suffix=suffix)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -122,6 +127,21 @@ def lag(service: Service, group: str) -> float | None:
     name = "streamer_consumer_lag_records"
     figures = Metrics(service)
     return figures.total(name, group=group) if figures.labels(name, "group") == {group} else None
+
+
+def assert_answers_are_never_mixed(sets: Sets, models: Sequence[str]) -> None:
+    """``models``: the blue group's and the green one's, which have answered the same queries."""
+    mixed = sets.run("pilot", "--answers-from-topic", "--json", "-")
+    assert mixed.returncode == 2, mixed.stdout
+    assert "group_suffix (--group-suffix, STREAMER_GROUP_SUFFIX): several consumer groups have answered" in mixed.stderr
+    assert all(sets.bus.prefix + sets.group(suffix) in mixed.stderr for suffix in (BLUE, GREEN))
+    chosen = sets.run("pilot", "--answers-from-topic", "--json", "-", suffix=GREEN)
+    assert chosen.returncode == 0, chosen.stderr
+    assert json.loads(chosen.stdout)["queries"] == EVENTS
+    asked = ("replay", "--from-topic", "--limit", "5", "--through-kafka", "--out", "run")
+    replayed = sets.run(*asked, suffix=GREEN)
+    # The store is empty; the message names the model of all five answers.
+    assert f"none of the candidates is embedded (alpha 0.4, depth 100, minmax, model {models[1]})" in replayed.stderr
 
 
 @pytest.fixture
@@ -168,6 +188,10 @@ def test_two_groups_answer_everything_exactly_once_and_are_distinguished(sets: S
             }
             shown = sets.dlq("show", "--group", green_name)
             assert sorted(each["key"] for each in shown) == invalid
+            (listed,) = sets.dlq("list", suffix=GREEN)
+            assert [(row["group"], row["count"]) for row in listed["reasons"]] == [(green_name, INVALID)]
+
+            assert_answers_are_never_mixed(sets, models)
 
             # What is put back for one group is processed by that group alone; here it fails again.
             (report,) = sets.dlq("redrive", "--group", green_name)

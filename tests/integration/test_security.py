@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from streamer.codec import JSON
 from streamer.evaluation.questions import events_of_topic
@@ -22,6 +24,7 @@ from streamer.kafka import Output, dead_letter
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import Outcome, TopicsError, apply, check
 from streamer.kafka.client.acls import ROLES, Operation, Privilege, Resource, kafka_acls
+from streamer.kafka.client.config import common, make_client
 from streamer.kafka.dlq.letters import DeadLetterError, DeadLetterTopic, Filter
 from streamer.kafka.dlq.redrive import redrive
 from streamer.kafka.readers.publish import PublishError, publish
@@ -263,7 +266,8 @@ def test_a_privilege_that_is_revoked_under_load_costs_no_event(
 
 def run(role: str, settings: Settings, privilege: Privilege) -> str:
     """Do what a command does that needs the privilege, and return what it says of it."""
-    source = privilege.name.removeprefix("streamer-dlq-").removesuffix(".dlq")
+    is_group = privilege.resource is Resource.GROUP
+    source = INPUT if is_group else privilege.name.removeprefix("streamer-dlq-").removesuffix(".dlq")
     specs = {spec.name: spec for spec in load_specs()}
     try:
         if role == "topics-check":
@@ -279,7 +283,8 @@ def run(role: str, settings: Settings, privilege: Privilege) -> str:
         elif role == "replay":
             list(events_of_topic(settings))
             question = Output(settings.topic(INPUT), b"q", b"{}", ())
-            with contextlib.closing(Requester(settings, requests=INPUT, replies=OUTPUT)) as requester:
+            requester = Requester(settings, requests=INPUT, replies=OUTPUT, is_meant=lambda _: True)
+            with contextlib.closing(requester):
                 requester.request(question, timeout=30)
         else:
             with contextlib.closing(Tail(settings, [settings.topic(privilege.name)], TOP)) as tail:
@@ -300,9 +305,24 @@ def test_the_other_commands_without_one_of_them_name_it_in_one_line(
             operator.topic(f"{source}.dlq"),
             b"k",
             b"v",
-            (("dlq.topic", operator.topic(source).encode()), ("dlq.reason", b"internal"), ("dlq.partition", b"0")),
+            (
+                ("dlq.topic", operator.topic(source).encode()),
+                ("dlq.reason", b"internal"),
+                ("dlq.partition", b"0"),
+                ("dlq.group", operator.group(RERANK.group).encode()),
+            ),
         )
         publish(operator, [letter, Output(operator.topic(source), b"k", b"{}", ())])
+
+    # The group that wrote the dead letters reads on, so that they may be redriven.
+    read_by = ConsumerGroupTopicPartitions(operator.group(RERANK.group), [TopicPartition(operator.topic(INPUT), 0, 0)])
+    admin: AdminClient = make_client(AdminClient, common(operator))
+
+    def committed() -> bool:
+        [response] = admin.alter_consumer_group_offsets([read_by]).values()
+        return not any(each.error for each in response.result(30).topic_partitions or ())
+
+    wait_until(committed, "the coordinator to take a commit", seconds=60)
 
     nobody = kafka.settings(user_of(kafka, topic_prefix, ()), topic_prefix)
     with pytest.raises(PublishError, match=f"lacks Write on the topic {operator.topic(INPUT)}"):

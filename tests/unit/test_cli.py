@@ -38,6 +38,13 @@ def test_help_names_every_setting_of_a_command_and_its_variable(command: str) ->
         assert f"STREAMER_{name.upper()}" in text
 
 
+@pytest.mark.parametrize("command", ["apply", "check"])
+def test_topics_have_no_option_for_groups_which_share_them(command: str) -> None:
+    text = run("topics", command, "--help")
+    assert "--topic-prefix" in text
+    assert "--group" not in text
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script_for_each_shell(shell: str) -> None:
     assert "_STREAMER_COMPLETE" in run("completion", shell)

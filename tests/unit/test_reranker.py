@@ -119,7 +119,11 @@ class Harness:
     def answer(self, event: QueryResults) -> QueryReranked:
         ((output,),) = self.run(event)
         assert (output.topic, output.key) == ("query.reranked", event.query_id.encode())
-        assert output.headers == (("content-type", b"application/json"), ("traceparent", b"00-1"))
+        assert output.headers == (
+            ("content-type", b"application/json"),
+            ("streamer.group", b"streamer-rerank"),
+            ("traceparent", b"00-1"),
+        )
         return JSON.decode(QueryReranked, output.value, output.key)
 
 

@@ -74,6 +74,14 @@ def test_full_names_begin_with_the_prefix_and_those_of_groups_end_with_the_suffi
     assert settings.group("streamer-rerank") == "eu.streamer-rerank-blue"
 
 
+def test_a_group_is_chosen_by_a_suffix_or_by_its_own_name() -> None:
+    assert load({"topic_prefix": "eu."}).chosen_group("streamer-rerank") is None
+    assert load({"group_embed": "own"}).chosen_group("streamer-rerank") is None
+    assert load({"group_embed": "own"}).chosen_group("streamer-embed") == "own"
+    assert load({"topic_prefix": "eu.", "group_suffix": "-b"}).chosen_group("streamer-rerank") == "eu.streamer-rerank-b"
+    assert load({"group_suffix": ""}).chosen_group("streamer-rerank") == "streamer-rerank"
+
+
 def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMER_PRETRAINED", "")
     monkeypatch.setenv("STREAMER_DEADLINE_MS", "")

@@ -7,11 +7,13 @@ import itertools
 import math
 import ssl
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import psutil
 import pytest
 import trustme
@@ -20,13 +22,15 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from rich.console import Console
 
-from streamer.events import QueryReranked, RerankedCandidate, Status, now
+from streamer.codec import JSON
+from streamer.events import QueryReranked, Reason, RerankedCandidate, Status, now
+from streamer.kafka import Record, dead_letter
 from streamer.metrics import Metrics
 from streamer.scrape import ExpositionError, Scrape, Window, merged, quantile
 from streamer.settings import SettingsError, load
 from streamer.top.targets import Target, TargetError
 from streamer.top.view import View, ranges
-from streamer.top.watch import Answer, Frame, Instance, Letter, Load, Move
+from streamer.top.watch import Answer, Frame, Instance, Letter, Load, Move, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -287,6 +291,49 @@ def test_two_groups_of_one_command_are_distinguished() -> None:
     assert any(row.startswith(f"all rerank ({blue})") for row in rows)
     assert any(f"query.results {green} not_json q9" in row for row in rows)
     assert f"({blue})" not in drawn(View(frame(instances=[Instance("h:1", command="rerank", group=blue)])), 200)
+
+
+def answered(**changes: str) -> QueryReranked:
+    (answer,) = frame().answers
+    return msgspec.structs.replace(answer.event, **changes)
+
+
+def listed(answers: list[Answer]) -> list[str]:
+    return [" ".join(line.split()) for line in drawn(View(frame(answers=answers)), 200).splitlines()]
+
+
+def test_answers_of_two_groups_or_models_to_one_query_are_distinguished() -> None:
+    at = now()
+    alone = [Answer(answered(), at, "streamer-rerank")] * 2
+    assert not any("streamer-rerank clip-7" in row for row in listed(alone))
+    groups = [Answer(answered(), at, f"streamer-rerank-{name}") for name in ("blue", "green")]
+    for name in ("blue", "green"):
+        assert any(f"a man [b]on a red bicycle streamer-rerank-{name} clip-7" in row for row in listed(groups))
+    models = [Answer(answered(model_id=name), at) for name in ("m-blue", "m-green")]
+    for name in ("m-blue", "m-green"):
+        assert any(f"a man [b]on a red bicycle {name} clip-7" in row for row in listed(models))
+
+
+@pytest.mark.parametrize(("suffix", "shown"), [(None, {"blue", "green", ""}), ("-blue", {"blue", ""})])
+def test_of_several_groups_the_one_that_is_chosen_is_shown(
+    suffix: str | None, shown: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def records() -> Iterator[Record]:
+        for name in ("blue", "green", ""):
+            group = f"streamer-rerank-{name}" if name else ""
+            headers = (("streamer.group", group.encode()),) if name else ()
+            yield Record("query.reranked", 0, 0, b"q", JSON.encode(answered(engine=name or "-")), headers, now())
+            letter = dead_letter(
+                Record("query.results", 0, 0, b"q", b"", (), now(), group=group), Reason.INTERNAL, name
+            )
+            yield Record(letter.topic, 0, 0, letter.key, letter.value, letter.headers, now())
+
+    tail = SimpleNamespace(poll=lambda: list(records()), problem=None, close=lambda: None)
+    monkeypatch.setattr("streamer.top.watch.Tail", lambda *_: tail)
+    with closing(Watch(load({"group_suffix": suffix} if suffix else {}), [], interval=1)) as watch:
+        made = watch.frame()
+    assert {each.group.removeprefix("streamer-rerank-") for each in made.answers} == shown
+    assert {each.group.removeprefix("streamer-rerank-") for each in made.letters} == shown
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 100])

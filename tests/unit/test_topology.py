@@ -117,7 +117,10 @@ def test_two_topics_or_groups_of_one_name_are_refused(given: dict[str, str]) -> 
 
 
 def test_redrives_of_a_topic_share_one_transactional_id_whatever_the_group_suffix() -> None:
-    one, other = (as_objects(load({"group_suffix": suffix}), DLQ_REDRIVE.role) for suffix in ("-blue", ""))
+    one, other = (
+        [each for each in as_objects(load({"group_suffix": suffix}), DLQ_REDRIVE.role) if each["resource"] != "group"]
+        for suffix in ("-blue", "")
+    )
     assert one == other
 
 

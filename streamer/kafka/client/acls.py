@@ -20,7 +20,6 @@ from streamer.topology import (
     DEMO_PREFIX,
     DLQ_REDRIVE,
     DLQ_SHOW,
-    INPUT_TOPICS,
     QUERY_RERANKED,
     QUERY_RESULTS,
     REPLAY,
@@ -133,7 +132,9 @@ def _service(service: Service) -> tuple[Privilege, ...]:
     )
 
 
-def _redrive(source: str) -> tuple[Privilege, ...]:
+def _redrive(service: Service) -> tuple[Privilege, ...]:
+    source = service.input
+    group = Privilege(Operation.DESCRIBE, Resource.GROUP, service.group, "checks that it still reads", suffixed=True)
     return (
         *_topics(Operation.READ, [dead_letter_topic(source)], "reads dead letters"),
         *_topics(Operation.WRITE, [dead_letter_topic(source)], "records what was redriven"),
@@ -141,6 +142,7 @@ def _redrive(source: str) -> tuple[Privilege, ...]:
         Privilege(
             Operation.WRITE, Resource.TRANSACTIONAL_ID, dead_letter_topic(source), "does both together", redrive=True
         ),
+        *(() if service.input_is_compacted else (group,)),
     )
 
 
@@ -158,7 +160,7 @@ ROLES: Mapping[str, tuple[Privilege, ...]] = {
         *_topics(Operation.ALTER_CONFIGS, _ALL, "compares its configuration and sets what differs"),
     ),
     DLQ_SHOW.role: tuple(_topics(Operation.READ, DEAD_LETTER_TOPICS, "reads dead letters, outside any group")),
-    DLQ_REDRIVE.role: tuple(itertools.chain.from_iterable(map(_redrive, INPUT_TOPICS))),
+    DLQ_REDRIVE.role: tuple(itertools.chain.from_iterable(map(_redrive, SERVICES.values()))),
     REPLAY.role: (
         *_topics(Operation.READ, [QUERY_RESULTS], "reads the events to replay, where they come from the topic"),
         *_topics(Operation.WRITE, [QUERY_RESULTS], "publishes queries to a running service"),

@@ -12,6 +12,7 @@ and one record, however long the topic is. Dead letters that retention has delet
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import re
 from collections import Counter
@@ -20,10 +21,13 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import msgspec
+from confluent_kafka import Consumer, ConsumerGroupState, KafkaException, TopicPartition
 
 from streamer.events import Reason, Time
+from streamer.kafka.client import config
+from streamer.kafka.client.acls import Operation
 from streamer.kafka.dead_letters import GROUP_HEADER, TIMESTAMP_HEADER
-from streamer.kafka.readers.topic_reader import TopicReader
+from streamer.kafka.readers.topic_reader import TIMEOUT_S, TopicReader
 from streamer.topology import DLQ_SHOW, Tool, dead_letter_topic
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ _TIME_DIGITS = 15
 """Of a time in milliseconds: enough for the year 33,000."""
 UNKNOWN_REASON = "unknown"
 """Reason shown for a record without one, which another client wrote."""
+
+_WITHOUT_MEMBERS = (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD)
 
 _RELATIVE = re.compile(r"([0-9]{1,9})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -194,7 +200,31 @@ class DeadLetterTopic(TopicReader):
     def __init__(self, settings: Connection, topic: str, tool: Tool = DLQ_SHOW) -> None:
         """``topic`` is the input topic's name without prefix, ``tool`` the command that reads it."""
         self.source = settings.topic(topic)
+        self._settings = settings
         super().__init__(settings, settings.topic(dead_letter_topic(topic)), tool)
+
+    def is_read_by(self, group: str) -> bool:
+        """Tell whether a consumer group has members, or has committed offsets of the input topic.
+
+        Raises :class:`DeadLetterError`.
+        """
+        places = [TopicPartition(self.source, partition) for partition in self.partitions_of(self.source)]
+        try:
+            # Administrative requests to a coordinator can abort the process (librdkafka 2.16).
+            consumer: Consumer = config.make_client(Consumer, config.reader(self._settings, group))
+            with contextlib.closing(consumer):
+                committed = consumer.committed(places, timeout=TIMEOUT_S)
+            for each in committed:
+                if each.error is not None:
+                    raise self.failed(KafkaException(each.error), Operation.DESCRIBE, each.topic)
+            if any(each.offset >= 0 for each in committed):
+                return True
+            groups = self._admin.list_consumer_groups(request_timeout=TIMEOUT_S).result(TIMEOUT_S + 1).valid
+        except KafkaException as error:
+            raise self.failed(error, Operation.DESCRIBE, group) from None
+        except TimeoutError:
+            raise self.unreachable(f"no response within {TIMEOUT_S:g} s") from None
+        return any(each.group_id == group and each.state not in _WITHOUT_MEMBERS for each in groups)
 
     def letters(self, spans: Iterable[Span]) -> Iterator[DeadLetter]:
         """Go through the dead letters in order of partition and offset."""

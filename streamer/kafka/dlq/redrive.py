@@ -27,7 +27,9 @@ The steps, and what a crash right after each leaves behind (the producer's own a
 
 Several groups may read the same input topic (``group_suffix``), and a record that one of them could not process may
 have been processed by the others. Each dead letter names its group, and so does the copy. A service skips a copy that
-is for another group, so that no query is reranked twice. In a compacted topic it does not skip it: there the copy
+is for another group, so that no query is reranked twice. A group that has no members and no committed offsets would
+never process its copies, while the marker says that they were redriven; so a redrive for such a group is refused before
+anything is written, until ``to_group`` names another one. In a compacted topic it does not skip it: there the copy
 replaces the original for groups that have not read it yet, and storing the same upload again changes nothing. Markers
 list offsets of the dead-letter topic, so the dead letters that two groups wrote about one record are redriven
 separately.
@@ -55,7 +57,8 @@ from streamer.kafka.dead_letters import REDRIVEN_FROM
 from streamer.kafka.dlq.letters import MARKER_HEADER, DeadLetterError, DeadLetterTopic, State, encode_marker
 from streamer.kafka.outputs import leaves_time
 from streamer.kafka.records import REDRIVEN_FOR, InFlightRecord, Output
-from streamer.topology import DLQ_REDRIVE, redrive_id
+from streamer.settings import SettingsError
+from streamer.topology import DLQ_REDRIVE, SERVICES, redrive_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -90,22 +93,28 @@ def redrive(
     wanted: Filter,
     *,
     limit: int | None = None,
+    to_group: str | None = None,
     dry_run: bool = False,
     batch_records: int = _BATCH_RECORDS,
 ) -> Report:
     """Redrive the pending dead letters that ``wanted`` selects, at most ``limit``, and report what was done.
 
-    ``topic`` is the input topic's name without prefix. ``dry_run`` only reads, and does not interrupt a
-    running redrive. Raises :class:`DeadLetterError`.
+    ``topic`` is the input topic's name without prefix. ``to_group``: full name of the consumer group that shall process
+    the copies, instead of the one that wrote the dead letters. ``dry_run`` only reads, and does not interrupt a running
+    redrive. Raises :class:`DeadLetterError`, and :class:`SettingsError` where a group would not process its copies.
     """
     run = _Run(wanted, limit)
     with contextlib.closing(DeadLetterTopic(settings, topic, DLQ_REDRIVE)) as dead_letters:
-        if dry_run:
-            for letter in run.pending(dead_letters.letters(dead_letters.spans())):
+        groups = _Groups(dead_letters, to_group, is_compacted=_is_compacted(topic))
+        # All of them first, so that nothing is redriven where one is refused.
+        for letter in run.pending(dead_letters.letters(dead_letters.spans())):
+            groups.of(letter)
+            if dry_run:
                 run.report.redriven[letter.reason] += 1
+        if dry_run:
             return run.report
         while True:
-            copier = _Copier(settings, dead_letters)
+            copier = _Copier(settings, dead_letters, groups)
             copier.init()
             letters = dead_letters.letters(dead_letters.spans(IsolationLevel.READ_UNCOMMITTED))
             try:
@@ -118,6 +127,33 @@ def redrive(
                 run.refuse(error.places)
             else:
                 return run.report
+
+
+def _is_compacted(topic: str) -> bool:
+    return any(service.input == topic and service.input_is_compacted for service in SERVICES.values())
+
+
+class _Groups:
+    """For which group each dead letter is redriven."""
+
+    def __init__(self, dead_letters: DeadLetterTopic, to_group: str | None, *, is_compacted: bool) -> None:
+        if to_group is not None and is_compacted:
+            raise SettingsError(f"--to-group: every consumer group processes what is redriven to {dead_letters.source}")
+        self._dead_letters = dead_letters
+        self._to_group = to_group
+        self._checked = {""} if not is_compacted else None
+
+    def of(self, letter: DeadLetter) -> str:
+        """Return the group's full name; empty: every group. Raises :class:`SettingsError` if it is not there."""
+        group = self._to_group or letter.group
+        if self._checked is not None and group not in self._checked:
+            if not self._dead_letters.is_read_by(group):
+                raise SettingsError(
+                    f"nothing is redriven: the consumer group {group} has no members and no committed offsets, so "
+                    "nobody would process the copies; start its services, or name another group with --to-group"
+                )
+            self._checked.add(group)
+        return group
 
 
 class _Run:
@@ -191,7 +227,7 @@ class _TooLargeError(Exception):
 class _Copier:
     """Copies batches of dead letters in transactions."""
 
-    def __init__(self, settings: Connection, dead_letters: DeadLetterTopic) -> None:
+    def __init__(self, settings: Connection, dead_letters: DeadLetterTopic, groups: _Groups) -> None:
         # Not an instance's id: the redrives of one topic must fence each other wherever they run.
         self._transactions = Transactions(
             settings,
@@ -203,6 +239,7 @@ class _Copier:
         )
         self._partitions = dead_letters.partitions_of(dead_letters.source)
         self._dead_letters = dead_letters
+        self._groups = groups
         self._retention_ms = dead_letters.retention_ms(dead_letters.source)
 
     def init(self) -> None:
@@ -236,8 +273,8 @@ class _Copier:
         record = letter.record
         came_from = f"{record.topic}/{record.partition}/{record.offset}".encode()
         headers = (*letter.original_headers, (REDRIVEN_FROM, came_from))
-        if letter.group:
-            headers = (*headers, (REDRIVEN_FOR, letter.group.encode()))
+        if group := self._groups.of(letter):
+            headers = (*headers, (REDRIVEN_FOR, group.encode()))
         # Where the key's other records are, whichever partitioner put them there.
         partition = letter.partition if letter.partition in self._partitions else _ANY_PARTITION
         return Output(

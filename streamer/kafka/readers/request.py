@@ -17,6 +17,8 @@ from streamer.kafka.records import enqueue
 from streamer.topology import REPLAY, dead_letter_topic
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streamer.kafka.records import Output, Record
     from streamer.settings import Connection
 
@@ -33,13 +35,19 @@ class Requester:
     So each key must be unique. Only records written after this object was made are read.
     """
 
-    def __init__(self, settings: Connection, *, requests: str, replies: str) -> None:
+    def __init__(
+        self, settings: Connection, *, requests: str, replies: str, is_meant: Callable[[Record], bool]
+    ) -> None:
         """Connect; ``requests`` and ``replies`` are topics' names without prefix.
+
+        ``is_meant`` is asked of every reply and every dead letter, since several groups may answer one request; the
+        others are passed over.
 
         Raises :class:`~streamer.kafka.readers.topic_reader.ReadError` where there is no such topic.
         """
         self._dead = settings.topic(dead_letter_topic(requests))
         self._settings = settings
+        self._is_meant = is_meant
         self._refusals = Refusals(settings, REPLAY.role)
         places = []
         for name in (settings.topic(replies), self._dead):
@@ -74,7 +82,7 @@ class Requester:
             if problems:
                 raise RequestError(f"{name} could not be published to {output.topic}: {problems[0]}")
             record = self._next()
-            if record is None or record.key != output.key:
+            if record is None or not self._is_meant(record) or record.key != output.key:
                 continue
             if record.topic == self._dead:
                 why = dict(record.headers).get("dlq.error") or b""

@@ -63,6 +63,7 @@ class Monitor:
         self._quiet_until: dict[int, float] = {}
         # Counters are exposed at 0 from the start, so that their first increment is seen as an increase.
         metrics.consumed.labels(self._topic)
+        metrics.passed_over.labels(self._topic)
         metrics.produced.labels(settings.topic(service.output))
         metrics.retention_lost.labels(self._topic)
         for why in get_args(Retimed):

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from confluent_kafka import KafkaError
+from structlog.testing import capture_logs
 
 from streamer.kafka import FatalError
+from streamer.kafka.records import REDRIVEN_FOR
 from tests.support.fake_client import TIMED_OUT, FakeMessage, error
 from tests.support.fake_kafka import GROUP, INPUT, OUTPUT, Instance, nothing_happens, until
 
@@ -77,6 +79,18 @@ def test_records_that_are_done_and_come_again_are_not_handed_over(fake: FakeKafk
     assert second.work.offsets == [0, 2, 4]
     assert second.value("streamer_events_consumed_total", topic=INPUT) == 3
     fake.assert_exactly_once()
+
+
+def test_a_record_that_was_redriven_for_another_group_is_passed_over_counted_and_logged(fake: FakeKafka) -> None:
+    for group in (b"another", GROUP.encode()):
+        fake.cluster.publish(INPUT, b"a", headers=((REDRIVEN_FOR, group),))
+    one = Instance(fake)
+    with capture_logs() as logs:
+        one.run_until_caught_up()
+    assert one.work.offsets == [1]
+    assert one.value("streamer_events_passed_over_total", topic=INPUT) == 1
+    [told] = [each for each in logs if each["event"] == "redriven record passed over"]
+    assert (told["log_level"], told["redriven_for"], told["group"]) == ("info", "another", GROUP)
 
 
 def test_what_an_upstream_transaction_leaves_at_the_end_of_the_log_is_committed_too(fake: FakeKafka) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from streamer.kafka import InFlightRecord, Outputs, Record
-from streamer.kafka.outputs import carried
+from streamer.kafka.outputs import GROUP, carried
+from streamer.kafka.records import text_of
 from streamer.settings import load
 from streamer.topology import EMBED, RERANK
 
@@ -81,12 +82,19 @@ def test_an_output_of_a_cloud_event_is_an_event_of_its_own() -> None:
     assert dt.datetime.fromisoformat(found.pop("ce_time").decode()).tzinfo is dt.UTC
     assert {name: value for name, value in found.items() if (name, value) not in EXTENSIONS + TRACE} == {
         "content-type": b"application/json",
+        "streamer.group": b"streamer-rerank",
         "ce_specversion": b"1.0",
         "ce_id": b"rerank-topic-id-3-7",
         "ce_source": b"/streamer-rerank",
         "ce_type": b"io.cliprerank.query.reranked.v1",
         "ce_subject": b"q1",
     }
+
+
+def test_an_output_names_the_group_that_made_it() -> None:
+    output = output_of(group_suffix="-blue", topic_prefix="eu.")
+    assert fields(output)["streamer.group"] == b"eu.streamer-rerank-blue"
+    assert text_of(output.headers, GROUP) == "eu.streamer-rerank-blue"
 
 
 def test_an_event_that_is_answered_again_has_the_same_id_and_another_one_another() -> None:
