@@ -108,8 +108,7 @@ CATALOGUE = {
     ),
     "unreadable": Metric(
         "streamer_unreadable_partitions", "gauge", "partitions", (),
-        "Assigned partitions that cannot be read: a batch cannot be decoded, there is no valid offset, or the leader "
-        "answers with an error.",
+        "Assigned partitions that cannot be read: no valid offset, a damaged batch, or an error of their leader.",
         "Is there a partition that cannot be read?",
     ),
     "corrupt_records": Metric(
@@ -333,8 +332,7 @@ CATALOGUE = {
     ),
     "connections_refused": Metric(
         "streamer_refused_connections_total", "counter", "count", ("reason",),
-        "Connections to the port of metrics and probes that were closed early: there were too many (crowded), they "
-        "took too long (slow), or the request could not be read (malformed).",
+        "Connections to the port that were closed early: too many (crowded), too long (slow), unreadable (malformed).",
         "Is the metrics port being flooded?",
     ),
 }  # fmt: skip
