@@ -240,6 +240,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Memory of the fullest server", [_gauge("max", "store_memory")], "percentunit", ("store_memory",)),
         Panel("Evicted keys", [_per_second("store_evicted_keys")], "cps", ("store_evicted_keys",)),
         Panel("Replica lag", [_gauge("max", "store_replica_lag")], "s", ("store_replica_lag",)),
+        Panel("Replica reads", [_per_second("store_replica_reads")], "cps", ("store_replica_reads",)),
     ],
     "Process": [
         Panel(
