@@ -213,7 +213,7 @@ class DeadLetterTopic(TopicReader):
             # Administrative requests to a coordinator can abort the process (librdkafka 2.16).
             consumer: Consumer = config.make_client(Consumer, config.reader(self._settings, group))
             with contextlib.closing(consumer):
-                committed = consumer.committed(places, timeout=TIMEOUT_S)
+                committed = _committed(consumer, places)
             for each in committed:
                 if each.error is not None:
                     raise self.failed(KafkaException(each.error), Operation.DESCRIBE, each.topic)
@@ -236,6 +236,19 @@ class DeadLetterTopic(TopicReader):
             for record in self.records(span):
                 if not _is_marker(record):
                     yield classify(record, self.source, redriven)
+
+
+def _committed(consumer: Consumer, places: list[TopicPartition]) -> list[TopicPartition]:
+    """Return the offsets that the consumer's group has committed."""
+    try:
+        return consumer.committed(places, timeout=TIMEOUT_S)
+    except KafkaException:
+        # The client looks for the coordinator until the time is over, and reports as an event why it was refused.
+        event = consumer.poll(0)
+        refusal = event.error() if event is not None else None
+        if refusal is None:
+            raise
+        raise KafkaException(refusal) from None
 
 
 def _is_marker(record: Record) -> bool:
