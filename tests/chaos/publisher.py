@@ -113,6 +113,10 @@ class Publisher(threading.Thread):
         if error is not None:
             self._errors.append(error.str())
             return
+        if message.offset() is None:
+            # A broker answered a repeated request that it has the batch already: where it has it, nobody says.
+            self._errors.append("a record was acknowledged without its offset")
+            return
         each = self._inputs[number]
         _, partition, offset = place_of(message)
         self._placed[number] = each.placed(partition, offset, self._ledger.generation(each.record.topic, partition))
