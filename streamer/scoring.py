@@ -19,7 +19,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streamer.vectors import Block, CountedBlocks
+    from streamer.vectors import Block
 
 Normalization = Literal["minmax", "zscore", "none"]
 FloatArray = npt.NDArray[np.float64]
@@ -54,15 +54,6 @@ class ClipScores(NamedTuple):
     cache_hits: int = 0
     cache_misses: int = 0
     replica_reads: int = 0
-
-    @classmethod
-    def of(cls, query: npt.NDArray[np.float32], clips: CountedBlocks) -> ClipScores:
-        """Score all clips of a read. Raises ValueError if the query is not finite."""
-        scorer = FrameScorer(query, len(clips))
-        for block in clips.blocks():
-            scorer.add(block)
-        counts = clips.corrupt, clips.cache_hits, clips.cache_misses
-        return cls(scorer.scores, (), "", scorer.seconds, *counts)
 
 
 class FrameScorer:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, overload
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from streamer.scoring import ClipScores, FrameScorer
 from streamer.store import record_format
 from streamer.store.protocol import StoreError
 from streamer.store.record_format import CHECKED_FROM, HEADER_BYTES
@@ -22,6 +23,8 @@ from streamer.vectors import Block
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+
+    import numpy.typing as npt
 
     from streamer.store.protocol import Embedding
 
@@ -166,6 +169,14 @@ class Records(Sequence["Embedding | None"]):
         """Release the snapshot; later calls raise StoreError."""
         self._get = _refuse
         self._embeddings = None
+
+    def scores(self, query: npt.NDArray[np.float32]) -> ClipScores:
+        """Score all clips against an L2-normalised query (d,). Raises ValueError if the query is not finite."""
+        scorer = FrameScorer(query, len(self))
+        for block in self.blocks():
+            scorer.add(block)
+        counts = self.corrupt, self.cache_hits, self.cache_misses
+        return ClipScores(scorer.scores, (), "", scorer.seconds, *counts)
 
     def blocks(self) -> Iterator[Block]:
         """Yield the present clips in blocks; each block is valid until the next one is requested."""

@@ -15,10 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamer.kafka.admin.topic_files import load_specs
-from streamer.kafka.admin.topics import apply, drop
 from streamer.metrics import CATALOGUE
-from streamer.settings import load
 from streamer.topology import SERVICES
 from tests.support.driver import (
     EMBEDDED,
@@ -187,13 +184,18 @@ def test_a_worker_that_died_is_not_live(probed: dict[str, Probed]) -> None:
     assert embedder.bus.read(EMBEDDED) == []
 
 
-def test_a_consume_loop_that_died_takes_the_process_with_it(probed: dict[str, Probed]) -> None:
+def test_a_consume_loop_that_died_takes_the_process_with_it(probed: dict[str, Probed], tmp_path: Path) -> None:
     embedder = probed["embed"]
-    settings = load({"bootstrap_servers": embedder.bus.bootstrap_servers, "topic_prefix": embedder.bus.prefix})
-    uploads = [spec for spec in load_specs() if spec.name == UPLOADED]
-    drop(settings, uploads)
-    apply(settings, uploads)
-    assert embedder.service.process.wait(60) == 1
+    with Service("embed", embedder.variables, tmp_path) as second:
+        second.await_ready(seconds=120)
+
+        def has_ended() -> bool:
+            # Both use one transactional id, and whoever has its older epoch is fenced at its next commit.
+            embedder.bus.publish(UPLOADED, [Record.of(f"gone-{number}", None) for number in range(50)])
+            return embedder.service.process.poll() is not None
+
+        wait_until(has_ended, "the first to end", pause=0.5)
+    assert embedder.service.process.returncode == 1
     with pytest.raises(OSError, match="refused"):
         embedder.get("/livez")
 

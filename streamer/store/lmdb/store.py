@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamer.scoring import ClipScores
 from streamer.store import record_format
 from streamer.store.corrupt import CorruptRecordLog
 from streamer.store.lmdb.environment import (
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from streamer.scoring import ClipScores
     from streamer.settings import Precision
     from streamer.store.lmdb.environment import Transaction
     from streamer.store.protocol import Clip, Position, StoreServer
@@ -142,7 +142,7 @@ class LmdbStore:
         """Score clips of one snapshot; no clip is unavailable alone, and no deadline is needed."""
         del deadline
         with self.read(clip_ids) as records:
-            return ClipScores.of(vector, records)
+            return records.scores(vector)
 
     def clip_ids(self) -> Iterator[str]:
         """Yield the ids of this model's live clips; the store may be written meanwhile."""

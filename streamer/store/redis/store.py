@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from streamer.scoring import ClipScores
 from streamer.store import record_format
 from streamer.store.corrupt import CorruptRecordLog
 from streamer.store.options import StoreOptions
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from streamer.scoring import ClipScores
     from streamer.settings import Precision
     from streamer.store.protocol import Clip, Position, StoreServer
 
@@ -172,7 +172,7 @@ class RedisStore:
         by = Deadline.after(self._options.timeout_s) if deadline is None else Deadline(deadline)
         found = self._fetch(keys, by)
         with self._records(clip_ids, keys, found) as records:
-            scores = ClipScores.of(vector, records)
+            scores = records.scores(vector)
         missing = found.unavailable
         return scores._replace(
             unavailable=[place for place, key in enumerate(keys) if key in missing] if missing else (),
