@@ -87,6 +87,8 @@ class Link:
                 again = self._heard(share, replies, asking)
                 if share.is_of_replica and not share.error:
                     from_replicas += len(share.numbers) - len(again)
+                    for number in {*share.numbers}.difference(again):
+                        replies[number] = _without_absence(replies[number])
                 waiting += again
         return Read(replies, from_replicas)
 
@@ -292,6 +294,13 @@ class Link:
         self._routing.refresh()
         if share.is_read:
             self._resting.rest(share.node, share.commands, error)
+
+
+def _without_absence(reply: Any) -> Any:
+    """Return a replica's reply; what it has not is unknown, since it may not have it yet, or have lost it just now."""
+    if reply is None:
+        return _RestingError("the primary does not answer, and its replica has no such record")
+    return [_without_absence(each) for each in reply] if isinstance(reply, list) else reply
 
 
 class _RestingError(StoreUnavailableError):
