@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.driver import Bus, Service, apply_topics, environment
 from tests.support.scarcity import (
     Clips,
@@ -31,6 +33,7 @@ SHORTAGES = {
 }
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # a thread makes the shortage
 def test_what_a_machine_lacks_for_a_while_costs_no_upload(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
     sources, downloads = tmp_path / "sources", tmp_path / "downloads"
     for each in (sources, downloads):

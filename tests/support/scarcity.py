@@ -9,7 +9,9 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import os
 import resource
+import signal
 import struct
 import subprocess
 import threading
@@ -122,7 +124,7 @@ def full_again_and_again(folder: Path) -> Shortage:
 
     @contextmanager
     def shortage(_: Service) -> Iterator[None]:
-        def change() -> None:
+        def change(ended: threading.Event) -> None:
             ballast = folder / "ballast"
             while not ended.is_set():
                 _fill(ballast)
@@ -130,7 +132,7 @@ def full_again_and_again(folder: Path) -> Shortage:
                 ballast.unlink()
                 ended.wait(0.05)
 
-        with _meanwhile(change) as ended:
+        with _meanwhile(change):
             yield
 
     return shortage
@@ -143,13 +145,13 @@ def _fill(ballast: Path) -> None:
 
 
 @contextmanager
-def _meanwhile(work: Callable[[], None]) -> Iterator[threading.Event]:
-    """Run ``work`` in a thread; it is to end when the event is set."""
+def _meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run ``work`` in a thread; it is to end when its event is set."""
     ended = threading.Event()
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, args=(ended,))
     thread.start()
     try:
-        yield ended
+        yield
     finally:
         ended.set()
         thread.join()
@@ -228,14 +230,22 @@ def _limited(pid: int, which: int, most: int) -> Iterator[None]:
 
 @contextmanager
 def dying_template(service: Service) -> Iterator[None]:
-    """Kill the template of the decoders again and again, as a kernel does that is short of memory."""
+    """Kill the template of the decoders before the block, and each later one as it starts, as for lack of memory.
+
+    No template lives for long enough to decode a clip: it starts for tenths of a second, and is looked for every
+    thousandth. So it does not depend on how fast the machine decodes whether uploads meet the shortage.
+    """
 
     def kill() -> None:
-        while not ended.wait(0.2):
-            with suppress(OSError, ValueError):
-                subprocess.run(["kill", "-KILL", str(template(service))], check=False, stderr=subprocess.DEVNULL)
+        with suppress(OSError, ValueError):
+            os.kill(template(service), signal.SIGKILL)
 
-    with _meanwhile(kill) as ended:
+    def kill_each(ended: threading.Event) -> None:
+        while not ended.wait(0.001):
+            kill()
+
+    kill()
+    with _meanwhile(kill_each):
         yield
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -51,19 +53,26 @@ def wait_until(
 
 
 def free_port(*, above: int = 0) -> int:
-    """Return a port of this host that nothing listens on.
+    """Return a port of this host that nothing listens on, nor on the one that lies ``above`` it.
 
-    Where ``above`` is given, nothing listens on the port that lies so far above it either, nor does that exceed 65535.
+    It stays free until it is used: connections get no such port from the kernel, and another process of the tests gets
+    another one, since a port is reserved by a name that only one process can have.
     """
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = int(probe.getsockname()[1])
-        if port + above > _HIGHEST_PORT:
-            port -= above
-        with contextlib.suppress(OSError), contextlib.ExitStack() as all_of_them:
+    for port in secrets.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+            reserved = held.enter_context(socket.socket(socket.AF_UNIX))
+            reserved.bind(f"\0streamer-tests-port-{port}")
             for each in {port, port + above}:
-                all_of_them.enter_context(socket.create_server(("127.0.0.1", each)))
+                socket.create_server(("127.0.0.1", each)).close()
+            _reserved.append(held.pop_all())
+            while len(_reserved) > _MOST_RESERVED:
+                _reserved.popleft().close()
             return port
+    raise RuntimeError("no port is free")
 
 
-_HIGHEST_PORT = 65_535
+_PORTS = range(10_000, 20_000)
+"""Below those that the kernel gives to connections, and those of local brokers."""
+_MOST_RESERVED = 100
+"""On earlier ones servers listen by now, or have ended."""
+_reserved: deque[contextlib.ExitStack] = deque()

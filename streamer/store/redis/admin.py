@@ -77,7 +77,8 @@ class RedisAdmin:
         if self._space is None:
             raise StoreError(f"{self._name}: no such store")
         if create:
-            refuse_eviction(self._name, ask(link, options.timeout_s, is_cluster=self._address.is_cluster))
+            servers = ask(link, Deadline.after(options.timeout_s), is_cluster=self._address.is_cluster)
+            refuse_eviction(self._name, servers)
         # Separated by a character that no store's name contains.
         self._note_key = f"{self._address.name}/note".encode()
 

@@ -13,7 +13,7 @@ import threading
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from hiredis import pack_command
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from streamer.store.redis.deadline import Deadline
     from streamer.store.redis.nodes import Node
     from streamer.store.redis.wire import TlsWire, Wire
+
+
+_Result = TypeVar("_Result")
 
 
 class Call(NamedTuple):
@@ -164,17 +167,17 @@ def _listen(shares: Sequence[Share], deadline: Deadline) -> None:
         share.give_up()
 
 
-def in_thread(work: Callable[[], None]) -> Future[None]:
+def in_thread(work: Callable[[], _Result]) -> Future[_Result]:
     """Run ``work`` on a thread that keeps no process alive."""
-    future: Future[None] = Future()
+    future: Future[_Result] = Future()
 
     def run() -> None:
         try:
-            work()
+            result = work()
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the result
             future.set_exception(error)
         else:
-            future.set_result(None)
+            future.set_result(result)
 
     threading.Thread(target=run, name="store-connect", daemon=True).start()
     return future

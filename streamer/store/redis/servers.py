@@ -7,20 +7,24 @@ is skipped, since nothing is read from it.
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamer.store.protocol import NO_EVICTION, EvictingStoreError, StoreServer
+from streamer.store.redis.answers import FAULTS
+from streamer.store.redis.exchange import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from redis import Redis
 
+    from streamer.store.redis.deadline import Deadline
     from streamer.store.redis.link import Link
 
 log = structlog.get_logger()
@@ -29,25 +33,39 @@ _UNKNOWN = -1
 """The seconds that a replica reports while it has never been connected to its primary."""
 
 
-def ask(link: Link, seconds: float, *, is_cluster: bool) -> list[StoreServer]:
-    """Ask all primaries, and replicas as long as no more than ``seconds`` have passed.
+def ask(link: Link, deadline: Deadline, *, is_cluster: bool, patient: bool = True) -> list[StoreServer]:
+    """Ask all primaries at once, then all replicas, until the deadline.
 
-    A server that refuses INFO to this user is not in the list. Raises
-    :class:`~streamer.store.protocol.StoreUnavailableError` if a primary does not answer.
+    A server that refuses INFO to this user is not in the list, nor is a replica that does not answer. Raises
+    :class:`~streamer.store.protocol.StoreUnavailableError` if a primary does not answer; an impatient caller takes the
+    list without it.
     """
-    deadline = time.monotonic() + seconds
-    told = []
-    for node in link.nodes():
-        with link.faults(), suppress(NoPermissionError):
-            told.append((node, _info(node)))
-    if is_cluster and sum(int(info.get("connected_slaves", 0)) for _, info in told) > len(link.replicas()):
+    told, faults = _told(link.nodes(), deadline)
+    if patient and faults:
+        with link.faults():
+            raise faults[0]
+    replicas = sum(int(info.get("connected_slaves", 0)) for _, info in told)
+    if is_cluster and not faults and replicas > len(link.replicas()):
         link.nodes(fresh=True)  # a cluster does not list replicas that have just joined
-    for node in link.replicas():
-        if time.monotonic() > deadline:
-            break
-        with suppress(RedisError, OSError):
-            told.append((node, _info(node)))
+    told += _told(link.replicas(), deadline)[0]
     return [_server(node, info) for node, info in told]
+
+
+def _told(nodes: Sequence[Redis], deadline: Deadline) -> tuple[list[tuple[Redis, dict[str, Any]]], list[Exception]]:
+    """Return what nodes say about themselves, and the faults of those that do not answer by the deadline."""
+    told: list[tuple[Redis, dict[str, Any]]] = []
+    faults: list[Exception] = []
+    asked = [(node, in_thread(partial(_info, node))) for node in nodes]
+    for node, answer in asked:
+        try:
+            told.append((node, answer.result(deadline.left())))
+        except NoPermissionError:
+            continue
+        except FutureTimeoutError:
+            faults.append(RedisTimeoutError(f"{_name(node)} has not answered in time"))
+        except FAULTS as error:
+            faults.append(error)
+    return told, faults
 
 
 def refuse_eviction(name: str, servers: Iterable[StoreServer]) -> None:
@@ -70,9 +88,13 @@ def _info(node: Redis) -> dict[str, Any]:
     return info
 
 
-def _server(node: Redis, info: Mapping[str, Any]) -> StoreServer:
+def _name(node: Redis) -> str:
     at = node.connection_pool.connection_kwargs
-    name = f"{at['host']}:{at['port']}"
+    return f"{at['host']}:{at['port']}"
+
+
+def _server(node: Redis, info: Mapping[str, Any]) -> StoreServer:
+    name = _name(node)
     policy = info.get("maxmemory_policy")
     if policy is None:
         policy = _configured_policy(node)

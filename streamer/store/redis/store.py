@@ -60,6 +60,8 @@ class _Fetched:
 
 _PUT_BYTES = 4 << 20
 """The bytes written at once; a server must accept them within its timeout."""
+_LOOK_SHARE = 0.5
+"""The share of the rest of its time for which a reader that opens a store waits for what servers say of themselves."""
 _ABSENT = b"-"
 """Bytes that differ from every record's checksum."""
 
@@ -273,15 +275,19 @@ class RedisStore:
         return self._space
 
     def _open(self, deadline: Deadline) -> Space | None:
-        # Before a store is created, and also where there is none yet, which a reader would otherwise wait for.
-        if not self._is_for_tools and (not self._servers or any(each.evicts for each in self._servers)):
-            self._look_at_servers()
         create = not self._read_only
+        looks = not self._is_for_tools and (not self._servers or any(each.evicts for each in self._servers))
+        if looks and create:  # before there is a store
+            self._look_at_servers()
         space = Space.open(self._link, self._address, self._options, create=create, deadline=deadline)
         if space is not None:
             space.check_model(self._prefix, self._model_id, deadline)
             if create:
                 space.register(range(space.buckets.count), {self._prefix: self._model_id})
+        if looks and not create:
+            # Also where there is no store yet, which a reader would otherwise wait for. A server that does not answer
+            # costs it only that server's clips, and a query that opens the store has to be answered in time.
+            self._look_at_servers(deadline.within(_LOOK_SHARE * deadline.left()))
         return space
 
     def _check_validation(self, space: Space) -> None:
@@ -317,9 +323,14 @@ class RedisStore:
             self._look_at_servers()
         return space
 
-    def _look_at_servers(self) -> None:
-        """Ask the servers for their state. Raises :class:`EvictingStoreError` if one may evict records."""
-        self._servers = ask(self._link, self._options.timeout_s, is_cluster=self._address.is_cluster)
+    def _look_at_servers(self, impatient: Deadline | None = None) -> None:
+        """Ask the servers for their state, those that answer by an impatient caller's deadline, else all primaries.
+
+        Raises :class:`EvictingStoreError` if one may evict records.
+        """
+        deadline = impatient or Deadline.after(self._options.timeout_s)
+        is_cluster = self._address.is_cluster
+        self._servers = ask(self._link, deadline, is_cluster=is_cluster, patient=impatient is None)
         refuse_eviction(self._address.public, self._servers)
 
     def _fetch(self, keys: Sequence[bytes], deadline: Deadline) -> _Fetched:

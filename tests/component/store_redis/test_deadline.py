@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from streamer.scoring import ClipScores
     from streamer.store.redis.store import RedisStore
 
-TIMEOUT_S = 2.0
-LATE_S = 1.5
-"""How much later than the deadline a call may return on a busy machine, far less than a second node's whole wait."""
+TIMEOUT_S = 3.0
+ONE_WAIT_S = 1.9 * TIMEOUT_S
+"""Within which a call returns that waits until its deadline once: two such waits, one after the other, take longer."""
+NO_WAIT_S = 0.9 * TIMEOUT_S
+"""Within which a call returns that waits for no server that hangs, however busy the machine."""
 VECTOR = np.eye(1, DIM, dtype=np.float32)[0]
 
 
@@ -77,9 +79,9 @@ def test_nodes_that_hang_are_waited_for_once_and_together_and_the_other_clips_ar
     assert lost
     with hung(slow.nodes[:count]):
         scores, took_s = score(store)
-        assert took_s < TIMEOUT_S + LATE_S
+        assert took_s < ONE_WAIT_S
         again, at_once_s = score(store)
-        assert at_once_s < TIMEOUT_S / 2
+        assert at_once_s < NO_WAIT_S
         for found in (scores, again):
             assert [*found.unavailable] == lost
             assert found.why
@@ -91,24 +93,25 @@ def test_nodes_that_hang_are_waited_for_once_and_together_and_the_other_clips_ar
         began = time.monotonic()
         with pytest.raises(StoreUnavailableError):
             store.ping()
-        assert time.monotonic() - began < TIMEOUT_S + LATE_S
-    began = time.monotonic()
+        assert time.monotonic() - began < ONE_WAIT_S
     wait_until(lambda: not score(store)[0].unavailable, "all clips are scored again", seconds=10)
     np.testing.assert_array_equal(score(store)[0].frame.cosines, expected.frame.cosines)
 
 
 def test_a_store_is_opened_read_and_probed_within_the_deadline_while_a_node_hangs(slow: Cluster) -> None:
     url = f"{slow.url}?name=opening"
-    opened(url).put([clip(each) for each in IDS])
+    writer = opened(url)
+    writer.put([clip(each) for each in IDS])
     beside = slow.primary_of(b"opening")
     victim = next(node for node in slow.nodes[:3] if node is not beside)
+    lost = on_node(slow, writer, victim)
     with hung([victim]):
         began = time.monotonic()
         store = opened(url, read_only=True, timeout_s=TIMEOUT_S, staleness_s=0)
-        assert time.monotonic() - began < TIMEOUT_S + LATE_S
+        assert time.monotonic() - began < ONE_WAIT_S
         scores, took_s = score(store)
-        assert took_s < TIMEOUT_S + LATE_S
-        assert [*scores.unavailable] == on_node(slow, store, victim)
+        assert took_s < ONE_WAIT_S
+        assert [*scores.unavailable] == lost
 
 
 def test_a_replica_is_read_while_its_primary_hangs_as_far_as_it_is_fresh(slow: Cluster) -> None:
@@ -121,10 +124,16 @@ def test_a_replica_is_read_while_its_primary_hangs_as_far_as_it_is_fresh(slow: C
     lost = on_node(slow, store, victim)
     with hung([victim]):
         score(strict)
-        wait_until(lambda: score(store)[0].replica_reads, "the replica is read", seconds=20)
-        scores, took_s = score(store)
-        assert took_s < TIMEOUT_S
-        assert not scores.unavailable
+        found: list[tuple[ClipScores, float]] = []
+
+        def is_read_from_the_replica() -> bool:
+            found[:] = [score(store)]
+            # A replica that does not say in time how fresh it is is left out for that moment.
+            return bool(found[0][0].replica_reads and not found[0][0].unavailable)
+
+        wait_until(is_read_from_the_replica, "the replica is read", seconds=20)
+        [(scores, took_s)] = found
+        assert took_s < NO_WAIT_S
         np.testing.assert_array_equal(scores.frame.cosines, expected.frame.cosines)
         assert [*score(strict)[0].unavailable] == lost
     wait_until(lambda: not score(store)[0].replica_reads, "the primary is read again", seconds=10)
@@ -137,14 +146,14 @@ def test_an_answer_that_trickles_is_waited_for_until_the_deadline_and_queries_do
         assert versions(store, IDS) == [1] * len(IDS)
         way.passage = Passage.TRICKLING
         scores, took_s = score(store)
-        assert took_s < TIMEOUT_S + LATE_S
+        assert took_s < ONE_WAIT_S
         assert scores.unavailable
         waits = []
         until = time.monotonic() + 3
         while time.monotonic() < until:
             waits.append(score(store)[1])
             time.sleep(0.02)
-        assert max(waits) < TIMEOUT_S / 2
+        assert max(waits) < NO_WAIT_S
         way.passage = Passage.FREE
         wait_until(lambda: not score(store)[0].unavailable, "all clips are scored again", seconds=10)
 
@@ -155,12 +164,12 @@ def test_servers_to_which_no_packet_gets_through_cost_one_wait(slow: Cluster) ->
     store = opened(url, read_only=True, timeout_s=TIMEOUT_S)
     with hung(slow.nodes):
         scores, took_s = score(store)
-        assert took_s < TIMEOUT_S + LATE_S
+        assert took_s < ONE_WAIT_S
         assert len(scores.unavailable) == len(IDS)
-        assert score(store)[1] < TIMEOUT_S / 2
+        assert score(store)[1] < NO_WAIT_S
         began = time.monotonic()
         new = opened(url, read_only=True, timeout_s=TIMEOUT_S)
-        assert time.monotonic() - began < TIMEOUT_S + LATE_S
+        assert time.monotonic() - began < ONE_WAIT_S
         with pytest.raises(StoreUnavailableError):
             score(new)
     wait_until(lambda: is_whole_for(store) and is_whole_for(new), "both score all clips", seconds=10)
