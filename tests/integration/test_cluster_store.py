@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(900)
 
-DETERMINISTIC = {"STREAMER_THREADS": "1", "STREAMER_DTYPE": "float32", "STREAMER_QUERY_BATCH": "1"}
+PATIENT = {"STREAMER_STORE_TIMEOUT": "20"}
+"""A machine that is busy is not to look like a server that hangs."""
+DETERMINISTIC = PATIENT | {"STREAMER_THREADS": "1", "STREAMER_DTYPE": "float32", "STREAMER_QUERY_BATCH": "1"}
 """How many texts are encoded together, and by which arithmetic, may move the last bit of their vectors."""
 READY_S = 400
 """Five services that start at once on two busy cores."""
@@ -210,7 +212,7 @@ def test_a_primary_that_is_killed_and_slots_that_move_cost_no_event(
     with Cluster(tmp_path / "cluster") as cluster:
         name = f"{topic_prefix}store"
         url = f"{cluster.url}?name={name}&buckets={BUCKETS}"
-        platform = Platform(kafka, topic_prefix, tmp_path / "services", url)
+        platform = Platform(kafka, topic_prefix, tmp_path / "services", url, **PATIENT)
         buckets = Buckets(name, BUCKETS)
         with platform.run("rerank") as reranker:
             reranker.await_ready(seconds=READY_S)
