@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
 
 
 class ClipVectors(Protocol):
@@ -64,33 +63,6 @@ class Blocks(Protocol):
 
         A yielded block is complete: its consumer calls nothing of its producer.
         """
-        ...
-
-
-class CountedBlocks(Blocks, Protocol):
-    """Blocks of a store, and what it has counted while it looked them up."""
-
-    @property
-    def corrupt(self) -> int:
-        """Number of reads of corrupt records; each record is logged only once."""
-        ...
-
-    @property
-    def cache_hits(self) -> int:
-        """Number of records read from this process's cache."""
-        ...
-
-    @property
-    def cache_misses(self) -> int:
-        """Number of records transferred from a server; 0 for an embedded store."""
-        ...
-
-
-class VectorReader(Protocol):
-    """A reader of clips by their ids, such as a :class:`streamer.store.Store`."""
-
-    def read(self, clip_ids: Sequence[str]) -> AbstractContextManager[Blocks]:
-        """Read clips, in the order of ``clip_ids``; they are valid until the context ends."""
         ...
 
 

@@ -4,7 +4,7 @@ Three methods process the records of random clips, in one process and one thread
 
 - *read*: one new LMDB read transaction, a `get` of each key, and one copy of each value into the same allocated buffer
   of 1 MiB. This is the least work for any method that reads every byte. Keys are made before the clock starts.
-- *core*: `store.read` and `score_clips`, as the reranker calls them: from clip ids to a cosine and a moment for each
+- *core*: `store.score`, as the reranker calls it: from clip ids to a cosine and a moment for each
   candidate, with every checksum verified.
 - *numpy*: the obvious implementation: `store.read`, and for each clip its matrix as float32, one product, one argmax.
 
@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from bench.harness.report import spread
-from streamer.method import score_clips
 from streamer.store import Clip, Position, record_format
 from streamer.store.lmdb.store import LmdbStore
 
@@ -122,8 +121,7 @@ class Bench:
     def core(self, ids: Sequence[str]) -> float:
         """Return the seconds of *core*."""
         began = time.perf_counter()
-        with self.store.read(ids) as records:
-            score_clips(self.query, records)
+        self.store.score(ids, self.query, None)
         return time.perf_counter() - began
 
     def numpy(self, ids: Sequence[str]) -> float:
@@ -141,8 +139,8 @@ class Bench:
 
     def check(self, ids: Sequence[str]) -> None:
         """Assert that *core* gives the same results as float64 arithmetic."""
+        scores = self.store.score(ids, self.query, None).frame
         with self.store.read(ids) as records:
-            scores = score_clips(self.query, records)
             for clip, cosine, moment in zip(records, *scores, strict=True):
                 assert clip is not None
                 similarities = clip.matrix.astype(np.float64) @ self.query

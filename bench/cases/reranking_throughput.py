@@ -19,7 +19,6 @@ import numpy as np
 from bench.harness.contestants import Contestant, Drain, check_answers
 from bench.harness.report import print_figures, spread
 from bench.harness.workload import TEXTS, Setup, candidates, set_up
-from streamer.method import score_clips
 
 NAME = "reranking_throughput"
 LOOP = str(Path(__file__).parents[1] / "harness" / "baseline.py")
@@ -34,10 +33,9 @@ def core_seconds(setup: Setup, queries: int) -> float:
         for number in range(queries):
             ids = candidates(number, setup.clip_count)
             began = time.perf_counter()
-            with store.read(ids) as records:
-                scores = score_clips(vector, records)
+            scores = store.score(ids, vector, None)
             seconds.append(time.perf_counter() - began)
-            assert not np.isnan(scores.cosines).any()
+            assert not np.isnan(scores.frame.cosines).any()
     finally:
         store.close()
     return statistics.median(seconds)

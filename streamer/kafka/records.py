@@ -127,9 +127,7 @@ def redriven_for(record: Record) -> str | None:
     """Return the group for which a record was redriven; None for any other record."""
     if not record.headers:  # the usual case; this is called for every record
         return None
-    return next(
-        (value.decode(errors="replace") for name, value in record.headers if name == REDRIVEN_FOR and value), None
-    )
+    return text_of(record.headers, REDRIVEN_FOR) or None
 
 
 def text_of(headers: Headers, name: str) -> str:

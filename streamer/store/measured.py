@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from streamer.scoring import ClipScores
     from streamer.store.protocol import (
         Clip,
+        Counted,
         Embedding,
         Position,
         PutOutcome,
@@ -42,17 +43,6 @@ _PING_EVERY_S = 5.0
 _COUNT_EVERY_S = 60.0
 _SHARE_OF_COUNTING = 0.01
 """Counting takes at most this share of the time: large stores are counted less often."""
-
-
-class Counted(Protocol):
-    """What a read has counted; see :class:`~streamer.vectors.CountedBlocks`."""
-
-    @property
-    def corrupt(self) -> int: ...  # noqa: D102
-    @property
-    def cache_hits(self) -> int: ...  # noqa: D102
-    @property
-    def cache_misses(self) -> int: ...  # noqa: D102
 
 
 class _EndOfRead(Protocol):

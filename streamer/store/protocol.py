@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from xxhash import xxh3_64_intdigest
 
-from streamer.vectors import CountedBlocks
+from streamer.vectors import Blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -171,7 +171,26 @@ class StoreServer(NamedTuple):
         return self.policy not in {None, NO_EVICTION}
 
 
-class StoredClips(CountedBlocks, Protocol):
+class Counted(Protocol):
+    """What a store has counted while it looked records up."""
+
+    @property
+    def corrupt(self) -> int:
+        """Number of reads of corrupt records; each record is logged only once."""
+        ...
+
+    @property
+    def cache_hits(self) -> int:
+        """Number of records read from this process's cache."""
+        ...
+
+    @property
+    def cache_misses(self) -> int:
+        """Number of records transferred from a server; 0 for an embedded store."""
+        ...
+
+
+class StoredClips(Blocks, Counted, Protocol):
     """The records of one read, in the order of the requested ids: as blocks, or one by one.
 
     An absent, deleted or corrupt record is in no block, and None one by one. An engine may look records up lazily. The

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 from streamer.local_kafka.broker import LocalKafka
 from tests.chaos import segments
 from tests.chaos.plan import BROKERS
+from tests.support.processes import frozen
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -108,15 +108,8 @@ class Brokers:
     @contextmanager
     def frozen(self, node_ids: Iterable[int]) -> Iterator[None]:
         """Have brokers stand still meanwhile: connections stay open, and nothing is answered."""
-        pids = [self.kafka.pid(node_id) for node_id in node_ids]
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
+        with frozen(self.kafka.pid(node_id) for node_id in node_ids):
             yield
-        finally:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
 
     def await_out_of_sync(self, node_id: int) -> None:
         """Wait until a broker is no in-sync replica of anything. Raises TimeoutError."""

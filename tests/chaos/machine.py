@@ -10,8 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from tests.chaos.services import limited
-from tests.support.processes import children
+from tests.support.processes import children, limited
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

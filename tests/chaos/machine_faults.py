@@ -17,9 +17,9 @@ from tests.chaos.kinds import RERANK
 from tests.chaos.machine import Filler, no_more_processes
 from tests.chaos.scene import INPUTS, Outcome
 from tests.chaos.service_faults import state
-from tests.chaos.services import Cause, await_at_work, limited
+from tests.chaos.services import Cause, await_at_work
 from tests.chaos.signs import Rise
-from tests.support.processes import children
+from tests.support.processes import children, limited
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

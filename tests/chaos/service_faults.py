@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Consumer
 
 from tests.chaos.scene import GROUPS, INPUTS, Outcome
-from tests.chaos.services import Cause, limited
+from tests.chaos.services import Cause
 from tests.chaos.signs import Rise
+from tests.support.processes import limited
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

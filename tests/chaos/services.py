@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import subprocess
 import threading
@@ -316,15 +315,3 @@ class Instance:
 def await_at_work(instances: list[Instance], *, seconds: float) -> None:
     """Wait until all of the instances work. Raises TimeoutError."""
     wait_until(lambda: all(instance.is_at_work() for instance in instances), seconds=seconds, what="all at work")
-
-
-@contextmanager
-def limited(pid: int, which: int, most: int) -> Iterator[None]:
-    """Lower a limit of a running process meanwhile. Raises ProcessLookupError."""
-    soft, hard = resource.prlimit(pid, which)
-    resource.prlimit(pid, which, (most, hard))
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            resource.prlimit(pid, which, (soft, hard))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import time
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from tests.support.configs import alter_config
 from tests.support.kafka_tools import run_tool
 from tests.support.loops import INPUT, OUTPUT, echo, feed, running
 from tests.support.outside import commit, create_again
+from tests.support.processes import frozen
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -154,14 +153,8 @@ def too_few_in_sync(scene: Scene) -> Iterator[None]:
 @contextmanager
 def brokers_gone(scene: Scene) -> Iterator[None]:
     """Two brokers of three hang, with them the controllers; the third takes requests."""
-    pids = [scene.broker.pid(number) for number in (1, 2)]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with frozen(scene.broker.pid(number) for number in (1, 2)):
         yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def retention(scene: Scene) -> None:
@@ -206,12 +199,8 @@ def broker_killed(scene: Scene) -> Iterator[None]:
 @contextmanager
 def broker_hangs(scene: Scene) -> Iterator[None]:
     """It takes requests and answers none; nothing is in flight that would have to be committed."""
-    pid = scene.broker.pid(0)
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with frozen([scene.broker.pid(0)]):
         yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def log_lost(scene: Scene) -> None:

@@ -1,8 +1,16 @@
-"""Which processes a process has started."""
+"""Running processes: which of them a process has started, what they are denied, and when they stand still."""
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 
 def children(pid: int) -> list[int]:
@@ -16,3 +24,29 @@ def children(pid: int) -> list[int]:
         if int(parent) == pid and state != "Z":
             found.append(int(path.parent.name))
     return found
+
+
+@contextmanager
+def limited(pid: int, which: int, most: int) -> Iterator[None]:
+    """Lower a limit of a running process meanwhile. Raises ProcessLookupError."""
+    soft, hard = resource.prlimit(pid, which)
+    resource.prlimit(pid, which, (most, hard))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, which, (soft, hard))
+
+
+@contextmanager
+def frozen(pids: Iterable[int]) -> Iterator[None]:
+    """Have processes stand still meanwhile: connections stay open, and nothing is answered."""
+    pids = [*pids]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from tests.support.driver import EMBEDDED, UPLOADED, Bus, Record, Service
 from tests.support.footage import tiny_footage
 from tests.support.load import Metrics
-from tests.support.processes import children
+from tests.support.processes import children, limited
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def few_descriptors(service: Service) -> Iterator[None]:
     """Let the service open hardly any descriptor more."""
     opened = {int(path.name) for path in Path(f"/proc/{service.pid}/fd").iterdir()}
     free = next(number for number in itertools.count() if number not in opened)
-    with _limited(service.pid, resource.RLIMIT_NOFILE, max(free, 8)):
+    with limited(service.pid, resource.RLIMIT_NOFILE, max(free, 8)):
         yield
 
 
@@ -204,8 +204,8 @@ def few_descriptors(service: Service) -> Iterator[None]:
 def few_processes(service: Service) -> Iterator[None]:
     """Let neither the service nor its template start a process or a thread; it takes a service that is not root's."""
     with (
-        _limited(service.pid, resource.RLIMIT_NPROC, 1),
-        _limited(template(service), resource.RLIMIT_NPROC, 1),
+        limited(service.pid, resource.RLIMIT_NPROC, 1),
+        limited(template(service), resource.RLIMIT_NPROC, 1),
     ):
         yield
 
@@ -213,19 +213,8 @@ def few_processes(service: Service) -> Iterator[None]:
 @contextmanager
 def no_long_files(service: Service) -> Iterator[None]:
     """Let the service write no file: what it needs is there, but its own limit of a file's size is 0."""
-    with _limited(service.pid, resource.RLIMIT_FSIZE, 0):
+    with limited(service.pid, resource.RLIMIT_FSIZE, 0):
         yield
-
-
-@contextmanager
-def _limited(pid: int, which: int, most: int) -> Iterator[None]:
-    soft, hard = resource.prlimit(pid, which)
-    resource.prlimit(pid, which, (most, hard))
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            resource.prlimit(pid, which, (soft, hard))
 
 
 @contextmanager
