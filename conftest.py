@@ -5,6 +5,7 @@ What a fixture needs is imported when the fixture is used: a test of one functio
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tests.support.redis_servers import Cluster, Server
 
 _BYTES_OF_A_NAME = 60
+_SCHEDULING = os.sched_getscheduler(0)
+_MANY_THREADS = 64
 
 # A busy machine is no failure: no example has a deadline, and making them may be slow. The same commit has the same
 # examples each time, so that CI says the same of it; `make explore` draws others.
@@ -38,6 +41,21 @@ hypothesis.settings.load_profile("quick" if "QUICK" in os.environ else "steady")
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name the case of a file's bytes by its argument: a name that held the bytes would differ between workers."""
     return argname if isinstance(val, bytes) and len(val) > _BYTES_OF_A_NAME else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Leave neither a real-time priority nor the clients of a loop that has ended.
+
+    Some encoders set the priority for good: all that the process starts later inherits it and starves the machine. A
+    loop's clients refer to each other, and until they are collected their threads go on looking for a broker.
+    """
+    yield
+    if len(os.listdir("/proc/self/task")) > _MANY_THREADS:  # noqa: PTH208
+        gc.collect()
+    if os.sched_getscheduler(0) != _SCHEDULING:
+        os.sched_setscheduler(0, _SCHEDULING, os.sched_param(0))
+        pytest.fail(f"{item.nodeid} has changed the scheduling policy of its process")
 
 
 @pytest.fixture(scope="session")

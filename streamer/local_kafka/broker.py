@@ -58,7 +58,7 @@ class LocalKafka:
     temporary folder that :meth:`stop` removes. ``port``: the first broker's, the others take the ports after it; None:
     any free ports, the same for the life of the object. ``listeners``: further listeners by name, each with its
     security protocol; :meth:`address` says where. ``properties``: further lines of ``server.properties``, which
-    override the defaults here.
+    override the defaults here. ``java_options``: further options of the Java runtime.
 
     Raises :class:`BrokerError`, with the end of the broker's log if a broker does not start.
     """
@@ -71,6 +71,7 @@ class LocalKafka:
         port: int | None = None,
         listeners: Mapping[str, str] = {},
         properties: Mapping[str, str] = {},
+        java_options: Sequence[str] = (),
     ) -> None:
         if brokers not in (1, 3):
             raise BrokerError(f"the local Kafka has 1 broker or 3, not {brokers}")
@@ -85,6 +86,7 @@ class LocalKafka:
         ]
         self._data_dir = data_dir
         self._properties = properties
+        self._java_options = java_options
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._nodes: list[_Node] = []
 
@@ -104,7 +106,7 @@ class LocalKafka:
         for port in self._ports:
             if not _is_free(port):
                 raise BrokerError(f"port {port} of {HOST} is taken by another process")
-        java = java_command(_LOG_CONFIG)
+        java = [*broker_command(), *self._java_options]
         if self._data_dir is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="streamer-kafka-", ignore_cleanup_errors=True)
             folder = Path(self._temporary.name)
@@ -169,6 +171,11 @@ class LocalKafka:
         if process is None or not process.is_running:
             raise BrokerError(f"broker {node_id} is not running")
         return process
+
+
+def broker_command() -> list[str]:
+    """Return the start of a command line for a class of the broker; raises :class:`BrokerError`."""
+    return java_command(_LOG_CONFIG)
 
 
 class _Listener(NamedTuple):

