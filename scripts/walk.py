@@ -196,7 +196,8 @@ def profile_decoder(path: str) -> None:
 
 def walk(what: str, bootstrap_servers: str) -> Walk:
     """Let one record walk through a service on these brokers."""
-    from streamer.settings import as_variables, load  # noqa: PLC0415 - not where the decoder is profiled
+    from streamer.local_kafka.broker import free_ports  # noqa: PLC0415 - not where the decoder is profiled
+    from streamer.settings import as_variables, load  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="walk-") as name:
         folder = Path(name)
@@ -207,7 +208,7 @@ def walk(what: str, bootstrap_servers: str) -> Walk:
                 "model": MODEL,
                 "store": f"lmdb:{folder / 'store'}",
                 "allowed_uris": (folder.as_uri(),),
-                "metrics_port": _free_port(),
+                "metrics_port": free_ports(1)[0],
                 "metrics_host": "127.0.0.1",
                 "instance_id": "walk",
             }
@@ -339,13 +340,6 @@ def _is_ready(settings: Settings) -> bool:
             return bool(response.status == 200)  # noqa: PLR2004
     except OSError:
         return False
-
-
-def _free_port() -> int:
-    import socket  # noqa: PLC0415
-
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 # -- the file map --------------------------------------------------------------------------------------------

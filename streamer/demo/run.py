@@ -11,7 +11,6 @@ import contextlib
 import logging
 import secrets
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -31,7 +30,7 @@ from streamer.kafka import Output
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import apply, drop
 from streamer.kafka.readers.publish import Reader, publish
-from streamer.local_kafka.broker import LocalKafka
+from streamer.local_kafka.broker import LocalKafka, free_ports
 from streamer.scrape import quantile
 from streamer.settings import ENV_PREFIX, Connection, as_variables
 from streamer.synthetic.engine import BaseEngine
@@ -322,7 +321,7 @@ def _start_services(
         "STREAMER_ALLOWED_URIS": f'["{material.folder.resolve().as_uri()}"]',
         "STREAMER_LOG_FORMAT": "json",
     }
-    ports = _free_ports(2)
+    ports = free_ports(2)
     running = [
         cleanup.enter_context(ServiceProcess(command, variables, log=work / f"{command}.log", port=port))
         for command, port in zip(("embed", "rerank"), ports, strict=True)
@@ -342,12 +341,6 @@ def _engine_answers(
     with console.status("The stand-in engine indexes whole clips"):
         engine = BaseEngine(load_model(settings), material.clips, sandbox=settings.decoder_sandbox)
         return {query.query_id: engine.rank(query.text, top=settings.depth) for query in material.queries}
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
 
 
 # -- what is shown -------------------------------------------------------------------------------------------

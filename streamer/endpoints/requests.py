@@ -75,9 +75,10 @@ def _format(headers: Message[str, str]) -> dict[str, str]:
 
 
 def response(answer: Answer, body: bytes, *, head_only: bool = False) -> bytes:
-    """Return a whole response."""
+    """Return a whole response, dated here where the answer has no date of its own."""
+    dated = any(name == "Date" for name, _ in answer.headers)
     headers = [
-        ("Date", formatdate(usegmt=True)),
+        *([] if dated else [("Date", formatdate(usegmt=True))]),
         *answer.headers,
         ("Content-Length", str(len(body))),
         ("Connection", "close"),

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from email.utils import formatdate
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,7 +39,7 @@ _PASSED_ON: Final = ("LD_LIBRARY_PATH", "LC_ALL", "LANG")
 """The environment variables that the front gets; others may be secrets."""
 _MAX_REPORT_BYTES: Final = 1 << 16
 _REPORTS: Final = msgspec.json.Decoder(Report)
-_HEADERS: Final = [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")]
+_HEADERS: Final = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"))
 
 
 class Endpoints:
@@ -102,6 +103,7 @@ class Endpoints:
                     if report.warning is not None:
                         log.warning("problem of the process that serves the metrics port", error=report.warning)
                     answer, body = self._answer(report.question)
+                    answer.headers.append(("Date", formatdate(usegmt=True)))  # by the clock that stamps its records
                     ours.send_bytes(msgspec.json.encode(answer))
                     ours.send_bytes(body)
             except (EOFError, OSError, msgspec.MsgspecError):
@@ -121,7 +123,7 @@ class Endpoints:
             problems = [problem.partition(": ")[0] for problem in problems]
         status = "503 Service Unavailable" if problems else "200 OK"
         lines = [*(problems or ["ok"]), *notes]
-        return Answer(status, _HEADERS), "".join(f"{printable(line)}\n" for line in lines).encode()
+        return Answer(status, [*_HEADERS]), "".join(f"{printable(line)}\n" for line in lines).encode()
 
     def _exposed(self, question: Question) -> tuple[Answer, bytes]:
         started: list[Answer] = []
@@ -135,7 +137,7 @@ class Endpoints:
             body = b"".join(self._exposition(environ, lambda status, headers: started.append(Answer(status, headers))))
         except Exception:
             log.exception("metrics cannot be exposed")
-            return Answer("500 Internal Server Error", _HEADERS), b"see the log\n"
+            return Answer("500 Internal Server Error", [*_HEADERS]), b"see the log\n"
         return started[-1], body
 
 

@@ -77,7 +77,7 @@ class LocalKafka:
             raise BrokerError(f"the local Kafka has 1 broker or 3, not {brokers}")
         if port is not None and not 1 <= port <= 65_536 - brokers:
             raise BrokerError(f"port {port}: not a valid port")
-        free = iter(_free_ports((2 + len(listeners)) * brokers))
+        free = iter(free_ports((2 + len(listeners)) * brokers))
         taken = list(itertools.islice(free, brokers))
         self._ports = taken if port is None else range(port, port + brokers)
         self._controller_ports = list(itertools.islice(free, brokers))
@@ -338,8 +338,8 @@ def _addresses(ports: Iterable[int]) -> str:
     return ",".join(f"{HOST}:{port}" for port in ports)
 
 
-def _free_ports(count: int) -> list[int]:
-    """Return distinct free ports of the loopback interface."""
+def free_ports(count: int) -> list[int]:
+    """Return distinct ports of the loopback interface that nothing listens on; raises :class:`BrokerError`."""
     ports: list[int] = []
     for port in secrets.SystemRandom().sample(_PORTS, len(_PORTS)):
         if _is_free(port):

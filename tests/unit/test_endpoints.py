@@ -185,6 +185,15 @@ def test_head_is_answered_as_get_without_the_body(path: str) -> None:
         assert abs(length - answers["GET"][2]) < 100
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz"])
+def test_an_answer_is_dated_once_by_the_clock_of_the_service(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    date = "Thu, 01 Jan 1970 00:00:00 GMT"
+    monkeypatch.setattr("streamer.endpoints.serving.formatdate", lambda **_: date)
+    with serving() as (endpoints, _), closing(http.client.HTTPConnection("127.0.0.1", endpoints.port)) as connection:
+        connection.request("GET", path)
+        assert connection.getresponse().headers.get_all("Date") == [date]
+
+
 def test_head_asks_for_the_password_too() -> None:
     with serving(Access(credentials=b"a:b")) as (endpoints, _):
         connection = http.client.HTTPConnection("127.0.0.1", endpoints.port, timeout=30)
