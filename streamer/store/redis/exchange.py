@@ -1,8 +1,12 @@
 """One exchange of commands and replies with several nodes at once, until one deadline.
 
-Commands go out to all nodes in one write each, and replies are taken in the order in which they arrive. A node that
+Commands go out to all nodes, in one write each as far as their replies are small, and replies are taken in the order in which they arrive. A node that
 has no open connection is asked on a thread of its own, since names are resolved and certificates checked by calls that
 know no deadline: the caller does not wait for such a thread longer than for a reply.
+
+What a node has yet to send of its replies takes its memory, beyond what is planned for records, and a server may close
+a connection for which it keeps too much. So a node is asked for a bounded number of bytes at a time: the next commands
+go out while it still sends the rest of the earlier ones, so that it never waits.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import threading
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from hiredis import pack_command
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -31,12 +35,19 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
+WINDOW_BYTES: Final = 4 << 20
+"""The bytes of replies that are due from a node at once: more than a fast link holds while a round trip passes."""
+
 
 class Call(NamedTuple):
-    """A command, and the slot of its keys, which determines its node."""
+    """A command, and the slot of its keys, which determines its node.
+
+    ``reply_bytes``: the size of its reply at most, 0 if that is small.
+    """
 
     slot: int
     command: tuple[Any, ...]  # of bytes, str and int
+    reply_bytes: int = 0
 
 
 class Share:
@@ -45,6 +56,9 @@ class Share:
     ``asking``: each command is preceded by ASKING. ``is_read``: a reader waits for it. ``is_of_replica``: it reads what
     a replica has. ``replies``: one for each command sent, errors of the server included. ``error``: what has befallen
     the node instead, then replies are missing. ``is_fresh``: the connection was made for this exchange.
+
+    ``sizes``: of each command's reply at most; none if all are small. Commands beyond :data:`WINDOW_BYTES` are sent
+    when most of the replies before theirs have arrived.
     """
 
     def __init__(
@@ -52,24 +66,31 @@ class Share:
         node: Node,
         commands: Sequence[tuple[Any, ...]],
         numbers: Sequence[int] = (),
+        sizes: Sequence[int] = (),
         *,
         asking: bool = False,
     ) -> None:
         self.node = node
         self.commands = [part for each in commands for part in (("ASKING",), each)] if asking else commands
         self.numbers = numbers
+        self._sizes = [part for each in sizes for part in (0, each)] if asking else sizes
         self.asking = asking
         self.is_read = self.is_of_replica = False
         self.replies: list[Any] = []
         self.error: Exception | None = None
         self.is_fresh = False
+        self._sent = self._due = 0  # commands, and the bytes of the replies that are due
         self._wire: Wire | TlsWire | None = None
 
+    def again(self) -> Share:
+        """Return a share of the same commands for the same node, which nothing has been done about."""
+        return Share(self.node, self.commands, sizes=self._sizes)
+
     def begin(self, wire: Wire | TlsWire, deadline: Deadline) -> bool:
-        """Send the commands; returns False if that failed."""
+        """Send the first commands; returns False if that failed."""
         self._wire = wire
         try:
-            wire.send_within(b"".join([pack_command(command) for command in self.commands]), deadline.left())
+            self._send(wire, deadline)
         except FAULTS as error:
             self._fail(error)
         return self.error is None
@@ -78,8 +99,8 @@ class Share:
         """Return the file descriptor of the connection, -1 if there is none."""
         return -1 if self._wire is None else self._wire.fileno()
 
-    def hear(self) -> bool:
-        """Take the replies that have arrived; returns True if nothing more is to be waited for."""
+    def hear(self, deadline: Deadline) -> bool:
+        """Take the replies that have arrived, and ask for more; returns True if nothing more is to be waited for."""
         wire, replies, count = self._wire, self.replies, len(self.commands)
         if wire is None:
             return True
@@ -89,6 +110,12 @@ class Share:
                 if reply is INCOMPLETE:
                     return False
                 replies.append(reply)
+                if self._sent < count:
+                    self._due -= self._sizes[len(replies) - 1]
+                    if self._due <= WINDOW_BYTES // 2:
+                        if not deadline.left():
+                            return False
+                        self._send(wire, deadline)
         except FAULTS as error:
             self._fail(error)
             return True
@@ -113,6 +140,20 @@ class Share:
         elif self.begin(wire, deadline):
             _listen([self], deadline)
 
+    def _send(self, wire: Wire | TlsWire, deadline: Deadline) -> None:
+        """Send as many of the commands as there is room for, one at least if no reply is due."""
+        begin, end = self._sent, len(self.commands)
+        if self._sizes:
+            end = begin
+            for size in self._sizes[begin:]:
+                if self._due and self._due + size > WINDOW_BYTES:
+                    break
+                self._due += size
+                end += 1
+        if end > begin:
+            self._sent = end
+            wire.send_within(b"".join([pack_command(each) for each in self.commands[begin:end]]), deadline.left())
+
     def _fail(self, error: Exception) -> None:
         self.error = error
         if self._wire is not None:
@@ -128,7 +169,7 @@ def exchange(shares: Sequence[Share], deadline: Deadline) -> None:
         wire = share.node.take()
         if wire is None:
             # The thread has a share of its own: it may outlive this call.
-            apart = Share(share.node, share.commands)
+            apart = share.again()
             dialling.append((share, apart, in_thread(partial(apart.dial_and_talk, deadline))))
         elif share.begin(wire, deadline):
             listening.append(share)
@@ -156,7 +197,7 @@ def _listen(shares: Sequence[Share], deadline: Deadline) -> None:
         poll.register(fileno, select.POLLIN)
     while waiting:
         ready = poll.poll(math.ceil(1000 * deadline.left()))
-        heard = [fileno for fileno, _ in ready if waiting[fileno].hear()]
+        heard = [fileno for fileno, _ in ready if waiting[fileno].hear(deadline)]
         for fileno in heard:
             poll.unregister(fileno)
             del waiting[fileno]

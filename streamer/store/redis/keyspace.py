@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.crc import key_slot
 from redis.exceptions import NoPermissionError
 
+from streamer.settings import EmbeddingSettings
 from streamer.store import record_format
 from streamer.store.protocol import StoreError, StoreUnavailableError
 from streamer.store.redis import parts
@@ -26,7 +27,7 @@ from streamer.store.redis.address import (
     common_models,
 )
 from streamer.store.redis.answers import Meaning, meaning
-from streamer.store.redis.exchange import Call
+from streamer.store.redis.exchange import WINDOW_BYTES, Call
 from streamer.store.redis.scripts import (
     BURY,
     BURY_PARTS,
@@ -56,6 +57,11 @@ _LAST_WRITE = MODELS + b"last write"
 _NO_MODELS = {SALT_FIELD, FORMAT_FIELD}
 TORN_READS = 5
 """How often two parts are read one after the other before a checksum that does not match counts as damage."""
+_CALL_BYTES = WINDOW_BYTES // 4
+"""The bytes that one command may ask for: a server does nothing else while it copies them."""
+_LONGEST_DIM = 1_024
+"""The length of the vectors of the models in use at most, where it is not known."""
+_MAX_FRAMES: int = EmbeddingSettings.model_fields["max_frames"].default
 _WAIT_SHARE = 0.5
 """The share of the timeout for which a server may wait for its replicas."""
 
@@ -77,11 +83,16 @@ class Edit(NamedTuple):
 
 
 class Space:
-    """The store at an address, accessed through a link. May be used by several threads."""
+    """The store at an address, accessed through a link. May be used by several threads.
+
+    ``record_bytes`` is the size of a record at most, by which servers are asked for bounded amounts. A model's vectors
+    have one length, but only an embedder knows how many a clip has: the default counts until larger records are seen.
+    """
 
     def __init__(self, link: Link, buckets: Buckets, options: StoreOptions) -> None:
         self.link = link
         self.buckets = buckets
+        self.record_bytes = record_format.largest(_LONGEST_DIM, _MAX_FRAMES)
         self._compared_at = -1
         self._format_slot = key_slot(buckets.name)
         self._replicas = options.replicas
@@ -114,7 +125,7 @@ class Space:
             return self.link.all([self._call("GET", key) for key in keys])
         numbers = [buckets.of(key) for key in keys]
         calls = [
-            Call(buckets.slots[n], ("MGET", buckets.heads[n] + key, buckets.rest(n, key)))
+            Call(buckets.slots[n], ("MGET", buckets.heads[n] + key, buckets.rest(n, key)), self.record_bytes)
             for n, key in zip(numbers, keys, strict=True)
         ]
         return [
@@ -134,6 +145,10 @@ class Space:
             if attempt == TORN_READS or record_format.version(memoryview(value)) is not None:
                 break
         return value
+
+    def expect(self, dim: int) -> None:
+        """Note the length of the vectors that will be read."""
+        self.record_bytes = record_format.largest(dim, _MAX_FRAMES)
 
     def full(self, number: int, keys: Sequence[bytes]) -> list[bytes]:
         """Return the servers' keys of records of one bucket, then those of their second parts if there may be some."""
@@ -342,7 +357,8 @@ class Space:
 
     def _call(self, command: str, key: bytes, *more: int) -> Call:
         number = self.buckets.of(key)
-        return Call(self.buckets.slots[number], (command, self.buckets.heads[number] + key, *more))
+        size = self.record_bytes if command == "GET" else 0
+        return Call(self.buckets.slots[number], (command, self.buckets.heads[number] + key, *more), size)
 
     def _replace(
         self, edits: Sequence[tuple[Edit, bytes | None]], values: Sequence[bytes]
@@ -378,6 +394,15 @@ class Space:
             else:
                 found.append((True, None) if reply == REPLACED else (False, _joined(reply)))
         return found
+
+
+def by_bucket(buckets: Buckets, keys: Iterable[bytes], record_bytes: int) -> list[tuple[int, list[bytes]]]:
+    """Group keys by bucket, no more together than one command may ask for; a bucket may be there repeatedly."""
+    most = max(1, _CALL_BYTES // record_bytes)
+    found: dict[int, list[bytes]] = {}
+    for key in keys:
+        found.setdefault(buckets.of(key), []).append(key)
+    return [(number, some[at : at + most]) for number, some in found.items() for at in range(0, len(some), most)]
 
 
 def _shown(stored: bytes | None) -> str:

@@ -253,7 +253,11 @@ class Link:
             by_node.setdefault((node, False, node is not shard.primary), []).append(number)
         shares = []
         for (node, is_asking, is_of_replica), numbers in by_node.items():
-            share = Share(node, [calls[number].command for number in numbers], numbers, asking=is_asking)
+            some = [calls[number] for number in numbers]
+            sizes = [call.reply_bytes for call in some]
+            share = Share(
+                node, [call.command for call in some], numbers, sizes if any(sizes) else (), asking=is_asking
+            )
             share.is_read, share.is_of_replica = is_read, is_of_replica
             shares.append(share)
         return shares
@@ -293,7 +297,7 @@ class Link:
     def _troubled(self, share: Share, error: BaseException) -> None:
         self._routing.refresh()
         if share.is_read:
-            self._resting.rest(share.node, share.commands, error)
+            self._resting.rest(share, error)
 
 
 def _without_absence(reply: Any) -> Any:

@@ -46,20 +46,22 @@ class Resting:
         self._staleness_s = options.staleness_s
         self._lock = threading.Lock()
 
-    def rest(self, node: Node, commands: Sequence[tuple[Any, ...]], error: BaseException) -> None:
-        """Let readers leave a node out until it answers these commands in time."""
+    def rest(self, share: Share, error: BaseException) -> None:
+        """Let readers leave a share's node out until it answers the same commands in time."""
+        node = share.node
         with self._lock:
             if node.resting or self._routing.is_closed:
                 return
             node.resting = words(error)
         log.warning("store node is left out", store=self._routing.name, node=node.name, error=node.resting)
-        in_thread(partial(self._revive, node, commands))
+        in_thread(partial(self._revive, share))
 
-    def _revive(self, node: Node, commands: Sequence[tuple[Any, ...]]) -> None:
+    def _revive(self, failed: Share) -> None:
+        node = failed.node
         try:
             while self._routing.has(node) and time.monotonic() - self.read_at < _FORGOTTEN_S:
                 self._look_at_replicas(node)
-                share = Share(node, commands)
+                share = failed.again()
                 exchange([share], Deadline.after(self._timeout_s))
                 if share.error is None and not any(_puts_off(reply) for reply in share.replies):
                     log.info("store node is asked again", store=self._routing.name, node=node.name)
