@@ -1,8 +1,8 @@
 """One exchange of commands and replies with several nodes at once, until one deadline.
 
-Commands go out to all nodes, in one write each as far as their replies are small, and replies are taken in the order in which they arrive. A node that
-has no open connection is asked on a thread of its own, since names are resolved and certificates checked by calls that
-know no deadline: the caller does not wait for such a thread longer than for a reply.
+Commands go out to all nodes, in one write each as far as their replies are small, and replies are taken in the order in
+which they arrive. A node that has no open connection is asked on a thread of its own, since names are resolved and
+certificates checked by calls that know no deadline: the caller does not wait for such a thread longer than for a reply.
 
 What a node has yet to send of its replies takes its memory, beyond what is planned for records, and a server may close
 a connection for which it keeps too much. So a node is asked for a bounded number of bytes at a time: the next commands

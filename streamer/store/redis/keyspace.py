@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.crc import key_slot
@@ -14,7 +13,7 @@ from redis.exceptions import NoPermissionError
 from streamer.settings import EmbeddingSettings
 from streamer.store import record_format
 from streamer.store.protocol import StoreError, StoreUnavailableError
-from streamer.store.redis import parts
+from streamer.store.redis import info, parts
 from streamer.store.redis.address import (
     BUCKETS_PER_NODE,
     DEFAULT_BUCKETS,
@@ -42,12 +41,11 @@ from streamer.store.redis.scripts import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from redis import Redis
-
     from streamer.store.options import StoreOptions
     from streamer.store.redis.address import Address
     from streamer.store.redis.deadline import Deadline
     from streamer.store.redis.link import Link
+    from streamer.store.redis.nodes import Node
 
 _CONTENTION_S = 30.0
 """Seconds for which a write is retried while other writers change the same record."""
@@ -309,25 +307,23 @@ class Space:
 
     def scan(self, prefix: bytes = b"") -> Iterator[list[bytes]]:
         """Yield the keys of records that begin with ``prefix``, some hundred at once; a key may be repeated."""
-        for node in self.link.nodes():
+        for node in self.link.primaries():
             cursor, keys = self.scan_node(node, 0, prefix)
             yield keys
             while cursor:
                 cursor, keys = self.scan_node(node, cursor, prefix)
                 yield keys
 
-    def scan_node(self, node: Redis, cursor: int, prefix: bytes = b"") -> tuple[int, list[bytes]]:
+    def scan_node(self, node: Node, cursor: int, prefix: bytes = b"") -> tuple[int, list[bytes]]:
         """Return some keys of one server, and its next cursor, 0 at the end."""
         pattern = b"%s{*}%s*" % (self.buckets.name, re.sub(rb"([\[\]*?\\^-])", rb"\\\1", prefix))
-        with self.link.faults():
-            reply: Any = node.scan(cursor, match=pattern, count=_SCAN_KEYS)
-        after, found = reply
+        after, found = self.link.told(node, "SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_KEYS)
         return int(after), [key for full in found if (key := self.buckets.record_key(full)) is not None]
 
     def bytes_used(self) -> int:
         """Return the memory used by the servers that have records, including other data."""
-        with self.link.faults():
-            return sum(int(node.info("memory")["used_memory"]) for node in self.link.nodes())
+        told = [self.link.told(node, "INFO", "memory") for node in self.link.primaries()]
+        return sum(int(info.parsed(each)["used_memory"]) for each in told)
 
     def settle(self, numbers: Iterable[int]) -> None:
         """Wait until the writes to some buckets are on as many replicas as :class:`StoreOptions` requires.
@@ -421,10 +417,11 @@ def _joined(both: Sequence[bytes | None]) -> bytes | None:
 
 def _new(link: Link, address: Address) -> Buckets:
     """Return a new store: the first process determines its number of buckets, its salt, and whether it is in parts."""
-    nodes = link.nodes()
-    in_parts = False
-    with link.faults(), suppress(NoPermissionError):
-        in_parts = parts.is_rounded(str(nodes[0].info("memory").get("mem_allocator", "")))
+    nodes = link.primaries()
+    (said,) = link.ask(nodes[:1], ("INFO", "memory"))
+    if isinstance(said, Exception) and not isinstance(said, NoPermissionError):
+        raise link.fault(said)
+    in_parts = parts.is_rounded(info.parsed(said).get("mem_allocator", ""))
     count = address.buckets or max(DEFAULT_BUCKETS, BUCKETS_PER_NODE * len(nodes))
     return Buckets(address.name, count, secrets.randbits(64), version=VERSION, in_parts=in_parts)
 

@@ -7,7 +7,7 @@ import datetime as dt
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ class Watch:
             while not self._end.is_set():
                 self.most = max(self.most, *(int(each["omem"]) for each in client.client_list()))
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         return self
