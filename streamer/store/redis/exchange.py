@@ -37,6 +37,8 @@ _Result = TypeVar("_Result")
 
 WINDOW_BYTES: Final = 4 << 20
 """The bytes of replies that are due from a node at once: more than a fast link holds while a round trip passes."""
+_DOUBT_SHARE: Final = 0.25
+"""The share of the time until the deadline after which a doubting caller doubts."""
 
 
 class Call(NamedTuple):
@@ -123,6 +125,10 @@ class Share:
         self.node.give(wire)
         return True
 
+    def is_answered(self) -> bool:
+        """Return whether all replies have arrived."""
+        return len(self.replies) == len(self.commands)
+
     def give_up(self) -> None:
         """End the share at its deadline; the connection is closed, since replies are due on it."""
         self._fail(RedisTimeoutError(f"{self.node.name} has not answered in time"))
@@ -161,8 +167,13 @@ class Share:
             self._wire = None
 
 
-def exchange(shares: Sequence[Share], deadline: Deadline) -> None:
-    """Run all shares, each to its last reply, its error or the deadline."""
+def exchange(shares: Sequence[Share], deadline: Deadline, *, doubting: bool = False) -> list[Share]:
+    """Run all shares, each to its last reply, its error or the deadline.
+
+    A failure of several nodes may strike between their answers. A ``doubting`` caller that has waited for some nodes
+    for a while asks those that have answered for a sign of life, and gets the shares of those that give none by the
+    deadline: the next read need not wait for them, too.
+    """
     listening: list[Share] = []
     dialling: list[tuple[Share, Share, Future[None]]] = []
     for share in shares:
@@ -173,7 +184,7 @@ def exchange(shares: Sequence[Share], deadline: Deadline) -> None:
             dialling.append((share, apart, in_thread(partial(apart.dial_and_talk, deadline))))
         elif share.begin(wire, deadline):
             listening.append(share)
-    _listen(listening, deadline)
+    silent = _listen(listening, deadline, doubts_after_s=_DOUBT_SHARE * deadline.left() if doubting else None)
     if dialling:
         done, _ = wait_for([future for _, _, future in dialling], timeout=deadline.left())
         for share, apart, future in dialling:
@@ -183,29 +194,64 @@ def exchange(shares: Sequence[Share], deadline: Deadline) -> None:
                 share.replies, share.error = apart.replies, apart.error
             else:
                 share.give_up()
+    return silent
 
 
-def _listen(shares: Sequence[Share], deadline: Deadline) -> None:
-    """Take replies until all shares have theirs, or until the deadline."""
-    if not shares:
-        return
-    poll = select.poll()
-    waiting = {}
-    for share in shares:
-        fileno = share.fileno()
-        waiting[fileno] = share
-        poll.register(fileno, select.POLLIN)
-    while waiting:
-        ready = poll.poll(math.ceil(1000 * deadline.left()))
-        heard = [fileno for fileno, _ in ready if waiting[fileno].hear(deadline)]
+class _Listening:
+    """What an exchange waits for: ``waiting``, by file descriptor, and among it the probes of nodes in ``doubted``."""
+
+    def __init__(self, shares: Sequence[Share]) -> None:
+        self.waiting: dict[int, Share] = {}
+        self.doubted: dict[int, Share] = {}
+        self._poll = select.poll()
+        for share in shares:
+            self._add(share)
+
+    def hear(self, until: Deadline, deadline: Deadline) -> bool:
+        """Take what arrives until some moment; returns whether a share has ended."""
+        ready = self._poll.poll(math.ceil(1000 * until.left()))
+        heard = [fileno for fileno, _ in ready if self.waiting[fileno].hear(deadline)]
         for fileno in heard:
-            poll.unregister(fileno)
-            del waiting[fileno]
+            self._poll.unregister(fileno)
+            del self.waiting[fileno]
+            self.doubted.pop(fileno, None)
+        return bool(heard)
+
+    def probe(self, share: Share, deadline: Deadline) -> None:
+        """Ask a share's node for a sign of life, if it has an idle connection."""
+        wire = share.node.take()
+        probe = Share(share.node, (("PING",),))
+        if wire is not None and probe.begin(wire, deadline):
+            self.doubted[self._add(probe)] = share
+
+    def _add(self, share: Share) -> int:
+        fileno = share.fileno()
+        self.waiting[fileno] = share
+        self._poll.register(fileno, select.POLLIN)
+        return fileno
+
+
+def _listen(shares: Sequence[Share], deadline: Deadline, *, doubts_after_s: float | None = None) -> list[Share]:
+    """Take replies until all shares have theirs, or until the deadline.
+
+    Returns the shares whose nodes have answered, but are silent when asked again after ``doubts_after_s``.
+    """
+    listening = _Listening(shares)
+    doubts = None if doubts_after_s is None else deadline.within(doubts_after_s)
+    while len(listening.waiting) > len(listening.doubted):
+        if listening.hear(doubts or deadline, deadline):
+            continue
         # What has arrived by the deadline is taken, however late this thread was woken.
-        if not heard and not deadline.left():
+        if not deadline.left():
             break
-    for share in waiting.values():
+        if doubts is not None and not doubts.left():
+            doubts = None
+            for share in shares:
+                if share.is_answered():
+                    listening.probe(share, deadline)
+    for share in listening.waiting.values():
         share.give_up()
+    return [] if deadline.left() else [*listening.doubted.values()]
 
 
 def in_thread(work: Callable[[], _Result]) -> Future[_Result]:

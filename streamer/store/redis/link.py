@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.crc import key_slot
 from redis.exceptions import SlotNotCoveredError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamer.store.protocol import StoreUnavailableError
 from streamer.store.redis import info
@@ -79,7 +80,8 @@ class Link:
             shares = self._shares(topology, calls, waiting, replies, asking, is_read=True)
             if not shares:
                 break
-            exchange(shares, deadline)
+            for share in exchange(shares, deadline, doubting=True):
+                self._troubled(share, RedisTimeoutError(f"{share.node.name} gives no sign of life"))
             asking, waiting = {}, []
             for share in shares:
                 again = self._heard(share, replies, asking)
