@@ -53,14 +53,14 @@ class Resting:
                 return
             node.resting = words(error)
         log.warning("store node is left out", store=self._routing.name, node=node.name, error=node.resting)
-        in_thread(partial(self._revive, share))
+        in_thread(partial(self._revive, share.again()))
 
-    def _revive(self, failed: Share) -> None:
-        node = failed.node
+    def _revive(self, asked: Share) -> None:
+        node = asked.node
         try:
             while self._routing.has(node) and time.monotonic() - self.read_at < _FORGOTTEN_S:
                 self._look_at_replicas(node)
-                share = failed.again()
+                share = asked.again()
                 exchange([share], Deadline.after(self._timeout_s))
                 if share.error is None and not any(_puts_off(reply) for reply in share.replies):
                     log.info("store node is asked again", store=self._routing.name, node=node.name)
