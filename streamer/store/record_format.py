@@ -322,6 +322,11 @@ def _size(shape: bytes) -> int:
     return int(matrix_at(id_length, n, code) + n * dim * _WIDTHS[code])
 
 
+def largest(dim: int, vectors: int) -> int:
+    """Return the size of the largest record with so many vectors of that length, in any precision."""
+    return max(matrix_at(MAX_ID_BYTES, vectors, code) + vectors * dim * width for code, width in _WIDTHS.items())
+
+
 def kind(value: bytes) -> str:
     """Return the precision and length of a record's vectors, such as ``float16 x 512``."""
     dim, _, code = unpack_shape(value)

@@ -22,6 +22,7 @@ from streamer.store import record_format
 from streamer.store.admin import PAGE_BYTES, PAGE_RECORDS, Merged, Page, Raw
 from streamer.store.options import StoreOptions
 from streamer.store.protocol import StoreError, StoreUnavailableError
+from streamer.store.redis import info
 from streamer.store.redis.address import Address
 from streamer.store.redis.deadline import Deadline
 from streamer.store.redis.keyspace import Edit, Space
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from redis import Redis
+    from streamer.store.redis.nodes import Node
 
 log = structlog.get_logger()
 
@@ -49,7 +50,7 @@ class _Topology(NamedTuple):
 
     mark: str
     is_settled: bool
-    nodes: list[Redis]
+    nodes: list[Node]
 
 
 class RedisAdmin:
@@ -86,11 +87,10 @@ class RedisAdmin:
     def identity(self) -> str:
         """As :attr:`StoreAdmin.identity <streamer.store.admin.StoreAdmin.identity>`: also changed by a restart."""
         link = self._opened().link
-        with link.faults():
-            if self._address.is_cluster:
-                servers = ",".join(sorted(fields[0] for fields in _nodes(link.nodes(fresh=True)[0])))
-            else:
-                servers = str(link.nodes()[0].info("server")["run_id"])
+        if self._address.is_cluster:
+            servers = ",".join(sorted(fields[0] for fields in _nodes(link, link.primaries(fresh=True)[0])))
+        else:
+            servers = _process(link, link.primaries()[0])
         return f"redis:{_hash(servers)}/{self._address.db}/{self._address.name}"
 
     def models(self) -> dict[bytes, str]:
@@ -120,8 +120,7 @@ class RedisAdmin:
     def count(self) -> int:
         """Return the servers' number of keys, including keys of other applications."""
         link = self._opened().link
-        with link.faults():
-            return sum(int(node.dbsize()) for node in link.nodes(fresh=True))
+        return sum(link.told(node, "DBSIZE") for node in link.primaries(fresh=True))
 
     def scan(self, cursor: str = "", *, prefix: bytes = b"", heads: bool = False) -> Iterator[Page]:
         """As :meth:`StoreAdmin.scan <streamer.store.admin.StoreAdmin.scan>`; a record may be returned twice.
@@ -237,18 +236,17 @@ class RedisAdmin:
 
     def _topology(self) -> _Topology:
         link = self._opened().link
-        served: list[tuple[str, Redis]] = []
+        served: list[tuple[str, Node]] = []
         is_settled = True
         slots = 0
-        with link.faults():
-            for node in link.nodes(fresh=True):
-                process = str(node.info("server")["run_id"])
-                if self._address.is_cluster:
-                    own = _Own.of(node)
-                    process += f" {own.epoch} {own.served}"
-                    slots += own.slots
-                    is_settled = is_settled and own.is_settled
-                served.append((process, node))
+        for node in link.primaries(fresh=True):
+            process = _process(link, node)
+            if self._address.is_cluster:
+                own = _Own.of(link, node)
+                process += f" {own.epoch} {own.served}"
+                slots += own.slots
+                is_settled = is_settled and own.is_settled
+            served.append((process, node))
         if self._address.is_cluster and slots != SLOTS:
             raise StoreUnavailableError(f"{self._name}: only {slots} of {SLOTS} slots are served")
         served.sort(key=lambda each: each[0])
@@ -264,8 +262,8 @@ class _Own(NamedTuple):
     is_settled: bool
 
     @classmethod
-    def of(cls, node: Redis) -> _Own:
-        (fields,) = (fields for fields in _nodes(node) if "myself" in fields[2].split(","))
+    def of(cls, link: Link, node: Node) -> _Own:
+        (fields,) = (fields for fields in _nodes(link, node) if "myself" in fields[2].split(","))
         moving = [
             each for each in fields[8:] if each.startswith("[")
         ]  # [slot->-node]: migrating, [slot-<-node]: importing
@@ -274,9 +272,14 @@ class _Own(NamedTuple):
         return cls(fields[6], " ".join(fields[8:]), slots, not moving and "master" in fields[2].split(","))
 
 
-def _nodes(node: Redis) -> list[list[str]]:
+def _process(link: Link, node: Node) -> str:
+    """Return what identifies a server's process."""
+    return info.parsed(link.told(node, "INFO", "server"))["run_id"]
+
+
+def _nodes(link: Link, node: Node) -> list[list[str]]:
     """Return the fields of CLUSTER NODES: id, address, flags, primary, two times, epoch, link, slots."""
-    answer: bytes = node.execute_command("CLUSTER", "NODES")  # type: ignore[no-untyped-call]
+    answer: bytes = link.told(node, "CLUSTER", "NODES")
     return [line.split(" ") for line in answer.decode().splitlines()]
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.crc import key_slot
 from redis.exceptions import NoPermissionError
 
+from streamer.settings import EmbeddingSettings
 from streamer.store import record_format
 from streamer.store.protocol import StoreError, StoreUnavailableError
-from streamer.store.redis import parts
+from streamer.store.redis import info, parts
 from streamer.store.redis.address import (
     BUCKETS_PER_NODE,
     DEFAULT_BUCKETS,
@@ -26,7 +26,7 @@ from streamer.store.redis.address import (
     common_models,
 )
 from streamer.store.redis.answers import Meaning, meaning
-from streamer.store.redis.exchange import Call
+from streamer.store.redis.exchange import WINDOW_BYTES, Call
 from streamer.store.redis.scripts import (
     BURY,
     BURY_PARTS,
@@ -41,12 +41,11 @@ from streamer.store.redis.scripts import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from redis import Redis
-
     from streamer.store.options import StoreOptions
     from streamer.store.redis.address import Address
     from streamer.store.redis.deadline import Deadline
     from streamer.store.redis.link import Link
+    from streamer.store.redis.nodes import Node
 
 _CONTENTION_S = 30.0
 """Seconds for which a write is retried while other writers change the same record."""
@@ -56,6 +55,11 @@ _LAST_WRITE = MODELS + b"last write"
 _NO_MODELS = {SALT_FIELD, FORMAT_FIELD}
 TORN_READS = 5
 """How often two parts are read one after the other before a checksum that does not match counts as damage."""
+_CALL_BYTES = WINDOW_BYTES // 4
+"""The bytes that one command may ask for: a server does nothing else while it copies them."""
+_LONGEST_DIM = 1_024
+"""The length of the vectors of the models in use at most, where it is not known."""
+_MAX_FRAMES: int = EmbeddingSettings.model_fields["max_frames"].default
 _WAIT_SHARE = 0.5
 """The share of the timeout for which a server may wait for its replicas."""
 
@@ -77,11 +81,16 @@ class Edit(NamedTuple):
 
 
 class Space:
-    """The store at an address, accessed through a link. May be used by several threads."""
+    """The store at an address, accessed through a link. May be used by several threads.
+
+    ``record_bytes`` is the size of a record at most, by which servers are asked for bounded amounts. A model's vectors
+    have one length, but only an embedder knows how many a clip has: the default counts until larger records are seen.
+    """
 
     def __init__(self, link: Link, buckets: Buckets, options: StoreOptions) -> None:
         self.link = link
         self.buckets = buckets
+        self.record_bytes = record_format.largest(_LONGEST_DIM, _MAX_FRAMES)
         self._compared_at = -1
         self._format_slot = key_slot(buckets.name)
         self._replicas = options.replicas
@@ -114,7 +123,7 @@ class Space:
             return self.link.all([self._call("GET", key) for key in keys])
         numbers = [buckets.of(key) for key in keys]
         calls = [
-            Call(buckets.slots[n], ("MGET", buckets.heads[n] + key, buckets.rest(n, key)))
+            Call(buckets.slots[n], ("MGET", buckets.heads[n] + key, buckets.rest(n, key)), self.record_bytes)
             for n, key in zip(numbers, keys, strict=True)
         ]
         return [
@@ -134,6 +143,10 @@ class Space:
             if attempt == TORN_READS or record_format.version(memoryview(value)) is not None:
                 break
         return value
+
+    def expect(self, dim: int) -> None:
+        """Note the length of the vectors that will be read."""
+        self.record_bytes = record_format.largest(dim, _MAX_FRAMES)
 
     def full(self, number: int, keys: Sequence[bytes]) -> list[bytes]:
         """Return the servers' keys of records of one bucket, then those of their second parts if there may be some."""
@@ -294,25 +307,23 @@ class Space:
 
     def scan(self, prefix: bytes = b"") -> Iterator[list[bytes]]:
         """Yield the keys of records that begin with ``prefix``, some hundred at once; a key may be repeated."""
-        for node in self.link.nodes():
+        for node in self.link.primaries():
             cursor, keys = self.scan_node(node, 0, prefix)
             yield keys
             while cursor:
                 cursor, keys = self.scan_node(node, cursor, prefix)
                 yield keys
 
-    def scan_node(self, node: Redis, cursor: int, prefix: bytes = b"") -> tuple[int, list[bytes]]:
+    def scan_node(self, node: Node, cursor: int, prefix: bytes = b"") -> tuple[int, list[bytes]]:
         """Return some keys of one server, and its next cursor, 0 at the end."""
         pattern = b"%s{*}%s*" % (self.buckets.name, re.sub(rb"([\[\]*?\\^-])", rb"\\\1", prefix))
-        with self.link.faults():
-            reply: Any = node.scan(cursor, match=pattern, count=_SCAN_KEYS)
-        after, found = reply
+        after, found = self.link.told(node, "SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_KEYS)
         return int(after), [key for full in found if (key := self.buckets.record_key(full)) is not None]
 
     def bytes_used(self) -> int:
         """Return the memory used by the servers that have records, including other data."""
-        with self.link.faults():
-            return sum(int(node.info("memory")["used_memory"]) for node in self.link.nodes())
+        told = [self.link.told(node, "INFO", "memory") for node in self.link.primaries()]
+        return sum(int(info.parsed(each)["used_memory"]) for each in told)
 
     def settle(self, numbers: Iterable[int]) -> None:
         """Wait until the writes to some buckets are on as many replicas as :class:`StoreOptions` requires.
@@ -342,7 +353,8 @@ class Space:
 
     def _call(self, command: str, key: bytes, *more: int) -> Call:
         number = self.buckets.of(key)
-        return Call(self.buckets.slots[number], (command, self.buckets.heads[number] + key, *more))
+        size = self.record_bytes if command == "GET" else 0
+        return Call(self.buckets.slots[number], (command, self.buckets.heads[number] + key, *more), size)
 
     def _replace(
         self, edits: Sequence[tuple[Edit, bytes | None]], values: Sequence[bytes]
@@ -380,6 +392,15 @@ class Space:
         return found
 
 
+def by_bucket(buckets: Buckets, keys: Iterable[bytes], record_bytes: int) -> list[tuple[int, list[bytes]]]:
+    """Group keys by bucket, no more together than one command may ask for; a bucket may be there repeatedly."""
+    most = max(1, _CALL_BYTES // record_bytes)
+    found: dict[int, list[bytes]] = {}
+    for key in keys:
+        found.setdefault(buckets.of(key), []).append(key)
+    return [(number, some[at : at + most]) for number, some in found.items() for at in range(0, len(some), most)]
+
+
 def _shown(stored: bytes | None) -> str:
     """Return a format without its salt, which is a secret."""
     return repr((stored or b"").decode(errors="replace").partition(" salt ")[0][:100])
@@ -396,10 +417,11 @@ def _joined(both: Sequence[bytes | None]) -> bytes | None:
 
 def _new(link: Link, address: Address) -> Buckets:
     """Return a new store: the first process determines its number of buckets, its salt, and whether it is in parts."""
-    nodes = link.nodes()
-    in_parts = False
-    with link.faults(), suppress(NoPermissionError):
-        in_parts = parts.is_rounded(str(nodes[0].info("memory").get("mem_allocator", "")))
+    nodes = link.primaries()
+    (said,) = link.ask(nodes[:1], ("INFO", "memory"))
+    if isinstance(said, Exception) and not isinstance(said, NoPermissionError):
+        raise link.fault(said)
+    in_parts = parts.is_rounded(info.parsed(said).get("mem_allocator", ""))
     count = address.buckets or max(DEFAULT_BUCKETS, BUCKETS_PER_NODE * len(nodes))
     return Buckets(address.name, count, secrets.randbits(64), version=VERSION, in_parts=in_parts)
 

@@ -11,24 +11,23 @@ Writers and commands of an operator ask every node, and again after what passes,
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.crc import key_slot
 from redis.exceptions import SlotNotCoveredError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamer.store.protocol import StoreUnavailableError
-from streamer.store.redis.answers import FAULTS, Meaning, is_answer, meaning
+from streamer.store.redis import info
+from streamer.store.redis.answers import Meaning, is_answer, meaning
 from streamer.store.redis.deadline import Deadline
 from streamer.store.redis.exchange import Call, Share, exchange
 from streamer.store.redis.nodes import is_fresh
-from streamer.store.redis.resting import Resting, role, staleness_s
+from streamer.store.redis.resting import Resting
 from streamer.store.redis.routing import Routing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from redis import Redis
+    from collections.abc import Sequence
 
     from streamer.store.options import StoreOptions
     from streamer.store.redis.address import Address
@@ -81,7 +80,8 @@ class Link:
             shares = self._shares(topology, calls, waiting, replies, asking, is_read=True)
             if not shares:
                 break
-            exchange(shares, deadline)
+            for share in exchange(shares, deadline, doubting=True):
+                self._troubled(share, RedisTimeoutError(f"{share.node.name} gives no sign of life"))
             asking, waiting = {}, []
             for share in shares:
                 again = self._heard(share, replies, asking)
@@ -145,19 +145,39 @@ class Link:
 
     # -- the servers -----------------------------------------------------------------------------------------
 
-    def nodes(self, *, fresh: bool = False) -> list[Redis]:
-        """Return redis-py's client of each primary; ``fresh`` reads the topology again."""
+    def primaries(self, *, fresh: bool = False) -> list[Node]:
+        """Return the nodes that have slots; ``fresh`` reads the topology again."""
         deadline = Deadline.after(self._timeout_s)
         if fresh:
             self._routing.await_refresh(deadline)
             if self._routing.error is not None:
                 raise self.fault(self._routing.error)
-        return [shard.primary.client() for shard in self._routing.known(deadline, patient=True).shards()]
+        return [shard.primary for shard in self._routing.known(deadline, patient=True).shards()]
 
-    def replicas(self) -> list[Redis]:
-        """Return redis-py's client of each replica that is known."""
+    def replicas(self) -> list[Node]:
+        """Return each replica that is known."""
         shards = self._routing.known(Deadline.after(self._timeout_s), patient=True).shards()
-        return [replica.client() for shard in shards for replica in shard.replicas]
+        return [replica for shard in shards for replica in shard.replicas]
+
+    def ask(self, nodes: Sequence[Node], command: tuple[Any, ...], deadline: Deadline | None = None) -> list[Any]:
+        """Run one command on each of some nodes, whatever slots they have; an error is the reply of its node."""
+        deadline = deadline or Deadline.after(self._timeout_s)
+        shares = [Share(node, (command,)) for node in nodes]
+        exchange(shares, deadline)
+        for each, share in enumerate(shares):
+            if share.error is not None and meaning(share.error) is Meaning.LOST and not share.is_fresh:
+                share.node.drop()  # its connections may have been closed long ago
+                shares[each] = share.again()
+        exchange([share for share in shares if not share.replies and share.error is None], deadline)
+        return [share.error or share.replies[0] for share in shares]
+
+    def told(self, node: Node, *command: bytes | str | int) -> Any:
+        """Run one command on one node, as :meth:`ask` does; raises its error."""
+        (reply,) = self.ask([node], command)
+        if isinstance(reply, Exception):
+            self._routing.refresh()
+            raise self.fault(reply)
+        return reply
 
     def ping(self, *, writes: bool) -> None:
         """Raise StoreUnavailableError if slots are not served, or a primary does not answer or is none any more.
@@ -179,14 +199,15 @@ class Link:
                 if error is not None:
                     self._routing.refresh()
                     raise self.fault(error)
-            demoted = [share.node for share in shares if role(share.replies[1]) == b"slave"]
+            said = [info.parsed(share.replies[1]) for share in shares]
+            demoted = [share.node for share, each in zip(shares, said, strict=True) if info.is_replica(each)]
             if not demoted:
                 return
             for node in demoted:
                 node.drop()  # its name may lead to another server by now
             self._routing.await_refresh(deadline)
             topology = self._routing.known(deadline)
-        ages = [staleness_s(share.replies[1]) for share in shares]
+        ages = [info.staleness_s(each) for each in said]
         if writes or len(shares) > 1 or ages[0] is None or ages[0] > self._staleness_s:
             raise StoreUnavailableError(f"{self.name}: {demoted[0].name} is a replica")
 
@@ -205,15 +226,6 @@ class Link:
     def close(self) -> None:
         """Close all connections."""
         self._routing.close()
-
-    @contextmanager
-    def faults(self) -> Iterator[None]:
-        """Convert errors of redis-py's own clients."""
-        try:
-            yield
-        except FAULTS as error:
-            self._routing.refresh()
-            raise self.fault(error) from error
 
     def fault(self, error: BaseException) -> StoreUnavailableError:
         """Return an error of a server or a connection as the store's."""
@@ -253,7 +265,9 @@ class Link:
             by_node.setdefault((node, False, node is not shard.primary), []).append(number)
         shares = []
         for (node, is_asking, is_of_replica), numbers in by_node.items():
-            share = Share(node, [calls[number].command for number in numbers], numbers, asking=is_asking)
+            some = [calls[number] for number in numbers]
+            sizes = [call.reply_bytes for call in some]
+            share = Share(node, [call.command for call in some], numbers, sizes if any(sizes) else (), asking=is_asking)
             share.is_read, share.is_of_replica = is_read, is_of_replica
             shares.append(share)
         return shares
@@ -293,7 +307,7 @@ class Link:
     def _troubled(self, share: Share, error: BaseException) -> None:
         self._routing.refresh()
         if share.is_read:
-            self._resting.rest(share.node, share.commands, error)
+            self._resting.rest(share, error)
 
 
 def _without_absence(reply: Any) -> Any:

@@ -6,9 +6,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from redis import Redis
-from redis.connection import Connection as RedisConnection
-from redis.connection import ConnectionPool, SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from streamer.store.redis.answers import FAULTS
@@ -43,7 +40,6 @@ class Node:
         self._idle: list[Wire | TlsWire] = []
         self._dialling = 0
         self._epoch = 0
-        self._client: Redis | None = None
 
     def take(self) -> Wire | TlsWire | None:
         """Return an idle connection that is still open, None if there is none."""
@@ -92,19 +88,8 @@ class Node:
         with self._lock:
             self._epoch += 1
             idle, self._idle = self._idle, []
-            client, self._client = self._client, None
         for wire in idle:
             wire.disconnect()
-        if client is not None:
-            client.close()
-
-    def client(self) -> Redis:
-        """Return redis-py's own client of this server, for operations that no event waits for."""
-        with self._lock:
-            if self._client is None:
-                kind = SSLConnection if "ssl_ca_certs" in self._common else RedisConnection
-                self._client = Redis(connection_pool=ConnectionPool(kind, **self._common))
-            return self._client
 
 
 class Nodes:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from streamer.store.redis import info
 from streamer.store.redis.answers import Meaning, meaning, words
 from streamer.store.redis.deadline import Deadline
 from streamer.store.redis.exchange import Share, exchange, in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from streamer.store.options import StoreOptions
     from streamer.store.redis.nodes import Node
     from streamer.store.redis.routing import Routing
@@ -46,20 +45,22 @@ class Resting:
         self._staleness_s = options.staleness_s
         self._lock = threading.Lock()
 
-    def rest(self, node: Node, commands: Sequence[tuple[Any, ...]], error: BaseException) -> None:
-        """Let readers leave a node out until it answers these commands in time."""
+    def rest(self, share: Share, error: BaseException) -> None:
+        """Let readers leave a share's node out until it answers the same commands in time."""
+        node = share.node
         with self._lock:
             if node.resting or self._routing.is_closed:
                 return
             node.resting = words(error)
         log.warning("store node is left out", store=self._routing.name, node=node.name, error=node.resting)
-        in_thread(partial(self._revive, node, commands))
+        in_thread(partial(self._revive, share.again()))
 
-    def _revive(self, node: Node, commands: Sequence[tuple[Any, ...]]) -> None:
+    def _revive(self, asked: Share) -> None:
+        node = asked.node
         try:
             while self._routing.has(node) and time.monotonic() - self.read_at < _FORGOTTEN_S:
                 self._look_at_replicas(node)
-                share = Share(node, commands)
+                share = asked.again()
                 exchange([share], Deadline.after(self._timeout_s))
                 if share.error is None and not any(_puts_off(reply) for reply in share.replies):
                     log.info("store node is asked again", store=self._routing.name, node=node.name)
@@ -77,33 +78,14 @@ class Resting:
         shares = [Share(replica, (("INFO", "replication"),)) for replica in shard.replicas]
         exchange(shares, Deadline.after(min(self._timeout_s, _REPLICA_S)))
         for share in shares:
-            info = None if share.error else share.replies[0]
-            if role(info) == b"master":
+            said = info.parsed(None if share.error else share.replies[0])
+            if said and not info.is_replica(said):
                 self._routing.refresh()  # it has been promoted, and is read until the topology says so, too
                 share.node.fresh_until = time.monotonic() + _PROMOTED_S
                 continue
-            stale_s = staleness_s(info)
+            stale_s = info.staleness_s(said)
             share.node.fresh_until = 0.0 if stale_s is None else time.monotonic() + self._staleness_s - stale_s
-
-
-def role(info: Any) -> bytes:
-    """Return the role in an answer to INFO, empty where the user may not ask for it."""
-    return _fields(info).get(b"role", b"")
-
-
-def staleness_s(info: Any) -> float | None:
-    """Return how old a replica's data can be by its answer to INFO, None if it does not say so."""
-    fields = _fields(info)
-    is_up = fields.get(b"master_link_status") == b"up"
-    age = fields.get(b"master_last_io_seconds_ago" if is_up else b"master_link_down_since_seconds", b"-1")
-    return None if int(age) < 0 else float(age)
 
 
 def _puts_off(reply: Any) -> bool:
     return isinstance(reply, Exception) and meaning(reply) in {Meaning.LATER, Meaning.ELSEWHERE}
-
-
-def _fields(info: Any) -> dict[bytes, bytes]:
-    if not isinstance(info, bytes):
-        return {}
-    return dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)

@@ -1,36 +1,28 @@
 """What the servers of a store say about themselves: eviction, memory, replicas.
 
-All of it is read from ``INFO``, which managed services answer too, where ``CONFIG GET`` is often refused. Replicas are
-asked as well as primaries, because any of them may take over with its own configuration; a replica that does not answer
-is skipped, since nothing is read from it.
+Replicas are asked as well as primaries, because any of them may take over with its own configuration; a replica that
+does not answer is skipped, since nothing is read from it.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
-from redis.exceptions import NoPermissionError, RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import NoPermissionError
 
 from streamer.store.protocol import NO_EVICTION, EvictingStoreError, StoreServer
-from streamer.store.redis.answers import FAULTS
-from streamer.store.redis.exchange import in_thread
+from streamer.store.redis import info
+from streamer.store.redis.answers import words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from redis import Redis
+    from collections.abc import Iterable, Sequence
 
     from streamer.store.redis.deadline import Deadline
     from streamer.store.redis.link import Link
+    from streamer.store.redis.nodes import Node
 
 log = structlog.get_logger()
-
-_UNKNOWN = -1
-"""The seconds that a replica reports while it has never been connected to its primary."""
 
 
 def ask(link: Link, deadline: Deadline, *, is_cluster: bool, patient: bool = True) -> list[StoreServer]:
@@ -40,32 +32,26 @@ def ask(link: Link, deadline: Deadline, *, is_cluster: bool, patient: bool = Tru
     :class:`~streamer.store.protocol.StoreUnavailableError` if a primary does not answer; an impatient caller takes the
     list without it.
     """
-    told, faults = _told(link.nodes(), deadline)
+    told, faults = _told(link, link.primaries(), deadline)
     if patient and faults:
-        with link.faults():
-            raise faults[0]
-    replicas = sum(int(info.get("connected_slaves", 0)) for _, info in told)
+        raise link.fault(faults[0])
+    replicas = sum(int(said.get("connected_slaves", 0)) for _, said in told)
     if is_cluster and not faults and replicas > len(link.replicas()):
-        link.nodes(fresh=True)  # a cluster does not list replicas that have just joined
-    told += _told(link.replicas(), deadline)[0]
-    return [_server(node, info) for node, info in told]
-
-
-def _told(nodes: Sequence[Redis], deadline: Deadline) -> tuple[list[tuple[Redis, dict[str, Any]]], list[Exception]]:
-    """Return what nodes say about themselves, and the faults of those that do not answer by the deadline."""
-    told: list[tuple[Redis, dict[str, Any]]] = []
-    faults: list[Exception] = []
-    asked = [(node, in_thread(partial(_info, node))) for node in nodes]
-    for node, answer in asked:
-        try:
-            told.append((node, answer.result(deadline.left())))
-        except NoPermissionError:
-            continue
-        except FutureTimeoutError:
-            faults.append(RedisTimeoutError(f"{_name(node)} has not answered in time"))
-        except FAULTS as error:
-            faults.append(error)
-    return told, faults
+        link.primaries(fresh=True)  # a cluster does not list replicas that have just joined
+    told += _told(link, link.replicas(), deadline)[0]
+    policies = _policies(link, told, deadline)
+    return [
+        StoreServer(
+            name=node.name,
+            process=said.get("run_id", node.name),
+            is_primary=not info.is_replica(said),
+            policy=policy,
+            evicted_keys=int(said.get("evicted_keys", 0)),
+            memory_share=info.memory_share(said),
+            replica_lag_s=info.replica_lag_s(said),
+        )
+        for (node, said), policy in zip(told, policies, strict=True)
+    ]
 
 
 def refuse_eviction(name: str, servers: Iterable[StoreServer]) -> None:
@@ -83,66 +69,29 @@ def refuse_eviction(name: str, servers: Iterable[StoreServer]) -> None:
     )
 
 
-def _info(node: Redis) -> dict[str, Any]:
-    info: dict[str, Any] = node.info()
-    return info
+def _told(
+    link: Link, nodes: Sequence[Node], deadline: Deadline
+) -> tuple[list[tuple[Node, info.Info]], list[Exception]]:
+    """Return what nodes say about themselves, and the faults of those that do not answer by the deadline."""
+    answers = link.ask(nodes, ("INFO",), deadline)
+    told = [(node, info.parsed(answer)) for node, answer in zip(nodes, answers, strict=True) if _is_told(answer)]
+    return told, [each for each in answers if isinstance(each, Exception) and not isinstance(each, NoPermissionError)]
 
 
-def _name(node: Redis) -> str:
-    at = node.connection_pool.connection_kwargs
-    return f"{at['host']}:{at['port']}"
+def _is_told(answer: object) -> bool:
+    return not isinstance(answer, Exception)
 
 
-def _server(node: Redis, info: Mapping[str, Any]) -> StoreServer:
-    name = _name(node)
-    policy = info.get("maxmemory_policy")
-    if policy is None:
-        policy = _configured_policy(node)
-    return StoreServer(
-        name=name,
-        process=str(info.get("run_id", name)),
-        is_primary=info.get("role", "master") == "master",
-        policy=policy,
-        evicted_keys=int(info.get("evicted_keys", 0)),
-        memory_share=_memory_share(info),
-        replica_lag_s=_replica_lag(info),
-    )
+def _policies(link: Link, told: Sequence[tuple[Node, info.Info]], deadline: Deadline) -> list[str | None]:
+    """Return the servers' policies; where INFO does not have one, the configuration is asked for it."""
+    silent = [node for node, said in told if "maxmemory_policy" not in said]
+    answers = dict(zip(silent, link.ask(silent, ("CONFIG", "GET", "maxmemory-policy"), deadline), strict=True))
+    for answer in answers.values():
+        if isinstance(answer, Exception):
+            log.debug("a server does not tell its eviction policy", error=words(answer))
+    return [said.get("maxmemory_policy") or _configured(answers.get(node)) for node, said in told]
 
 
-def _configured_policy(node: Redis) -> str | None:
-    """Return the policy of a server whose INFO does not have it; None if it does not tell."""
-    try:
-        found: Mapping[str, str] = node.config_get("maxmemory-policy")  # type: ignore[assignment]
-    except RedisError as error:
-        log.debug("a server does not tell its eviction policy", error=str(error))
-        return None
-    return found.get("maxmemory-policy")
-
-
-def _memory_share(info: Mapping[str, Any]) -> float:
-    """Return how much of its memory a server uses.
-
-    That is the larger of two shares: of ``maxmemory``, as the server itself compares it, without the buffers for its
-    replicas; and of the machine's memory, including what is lost to fragmentation.
-    """
-    shares = [0.0]
-    if limit := int(info.get("maxmemory", 0)):
-        shares.append((int(info["used_memory"]) - int(info.get("mem_not_counted_for_evict", 0))) / limit)
-    if machine := int(info.get("total_system_memory", 0)):
-        shares.append(int(info.get("used_memory_rss", 0)) / machine)
-    return max(shares)
-
-
-def _replica_lag(info: Mapping[str, Any]) -> float:
-    """Return for how many seconds a replica has heard nothing of its primary, or a primary of one of its replicas."""
-    if info.get("role") == "slave":
-        if info.get("master_link_status") == "up":
-            return max(0.0, float(info.get("master_last_io_seconds_ago", 0)))
-        away = float(info.get("master_link_down_since_seconds", _UNKNOWN))
-        return float(info.get("uptime_in_seconds", 0)) if away == _UNKNOWN else away
-    return max(_lags(info), default=0.0)
-
-
-def _lags(info: Mapping[str, Any]) -> Sequence[float]:
-    replicas = [info.get(f"slave{number}") for number in range(int(info.get("connected_slaves", 0)))]
-    return [float(each["lag"]) for each in replicas if isinstance(each, dict) and float(each.get("lag", 0)) >= 0]
+def _configured(answer: object) -> str | None:
+    """Return the value of an answer to CONFIG GET: a name and its value, or nothing."""
+    return answer[1].decode() if isinstance(answer, list) and len(answer) > 1 else None

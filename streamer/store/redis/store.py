@@ -24,7 +24,7 @@ from streamer.store.redis.answers import Meaning, meaning, words
 from streamer.store.redis.cache import RecordCache
 from streamer.store.redis.deadline import Deadline
 from streamer.store.redis.exchange import Call
-from streamer.store.redis.keyspace import TORN_READS, Edit, Space, StoreReplacedError
+from streamer.store.redis.keyspace import TORN_READS, Edit, Space, StoreReplacedError, by_bucket
 from streamer.store.redis.link import Link
 from streamer.store.redis.scripts import READ_UNLESS, UNCHANGED
 from streamer.store.redis.servers import ask, refuse_eviction
@@ -281,6 +281,8 @@ class RedisStore:
             self._look_at_servers()
         space = Space.open(self._link, self._address, self._options, create=create, deadline=deadline)
         if space is not None:
+            if self._dim is not None:
+                space.expect(self._dim)
             space.check_model(self._prefix, self._model_id, deadline)
             if create:
                 space.register(range(space.buckets.count), {self._prefix: self._model_id})
@@ -341,10 +343,7 @@ class RedisStore:
             return self._read(space, keys, deadline)
 
     def _read(self, space: Space, keys: Sequence[bytes], deadline: Deadline) -> _Fetched:
-        by_bucket: dict[int, list[bytes]] = {}
-        for key in dict.fromkeys(keys):
-            by_bucket.setdefault(space.buckets.of(key), []).append(key)
-        buckets = [*by_bucket.items()]
+        buckets = by_bucket(space.buckets, dict.fromkeys(keys), space.record_bytes)
         held = self._cache.held(keys) if self._validates else {}
         calls = [_read_call(space, number, wanted, held) for number, wanted in buckets]
         generation = self._link.generation
@@ -366,6 +365,7 @@ class RedisStore:
                 elif value is not None:
                     found.unavailable.add(key)
                     found.why = found.why or str(self._link.fault(value))
+        space.record_bytes = max(space.record_bytes, max(map(len, fresh.values()), default=0))
         self._cache.keep(fresh)
         found.transferred = len(fresh)
         return found
@@ -385,7 +385,7 @@ class RedisStore:
             self._check_validation(space)
         full = [space.full(*buckets[each]) for each in refused]
         calls = [
-            Call(space.buckets.slots[buckets[each][0]], ("GET", key))
+            Call(space.buckets.slots[buckets[each][0]], ("GET", key), space.record_bytes)
             for each, keys in zip(refused, full, strict=True)
             for key in keys
         ]
@@ -400,11 +400,11 @@ class RedisStore:
 
 def _read_call(space: Space, number: int, wanted: Sequence[bytes], held: Mapping[bytes, bytes]) -> Call:
     """Return the call that reads some records of a bucket, except cached ones that are current."""
-    full, slot = space.full(number, wanted), space.buckets.slots[number]
+    full, slot, size = space.full(number, wanted), space.buckets.slots[number], len(wanted) * space.record_bytes
     if not any(key in held for key in wanted):
-        return Call(slot, ("MGET", *full))
+        return Call(slot, ("MGET", *full), size)
     known = [held[key][: record_format.CHECKED_FROM] if key in held else _ABSENT for key in wanted]
-    return Call(slot, ("EVAL_RO", READ_UNLESS, len(full), *full, *known))
+    return Call(slot, ("EVAL_RO", READ_UNLESS, len(full), *full, *known), size)
 
 
 def _upload(uploaded_us: int, position: Position, value: bytes, stored: bytes | None) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,6 +97,46 @@ def test_nodes_that_hang_are_waited_for_once_and_together_and_the_other_clips_ar
         assert time.monotonic() - began < ONE_WAIT_S
     wait_until(lambda: not score(store)[0].unavailable, "all clips are scored again", seconds=10)
     np.testing.assert_array_equal(score(store)[0].frame.cosines, expected.frame.cosines)
+
+
+def test_a_node_that_hangs_after_its_answer_is_not_waited_for_after_the_one_that_hung_before(slow: Cluster) -> None:
+    url = f"{slow.url}?name=staggered"
+    opened(url).put([clip(each) for each in IDS])
+    first, second = slow.nodes[:2]
+    store = opened(url, read_only=True, timeout_s=3 * TIMEOUT_S, staleness_s=0, cache_bytes=0)
+    lost = sorted([*on_node(slow, store, first), *on_node(slow, store, second)])
+
+    def staggered() -> bool:
+        """Let the second one hang soon after its answer, while the first one is waited for; return whether so soon."""
+        wait_until(lambda: not score_by(store).unavailable, "all clips are scored", seconds=20)
+        before = reads(second)
+        with ThreadPoolExecutor(1) as pool, hung([first]):
+            began = time.monotonic()
+            waiting = pool.submit(score_by, store)
+            wait_until(lambda: reads(second) > before, "the second one answers", seconds=20)
+            time.sleep(0.05)
+            with hung([second]):
+                if time.monotonic() - began > 0.2 * 3 * TIMEOUT_S:
+                    waiting.result()
+                    return False
+                assert set(waiting.result().unavailable) < set(lost)
+                began = time.monotonic()
+                assert [*score_by(store).unavailable] == lost
+                assert time.monotonic() - began < NO_WAIT_S
+                return True
+
+    assert any(staggered() for _ in range(10))
+
+
+def score_by(store: RedisStore) -> ClipScores:
+    """Score all clips within the store's own time limit."""
+    return store.score(IDS, VECTOR, None)
+
+
+def reads(server: Server) -> int:
+    """Return how many reads of several keys a server has served."""
+    served = server.command("INFO", "commandstats").get("cmdstat_mget", {"calls": 0})
+    return int(served["calls"])
 
 
 def test_a_store_is_opened_read_and_probed_within_the_deadline_while_a_node_hangs(slow: Cluster) -> None:

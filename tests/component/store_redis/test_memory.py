@@ -267,7 +267,7 @@ def test_how_full_the_fullest_server_is(server: Server) -> None:
 
 def test_a_replica_that_hangs_is_seen_to_lag(tmp_path: Path) -> None:
     with Cluster(tmp_path / "cluster", primaries=1) as cluster:
-        store = opened(cluster.url, timeout_s=0.5)
+        store = opened(cluster.url, timeout_s=3)
         store.put([clip("c")])
         watch, metrics, health = watched(store)
         watch.look()
