@@ -20,13 +20,13 @@ _INPUT = click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True
 _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 _MEASURES = {
     "infAP": "infAP",
-    "infNDCG": "infNDCG",
     "AP": "AP",
     "nDCG": "nDCG@k",
     "P": "P@k",
     "R": "R@k (recall)",
     "RR": "RR (MRR)",
     "Success": "Success@k (hit rate)",
+    "infNDCG": "infNDCG",
     "MdR": "MdR (median rank)",
     "MnR": "MnR (mean rank)",
 }

@@ -61,7 +61,7 @@ OWN = frozenset({INFERRED_AP, INFERRED_NDCG, *RANKS})
 """The measures that are not ir_measures'; they have no cutoff."""
 _WITHOUT_CUTOFF = OWN | {"AP", "nDCG", "RR"}
 MEASURES_HELP = (
-    "infAP, infNDCG, AP, nDCG@k, P@k, R@k (recall), RR (MRR), Success@k (hit rate), MdR (median rank), MnR (mean rank)"
+    "infAP, AP, nDCG@k, P@k, R@k (recall), RR (MRR), Success@k (hit rate), infNDCG, MdR (median rank), MnR (mean rank)"
 )
 
 

@@ -84,9 +84,7 @@ def page(found: Data, run: str, qrels: str, reranked: str = "", *, warnings: Seq
         tone = tone_of(found["comparison"][first]["gain"])
         headline += [
             Headline(show(found, "reranked", "mean", first), "after reranking"),
-            Headline(
-                show(found, "comparison", first, "gain", form=GAIN), gained, tone
-            ),
+            Headline(show(found, "comparison", first, "gain", form=GAIN), gained, tone),
             Headline(show(found, "comparison", first, "wins"), "topics gained"),
             Headline(show(found, "comparison", first, "losses"), "topics lost"),
             Headline(show(found, "comparison", first, "randomization_p", form=P), "p, randomisation"),

@@ -94,7 +94,9 @@ def test_measures_have_one_name_each(text: str, name: str) -> None:
     assert measure_name(text) == name
 
 
-@pytest.mark.parametrize("text", ["", "P", "bleu", "P@0", "P@1001", "infAP@10", "MdR@5", "infNDCG@10", "nDCG@ten", "R@", "P@-1", "AP(rel=2)"])
+@pytest.mark.parametrize(
+    "text", ["", "P", "bleu", "P@0", "P@1001", "infAP@10", "MdR@5", "infNDCG@10", "nDCG@ten", "R@", "P@-1", "AP(rel=2)"]
+)
 def test_what_is_no_measure_is_refused(text: str) -> None:
     with pytest.raises(MeasureError, match=re.escape(repr(text))):
         measure_name(text)
