@@ -42,6 +42,8 @@ _SUMMARY = (
     ("corrected p", "holm_p", P),
 )
 """The summary's columns: label, field of a comparison and format."""
+_INTERVAL = "95 % CI"
+_NARROW = ("run", "value", "gain", _INTERVAL, "gained\n/lost", "p", "p, cor-\nrected")
 _COLUMNS = ("measure", "run", *(label for label, _, _ in _SUMMARY))
 _TEXTS = 2
 _NOTE = (
@@ -75,10 +77,7 @@ def terminal(found: Data, run: str) -> Iterator[TerminalTable]:
         for topic in topics[:TERMINAL_TOPICS]:
             table.add_row(*(plain(str(cell)) for cell in _topic_row(found, measure, topic)))
         yield table
-    table = terminal_table(f"Each run against {run}", _COLUMNS, texts=_TEXTS)
-    for row in _summary_rows(found, run):
-        table.add_row(*(plain(str(cell)) for cell in row))
-    yield table
+    yield _terminal_summary(found, run)
 
 
 def page(found: Data, run: str, qrels: str, *, warnings: Sequence[str] = ()) -> Page:
@@ -106,6 +105,31 @@ def page(found: Data, run: str, qrels: str, *, warnings: Sequence[str] = ()) -> 
             *(_measure_section(found, measure, run) for measure in measures),
         ],
     )
+
+
+def _terminal_summary(found: Data, run: str) -> TerminalTable:
+    """Make the summary with fewer columns than the page's, for a terminal of 80; numbers are never cut."""
+    table = terminal_table(f"Each run against {run}", _NARROW)
+    for number, column in enumerate(table.columns):
+        column.overflow = "fold"
+        column.no_wrap = number not in (0, _NARROW.index(_INTERVAL))
+    for measure in found["run"]["mean"]:
+        table.add_section()
+        table.add_row(plain(f"{measure}: {run}"), plain(str(show(found, "run", "mean", measure))))
+        for name in found["runs"]:
+            at = ("comparisons", name, measure)
+            low, high = (show(found, *at, key, form=GAIN) for key in ("gain_low", "gain_high"))
+            row = (
+                name,
+                show(found, *at, "after"),
+                show(found, *at, "gain", form=GAIN),
+                f"{low} to {high}",
+                f"{show(found, *at, 'wins')}/{show(found, *at, 'losses')}",
+                show(found, *at, "randomization_p", form=P),
+                show(found, *at, "holm_p", form=P),
+            )
+            table.add_row(*(plain(str(cell)) for cell in row))
+    return table
 
 
 def _summary_rows(found: Data, run: str) -> Iterator[list[Shown | str]]:

@@ -240,6 +240,14 @@ def test_a_text_to_video_benchmark_is_measured_as_the_field_does(tmp_path: Path)
     assert "short lists no relevant result of some topics; their rank is 40: ret0\n" in done.stderr
 
 
+@pytest.mark.parametrize("measure", ["infNDCG", "MdR", "MnR"])
+def test_a_sweep_refuses_what_it_does_not_measure(files: dict[str, Path], measure: str) -> None:
+    given = ["sweep", "--run", files["base"], "--topics", files["base"], "--qrels", files["qrels"]]
+    done = CliRunner().invoke(cli.cli, [*map(str, given), "--measures", f"infAP,{measure}"])
+    assert done.exit_code == 2
+    assert f"{measure} is measured by streamer evaluate only" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
