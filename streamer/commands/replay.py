@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from streamer.commands.evaluate import paragraph_option
 from streamer.commands.flags import SettingsCommand
 from streamer.terminal import echo
 
@@ -45,7 +46,13 @@ def recorded(settings: Connection, events: Path | None, from_topic: bool) -> Ite
 
 @click.command(cls=SettingsCommand, uses="replay", short_help="Rerank recorded result lists, and write a TREC run.")
 @click.option("--run", "run_file", type=FILE, help="TREC run of the engine; needs --topics.")
-@click.option("--topics", "topics_file", type=FILE, help="Text of each topic: topic<TAB>text, or NIST's XML.")
+@click.option(
+    "--topics",
+    "topics_file",
+    type=FILE,
+    help="Text of each topic: topic<TAB>text, or NIST's XML, or captions in CSV or JSON.",
+)
+@paragraph_option()
 @recorded_options
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="TREC run to write.")
 @click.option("--tag", default="streamer", show_default=True, help="Name of the run, in its last column.")
@@ -65,6 +72,7 @@ def replay(
     settings: ReplaySettings,
     run_file: Path | None,
     topics_file: Path | None,
+    is_paragraph: bool,
     events: Path | None,
     from_topic: bool,
     limit: int | None,
@@ -91,7 +99,8 @@ def replay(
     with contextlib.ExitStack() as cleanup:
         asked: Iterable[QueryResults]
         if run_file is not None and topics_file is not None:
-            asked = questions.questions_of(trec.read_run(run_file), trec.read_topics(topics_file))
+            topics = trec.read_topics(topics_file, is_paragraph=is_paragraph)
+            asked = questions.questions_of(trec.read_run(run_file), topics)
         else:
             asked = recorded(settings, events, from_topic)
         asked = replays.writable(itertools.islice(asked, limit), out, tag)

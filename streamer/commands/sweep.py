@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from streamer.commands.evaluate import measures_option
+from streamer.commands.evaluate import measures_option, paragraph_option
 from streamer.commands.flags import SettingsCommand
 from streamer.events import MAX_RESULTS
 from streamer.scoring import Normalization
@@ -72,7 +72,14 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
 @click.command(cls=SettingsCommand, uses="sweep", short_help="Measure many combinations of settings, recommend one.")
 @click.option("--run", "run_file", type=_INPUT, required=True, help="TREC run of the engine.")
 @click.option("--topics", "topics_file", type=_INPUT, required=True, help="Text of each topic.")
-@click.option("--qrels", "qrels_file", type=_INPUT, required=True, help="AVS judgments.")
+@click.option(
+    "--qrels",
+    "qrels_file",
+    type=_INPUT,
+    required=True,
+    help="AVS judgments, or ground truth as CSV, JSON or .npy.",
+)
+@paragraph_option()
 @click.option(
     "--alphas",
     type=_List(_number(0, 1), "numbers from 0 to 1"),
@@ -113,7 +120,10 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     metavar="MODEL[,PRETRAINED]",
     help="Also measure this model, whose records are in the same store; may be repeated.",
 )
-@measures_option("The first one chooses the settings; what is said of the others is corrected for their number.")
+@measures_option(
+    "The first one chooses the settings; what is said of the others is corrected for their number.",
+    without=("infNDCG", "MdR", "MnR"),
+)
 @click.option(
     "--loss",
     type=click.FloatRange(0, 1),
@@ -138,6 +148,7 @@ def sweep(
     run_file: Path,
     topics_file: Path,
     qrels_file: Path,
+    is_paragraph: bool,
     alphas: tuple[float, ...],
     depths: tuple[int, ...],
     normalizations: tuple[Normalization, ...],
@@ -169,8 +180,9 @@ def sweep(
         for interval in (None, *intervals)
         for precision in (None, *precisions)
     ]
-    qrels, texts = trec.read_qrels(qrels_file), trec.read_topics(topics_file)
-    run = trec.renamed(trec.read_run(run_file), qrels.topics)
+    qrels = trec.read_qrels(qrels_file, is_paragraph=is_paragraph)
+    texts = trec.read_topics(topics_file, is_paragraph=is_paragraph)
+    run = trec.matched(trec.read_run(run_file), qrels)
     topics = {topic: texts[name] for topic in run.topics if (name := trec.joined(topic, texts)) in texts}
     grid = Grid(alphas, depths, normalizations)
     swept = sweep_run.sweep(run, topics, qrels, _models(settings, also), variants, grid, measures)

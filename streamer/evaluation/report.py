@@ -1,4 +1,7 @@
-"""The results of ``streamer evaluate``: as JSON, as tables for a terminal, as an HTML page."""
+"""The results of ``streamer evaluate``: as JSON, as tables for a terminal, as an HTML page.
+
+Those of more than two runs are in :mod:`streamer.evaluation.runs_report`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table as TerminalTable
 
 from streamer.evaluation import plots
+from streamer.evaluation.measures import RANKS, gain
 from streamer.evaluation.page import Headline, Page, Section, Shown, Table, Text, show
 from streamer.terminal import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from matplotlib.axes import Axes
 
@@ -22,9 +26,9 @@ if TYPE_CHECKING:
 
 Data = dict[str, Any]
 
-_TERMINAL_TOPICS = 40
+TERMINAL_TOPICS = 40
 """Number of topics shown on a terminal, those that changed most; the page and the JSON have all."""
-_GAIN, _P = "+.4f", ".2g"
+GAIN, P = "+.4f", ".2g"
 _BARS = 60
 """The largest number of topics for which bars have labels."""
 
@@ -34,31 +38,36 @@ def data(base: Evaluation, reranked: Evaluation | None, comparison: Mapping[str,
     found: Data = {"run": {"topics": base.topics, "mean": base.mean}}
     if reranked is not None:
         found["reranked"] = {"topics": reranked.topics, "mean": reranked.mean}
-        found["comparison"] = {
-            measure: {
-                **asdict(each),
-                "gains": {
-                    topic: reranked.topics[topic][measure] - values[measure]
-                    for topic, values in base.topics.items()
-                    if topic in reranked.topics
-                },
-            }
-            for measure, each in comparison.items()
-        }
+        found["comparison"] = compared(base, reranked, comparison)
     return found
+
+
+def compared(base: Evaluation, other: Evaluation, comparison: Mapping[str, Comparison]) -> Data:
+    """Return a comparison as JSON, with the gain of each topic."""
+    return {
+        measure: {
+            **asdict(each),
+            "gains": {
+                topic: gain(measure, values[measure], other.topics[topic][measure])
+                for topic, values in base.topics.items()
+                if topic in other.topics
+            },
+        }
+        for measure, each in comparison.items()
+    }
 
 
 def terminal(found: Data) -> Iterator[TerminalTable]:
     """Make a table of topics for each measure, and one of the means."""
     for measure in found["run"]["mean"]:
         topics = _by_change(found, measure)
-        left_out = len(topics) - _TERMINAL_TOPICS
+        left_out = len(topics) - TERMINAL_TOPICS
         caption = f"and {left_out:,} more topics that changed less" if left_out > 0 else None
-        table = _terminal_table(f"{measure} of each topic", _TOPIC_COLUMNS[: _width(found)], caption)
-        for topic in topics[:_TERMINAL_TOPICS]:
+        table = terminal_table(f"{measure} of each topic", _TOPIC_COLUMNS[: _width(found)], caption)
+        for topic in topics[:TERMINAL_TOPICS]:
             table.add_row(*(plain(str(cell)) for cell in _topic_row(found, measure, topic)))
         yield table
-    table = _terminal_table("Over all topics", ["", *found["run"]["mean"]], None)
+    table = terminal_table("Over all topics", ["", *found["run"]["mean"]], None)
     for row in _summary_rows(found):
         table.add_row(*(plain(str(cell)) for cell in row))
     yield table
@@ -68,23 +77,23 @@ def page(found: Data, run: str, qrels: str, reranked: str = "", *, warnings: Seq
     """Make the page; ``run``, ``qrels`` and ``reranked`` are the displayed names of the files."""
     measures = list(found["run"]["mean"])
     first = measures[0]
-    compared = "comparison" in found
-    headline = [Headline(show(found, "run", "mean", first), f"mean {first} of the run")]
-    if compared:
-        gain = found["comparison"][first]["gain"]
-        tone = "gain" if gain > 0 else "loss" if gain < 0 else ""
+    is_compared = "comparison" in found
+    headline = [Headline(show(found, "run", "mean", first), f"{'' if first in RANKS else 'mean '}{first} of the run")]
+    if is_compared:
+        gained = "gain" if first in RANKS else "mean gain"
+        tone = tone_of(found["comparison"][first]["gain"])
         headline += [
             Headline(show(found, "reranked", "mean", first), "after reranking"),
-            Headline(show(found, "comparison", first, "gain", form=_GAIN), "mean gain", tone),
+            Headline(show(found, "comparison", first, "gain", form=GAIN), gained, tone),
             Headline(show(found, "comparison", first, "wins"), "topics gained"),
             Headline(show(found, "comparison", first, "losses"), "topics lost"),
-            Headline(show(found, "comparison", first, "randomization_p", form=_P), "p, randomisation"),
+            Headline(show(found, "comparison", first, "randomization_p", form=P), "p, randomisation"),
         ]
     summary = Table(["", *measures], list(_summary_rows(found)), frozenset(range(1, len(measures) + 1)))
-    lead = f"{run} before and {reranked} after, judged by {qrels}" if compared else f"{run} judged by {qrels}"
-    notes = [*([_SIGNIFICANCE] if compared else []), *doubts(found), *warnings]
+    lead = f"{run} before and {reranked} after, judged by {qrels}" if is_compared else f"{run} judged by {qrels}"
+    notes = [*([_SIGNIFICANCE] if is_compared else []), *ranks_note(measures), *doubts(found), *warnings]
     return Page(
-        title="What reranking changed" if compared else "How good the run is",
+        title="What reranking changed" if is_compared else "How good the run is",
         lead=lead,
         data=found,
         headline=headline,
@@ -99,21 +108,21 @@ _TOPIC_COLUMNS = ("topic", "run", "reranked", "gain")
 _SUMMARY = (
     ("before", "before", ".4f"),
     ("after", "after", ".4f"),
-    ("gain", "gain", _GAIN),
-    ("gain, 95 % CI from", "gain_low", _GAIN),
-    ("gain, 95 % CI to", "gain_high", _GAIN),
+    ("gain", "gain", GAIN),
+    ("gain, 95 % CI from", "gain_low", GAIN),
+    ("gain, 95 % CI to", "gain_high", GAIN),
     ("topics gained", "wins", ""),
     ("topics lost", "losses", ""),
     ("topics unchanged", "ties", ""),
-    ("p, randomisation", "randomization_p", _P),
-    ("p, randomisation, corrected", "holm_p", _P),
-    ("p, t-test", "t_p", _P),
+    ("p, randomisation", "randomization_p", P),
+    ("p, randomisation, corrected", "holm_p", P),
+    ("p, t-test", "t_p", P),
 )
 """The summary's label and format for each field of a comparison."""
 _BOOTSTRAP = (
     ("skewness of the gains", "skewness", "+.2f"),
-    ("gain, bootstrap from", "bootstrap_low", _GAIN),
-    ("gain, bootstrap to", "bootstrap_high", _GAIN),
+    ("gain, bootstrap from", "bootstrap_low", GAIN),
+    ("gain, bootstrap to", "bootstrap_high", GAIN),
 )
 """Beside them where gains are skewed and topics few."""
 _STRENGTH_COLUMNS = ("value of the run, from", "to", "topics", "mean gain", "wins", "losses")
@@ -123,15 +132,35 @@ _SIGNIFICANCE = (
     "gain were 0. Both are two-sided; the corrected p allows for all measures of this table (Holm). The interval is "
     "the t-test's."
 )
+_RANKS_NOTE = (
+    "MdR and MnR are the median and the mean rank of each topic's best relevant result. Less is better, and a gain is "
+    "the number of places gained. MdR is tested by its own difference; its interval is a bootstrap's."
+)
 _DOUBTFUL = (
     "{}: the gains are skewed and the topics few, so that exchangeability is in doubt and the t-test's interval is not "
     "accurate. Read the bootstrap interval (BCa) beside it, and judge more topics."
 )
 
 
+def ranks_note(measures: Iterable[str]) -> list[str]:
+    """Say how ranks are read, if any of the measures is one."""
+    return [_RANKS_NOTE] if RANKS.intersection(measures) else []
+
+
+def tone_of(value: float) -> str:
+    """Return the tone of a headline that shows a gain."""
+    return "gain" if value > 0 else "loss" if value < 0 else ""
+
+
 def doubts(found: Data) -> list[str]:
     """Name the measures whose gains are too skewed for so few topics; empty where there are none."""
-    names = [measure for measure, each in found.get("comparison", {}).items() if each["is_doubtful"]]
+    of = dict(found.get("comparison", {}))
+    of |= {
+        f"{measure} of {run}": each
+        for run, measures in found.get("comparisons", {}).items()
+        for measure, each in measures.items()
+    }
+    names = [name for name, each in of.items() if each["is_doubtful"]]
     return [_DOUBTFUL.format(", ".join(names))] if names else []
 
 
@@ -143,10 +172,11 @@ def _width(found: Data) -> int:
     return len(_TOPIC_COLUMNS) if "comparison" in found else 2
 
 
-def _terminal_table(title: str, columns: Sequence[str], caption: str | None) -> TerminalTable:
+def terminal_table(title: str, columns: Sequence[str], caption: str | None = None, *, texts: int = 1) -> TerminalTable:
+    """Make a table whose first ``texts`` columns are text and the others numbers."""
     table = TerminalTable(title=plain(title, "bold"), title_justify="left", caption=caption, caption_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number in _numeric(columns) else "left")
+        table.add_column(column, justify="left" if number < texts else "right")
     return table
 
 
@@ -176,7 +206,7 @@ def _topic_row(found: Data, measure: str, topic: str) -> list[Shown | str]:
             row.append(show(found, side, "topics", topic, measure) if there else "missing")
     if "comparison" in found:
         there = topic in found["comparison"][measure]["gains"]
-        row.append(show(found, "comparison", measure, "gains", topic, form=_GAIN) if there else "")
+        row.append(show(found, "comparison", measure, "gains", topic, form=GAIN) if there else "")
     return row
 
 
@@ -194,7 +224,7 @@ def _measure_section(found: Data, measure: str) -> Section:
                 show(found, *at, group, "low"),
                 show(found, *at, group, "high"),
                 show(found, *at, group, "topics"),
-                show(found, *at, group, "gain", form=_GAIN),
+                show(found, *at, group, "gain", form=GAIN),
                 show(found, *at, group, "wins"),
                 show(found, *at, group, "losses"),
             ]

@@ -3,8 +3,9 @@
     run     topic Q0 shot rank score tag    the rank is not used: the score alone decides (:meth:`Ranking.order`);
                                             or the XML that is submitted to TRECVID
     qrels   topic 0 shot stratum rel        rel > 0 relevant, 0 not relevant, < 0 in the pool but not judged;
-                                            or without strata: topic 0 shot rel; or BEIR's query-id corpus-id score
-    topics  topic<TAB>text of the query     or NIST's XML; or BEIR's queries.jsonl
+                                            or without strata: topic 0 shot rel; or BEIR's query-id corpus-id score;
+                                            or the ground truth of text-to-video benchmarks
+    topics  topic<TAB>text of the query     or NIST's XML; or BEIR's queries.jsonl; or that ground truth's captions
 
 Fields are separated by blanks or tabs, in UTF-8; empty lines and those that begin with # are skipped; a file may be
 gzipped, a pipe, or standard input (``-``). Invalid content raises a :class:`TrecError`, one line with the file, the
@@ -25,8 +26,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from streamer.evaluation import trec_xml
-from streamer.evaluation.trec_rows import Names, decoded, lines, query, reading, refuse, rows, word, write
+from streamer.evaluation import trec_xml, truth
+from streamer.evaluation.trec_rows import Names, TrecError, decoded, lines, query, reading, refuse, rows, word, write
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -94,9 +95,14 @@ class Judgments:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Qrels:
-    """The judged pools of all topics, in the file's order."""
+    """The judged pools of all topics, in the file's order.
+
+    ``gallery``: the number of videos that are ranked for each query, for the ground truth of a text-to-video benchmark
+    (:mod:`streamer.evaluation.truth`); None for other judgments.
+    """
 
     topics: Mapping[str, Judgments]
+    gallery: int | None = None
 
 
 def read_run(path: Path) -> Run:
@@ -124,14 +130,22 @@ def _columns(results: Sequence[tuple[str, float]]) -> tuple[tuple[str, ...], Flo
     return tuple(shot for shot, _ in results), np.array([score for _, score in results])
 
 
-def read_qrels(path: Path) -> Qrels:
-    """Read judgments: AVS's with strata; TREC's without; or BEIR's (and MTEB's), which have a header.
+def read_qrels(path: Path, *, is_paragraph: bool = False) -> Qrels:
+    """Read judgments: AVS's with strata; TREC's without; BEIR's (and MTEB's), which have a header; or ground truth.
 
-    Without strata, all results of a topic are in one.
+    Without strata, all results of a topic are in one. ``is_paragraph``: in ground truth, all captions of a video are
+    one query.
     """
     topics: defaultdict[str, _Rows] = defaultdict(_Rows)
     names = Names(path)
     with reading(path) as file:
+        if read := truth.reader_of(path, file):
+            found = read(path, file, is_paragraph)
+            judged = {
+                query: Judgments.of(list(videos), [_ONE_STRATUM] * len(videos), videos.values())
+                for query, videos in found.videos.items()
+            }
+            return Qrels(judged, found.gallery)
         first, every = _peeked(lines(path, file))
         head = first.split()
         columns, shot_at = _AVS_QRELS, 2
@@ -162,9 +176,14 @@ class _Query(msgspec.Struct):
     text: str
 
 
-def read_topics(path: Path) -> dict[str, str]:
-    """Read the query text of each topic, without NIST's "Find shots of"."""
+def read_topics(path: Path, *, is_paragraph: bool = False) -> dict[str, str]:
+    """Read the query text of each topic, without NIST's "Find shots of".
+
+    ``is_paragraph``: as in :func:`read_qrels`.
+    """
     with reading(path) as file:
+        if read := truth.reader_of(path, file, topics=True):
+            return _captions(path, read(path, file, is_paragraph))
         if _is_xml(file):
             return trec_xml.read_topics(path, file)
         topics: dict[str, str] = {}
@@ -173,6 +192,12 @@ def read_topics(path: Path) -> dict[str, str]:
                 refuse(path, line, "each topic once", f"topic {topic} again")
             topics[topic] = query(path, line, text)
     return topics
+
+
+def _captions(path: Path, found: truth.Truth) -> dict[str, str]:
+    if missing := next((topic for topic in found.videos if topic not in found.captions), None):
+        raise TrecError(f"{path}: expected a caption for each query, found none for {missing}")
+    return {topic: query(path, None, text) for topic, text in found.captions.items()}
 
 
 def _texts(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str, str]]:
@@ -216,9 +241,11 @@ def joined(name: str, others: Collection[str]) -> str:
 _SHORT = 3
 
 
-def renamed(run: Run, others: Collection[str]) -> Run:
-    """Return the run with its topics as they are :func:`joined` with others."""
-    return Run({joined(topic, others): ranking for topic, ranking in run.topics.items()}, run.tag)
+def matched(run: Run, qrels: Qrels) -> Run:
+    """Return the run with its topics as they are :func:`joined` with those of the qrels, unless these are no NIST's."""
+    if qrels.gallery is not None:
+        return run
+    return Run({joined(topic, qrels.topics): ranking for topic, ranking in run.topics.items()}, run.tag)
 
 
 def write_run(path: Path, run: Run) -> None:

@@ -13,6 +13,7 @@ from streamer import cli
 from streamer.evaluation.trec import Judgments, Qrels, Ranking, Run, write_qrels, write_run
 from tests.support import browser
 from tests.support.brute_infap import brute_infap
+from tests.support.brute_infndcg import brute_infndcg
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,6 +139,115 @@ def test_the_page_shows_in_a_browser_what_the_json_says(
         assert len(set(ids)) == len(ids)
 
 
+@pytest.fixture(scope="module")
+def several(files: dict[str, Path]) -> dict[str, Path]:
+    folder = files["base"].parent / "again"
+    folder.mkdir()
+    found = {topic: scores(2, topic, 0.3) for topic in TOPICS}
+    of = Run({t: Ranking(tuple(each), np.array(list(each.values()))) for t, each in found.items()}, "third")
+    write_run(folder / "third", of)
+    return {**files, "third": folder / "third"}
+
+
+def test_several_runs_are_compared_with_the_first_in_one_table(several: dict[str, Path], tmp_path: Path) -> None:
+    options = [*given(several), "--reranked", several["third"], "--measures", "infAP,infNDCG"]
+    done = run(*options, "--json", tmp_path / "found.json")
+    assert done.exit_code == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found.keys() == {"run", "runs", "comparisons"}
+    assert list(found["runs"]) == list(found["comparisons"]) == ["reranked", "third"]
+    every = [each for measures in found["comparisons"].values() for each in measures.values()]
+    assert len(every) == 4
+    # What is compared with one run alone has the same p, corrected for two measures instead of four comparisons.
+    alone = json.loads(run(*given(several), "--measures", "infAP,infNDCG", "--json", "-").stdout)["comparison"]
+    together = found["comparisons"]["reranked"]
+    for measure in ("infAP", "infNDCG"):
+        assert alone[measure]["randomization_p"] == together[measure]["randomization_p"]
+        assert alone[measure]["gains"] == together[measure]["gains"]
+    ordered = sorted(every, key=lambda each: each["randomization_p"])
+    corrected = [min(1.0, (4 - place) * each["randomization_p"]) for place, each in enumerate(ordered)]
+    assert [each["holm_p"] for each in ordered] == pytest.approx(np.maximum.accumulate(corrected).tolist())
+    expected = [brute_infndcg(scores(0, topic, 0.2), pool(topic)) for topic in TOPICS]
+    assert found["run"]["mean"]["infNDCG"] == pytest.approx(sum(expected) / len(expected), rel=1e-12)
+    assert "Each run against base" in done.stdout
+
+
+def test_the_page_of_several_runs_shows_in_a_browser_what_the_json_says(
+    several: dict[str, Path], tmp_path: Path, chromium: Browser
+) -> None:
+    page_path, json_path = tmp_path / "page.html", tmp_path / "found.json"
+    options = [*given(several), "--reranked", several["third"], "--measures", "infAP,MdR"]
+    assert run(*options, "--html", page_path, "--json", json_path).exit_code == 0
+    found = json.loads(json_path.read_text())
+    with browser.opened(chromium, page_path) as page:
+        figures = browser.assert_figures_are(found, page)
+        for path in (
+            "comparisons/third/infAP/holm_p",
+            "comparisons/reranked/MdR/gain",
+            "run/mean/MdR",
+            "runs/third/topics/1505/infAP",
+        ):
+            assert path in figures
+        assert page.locator("figure svg").count() == 2
+        assert page.locator("#runs-MdR-gain-1").count() == 1
+        assert HOSTILE in page.locator("td").all_inner_texts()
+        assert "base has topics without judgments; ignored: unjudged" in page.locator("p").all_inner_texts()
+
+
+def test_runs_whose_files_have_one_name_are_told_apart(several: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "base").write_bytes(several["third"].read_bytes())
+    options = [*given(several), "--reranked", tmp_path / "base"]
+    found = json.loads(run(*options, "--json", "-").stdout)
+    assert list(found["runs"]) == [str(several["reranked"]), str(tmp_path / "base")]
+    twice = ["--run", several["base"], "--qrels", several["qrels"], *["--reranked", several["base"]] * 2]
+    found = json.loads(run(*twice, "--json", "-").stdout)
+    assert list(found["runs"]) == [f"{number}: {several['base']}" for number in (2, 3)]
+    assert found["comparisons"][f"2: {several['base']}"]["infAP"]["gain"] == 0
+
+
+def test_a_text_to_video_benchmark_is_measured_as_the_field_does(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    size = 40
+    captions = [f"ret{n},video{n},caption {n}" for n in range(size)]
+    (tmp_path / "truth.csv").write_text("\n".join(["key,video_id,sentence", *captions]) + "\n")
+    expected = {}
+    for name, strength in (("engine", 0.5), ("reranked", 1.0)):
+        similarity = random.random((size, size)) + strength * np.eye(size)
+        places = 1 + (similarity > np.diag(similarity)[:, None]).sum(axis=1)
+        expected[name] = {
+            **{f"R@{k}": float(np.mean(places <= k)) for k in (1, 5, 10)},
+            "MdR": float(np.median(places)),
+            "MnR": float(np.mean(places)),
+        }
+        shots = tuple(f"video{n}" for n in range(size))
+        write_run(tmp_path / name, Run({f"ret{n}": Ranking(shots, similarity[n]) for n in range(size)}, name))
+    done = run(
+        *("--run", tmp_path / "engine", "--reranked", tmp_path / "reranked", "--qrels", tmp_path / "truth.csv"),
+        *("--measures", "R@1,R@5,R@10,MdR,MnR", "--json", tmp_path / "found.json"),
+    )
+    assert done.exit_code == 0
+    assert done.stderr == ""
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["run"]["mean"] == pytest.approx(expected["engine"])
+    assert found["reranked"]["mean"] == pytest.approx(expected["reranked"])
+    for measure in ("MdR", "MnR"):
+        compared = found["comparison"][measure]
+        assert compared["gain"] == pytest.approx(expected["engine"][measure] - expected["reranked"][measure])
+        assert compared["wins"] > compared["losses"]
+        assert compared["randomization_p"] < 0.05
+    write_run(tmp_path / "short", Run({"ret0": Ranking(("video1",), np.ones(1))}))
+    done = run("--run", tmp_path / "short", "--qrels", tmp_path / "truth.csv", "--measures", "MnR")
+    assert "short lists no relevant result of some topics; their rank is 40: ret0\n" in done.stderr
+
+
+@pytest.mark.parametrize("measure", ["infNDCG", "MdR", "MnR"])
+def test_a_sweep_refuses_what_it_does_not_measure(files: dict[str, Path], measure: str) -> None:
+    given = ["sweep", "--run", files["base"], "--topics", files["base"], "--qrels", files["qrels"]]
+    done = CliRunner().invoke(cli.cli, [*map(str, given), "--measures", f"infAP,{measure}"])
+    assert done.exit_code == 2
+    assert f"{measure} is measured by streamer evaluate only" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
@@ -145,6 +255,11 @@ def test_the_page_shows_in_a_browser_what_the_json_says(
         ({"--run": "nothing"}, 2, "nothing"),
         ({"--qrels": "base"}, 1, "base:1: expected 5 columns (topic 0 shot stratum rel), found 6: "),
         ({"--json": "no/folder.json"}, 1, "no/folder.json"),
+        (
+            {"--qrels": "truth.npy"},
+            1,
+            "truth.npy: expected an array of integers, booleans or text, found one of o",
+        ),
     ],
 )
 def test_unusable_input_is_reported_in_one_line(
@@ -156,6 +271,7 @@ def test_unusable_input_is_reported_in_one_line(
     message: str,
 ) -> None:
     given = {"--run": "base", "--qrels": "qrels", **change}
+    np.save(files["base"].parent / "truth.npy", np.array([None]), allow_pickle=True)
     monkeypatch.chdir(files["base"].parent)
     monkeypatch.setattr("sys.argv", ["streamer", "evaluate", *(word for pair in given.items() for word in pair)])
     with pytest.raises(SystemExit) as ended:

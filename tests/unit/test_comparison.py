@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from streamer.evaluation.comparison import Comparison, compare, holm
+from streamer.evaluation import comparison
+from streamer.evaluation.comparison import Comparison, compare, compare_all, holm
 from streamer.evaluation.measures import Evaluation
 from streamer.evaluation.trec_rows import TrecError
 
@@ -70,6 +71,80 @@ def test_comparisons_of_one_topic_or_of_equal_gains_give_no_warning() -> None:
     none, same = compared([0.25] * 4, [0.25] * 4), compared([0.25] * 4, [0.5] * 4)
     assert (none.t_p, none.gain_low, none.gain_high) == (1.0, 0.0, 0.0)
     assert (same.t_p, same.gain_low, same.randomization_p) == (0.0, 0.25, 2 / 16)
+
+
+def of_ranks(measure: str, ranks: Sequence[float]) -> Evaluation:
+    topics = {str(topic): {measure: float(rank)} for topic, rank in enumerate(ranks)}
+    mean = float(np.median(ranks) if measure == "MdR" else np.mean(ranks))
+    return Evaluation(topics, {measure: mean}, (), ())
+
+
+def test_ranks_gain_where_they_fall_and_lose_where_they_rise() -> None:
+    before, after = [10, 4, 7, 1], [2, 6, 7, 1]
+    found = compare(of_ranks("MnR", before), of_ranks("MnR", after))["MnR"]
+    assert (found.wins, found.losses, found.ties) == (1, 1, 2)
+    assert (found.before, found.after, found.gain) == (5.5, 4.0, 1.5)
+
+
+def test_the_median_rank_is_tested_by_all_exchanges_of_before_and_after() -> None:
+    before, after = np.array([12.0, 9, 30, 5, 8, 2]), np.array([3.0, 4, 20, 6, 1, 2])
+    found = compare(of_ranks("MdR", before.tolist()), of_ranks("MdR", after.tolist()))["MdR"]
+    assert (found.before, found.after, found.gain) == (8.5, 3.5, 5.0)
+    pairs = np.array(list(itertools.product([False, True], repeat=6)))
+    gains = np.median(np.where(pairs, after, before), axis=1) - np.median(np.where(pairs, before, after), axis=1)
+    # Two-sided: twice the smaller side, and both sides are equally large.
+    assert found.randomization_p == pytest.approx(min(1.0, 2 * np.mean(gains >= 5.0)))
+    assert (found.t_p, found.gain_low, found.bootstrap_low) == (None, None, None)
+
+
+def test_the_interval_of_the_median_gain_covers_it_and_is_the_same_again() -> None:
+    random = np.random.default_rng(4)
+    before = random.integers(1, 200, 120)
+    after = np.maximum(1, before - random.integers(20, 60, 120))
+    first, again = (compare(of_ranks("MdR", before.tolist()), of_ranks("MdR", after.tolist()))["MdR"] for _ in range(2))
+    assert first == again
+    assert first.gain_low is not None
+    assert first.gain_high is not None
+    assert 0 < first.gain_low <= first.gain <= first.gain_high
+    assert first.randomization_p is not None
+    assert first.randomization_p < 0.05
+    same = compare(of_ranks("MdR", [3.0] * 9), of_ranks("MdR", [3.0] * 9))["MdR"]
+    assert (same.gain, same.gain_low, same.gain_high, same.randomization_p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_the_memory_that_resamples_may_take_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(6)
+    before = random.integers(1, 1000, 40).astype(float).tolist()
+    after = random.integers(1, 1000, 40).astype(float).tolist()
+    found = [compare(of_ranks(name, before), of_ranks(name, after)) for name in ("MdR", "MnR")]
+    monkeypatch.setattr(comparison, "_VALUES", 40 * 700)
+    assert [compare(of_ranks(name, before), of_ranks(name, after)) for name in ("MdR", "MnR")] == found
+
+
+def test_several_runs_are_compared_with_the_first_and_corrected_together() -> None:
+    random = np.random.default_rng(7)
+    base = random.random(30)
+    names = {"one": 0.05, "two": 0.02, "three": 0.0}
+
+    def several(values: np.ndarray[Any, Any]) -> Evaluation:
+        topics = {str(topic): {"infAP": value, "AP": value**2} for topic, value in enumerate(values.tolist())}
+        return Evaluation(topics, {"infAP": float(values.mean()), "AP": float((values**2).mean())}, (), ())
+
+    others = {name: several(base + shift + random.normal(0, 0.1, 30)) for name, shift in names.items()}
+    found = compare_all(several(base), others)
+    assert {name: list(each) for name, each in found.items()} == {name: ["infAP", "AP"] for name in names}
+    every = {(name, measure): found[name][measure] for name in names for measure in ("infAP", "AP")}
+    p_values = {key: each.randomization_p for key, each in every.items() if each.randomization_p is not None}
+    assert len(p_values) == 6
+    assert {key: each.holm_p for key, each in every.items()} == holm(p_values)
+    smallest = min(p_values, key=p_values.__getitem__)
+    assert every[smallest].holm_p == pytest.approx(6 * p_values[smallest])
+    for name, other in others.items():
+        alone = compare(several(base), other)
+        assert alone["infAP"].randomization_p == found[name]["infAP"].randomization_p
+        assert alone["infAP"].gain_low == found[name]["infAP"].gain_low
+    with pytest.raises(TrecError, match=r"in both runs and in the qrels, found none \(other\)"):
+        compare_all(several(base), {"one": others["one"], "other": evaluation({"x": 1.0})})
 
 
 def test_topics_are_grouped_by_how_strong_the_base_is() -> None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from streamer.evaluation.measures import MeasureError, evaluate, measure_name
-from streamer.evaluation.trec import Judgments, Qrels, Ranking, Run
+from streamer.evaluation.measures import MeasureError, evaluate, gain, last_place, measure_name
+from streamer.evaluation.trec import Judgments, Qrels, Ranking, Run, read_qrels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 ALL = ("infAP", "AP", "AP@2", "nDCG@10", "nDCG", "P@5", "R@2", "RR", "RR@1", "Success@1")
 
@@ -84,16 +85,81 @@ def test_missing_topics_count_as_zero_in_every_measure_where_wanted() -> None:
         ("recall@100", "R@100"),
         ("ndcg@10", "nDCG@10"),
         ("Hit@1", "Success@1"),
+        ("INFNDCG", "infNDCG"),
+        ("medr", "MdR"),
+        ("MnR", "MnR"),
     ],
 )
 def test_measures_have_one_name_each(text: str, name: str) -> None:
     assert measure_name(text) == name
 
 
-@pytest.mark.parametrize("text", ["", "P", "bleu", "P@0", "P@1001", "infAP@10", "nDCG@ten", "R@", "P@-1", "AP(rel=2)"])
+@pytest.mark.parametrize(
+    "text", ["", "P", "bleu", "P@0", "P@1001", "infAP@10", "MdR@5", "infNDCG@10", "nDCG@ten", "R@", "P@-1", "AP(rel=2)"]
+)
 def test_what_is_no_measure_is_refused(text: str) -> None:
     with pytest.raises(MeasureError, match=re.escape(repr(text))):
         measure_name(text)
+
+
+def test_median_and_mean_rank_are_those_of_the_best_relevant_result() -> None:
+    one = run(
+        {
+            "1": {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0},
+            "2": {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0},
+            "3": {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0},
+            "4": {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0},
+        }
+    )
+    judged = qrels({"1": {"a": 1}, "2": {"d": 1, "c": 1}, "3": {"b": 1, "a": 0}, "4": {"d": 2}})
+    found = evaluate(one, judged, ["R@1", "R@5", "MdR", "MnR"])
+    assert [each["MdR"] for each in found.topics.values()] == [1.0, 3.0, 2.0, 4.0]
+    assert [each["MnR"] for each in found.topics.values()] == [1.0, 3.0, 2.0, 4.0]
+    assert found.mean == {"R@1": 0.25, "R@5": 1.0, "MdR": 2.5, "MnR": 2.5}
+    assert found.not_found == ()
+
+
+def test_ranks_go_beyond_the_thousandth_result() -> None:
+    deep = run({"1": {f"s{number:04}": -float(number) for number in range(1004)}})
+    assert evaluate(deep, qrels({"1": {"s1003": 1}}), ["MdR", "MnR"]).mean == {"MdR": 1004.0, "MnR": 1004.0}
+
+
+def test_ties_have_the_ranks_of_the_ids_in_every_measure() -> None:
+    # All scores are equal: the order of the ids decides, descending, and one video of the gallery comes first.
+    names = [f"v{number}" for number in range(5)]
+    tied = run({query: dict.fromkeys(names, 0.5) for query in names})
+    found = evaluate(tied, qrels({name: {name: 1} for name in names}), ["R@1", "Success@1", "RR", "MnR"])
+    assert [each["MnR"] for each in found.topics.values()] == [5.0, 4.0, 3.0, 2.0, 1.0]
+    assert found.mean["R@1"] == found.mean["Success@1"] == 0.2
+    assert [each["RR"] for each in found.topics.values()] == pytest.approx([1 / 5, 1 / 4, 1 / 3, 1 / 2, 1.0])
+
+
+def test_what_a_run_does_not_list_is_last(tmp_path: Path) -> None:
+    (tmp_path / "truth.csv").write_text("key,video_id\n" + "".join(f"q{n},v{n}\n" for n in range(20)))
+    truth = read_qrels(tmp_path / "truth.csv")
+    short = run({"q0": {"v0": 1.0, "v1": 0.5}, "q1": {"v0": 1.0, "v2": 0.5}})
+    found = evaluate(short, truth, ["MnR"])
+    assert found.topics == {"q0": {"MnR": 1.0}, "q1": {"MnR": 20.0}}
+    assert found.not_found == ("q1",)
+    assert evaluate(short, truth, ["MnR"], missing_as_zero=True).topics["q19"] == {"MnR": 20.0}
+    # With more results than the ground truth has videos, the place after the longest list of all runs.
+    long = run({"q0": {f"x{number}": -float(number) for number in range(30)}})
+    assert last_place([short, long], truth) == 31
+    assert evaluate(short, truth, ["MnR"], last=31).topics["q1"] == {"MnR": 31.0}
+
+
+def test_ranks_gain_where_they_fall() -> None:
+    assert gain("MdR", 9.0, 4.0) == gain("MnR", 9.0, 4.0) == 5.0
+    assert gain("R@1", 0.25, 1.0) == 0.75
+
+
+def test_cutoffs_do_not_depend_on_the_other_measures() -> None:
+    random = np.random.default_rng(2)
+    one = run({"1": {f"s{number}": float(random.random()) for number in range(300)}})
+    judged = qrels({"1": {f"s{number}": int(random.integers(0, 3)) for number in range(100)}})
+    names = ["R@1", "R@10", "nDCG@20", "AP@5", "RR@10", "P@3", "Success@2"]
+    together = evaluate(one, judged, [*names, "AP"]).mean
+    assert {name: together[name] for name in names} == evaluate(one, judged, names).mean
 
 
 def test_without_the_extra_inferred_ap_works_and_the_others_say_what_to_install(
