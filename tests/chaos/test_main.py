@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos import __main__ as program
 from tests.chaos.kinds import Fault
-from tests.chaos.plan import FULL, SMALL
+from tests.chaos.scales import FULL, SMALL
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,8 @@ import pytest
 from streamer.faults import FaultPoint
 from tests.chaos.faults import HOW
 from tests.chaos.kinds import BROKER, EMBED, LANES, RERANK, TOPIC, TRAITS, Fault
-from tests.chaos.plan import BROKERS, FULL, SMALL, Scale, make_plan, points_of
+from tests.chaos.plan import BROKERS, Scale, make_plan, points_of
+from tests.chaos.scales import FULL, SMALL
 
 SEEDS = range(50)
 

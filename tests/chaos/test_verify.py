@@ -13,7 +13,7 @@ import pytest
 from tests.chaos.inputs import CE_CAUSE, EPOCH, Delete, Input, Query, Refused, Upload, make_inputs, unreadable
 from tests.chaos.ledger import Ledger
 from tests.chaos.oracle import living
-from tests.chaos.plan import SMALL
+from tests.chaos.scales import SMALL
 from tests.chaos.verify import OUTPUTS, TOLERANCE, StoredClip, Verdict
 from tests.support.driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Record
 
