@@ -6,6 +6,7 @@ Everything else comes out once. What is in the ledger is counted apart, so that 
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,8 +52,8 @@ class Ledger:
         self._generations: dict[tuple[str, int], int] = defaultdict(int)
         self._topic_generations: dict[str, int] = defaultdict(int)
         self._kept: dict[str, list[Record]] = defaultdict(list)
-        self.forgotten: set[str] = set()
-        """The clips of which the store has lost a record or a tombstone, until the log is read again."""
+        self.forgotten: dict[str, float] = {}
+        """The clips of which the store has lost a record or a tombstone, and when first, in seconds after 1970."""
         self.smallest_limit: dict[str, int] = {}
         """The smallest size that an output topic had, in bytes, where one was lowered."""
 
@@ -96,9 +97,9 @@ class Ledger:
             self._incomplete.append(Span(topic, partition, latest, first, end))
 
     def forget(self, clip_ids: Iterable[str]) -> None:
-        """Note that the store has lost what it had of these clips."""
+        """Note that the store has lost what it had of these clips, until the log is read again."""
         with self._lock:
-            self.forgotten |= {*clip_ids}
+            self.forgotten = dict.fromkeys(clip_ids, time.time()) | self.forgotten
 
     def keep(self, topic: str, records: Iterable[Record]) -> None:
         """Keep what an output topic held before it was deleted."""

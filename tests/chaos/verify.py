@@ -33,6 +33,8 @@ TOLERANCE = 2e-3
 """Between vectors of one file: they are stored as float16, and the sums of a batch depend on its size."""
 
 _READ_S = 60.0
+_BEHIND_S = 120.0
+"""How long a record may have waited for an embedder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +106,22 @@ class Verdict:
         self._beyond_restoring = {
             each.meaning.clip_id
             for each in inputs
-            if isinstance(each.meaning, Upload)
-            and each.meaning.clip_id in ledger.forgotten
-            and each.generation < ledger.generation(each.record.topic, each.record.partition)
+            if isinstance(each.meaning, Upload | Delete) and self._is_beyond_restoring(each, each.meaning.clip_id)
         }
-        """Clips that the store has lost, and that are in a log that is not there any more."""
         self._seen: dict[str, Counter[str]] = {}
+
+    def _is_beyond_restoring(self, each: Input, clip_id: str) -> bool:
+        """Whether a clip that the store has lost need not come back when the log is read again, because of this input.
+
+        It may stand in a log that is not there any more. A delete of a clip that the store does not know counts from
+        its own time, which is later than that of all uploads here.
+        """
+        lost_at = self._ledger.forgotten.get(clip_id)
+        if lost_at is None:
+            return False
+        if isinstance(each.meaning, Delete):
+            return each.published_at > lost_at - _BEHIND_S
+        return each.generation < self._ledger.generation(each.record.topic, each.record.partition)
 
     def answers(self) -> list[tuple[Input, QueryReranked]]:
         """Return the answers that are valid events, with what they answer."""
@@ -138,7 +150,7 @@ class Verdict:
                 at = event.embedded_at.timestamp()
                 found[upload.clip_id] = min(at, found.get(upload.clip_id, at))
         gone = {each.meaning.clip_id for each in self._inputs if isinstance(each.meaning, Delete)}
-        return {clip_id: at for clip_id, at in found.items() if clip_id not in gone | self._ledger.forgotten}
+        return {clip_id: at for clip_id, at in found.items() if clip_id not in gone | self._ledger.forgotten.keys()}
 
     def seen(self) -> dict[str, Counter[str]]:
         """Return how many inputs of each kind a reader from outside sees come out how; after :meth:`findings`."""
@@ -238,7 +250,7 @@ class Verdict:
         expected = living(self._inputs)
         missing = sorted(expected.keys() - store.keys() - self._beyond_restoring)
         # A late upload lives where the store has lost the tombstone that would have refused it.
-        alive = sorted(store.keys() - expected.keys() - self._ledger.forgotten)
+        alive = sorted(store.keys() - expected.keys() - self._ledger.forgotten.keys())
         finding = Finding(
             "the store holds exactly the clips that the log says are alive",
             f"{len(expected)} clips alive, {len(self._ledger.forgotten)} lost by the store meanwhile",
