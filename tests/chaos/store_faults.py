@@ -91,7 +91,7 @@ def move_slots(scene: Scene, step: Step) -> Outcome:
 
 def evict(scene: Scene, step: Step) -> Outcome:
     """Let a node evict keys, and reach its limit once every service says that it may: they write nothing then."""
-    victim = _primary(scene, step)
+    victim = _with_clips(_primary(scene, step))
     signs = _signs(scene)
     named = _Named(scene, "eviction")
     policy = scene.draw(step).choice(_POLICIES)
@@ -131,9 +131,10 @@ def fill(scene: Scene, step: Step) -> Outcome:
 
 def flush(scene: Scene, step: Step) -> Outcome:
     """Remove all that a node and its replica have, as somebody may by mistake."""
-    lost = cluster_faults.flush(_primary(scene, step))
-    scene.ledger.forget(clips_of(lost))
-    return Outcome(bool(lost), f"{len(lost)} keys, of {len({*clips_of(lost)})} clips")
+    lost = cluster_faults.flush(_with_clips(_primary(scene, step)))
+    clip_ids = {*clips_of(lost)}
+    scene.ledger.forget(clip_ids)
+    return Outcome(bool(clip_ids), f"{len(lost)} keys, of {len(clip_ids)} clips")
 
 
 def rotate_password(scene: Scene, step: Step) -> Outcome:
@@ -197,6 +198,12 @@ def _cluster(scene: Scene) -> Cluster:
 def _primary(scene: Scene, step: Step) -> Server:
     """Return the primary that a step hits."""
     return _cluster(scene).primaries()[int(step.victim.rpartition("-")[2]) % SHARDS]
+
+
+def _with_clips(node: Server) -> Server:
+    """Return a node as soon as it has clips to lose. Raises TimeoutError."""
+    wait_until(lambda: any(clips_of(cluster_faults.keys_of(node))), seconds=_SHOWN_S, what="clips", pause=_PAUSE_S)
+    return node
 
 
 def _signs(scene: Scene) -> Signs:
