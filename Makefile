@@ -51,10 +51,11 @@ tools: ## Install the programs that tests run against, where they are missing (a
 	elif [ -n "$$missing" ]; then \
 	  echo "the tests need $(TOOLS) on the PATH; on Debian: apt-get install $(TOOLS)"; exit 1; fi
 
-# make chaos [SEED=n] [COUNT=n] [KINDS=kill,truncated] [HOURS=n: goes on with new seeds until a difference is found]
-chaos: $(STAMP) ## 200 faults of services, machines, brokers, topics and offsets, and every event counted (under 30 minutes)
+# make chaos [STORE=cluster: three primaries with a replica each, which are broken too] [SMALL=1: a few minutes]
+#   [SEED=n] [COUNT=n] [KINDS=kill,truncated] [HOURS=n: goes on with new seeds until a difference is found]
+chaos: $(STAMP) ## 200 faults of services, machines, brokers, topics, offsets and stores, and every event counted (under 30 minutes)
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) $(if $(COUNT),--count $(COUNT)) $(if $(KINDS),--kinds $(KINDS)) \
-	  $(if $(HOURS),--hours $(HOURS))
+	  $(if $(HOURS),--hours $(HOURS)) $(if $(STORE),--store $(STORE)) $(if $(SMALL),--small)
 
 # make fuzz-video [SEED=n] [COUNT=n]
 fuzz-video: $(STAMP) ## 5,000 damaged, lying and bomb-like files through the embedder, each accounted for (about 5 minutes)

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [--seed N] [--count N] [--hours N]`: exit code 0 if all faults struck and all was kept."""
+"""`python -m tests.chaos [--store cluster] [--seed N] [--count N]`: exit code 0 if all struck and all was kept."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tests.chaos.kinds import Fault
+from tests.chaos.kinds import CLUSTER, LMDB, TRAITS, Fault, kinds_for
 from tests.chaos.machine import can_limit_processes, can_mount
-from tests.chaos.plan import FULL, SMALL
 from tests.chaos.run import Run
+from tests.chaos.scales import FULL, SCALES
 from tests.chaos.service_faults import c_compiler
 
 if TYPE_CHECKING:
@@ -73,17 +73,23 @@ def _run(seed: int, scale: Scale, out: Path, console: Console) -> bool:
 
 
 def _scale(arguments: argparse.Namespace, seed: int, console: Console) -> Scale:
+    full, small = SCALES[arguments.store]
     if arguments.small:
-        return SMALL
-    kinds = set(arguments.kinds or Fault)
+        return small
+    possible = kinds_for(arguments.store)
+    kinds = set(arguments.kinds or possible)
+    for fault in kinds - possible:
+        console.print(f"[red]Left out[/]: {fault}. It needs --store {TRAITS[fault].store}.", highlight=False)
+    kinds &= possible
     for fault in kinds & NEEDS.keys():
         is_there, what = NEEDS[fault]
         if not is_there():
             console.print(f"[red]Left out[/]: {fault}. It needs {what}.", highlight=False)
             kinds.remove(fault)
-    if kinds == set(Fault) and arguments.count >= FULL.count:
-        return FULL
-    return FULL.reduced(seed, arguments.count, kinds)
+    count = full.count if arguments.count is None else arguments.count
+    if kinds == possible and count >= full.count:
+        return full
+    return full.reduced(seed, count, kinds)
 
 
 @contextmanager
@@ -109,10 +115,11 @@ def _kinds(text: str) -> list[Fault]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="chaos", description="Break the service, and count what came of it.")
     parser.add_argument("--seed", type=int, default=1, help="of the faults and of the inputs")
-    parser.add_argument("--count", type=int, default=FULL.count, help=f"faults of a run, {FULL.count} at most")
+    parser.add_argument("--store", choices=(LMDB, CLUSTER), default=LMDB, help="where the services keep the vectors")
+    parser.add_argument("--count", type=int, help=f"faults of a run, {FULL.count} at most; all of them by default")
     parser.add_argument("--kinds", type=_kinds, help="only these, separated by commas: kill,truncated")
     parser.add_argument("--hours", type=float, default=0.0, help="go on with new seeds for so long")
-    parser.add_argument("--small", action="store_true", help="the slice that belongs to the tests")
+    parser.add_argument("--small", action="store_true", help="a slice of a few minutes")
     parser.add_argument("--out", type=Path, default=Path("build/chaos"), help="takes a folder for each run")
     return parser.parse_args()
 

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.chaos import broker_faults, client_faults, machine_faults, service_faults, topic_faults
-from tests.chaos.kinds import BROKER, LANES, TOPIC, TRAITS, Fault
+from tests.chaos import broker_faults, client_faults, machine_faults, service_faults, store_faults, topic_faults
+from tests.chaos.kinds import BROKER, LANES, STORE, TOPIC, TRAITS, Fault
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -58,6 +58,15 @@ HOW: Mapping[Fault, Callable[[Scene, Step], Outcome]] = {
     Fault.OFFSETS_BEYOND: topic_faults.set_offset_beyond,
     Fault.OUTPUT_RECREATED: topic_faults.recreate_output,
     Fault.INPUT_RECREATED: topic_faults.recreate_input,
+    Fault.NODE_HANG: store_faults.hang,
+    Fault.NODE_KILL: store_faults.kill,
+    Fault.NODE_PROMOTED: store_faults.promote,
+    Fault.SLOTS_MOVED: store_faults.move_slots,
+    Fault.EVICTING: store_faults.evict,
+    Fault.NODE_FULL: store_faults.fill,
+    Fault.NODE_FLUSHED: store_faults.flush,
+    Fault.PASSWORD_ROTATED: store_faults.rotate_password,
+    Fault.READDRESSED: store_faults.readdress,
 }
 
 
@@ -142,11 +151,15 @@ class Saboteur:
         """Wait until the victim works: to kill what has not begun shows nothing."""
         if BROKER in step.lanes:
             self._scene.brokers.await_in_sync()
+        if step.lane == STORE:
+            store_faults.await_whole(self._scene)
         if step.lane == BROKER or (step.lane == TOPIC and not TRAITS[step.fault].stops_group):
             return
         # What is frozen leaves its partitions to the others.
         alone = step.victim in self._scene.services and step.fault is not Fault.FREEZE
         needed = [self._scene.services[step.victim]] if alone else self._scene.role(step.role)
+        if step.lane == STORE:
+            needed = [*self._scene.services.values()]
         wait_until(
             lambda: all(instance.is_at_work() for instance in needed), seconds=_START_S, what=f"{step.victim} to work"
         )

@@ -77,12 +77,14 @@ class Input:
 
     `record.topic` is without the prefix; its partition and offset are known once it is published. `generation` counts
     the logs that its partition has had: a recreated topic has another one, and so has a partition whose end was lost.
+    `published_at`: its time in its topic, in seconds after 1970; 0 where it is not known.
     """
 
     at: float
     record: Record
     meaning: Meaning
     generation: int = 0
+    published_at: float = 0.0
 
     @property
     def mark(self) -> str:
@@ -276,6 +278,20 @@ def extra_query(draw: random.Random) -> Input:
     candidates = tuple(f"stranger-{draw.randrange(10**6)}-{index}" for index in range(_CANDIDATES[0]))
     event = _query_event(query_id, _text(draw), candidates)
     return _named(_input(0, RESULTS, query_id, event, Query(query_id, candidates)), query_id)
+
+
+def last_queries(seed: int, clip_ids: Sequence[str]) -> list[Input]:
+    """Return queries that together have all these clips as candidates, each within the depth."""
+    draw = random.Random(f"last queries {seed}")  # noqa: S311 - reproducible, not secret
+    shuffled = draw.sample(clip_ids, len(clip_ids))
+    at_once = _CANDIDATES[1] - _STRANGERS
+    made = []
+    for number, first in enumerate(range(0, len(shuffled), at_once)):
+        candidates = [*shuffled[first : first + at_once], *(f"stranger-last-{each}" for each in range(_STRANGERS))]
+        query_id = f"last-{number}"
+        event = _query_event(query_id, _text(draw), candidates)
+        made.append(_named(_input(0, RESULTS, query_id, event, Query(query_id, tuple(candidates))), query_id))
+    return made
 
 
 def unreadable(topic: str, name: str, value: bytes) -> Input:

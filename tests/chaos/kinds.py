@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-EMBED, RERANK, BROKER, TOPIC = "embed", "rerank", "broker", "topic"
-LANES = (EMBED, RERANK, BROKER, TOPIC)
-"""Faults of one lane come one after the other; those of different lanes meet as chance has it. The last one is that of
-topics and of groups."""
+EMBED, RERANK, BROKER, TOPIC, STORE = "embed", "rerank", "broker", "topic", "store"
+LANES = (EMBED, RERANK, BROKER, TOPIC, STORE)
+"""Faults of one lane come one after the other; those of different lanes meet as chance has it. That of topics is also
+that of groups, and the last one that of the nodes of a store beyond one host."""
+LMDB, CLUSTER = "lmdb", "cluster"
+"""The stores that a run may have: one file, or three primaries with a replica each."""
 
 
 class Fault(StrEnum):
@@ -53,6 +55,16 @@ class Fault(StrEnum):
     OUTPUT_RECREATED = "the output topic deleted and created again"
     INPUT_RECREATED = "the input topic deleted and created again"
 
+    NODE_HANG = "SIGSTOP of a store node"
+    NODE_KILL = "kill -9 of a store node"
+    NODE_PROMOTED = "a replica of the store promoted"
+    SLOTS_MOVED = "slots of the store moved"
+    EVICTING = "an evicting policy at a store node"
+    NODE_FULL = "a store node full"
+    NODE_FLUSHED = "a store node flushed"
+    PASSWORD_ROTATED = "the password of the store rotated"  # noqa: S105 - a description
+    READDRESSED = "all nodes of the store at other addresses"
+
 
 @dataclass(frozen=True, slots=True)
 class Traits:
@@ -64,7 +76,8 @@ class Traits:
         excludes: Lanes in which nothing may happen meanwhile.
         stops_group: Whether all instances of the role are stopped for it: offsets can only be set for a group without
             members.
-        hits_all: Whether it hits all brokers, or all instances of its role.
+        hits_all: Whether it hits all brokers, all instances of its role, or all nodes of the store.
+        store: The only store to which it can happen; empty where it is all one.
 
     """
 
@@ -73,13 +86,14 @@ class Traits:
     excludes: tuple[str, ...] = ()
     stops_group: bool = False
     hits_all: bool = False
+    store: str = ""
 
 
 TRAITS = {
     Fault.KILL: Traits(),
     Fault.STOP: Traits(room=10),
     Fault.FREEZE: Traits(lasts=9, room=10),
-    Fault.UNWRITABLE: Traits(lasts=12, hits_all=True),
+    Fault.UNWRITABLE: Traits(lasts=12, hits_all=True, store=LMDB),
     Fault.CLOCK: Traits(lasts=8, room=22),
     Fault.FLAPPING: Traits(lasts=6, hits_all=True),
     Fault.DISK_FULL: Traits(lasts=5, hits_all=True),
@@ -88,7 +102,7 @@ TRAITS = {
     Fault.FEW_DESCRIPTORS: Traits(lasts=4, excludes=(BROKER,)),
     Fault.FEW_PROCESSES: Traits(lasts=4, excludes=(BROKER,)),
     Fault.DECODER_KILLED: Traits(excludes=(BROKER,)),
-    Fault.STORE_CUT: Traits(lasts=4, room=12, excludes=(EMBED, TOPIC), hits_all=True),
+    Fault.STORE_CUT: Traits(lasts=4, room=12, excludes=(EMBED, TOPIC), hits_all=True, store=LMDB),
     Fault.IDLE_CLIENTS: Traits(lasts=8, room=10),
     Fault.SLOW_SOURCE: Traits(lasts=5, room=15, excludes=(BROKER, TOPIC), hits_all=True),
     Fault.BROKER_KILL: Traits(room=15),
@@ -114,4 +128,20 @@ TRAITS = {
     Fault.OFFSETS_BEYOND: Traits(room=22, stops_group=True),
     Fault.OUTPUT_RECREATED: Traits(lasts=3, room=12, excludes=(BROKER,)),
     Fault.INPUT_RECREATED: Traits(lasts=1, room=20, excludes=(BROKER,)),
+    # Queries may be answered without some records meanwhile. Which ones is told by their offsets, and so none of these
+    # may meet a fault that replaces the log or sets offsets.
+    Fault.NODE_HANG: Traits(lasts=4, room=16, excludes=(TOPIC,), store=CLUSTER),
+    Fault.NODE_KILL: Traits(lasts=2, room=22, excludes=(TOPIC,), store=CLUSTER),
+    Fault.NODE_PROMOTED: Traits(room=12, excludes=(TOPIC,), store=CLUSTER),
+    Fault.SLOTS_MOVED: Traits(room=14, excludes=(TOPIC,), store=CLUSTER),
+    Fault.EVICTING: Traits(lasts=3, room=20, store=CLUSTER),
+    Fault.NODE_FULL: Traits(lasts=4, room=16, store=CLUSTER),
+    Fault.NODE_FLUSHED: Traits(room=8, store=CLUSTER),
+    Fault.PASSWORD_ROTATED: Traits(lasts=3, room=20, excludes=(TOPIC,), hits_all=True, store=CLUSTER),
+    Fault.READDRESSED: Traits(room=28, excludes=(TOPIC,), hits_all=True, store=CLUSTER),
 }
+
+
+def kinds_for(store: str) -> set[Fault]:
+    """Return the kinds that can happen to a run with this store."""
+    return {fault for fault, traits in TRAITS.items() if traits.store in {"", store}}

@@ -6,6 +6,7 @@ Everything else comes out once. What is in the ledger is counted apart, so that 
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -47,9 +48,12 @@ class Ledger:
         self._again: list[Span] = []
         self._gone: list[Span] = []
         self._unread: list[Span] = []
+        self._incomplete: list[Span] = []
         self._generations: dict[tuple[str, int], int] = defaultdict(int)
         self._topic_generations: dict[str, int] = defaultdict(int)
         self._kept: dict[str, list[Record]] = defaultdict(list)
+        self.forgotten: dict[str, float] = {}
+        """The clips of which the store has lost a record or a tombstone, and when first, in seconds after 1970."""
         self.smallest_limit: dict[str, int] = {}
         """The smallest size that an output topic had, in bytes, where one was lowered."""
 
@@ -86,6 +90,17 @@ class Ledger:
         with self._lock:
             self._unread.append(Span(topic, partition, latest, first, end))
 
+    def allow_incomplete(self, topic: str, partition: int, first: int, end: int) -> None:
+        """Let the queries at these offsets of the partition's log be answered without some records."""
+        latest = self.generation(topic, partition)
+        with self._lock:
+            self._incomplete.append(Span(topic, partition, latest, first, end))
+
+    def forget(self, clip_ids: Iterable[str]) -> None:
+        """Note that the store has lost what it had of these clips, until the log is read again."""
+        with self._lock:
+            self.forgotten = dict.fromkeys(clip_ids, time.time()) | self.forgotten
+
     def keep(self, topic: str, records: Iterable[Record]) -> None:
         """Keep what an output topic held before it was deleted."""
         with self._lock:
@@ -110,6 +125,10 @@ class Ledger:
     def may_be_degraded(self, each: Input) -> bool:
         """Whether a query may have been answered while the store could not be read."""
         return any(span.holds(each) for span in self._unread)
+
+    def may_be_incomplete(self, each: Input) -> bool:
+        """Whether a query may have been answered while some servers of the store did not answer."""
+        return any(span.holds(each) for span in (*self._incomplete, *self._unread))
 
     def may_be_too_large(self, each: Input, candidates: int) -> bool:
         """Whether the answer to a query of so many candidates may have exceeded the output topic's limit."""

@@ -175,6 +175,7 @@ def cut_store(scene: Scene, step: Step) -> Outcome:
     Queries may be answered without the store meanwhile. A process that reads just then may be killed by the kernel, and
     one that starts refuses to.
     """
+    assert isinstance(scene.store, Path), "the store is no file"
     draw = scene.draw(step)
     victims = scene.role(step.role)
     topic = INPUTS[RERANK]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from streamer.faults import FaultPoint
-from tests.chaos.kinds import BROKER, EMBED, LANES, RERANK, TOPIC, TRAITS, Fault
+from tests.chaos.kinds import BROKER, EMBED, LANES, LMDB, RERANK, STORE, TOPIC, TRAITS, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,8 +18,10 @@ T = TypeVar("T")
 BROKERS = 3
 PROTOCOLS = ("classic", "consumer")
 """Kafka's two ways to run a consumer group; each run has a group of either."""
+SHARDS = 3
+"""Of a store that is a cluster: each a primary and its replica."""
 ALL = "all"
-"""In the name of a victim: every broker at once."""
+"""In the name of a victim: every broker, or every node of the store, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Step:
         at: Seconds from the start of the faults; it comes later where its lane is still busy.
         fault: What is done.
         victim: A service's or broker's name; a lane's, where all of it is hit at the same time; ``topic-`` and a
-            role, where that role's topics or group are.
+            role, where that role's topics or group are; ``store-`` and a number, for one of the store's primaries.
         seconds: How long the fault lasts.
         point: Where the victim of a kill dies once more, by itself, after it was started again; else empty.
 
@@ -77,6 +79,7 @@ class Scale:
         faults: How often each kind strikes, by its lane; in the lane of topics, by the role whose topics are hit.
         points: Kills after which the victim dies at a fault point as well, by role.
         durations: How long a kind lasts where it is not its usual time.
+        store: Where the services keep the vectors.
 
     """
 
@@ -90,6 +93,7 @@ class Scale:
     faults: Mapping[str, Mapping[Fault, int]]
     points: Mapping[str, int]
     durations: Mapping[Fault, float] = field(default_factory=dict)
+    store: str = LMDB
 
     def names(self, role: str) -> list[str]:
         """Return the instances of a role."""
@@ -134,101 +138,6 @@ class Scale:
         )
 
 
-FULL = Scale(
-    seconds=1_260,
-    services={EMBED: 2, RERANK: 2},
-    uploads=3_500,
-    queries=10_000,
-    refused=120,
-    clips=1_200,
-    files=50,
-    faults={
-        EMBED: {
-            Fault.KILL: 14,
-            Fault.STOP: 4,
-            Fault.FREEZE: 3,
-            Fault.UNWRITABLE: 3,
-            Fault.CLOCK: 3,
-            Fault.FLAPPING: 3,
-            Fault.DISK_FULL: 3,
-            Fault.FEW_DESCRIPTORS: 3,
-            Fault.FEW_PROCESSES: 3,
-            Fault.DECODER_KILLED: 4,
-            Fault.IDLE_CLIENTS: 2,
-            Fault.SLOW_SOURCE: 3,
-        },
-        RERANK: {
-            Fault.KILL: 19,
-            Fault.STOP: 5,
-            Fault.FREEZE: 4,
-            Fault.CLOCK: 3,
-            Fault.FLAPPING: 4,
-            Fault.STORE_CUT: 3,
-            Fault.IDLE_CLIENTS: 3,
-        },
-        BROKER: {
-            Fault.BROKER_KILL: 12,
-            Fault.BROKER_RESTART: 6,
-            Fault.BROKER_HANG: 7,
-            Fault.BROKER_FROZEN: 7,
-            Fault.TWO_FROZEN: 4,
-            Fault.ROLLING_RESTART: 2,
-            Fault.ALL_KILLED: 2,
-            Fault.DISK_LOST: 4,
-            Fault.TRUNCATED: 4,
-        },
-        f"{TOPIC}-{EMBED}": {
-            Fault.REASSIGNED: 2,
-            Fault.PARTITIONS_ADDED: 2,
-            Fault.THROTTLED: 2,
-            Fault.TIMESTAMPS_REFUSED: 2,
-            Fault.TOO_FEW_IN_SYNC: 2,
-            Fault.DENIED: 3,
-            Fault.HUNG_TRANSACTION: 2,
-            Fault.OFFSETS_BACK: 2,
-            Fault.OFFSETS_BEYOND: 2,
-            Fault.OUTPUT_RECREATED: 2,
-            Fault.INPUT_RECREATED: 1,
-        },
-        f"{TOPIC}-{RERANK}": {
-            Fault.REASSIGNED: 3,
-            Fault.PARTITIONS_ADDED: 3,
-            Fault.THROTTLED: 3,
-            Fault.TIMESTAMPS_REFUSED: 3,
-            Fault.TOO_FEW_IN_SYNC: 3,
-            Fault.OUTPUT_LIMITED: 4,
-            Fault.DENIED: 4,
-            Fault.HUNG_TRANSACTION: 3,
-            Fault.UNREADABLE: 3,
-            Fault.EXPIRED: 4,
-            Fault.OFFSETS_BACK: 3,
-            Fault.OFFSETS_BEYOND: 3,
-            Fault.OUTPUT_RECREATED: 3,
-            Fault.INPUT_RECREATED: 2,
-        },
-    },
-    points={EMBED: 7, RERANK: 6},
-)
-"""200 faults."""
-SMALL = Scale(
-    seconds=40,
-    services={EMBED: 1, RERANK: 2},
-    uploads=200,
-    queries=500,
-    refused=16,
-    clips=80,
-    files=12,
-    faults={
-        EMBED: {Fault.KILL: 1, Fault.UNWRITABLE: 1, Fault.FEW_DESCRIPTORS: 1, Fault.DECODER_KILLED: 1},
-        RERANK: {Fault.KILL: 2, Fault.FREEZE: 1},
-        BROKER: {Fault.BROKER_KILL: 1},
-    },
-    points={EMBED: 0, RERANK: 0},
-    durations={Fault.UNWRITABLE: 4.0, Fault.FEW_DESCRIPTORS: 2.0},
-)
-"""Fault points are left to the tests that kill at each of them."""
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The faults in the order of their times, and the group protocol of each role."""
@@ -266,6 +175,7 @@ def _drafts(draw: random.Random, scale: Scale) -> dict[str, list[Step]]:
         RERANK: _service_faults(draw, RERANK, scale),
         BROKER: _broker_faults(draw, scale),
         TOPIC: _topic_faults(draw, scale),
+        STORE: _store_faults(draw, scale),
     }
 
 
@@ -301,6 +211,16 @@ def _topic_faults(draw: random.Random, scale: Scale) -> list[Step]:
     ]
     draw.shuffle(steps)
     return steps
+
+
+def _store_faults(draw: random.Random, scale: Scale) -> list[Step]:
+    kinds = _listed(scale.faults.get(STORE, {}))
+    draw.shuffle(kinds)
+    victims = _cycled(draw, [f"{STORE}-{index}" for index in range(SHARDS)], len(kinds))
+    return [
+        _step(scale, fault, f"{STORE}-{ALL}" if TRAITS[fault].hits_all else victim)
+        for fault, victim in zip(kinds, victims, strict=True)
+    ]
 
 
 def _listed(faults: Mapping[Fault, int]) -> list[Fault]:

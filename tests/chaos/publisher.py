@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -119,4 +120,5 @@ class Publisher(threading.Thread):
             return
         each = self._inputs[number]
         _, partition, offset = place_of(message)
-        self._placed[number] = each.placed(partition, offset, self._ledger.generation(each.record.topic, partition))
+        placed = each.placed(partition, offset, self._ledger.generation(each.record.topic, partition))
+        self._placed[number] = replace(placed, published_at=message.timestamp()[1] / 1_000)

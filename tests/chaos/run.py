@@ -14,23 +14,37 @@ from tests.chaos.client_faults import DECODE_WORKERS
 from tests.chaos.clock import Clock
 from tests.chaos.faults import Saboteur
 from tests.chaos.groups import await_committed
-from tests.chaos.inputs import EPOCH, Delete, Query, Refused, Unreadable, Upload, make_footage, make_inputs
-from tests.chaos.kinds import EMBED, Fault
+from tests.chaos.inputs import (
+    EPOCH,
+    Delete,
+    Query,
+    Refused,
+    Unreadable,
+    Upload,
+    last_queries,
+    make_footage,
+    make_inputs,
+)
+from tests.chaos.kinds import CLUSTER, EMBED, Fault
 from tests.chaos.ledger import Ledger
 from tests.chaos.machine import small_disk
 from tests.chaos.plan import make_plan
 from tests.chaos.publisher import Publisher
 from tests.chaos.report import Report
 from tests.chaos.scene import GROUPS, INPUTS, Scene
+from tests.chaos.scores import Judge
 from tests.chaos.services import Cause, Instance, await_at_work
 from tests.chaos.sources import NETWORKS, Sources
+from tests.chaos.stores import ClusterStore
 from tests.chaos.uncommitted import count_all
 from tests.chaos.verify import OUTPUTS, TOLERANCE, Finding, StoredClip, Verdict, read_store
 from tests.chaos.watch import Watch, named
-from tests.support.driver import UPLOADED, Bus, Record, Service, apply_topics, environment
+from tests.support.driver import UPLOADED, Bus, Record, Service, apply_topics, environment, model_dir
+from tests.support.recompute import Oracle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from tests.chaos.faults import Strike
@@ -70,6 +84,10 @@ class Run:
                 disk = stack.enter_context(small_disk()) if self.plan.holds(Fault.DISK_FULL) else None
                 bus = Bus(brokers.kafka.bootstrap_servers, PREFIX)
                 variables = self._variables(bus, "store")
+                store: Path | ClusterStore = self.folder / "store" / "data.mdb"
+                if self.scale.store == CLUSTER:
+                    store = stack.enter_context(ClusterStore(self.folder / "store"))
+                    variables |= store.variables()
                 apply_topics(variables, self.folder)
                 temporary = {"TMPDIR": str(disk)} if disk is not None else {}
                 services = self._start_services(variables | temporary | _settings(brokers.client()))
@@ -88,7 +106,7 @@ class Run:
                     ledger,
                     self.plan.protocols,
                     self.sources,
-                    self.folder / "store" / "data.mdb",
+                    store,
                     disk,
                 )
                 watch = Watch(services.values(), clock)
@@ -98,11 +116,19 @@ class Run:
                     self.plan, scene, self.folder / "strikes.log", limit_s=1.25 * self.scale.seconds + _SPARE_S
                 )
                 saboteur.run()
-                published = publisher.published() + scene.extra
+                publisher.join()
             with self._timed("catch up"):
                 brokers.await_in_sync()
-                caught_up = _catch_up(bus)
+                if ledger.forgotten:
+                    # What an operator does where a store has lost records (docs/store.md).
+                    scene.read_again(EMBED)
+                caught_up = [_catch_up(bus)]
                 await_at_work(list(services.values()), seconds=_START_S)
+                last = last_queries(self.seed, _clip_ids(publisher.published()))
+                for each in last:
+                    publisher.add(each)
+                published = publisher.published() + scene.extra
+                caught_up.append(_catch_up(bus, "both groups commit what comes then"))
             with self._timed("stop"):
                 watch.stop()
                 _end(services.values())
@@ -110,9 +136,12 @@ class Run:
                 there = {topic: bus.read(topic) for topic in OUTPUTS}
                 outputs = {topic: ledger.kept(topic) + records for topic, records in there.items()}
                 verdict = Verdict(published, outputs, ledger)
+                url = store.cluster.url if isinstance(store, ClusterStore) else self._store("store")
+                stored = read_store(url, model_id)
                 findings = [
-                    caught_up,
-                    *verdict.findings(read_store(self._store("store"), model_id), clean),
+                    *caught_up,
+                    *verdict.findings(stored, clean),
+                    *self._judged(verdict, {each.mark for each in last}, stored, clean, ledger),
                     _ended_well(services.values()),
                     _harmless(saboteur.strikes),
                 ]
@@ -132,6 +161,25 @@ class Run:
                 },
                 seconds=self.seconds,
             )
+
+    def _judged(
+        self,
+        verdict: Verdict,
+        last: AbstractSet[str],
+        stored: Mapping[str, StoredClip],
+        clean: Mapping[str, StoredClip],
+        ledger: Ledger,
+    ) -> list[Finding]:
+        """Work the answers' scores out again: of the ``last`` ones by what the store holds, of others by all it had."""
+        judge = Judge(Oracle(model_dir()).text)
+        answers = verdict.answers()
+        possible = {clip_id: [clean[file] for file in sorted(files)] for clip_id, files in verdict.files().items()}
+        # The embedders' clocks tell nothing where some of them are shifted.
+        since = {} if self.plan.holds(Fault.CLOCK) else verdict.embedded_since()
+        return [
+            judge.while_broken([each for each in answers if each[0].mark not in last], possible, ledger, since),
+            judge.in_the_end([each for each in answers if each[0].mark in last], stored, len(last)),
+        ]
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -213,9 +261,14 @@ def _group_settings(protocol: str) -> dict[str, str]:
     return {f"STREAMER_KAFKA__{name}": value for name, value in settings.items()}
 
 
-def _catch_up(bus: Bus) -> Finding:
+def _clip_ids(published: Iterable[Input]) -> list[str]:
+    """Return the clips that were ever uploaded or deleted."""
+    return sorted({each.meaning.clip_id for each in published if isinstance(each.meaning, Upload | Delete)})
+
+
+def _catch_up(bus: Bus, what: str = "both groups commit everything once the faults are over") -> Finding:
     """Wait until both groups have committed all that there is."""
-    finding = Finding("both groups commit everything once the faults are over", f"within {_CATCH_UP_S:.0f} s")
+    finding = Finding(what, f"within {_CATCH_UP_S:.0f} s")
     for role, group in GROUPS.items():
         try:
             await_committed(bus, group, INPUTS[role], seconds=_CATCH_UP_S)

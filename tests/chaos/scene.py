@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,7 @@ from confluent_kafka.admin import (
 
 from tests.chaos.groups import await_committed
 from tests.chaos.kinds import EMBED, RERANK
+from tests.chaos.services import await_at_work
 from tests.support.configs import alter_config
 from tests.support.driver import EMBEDDED, LATEST, RERANKED, RESULTS, UPLOADED
 from tests.support.waiting import wait_until
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tests.chaos.publisher import Publisher
     from tests.chaos.services import Instance
     from tests.chaos.sources import Sources
+    from tests.chaos.stores import ClusterStore
     from tests.support.driver import Bus
 
 R = TypeVar("R")
@@ -49,6 +51,7 @@ _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _REQUEST_S = 10.0
 _RETRY_S = 90.0
 QUIET_S = 60.0
+AT_WORK_S = 80.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,8 @@ class Outcome:
 class Scene:
     """Everything that faults act upon.
 
-    ``store``: the file that holds the vectors. ``disk``: the embedders' temporary folder, where it is a file system of
-    its own.
+    ``store``: the file that holds the vectors, or the cluster that does. ``disk``: the embedders' temporary folder,
+    where it is a file system of its own.
     """
 
     services: Mapping[str, Instance]
@@ -80,7 +83,7 @@ class Scene:
     ledger: Ledger
     protocols: Mapping[str, str]
     sources: Sources
-    store: Path
+    store: Path | ClusterStore
     disk: Path | None = None
     extra: list[Input] = field(default_factory=list)
     """Inputs that faults have published besides."""
@@ -113,6 +116,37 @@ class Scene:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
+
+    @contextmanager
+    def refused_by_the_store(self, words: str) -> Iterator[None]:
+        """Let a process end that starts meanwhile, with these words of the store, until all of them work again."""
+        for instance in self.services.values():
+            instance.store_refuses = words
+        try:
+            yield
+            with suppress(TimeoutError):  # others may be broken meanwhile
+                await_at_work(list(self.services.values()), seconds=AT_WORK_S)
+        finally:
+            for instance in self.services.values():
+                instance.store_refuses = ""
+
+    @contextmanager
+    def stopped(self, role: str) -> Iterator[None]:
+        """Have no instance of a role run: a group takes offsets from outside only while it has no members."""
+        with ExitStack() as stack:
+            for instance in self.role(role):
+                stack.enter_context(instance.halted())
+            yield
+
+    def read_again(self, role: str) -> None:
+        """Let a group read all that its input holds once more, as an operator does when the store has lost records."""
+        await_at_work(self.role(role), seconds=AT_WORK_S)
+        topic = INPUTS[role]
+        with self.stopped(role):
+            starts = self.starts(topic)
+            for number, end in self.ends(topic).items():
+                self.ledger.allow_again(topic, number, starts[number], end)
+            self.set_offsets(role, starts)
 
     # -- topics ----------------------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ class Cause(StrEnum):
     STOPPED = "stopped in order"
     FENCED = "fenced after it was frozen"
     STORE_CUT = "ended because its store's file was truncated"
+    STORE_REFUSED = "ended at its start because the store refused it"
     UNEXPECTED = "unexpected"
 
 
@@ -78,6 +79,8 @@ class Instance:
         """How often each warning or error, and each change of the assignment, was logged."""
         self.store_cut = False
         """Whether the file of its store is truncated, upon which a process may end that reads or opens it."""
+        self.store_refuses = ""
+        """What the store says while it refuses whoever comes, upon which a process may end that starts."""
         self._variables = {
             **variables,
             "STREAMER_INSTANCE_ID": name,
@@ -281,6 +284,8 @@ class Instance:
         said = "\n".join(tail)
         if self.store_cut and (code == -signal.SIGBUS or (code == _WRONG_SETTING and "truncated" in said)):
             return Cause.STORE_CUT
+        if code == _WRONG_SETTING and self.store_refuses and self.store_refuses in said:
+            return Cause.STORE_REFUSED
         if code != 1:
             return Cause.UNEXPECTED
         if pid == self._frozen and " is fenced: " in said:

@@ -6,17 +6,34 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from streamer.scrape import Scrape
     from tests.chaos.services import Instance
 
 
-class Signs:
-    """What has grown or appeared since the first look, over all the processes that an instance has had."""
+OF_THE_STORE = frozenset(
+    {
+        "degraded",
+        "candidates unavailable",
+        "reads of replicas",
+        "retries of the store",
+        "not ready: store",
+        "not ready: eviction",
+    }
+)
+"""What shows that something is amiss with the store."""
 
-    def __init__(self, instances: Iterable[Instance]) -> None:
+
+class Signs:
+    """What has grown or appeared since the first look, over all the processes that an instance has had.
+
+    ``only``: what counts; None is everything.
+    """
+
+    def __init__(self, instances: Iterable[Instance], only: Container[str] | None = None) -> None:
         self._instances = list(instances)
+        self._only = only
         self._last: dict[str, dict[str, float]] = {}
         self._seen: Counter[str] = Counter()
         self.look()
@@ -42,10 +59,13 @@ class Signs:
             self._seen.update(f"not ready: {condition}" for condition in instance.conditions(metrics))
 
     def __bool__(self) -> bool:
-        return any(self._seen.values())
+        return bool(self._counted())
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} ({count})" for name, count in sorted(self._seen.items()) if count)
+        return ", ".join(f"{name} ({count})" for name, count in sorted(self._counted().items()))
+
+    def _counted(self) -> Counter[str]:
+        return Counter({name: n for name, n in self._seen.items() if n and (self._only is None or name in self._only)})
 
 
 class Rise:
@@ -94,5 +114,8 @@ def counters(metrics: Scrape) -> dict[str, float]:
     found["machine faults"] += metrics.total("streamer_machine_faults_total")
     found["decoders crashed"] += metrics.total("streamer_decoder_failures_total")
     found["degraded"] += metrics.total("streamer_events_degraded_total")
-    found["retries of the store"] += metrics.total("streamer_retries_total", stage="store")
+    for stage in ("store", "delete"):
+        found["retries of the store"] += metrics.total("streamer_retries_total", stage=stage)
+    found["candidates unavailable"] += metrics.total("streamer_candidates_total", status="unavailable")
+    found["reads of replicas"] += metrics.total("streamer_store_replica_reads_total")
     return found

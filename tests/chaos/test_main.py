@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.chaos import __main__ as program
-from tests.chaos.kinds import Fault
-from tests.chaos.plan import FULL, SMALL
+from tests.chaos.kinds import CLUSTER, LMDB, Fault, kinds_for
+from tests.chaos.scales import FULL, ON_A_CLUSTER, SMALL, SMALL_ON_A_CLUSTER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +34,10 @@ class Runs:
         self.scales[seed] = scale
         self._now += 1_200
         return seed != self._fails
+
+
+def kinds_of(scale: Scale) -> set[Fault]:
+    return {fault for faults in scale.faults.values() for fault, count in faults.items() if count}
 
 
 def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -68,8 +72,25 @@ def test_count_and_kinds_choose_the_faults(monkeypatch: pytest.MonkeyPatch) -> N
     assert runs.scales[1] is FULL
     assert runs.scales[2] is SMALL
     assert runs.scales[3].count == 6
-    kinds = {fault for faults in runs.scales[3].faults.values() for fault, count in faults.items() if count}
-    assert kinds == {Fault.KILL, Fault.TRUNCATED}
+    assert kinds_of(runs.scales[3]) == {Fault.KILL, Fault.TRUNCATED}
+
+
+def test_the_store_chooses_the_faults_too_and_what_cannot_happen_to_it_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Runs(monkeypatch)
+    monkeypatch.setattr(program, "NEEDS", {})
+    called(monkeypatch, "--seed", "1", "--store", "cluster")
+    called(monkeypatch, "--seed", "2", "--store", "cluster", "--small")
+    called(monkeypatch, "--seed", "3", "--store", "cluster", "--count", "4", "--kinds", "node_hang,store_cut")
+    called(monkeypatch, "--seed", "4", "--count", "4", "--kinds", "node_hang,kill")
+    assert runs.scales[1] is ON_A_CLUSTER
+    assert runs.scales[2] is SMALL_ON_A_CLUSTER
+    assert (runs.scales[3].store, kinds_of(runs.scales[3])) == (CLUSTER, {Fault.NODE_HANG})
+    assert (runs.scales[4].store, kinds_of(runs.scales[4])) == (LMDB, {Fault.KILL})
+    told = capsys.readouterr().out
+    assert f"Left out: {Fault.STORE_CUT}. It needs --store lmdb." in told
+    assert f"Left out: {Fault.NODE_HANG}. It needs --store cluster." in told
 
 
 def test_a_kind_that_cannot_be_done_here_is_left_out(
@@ -79,9 +100,7 @@ def test_a_kind_that_cannot_be_done_here_is_left_out(
     needs = {fault: (lambda: False, what) for fault, (_, what) in program.NEEDS.items()}
     monkeypatch.setattr(program, "NEEDS", needs)
     assert called(monkeypatch) == 0
-    assert {fault for faults in runs.scales[1].faults.values() for fault, count in faults.items() if count} == {
-        *Fault
-    } - needs.keys()
+    assert kinds_of(runs.scales[1]) == kinds_for(LMDB) - needs.keys()
     told = capsys.readouterr().out
     for fault, (_, what) in needs.items():
         assert f"Left out: {fault}. It needs {what}."[:100] in told

@@ -8,29 +8,69 @@ import pytest
 
 from streamer.faults import FaultPoint
 from tests.chaos.faults import HOW
-from tests.chaos.kinds import BROKER, EMBED, LANES, RERANK, TOPIC, TRAITS, Fault
-from tests.chaos.plan import BROKERS, FULL, SMALL, Scale, make_plan, points_of
+from tests.chaos.kinds import BROKER, CLUSTER, EMBED, LANES, LMDB, RERANK, STORE, TOPIC, TRAITS, Fault, kinds_for
+from tests.chaos.plan import BROKERS, SHARDS, Scale, make_plan, points_of
+from tests.chaos.scales import FULL, ON_A_CLUSTER, SCALES, SMALL, SMALL_ON_A_CLUSTER
 
 SEEDS = range(50)
 
 
-@pytest.fixture(params=[FULL, SMALL], ids=["full", "small"])
+@pytest.fixture(
+    params=[FULL, SMALL, ON_A_CLUSTER, SMALL_ON_A_CLUSTER], ids=["full", "small", "cluster", "small cluster"]
+)
 def scale(request: pytest.FixtureRequest) -> Scale:
     chosen: Scale = request.param
     return chosen
 
 
-def test_the_full_plan_has_200_faults_of_at_least_16_kinds() -> None:
+@pytest.mark.parametrize("store", SCALES)
+def test_the_full_plan_has_200_faults_of_at_least_16_kinds(store: str) -> None:
+    full, _ = SCALES[store]
+    assert full.store == store
     for seed in SEEDS:
-        plan = make_plan(seed, FULL)
+        plan = make_plan(seed, full)
         assert len(plan.steps) >= 200
-        assert {step.fault for step in plan.steps} == {*Fault}
+        assert {step.fault for step in plan.steps} == kinds_for(store)
         assert {step.victim for step in plan.steps if step.fault is Fault.KILL} == {
-            *FULL.names(EMBED),
-            *FULL.names(RERANK),
+            *full.names(EMBED),
+            *full.names(RERANK),
         }
-    assert len(Fault) >= 16
-    assert FULL.seconds < 25 * 60  # of the thirty minutes that a run may take
+    assert len(kinds_for(store)) >= 16
+    assert full.seconds < 25 * 60  # of the thirty minutes that a run may take
+
+
+def test_a_kind_belongs_to_a_store_or_to_all_and_nodes_are_broken_where_there_are_some() -> None:
+    of_nodes = kinds_for(CLUSTER) - kinds_for(LMDB)
+    assert kinds_for(CLUSTER) | kinds_for(LMDB) == {*Fault}
+    assert kinds_for(LMDB) - kinds_for(CLUSTER) == {Fault.UNWRITABLE, Fault.STORE_CUT}
+    for scale in (ON_A_CLUSTER, SMALL_ON_A_CLUSTER):
+        steps = make_plan(1, scale).lanes()[STORE]
+        assert {step.fault for step in steps} == of_nodes
+        assert {step.victim for step in steps if not TRAITS[step.fault].hits_all} == {
+            f"{STORE}-{number}" for number in range(SHARDS)
+        }
+    assert not any(make_plan(1, scale).lanes()[STORE] for scale in (FULL, SMALL))
+
+
+def test_queries_that_may_lack_records_are_told_by_offsets_that_nothing_changes_meanwhile() -> None:
+    steps = make_plan(1, ON_A_CLUSTER).lanes()[STORE]
+    alone = {step.fault for step in steps if step.lanes == [TOPIC, STORE]}
+    assert alone == {
+        Fault.NODE_HANG,
+        Fault.NODE_KILL,
+        Fault.NODE_PROMOTED,
+        Fault.SLOTS_MOVED,
+        Fault.PASSWORD_ROTATED,
+        Fault.READDRESSED,
+    }
+    replaces_logs = {Fault.TRUNCATED, Fault.INPUT_RECREATED, Fault.OFFSETS_BACK, Fault.OFFSETS_BEYOND}
+    assert all(TOPIC in step.lanes for step in make_plan(1, ON_A_CLUSTER).steps if step.fault in replaces_logs)
+
+
+def test_a_node_is_back_before_the_next_one_goes() -> None:
+    for seed in SEEDS:
+        for one, other in itertools.pairwise(make_plan(seed, ON_A_CLUSTER).lanes()[STORE]):
+            assert other.at - (one.at + one.seconds) >= 8
 
 
 def test_every_kind_has_traits_and_a_way_to_do_it() -> None:
@@ -40,9 +80,13 @@ def test_every_kind_has_traits_and_a_way_to_do_it() -> None:
 @pytest.mark.parametrize("count", [5, 29, 60])
 def test_a_reduced_scale_has_as_many_faults_of_as_many_kinds_as_can_be(count: int) -> None:
     for seed in range(10):
-        plan = make_plan(seed, FULL.reduced(seed, count, {*Fault}))
-        assert len(plan.steps) == count
-        assert len({step.fault for step in plan.steps}) == min(count, len(Fault))
+        for full, _ in SCALES.values():
+            kinds = kinds_for(full.store)
+            reduced = full.reduced(seed, count, kinds)
+            plan = make_plan(seed, reduced)
+            assert reduced.store == full.store
+            assert len(plan.steps) == count
+            assert len({step.fault for step in plan.steps}) == min(count, len(kinds))
 
 
 def test_a_reduced_scale_takes_the_kinds_that_were_asked_for() -> None:

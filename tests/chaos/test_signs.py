@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from streamer.scrape import Scrape
-from tests.chaos.signs import Rise
+from tests.chaos.signs import OF_THE_STORE, Rise, Signs
 
 if TYPE_CHECKING:
     from tests.chaos.services import Instance
@@ -34,6 +34,35 @@ def test_a_counter_must_rise_at_each_instance_and_for_the_labels_that_are_asked_
     one.lacks, two.lacks = None, {"disk": 1, "memory": 9}
     assert rise.look()
     assert str(rise) == "one 2, two 1"
+
+
+class Showing:
+    """Stands for an instance that shows these metrics."""
+
+    name = "one"
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def metrics(self) -> Scrape:
+        return Scrape.parse(self.text, at=0)
+
+    @staticmethod
+    def conditions(metrics: Scrape) -> set[str]:
+        return {dict(labels)["condition"] for labels in metrics.series("streamer_unready")}
+
+
+def test_of_all_that_goes_wrong_only_what_is_asked_for_counts() -> None:
+    one = Showing()
+    everything, of_the_store = (Signs(cast("list[Instance]", [one]), only) for only in (None, OF_THE_STORE))
+    one.text = 'streamer_transactions_total{outcome="aborted"} 2\nstreamer_unready{condition="broker"} 1\n'
+    for signs in (everything, of_the_store):
+        signs.look()
+    assert str(everything) == "not ready: broker (1), transactions aborted (2)"
+    assert not of_the_store
+    one.text += 'streamer_retries_total{stage="delete"} 3\nstreamer_unready{condition="eviction"} 1\n'
+    of_the_store.look()
+    assert str(of_the_store) == "not ready: eviction (1), retries of the store (3)"
 
 
 def test_a_process_that_was_started_again_counts_from_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import pytest
 from tests.chaos.inputs import CE_CAUSE, EPOCH, Delete, Input, Query, Refused, Upload, make_inputs, unreadable
 from tests.chaos.ledger import Ledger
 from tests.chaos.oracle import living
-from tests.chaos.plan import SMALL
+from tests.chaos.scales import SMALL
 from tests.chaos.verify import OUTPUTS, TOLERANCE, StoredClip, Verdict
 from tests.support.driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, Record
 
@@ -287,6 +288,63 @@ def test_a_batch_that_cannot_be_read_needs_a_dead_letter_that_names_its_place(
         "dead letters are exactly those that the inputs explain",
         "nothing else is in the output topics",
     }
+
+
+HELD = {"the store holds exactly the clips that the log says are alive"}
+
+
+def test_a_clip_that_the_store_has_lost_may_not_stay_away_once_the_log_was_read_again(
+    inputs: list[Input], outputs: Outputs, store: Store
+) -> None:
+    deleted = {each.meaning.clip_id for each in inputs if isinstance(each.meaning, Delete)}
+    lost = next(clip_id for clip_id in store if clip_id not in deleted)
+    del store[lost]
+    ledger = Ledger()
+    assert broken(inputs, outputs, store, ledger) == HELD
+    ledger.forget([lost])
+    assert broken(inputs, outputs, store, ledger) == HELD
+    ledger.replace_log(UPLOADED)  # the log that had it is not there any more
+    assert broken(inputs, outputs, store, ledger) == set()
+
+
+def test_a_lost_clip_may_stay_away_if_it_was_deleted_while_the_store_did_not_know_it(
+    inputs: list[Input], outputs: Outputs, store: Store
+) -> None:
+    deleted = {each.meaning.clip_id for each in inputs if isinstance(each.meaning, Delete)}
+    lost = next(clip_id for clip_id in store if clip_id in deleted)
+    del store[lost]
+    ledger = Ledger()
+    ledger.forget([lost])
+    assert broken(inputs, outputs, store, ledger) == HELD
+    late = [replace(each, published_at=time.time()) if each.meaning == Delete(lost) else each for each in inputs]
+    assert broken(late, outputs, store, ledger) == set()
+
+
+def test_a_deleted_clip_lives_again_only_if_the_store_has_lost_its_tombstone(
+    inputs: list[Input], outputs: Outputs, store: Store
+) -> None:
+    dead = next(
+        each.meaning for each in inputs if isinstance(each.meaning, Upload) and each.meaning.clip_id not in store
+    )
+    store[dead.clip_id] = stored(dead.file, dead)
+    ledger = Ledger()
+    assert broken(inputs, outputs, store, ledger) == HELD
+    ledger.forget([dead.clip_id])
+    assert broken(inputs, outputs, store, ledger) == set()
+
+
+def test_clips_that_were_deleted_or_lost_are_not_known_to_have_been_there(
+    inputs: list[Input], outputs: Outputs
+) -> None:
+    ledger = Ledger()
+    since = Verdict(inputs, outputs, ledger).embedded_since()
+    uploaded = {each.meaning.clip_id for each in inputs if isinstance(each.meaning, Upload)}
+    deleted = {each.meaning.clip_id for each in inputs if isinstance(each.meaning, Delete)}
+    assert since.keys() == uploaded - deleted
+    assert {*since.values()} == {EPOCH.timestamp()}
+    lost = next(iter(since))
+    ledger.forget([lost])
+    assert Verdict(inputs, outputs, ledger).embedded_since().keys() == uploaded - deleted - {lost}
 
 
 def test_the_oracle_follows_the_log() -> None:

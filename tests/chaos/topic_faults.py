@@ -365,7 +365,7 @@ def set_offsets_back(scene: Scene, step: Step) -> Outcome:
     """Set the group back by some records in two partitions, with nothing said of what is done beyond."""
     topic = INPUTS[step.role]
     draw = scene.draw(step)
-    with _stopped(scene, step.role):
+    with scene.stopped(step.role):
         committed, starts = scene.committed(step.role), scene.starts(topic)
         candidates = sorted(number for number in committed if committed[number] > starts[number])
         targets = {
@@ -385,7 +385,7 @@ def set_offsets_back(scene: Scene, step: Step) -> Outcome:
 def set_offset_beyond(scene: Scene, step: Step) -> Outcome:
     """Set the group's offset of a partition beyond the end: the client resets it to the first record that there is."""
     topic = INPUTS[step.role]
-    with _stopped(scene, step.role):
+    with scene.stopped(step.role):
         ends = scene.ends(topic)
         partition = scene.draw(step).choice(sorted(ends))
         target = ends[partition] + 1_000
@@ -393,12 +393,3 @@ def set_offset_beyond(scene: Scene, step: Step) -> Outcome:
         scene.set_offsets(step.role, {partition: target})
         found = scene.committed(step.role)[partition]
     return Outcome(found == target, f"[{partition}] ends at {ends[partition]}, set to {found}")
-
-
-@contextmanager
-def _stopped(scene: Scene, role: str) -> Iterator[None]:
-    """Have no instance of a role run: a group takes offsets from outside only while it has no members."""
-    with ExitStack() as stack:
-        for instance in scene.role(role):
-            stack.enter_context(instance.halted())
-        yield

@@ -10,8 +10,8 @@ import numpy as np
 
 from streamer.codec import JSON
 from streamer.events import ClipEmbedded, InvalidEvent, QueryReranked
-from streamer.store import open_existing
-from tests.chaos.inputs import CE_CAUSE, Query, Refused, Unreadable, Upload
+from streamer.store import StoreOptions, open_existing
+from tests.chaos.inputs import CE_CAUSE, Delete, Query, Refused, Unreadable, Upload
 from tests.chaos.oracle import living
 from tests.support.driver import EMBEDDED, RERANKED, RESULTS, UPLOADED, check_dead_letter
 
@@ -32,6 +32,10 @@ OUTPUTS = (EMBEDDED, RERANKED, *DEAD_LETTERS.values())
 TOLERANCE = 2e-3
 """Between vectors of one file: they are stored as float16, and the sums of a batch depend on its size."""
 
+_READ_S = 60.0
+_BEHIND_S = 120.0
+"""How long a record may have waited for an embedder."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredClip:
@@ -51,9 +55,9 @@ class StoredClip:
 
 def read_store(url: str, model_id: str) -> dict[str, StoredClip]:
     """Return all live clips of a store by their ids."""
-    store = open_existing(url, model_id=model_id)
+    store = open_existing(url, model_id=model_id, options=StoreOptions(timeout_s=_READ_S))
     try:
-        clip_ids = list(store.clip_ids())
+        clip_ids = sorted({*store.clip_ids()})
         with store.read(clip_ids) as embeddings:
             found = {
                 clip_id: StoredClip(
@@ -99,7 +103,54 @@ class Verdict:
             for each in inputs
             if isinstance(each.meaning, Unreadable)
         }
+        self._beyond_restoring = {
+            each.meaning.clip_id
+            for each in inputs
+            if isinstance(each.meaning, Upload | Delete) and self._is_beyond_restoring(each, each.meaning.clip_id)
+        }
         self._seen: dict[str, Counter[str]] = {}
+
+    def _is_beyond_restoring(self, each: Input, clip_id: str) -> bool:
+        """Whether a clip that the store has lost need not come back when the log is read again, because of this input.
+
+        It may stand in a log that is not there any more. A delete of a clip that the store does not know counts from
+        its own time, which is later than that of all uploads here.
+        """
+        lost_at = self._ledger.forgotten.get(clip_id)
+        if lost_at is None:
+            return False
+        if isinstance(each.meaning, Delete):
+            return each.published_at > lost_at - _BEHIND_S
+        return each.generation < self._ledger.generation(each.record.topic, each.record.partition)
+
+    def answers(self) -> list[tuple[Input, QueryReranked]]:
+        """Return the answers that are valid events, with what they answer."""
+        return [
+            (cause, answer)
+            for cause, _, answer in self._caused(RERANKED, Query, QueryReranked)
+            if not isinstance(answer, InvalidEvent)
+        ]
+
+    def files(self) -> dict[str, set[str]]:
+        """Return the files that each clip was ever uploaded with."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for each in self._meant(Upload):
+            assert isinstance(each.meaning, Upload)
+            found[each.meaning.clip_id].add(each.meaning.file)
+        return found
+
+    def embedded_since(self) -> dict[str, float]:
+        """Return when each clip was first announced, in seconds after 1970 by the embedders' clocks.
+
+        Clips that were ever deleted, or lost by the store, are left out: they may have been gone again.
+        """
+        found: dict[str, float] = {}
+        for _, upload, event in self._caused(EMBEDDED, Upload, ClipEmbedded):
+            if not isinstance(event, InvalidEvent):
+                at = event.embedded_at.timestamp()
+                found[upload.clip_id] = min(at, found.get(upload.clip_id, at))
+        gone = {each.meaning.clip_id for each in self._inputs if isinstance(each.meaning, Delete)}
+        return {clip_id: at for clip_id, at in found.items() if clip_id not in gone | self._ledger.forgotten.keys()}
 
     def seen(self) -> dict[str, Counter[str]]:
         """Return how many inputs of each kind a reader from outside sees come out how; after :meth:`findings`."""
@@ -197,12 +248,16 @@ class Verdict:
 
     def _alive(self, store: Mapping[str, StoredClip]) -> Finding:
         expected = living(self._inputs)
+        missing = sorted(expected.keys() - store.keys() - self._beyond_restoring)
+        # A late upload lives where the store has lost the tombstone that would have refused it.
+        alive = sorted(store.keys() - expected.keys() - self._ledger.forgotten.keys())
         finding = Finding(
-            "the store holds exactly the clips that the log says are alive", f"{len(expected)} clips alive"
+            "the store holds exactly the clips that the log says are alive",
+            f"{len(expected)} clips alive, {len(self._ledger.forgotten)} lost by the store meanwhile",
         )
         finding.problems = [
-            *(f"{clip_id} is missing" for clip_id in sorted(expected.keys() - store.keys())),
-            *(f"{clip_id} should be gone" for clip_id in sorted(store.keys() - expected.keys())),
+            *(f"{clip_id} is missing" for clip_id in missing),
+            *(f"{clip_id} should be gone" for clip_id in alive),
         ]
         return finding
 
@@ -211,7 +266,7 @@ class Verdict:
         largest = 0.0
         for clip_id, upload in living(self._inputs).items():
             stored, reference = store.get(clip_id), clean[upload.file]
-            if stored is None:
+            if stored is None or clip_id in self._beyond_restoring:
                 continue
             if stored.uploaded_us != round(upload.uploaded_at.timestamp() * 1e6):
                 finding.problems.append(f"{clip_id} is not the version of {upload.uploaded_at}")

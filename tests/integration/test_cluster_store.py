@@ -33,7 +33,7 @@ from tests.support.driver import (
 )
 from tests.support.footage import tiny_footage
 from tests.support.load import Metrics, fill_store, publish, query_event, read_answers, stored_dim, upload
-from tests.support.redis_servers import Cluster, Server, move_slot
+from tests.support.redis_servers import Cluster, move_slot
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def test_a_primary_that_is_killed_and_slots_that_move_cost_no_event(
                 wait_until(cluster.is_whole, "the old primary has come back as a replica")
                 for number in range(0, BUCKETS, 2):
                     source = cluster.primary_of(buckets.heads[number])
-                    target = next(node for node in primaries(cluster) if node is not source)
+                    target = next(node for node in cluster.primaries() if node is not source)
                     move_slot(buckets.slots[number], source, target, keys_at_once=2)
                     questions.await_more(4, "answers while slots move", reranker)
                 await_answers_in_peace(questions, reranker)
@@ -269,7 +269,3 @@ def await_answers_in_peace(questions: Questions, reranker: Service) -> None:
         questions.await_more(60, "answers", reranker)
         if incomplete(reranker) == before:
             return
-
-
-def primaries(cluster: Cluster) -> list[Server]:
-    return [node for node in cluster.nodes if node.command("ROLE")[0] == b"master"]

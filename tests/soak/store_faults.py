@@ -19,13 +19,15 @@ import numpy as np
 import pytest
 
 from streamer.store import StoreUnavailableError
+from tests.support.cluster_faults import hanging
 from tests.support.redis_servers import Cluster
 from tests.support.redis_stores import DIM, clip, opened
 from tests.support.waiting import wait_until
 from tests.support.ways import Passage, Way
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from streamer.store.redis.store import RedisStore
 
@@ -105,10 +107,8 @@ def ways(cluster: Cluster) -> Iterator[list[Way]]:
         way.close()
 
 
-def run(
-    cluster: Cluster, ways: list[Way], name: str, begin: Callable[[], None], end: Callable[[], None]
-) -> list[Answer]:
-    """Let a fault strike and end while queries are answered; returns the answers during it."""
+def run(cluster: Cluster, ways: list[Way], name: str, fault: AbstractContextManager[object]) -> list[Answer]:
+    """Have a fault while queries are answered; returns the answers during it."""
     places = zip(cluster.nodes, ways, strict=True)
     leading = {f"127.0.0.1:{node.port}": f"127.0.0.1:{way.port}" for node, way in places}
     url = "redis+cluster://" + ",".join(f"127.0.0.1:{way.port}" for way in ways[:3])
@@ -117,10 +117,9 @@ def run(
         with Queries(store) as queries:
             time.sleep(2)
             struck = time.monotonic()
-            begin()
-            time.sleep(FAULT_S)
-            ended = time.monotonic()
-            end()
+            with fault:
+                time.sleep(FAULT_S)
+                ended = time.monotonic()
             time.sleep(BACK_S + 2)
     spans = {"before": (0, struck), "during": (struck, ended), "after": (ended + BACK_S, float("inf"))}
     periods = {
@@ -146,26 +145,20 @@ def described(answers: list[Answer]) -> str:
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_servers_that_hang(cluster: Cluster, ways: list[Way], count: int) -> None:
-    victims = [*cluster.nodes[:3], *cluster.nodes[3:]][:count]
-
-    def freeze() -> None:
-        for node in victims:
-            node.freeze()
-
-    def thaw() -> None:
-        for node in victims:
-            node.thaw()
-
-    run(cluster, ways, f"{count} of 6 hang", freeze, thaw)
+    run(cluster, ways, f"{count} of 6 hang", hanging(cluster.nodes[:count]))
 
 
 @pytest.mark.parametrize("passage", [Passage.BLOCKED, Passage.TRICKLING])
 def test_ways_that_lose_or_delay_all_bytes(cluster: Cluster, ways: list[Way], passage: Passage) -> None:
-    def become(what: Passage) -> None:
+    @contextlib.contextmanager
+    def fault() -> Iterator[None]:
         for way in ways:
-            way.passage = what
+            way.passage = passage
+        yield
+        for way in ways:
+            way.passage = Passage.FREE
 
-    run(cluster, ways, f"all ways {passage}", lambda: become(passage), lambda: become(Passage.FREE))
+    run(cluster, ways, f"all ways {passage}", fault())
 
 
 def test_a_server_that_loads(cluster: Cluster, ways: list[Way]) -> None:
@@ -175,25 +168,18 @@ def test_a_server_that_loads(cluster: Cluster, ways: list[Way]) -> None:
     victim.options["cluster-node-timeout"] = 60_000
     victim.options["key-load-delay"] = 10_000  # microseconds for each of some 340 records
 
-    def restart() -> None:
+    @contextlib.contextmanager
+    def fault() -> Iterator[None]:
         victim.kill()
         threading.Thread(target=victim.start, daemon=True).start()
+        yield
+        wait_until(cluster.is_whole, "the server has loaded")
 
-    run(cluster, ways, "one loads", restart, lambda: wait_until(cluster.is_whole, "the server has loaded"))
+    run(cluster, ways, "one loads", fault())
 
 
 def test_a_shard_that_is_lost(cluster: Cluster, ways: list[Way]) -> None:
-    victims = [cluster.nodes[1], cluster.nodes[4]]
-
-    def lose() -> None:
-        for node in victims:
-            node.freeze()
-
-    def bring_back() -> None:
-        for node in victims:
-            node.thaw()
-
-    during = run(cluster, ways, "one shard lost", lose, bring_back)
+    during = run(cluster, ways, "one shard lost", hanging([cluster.nodes[1], cluster.nodes[4]]))
     reranked = [each for each in during if each.share >= LEAST_SCORED]
     assert len(reranked) >= 0.6 * len(during)
     assert all(each.share < 2 / 3 for each in during if each.share < LEAST_SCORED)

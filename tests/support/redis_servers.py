@@ -7,6 +7,7 @@ written to the disk unless a test asks for it, and nothing is heard beyond the l
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import socket
 import subprocess
@@ -54,6 +55,12 @@ class Server:
         )
         wait_until(self._answers, f"{self.engine} on port {self.port}", alive=[self])
         return self
+
+    @property
+    def pid(self) -> int:
+        """The id of the process, which must have been started."""
+        assert self._process is not None
+        return self._process.pid
 
     def check_alive(self) -> None:
         """Raise AssertionError where the process has ended."""
@@ -135,15 +142,21 @@ class Sentinel(Server):
 
 
 class Cluster:
-    """A cluster of ``primaries``, each with one replica where ``replicas`` says so; all slots are served."""
+    """A cluster of ``primaries``, each with one replica where ``replicas`` says so; all slots are served.
 
-    def __init__(self, folder: Path, engine: str = "valkey", *, primaries: int = 3, replicas: bool = True) -> None:
+    ``options``: of each node's configuration.
+    """
+
+    def __init__(
+        self, folder: Path, engine: str = "valkey", *, primaries: int = 3, replicas: bool = True, **options: Any
+    ) -> None:
         self._primaries = primaries
         count = primaries * (2 if replicas else 1)
         options = {
             "cluster-enabled": "yes",
             "cluster-node-timeout": NODE_TIMEOUT_MS,
             "cluster-replica-validity-factor": 0,
+            **options,
         }
         self.nodes = [Server(folder / str(number), engine, **options) for number in range(count)]
 
@@ -154,8 +167,7 @@ class Cluster:
 
     def start(self) -> Self:
         """Start all nodes and join them; returns when every node knows of every slot and each replica is in step."""
-        with ThreadPoolExecutor(len(self.nodes)) as pool:
-            list(pool.map(Server.start, self.nodes))
+        self._start_nodes()
         first, *others = self.nodes
         for epoch, node in enumerate(self.nodes, start=1):
             node.command("CLUSTER", "SET-CONFIG-EPOCH", epoch)
@@ -171,12 +183,33 @@ class Cluster:
         wait_until(self.is_whole, "the cluster is whole")
         return self
 
+    def move(self) -> None:
+        """End all nodes and start them at other ports, with what they have on their disks; returns when all is whole.
+
+        Nobody knows anybody's address then, so they are introduced to each other again.
+        """
+        for node in self.nodes:
+            node.kill()
+            node.port = free_port(above=_BUS)
+        self._start_nodes()
+        for one, other in itertools.permutations(self.nodes, 2):
+            one.command("CLUSTER", "MEET", "127.0.0.1", other.port)
+        wait_until(self.is_whole, "the cluster is whole at its new addresses", seconds=_START_S, alive=self.nodes)
+
     def is_whole(self) -> bool:
         """Tell whether every node is up, sees all slots served, and is in step with its primary."""
         try:
             return all(_is_settled(node, len(self.nodes)) for node in self.nodes)
         except RedisError:
             return False
+
+    def primaries(self) -> list[Server]:
+        """Return the nodes that say that they are primaries; all nodes must answer."""
+        return [node for node in self.nodes if is_primary(node)]
+
+    def replica_of(self, primary: Server) -> Server:
+        """Return the node that says that it follows another one."""
+        return next(node for node in self.nodes if node.command("ROLE")[:3:2] == [b"slave", primary.port])
 
     def primary_of(self, key: bytes) -> Server:
         """Return the node that serves the slot of ``key`` just now, as the first node that answers says."""
@@ -201,6 +234,10 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def _start_nodes(self) -> None:
+        with ThreadPoolExecutor(len(self.nodes)) as pool:
+            list(pool.map(Server.start, self.nodes))
+
     def _asked(self, *arguments: Any) -> Any:
         for node in self.nodes:
             with contextlib.suppress(RedisError):
@@ -216,6 +253,11 @@ def move_slot(slot: int, source: Server, target: Server, keys_at_once: int = 10)
         source.command("MIGRATE", "127.0.0.1", target.port, "", 0, 10_000, "KEYS", *keys)
     for node in (target, source):
         node.command("CLUSTER", "SETSLOT", slot, "NODE", node_id(target))
+
+
+def is_primary(node: Server) -> bool:
+    """Tell whether a node says that it is a primary."""
+    return bool(node.command("ROLE")[0] == b"master")
 
 
 def node_id(node: Server) -> str:

@@ -24,11 +24,14 @@ class Passage(StrEnum):
 
 
 class Way:
-    """Listens on a port of its own, and connects whoever comes with ``target``, a port of this machine."""
+    """Listens on a port of its own, and connects whoever comes with ``target``, a port of this machine.
+
+    Another target holds for those who come then, as behind a name that leads elsewhere.
+    """
 
     def __init__(self, target: int) -> None:
         self.passage = Passage.FREE
-        self._target = target
+        self.target = target
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -42,7 +45,7 @@ class Way:
             while True:
                 near, _ = self._listener.accept()
                 try:
-                    far = socket.create_connection(("127.0.0.1", self._target))
+                    far = socket.create_connection(("127.0.0.1", self.target))
                 except OSError:
                     near.close()
                     continue

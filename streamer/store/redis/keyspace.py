@@ -252,9 +252,14 @@ class Space:
         self.compare_format(self.link.one("GET", self.buckets.name))
 
     def why_not_validated(self) -> Exception | None:
-        """Return why servers do not run the script for cached records, None if they do."""
-        (reply,) = self.link.run([Call(self._format_slot, ("EVAL_RO", "return 1", 0))])
-        return reply if isinstance(reply, Exception) and meaning(reply) is Meaning.FINAL else None
+        """Return why servers do not run the script for cached records, None if they do or refuse all other calls too.
+
+        What they refuse together, as after a change of the password, is no matter of the script.
+        """
+        slot = self._format_slot
+        script, other = self.link.run([Call(slot, ("EVAL_RO", "return 1", 0)), Call(slot, ("GET", self.buckets.name))])
+        is_refused = isinstance(script, Exception) and meaning(script) is Meaning.FINAL
+        return script if is_refused and not isinstance(other, Exception) else None
 
     def format_call(self) -> Call | None:
         """Return the call that reads the format, None if no server or connection is new since it was last compared."""

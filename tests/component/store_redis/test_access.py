@@ -117,6 +117,28 @@ def test_a_new_password_is_read_from_its_file_when_a_connection_is_made(server: 
     reader.ping()
 
 
+def test_a_password_that_is_refused_for_a_while_leaves_the_cache_as_it_is(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("old")
+    server.command("ACL", "SETUSER", "streamer", "on", ">old", "~clips*", "+@all")
+    url = server.url.replace("redis://", "redis://streamer@")
+    opened(url, password_file=file).put([clip("c")])
+    reader = opened(url, read_only=True, password_file=file)
+    assert [versions(reader, ["c"]) for _ in range(2)] == [[1]] * 2
+    server.command("ACL", "SETUSER", "streamer", ">new", "<old")
+    server.command("CLIENT", "KILL", "USER", "streamer")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match="WRONGPASS"):
+            versions(reader, ["c"])
+    file.write_text("new")
+    wait_until(lambda: read_or_nothing(reader) == [1], "the reader reads again")
+    with reader.read(["c"]) as found:
+        assert (found.cache_hits, found.cache_misses) == (1, 0)
+    assert "EVAL_RO" not in caplog.text + capsys.readouterr().out
+
+
 def read_or_nothing(reader: RedisStore) -> list[int | None]:
     with contextlib.suppress(StoreUnavailableError):
         return versions(reader, ["c"])
