@@ -7,6 +7,7 @@ know no deadline: the caller does not wait for such a thread longer than for a r
 
 from __future__ import annotations
 
+import errno
 import math
 import select
 import threading
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from hiredis import pack_command
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from streamer.machine import MachineError, start
 from streamer.store.redis.answers import FAULTS
 from streamer.store.redis.wire import INCOMPLETE
 
@@ -129,7 +131,10 @@ def exchange(shares: Sequence[Share], deadline: Deadline) -> None:
         if wire is None:
             # The thread has a share of its own: it may outlive this call.
             apart = Share(share.node, share.commands)
-            dialling.append((share, apart, in_thread(partial(apart.dial_and_talk, deadline))))
+            try:
+                dialling.append((share, apart, in_thread(partial(apart.dial_and_talk, deadline))))
+            except OSError as error:
+                share.error = error
         elif share.begin(wire, deadline):
             listening.append(share)
     _listen(listening, deadline)
@@ -168,7 +173,10 @@ def _listen(shares: Sequence[Share], deadline: Deadline) -> None:
 
 
 def in_thread(work: Callable[[], _Result]) -> Future[_Result]:
-    """Run ``work`` on a thread that keeps no process alive."""
+    """Run ``work`` on a thread that keeps no process alive.
+
+    Raises OSError if this machine has no thread for it: to the caller that is like a connection that it cannot have.
+    """
     future: Future[_Result] = Future()
 
     def run() -> None:
@@ -179,5 +187,8 @@ def in_thread(work: Callable[[], _Result]) -> Future[_Result]:
         else:
             future.set_result(result)
 
-    threading.Thread(target=run, name="store-connect", daemon=True).start()
+    try:
+        start(threading.Thread(target=run, name="store-connect", daemon=True))
+    except MachineError as lack:
+        raise OSError(errno.EAGAIN, lack.detail) from None
     return future

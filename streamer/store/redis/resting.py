@@ -53,7 +53,10 @@ class Resting:
                 return
             node.resting = words(error)
         log.warning("store node is left out", store=self._routing.name, node=node.name, error=node.resting)
-        in_thread(partial(self._revive, node, commands))
+        try:
+            in_thread(partial(self._revive, node, commands))
+        except OSError:
+            node.resting = ""  # nobody would wake it up: readers ask it again
 
     def _revive(self, node: Node, commands: Sequence[tuple[Any, ...]]) -> None:
         try:

@@ -55,7 +55,12 @@ def _told(nodes: Sequence[Redis], deadline: Deadline) -> tuple[list[tuple[Redis,
     """Return what nodes say about themselves, and the faults of those that do not answer by the deadline."""
     told: list[tuple[Redis, dict[str, Any]]] = []
     faults: list[Exception] = []
-    asked = [(node, in_thread(partial(_info, node))) for node in nodes]
+    asked = []
+    for node in nodes:
+        try:
+            asked.append((node, in_thread(partial(_info, node))))
+        except OSError as error:
+            faults.append(error)
     for node, answer in asked:
         try:
             told.append((node, answer.result(deadline.left())))
