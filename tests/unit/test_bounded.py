@@ -66,7 +66,8 @@ def test_an_abandoned_thread_ends_when_its_call_returns() -> None:
 def test_a_call_for_which_there_is_no_thread_is_not_made_and_the_next_one_is(
     monkeypatch: pytest.MonkeyPatch, *, hangs: bool
 ) -> None:
-    bounded, returns, made = BoundedCalls("lacking"), threading.Event(), []
+    bounded, returns = BoundedCalls("lacking"), threading.Event()
+    made: list[object] = []
     if hangs:
         with pytest.raises(HungError):
             bounded(returns.wait, limit=0.01)

@@ -59,15 +59,19 @@ def test_an_error_shows_a_shortage_also_as_the_cause_of_another(error: Exception
     ids=repr,
 )
 def test_any_other_error_shows_none(case: Case, error: Exception) -> None:
+    def attempt() -> None:
+        raise error
+
     assert machine_error(error) is None
     with pytest.raises(type(error)):
-        case.shortages.wait_out(lambda: (_ for _ in ()).throw(error))
+        case.shortages.wait_out(attempt)
     assert case.health.readiness_problems() == []
 
 
 @pytest.mark.parametrize(("error", "lack"), SHORTAGES, ids=repr)
 def test_an_attempt_is_made_again_until_there_is_enough(case: Case, error: Exception, lack: Lack) -> None:
-    attempts, seen = 0, []
+    attempts = 0
+    seen: list[list[str]] = []
 
     def attempt() -> str:
         nonlocal attempts
