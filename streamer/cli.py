@@ -26,6 +26,7 @@ from streamer.commands.replay import replay
 from streamer.commands.store import store
 from streamer.commands.sweep import sweep
 from streamer.commands.top import top
+from streamer.machine import machine_error
 from streamer.process import leave_process_1
 from streamer.settings import SettingsError
 from streamer.terminal import echo, printable, take_over_stderr
@@ -220,6 +221,14 @@ def main() -> None:
     except _expected_errors() as error:
         # What such an error quotes over several lines is indented, so that no line of it looks like one of ours.
         echo(f"streamer: {error}".replace("\n", "\n  "), err=True, lines=True)
+        sys.exit(1)
+    except Exception as error:
+        lack = machine_error(error)
+        if lack is None:
+            raise
+        # Whoever supervises a service starts it again; a person can try again.
+        detail = lack.detail if error is lack else str(error) or lack.detail
+        echo(f"streamer: this machine is short of {lack.lack}: {detail}".replace("\n", "\n  "), err=True, lines=True)
         sys.exit(1)
 
 

@@ -43,11 +43,13 @@ import tenacity
 from streamer import faults
 from streamer.events import ClipEmbedded, ClipUploaded, InvalidEvent, Reason, check_id, now
 from streamer.kafka import Outputs, dead_letter
+from streamer.machine import machine_error
+from streamer.shortages import Shortages
 from streamer.stages import Stage, Turns
 from streamer.store import Clip, Position, PutOutcome, StoreUnavailableError
 from streamer.topology import EMBED
 from streamer.video import ClipError
-from streamer.video.fetching.fetcher import Shortages, retries
+from streamer.video.fetching.fetcher import retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -160,10 +162,9 @@ class Embedder:
             metrics.retries.labels(stage)
         self._turns: Turns[InFlightRecord] = Turns(1)
         self._origins: Turns[Upload] = Turns(settings.decode_workers + _WAITING_OF_ONE_ORIGIN)
-        shared: dict[str, Any] = {"failed": self._failed, "metrics": metrics, "health": health}
         traced = settings.tracing != "off"
-        if traced:
-            shared["trace_of"] = lambda item: item.in_flight.trace
+        parts: dict[str, Any] = {"metrics": metrics, "health": health, "shortages": self._shortages}
+        shared = parts | {"failed": self._failed, "trace_of": (lambda item: item.in_flight.trace) if traced else None}
         self._storing: Stage[Upsert] = Stage(
             "store",
             self._store_batch,
@@ -189,9 +190,8 @@ class Embedder:
             "read",
             self._read_batch,
             failed=self._failed_record,
-            metrics=metrics,
-            health=health,
             trace_of=(lambda in_flight: in_flight.trace) if traced else None,
+            **parts,
         )
 
     def submit(self, records: Sequence[InFlightRecord]) -> None:
@@ -225,8 +225,7 @@ class Embedder:
 
     def _check_version(self, event: ClipUploaded, record: Record) -> None:
         """Raise :class:`InvalidEvent` for an upload that no later one could replace: the newest version wins."""
-        ahead = event.uploaded_at - record.latest_write
-        if ahead > self._max_clock_skew:
+        if (ahead := event.uploaded_at - record.latest_write) > self._max_clock_skew:
             raise InvalidEvent(Reason.FROM_THE_FUTURE, f"uploaded_at is {ahead} after the time of the record")
 
     # -- load ----------------------------------------------------------------------------------------------
@@ -277,28 +276,28 @@ class Embedder:
 
     def _encode_batch(self, batch: list[Loaded]) -> None:
         try:
-            vectors = self._shortages.wait_out(lambda: self._encode([f for each in batch for f in each.sampled.frames]))
-        except Exception:
-            if len(batch) == 1:
+            encoded = self._encoded(batch)
+        except Exception as error:
+            if len(batch) == 1 or machine_error(error) is not None:
                 raise
             log.exception("encoding failed, retrying each clip alone", clips=len(batch))
             self._metrics.retries.labels("encode").inc()
-            for loaded in batch:
-                try:
-                    self._encode_batch([loaded])
-                except Exception as error:  # noqa: BLE001 - reported with its record
-                    self._failed(loaded, error)
+            self._each_alone(self._encode_batch, batch)
             return
-        first = 0
-        for loaded in batch:
-            count = len(loaded.sampled.frames)
+        for each in encoded:
+            self._storing.put(each)
+
+    def _encoded(self, batch: Sequence[Loaded]) -> list[Upsert]:
+        """Encode clips together. What needs memory is done here, before any of them goes to the store."""
+        vectors = self._encode([frame for loaded in batch for frame in loaded.sampled.frames])
+        encoded, first = [], 0
+        for in_flight, event, sampled in ((each.in_flight, each.event, each.sampled) for each in batch):
+            count = len(sampled.frames)
             # A copy, because a view would keep the whole batch's vectors in memory.
-            sampled = loaded.sampled
             own = vectors[first : first + count][sampled.frame_of].reshape(-1, self._encoder.dim)
-            self._storing.put(
-                Upsert(loaded.in_flight, loaded.event, sampled.times_ms, sampled.duration_ms, sampled.partial, own)
-            )
+            encoded.append(Upsert(in_flight, event, sampled.times_ms, sampled.duration_ms, sampled.partial, own))
             first += count
+        return encoded
 
     def _encode(self, frames: Sequence[Any]) -> npt.NDArray[np.float32]:
         """Encode prepared frames in batches: (n, vectors_per_frame, dim)."""
@@ -315,22 +314,17 @@ class Embedder:
     def _store_batch(self, batch: list[Upsert]) -> None:
         try:
             self._store_all(batch)
-        except Exception:
-            if len(batch) == 1:
+        except Exception as error:
+            if len(batch) == 1 or machine_error(error) is not None:
                 raise
             log.exception("storing failed, retrying each record alone", records=len(batch))
             self._metrics.retries.labels("store").inc()
-            for item in batch:
-                if item.in_flight.outputs is not None:
-                    continue
-                try:
-                    self._store_all([item])
-                except Exception as error:  # noqa: BLE001 - reported with its record
-                    self._failed(item, error)
+            self._each_alone(self._store_all, batch)
 
     def _store_all(self, uploads: Sequence[Upsert]) -> None:
-        self._persist("store", self._put, uploads)
-        for each in uploads:
+        left = [each for each in uploads if each.in_flight.outputs is None]
+        self._persist("store", self._put, left)
+        for each in left:
             outputs = [] if each.in_flight.revoked else [self._announcement(each)]
             self._done(each.in_flight, outputs, each.event)
 
@@ -411,10 +405,16 @@ class Embedder:
 
     # -- ends ----------------------------------------------------------------------------------------------
 
+    def _each_alone(self, work: Callable[[list[Any]], None], batch: Sequence[Loaded | Upsert]) -> None:
+        for item in batch:
+            try:
+                self._shortages.wait_out(partial(work, [item]))
+            except Exception as error:  # noqa: BLE001 - reported with its record
+                self._failed(item, error)
+
     def _done(self, in_flight: InFlightRecord, outputs: Sequence[Output], uploaded: ClipUploaded | None = None) -> None:
         in_flight.complete(outputs, since=uploaded.uploaded_at if uploaded else None)
-        following = self._turns.end(in_flight.record.key)
-        if following is not None:
+        if (following := self._turns.end(in_flight.record.key)) is not None:
             self._reading.put_at_once(following)
 
     def _failed(self, item: Upload | Loaded | Upsert | Delete, error: Exception) -> None:

@@ -35,6 +35,8 @@ class Health:
         self._worker_stall_timeout = worker_stall_timeout
         self._lock = threading.Lock()
         self._not_ready: dict[str, str] = {"start": "starting"}
+        self._until: dict[str, float] = {}
+        """By condition that is not ready: when it becomes ready by itself."""
         self._watched: dict[str, Callable[[], bool]] = {}
         self._beat: float | None = None
         self._busy_since: dict[str, float] = {}
@@ -44,6 +46,9 @@ class Health:
     def beat(self) -> None:
         """Note that the consume loop has begun another iteration."""
         self._beat = time.monotonic()
+        if self._until:
+            for condition in [each for each, until in self._until.copy().items() if self._beat >= until]:
+                self.ready(condition)
 
     def watch(self, name: str, alive: Callable[[], bool]) -> None:
         """Make liveness depend on ``alive``, such as a thread's ``is_alive``."""
@@ -77,11 +82,17 @@ class Health:
             if was_busy:
                 self._busy_since[name] = time.monotonic()
 
-    def not_ready(self, condition: str, detail: str) -> None:
-        """Report a condition as not ready, with the reason. A change is logged; a repetition is not."""
+    def not_ready(self, condition: str, detail: str, *, seconds: float | None = None) -> None:
+        """Report a condition as not ready, with the reason. A change is logged; a repetition is not.
+
+        With ``seconds`` it becomes ready by itself after that time, as long as the consume loop iterates.
+        """
         with self._lock:
             known = self._not_ready.get(condition)
             self._not_ready[condition] = detail
+            self._until.pop(condition, None)
+            if seconds is not None:
+                self._until[condition] = time.monotonic() + seconds
             self._metrics.ready.set(0)
             self._metrics.unready.labels(condition).set(1)
         if known != detail:
@@ -93,6 +104,7 @@ class Health:
             return
         with self._lock:
             gone = self._not_ready.pop(condition, None)
+            self._until.pop(condition, None)
             ready = not self._not_ready
             self._metrics.ready.set(ready)
             self._metrics.unready.labels(condition).set(0)

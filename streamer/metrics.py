@@ -211,7 +211,7 @@ CATALOGUE = {
     ),
     "machine_faults": Metric(
         "streamer_machine_faults_total", "counter", "count", ("lack",),
-        "Attempts at an upload postponed because this machine is short of a resource.",
+        "Attempts at an upload, a query or a client that failed as this machine is short of a resource.",
         "Is the machine too small, or full?",
     ),
     "frames_encoded": Metric(

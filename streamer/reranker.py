@@ -2,7 +2,8 @@
 
 Events wait in one queue, and all waiting events are taken together, so that the distinct query texts of a backlog share
 one call of the text encoder. Each event is reranked, degraded (passed on in its initial order, with the reason) or
-dead-lettered.
+dead-lettered. A shortage of this machine (no memory, descriptor or thread) degrades the event that meets it, as a store
+or an encoder that fails does; where not even the degraded result can be made, the events wait until it can.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import structlog
 from streamer import faults
 from streamer.events import Degraded, InvalidEvent, QueryResults, Reason, RerankedCandidate, Status, now
 from streamer.kafka import InFlightRecord, Outputs, dead_letter
+from streamer.machine import machine_error
 from streamer.method import answer, rerank_candidates, unscored
+from streamer.shortages import Shortages
 from streamer.stages import Stage
 from streamer.store import StoreUnavailableError
 from streamer.topology import RERANK
@@ -70,6 +73,7 @@ class Reranker:
         self._store = store
         self._metrics = metrics
         self._health = health
+        self._shortages = Shortages(metrics, health)
         self._candidates = {status: metrics.candidates.labels(status) for status in Status}
         for why in Degraded:
             metrics.degraded.labels(why)
@@ -80,6 +84,7 @@ class Reranker:
             failed=self._failed,
             metrics=metrics,
             health=health,
+            shortages=self._shortages,
             batch_limit=settings.query_batch,
             trace_of=None if settings.tracing == "off" else lambda in_flight: in_flight.trace,
         )
@@ -90,7 +95,8 @@ class Reranker:
 
     def _process(self, records: list[InFlightRecord]) -> None:
         faults.reach(faults.FaultPoint.RERANKING)
-        current = [in_flight for in_flight in records if not in_flight.revoked]
+        # An earlier attempt, which a shortage ended, has completed some.
+        current = [in_flight for in_flight in records if not in_flight.revoked and in_flight.outputs is None]
         queries = [query for in_flight in current if (query := self._decode(in_flight))]
         in_time = [query for query in queries if not self._is_late(query)]
         began = time.time_ns()
@@ -110,7 +116,10 @@ class Reranker:
                 self._health.not_ready("store", str(error))
                 self._degrade(query, Degraded.STORE_UNAVAILABLE)
             except Exception as error:  # noqa: BLE001 - reported with its record; the rest of the batch continues
-                self._failed(query.in_flight, error)
+                if self._is_shortage(error):
+                    self._degrade(query, Degraded.STORE_UNAVAILABLE)
+                else:
+                    self._failed(query.in_flight, error)
 
     def _decode(self, in_flight: InFlightRecord) -> _Query | None:
         try:
@@ -135,8 +144,11 @@ class Reranker:
         try:
             with self._text.time():
                 return iter(self._queries.get([query.event.query for query in queries]))
-        except Exception:
-            log.exception("text encoder failed", queries=len(queries))
+        except Exception as error:
+            if self._is_shortage(error):
+                log.warning("no memory or thread for the text encoder", queries=len(queries), error=str(error))
+            else:
+                log.exception("text encoder failed", queries=len(queries))
             if len(queries) == 1:
                 return iter([None])
             # A text on which the encoder fails must not degrade the other queries of its batch.
@@ -144,6 +156,13 @@ class Reranker:
         finally:
             self._metrics.query_cache.labels("hit").inc(self._queries.hits - hits)
             self._metrics.query_cache.labels("miss").inc(self._queries.misses - misses)
+
+    def _is_shortage(self, error: Exception) -> bool:
+        """Tell whether an error shows a shortage of this machine, and report that if so."""
+        lack = machine_error(error)
+        if lack is not None:
+            self._shortages.tell(lack)
+        return lack is not None
 
     def _rerank(self, query: _Query, vector: npt.NDArray[np.float32]) -> list[RerankedCandidate]:
         deadline = time.monotonic() + self._settings.store_timeout

@@ -20,6 +20,7 @@ from streamer.endpoints.access import Access
 from streamer.endpoints.serving import Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
+from streamer.machine import MachineError, machine_error, start
 from streamer.method import FixedPolicy
 from streamer.metrics import Metrics
 from streamer.process import hide_memory
@@ -37,7 +38,6 @@ from streamer.store import (
 from streamer.topology import EMBED, RERANK, SERVICES
 from streamer.tracing import Tracing
 from streamer.video import Sampling
-from streamer.video.errors import MachineError
 from streamer.video.fetching.fetcher import Fetcher
 from streamer.video.isolation.confinement import MODES, Layer, SandboxError
 from streamer.video.isolation.pool import MOST_PROCESSES, DecodePool
@@ -311,9 +311,13 @@ def _stop_on_signals(service: Service, drain_timeout: float) -> None:
         for again in STOP_SIGNALS:
             signal.signal(again, signal.SIG_DFL)
         # A frozen broker would block even leaving the group.
-        limit = threading.Timer(drain_timeout + _LEAVE_S, _exit_at_once, [0])
+        seconds = drain_timeout + _LEAVE_S
+        limit = threading.Timer(seconds, _exit_at_once, [0])
         limit.daemon = True
-        limit.start()
+        try:
+            start(limit)
+        except MachineError:
+            signal.setitimer(signal.ITIMER_REAL, seconds)  # the kernel ends the process instead, by SIGALRM
         log.info("stopping", signal=signal.Signals(number).name)
 
     for number in STOP_SIGNALS:
@@ -332,8 +336,13 @@ def _serve(service: Service, loop: Loop, pipeline: Pipeline, store: Store) -> No
     except FatalError as error:
         log.error("fatal", error=str(error))  # noqa: TRY400 - the message is complete; a traceback would add nothing
         _exit_at_once(1)
-    except Exception:
-        log.exception("fatal")
+    except Exception as error:
+        lack = machine_error(error)
+        if lack is None:
+            log.exception("fatal")
+        else:
+            # What the loop had received may be half taken up: only a restart knows what that is.
+            log.error("fatal", error=f"this machine is short of {lack}")  # noqa: TRY400 - as above
         _exit_at_once(1)
     if service.tracing is not None:
         service.tracing.close()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 
+from streamer.machine import start
 from streamer.tracing import since, stages
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from streamer.health import Health
     from streamer.metrics import Metrics
+    from streamer.shortages import Shortages
     from streamer.tracing import Trace
 
 log = structlog.get_logger()
@@ -32,8 +35,12 @@ class Stage(Generic[T]):
     before it. A stage keeps no reference to a finished batch.
 
     ``work`` processes a batch; its exceptions are passed to ``failed`` with each item, so that no record in flight is
-    lost and no thread dies of a bad item. Threads are daemons: a stop never waits for a hung one, and a batch that
-    takes too long fails the liveness probe. ``trace_of``, if records are traced, returns an item's trace.
+    lost and no thread dies of a bad item. An exception that shows a shortage of this machine is no item's fault: the
+    same batch is worked on again until there is enough (``shortages``), so ``work`` must pass over what an earlier
+    attempt has finished. Threads are daemons: a stop never waits for a hung one, and a batch that takes too long fails
+    the liveness probe. ``trace_of``, if records are traced, returns an item's trace.
+
+    Raises :class:`~streamer.machine.MachineError` if this machine has no thread for it.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class Stage(Generic[T]):
         failed: Callable[[T, Exception], None],
         metrics: Metrics,
         health: Health,
+        shortages: Shortages,
         threads: int = 1,
         capacity: int = 0,
         size: Callable[[T], int] = lambda _item: 1,
@@ -55,6 +63,7 @@ class Stage(Generic[T]):
         self._work = work
         self._failed = failed
         self._health = health
+        self._shortages = shortages
         self._batch_limit = batch_limit
         self._weigh = weigh
         self._trace_of = trace_of
@@ -65,7 +74,7 @@ class Stage(Generic[T]):
         self._sizes = metrics.batch.labels(name)
         for number in range(threads):
             thread = threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
-            thread.start()
+            start(thread)
             health.watch(thread.name, thread.is_alive)
 
     def put(self, item: T) -> None:
@@ -95,7 +104,7 @@ class Stage(Generic[T]):
         began = time.monotonic()
         with self._health.busy():
             try:
-                self._work(batch)
+                self._shortages.wait_out(partial(self._work, batch))
             except Exception as error:  # noqa: BLE001 - reported with every item of the batch
                 for item in batch:
                     self._failed(item, error)

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ from streamer.encoders.tuning import (
 from streamer.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from streamer.encoders.protocol import Side
     from streamer.preprocessing import Frame
@@ -167,12 +168,8 @@ class OpenClipEncoder:
         """Encode frames of the model's size in one batch: (n, 1, dim), L2-normalised; n >= 1."""
         if self._images is None:
             raise RuntimeError("the encoder was loaded without its image side")
-        try:
+        with _lack_of_memory():
             return self._images.encode(prepared)[:, np.newaxis]
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or _NO_MEMORY in str(error):
-                raise MemoryError(_one_line(error)) from error
-            raise
 
     def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Encode queries in one batch: (n, dim), L2-normalised; n >= 1.
@@ -181,7 +178,8 @@ class OpenClipEncoder:
         """
         if self._texts is None:
             raise RuntimeError("the encoder was loaded without its text side")
-        return self._texts.encode(queries)
+        with _lack_of_memory():
+            return self._texts.encode(queries)
 
     def warm_up(self) -> None:
         """Run each side once, with the current number of threads."""
@@ -383,6 +381,17 @@ def _explain(source: _Source, error: Exception) -> str:
             return f"checkpoint {checkpoint} cannot be read: {_one_line(unreadable)}"
     mismatch = _one_line(error).removeprefix("Error(s) in loading state_dict for ")
     return f"the weights do not fit model {source.name}: {mismatch}"
+
+
+@contextmanager
+def _lack_of_memory() -> Iterator[None]:
+    """Raise torch's errors that say that there is no memory, of the machine or the device, as MemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or _NO_MEMORY in str(error):
+            raise MemoryError(_one_line(error)) from error
+        raise
 
 
 def _one_line(error: object) -> str:

@@ -36,7 +36,8 @@ class Encoder(Protocol):
     """A loaded model.
 
     The callable that ``prepare`` returns may be called by several threads at once, every other method by one thread at
-    a time. The encoding methods take at least one item and raise :class:`EncoderError` if a vector is not finite.
+    a time. The encoding methods take at least one item. They raise :class:`EncoderError` if a vector is not finite, and
+    MemoryError if the machine or the device has no memory left, which says nothing about the frames or queries.
     """
 
     @property
@@ -79,10 +80,7 @@ class Encoder(Protocol):
         ...
 
     def encode_images(self, prepared: Sequence[Prepared]) -> npt.NDArray[np.float32]:
-        """Encode frames in one batch: (n, vectors_per_frame, dim), L2-normalised.
-
-        Raises MemoryError if the machine or the device has no memory left for it, which says nothing about the frames.
-        """
+        """Encode frames in one batch: (n, vectors_per_frame, dim), L2-normalised."""
         ...
 
     def encode_texts(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -21,6 +21,7 @@ from prometheus_client import make_wsgi_app
 from streamer.endpoints.access import Access
 from streamer.endpoints.exchange import REFUSALS, Answer, Question, Report
 from streamer.endpoints.front import TOTAL_SECONDS
+from streamer.machine import start
 from streamer.printable import printable
 
 if TYPE_CHECKING:
@@ -46,7 +47,11 @@ class Endpoints:
     """The HTTP server of the three paths."""
 
     def __init__(self, health: Health, metrics: Metrics, *, host: str, port: int, access: Access | None = None) -> None:
-        """Bind the socket. Raises OSError if the address is in use, SettingsError if the certificate cannot be used."""
+        """Bind the socket.
+
+        Raises OSError if the address is in use, SettingsError if the certificate cannot be used,
+        :class:`~streamer.machine.MachineError` if this machine has no thread.
+        """
         self._health = health
         self._metrics = metrics
         self._exposition = make_wsgi_app(metrics.registry)
@@ -58,7 +63,7 @@ class Endpoints:
         self._closing = threading.Event()
         self._front: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name="endpoints", daemon=True)
-        self._thread.start()
+        start(self._thread)
         health.watch(self._thread.name, self._thread.is_alive)
 
     def close(self) -> None:
@@ -74,7 +79,7 @@ class Endpoints:
         while not self._closing.is_set():
             try:
                 self._serve()
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 # The port's clients wait in the kernel's queue meanwhile.
                 log.warning("the process that serves the metrics port cannot be started yet", error=str(error))
             self._closing.wait(_RESTART_SECONDS)
@@ -106,7 +111,7 @@ class Endpoints:
                     answer.headers.append(("Date", formatdate(usegmt=True)))  # by the clock that stamps its records
                     ours.send_bytes(msgspec.json.encode(answer))
                     ours.send_bytes(body)
-            except (EOFError, OSError, msgspec.MsgspecError):
+            except (EOFError, OSError, MemoryError, msgspec.MsgspecError):
                 front.kill()
         code = front.wait()
         if not self._closing.is_set():

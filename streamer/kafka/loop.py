@@ -18,9 +18,9 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import refused
-from streamer.kafka.commit.committer import Committer, LostCommitError
+from streamer.kafka.commit.committer import Committer
 from streamer.kafka.commit.group import GroupMembership
-from streamer.kafka.commit.outcomes import FencedError, RestartError
+from streamer.kafka.commit.outcomes import FencedError, LostCommitError, RestartError
 from streamer.kafka.commit.rotation import Rotation
 from streamer.kafka.inflight.partitions import Assignment
 from streamer.kafka.outputs import retime
@@ -30,6 +30,8 @@ from streamer.kafka.watch.monitor import Monitor
 from streamer.kafka.watch.resets import Resets
 from streamer.kafka.watch.topics import TopicWatch
 from streamer.kafka.watch.unreadable import UnreadableWatch
+from streamer.machine import MachineError
+from streamer.shortages import Shortages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,6 +90,7 @@ class Loop:
         self._metrics = metrics
         self._health = health
         self._tracing = tracing
+        self._shortages = Shortages(metrics, health)
         self._wake = threading.Event()
         self._assignment = Assignment(max_records=max_records, max_bytes=settings.queue_bytes)
         self._stopping = False
@@ -158,16 +161,9 @@ class Loop:
             return self._drain(stop.at + self._settings.drain_timeout)
         except FencedError as error:
             self._metrics.transactions.labels("fenced").inc()
-            raise FatalError(
-                f"the transactional id {self._transactions.transactional_id} is fenced: {error}. Either another "
-                "process uses it (give each instance its own --instance-id), or this process was suspended during a "
-                "transaction for longer than transaction.timeout.ms"
-            ) from None
+            raise FatalError(error.explanation(self._transactions.transactional_id)) from None
         except LostCommitError as error:
-            raise FatalError(
-                f"the cluster has lost a commit that it had acknowledged ({error}). After the restart those records "
-                "are processed again. Check that all topics, including Kafka's internal ones, are replicated"
-            ) from None
+            raise FatalError(error.explanation()) from None
         finally:
             # Leaving the group revokes all partitions; nothing more can be committed.
             self._stopping = True
@@ -183,7 +179,11 @@ class Loop:
 
     def _turn(self, pipeline: Pipeline) -> None:
         self._health.beat()
-        self._poll(pipeline)
+        try:
+            self._poll(pipeline)
+        except MachineError as lack:  # there is no thread for the client that has to take the consumer's place
+            self._shortages.tell(lack)
+            self._wake.wait(_IDLE_POLL_S)
         self._fetch_committed(pipeline)
         self._unreadable.serve(partial(self._submit, pipeline=pipeline))
         self._commit()
@@ -212,8 +212,8 @@ class Loop:
         self._topics.check()
         # In a topic that was created again, all that is in flight and remembered is void, the client's positions too.
         if self._is_created_again or (self._rejoin_at is not None and time.monotonic() >= self._rejoin_at):
-            self._rejoin_at = None
             self._membership.rejoin()
+            self._rejoin_at = None
             if self._assignment:
                 # A broken client does not revoke them when it is closed. A commit for partitions that no member owns
                 # would be accepted while the group is empty, and others may have processed the same records by then.

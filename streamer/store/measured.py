@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import structlog
 
+from streamer.machine import start
 from streamer.store.protocol import EvictingStoreError, StoreError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ class StoreWatch:
         self._evicted: dict[str, int] = {}
         """Evicted keys by server process, as last seen."""
         thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
-        thread.start()
+        start(thread)
         health.watch(thread.name, thread.is_alive)
 
     def _run(self) -> None:

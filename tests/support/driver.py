@@ -304,7 +304,11 @@ class Service:
 
     def tail(self) -> str:
         """Return the last lines of the log."""
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-40:])
+        return "\n".join(self.log().splitlines()[-40:])
+
+    def log(self) -> str:
+        """Return all that it has written so far."""
+        return self._log.read_text(errors="replace")
 
     def stop(self) -> None:
         """Show that SIGTERM ends the process that was started, cleanly and within ten seconds."""

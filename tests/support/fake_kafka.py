@@ -22,7 +22,7 @@ from streamer.kafka import loop as loop_module
 from streamer.kafka import outputs, pipeline, records
 from streamer.kafka.client import config
 from streamer.kafka.commit import committer, transactions
-from streamer.kafka.commit.transactions import HungError
+from streamer.kafka.commit.bounded import HungError
 from streamer.kafka.inflight.offsets import Commit, Origin, Progress, read_commit
 from streamer.kafka.loop import Loop
 from streamer.kafka.pipeline import Stop
@@ -157,7 +157,7 @@ class FakeKafka:
             assert all(progress is not None and progress.includes(entry.offset) for entry in log.readable())
 
 
-class _Immediate:
+class Immediate:
     """In the place of :class:`BoundedCalls`: calls in this thread; one that hangs costs its limit."""
 
     def __init__(self, clock: Clock) -> None:
@@ -197,7 +197,7 @@ def fake_kafka(partitions: int = 1) -> Iterator[FakeKafka]:
         ):
             patch.setattr(module, "time", clock)
         patch.setattr(loop_module, "threading", SimpleNamespace(Event=lambda: Event(clock)))
-        patch.setattr(transactions, "BoundedCalls", lambda _name: _Immediate(clock))
+        patch.setattr(transactions, "BoundedCalls", lambda _name: Immediate(clock))
         patch.setattr(transactions, "reach", kafka.reach)
         patch.setattr(committer, "random", random.Random(0))  # noqa: S311 - reproducible, not secret
         yield kafka

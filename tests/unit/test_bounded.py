@@ -7,7 +7,10 @@ import weakref
 
 import pytest
 
-from streamer.kafka.commit.transactions import BoundedCalls, HungError
+from streamer.kafka.commit.bounded import BoundedCalls, HungError
+from streamer.machine import MachineError
+from tests.support import ordinary
+from tests.support.threads import no_threads
 from tests.support.waiting import wait_until
 
 
@@ -52,7 +55,56 @@ def test_an_abandoned_thread_ends_when_its_call_returns() -> None:
     bounded, returns = BoundedCalls("abandoned"), threading.Event()
     with pytest.raises(HungError):
         bounded(returns.wait, limit=0.01)
+    assert bounded(int, limit=60) == 0
     assert threads("abandoned") == 2
     returns.set()
     wait_until(lambda: threads("abandoned") == 1, "the abandoned thread to end")
     assert bounded(int, limit=60) == 0
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["at first", "after a call that hung"])
+def test_a_call_for_which_there_is_no_thread_is_not_made_and_the_next_one_is(
+    monkeypatch: pytest.MonkeyPatch, *, hangs: bool
+) -> None:
+    bounded, returns = BoundedCalls("lacking"), threading.Event()
+    made: list[object] = []
+    if hangs:
+        with pytest.raises(HungError):
+            bounded(returns.wait, limit=0.01)
+    with no_threads(monkeypatch):
+        for number in range(3):
+            with pytest.raises(MachineError, match="processes: can't start new thread"):
+                bounded(made.append, number, limit=60)
+    bounded(made.append, "now", limit=60)
+    assert made == ["now"]
+    returns.set()
+
+
+def test_another_error_of_a_thread_s_start_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("threads can only be started once")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="only be started once"):
+        BoundedCalls("odd")(int, limit=60)
+
+
+LIMITED = """
+import resource
+from streamer.kafka.commit.bounded import BoundedCalls
+from streamer.machine import MachineError
+
+bounded, (_, hard) = BoundedCalls("limited"), resource.getrlimit(resource.RLIMIT_NPROC)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
+try:
+    bounded(int, "7", limit=60)
+except MachineError as lack:
+    print(lack)
+resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+print(bounded(int, "7", limit=60))
+"""
+
+
+def test_a_limit_of_processes_is_reported_and_once_it_is_raised_the_call_is_made() -> None:
+    said = ordinary.run("-c", LIMITED, as_nobody=True)
+    assert said.splitlines() == ["processes: can't start new thread", "7"]

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streamer.events import Reason
+from streamer.machine import MachineError
 from streamer.settings import SettingsError, load
 from streamer.video import ClipError
-from streamer.video.errors import MachineError
 from streamer.video.fetching.downloads import Budget, Claim, Folder, NoRoomError
 from streamer.video.fetching.fetcher import Fetcher
 from tests.support.waiting import wait_until

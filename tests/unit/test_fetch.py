@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streamer.events import Reason
+from streamer.machine import Lack, MachineError
 from streamer.video import ClipError, Retry
-from streamer.video.errors import Lack, MachineError
 from streamer.video.fetching.download import Sink
 from streamer.video.fetching.downloads import Budget, Claim
 from streamer.video.fetching.fetcher import Fetcher
@@ -320,7 +320,7 @@ def test_a_lack_of_descriptors_is_no_fault_of_the_source(server: OddServer, spar
 
 FIRST_FETCH = """
 import sys, threading
-from streamer.video.errors import MachineError
+from streamer.machine import MachineError
 from streamer.video.fetching.fetcher import Fetcher
 
 def start(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import itertools
 import threading
 import time
@@ -80,9 +81,18 @@ def store(tmp_path: Path) -> Iterator[Store]:
 class Harness:
     """Runs events through a reranker and gives what each caused."""
 
-    def __init__(self, store: Any, policy: Policy | None = None, codec: Codec | None = None, **settings: Any) -> None:
-        self.encoder = AxisEncoder(DIM, RuntimeError("poison"))
+    def __init__(
+        self,
+        store: Any,
+        policy: Policy | None = None,
+        codec: Codec | None = None,
+        poison: Exception | None = None,
+        **settings: Any,
+    ) -> None:
+        self.encoder = AxisEncoder(DIM, poison or RuntimeError("poison"))
         self.metrics = Metrics()
+        self.health = Health(self.metrics)
+        self.health.ready("start")
         self._reranker = Reranker(
             given := load(settings),
             policy or FixedPolicy(given.method),
@@ -91,7 +101,7 @@ class Harness:
             model_id="axes",
             store=store,
             metrics=self.metrics,
-            health=Health(self.metrics),
+            health=self.health,
         )
 
     def run(self, *values: bytes | QueryResults) -> list[Sequence[Output]]:
@@ -234,6 +244,101 @@ def test_a_fault_of_our_own_is_dead_lettered_and_the_next_event_is_answered(
     assert dict(output.headers)["dlq.reason"] == b"internal"
     assert orjson.loads(output.value or b"")["query_id"] == "q"
     assert harness.answer(event("axis 1", ("c1", 1.0))).degraded is None
+
+
+SHORTAGES = {
+    "memory": MemoryError(),
+    "descriptors": OSError(errno.EMFILE, "too many open files"),
+    "processes": RuntimeError("can't start new thread"),
+}
+
+
+def faults_counted(harness: Harness, lack: str) -> float:
+    return harness.metrics.registry.get_sample_value("streamer_machine_faults_total", {"lack": lack}) or 0.0
+
+
+@pytest.mark.parametrize("lack", SHORTAGES)
+@pytest.mark.parametrize("where", ["read", "score", "rank"])
+def test_what_the_machine_lacks_for_scoring_degrades_the_query_and_dead_letters_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, lack: str, where: str
+) -> None:
+    def fail(*_: object, **__: object) -> Any:
+        raise SHORTAGES[lack]
+
+    harness = Harness(store)
+    with monkeypatch.context() as short:
+        if where == "read":
+            short.setattr(type(store), "read", fail)
+        elif where == "score":
+            short.setattr("streamer.scoring.FrameScorer.add", fail)
+        else:
+            short.setattr("streamer.method.rerank", fail)
+        answer = harness.answer(event("axis 2", ("c0", 3.0), ("c2", 1.0)))
+    assert answer.degraded == "store_unavailable"
+    assert [(result.clip_id, result.status) for result in answer.results] == [
+        ("c0", "below_depth"),
+        ("c2", "below_depth"),
+    ]
+    assert faults_counted(harness, lack) == 1
+    value = harness.metrics.registry.get_sample_value
+    assert value("streamer_events_degraded_total", {"reason": "store_unavailable"}) == 1
+    (problem,) = harness.health.readiness_problems()
+    assert problem.startswith(f"machine: {lack}: ")
+    assert harness.answer(event("axis 2", ("c0", 3.0), ("c2", 1.0))).degraded is None
+
+
+@pytest.mark.parametrize("lack", SHORTAGES)
+def test_what_the_machine_lacks_for_a_text_degrades_its_query_alone(store: Store, lack: str) -> None:
+    harness = Harness(store, poison=SHORTAGES[lack])
+    outputs = harness.run(event("axis 1", ("c1", 1.0)), event("poison", ("c1", 1.0)), event("axis 0", ("c0", 1.0)))
+    answers = [JSON.decode(QueryReranked, output.value) for (output,) in outputs]
+    assert [answer.degraded for answer in answers] == [None, "encoder_failed", None]
+    assert faults_counted(harness, lack) >= 1
+    (problem,) = harness.health.readiness_problems()
+    assert problem.startswith(f"machine: {lack}: ")
+
+
+class Short:
+    """JSON, for which there is no memory the first few times."""
+
+    content_type = JSON.content_type
+
+    def __init__(self, *, decoding: int = 0, encoding: int = 0) -> None:
+        self.decoding = decoding
+        self.encoding = encoding
+
+    def decode(self, model: type[E], value: bytes | None, key: bytes | None = None) -> E:
+        self.decoding -= 1
+        if self.decoding >= 0:
+            raise MemoryError
+        return JSON.decode(model, value, key)
+
+    def encode(self, event: Event) -> bytes:
+        self.encoding -= 1
+        if self.encoding >= 0:
+            raise MemoryError
+        return JSON.encode(event)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 5])
+@pytest.mark.parametrize("step", ["decoding", "encoding"])
+def test_where_not_even_a_degraded_answer_can_be_made_the_queries_wait_and_each_is_answered_once(
+    store: Store, step: str, times: int
+) -> None:
+    harness = Harness(store, codec=Short(**{step: times}))
+    queries = [event(f"axis {number}", ("c0", 2.0), (f"c{number}", 1.0), query_id=str(number)) for number in (1, 2, 3)]
+    outputs = harness.run(*queries)
+    assert [output.topic for (output,) in outputs] == ["query.reranked"] * 3
+    answers = [JSON.decode(QueryReranked, output.value) for (output,) in outputs]
+    assert [answer.query_id for answer in answers] == ["1", "2", "3"]
+    assert faults_counted(harness, "memory") > 0
+
+
+def test_a_store_that_fails_while_there_is_no_memory_for_the_degraded_answer_dead_letters_nothing() -> None:
+    harness = Harness(Absent(), codec=Short(encoding=2))
+    outputs = harness.run(event("axis 1", ("c1", 1.0)), event("axis 2", ("c2", 1.0)))
+    answers = [JSON.decode(QueryReranked, output.value) for (output,) in outputs]
+    assert [answer.degraded for answer in answers] == ["store_unavailable"] * 2
 
 
 class ByQuery:

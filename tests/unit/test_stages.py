@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import queue
 import threading
@@ -13,8 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.health import Health
+from streamer.machine import MachineError
 from streamer.metrics import Metrics
+from streamer.shortages import Shortages
 from streamer.stages import Stage, Turns
+from tests.support.threads import no_threads
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +28,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def parts() -> dict[str, Any]:
     metrics = Metrics()
-    return {"metrics": metrics, "health": Health(metrics)}
+    health = Health(metrics)
+    return {"metrics": metrics, "health": health, "shortages": Shortages(metrics, health)}
 
 
 def never(item: object, error: Exception) -> None:
@@ -202,6 +208,28 @@ def test_a_failing_batch_reports_each_item_and_the_thread_lives_on(parts: dict[s
     assert failures.get(timeout=10) == ("bad", "no good")
     assert good.get(timeout=10) == ["fine"]
     assert parts["health"].liveness_problems() == []
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "no descriptor")], ids=repr)
+def test_a_batch_that_meets_a_shortage_is_worked_on_again_and_has_not_failed(
+    parts: dict[str, Any], error: Exception
+) -> None:
+    seen: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+
+    def work(batch: list[int]) -> None:
+        seen.put(batch)
+        if seen.qsize() < 3:
+            raise error
+
+    stage: Stage[int] = Stage("s", work, failed=never, **parts)
+    stage.put(7)
+    wait_until(lambda: seen.qsize() == 3)
+    assert [seen.get() for _ in range(3)] == [[7]] * 3
+
+
+def test_a_stage_for_which_there_is_no_thread_says_so(parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with no_threads(monkeypatch), pytest.raises(MachineError, match="can't start new thread"):
+        Stage("s", lambda _: None, failed=never, **parts)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60), st.integers(1, 3))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException
 
+from streamer.machine import Lack, MachineError
 from streamer.settings import invalid_setting
 
 if TYPE_CHECKING:
@@ -207,13 +208,13 @@ def producer(settings: Connection, transactional_id: str) -> dict[str, Any]:
 def make_client(kind: Callable[..., Any], properties: dict[str, Any]) -> Any:
     """Make a librdkafka client; a property that it rejects becomes a :class:`SettingsError`.
 
-    Raises KafkaException if this machine has no thread for it.
+    Raises :class:`~streamer.machine.MachineError` if this machine has no thread for it.
     """
     try:
         return kind(properties, logger=LIBRDKAFKA_LOGGER)
     except KafkaException as error:
         if error.args[0].code() == KafkaError._CRIT_SYS_RESOURCE:
-            raise
+            raise MachineError(Lack.PROCESSES, error.args[0].str()) from None
         raise invalid_setting("kafka", error.args[0].str()) from None
     except (TypeError, ValueError) as error:
         raise invalid_setting("kafka", error) from None

@@ -19,7 +19,13 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from streamer.events import Reason, now
 from streamer.kafka.client.acls import Resource
-from streamer.kafka.commit.outcomes import AbortedError, Batch, OutcomeUnknownError, RestartError
+from streamer.kafka.commit.outcomes import (
+    AbortedError,
+    Batch,
+    LostCommitError,
+    OutcomeUnknownError,
+    RestartError,
+)
 from streamer.kafka.dead_letters import dead_letter, log_dead_letter, truncated
 from streamer.kafka.inflight.offsets import Progress, read_commit
 from streamer.kafka.records import dead_letter_reason
@@ -53,10 +59,6 @@ OUTCOMES = ("committed", "aborted", "unknown", "restarted", "fenced")
 """Outcomes of transactions as they are counted; the last one is counted by the loop, which it ends."""
 _MAX_BATCH_RECORDS = 1_000
 _REMEMBERED_S = 60.0
-
-
-class LostCommitError(Exception):
-    """The group's committed offsets are lower than those of an acknowledged commit; a restart goes back there."""
 
 
 class BatchSizing:
@@ -102,8 +104,8 @@ class BatchSizing:
 class Committer:
     """Commits the completed records of the assignment in transactions; used from the loop's thread.
 
-    Every method may raise :class:`~streamer.kafka.commit.outcomes.FencedError`, and :meth:`commit_ready`
-    :class:`LostCommitError`.
+    Every method may raise :class:`~streamer.kafka.commit.outcomes.FencedError`, and :meth:`commit_completed`
+    :class:`~streamer.kafka.commit.outcomes.LostCommitError`.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import Refusals, refused
 from streamer.kafka.commit.transactions import CALL_TIMEOUT_S
+from streamer.machine import MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -70,24 +71,33 @@ class GroupMembership:
     def fall_back(self, error: KafkaError) -> bool:
         """Rejoin with the next protocol after a fatal ``error``; False where there is none left to try.
 
-        Only for a member that owns no partitions: its records in flight would be orphaned.
+        Only for a member that owns no partitions: its records in flight would be orphaned. Raises as :meth:`rejoin`.
         """
         if len(self._protocols) == 1 or refused(error):
             return False
         unsupported = self._protocols.pop(0)
+        try:
+            self.rejoin()
+        except MachineError:
+            self._protocols.insert(0, unsupported)
+            raise
         log.info(
             "group protocol not supported by the brokers",
             unsupported=unsupported,
             using=self.protocol,
             error=error.str(),
         )
-        self.rejoin()
         return True
 
     def rejoin(self) -> None:
-        """Leave the group, which revokes its partitions, and join it with a new client; not inside a callback."""
+        """Leave the group, which revokes its partitions, and join it with a new client; not inside a callback.
+
+        Raises :class:`~streamer.machine.MachineError` if this machine has no thread for the new one, and keeps the old
+        one then.
+        """
+        successor = self._make()
         self.consumer.close()
-        self.consumer = self._make()
+        self.consumer = successor
         self.join(**self._listeners)
 
     def committed(self, partitions: Iterable[AssignedPartition]) -> list[TopicPartition]:

@@ -46,12 +46,31 @@ class OutcomeUnknownError(TransactionError):
     """The coordinator has not acknowledged the commit or abort in time; call again with the same batch."""
 
 
+class LostCommitError(Exception):
+    """The group's committed offsets are lower than those of an acknowledged commit; a restart goes back there."""
+
+    def explanation(self) -> str:
+        """Return what it means for an operator."""
+        return (
+            f"the cluster has lost a commit that it had acknowledged ({self}). After the restart those records are "
+            "processed again. Check that all topics, including Kafka's internal ones, are replicated"
+        )
+
+
 class RestartError(TransactionError):
     """The producer is unusable; the group's committed offsets show whether its last transaction was committed."""
 
 
 class FencedError(TransactionError):
     """Another producer took over our transactional.id."""
+
+    def explanation(self, transactional_id: str) -> str:
+        """Return what it means for an operator."""
+        return (
+            f"the transactional id {transactional_id} is fenced: {self}. Either another process uses it (give each "
+            "instance its own --instance-id), or this process was suspended during a transaction for longer than "
+            "transaction.timeout.ms"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,14 +30,11 @@ offsets, which show it. :class:`FencedError`: another process uses our transacti
 from __future__ import annotations
 
 import contextlib
-import queue
 import secrets
-import threading
 import time
-import weakref
 from dataclasses import replace
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -46,6 +43,7 @@ from streamer.faults import FaultPoint, reach
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import Refusals, refused
+from streamer.kafka.commit.bounded import BoundedCalls, HungError
 from streamer.kafka.commit.outcomes import (
     AbortedError,
     Batch,
@@ -55,6 +53,7 @@ from streamer.kafka.commit.outcomes import (
     TransactionError,
 )
 from streamer.kafka.records import enqueue
+from streamer.machine import MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -64,8 +63,6 @@ if TYPE_CHECKING:
     from streamer.topology import Service
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
 
 CALL_TIMEOUT_S = 2.0
 """Timeout of a single request; after it the request is repeated, and the loop polls its consumer in between."""
@@ -189,8 +186,8 @@ class Transactions:
         if self._is_lost:
             try:
                 self._producer = config.make_client(Producer, self._properties)
-            except KafkaException as error:
-                raise OutcomeUnknownError(error.args[0].str()) from None
+            except MachineError as lack:
+                raise OutcomeUnknownError(str(lack)) from None
             self._is_lost = False
 
     def _leave_blocked_id(self, cause: KafkaError, began: float) -> None:
@@ -291,12 +288,15 @@ class Transactions:
             self._abort(AbortedError(why, blamed, refused=refused(cause), metadata_refused=too_long))
 
     def _request(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Make one blocking request, whose last argument is its timeout."""
+        """Make one blocking request, whose last argument is its timeout. Without a thread for it, it is not made."""
         limit = self._call_timeout + min(_HUNG_AFTER_S, 1.5 * self._call_timeout)
         try:
             self._bounded(function, *arguments, self._call_timeout, limit=limit)
         except HungError as error:
             raise RestartError(f"{function.__name__} did not return: {error}") from None
+        except MachineError as lack:
+            # As the client itself reports a lack of threads; the request is made as soon as there is one.
+            raise KafkaException(KafkaError(KafkaError._CRIT_SYS_RESOURCE, str(lack), retriable=True)) from None
 
     def _await_delivery(self, rejected: Sequence[tuple[InFlightRecord, str]]) -> None:
         """Wait until every record is acknowledged; at the commit a rejected one would only show as an abort."""
@@ -399,51 +399,3 @@ def _is_fatal_to_producer(cause: KafkaError) -> bool:
     # A coordinator forgets ids that are idle for days. librdkafka (2.16) asks for an abort and, where the offsets were
     # refused, uses the forgotten producer id again.
     return cause.fatal() or cause.code() == KafkaError.INVALID_PRODUCER_ID_MAPPING
-
-
-class HungError(Exception):
-    """The call did not return in time; it may still be running in its abandoned thread."""
-
-
-class BoundedCalls:
-    """Runs calls one at a time in a thread; a call that hangs is abandoned together with the thread.
-
-    This gives a timeout to a library whose own timeouts do not always hold.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._start()
-
-    def __call__(self, function: Callable[..., T], *arguments: Any, limit: float) -> T:
-        """Return what ``function`` returns, or raise what it raises; :class:`HungError` after ``limit`` seconds."""
-        self._calls.put((function, arguments))
-        try:
-            result, error = self._outcomes.get(timeout=limit)
-        except queue.Empty:
-            self._end()
-            self._start()
-            raise HungError(f"no return after {limit:g} s") from None
-        if error is not None:
-            raise error
-        value: T = result
-        return value
-
-    def _start(self) -> None:
-        # New queues too: a late result of the abandoned thread must not be taken for that of the next call.
-        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = queue.SimpleQueue()
-        self._outcomes: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        arguments = (self._calls, self._outcomes)
-        threading.Thread(target=_serve, args=arguments, name=self._name, daemon=True).start()
-        # The thread ends with this object, or when it is abandoned, as soon as its call has returned.
-        self._end = weakref.finalize(self, self._calls.put, None)
-
-
-def _serve(calls: queue.SimpleQueue[Any], outcomes: queue.SimpleQueue[Any]) -> None:
-    while (call := calls.get()) is not None:
-        function, arguments = call
-        try:
-            outcomes.put((function(*arguments), None))
-        except BaseException as error:  # noqa: BLE001 - raised again where the call was made
-            outcomes.put((None, error))
-        del call, function, arguments  # or this thread would keep a client alive until its next call

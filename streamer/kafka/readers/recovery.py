@@ -27,6 +27,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamer.kafka.client import config
 from streamer.kafka.records import record_of
+from streamer.machine import machine_error, start
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -101,7 +102,10 @@ class Recovery:
     """Brings what can be read of one batch at which the service's consumer is stuck."""
 
     def __init__(self, settings: ServiceSettings, service: Service, partition: TopicPartition, *, log: str) -> None:
-        """``partition`` says where to begin, by the topic's full name; ``log`` goes into the records."""
+        """``partition`` says where to begin, by the topic's full name; ``log`` goes into the records.
+
+        Raises :class:`~streamer.machine.MachineError` if this machine has no thread for it.
+        """
         self._settings = settings
         self._service = service
         self._topic, self._partition, self._next = partition.topic, partition.partition, partition.offset
@@ -111,7 +115,7 @@ class Recovery:
         self._found: queue.SimpleQueue[Record | Unreadable | Finished] = queue.SimpleQueue()
         self._waiting_bytes = 0
         self._lock = threading.Lock()
-        threading.Thread(target=self._run, name=f"recovery-{self._partition}", daemon=True).start()
+        start(threading.Thread(target=self._run, name=f"recovery-{self._partition}", daemon=True))
 
     def take(self) -> Record | Unreadable | Finished | None:
         """Return the next that was found, in offset order; None where nothing is there yet. Never waits."""
@@ -133,7 +137,9 @@ class Recovery:
             try:
                 with closing(config.make_client(Consumer, config.recoverer(self._settings, self._service))) as consumer:
                     end = self._recover(consumer)
-            except KafkaException as error:
+            except Exception as error:
+                if not isinstance(error, KafkaException) and machine_error(error) is None:
+                    raise
                 if str(error) != failed:  # a repetition is no news
                     failed = str(error)
                     log.warning("recovery failed, trying again", partition=self._partition, error=failed)

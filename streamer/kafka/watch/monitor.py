@@ -13,6 +13,8 @@ from streamer.events import Reason
 from streamer.kafka.records import Retimed
 from streamer.kafka.watch.lag import LagWatch
 from streamer.kafka.watch.surplus import SurplusWatch
+from streamer.machine import MachineError
+from streamer.shortages import Shortages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _QUIET_S = 60.0
+_AGAIN_S = 1.0
+"""The pause before the next periodic work where this machine had no thread for a client of it."""
 _THROTTLED_S = 30.0
 """How long a delay by brokers is told of: they report one with each answer, and none while nothing is requested."""
 _UNSTABLE_S = 10.0
@@ -60,6 +64,8 @@ class Monitor:
         self._health = health
         self._lag = LagWatch(settings, assignment, service=service, metrics=metrics)
         self._surplus = SurplusWatch(settings, service, health, generation)
+        self._shortages = Shortages(metrics, health)
+        self._next_tick = 0.0
         self._quiet_until: dict[int, float] = {}
         # Counters are exposed at 0 from the start, so that their first increment is seen as an increase.
         metrics.consumed.labels(self._topic)
@@ -116,8 +122,14 @@ class Monitor:
 
     def tick(self) -> None:
         """Do periodic work; never waits."""
-        self._lag.tick()
-        self._surplus.tick(assigned=len(self._assignment))
+        if time.monotonic() < self._next_tick:
+            return
+        try:
+            self._lag.tick()
+            self._surplus.tick(assigned=len(self._assignment))
+        except MachineError as lack:
+            self._shortages.tell(lack)
+            self._next_tick = time.monotonic() + _AGAIN_S
 
     def close(self) -> None:
         """Close the clients."""

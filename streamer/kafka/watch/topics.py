@@ -18,6 +18,8 @@ from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import Refusals, refused
 from streamer.kafka.watch.configs import OutputConfigs
+from streamer.machine import MachineError
+from streamer.shortages import Shortages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,6 +72,7 @@ class TopicWatch:
         self._names = [settings.topic(name) for name in service.topics]
         """Full names: that of the input topic, which is read, and those of the topics that are written."""
         self._health = health
+        self._shortages = Shortages(metrics, health)
         self._refusals = Refusals(settings, service.role)
         self._admin: AdminClient | None = None
         self._responses: dict[str, Future[Any]] = {}
@@ -116,7 +119,11 @@ class TopicWatch:
         elif time.monotonic() >= self._checked_at + (_CONFIRM_EVERY_S if self.found else _CHECK_EVERY_S):
             self._checked_at = time.monotonic()
             if self._admin is None:
-                self._admin = config.make_client(AdminClient, config.common(self._settings))
+                try:
+                    self._admin = config.make_client(AdminClient, config.common(self._settings))
+                except MachineError as lack:
+                    self._shortages.tell(lack)
+                    return
             self._responses = self._admin.describe_topics(
                 TopicCollection(self._names), include_authorized_operations=True, request_timeout=_CHECK_TIMEOUT_S
             )

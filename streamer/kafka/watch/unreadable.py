@@ -20,6 +20,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streamer.kafka.dead_letters import unreadable
 from streamer.kafka.readers.recovery import UNREADABLE, Finished, Recovery, Unreadable, is_by_broker
+from streamer.machine import MachineError
+from streamer.shortages import Shortages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -37,6 +39,8 @@ log = structlog.get_logger()
 
 _STILL_S = 10.0
 """How long a position may stand still before it is looked into."""
+_START_AGAIN_S = 1.0
+"""The pause between two attempts to start a recovery where this machine has no thread for it."""
 _REFUSED_S = 5.0
 """For how long a leader's last error holds. The client asks again twice a second."""
 
@@ -79,6 +83,8 @@ class UnreadableWatch:
         self._assignment = assignment
         self._metrics = metrics
         self._health = health
+        self._shortages = Shortages(metrics, health)
+        self._next_start = 0.0
         self._recoveries: dict[int, Recovery | None] = {}
         """By partition; None until it is known where to begin."""
         self._why: dict[int, str] = {}
@@ -139,7 +145,7 @@ class UnreadableWatch:
                 self.forget([number])
                 continue
             recovery = self._recoveries[number] or self._start(partition)
-            while not self._assignment.is_full and (found := recovery.take()) is not None:
+            while recovery and not self._assignment.is_full and (found := recovery.take()) is not None:
                 if isinstance(found, Finished):
                     self._resume(partition, found.offset)
                 elif isinstance(found, Unreadable):
@@ -147,12 +153,20 @@ class UnreadableWatch:
                 elif (in_flight := self._take_in_flight(partition, found)) is not None:
                     submit([in_flight])
 
-    def _start(self, partition: AssignedPartition) -> Recovery:
+    def _start(self, partition: AssignedPartition) -> Recovery | None:
+        """Start a recovery; None where this machine has no thread for it just now."""
+        if time.monotonic() < self._next_start:
+            return None
         # Not where the client fetches: what it has fetched and not handed over may be dropped by the pause.
         start = partition.position if partition.has_position else self._from[partition.partition]
         place = TopicPartition(partition.topic, partition.partition, start)
         self._consumer().pause([place])
-        recovery = Recovery(self._settings, self._service, place, log=partition.log)
+        try:
+            recovery = Recovery(self._settings, self._service, place, log=partition.log)
+        except MachineError as lack:
+            self._shortages.tell(lack)
+            self._next_start = time.monotonic() + _START_AGAIN_S
+            return None
         self._recoveries[partition.partition] = recovery
         return recovery
 

@@ -11,6 +11,7 @@ go out while it still sends the rest of the earlier ones, so that it never waits
 
 from __future__ import annotations
 
+import errno
 import math
 import select
 import threading
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from hiredis import pack_command
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from streamer.machine import MachineError, start
 from streamer.store.redis.answers import FAULTS
 from streamer.store.redis.wire import INCOMPLETE
 
@@ -181,7 +183,10 @@ def exchange(shares: Sequence[Share], deadline: Deadline, *, doubting: bool = Fa
         if wire is None:
             # The thread has a share of its own: it may outlive this call.
             apart = share.again()
-            dialling.append((share, apart, in_thread(partial(apart.dial_and_talk, deadline))))
+            try:
+                dialling.append((share, apart, in_thread(partial(apart.dial_and_talk, deadline))))
+            except OSError as error:
+                share.error = error
         elif share.begin(wire, deadline):
             listening.append(share)
     silent = _listen(listening, deadline, doubts_after_s=_DOUBT_SHARE * deadline.left() if doubting else None)
@@ -255,7 +260,10 @@ def _listen(shares: Sequence[Share], deadline: Deadline, *, doubts_after_s: floa
 
 
 def in_thread(work: Callable[[], _Result]) -> Future[_Result]:
-    """Run ``work`` on a thread that keeps no process alive."""
+    """Run ``work`` on a thread that keeps no process alive.
+
+    Raises OSError if this machine has no thread for it: to the caller that is like a connection that it cannot have.
+    """
     future: Future[_Result] = Future()
 
     def run() -> None:
@@ -266,5 +274,8 @@ def in_thread(work: Callable[[], _Result]) -> Future[_Result]:
         else:
             future.set_result(result)
 
-    threading.Thread(target=run, name="store-connect", daemon=True).start()
+    try:
+        start(threading.Thread(target=run, name="store-connect", daemon=True))
+    except MachineError as lack:
+        raise OSError(errno.EAGAIN, lack.detail) from None
     return future

@@ -53,7 +53,10 @@ class Resting:
                 return
             node.resting = words(error)
         log.warning("store node is left out", store=self._routing.name, node=node.name, error=node.resting)
-        in_thread(partial(self._revive, share.again()))
+        try:
+            in_thread(partial(self._revive, share.again()))
+        except OSError:
+            node.resting = ""  # nobody would wake it up: readers ask it again
 
     def _revive(self, asked: Share) -> None:
         node = asked.node

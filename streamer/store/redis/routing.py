@@ -76,7 +76,13 @@ class Routing:
             self._is_wanted = True
             if not self._is_refreshing and not self.is_closed:
                 self._is_refreshing = True
-                in_thread(self._refresh)
+                try:
+                    in_thread(self._refresh)
+                except OSError as error:
+                    self._is_refreshing = False  # the next one to ask for it tries again
+                    self.error = error
+                    self._rounds += 1
+                    self._news.notify_all()
 
     def await_refresh(self, deadline: Deadline) -> None:
         """Wait until the topology has been read again, whether that failed or not."""

@@ -263,8 +263,13 @@ def _first(
     begun = over = 0
     while over < len(waiting) and deadline.left():
         if begun < len(waiting):
-            in_thread(partial(ask, waiting[begun]))
+            share = waiting[begun]
             begun += 1
+            try:
+                in_thread(partial(ask, share))
+            except OSError as error:
+                share.error = error
+                heard.put(share)
         try:
             share = heard.get(timeout=min(_NEXT_AFTER_S, deadline.left()) if begun < len(waiting) else deadline.left())
         except queue.Empty:

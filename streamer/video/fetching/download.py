@@ -8,7 +8,8 @@ import io
 from typing import TYPE_CHECKING
 
 from streamer.events import Reason
-from streamer.video.errors import ClipError, Lack, MachineError, Retry, machine_error
+from streamer.machine import Lack, MachineError, machine_error
+from streamer.video.errors import ClipError, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -15,27 +15,25 @@ A download goes to a file of its own in the temporary folder, and all of them to
 (:mod:`.downloads`). Callers get a path below ``/proc``, valid for every process of this user: what is decoded is
 exactly the file that was checked or downloaded here.
 
-How an attempt at a clip is repeated: :func:`retries` after an error of the clip or its source, :class:`Shortages` while
-this machine lacks disk space, descriptors, processes or memory. A shortage is not the upload's fault, so no upload is
-dead-lettered for it: its attempt is postponed until there is enough again, and meanwhile the service is not ready and
-reports the reason.
+How an attempt at a clip is repeated: :func:`retries` after an error of the clip or its source,
+:class:`~streamer.shortages.Shortages` while this machine lacks disk space, descriptors, processes or memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING
 
 import tenacity
 from fsspec.asyn import get_loop
 from yarl import URL
 
 from streamer.events import Reason
-from streamer.video.errors import ClipError, Lack, MachineError, Retry, machine_error, missing_descriptors
+from streamer.machine import Lack, MachineError, machine_error, missing_descriptors
+from streamer.video.errors import ClipError, Retry
 from streamer.video.fetching.download import Sink, failed
 from streamer.video.fetching.downloads import UNLIMITED, Budget, Claim, Folder, NoRoomError
 from streamer.video.fetching.local import is_broad, opened, path_of
@@ -48,12 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from streamer.health import Health
-    from streamer.metrics import Metrics
     from streamer.video.fetching.uris import Source
-
-
-T = TypeVar("T")
 
 
 class Fetcher:
@@ -224,55 +217,3 @@ def _retry_of(state: tenacity.RetryCallState) -> Retry:
 def _is_worth_another_attempt(state: tenacity.RetryCallState) -> bool:
     retry = _retry_of(state)
     return retry is Retry.FOR_A_WHILE or (retry is Retry.ONCE and state.attempt_number == 1)
-
-
-CONDITION: Final = "machine"
-"""The name of the readiness condition."""
-
-_LONGEST_PAUSE_S: Final = 5.0
-
-
-class Shortages:
-    """Retries attempts while this machine is short of a resource. May be used by several threads.
-
-    The condition ``machine`` is ready when no attempt waits any more, not when another, which needed less, succeeds.
-    """
-
-    def __init__(self, metrics: Metrics, health: Health) -> None:
-        self._metrics = metrics
-        self._health = health
-        self._lock = threading.Lock()
-        self._waiting: set[int] = set()
-        for lack in Lack:
-            metrics.machine_faults.labels(lack)  # exposed from the start, so that the first fault is an increase
-
-    def wait_out(self, attempt: Callable[[], T]) -> T:
-        """Make the attempt, and retry it after each error that shows a shortage; other exceptions pass through."""
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: machine_error(error) is not None),
-            wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=_LONGEST_PAUSE_S),
-            before_sleep=self._note,
-        )
-        try:
-            return retrying(attempt)
-        finally:
-            self._end()
-
-    def _note(self, state: tenacity.RetryCallState) -> None:
-        failure = state.outcome.exception() if state.outcome else None
-        error = machine_error(failure) if failure is not None else None
-        if error is None:
-            return
-        self._metrics.machine_faults.labels(error.lack).inc()
-        self._health.progress()
-        with self._lock:
-            self._waiting.add(threading.get_ident())
-            self._health.not_ready(CONDITION, str(error))
-
-    def _end(self) -> None:
-        with self._lock:
-            if threading.get_ident() not in self._waiting:
-                return
-            self._waiting.remove(threading.get_ident())
-            if not self._waiting:
-                self._health.ready(CONDITION)

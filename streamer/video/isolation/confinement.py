@@ -28,7 +28,7 @@ import sys
 from enum import IntFlag
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from streamer.video.errors import Lack, MachineError
+from streamer.machine import Lack, MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,7 +18,8 @@ import msgspec
 import numpy as np
 
 from streamer.events import Reason
-from streamer.video.errors import ClipError, Lack, MachineError, Retry, machine_error
+from streamer.machine import Lack, MachineError, machine_error
+from streamer.video.errors import ClipError, Retry
 from streamer.video.isolation.confinement import Layer, SandboxError
 from streamer.video.isolation.process import LostError, Process, Template
 from streamer.video.isolation.worker import NOT_CONFINED, Refused, Sampled, Task

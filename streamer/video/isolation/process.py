@@ -17,7 +17,7 @@ from typing import Final, Self
 
 import msgspec
 
-from streamer.video.errors import Lack, MachineError, machine_error
+from streamer.machine import Lack, MachineError, machine_error
 from streamer.video.isolation.worker import EXIT_CODE, HEADER_LENGTH, ORDER, PID, Header, Ready
 
 STARVED: Final = 10

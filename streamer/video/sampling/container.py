@@ -14,7 +14,8 @@ import av
 from av.stream import Disposition
 
 from streamer.events import Reason
-from streamer.video.errors import ClipError, Retry, machine_error
+from streamer.machine import machine_error
+from streamer.video.errors import ClipError, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

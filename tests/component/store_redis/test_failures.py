@@ -14,6 +14,7 @@ from streamer.store import Position, PutOutcome, StoreUnavailableError, open_exi
 from streamer.store.redis.address import Buckets
 from tests.support.redis_servers import Cluster, Server, move_slot, node_id
 from tests.support.redis_stores import FIRST, IDS, clip, opened, versions
+from tests.support.threads import no_threads
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -81,6 +82,42 @@ def test_after_a_restart_of_the_server_it_reconnects_and_recreates_a_lost_store(
     store.put([clip("d")])
     assert versions(store, ["d"]) == [1]
     assert open_existing(server.url).stats().models == {"m": 1}
+
+
+@contextlib.contextmanager
+def unconnected(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close a store's idle connections, and let there be no thread for another one meanwhile."""
+    with no_threads(monkeypatch, lambda thread: thread.name == "store-connect") as refused:
+        for node in store._link._routing._nodes:
+            node.drop()
+        yield
+        assert refused
+
+
+@pytest.mark.parametrize("read_only", [True, False], ids=["reader", "writer"])
+@pytest.mark.parametrize("kind", ["server", "cluster"])
+def test_without_a_thread_for_a_connection_the_store_is_unavailable_and_then_used_again(
+    server: Server, frail: Cluster, monkeypatch: pytest.MonkeyPatch, kind: str, *, read_only: bool
+) -> None:
+    url = server.url if kind == "server" else f"{frail.url}?name=threads{read_only}"
+    writer = opened(url)
+    writer.put([clip(each) for each in IDS])
+    store = opened(url, read_only=read_only)
+    assert versions(store, IDS) == [1] * len(IDS)
+    with unconnected(store, monkeypatch):
+        for _ in range(3):
+            with pytest.raises(StoreUnavailableError, match="can't start new thread"):
+                versions(store, IDS)
+            with pytest.raises(StoreUnavailableError):
+                store.ping()
+            if not read_only:
+                with pytest.raises(StoreUnavailableError):
+                    store.put([clip(IDS[0], 2)])
+    assert eventually(store, IDS) == [1] * len(IDS)
+    wait_until(lambda: answers(store), "the server to answer")
+    assert [node.name for node in store._link._routing._nodes if node.resting] == []
+    if not read_only:
+        assert store.put([clip(IDS[0], 2)]) == [PutOutcome.WRITTEN]
 
 
 def test_a_silent_server_is_waited_for_once_and_then_left_alone_for_as_long(server: Server) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streamer.events import Reason
-from streamer.video.errors import Lack, MachineError, Retry
+from streamer.machine import Lack, MachineError
+from streamer.video.errors import Retry
 from streamer.video.isolation import process
 from streamer.video.isolation.pool import DecodePool
 from streamer.video.isolation.process import _FORK_SECONDS
@@ -211,7 +212,7 @@ import sys
 from pathlib import Path
 
 from tests.support.prepares import shrink
-from streamer.video.errors import MachineError
+from streamer.machine import MachineError
 from streamer.video.isolation.pool import DecodePool
 from streamer.video.sampling.sample import Sampling
 

@@ -12,10 +12,10 @@ import pytest
 from streamer import service
 from streamer.health import Health
 from streamer.kafka import Stop
+from streamer.machine import Lack
 from streamer.metrics import Metrics
 from streamer.service import Service
 from streamer.settings import IntakeSettings, SettingsError
-from streamer.video.errors import Lack
 from streamer.video.isolation.confinement import MODES, Layer, SandboxError, landlock_abi
 from streamer.video.isolation.pool import PoolClosedError
 from streamer.video.isolation.process import _TEMPLATE

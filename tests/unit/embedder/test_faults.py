@@ -10,11 +10,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from streamer.codec import JSON
-from streamer.embedder import _WAITING_OF_ONE_ORIGIN
+from streamer.embedder import _WAITING_OF_ONE_ORIGIN, Upsert
 from streamer.events import ClipUploaded, Reason
+from streamer.machine import Lack, MachineError
 from streamer.store import Position, StoreUnavailableError
 from streamer.video import ClipError, Retry
-from streamer.video.errors import Lack, MachineError
 from streamer.video.fetching.fetcher import Fetcher
 from tests.support.embedding import T0, Harness, Recording, TwoVectorEncoder, dominant, reason
 from tests.support.in_process import InProcessDecoder
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from streamer.codec import E
+    from streamer.events import Event
     from streamer.kafka import InFlightRecord
     from streamer.store import Store
 
@@ -139,6 +141,63 @@ def test_what_is_lacking_for_the_frames_or_the_store_is_waited_for(
     assert decoder._errors == []
     (outputs,) = harness.run(harness.work("c1", None))
     assert list(outputs) == []
+
+
+class ShortCodec:
+    """JSON, for which there is no memory the first two times that an upload is read, or an announcement written."""
+
+    content_type = JSON.content_type
+
+    def __init__(self, step: str) -> None:
+        self._left = {step: 2}
+
+    def _spend(self, step: str) -> None:
+        if self._left.get(step):
+            self._left[step] -= 1
+            raise MemoryError
+
+    def decode(self, model: type[E], value: bytes | None, key: bytes | None = None) -> E:
+        self._spend("decode")
+        return JSON.decode(model, value, key)
+
+    def encode(self, event: Event) -> bytes:
+        self._spend("encode")
+        return JSON.encode(event)
+
+
+@pytest.mark.parametrize("step", ["decode", "encode"])
+def test_memory_that_is_lacking_for_an_event_is_waited_for(tmp_path: Path, store: Store, red: Path, step: str) -> None:
+    harness = Harness(tmp_path, store)
+    harness.embedder._codec = ShortCodec(step)
+    outputs = harness.run(*(harness.upload(f"c{number}", red) for number in range(3)))
+    assert [output.topic for (output,) in outputs] == ["clips.embedded"] * 3
+    assert harness.metrics.registry.get_sample_value("streamer_machine_faults_total", {"lack": "memory"}) == 2
+
+
+def test_memory_that_is_lacking_for_the_vectors_of_a_clip_is_waited_for(
+    tmp_path: Path, store: Store, red: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = 2
+
+    def upsert(*arguments: Any) -> Upsert:
+        nonlocal short
+        if short:
+            short -= 1
+            raise MemoryError
+        return Upsert(*arguments)
+
+    harness = Harness(tmp_path, store)
+    monkeypatch.setattr("streamer.embedder.Upsert", upsert)
+    outputs = harness.run(*(harness.upload(f"c{number}", red) for number in range(3)))
+    assert [output.topic for (output,) in outputs] == ["clips.embedded"] * 3
+    assert short == 0
+
+
+def test_a_thread_that_the_store_lacks_is_waited_for(tmp_path: Path, store: Store, red: Path) -> None:
+    harness = Harness(tmp_path, Refusing(store, [RuntimeError("can't start new thread")] * 2))
+    outputs = harness.run(*(harness.upload(f"c{number}", red) for number in range(3)))
+    assert [output.topic for (output,) in outputs] == ["clips.embedded"] * 3
+    assert put_off(harness) == 2
 
 
 def put_off(harness: Harness) -> float:

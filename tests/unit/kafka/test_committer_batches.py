@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from streamer.kafka.commit.committer import LostCommitError
-from streamer.kafka.commit.outcomes import FencedError
+from streamer.kafka.commit.outcomes import FencedError, LostCommitError
 from streamer.kafka.inflight.offsets import Progress
 from tests.support.committing import ABORTABLE, FATAL, ID, Case
 from tests.support.fake_client import TIMED_OUT, HangError
