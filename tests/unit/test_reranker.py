@@ -44,7 +44,9 @@ AT = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
 class Absent:
     """A store that cannot be reached."""
 
-    def score(self, _clip_ids: Sequence[str], _vector: npt.NDArray[np.float32], _deadline: float | None) -> ClipScores:
+    def score(
+        self, _clip_ids: Sequence[str], _vector: npt.NDArray[np.float32], _deadline: float | None, _pooling: str
+    ) -> ClipScores:
         raise StoreUnavailableError("away")
 
 
@@ -55,9 +57,11 @@ class Partial:
         self._store = store
         self._unavailable = unavailable
 
-    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+    def score(
+        self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None, pooling: str = "max"
+    ) -> ClipScores:
         assert deadline is not None
-        scores = self._store.score(clip_ids, vector, deadline)
+        scores = self._store.score(clip_ids, vector, deadline, pooling)
         lost = [place for place, clip_id in enumerate(clip_ids) if clip_id in self._unavailable]
         scores.frame.cosines[lost] = np.nan
         scores.frame.moments_ms[lost] = 0
