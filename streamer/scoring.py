@@ -84,7 +84,7 @@ class FrameScorer:
         self.scores = FrameScores(np.full(count, np.nan), np.zeros(count, np.int64))
         self.seconds = 0.0
         self._dots = _Dots(query)
-        self._temperature = temperature(pooling)
+        self._temperature = None if pooling == MAX else temperature(pooling)
 
     def add(self, block: Block) -> None:
         """Score the clips of a block."""

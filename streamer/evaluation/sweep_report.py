@@ -13,7 +13,6 @@ from rich.table import Table as TerminalTable
 
 from streamer.evaluation import choice, plots
 from streamer.evaluation.alternatives import alternatives
-from streamer.evaluation.alternatives import alternatives
 from streamer.evaluation.page import Headline, Page, Section, Table, Text, show
 from streamer.terminal import plain
 

@@ -24,7 +24,7 @@ from streamer.evaluation.rank_measures import RankMeasure
 from streamer.evaluation.sweep import Grid, TopicSweep
 from streamer.evaluation.sweep_run import Column, Sweep
 from streamer.evaluation.trec import Judgments, Qrels, Ranking, Run
-from streamer.evaluation.variants import Costs, Variant, frame_scores, derive
+from streamer.evaluation.variants import Costs, Variant, derive, frame_scores
 from streamer.method import Method, score_clips
 from streamer.pooling import MAX
 from streamer.scoring import rerank
@@ -98,7 +98,9 @@ def test_other_measures_are_those_of_the_replayed_run() -> None:
         measure = InferredAP(judgments)
         initial, cosines = -np.arange(60.0), rng.standard_normal(60)
         others = [RankMeasure(name, judgments) for name in names]
-        found = TopicSweep(measure, measure.codes(shots), initial, others, rels.astype(float)).values({MAX: cosines}, GRID)
+        found = TopicSweep(measure, measure.codes(shots), initial, others, rels.astype(float)).values(
+            {MAX: cosines}, GRID
+        )
         assert found.shape == (1 + len(names), len(GRID))
         for number, point in enumerate(GRID.points()):
             order = reranked(initial, {MAX: cosines}, point)
