@@ -1,4 +1,4 @@
-"""What other ways of scoring gain on synthetic engines; writes docs/bench/method.json, for docs/evaluation.md.
+"""What other ways of scoring gain on synthetic engines; writes docs/bench/method.json.
 
     make method
 
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bench.cases.method_tables import tables
 from bench.harness.machine import about
 from streamer.encoders import DEMO, load_encoder
 from streamer.evaluation.comparison import compare
@@ -142,13 +143,14 @@ def measure(worlds: Mapping[int, World]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for seed, world in worlds.items():
         for engine, run in world.runs.items():
+            asked = _asked(world, run)
             for share in WITHOUT_RECORD:
                 rng = np.random.default_rng([seed, round(100 * share)])
                 count = round(share * len(world.clip_ids))
                 gone = [rng.permutation(len(world.clip_ids))[:count] for _ in range(DRAWS)]
-                values = np.mean([_values(world, run, grids["missing"], lost) for lost in gone], axis=0)
+                values = np.mean([_values(world, asked, grids["missing"], lost) for lost in gone], axis=0)
                 rows += _cells("missing", grids["missing"], values, engine=engine, seed=seed, share=share)
-            values = _values(world, run, grids["pooling"])
+            values = _values(world, asked, grids["pooling"])
             rows += _cells("pooling", grids["pooling"], values, engine=engine, seed=seed)
     for parameter in grids:
         of = [row for row in rows if row["parameter"] == parameter]
@@ -168,20 +170,36 @@ def _softmax(temperature: float) -> str:
     return f"softmax:{temperature:g}"
 
 
-def _values(world: World, run: Run, grid: Grid, lost: Iterable[int] = ()) -> FloatArray:
-    """Return AP (t, p) of each topic at each point, if the clips with these numbers have no record."""
+class _Asked(NamedTuple):
+    """One topic of an engine: its candidates' numbers (n,) in the engine's order, and what measures their orders."""
+
+    topic: str
+    numbers: npt.NDArray[np.intp]
+    sweep: TopicSweep
+
+
+def _asked(world: World, run: Run) -> list[_Asked]:
     number_of = {clip_id: number for number, clip_id in enumerate(world.clip_ids)}
-    found = np.empty((len(world.topics), len(grid)))
-    for row, topic in enumerate(world.topics):
+    found = []
+    for topic in world.topics:
         ranking = run.topics[topic.query_id].ranked()
-        numbers = [number_of[shot] for shot in ranking.shots]
         rels = [int(shot in topic.relevant) for shot in ranking.shots]
         measure = InferredAP(Judgments.of(list(ranking.shots), ["1"] * len(rels), rels))
-        frame = {pooling: world.frame[pooling][topic.query_id].copy() for pooling in grid.poolings}
-        for scores in frame.values():
-            scores[list(lost)] = np.nan
+        numbers = np.array([number_of[shot] for shot in ranking.shots])
         swept = TopicSweep(measure, measure.codes(ranking.shots), ranking.scores)
-        found[row] = swept.values({pooling: scores[numbers] for pooling, scores in frame.items()}, grid)[0]
+        found.append(_Asked(topic.query_id, numbers, swept))
+    return found
+
+
+def _values(world: World, asked: Sequence[_Asked], grid: Grid, lost: npt.NDArray[np.intp] | None = None) -> FloatArray:
+    """Return AP (t, p) of each topic at each point, if the clips with the numbers ``lost`` have no record."""
+    kept = np.ones(len(world.clip_ids), np.bool_)
+    if lost is not None:
+        kept[lost] = False
+    found = np.empty((len(asked), len(grid)))
+    for row, (topic, numbers, swept) in enumerate(asked):
+        frame = {pooling: np.where(kept, world.frame[pooling][topic], np.nan)[numbers] for pooling in grid.poolings}
+        found[row] = swept.values(frame, grid)[0]
     return found
 
 
@@ -215,10 +233,11 @@ def _evaluation(values: FloatArray) -> Evaluation:
 
 
 def main() -> None:
-    """Measure, and write the figures."""
+    """Measure, write the figures, and print the tables."""
     worlds = {seed: build(clips=CLIPS, topics=TOPICS, seed=seed) for seed in SEEDS}
     OUT.write_text(json.dumps({**about(), "figures": measure(worlds)}, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{OUT}\n")
+    written = "\n".join(write() for write in tables(OUT).values())
+    sys.stdout.write(f"{written}\n{OUT}\n")
 
 
 if __name__ == "__main__":

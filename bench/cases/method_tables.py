@@ -1,4 +1,4 @@
-"""The tables of docs/evaluation.md on other ways of scoring, written from docs/bench/method.json."""
+"""The tables on other ways of scoring, written from docs/bench/method.json."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ _MEANINGS = {
         "results[].score": "The blended score; null for `below_depth`.",
         "results[].initial_rank": "Position in the engine's order, from 1.",
         "results[].initial_score": "The engine's score, unchanged.",
-        "results[].frame_score": "Pooled cosine of the clip's frames (with `max` the best one's); null where no frame was scored.",
+        "results[].frame_score": "Pooled cosine of the frames (with `max` the best one's); null where none was scored.",
         "results[].moment_ms": "Time of the best frame from the clip's start; null where no frame was scored.",
         "results[].status": "What was done with the candidate.",
     },
