@@ -8,7 +8,7 @@ SOURCES := streamer training tests scripts bench conftest.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts named dashboard-picture capacity avs decide soak crowds scarce store-copy store-faults image image-test lint format kafka topics docs site top-picture model lock clean
+.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts named dashboard-picture capacity avs decide method soak crowds scarce store-copy store-faults image image-test lint format kafka topics docs site top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ avs: $(STAMP) ## A synthetic video search benchmark: what reranking gains at sev
 # make decide [RUNS=n]
 decide: $(STAMP) ## Simulate pilots and sweeps with known truths: how often do they decide wrongly? (under 15 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.decisions $(if $(RUNS),--runs $(RUNS))
+
+method: $(STAMP) ## Measure what imputed frame scores and softmax pooling gain over the defaults on engines A to E (5 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.cases.method
 
 capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write the tables of docs/capacity.md (about 5 minutes)
 	$(BIN)/python -m bench.cases.capacity

@@ -89,6 +89,8 @@ class Degraded(StrEnum):
 
 
 Normalization = Literal["minmax", "zscore", "none"]
+Missing = Literal["own", "impute"]
+Pooling = Annotated[str, msgspec.Meta(pattern=r"^(max|softmax:(0\.[0-9]+|1))$")]
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES, description="At most 512 bytes of UTF-8")]
 _TIME = (
@@ -204,8 +206,8 @@ class QueryResults(msgspec.Struct, frozen=True, kw_only=True):
 class RerankedCandidate(msgspec.Struct, frozen=True, gc=False):
     """One candidate after reranking.
 
-    ``score`` is null below the depth and in degraded events; ``frame_score`` is the raw cosine of the
-    best frame and ``moment_ms`` that frame's time, both null if no frame was scored.
+    ``score`` is null below the depth and in degraded events; ``frame_score`` is the pooled cosine of
+    the frames, not normalized, and ``moment_ms`` the best frame's time, both null if no frame was scored.
     """
 
     clip_id: Id
@@ -219,7 +221,10 @@ class RerankedCandidate(msgspec.Struct, frozen=True, gc=False):
 
 
 class QueryReranked(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic ``query.reranked``, key query_id: a permutation of the input's results."""
+    """Topic ``query.reranked``, key query_id: a permutation of the input's results.
+
+    Events that do not state ``missing`` and ``pooling`` were written before there was a choice.
+    """
 
     query_id: Id
     query: str
@@ -230,6 +235,8 @@ class QueryReranked(msgspec.Struct, frozen=True, kw_only=True):
     alpha: Annotated[float, msgspec.Meta(ge=0, le=1)]
     depth: Annotated[int, msgspec.Meta(ge=1)]
     normalization: Normalization
+    missing: Missing = "own"
+    pooling: Pooling = "max"
     degraded: Degraded | None
     results: Annotated[list[RerankedCandidate], msgspec.Meta(max_length=MAX_RESULTS)]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from streamer.events import Degraded, QueryReranked, QueryResults, RerankedCandidate, Status, now
+from streamer.pooling import MAX
 from streamer.scoring import FrameScorer, rerank
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamer.events import Candidate
-    from streamer.scoring import ClipScores, FrameScores, Normalization, Ranking
+    from streamer.scoring import ClipScores, FrameScores, Missing, Normalization, Ranking
     from streamer.vectors import Blocks
 
 
@@ -30,12 +31,21 @@ class Method:
     """The parameters of reranking; each result event repeats them.
 
     ``alpha`` (0 to 1) is the weight of the engine's score, ``depth`` (1 or more) the number of first candidates to
-    rerank, ``normalization`` how both scores are normalized before blending.
+    rerank, ``normalization`` how both scores are normalized before blending. ``missing`` says what stands for the frame
+    score of a candidate without a record (:func:`streamer.scoring.blend`), ``pooling`` how the cosines of a clip's
+    frames become its frame score (:mod:`streamer.pooling`).
     """
 
     alpha: float
     depth: int
     normalization: Normalization
+    missing: Missing = "own"
+    pooling: str = MAX
+
+    def __str__(self) -> str:
+        """Return the parameters as a summary shows them; the last two where they are not the defaults."""
+        others = [self.pooling] * (self.pooling != MAX) + ["missing imputed"] * (self.missing == "impute")
+        return ", ".join([f"alpha {self.alpha:g}", f"depth {self.depth}", self.normalization, *others])
 
 
 class Policy(Protocol):
@@ -60,7 +70,9 @@ class FixedPolicy:
 class ClipScorer(Protocol):
     """Scores clips by their ids, such as a :class:`streamer.store.Store`."""
 
-    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+    def score(
+        self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None, pooling: str = MAX
+    ) -> ClipScores:
         """Score clips against a query's vector (d,) by a moment of the monotonic clock."""
         ...
 
@@ -70,7 +82,7 @@ class Reranked(NamedTuple):
 
     ``within_depth``: the number of candidates within the depth; ``scored``: how many of these have a record;
     ``unavailable``: how many could not be looked up, ``why``: the store's first reason. ``scoring_s``: the seconds for
-    max-pooling, normalization, blending and ranking, without reading the records.
+    pooling, normalization, blending and ranking, without reading the records.
     """
 
     results: list[RerankedCandidate]
@@ -93,23 +105,31 @@ def rerank_candidates(
     ``deadline`` is for the store, as in :meth:`ClipScorer.score`. A candidate that it could not look up is treated like
     one without a record. Raises :class:`~streamer.store.StoreUnavailableError` if it could look up none.
     """
-    scores = store.score([candidate.clip_id for candidate in candidates[: method.depth]], vector, deadline)
+    clip_ids = [candidate.clip_id for candidate in candidates[: method.depth]]
+    scores = store.score(clip_ids, vector, deadline, method.pooling)
     frame = scores.frame
     began = time.perf_counter()
     initial = np.array([candidate.score for candidate in candidates], dtype=np.float64)
-    ranking = rerank(initial, frame.cosines, alpha=method.alpha, depth=method.depth, normalization=method.normalization)
+    ranking = rerank(
+        initial,
+        frame.cosines,
+        alpha=method.alpha,
+        depth=method.depth,
+        normalization=method.normalization,
+        missing=method.missing,
+    )
     scored = ~np.isnan(frame.cosines)
     results = _ranked(candidates, ranking, scores, scored)
     scoring_s = scores.seconds + time.perf_counter() - began
     return Reranked(results, len(scored), int(np.count_nonzero(scored)), len(scores.unavailable), scores.why, scoring_s)
 
 
-def score_clips(query: npt.NDArray[np.float32], clips: Blocks) -> FrameScores:
-    """Max-pool clips against an L2-normalised query (d,); :class:`~streamer.scoring.FrameScorer` says how.
+def score_clips(query: npt.NDArray[np.float32], clips: Blocks, pooling: str = MAX) -> FrameScores:
+    """Pool clips against an L2-normalised query (d,); :class:`~streamer.scoring.FrameScorer` says how.
 
     Raises ValueError if the query is not finite.
     """
-    scorer = FrameScorer(query, len(clips))
+    scorer = FrameScorer(query, len(clips), pooling)
     for block in clips.blocks():
         scorer.add(block)
     return scorer.scores
@@ -133,8 +153,21 @@ def answer(
         alpha=method.alpha,
         depth=method.depth,
         normalization=method.normalization,
+        missing=method.missing,
+        pooling=method.pooling,
         degraded=degraded,
         results=results,
+    )
+
+
+def method_of(reranked: QueryReranked) -> Method:
+    """Return the method that a result event states."""
+    return Method(
+        alpha=reranked.alpha,
+        depth=reranked.depth,
+        normalization=reranked.normalization,
+        missing=reranked.missing,
+        pooling=reranked.pooling,
     )
 
 

@@ -93,11 +93,13 @@ class TimedStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+    def score(
+        self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None, pooling: str
+    ) -> ClipScores:
         """Score as the wrapped store does."""
         self._clock.seconds.setdefault("fetch", 0.0)  # before the step that comes after it
         with self._clock.step("fetch"):
-            scores: ClipScores = self._store.score(clip_ids, vector, deadline)
+            scores: ClipScores = self._store.score(clip_ids, vector, deadline, pooling)
         self._clock.seconds["fetch"] -= scores.seconds
         return scores
 

@@ -12,7 +12,8 @@ import click
 from streamer.commands.evaluate import measures_option, paragraph_option
 from streamer.commands.flags import SettingsCommand
 from streamer.events import MAX_RESULTS
-from streamer.scoring import Normalization
+from streamer.pooling import EXPECTED, MAX, parse
+from streamer.scoring import Missing, Normalization
 from streamer.settings import Precision
 from streamer.terminal import Terminal, printable
 
@@ -102,6 +103,21 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     help="Score normalizations to measure.",
 )
 @click.option(
+    "--missing",
+    type=_List(_one_of(get_args(Missing)), " or ".join(get_args(Missing))),
+    default="own",
+    show_default=True,
+    help="Treatments of candidates without a record to measure; another one than the first is recommended only where "
+    "it is shown to gain more.",
+)
+@click.option(
+    "--poolings",
+    type=_List(parse, EXPECTED),
+    default=MAX,
+    show_default=True,
+    help="Poolings of frames to measure, such as max,softmax:0.1; recommended like the treatments of missing records.",
+)
+@click.option(
     "--intervals",
     type=_List(_number(0.001, 3600), "seconds"),
     default=(),
@@ -152,6 +168,8 @@ def sweep(
     alphas: tuple[float, ...],
     depths: tuple[int, ...],
     normalizations: tuple[Normalization, ...],
+    missing: tuple[Missing, ...],
+    poolings: tuple[str, ...],
     intervals: tuple[float, ...],
     precisions: tuple[Precision, ...],
     also: tuple[str, ...],
@@ -184,7 +202,7 @@ def sweep(
     texts = trec.read_topics(topics_file, is_paragraph=is_paragraph)
     run = trec.matched(trec.read_run(run_file), qrels)
     topics = {topic: texts[name] for topic in run.topics if (name := trec.joined(topic, texts)) in texts}
-    grid = Grid(alphas, depths, normalizations)
+    grid = Grid(alphas, depths, normalizations, missing, poolings)
     swept = sweep_run.sweep(run, topics, qrels, _models(settings, also), variants, grid, measures)
     several = len(swept.topics) >= folds
     found = sweep_report.data(swept, Caution(loss, most_losing), folds if several else 0)

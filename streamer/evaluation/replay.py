@@ -13,6 +13,7 @@ import contextlib
 import re
 import secrets
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,7 +31,7 @@ from streamer.kafka.dead_letters import GROUP_HEADER
 from streamer.kafka.outputs import GROUP
 from streamer.kafka.readers.request import Requester
 from streamer.kafka.records import text_of
-from streamer.method import answer, rerank_candidates
+from streamer.method import answer, method_of, rerank_candidates
 from streamer.store import StoreUnavailableError
 from streamer.topology import QUERY_RERANKED, QUERY_RESULTS, RERANK
 
@@ -159,7 +160,7 @@ def is_replayed(query_id: str) -> bool:
 def _check(required: Mapping[str, object], question: QueryResults, found: QueryReranked) -> None:
     if found.degraded is not None:
         raise ReplayError(f"{question.query_id} was degraded: {found.degraded}")
-    used = {"alpha": found.alpha, "depth": found.depth, "normalization": found.normalization}
+    used = asdict(method_of(found))
     for name, asked in required.items():
         if asked != used[name]:
             raise ReplayError(f"the running reranker has {name} {used[name]}, not {asked}")
@@ -198,7 +199,7 @@ class Replay:
                 raise ReplayError(_twice(each.query_id))
             self.topics[each.query_id] = ranking_of(each)
             self._statuses.update(result.status for result in each.results)
-            self._method = f"alpha {each.alpha:g}, depth {each.depth}, {each.normalization}, model {each.model_id}"
+            self._method = f"{method_of(each)}, model {each.model_id}"
         if not self.topics:
             raise ReplayError("there are no queries to replay")
         if not self._statuses[Status.RERANKED]:

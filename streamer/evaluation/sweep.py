@@ -1,4 +1,4 @@
-"""Measures of one topic at every point of a grid of alphas, depths and normalisations, from its frame scores.
+"""Measures of one topic at every point of a grid of the method's parameters, from its frame scores.
 
 A reranked list differs from the initial one only in the order of its first candidates, and inferred AP depends only on
 the ranks of the relevant ones and on the number of pooled ones above them. So for each depth all blends are sorted at
@@ -11,6 +11,7 @@ replay with these settings writes. Other measures are computed from the same ran
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,15 @@ import numpy.typing as npt
 
 from streamer.evaluation.infap import NOT_JUDGED, RELEVANT
 from streamer.method import Method
+from streamer.pooling import MAX
 from streamer.scoring import blend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from streamer.evaluation.infap import InferredAP
     from streamer.evaluation.rank_measures import RankMeasure
-    from streamer.scoring import FloatArray, IntArray, Normalization
+    from streamer.scoring import FloatArray, IntArray, Missing, Normalization
 
 _KINDS = 3
 """The counts of each stratum: pooled, judged and relevant shots."""
@@ -34,21 +36,29 @@ _KINDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The grid of all combinations; points are numbered with alpha varying fastest, then normalisation."""
+    """The grid of all combinations; points are numbered with alpha varying fastest, depth slowest."""
 
     alphas: tuple[float, ...]
     depths: tuple[int, ...]
     normalizations: tuple[Normalization, ...]
+    missing: tuple[Missing, ...] = ("own",)
+    poolings: tuple[str, ...] = (MAX,)
 
     def __len__(self) -> int:
-        return len(self.alphas) * len(self.depths) * len(self.normalizations)
+        return len(self.depths) * len(self.poolings) * len(self.missing) * len(self.normalizations) * len(self.alphas)
+
+    def blends(self) -> Iterator[tuple[str, Missing, Normalization]]:
+        """Yield what besides alpha and depth makes a blend, in order."""
+        return itertools.product(self.poolings, self.missing, self.normalizations)
 
     def points(self) -> Iterator[Method]:
         """Yield each point's method, in order."""
         for depth in self.depths:
-            for normalization in self.normalizations:
+            for pooling, missing, normalization in self.blends():
                 for alpha in self.alphas:
-                    yield Method(alpha=alpha, depth=depth, normalization=normalization)
+                    yield Method(
+                        alpha=alpha, depth=depth, normalization=normalization, missing=missing, pooling=pooling
+                    )
 
 
 class TopicSweep:
@@ -75,18 +85,18 @@ class TopicSweep:
         (self._relevant,) = np.nonzero(self._counter.is_relevant(codes))
         self._above = self._counter.above(codes[None], self._relevant[None])[0]
 
-    def values(self, cosines: FloatArray, grid: Grid) -> FloatArray:
+    def values(self, frame: Mapping[str, FloatArray], grid: Grid) -> FloatArray:
         """Return inferred AP and the other measures (1 + others, p) at each point.
 
-        ``cosines`` (>= the deepest depth, or n,) are NaN without a record.
+        ``frame``: for each pooling the frame scores (>= the deepest depth, or n,), NaN without a record.
         """
         alphas = np.array(grid.alphas)[:, None]
         values = []
         for depth in grid.depths:
             top = min(depth, len(self._initial))
             blends = [
-                blend(self._initial[:top], cosines[:top], alphas, normalization)
-                for normalization in grid.normalizations
+                blend(self._initial[:top], frame[pooling][:top], alphas, normalization, missing)
+                for pooling, missing, normalization in grid.blends()
             ]
             values.append(self._of(np.concatenate(blends)))
         return np.concatenate(values, axis=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table as TerminalTable
 
 from streamer.evaluation import choice, plots
+from streamer.evaluation.alternatives import alternatives
 from streamer.evaluation.page import Headline, Page, Section, Table, Text, show
 from streamer.terminal import plain
 
@@ -34,8 +35,6 @@ COSTS = {
 }
 """The costs that are compared with the gain."""
 _STORED = "stored"
-GAIN, LOSS, NOT_SHOWN = "gain", "loss", "not shown"
-"""What the interval of a gain on unseen topics says."""
 
 
 _MULTIPLES = (1, 2, 5, 10)
@@ -56,6 +55,7 @@ def data(found: Sweep, caution: Caution, folds: int) -> Data:
         "topics": len(found.topics),
         "measure": found.measures[0],
         **first,
+        **alternatives(found, folds),
         "visible": [
             asdict(
                 choice.visible(
@@ -123,7 +123,7 @@ def _chains(columns: Sequence[Column]) -> list[IntArray]:
     chains: dict[Any, list[int]] = {}
     for number, column in enumerate(columns):
         method = column.method
-        chains.setdefault((column.model, column.variant, method.depth, method.normalization), []).append(number)
+        chains.setdefault((column.model, column.variant, replace(method, alpha=0.0)), []).append(number)
     return [
         np.array(sorted(numbers, key=lambda number: -columns[number].method.alpha), np.intp)
         for numbers in chains.values()
@@ -149,7 +149,7 @@ def _cross_validation(result: CrossValidation, points: Sequence[Data], folds: in
         "low": result.low,
         "high": result.high,
         "confidence": result.confidence,
-        "says": GAIN if result.low > 0 else LOSS if result.high < 0 else NOT_SHOWN,
+        "says": choice.says(result),
         "deviation": result.deviation,
         "losing": result.losing,
         "alpha_low": min(alphas, default=None),
@@ -182,6 +182,8 @@ _COLUMNS = (
     ("precision", "precision", ""),
     ("depth", "depth", ""),
     ("normalization", "normalization", ""),
+    ("no record", "missing", ""),
+    ("pooling", "pooling", ""),
     ("alpha", "alpha", "g"),
     ("value", "", ".4f"),
     ("gain", "gain", "+.4f"),
@@ -192,7 +194,9 @@ _COLUMNS = (
     ("frames/clip", "frames_a_clip", ".1f"),
 )
 """The column title and format of each field of a point; the value's field is named after the measure."""
-_TERMINAL_COLUMNS = 11
+_TERMINAL_COLUMNS = 13
+_OFTEN_ALIKE = ("model", "missing", "pooling")
+"""Fields that a terminal shows only where the points differ in them: it is narrow; the page and the JSON have all."""
 
 
 def _titles(found: Data) -> list[str]:
@@ -211,19 +215,37 @@ def _choices(found: Data) -> Iterator[tuple[str, list[Shown | str]]]:
 
 def terminal(found: Data) -> Iterator[TerminalTable]:
     """Make tables of the recommended settings, their gain on unseen topics, and their costs."""
-    # The page and the JSON have all columns; a terminal is narrow, and usually there is only one model.
-    first = 0 if len({point["model"] for point in found["points"]}) > 1 else 1
-    columns = _titles(found)[first:_TERMINAL_COLUMNS]
-    chosen = [[title, *row[first:_TERMINAL_COLUMNS]] for title, row in _choices(found)]
-    yield _terminal("Recommended settings", ["", *columns], chosen)
+    alike = {name for name in _OFTEN_ALIKE if len({point[name] for point in found["points"]}) == 1}
+    shown = [number for number, (_, key, _) in enumerate(_COLUMNS[:_TERMINAL_COLUMNS]) if key not in alike]
+
+    def narrow(row: Sequence[Any]) -> list[Any]:
+        return [row[number] for number in shown]
+
+    columns = narrow(_titles(found))
+    yield _terminal("Recommended settings", ["", *columns], [[title, *narrow(row)] for title, row in _choices(found)])
     if found["cross_validation"]:
         yield _terminal(f"Cross-validation on unseen topics, {found['measure']}", _UNSEEN, _unseen(found))
+        if found["alternatives"]:
+            yield _terminal("Other ways, compared on unseen topics", _ALTERNATIVES, _other_ways(found))
         if found["other_measures"]:
             yield _terminal("Other measures on unseen topics", _OTHERS, _others(found))
         yield _terminal("What so many topics can show", _VISIBLE, _visible(found))
-    rows = [_row(found, "trade_off", number) for number in range(len(found["trade_off"]))]
-    best = [row[first:_TERMINAL_COLUMNS] for row in rows]
-    yield _terminal("Best setting for each model, interval, precision and depth", columns, best)
+    rows = [narrow(_row(found, "trade_off", number)) for number in range(len(found["trade_off"]))]
+    yield _terminal("Best setting for each model, interval, precision and depth", columns, rows)
+
+
+_ALTERNATIVES = ("parameter", "value", "compared with", "gains more", "CI from", "to", "says", "recommended")
+
+
+def _other_ways(found: Data) -> list[list[Shown | str]]:
+    forms = {"parameter": "", "value": "", "than": "", "gain": "+.4f", "low": "+.4f", "high": "+.4f", "says": ""}
+    return [
+        [
+            *(show(found, "alternatives", number, key, form=form) for key, form in forms.items()),
+            show(found, "recommended", each["parameter"]),
+        ]
+        for number, each in enumerate(found["alternatives"])
+    ]
 
 
 _UNSEEN = (
@@ -317,6 +339,8 @@ def page(found: Data, run: str, qrels: str) -> Page:
     advice.append(Table(["", *_titles(found)], rows, frozenset(each + 1 for each in numeric)))
     if found["cross_validation"]:
         advice += [Text(_WHY_UNSEEN), Table(_UNSEEN, _unseen(found), frozenset(range(1, len(_UNSEEN))))]
+        if found["alternatives"]:
+            advice += [Text(_WHY_ALTERNATIVES), Table(_ALTERNATIVES, _other_ways(found), frozenset(range(3, 6)))]
         if found["other_measures"]:
             advice.append(Table(_OTHERS, _others(found), frozenset(range(2, len(_OTHERS)))))
         advice += [Text(_WHAT_IS_VISIBLE), Table(_VISIBLE, _visible(found), frozenset(range(3)))]
@@ -344,6 +368,10 @@ _WHY_UNSEEN = (
     "The gain on unseen topics is the estimate for future queries. Its 95 % interval allows for the choice and for the "
     "number of measures; only an interval above 0 shows a gain."
 )
+_WHY_ALTERNATIVES = (
+    "Another way of pooling, or of treating candidates without a record, is recommended only where its interval is "
+    "above 0: both ways are compared topic by topic, each with its own best setting, chosen without these topics."
+)
 _WHAT_IS_VISIBLE = (
     "With so many topics, a mean gain on unseen topics of this size is shown with a probability of 80 %, if gains "
     "differ between topics as here; and a setting can be conservative if no more topics than this lose (-: none may)."
@@ -360,7 +388,7 @@ def _alphas(found: Data) -> Picture:
     chosen = found["best"]
 
     def draw(axes: Axes) -> None:
-        fixed = ("model", "frame_interval", "precision", "depth")
+        fixed = ("model", "frame_interval", "precision", "depth", "missing", "pooling")
         like = [point for point in found["points"] if all(point[name] == chosen[name] for name in fixed)]
         for normalization in dict.fromkeys(point["normalization"] for point in like):
             line = sorted((each["alpha"], each["gain"]) for each in like if each["normalization"] == normalization)

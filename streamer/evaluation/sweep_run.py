@@ -15,7 +15,7 @@ from streamer.evaluation.rank_measures import RankMeasure
 from streamer.evaluation.replay import TextVectors
 from streamer.evaluation.sweep import TopicSweep
 from streamer.evaluation.trec import Run
-from streamer.evaluation.variants import Cost, Costs, Variant, cosines_of
+from streamer.evaluation.variants import Cost, Costs, Variant, frame_scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -121,10 +121,10 @@ def sweep(
             text_s += time.perf_counter() - began
             shots = topic.shots[: max(grid.depths)]
             try:
-                cosines = cosines_of(model.store, shots, query, variants, costs)
+                frame = frame_scores(model.store, shots, query, variants, costs, grid.poolings)
             except ValueError as error:
                 raise ReplayError(str(error)) from None
-            measured = [topic.sweep.values(cosines[each], grid)[rows] for each in variants]
+            measured = [topic.sweep.values(frame[each], grid)[rows] for each in variants]
             found[:, number] = np.concatenate(measured, axis=1)
             sizes.append(len(topic.shots))
         if not costs.scored:
@@ -157,12 +157,13 @@ def _columns(
     stored = costs.of.get(Variant(), Cost())
     for variant in variants:
         cost = costs.of.get(variant, Cost())
-        seconds = costs.read_s
+        seconds = dict(costs.read_s)
         if not variant.is_stored and stored.bytes:
-            reading = max(0.0, costs.read_s - stored.seconds)
-            seconds = cost.seconds + reading * cost.bytes / stored.bytes
+            for pooling, read_s in costs.read_s.items():
+                reading = max(0.0, read_s - stored.seconds[pooling])
+                seconds[pooling] = cost.seconds[pooling] + reading * cost.bytes / stored.bytes
         of_bytes, of_frames = cost.bytes / max(1, cost.clips), cost.frames / max(1, cost.clips)
-        candidate_ms = 1000 * seconds / max(1, costs.candidates)
         for method in grid.points():
+            candidate_ms = 1000 * seconds[method.pooling] / max(1, costs.candidates)
             ms = text_ms + candidate_ms * float(np.minimum(sizes, method.depth).mean())
             yield Column(name, variant, method, ms, of_bytes, of_frames)

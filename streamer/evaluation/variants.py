@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamer.method import score_clips
+from streamer.pooling import MAX
 from streamer.store.record_format import quantize
 from streamer.vectors import Block, ClipList
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from streamer.scoring import FloatArray
     from streamer.settings import Precision
     from streamer.store import Embedding, Store
-    from streamer.vectors import ClipVectors
+    from streamer.vectors import Blocks, ClipVectors
 
 AT_ONCE = 100
 """Number of candidates whose vectors are in memory at once."""
@@ -50,35 +51,40 @@ class _Vectors(NamedTuple):
 
 @dataclass(slots=True)
 class Cost:
-    """Sums over the embedded candidates of a variant; ``seconds``: time for scoring them from memory."""
+    """Sums over the embedded candidates of a variant; ``seconds``: by pooling, time for scoring them from memory."""
 
     clips: int = 0
     frames: int = 0
     bytes: int = 0
-    seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Costs:
-    """The costs of each variant; ``read_s``: the seconds for reading and scoring the records as stored."""
+    """The costs of each variant; ``read_s``: by pooling, the seconds for reading and scoring the records as stored."""
 
     of: dict[Variant, Cost] = field(default_factory=dict)
-    read_s: float = 0.0
+    read_s: dict[str, float] = field(default_factory=dict)
     candidates: int = 0
     scored: int = 0
     """The number of candidates with a record."""
 
 
-def cosines_of(
-    store: Store, clip_ids: Sequence[str], query: npt.NDArray[np.float32], variants: Sequence[Variant], costs: Costs
-) -> dict[Variant, FloatArray]:
-    """Max-pool clips against a query (d,) for each variant: (n,), NaN without a record.
+def frame_scores(
+    store: Store,
+    clip_ids: Sequence[str],
+    query: npt.NDArray[np.float32],
+    variants: Sequence[Variant],
+    costs: Costs,
+    poolings: Sequence[str] = (MAX,),
+) -> dict[Variant, dict[str, FloatArray]]:
+    """Pool clips against a query (d,) for each variant by each pooling: (n,), NaN without a record.
 
-    Each record is read once. If only the stored variant is measured, costs are counted for the first clips only.
-    Raises :class:`~streamer.store.StoreUnavailableError`, and ValueError if vectors are stored with a lower precision
-    than a variant's.
+    Each record is read once for each pooling. If only the stored variant is measured, costs are counted for the first
+    clips only. Raises :class:`~streamer.store.StoreUnavailableError`, and ValueError if vectors are stored with a lower
+    precision than a variant's.
     """
-    found = {variant: np.full(len(clip_ids), np.nan) for variant in variants}
+    found = {variant: {pooling: np.full(len(clip_ids), np.nan) for pooling in poolings} for variant in variants}
     costs.candidates += len(clip_ids)
     sampled = costs.of.get(Variant(), Cost()).clips >= COUNTED
     only_stored = sampled and all(variant.is_stored for variant in variants)
@@ -86,16 +92,17 @@ def cosines_of(
     for start in range(0, len(clip_ids), size):
         part = slice(start, start + size)
         with store.read(clip_ids[part]) as records:
-            began = time.perf_counter()
-            stored = score_clips(query, records).cosines
-            costs.read_s += time.perf_counter() - began
-            costs.scored += int(np.count_nonzero(~np.isnan(stored)))
+            stored = {pooling: _scored(query, records, pooling, costs.read_s) for pooling in poolings}
+            costs.scored += int(np.count_nonzero(~np.isnan(stored[poolings[0]])))
             for variant in variants:
-                if only_stored:
-                    found[variant][part] = stored
-                else:
+                scores = stored
+                if not only_stored:
                     clips = _Joined(None if record is None else derive(record, variant) for record in records)
-                    found[variant][part] = _scored(query, clips, costs.of.setdefault(variant, Cost()))
+                    cost = costs.of.setdefault(variant, Cost())
+                    scores = {pooling: _scored(query, clips, pooling, cost.seconds) for pooling in poolings}
+                    _count(clips, cost)
+                for pooling in poolings:
+                    found[variant][pooling][part] = scores[pooling]
     return found
 
 
@@ -131,17 +138,20 @@ class _Joined(ClipList):
         )
 
 
-def _scored(query: npt.NDArray[np.float32], clips: _Joined, cost: Cost) -> FloatArray:
+def _scored(query: npt.NDArray[np.float32], clips: Blocks, pooling: str, seconds: dict[str, float]) -> FloatArray:
     began = time.perf_counter()
-    cosines = score_clips(query, clips).cosines
-    cost.seconds += time.perf_counter() - began
+    cosines = score_clips(query, clips, pooling).cosines
+    seconds[pooling] = seconds.get(pooling, 0.0) + time.perf_counter() - began
+    return cosines
+
+
+def _count(clips: _Joined, cost: Cost) -> None:
     there = [clip for clip in clips if clip is not None]
     cost.clips += len(there)
     cost.frames += sum(len(np.unique(clip.times_ms)) for clip in there)
     cost.bytes += sum(
         clip.matrix.nbytes + clip.times_ms.nbytes + (0 if clip.scales is None else clip.scales.nbytes) for clip in there
     )
-    return cosines
 
 
 def derive(record: Embedding, variant: Variant) -> ClipVectors:

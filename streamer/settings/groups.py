@@ -18,7 +18,8 @@ from pydantic_settings import NoDecode
 
 from streamer.events import MAX_RESULTS
 from streamer.method import Method
-from streamer.scoring import Normalization
+from streamer.pooling import MAX, parse
+from streamer.scoring import Missing, Normalization
 from streamer.settings.base import Group, read_password, read_secret
 from streamer.settings.errors import SettingsError, invalid_setting
 from streamer.topology import DLQ_SUFFIX, SERVICES, dead_letter_topic
@@ -253,11 +254,32 @@ class MethodSettings(Group):
     normalization: Normalization = Field(
         "minmax", description="Normalization of the engine's and the frames' scores before they are blended"
     )
+    missing: Missing = Field(
+        "own",
+        description="Frame score of a candidate without a record; own: none, it keeps its own score alone; impute: "
+        "predicted from its own score by regression within the list",
+    )
+    pooling: str = Field(
+        MAX,
+        description="How a clip's frames make its frame score: max, or softmax:TAU, a mean weighted by "
+        "exp(cosine / TAU), TAU from 0.01 to 1",
+    )
+
+    @field_validator("pooling")
+    @classmethod
+    def _spell(cls, value: str) -> str:
+        return parse(value)
 
     @property
     def method(self) -> Method:
         """The method that the settings describe."""
-        return Method(alpha=self.alpha, depth=self.depth, normalization=self.normalization)
+        return Method(
+            alpha=self.alpha,
+            depth=self.depth,
+            normalization=self.normalization,
+            missing=self.missing,
+            pooling=self.pooling,
+        )
 
 
 class QuerySettings(Group):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import structlog
 
 from streamer.machine import start
+from streamer.pooling import MAX
 from streamer.store.protocol import EvictingStoreError, StoreError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -79,11 +80,13 @@ class MeasuredStore:
         """Read records, as the store does."""
         return _MeasuredRead(self._store.read(clip_ids), self._end_of_read)
 
-    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+    def score(
+        self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None, pooling: str = MAX
+    ) -> ClipScores:
         """Score clips, as the store does; a query of which some clips are unavailable counts as an error, too."""
         began = time.perf_counter()
         try:
-            scores = self._store.score(clip_ids, vector, deadline)
+            scores = self._store.score(clip_ids, vector, deadline, pooling)
         except BaseException as error:
             self._end_of_read(time.perf_counter() - began, None, unavailable=isinstance(error, StoreUnavailableError))
             raise

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from xxhash import xxh3_64_intdigest
 
+from streamer.pooling import MAX
 from streamer.vectors import Blocks
 
 if TYPE_CHECKING:
@@ -264,9 +265,12 @@ class Store(Protocol):
         """
         ...
 
-    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+    def score(
+        self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None, pooling: str = MAX
+    ) -> ClipScores:
         """Score clips against an L2-normalised query (d,), in the order of ``clip_ids``.
 
+        ``pooling``: one of :mod:`streamer.pooling`, which makes a clip's score from the cosines of its vectors.
         ``deadline``: the moment of the monotonic clock by which a remote store has to answer; None: by its own time
         limit. Clips that it could not look up until then are ``unavailable``. Raises :class:`StoreUnavailableError` if
         the whole store is, and ValueError if the query is not finite.

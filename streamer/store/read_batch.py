@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, overload
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from streamer.pooling import MAX
 from streamer.scoring import ClipScores, FrameScorer
 from streamer.store import record_format
 from streamer.store.protocol import StoreError
@@ -170,9 +171,9 @@ class Records(Sequence["Embedding | None"]):
         self._get = _refuse
         self._embeddings = None
 
-    def scores(self, query: npt.NDArray[np.float32]) -> ClipScores:
+    def scores(self, query: npt.NDArray[np.float32], pooling: str = MAX) -> ClipScores:
         """Score all clips against an L2-normalised query (d,). Raises ValueError if the query is not finite."""
-        scorer = FrameScorer(query, len(self))
+        scorer = FrameScorer(query, len(self), pooling)
         for block in self.blocks():
             scorer.add(block)
         counts = self.corrupt, self.cache_hits, self.cache_misses

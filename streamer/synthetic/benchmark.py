@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import itertools
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from streamer.evaluation.comparison import compare
 from streamer.evaluation.measures import INFERRED_AP, evaluate
 from streamer.evaluation.questions import questions_of
 from streamer.evaluation.replay import Replay, offline
+from streamer.method import Method
 from streamer.store import Clip, Position, open_store
 from streamer.synthetic import avs
 from streamer.synthetic.clips import render_clips
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from streamer.encoders import Encoder
     from streamer.evaluation.comparison import Comparison
     from streamer.evaluation.trec import Run
-    from streamer.method import Method
     from streamer.settings import BenchmarkSettings, Sandbox
     from streamer.store import Store
     from streamer.synthetic.clips import DemoClip, DemoQuery
@@ -204,7 +204,7 @@ def markdown(results: Mapping[str, Any]) -> str:
             f"| {interval} | {figures['randomization_p']:.2g} | {figures['wins']} / {figures['losses']} "
             f"| {truth['before']:.3f} to {truth['after']:.3f} |"
         )
-    method = f"alpha {results['alpha']:g}, depth {results['depth']}, {results['normalization']}"
+    method = Method(**{each.name: results[each.name] for each in fields(Method) if each.name in results})
     judged = f"{results['judged']:,} of {results['pooled']:,} pooled clips judged"
     drawn = (
         f"{results['topics']} topics on {results['clips']} rendered clips, {results['relevant_a_topic']:.1f} relevant"

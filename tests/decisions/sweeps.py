@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from streamer.evaluation import sweep_report
+from streamer.evaluation import choice, sweep_report
 from streamer.evaluation.choice import Caution
 from streamer.evaluation.infap import InferredAP
 from streamer.evaluation.rank_measures import RankMeasure
@@ -15,6 +15,7 @@ from streamer.evaluation.sweep import Grid, TopicSweep
 from streamer.evaluation.sweep_run import Column, Sweep
 from streamer.evaluation.trec import Judgments
 from streamer.evaluation.variants import Variant
+from streamer.pooling import MAX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +79,7 @@ def population(scenario: Scenario, *, topics: int, seed: int = 0) -> Population:
         measure = InferredAP(judgments)
         others = [RankMeasure(name, judgments) for name in MEASURES[1:]]
         swept = TopicSweep(measure, measure.codes(shots), scores[order], others, rels.astype(float))
-        values[:, topic] = swept.values(rng.standard_normal(CANDIDATES) + scenario.knowledge * rels, GRID)
+        values[:, topic] = swept.values({MAX: rng.standard_normal(CANDIDATES) + scenario.knowledge * rels}, GRID)
     base = values[:, :, GRID.alphas.index(1.0)].copy()
     if scenario.centred:
         values -= (values - base[:, :, None]).mean(axis=1, keepdims=True)
@@ -128,8 +129,7 @@ def simulate(scenario: Scenario, of: Population, *, topics: int, runs: int, seed
             name: [
                 gains[number][:, number_of[each[name]["alpha"], each[name]["depth"], each[name]["normalization"]]]
                 for number, each in enumerate(reports)
-                if each[name] is not None
-                and (name != "best" or each["cross_validation"][name]["says"] == sweep_report.GAIN)
+                if each[name] is not None and (name != "best" or each["cross_validation"][name]["says"] == choice.GAIN)
             ]
             for name in ("best", "conservative")
         }

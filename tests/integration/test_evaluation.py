@@ -20,6 +20,7 @@ from streamer.store import open_existing, open_store
 from tests.support import browser, small_avs
 from tests.support.driver import RESULTS, Bus, Service, apply_topics
 from tests.support.driver import Record as DriverRecord
+from tests.support.recompute_scores import pooled, predicted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,8 +64,15 @@ def zscore(values: Any) -> Any:
     return centred / np.sqrt(np.mean(centred * centred))
 
 
-def by_hand(benchmark: SmallBenchmark, run: Path, normalised: Callable[[Any], Any]) -> list[str]:
-    """Rerank a run with numpy alone, from the stored vectors and the queries'."""
+def by_hand(
+    benchmark: SmallBenchmark,
+    run: Path,
+    normalised: Callable[[Any], Any],
+    *,
+    impute: bool = False,
+    pooling: str = "max",
+) -> list[str]:
+    """Rerank a run with numpy and fractions alone, from the stored vectors and the queries'."""
     lists: dict[str, list[tuple[float, str]]] = {}
     for line in run.read_text().splitlines():
         topic, _, shot, _, score, _ = line.split()
@@ -77,11 +85,15 @@ def by_hand(benchmark: SmallBenchmark, run: Path, normalised: Callable[[Any], An
         results.sort(reverse=True)
         query = np.rint(encoder.encode_texts([texts[topic]])[0].astype(np.float64) * 2**26) / 2**26
         with store.read([shot for _, shot in results[:DEPTH]]) as records:
-            cosines = np.array([(record.matrix.astype(np.float64) @ query).max() if record else np.nan
-                                for record in records])  # fmt: skip
+            frames = [(record.matrix.astype(np.float64) @ query).tolist() if record else None for record in records]
+        cosines = np.array([pooled(each, pooling) if each else np.nan for each in frames])
         scores = normalised(np.array([score for score, _ in results[:DEPTH]]))
         there = ~np.isnan(cosines)
-        scores[there] = ALPHA * scores[there] + (1 - ALPHA) * normalised(cosines[there])
+        known = normalised(cosines[there])
+        if impute:
+            imputed = np.array(predicted(scores[there].tolist(), known.tolist(), scores[~there].tolist()))
+            scores[~there] = ALPHA * scores[~there] + (1 - ALPHA) * imputed.clip(0, 1)
+        scores[there] = ALPHA * scores[there] + (1 - ALPHA) * known
         order = np.argsort(-scores, kind="stable")
         ranked = [(float(scores[each]), results[each][1]) for each in order]
         ranked += [(ranked[-1][0] - below, shot) for below, (_, shot) in enumerate(results[DEPTH:], start=1)]
@@ -101,10 +113,14 @@ def base_run(benchmark: SmallBenchmark, tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.parametrize(("missing", "pooling"), [("own", "max"), ("impute", "softmax:0.1")])
 def test_replays_offline_through_kafka_and_by_hand_agree_to_the_last_digit(
-    benchmark: SmallBenchmark, kafka: LocalKafka, topic_prefix: str, base_run: Path, tmp_path: Path
-) -> None:
+    benchmark: SmallBenchmark, kafka: LocalKafka, topic_prefix: str, base_run: Path, tmp_path: Path, missing: str,
+    pooling: str,
+) -> None:  # fmt: skip
     knobs = {
+        "STREAMER_MISSING": missing,
+        "STREAMER_POOLING": pooling,
         "STREAMER_ALPHA": str(ALPHA),
         "STREAMER_DEPTH": str(DEPTH),
         "STREAMER_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
@@ -122,7 +138,8 @@ def test_replays_offline_through_kafka_and_by_hand_agree_to_the_last_digit(
             streamer(own, *given, tmp_path / "other", "--through-kafka", "--alpha", "0.9")
     offline = (tmp_path / "offline").read_text()
     assert (tmp_path / "kafka").read_text() == offline
-    assert sorted(offline.splitlines()) == by_hand(benchmark, base_run, minmax)
+    expected = by_hand(benchmark, base_run, minmax, impute=missing == "impute", pooling=pooling)
+    assert sorted(offline.splitlines()) == expected
 
 
 @pytest.mark.parametrize(("normalization", "normalised"), [("zscore", zscore), ("none", lambda values: values)])
@@ -208,18 +225,23 @@ def test_a_sweeps_points_are_replays_and_its_page_shows_its_json(
 ) -> None:
     own = variables(benchmark)
     out: list[str | Path] = ["--json", tmp_path / "sweep.json", "--html", tmp_path / "sweep.html"]
-    grid = ["--depths", "10,25", "--intervals", "1", "--precisions", "int8", "--measures", "infAP,nDCG@10"]
+    grid = ["--depths", "10,25", "--intervals", "1", "--precisions", "int8", "--measures", "infAP,nDCG@10",
+            "--missing", "own,impute", "--poolings", "max,softmax:.1"]  # fmt: skip
     streamer(own, "sweep", *files(benchmark), *grid, *out)
     found = json.loads((tmp_path / "sweep.json").read_bytes())
-    assert len(found["points"]) == 11 * 2 * 3 * 4
+    assert len(found["points"]) == 11 * 2 * 3 * 4 * 2 * 2
+    assert [each["value"] for each in found["alternatives"]] == ["impute", "softmax:0.1"]
     given: list[str | Path] = ["--run", benchmark.folder / "base-B.run", "--topics", benchmark.folder / "topics.tsv"]
-    for alpha, depth, how in ((0.4, 25, "minmax"), (0.7, 10, "zscore")):
+    for alpha, depth, how, missing, pooling in (
+        (0.4, 25, "minmax", "own", "max"), (0.7, 10, "zscore", "impute", "softmax:0.1"),
+    ):  # fmt: skip
         knobs = ["--alpha", str(alpha), "--depth", str(depth), "--normalization", how]
+        knobs += ["--missing", missing, "--pooling", pooling]
         streamer(own, "replay", *given, "--out", tmp_path / "run", *knobs)
         measured = evaluate(read_run(tmp_path / "run"), read_qrels(benchmark.folder / "qrels")).mean["infAP"]
         assert found["other_measures"]["nDCG@10"]["best"]["nDCG@10"] >= found["other_measures"]["nDCG@10"]["base"]
         setting = {"frame_interval": "stored", "precision": "stored", "depth": depth, "alpha": alpha,
-                   "normalization": how}  # fmt: skip
+                   "normalization": how, "missing": missing, "pooling": pooling}  # fmt: skip
         (point,) = [each for each in found["points"] if setting.items() <= each.items()]
         assert point["infAP"] == pytest.approx(measured, rel=1e-12)
     stored, derived = (
@@ -232,6 +254,7 @@ def test_a_sweeps_points_are_replays_and_its_page_shows_its_json(
         figures = browser.assert_figures_are(found, page)
         assert {"base", "best/gain", "cross_validation/best/low", "trade_off/0/ms", "visible/0/gain"} <= figures.keys()
         assert "other_measures/nDCG@10/cross_validation/best/says" in figures
+        assert {"alternatives/1/low", "recommended/pooling"} <= figures.keys()
         assert page.locator("figure svg").count() == 4
 
 

@@ -6,7 +6,7 @@ import random
 import secrets
 import uuid
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -103,9 +103,8 @@ class Platform:
             assert [event[name] for name in ("query", "engine")] == [asked[name] for name in ("query", "engine")]
             assert moment(event["issued_at"]) == moment(asked["issued_at"])
             assert moment(event["issued_at"]) <= moment(event["reranked_at"]) <= datetime.now(UTC)
-            assert (event["alpha"], event["depth"], event["normalization"], event["degraded"]) == (
-                method.alpha, method.depth, method.normalization, None,
-            )  # fmt: skip
+            assert {name: event[name] for name in asdict(method)} == asdict(method)
+            assert event["degraded"] is None
             known = {result["clip_id"] for result in asked["results"]} & self.clips.keys()
             records = {clip_id: oracle.video(self.clips[clip_id]) for clip_id in known}
             Ranking(oracle.text(asked["query"]), asked["results"], records, method).check(event["results"])
@@ -234,7 +233,11 @@ def library(kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         embedder.stop()
 
 
-METHODS = [Method(), Method(normalization="zscore", depth=5), Method(normalization="none", alpha=0.25, depth=12)]
+METHODS = [
+    Method(),
+    Method(normalization="zscore", depth=5, missing="impute"),
+    Method(normalization="none", alpha=0.25, depth=12, pooling="softmax:0.1"),
+]
 
 
 @pytest.fixture(scope="module", params=METHODS, ids=lambda method: method.normalization)
@@ -245,6 +248,8 @@ def reranker(library: Library, request: pytest.FixtureRequest) -> Iterator[tuple
         "STREAMER_NORMALIZATION": method.normalization,
         "STREAMER_ALPHA": str(method.alpha),
         "STREAMER_DEPTH": str(method.depth),
+        "STREAMER_MISSING": method.missing,
+        "STREAMER_POOLING": method.pooling,
     }
     with library.platform.run("rerank", **({} if method == Method() else knobs)) as service:
         yield service.await_ready(), method

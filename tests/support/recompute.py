@@ -19,6 +19,8 @@ import open_clip
 import torch
 from PIL import Image
 
+from tests.support.recompute_scores import pooled, predicted
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -74,6 +76,8 @@ class Method:
     normalization: str = "minmax"
     alpha: float = 0.4
     depth: int = 100
+    missing: str = "own"
+    pooling: str = "max"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,18 +190,24 @@ class Ranking:
         within = self.results[: self.method.depth]
         found = [self.records.get(result["clip_id"]) for result in within]
         cosines = [None if record is None else record.vectors @ self.query for record in found]
-        best = np.array([cosine.max() for cosine in cosines if cosine is not None])
+        scores = [None if cosine is None else pooled(cosine.tolist(), self.method.pooling) for cosine in cosines]
+        known = normalised(np.array([score for score in scores if score is not None]), self.method.normalization)
         initial = normalised(np.array([result["score"] for result in within], float), self.method.normalization)
-        frame_side = iter(normalised(best, self.method.normalization))
+        there = np.array([score is not None for score in scores], bool)
+        frame_side = initial.copy()
+        frame_side[there] = known
+        if self.method.missing == "impute" and there.any() and not there.all():
+            imputed = np.array(predicted(initial[there].tolist(), known.tolist(), initial[~there].tolist()))
+            frame_side[~there] = imputed.clip(0, 1) if self.method.normalization == "minmax" else imputed
+        blends = self.method.alpha * initial + (1 - self.method.alpha) * frame_side
         expected = []
-        for record, cosine, engine_score in zip(found, cosines, initial, strict=True):
+        for record, cosine, score, blended in zip(found, cosines, scores, blends, strict=True):
             if record is None or cosine is None:
-                expected.append(Expectation("not_embedded", float(engine_score)))
+                expected.append(Expectation("not_embedded", float(blended)))
                 continue
-            blended = self.method.alpha * engine_score + (1 - self.method.alpha) * next(frame_side)
             near = np.flatnonzero(cosine >= cosine.max() - COSINE_TIE)
             moments = tuple(1000 * record.times[index] for index in near)
-            expected.append(Expectation("reranked", float(blended), float(cosine.max()), moments))
+            expected.append(Expectation("reranked", float(blended), score, moments))
         below = len(self.results) - len(within)
         return expected + [Expectation("below_depth", None)] * below
 

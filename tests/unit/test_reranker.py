@@ -18,12 +18,13 @@ from streamer.codec import JSON
 from streamer.events import Candidate, QueryReranked, QueryResults, now
 from streamer.health import Health
 from streamer.kafka import InFlightRecord, Record
-from streamer.method import FixedPolicy, Method
+from streamer.method import FixedPolicy, Method, method_of
 from streamer.metrics import Metrics
 from streamer.reranker import QueryVectors, Reranker
 from streamer.settings import load
 from streamer.store import Clip, MeasuredStore, Position, StoreUnavailableError, open_store
 from tests.support.encoders import AxisEncoder
+from tests.support.recompute_scores import pooled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,7 +46,9 @@ AT = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
 class Absent:
     """A store that cannot be reached."""
 
-    def score(self, _clip_ids: Sequence[str], _vector: npt.NDArray[np.float32], _deadline: float | None) -> ClipScores:
+    def score(
+        self, _clip_ids: Sequence[str], _vector: npt.NDArray[np.float32], _deadline: float | None, _pooling: str
+    ) -> ClipScores:
         raise StoreUnavailableError("away")
 
 
@@ -56,9 +59,11 @@ class Partial:
         self._store = store
         self._unavailable = unavailable
 
-    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+    def score(
+        self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None, pooling: str = "max"
+    ) -> ClipScores:
         assert deadline is not None
-        scores = self._store.score(clip_ids, vector, deadline)
+        scores = self._store.score(clip_ids, vector, deadline, pooling)
         lost = [place for place, clip_id in enumerate(clip_ids) if clip_id in self._unavailable]
         scores.frame.cosines[lost] = np.nan
         scores.frame.moments_ms[lost] = 0
@@ -345,7 +350,7 @@ class ByQuery:
     """A policy of two methods, told apart by the query's text."""
 
     engine_only = Method(alpha=1, depth=2, normalization="minmax")
-    frames_only = Method(alpha=0, depth=3, normalization="zscore")
+    frames_only = Method(alpha=0, depth=3, normalization="zscore", missing="impute", pooling="softmax:0.5")
 
     def method_for(self, event: QueryResults) -> Method:
         return self.engine_only if event.query == "axis 1" else self.frames_only
@@ -355,11 +360,15 @@ def test_each_event_is_answered_by_the_method_that_the_policy_gives_it(store: St
     harness = Harness(store, policy=ByQuery())
     clips = (("c0", 3.0), ("c1", 2.0), ("c2", 1.0))
     answers = [harness.answer(event(query, *clips)) for query in ("axis 1", "axis 2")]
-    assert [(each.alpha, each.depth, each.normalization) for each in answers] == [(1, 2, "minmax"), (0, 3, "zscore")]
+    assert [method_of(each) for each in answers] == [ByQuery.engine_only, ByQuery.frames_only]
     assert [[result.clip_id for result in each.results] for each in answers] == [
         ["c0", "c1", "c2"],  # the engine's order
-        ["c1", "c2", "c0"],  # both show axis 2, c1 in its first frame; ties keep the engine's order
+        ["c2", "c1", "c0"],  # both show axis 2, c1 only in its first frame, c2 in the others
     ]
+    frame_score = {result.clip_id: result.frame_score for result in answers[1].results}
+    moments = {result.clip_id: result.moment_ms for result in answers[1].results}
+    assert frame_score == {"c0": 0.0, "c1": pooled([1, 0, 0], "softmax:0.5"), "c2": pooled([0, 1, 1], "softmax:0.5")}
+    assert moments == {"c0": 0, "c1": 0, "c2": 1500}  # the best frame's
 
 
 class Alternating:

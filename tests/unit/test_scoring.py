@@ -16,6 +16,7 @@ from streamer import events, scoring
 from streamer.method import score_clips
 from streamer.scoring import normalize, on_grid, rerank
 from streamer.vectors import ClipList
+from tests.support.recompute_scores import predicted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,8 +39,9 @@ def result_lists(draw: st.DrawFn, scores: st.SearchStrategy[float] = finite) -> 
     return np.array(initial, dtype=float), np.array(frame, dtype=float), depth
 
 
-def test_events_and_scoring_name_the_same_normalizations() -> None:
+def test_events_and_scoring_name_the_same_choices() -> None:
     assert get_args(events.Normalization) == NORMALIZATIONS
+    assert get_args(events.Missing) == get_args(scoring.Missing)
 
 
 @given(result_lists(), alphas, normalizations)
@@ -83,6 +85,65 @@ def test_without_records_nothing_but_the_engines_score_counts(
     missing = np.full_like(frame, np.nan)
     ranking = rerank(initial, missing, alpha=alpha, depth=depth, normalization=how)
     np.testing.assert_array_equal(ranking.scores[: len(frame)], normalize(initial[: len(frame)], how))
+
+
+moderate = st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0, 1.0 + 2**-50])
+
+
+@given(result_lists(moderate), alphas, normalizations)
+def test_what_is_imputed_is_the_least_squares_prediction_to_the_last_digit(
+    lists: tuple[Any, Any, int], alpha: float, how: Any
+) -> None:
+    initial, frame, depth = lists
+    scores = rerank(initial, frame, alpha=alpha, depth=depth, normalization=how, missing="impute").scores[: len(frame)]
+    kept = rerank(initial, frame, alpha=alpha, depth=depth, normalization=how, missing="own").scores[: len(frame)]
+    there = ~np.isnan(frame)
+    np.testing.assert_array_equal(scores[there], kept[there])
+    own = normalize(initial[: len(frame)], how)
+    if not there.any():
+        np.testing.assert_array_equal(scores, own)
+        return
+    known = normalize(frame[there], how)
+    imputed = np.array(predicted(own[there].tolist(), known.tolist(), own[~there].tolist()), float)
+    if how == "minmax":
+        imputed = imputed.clip(0, 1)
+    np.testing.assert_array_equal(scores[~there], alpha * own[~there] + (1 - alpha) * imputed)
+    if np.ptp(own[there]) == 0:
+        np.testing.assert_allclose(imputed, known.mean(), rtol=1e-12, atol=1e-12)
+
+
+@given(st.floats(-2, 2), st.floats(-1, 1), st.lists(st.floats(-10, 10), min_size=2, max_size=20), st.floats(-10, 10))
+def test_on_a_line_the_prediction_is_the_line(slope: float, start: float, own: list[float], of: float) -> None:
+    assume(np.ptp(own) > 0.01)
+    known = start + slope * np.array(own)
+    (found,) = scoring.predict(np.array(own), known, np.array([of]))
+    assert found == pytest.approx(start + slope * of, abs=1e-6)
+
+
+@given(result_lists(), alphas, normalizations)
+def test_imputing_gives_any_finite_list_finite_scores_between_its_extremes(
+    lists: tuple[Any, Any, int], alpha: float, how: Any
+) -> None:
+    initial, frame, depth = lists
+    ranking = rerank(initial, frame, alpha=alpha, depth=depth, normalization=how, missing="impute")
+    scores = ranking.scores[: len(frame)]
+    assert np.isfinite(scores).all()
+    assert sorted(ranking.order) == list(range(len(initial)))
+    if how == "minmax" and len(scores):
+        assert scores.min() >= 0
+        assert scores.max() <= 1
+
+
+def test_imputing_on_small_numbers() -> None:
+    initial = np.array([10.0, 8.0, 6.0, 2.0, 0.0])
+    frame = np.array([0.1, np.nan, 0.3, 0.2, np.nan])
+    ranking = rerank(initial, frame, alpha=0.4, depth=5, normalization="minmax", missing="impute")
+    # M' = 1, .8, .6, .2, 0 and S' = 0, ?, 1, .5, ?: both means are over the three with a record, .6 and .5.
+    slope = (0.4 * -0.5 + 0 * 0.5 + -0.4 * 0) / (0.4**2 + 0.4**2)
+    np.testing.assert_allclose(
+        ranking.scores,
+        [0.4, 0.4 * 0.8 + 0.6 * (0.5 + slope * 0.2), 0.4 * 0.6 + 0.6, 0.4 * 0.2 + 0.3, 0.6 * (0.5 - slope * 0.6)],
+    )
 
 
 @given(result_lists(st.floats(-1e6, 1e6)), alphas, normalizations, st.data())

@@ -63,6 +63,7 @@ def test_defaults_do_not_change_unnoticed() -> None:
     assert (settings.precision, settings.dtype) == ("float16", "auto")
     assert (settings.frame_interval, settings.max_frames) == (0.5, 64)
     assert (settings.alpha, settings.depth, settings.normalization) == (0.4, 100, "minmax")
+    assert (settings.missing, settings.pooling) == ("own", "max")
     assert settings.deadline_ms is None
     assert settings.allowed_uris is None
     assert settings.model is None
@@ -110,6 +111,9 @@ def test_librdkafkas_properties_come_from_everywhere_and_merge(tmp_path: Path, m
         ("alpha", "much", "valid number"),
         ("depth", "0", "greater than or equal to 1"),
         ("normalization", "softmax", "'minmax', 'zscore' or 'none'"),
+        ("missing", "mean", "'own' or 'impute'"),
+        ("pooling", "mean", "expected max or softmax:TAU with TAU from 0.01 to 1"),
+        ("pooling", "softmax:0.009", "expected max or softmax:TAU"),
         ("precision", "float8", "'float32', 'float16' or 'int8'"),
         ("frame_interval", "0", "greater than 0"),
         ("allowed_uris", "file:/clips", "must be a JSON list"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,24 +16,36 @@ from scipy.stats import binom
 
 from streamer.cli import cli
 from streamer.evaluation import choice
+from streamer.evaluation.alternatives import alternatives
 from streamer.evaluation.choice import Caution
 from streamer.evaluation.infap import InferredAP
 from streamer.evaluation.measures import evaluate
 from streamer.evaluation.rank_measures import RankMeasure
 from streamer.evaluation.sweep import Grid, TopicSweep
+from streamer.evaluation.sweep_run import Column, Sweep
 from streamer.evaluation.trec import Judgments, Qrels, Ranking, Run
-from streamer.evaluation.variants import Costs, Variant, cosines_of, derive
-from streamer.method import score_clips
+from streamer.evaluation.variants import Costs, Variant, derive, frame_scores
+from streamer.method import Method, score_clips
+from streamer.pooling import MAX
 from streamer.scoring import rerank
 from streamer.store import Clip, Embedding, Position, open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from streamer.settings import Precision
     from streamer.store import Store
 
-GRID = Grid((0.0, 0.1, 0.4, 0.75, 1.0), (1, 3, 10, 40, 2000), ("minmax", "zscore", "none"))
+TAU = "softmax:0.1"
+GRID = Grid((0.0, 0.1, 0.4, 0.75, 1.0), (1, 3, 10, 40, 2000), ("minmax", "zscore", "none"), ("own", "impute"))
+
+
+def reranked(initial: Any, frame: Mapping[str, Any], method: Method) -> Any:
+    """Return the order of a replay."""
+    parameters = asdict(method)
+    pooled = frame[parameters.pop("pooling")]
+    return rerank(initial, pooled[: method.depth], **parameters).order
 
 
 def judged(rng: np.random.Generator, shots: list[str], strata: int) -> Judgments:
@@ -53,11 +65,12 @@ def test_each_value_is_that_of_the_replayed_run_to_the_last_bit(seed: int, count
     judgments = judged(rng, shots, strata)
     measure = InferredAP(judgments)
     codes = measure.codes(shots)
-    (values,) = TopicSweep(measure, codes, initial).values(cosines, GRID)
-    assert values.shape == (len(GRID),)
-    for value, point in zip(values.tolist(), GRID.points(), strict=True):
-        order = rerank(initial, cosines[: point.depth], **asdict(point)).order
-        assert value == measure.of_codes(codes[order]), point
+    frame = {MAX: cosines, TAU: cosines[::-1]}
+    grid = replace(GRID, poolings=(MAX, TAU))
+    (values,) = TopicSweep(measure, codes, initial).values(frame, grid)
+    assert values.shape == (len(grid),) == (2 * len(GRID),)
+    for value, point in zip(values.tolist(), grid.points(), strict=True):
+        assert value == measure.of_codes(codes[reranked(initial, frame, point)]), point
 
 
 def test_of_long_lists_what_is_beyond_rank_1000_adds_nothing() -> None:
@@ -66,9 +79,9 @@ def test_of_long_lists_what_is_beyond_rank_1000_adds_nothing() -> None:
     initial, cosines = -np.arange(2_500.0), rng.standard_normal(2_500)
     measure = InferredAP(judged(rng, shots, 5))
     codes = measure.codes(shots)
-    (values,) = TopicSweep(measure, codes, initial).values(cosines, GRID)
+    (values,) = TopicSweep(measure, codes, initial).values({MAX: cosines}, GRID)
     for value, point in zip(values.tolist(), GRID.points(), strict=True):
-        order = rerank(initial, cosines[: point.depth], **asdict(point)).order
+        order = reranked(initial, {MAX: cosines}, point)
         np.testing.assert_allclose(value, measure.of_codes(codes[order]), rtol=1e-13)
 
 
@@ -85,10 +98,12 @@ def test_other_measures_are_those_of_the_replayed_run() -> None:
         measure = InferredAP(judgments)
         initial, cosines = -np.arange(60.0), rng.standard_normal(60)
         others = [RankMeasure(name, judgments) for name in names]
-        found = TopicSweep(measure, measure.codes(shots), initial, others, rels.astype(float)).values(cosines, GRID)
+        found = TopicSweep(measure, measure.codes(shots), initial, others, rels.astype(float)).values(
+            {MAX: cosines}, GRID
+        )
         assert found.shape == (1 + len(names), len(GRID))
         for number, point in enumerate(GRID.points()):
-            order = rerank(initial, cosines[: point.depth], **asdict(point)).order
+            order = reranked(initial, {MAX: cosines}, point)
             run = Run({"1": Ranking(tuple(shots[each] for each in order), -np.arange(60.0))})
             expected = evaluate(run, Qrels({"1": judgments}), names).topics["1"]
             assert dict(zip(names, found[1:, number].tolist(), strict=True)) == pytest.approx(expected, rel=1e-12)
@@ -139,6 +154,37 @@ def test_cross_validation_measures_each_topic_with_a_choice_that_has_not_seen_it
     assert of_two.low < always.low
 
 
+def test_another_way_is_recommended_only_where_it_gains_more_on_unseen_topics() -> None:
+    rng = np.random.default_rng(4)
+    grid = Grid((0.0, 0.4), (10,), ("minmax",), ("own", "impute"), (MAX, TAU))
+    columns = tuple(Column("m", Variant(), method, 1.0, 1.0, 1.0) for method in grid.points())
+    softer = np.array([column.method.pooling == TAU for column in columns])
+    # The first alpha is better on every topic, so both ways choose it; softmax adds 0.1 on average, imputing nothing.
+    values = np.where([column.method.alpha == 0 for column in columns], 0.5, 0.2) + np.zeros((40, 1))
+    extra = 0.1 + 0.05 * rng.standard_normal(40)
+    noise = 0.05 * rng.standard_normal(40)
+    imputed = np.array([column.method.missing == "impute" for column in columns])
+    values = values + softer * extra[:, None] + imputed * (noise - noise.mean() - 0.001)[:, None]
+
+    def report(gains: Any, folds: int = 5) -> dict[str, Any]:
+        topics = tuple(map(str, range(len(gains))))
+        return alternatives(Sweep(("infAP",), topics, np.zeros((1, len(gains))), columns, gains[None]), folds)
+
+    found = report(values)
+    assert found["recommended"] == {"missing": "own", "pooling": TAU}
+    impute, pooled = found["alternatives"]
+    assert (impute["parameter"], impute["value"], impute["than"], impute["says"]) == (
+        "missing", "impute", "own", choice.NOT_SHOWN,
+    )  # fmt: skip
+    assert (pooled["value"], pooled["than"], pooled["says"]) == (TAU, MAX, choice.GAIN)
+    assert pooled["gain"] == pytest.approx(extra.mean(), abs=1e-3)
+    assert pooled["confidence"] == pytest.approx(0.975)  # two comparisons
+    worse = report(values - 2 * softer * extra[:, None])
+    assert worse["recommended"] == {"missing": "own", "pooling": MAX}
+    assert [each["says"] for each in worse["alternatives"]] == [choice.NOT_SHOWN, choice.LOSS]
+    assert report(values, folds=0) == {"alternatives": [], "recommended": {}}
+
+
 def test_more_topics_show_smaller_gains_and_allow_more_losing_topics() -> None:
     few, more, many = (choice.visible(topics, 0.2, Caution(), folds=5, chains=1) for topics in (20, 32, 1_000))
     assert few.gain > more.gain > many.gain > 0
@@ -174,10 +220,13 @@ def test_a_variant_scores_as_if_it_had_been_stored_so(precision: Precision, tmp_
     fine, coarse = store("fine", np.arange(9), "float32"), store("coarse", [0, 3, 6], precision)
     variant, costs = Variant(1500, precision), Costs()
     with contextlib.closing(fine), contextlib.closing(coarse):
-        derived = cosines_of(fine, ["c", "none"], vectors[4], [Variant(), variant], costs)
-        stored = cosines_of(coarse, ["c", "none"], vectors[4], [Variant()], Costs())
-    np.testing.assert_array_equal(derived[variant], stored[Variant()])
-    assert derived[Variant()][0] == pytest.approx(1)
+        derived = frame_scores(fine, ["c", "none"], vectors[4], [Variant(), variant], costs, (MAX, TAU))
+        stored = frame_scores(coarse, ["c", "none"], vectors[4], [Variant()], Costs(), (TAU, MAX))
+    for pooling in (MAX, TAU):
+        np.testing.assert_array_equal(derived[variant][pooling], stored[Variant()][pooling])
+    assert derived[Variant()][MAX][0] == pytest.approx(1)
+    assert 0 < derived[Variant()][TAU][0] < 1
+    assert costs.read_s.keys() == costs.of[variant].seconds.keys() == {MAX, TAU}
     cost = costs.of[variant]
     assert (cost.clips, cost.frames) == (1, 3)
     assert cost.bytes == 3 * (16 * np.dtype(precision).itemsize + 4 + 4 * (precision == "int8"))
@@ -200,11 +249,11 @@ def test_clips_of_mixed_precisions_and_none_at_all_score_as_they_are_stored(tmp_
             opened.put([Clip(f"c{number}", at, Position(1, number), 1, vectors[number : number + 1], times)])
     ids, variants = ["c0", "none", "c1"], [Variant(), Variant(None, "int8")]
     with contextlib.closing(open_store(f"lmdb:{tmp_path}", model_id="m", dim=8, read_only=True)) as opened:
-        found = cosines_of(opened, ids, vectors[0], variants, costs := Costs())
+        found = frame_scores(opened, ids, vectors[0], variants, costs := Costs())
         with opened.read(ids) as records:
             expected = score_clips(vectors[0], records).cosines
-    np.testing.assert_array_equal(found[variants[0]], expected)
-    np.testing.assert_allclose(found[variants[1]], expected, atol=0.02)
+    np.testing.assert_array_equal(found[variants[0]][MAX], expected)
+    np.testing.assert_allclose(found[variants[1]][MAX], expected, atol=0.02)
     assert (costs.candidates, costs.scored, costs.of[variants[1]].clips) == (3, 2, 2)
 
 
@@ -218,6 +267,8 @@ def test_clips_of_mixed_precisions_and_none_at_all_score_as_they_are_stored(tmp_
         ("--normalizations", "minmax,mean", "expected minmax or zscore or none"),
         ("--precisions", "float64", "expected float32 or float16 or int8"),
         ("--intervals", "", "expected seconds"),
+        ("--missing", "own,mean", "expected own or impute"),
+        ("--poolings", "max,softmax:2", "expected max or softmax:TAU with TAU from 0.01 to 1"),
     ],
 )
 def test_lists_that_cannot_be_swept_are_refused(option: str, value: str, problem: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamer.pooling import MAX
 from streamer.store import record_format
 from streamer.store.corrupt import CorruptRecordLog
 from streamer.store.lmdb.environment import (
@@ -138,11 +139,13 @@ class LmdbStore:
             finally:
                 records.end()
 
-    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+    def score(
+        self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None, pooling: str = MAX
+    ) -> ClipScores:
         """Score clips of one snapshot; no clip is unavailable alone, and no deadline is needed."""
         del deadline
         with self.read(clip_ids) as records:
-            return records.scores(vector)
+            return records.scores(vector, pooling)
 
     def clip_ids(self) -> Iterator[str]:
         """Yield the ids of this model's live clips; the store may be written meanwhile."""

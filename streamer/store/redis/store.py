@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from streamer.pooling import MAX
 from streamer.store import record_format
 from streamer.store.corrupt import CorruptRecordLog
 from streamer.store.options import StoreOptions
@@ -168,13 +169,15 @@ class RedisStore:
         with self._records(clip_ids, keys, found) as records:
             yield records
 
-    def score(self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None) -> ClipScores:
+    def score(
+        self, clip_ids: Sequence[str], vector: npt.NDArray[np.float32], deadline: float | None, pooling: str = MAX
+    ) -> ClipScores:
         """As :meth:`Store.score <streamer.store.Store.score>`: clips on servers that do not answer are unavailable."""
         keys = record_format.keys(self._prefix, clip_ids)
         by = Deadline.after(self._options.timeout_s) if deadline is None else Deadline(deadline)
         found = self._fetch(keys, by)
         with self._records(clip_ids, keys, found) as records:
-            scores = records.scores(vector)
+            scores = records.scores(vector, pooling)
         missing = found.unavailable
         return scores._replace(
             unavailable=[place for place, key in enumerate(keys) if key in missing] if missing else (),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -104,6 +105,27 @@ def test_a_corrupt_record_is_absent_counted_and_healed_by_the_next_upload(
     assert store.put([clip(clip_id, 3)]) == [PutOutcome.WRITTEN]
     assert versions(store, [clip_id]) == [3]
     assert corrupt(store, [clip_id, "whole"]) == 0
+
+
+def with_vectors(clip_id: str, vectors: Any) -> Clip:
+    return replace(clip(clip_id, vectors=len(vectors)), vectors=vectors)
+
+
+def test_a_store_scores_by_the_pooling_that_it_is_given(store: Store) -> None:
+    rng = np.random.default_rng(7)
+    ids = [f"c{number}" for number in range(5)]
+    vectors = [rng.standard_normal((frames, DIM)).astype(np.float32) for frames in (1, 2, 9, 40)]
+    vectors = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in vectors]
+    store.put([with_vectors(name, each) for name, each in zip(ids, vectors, strict=False)])
+    query = vectors[2][4]
+    with store.read(ids) as records:
+        expected = {pooling: score_clips(query, records, pooling) for pooling in ("max", "softmax:0.1")}
+    for pooling, frame in expected.items():
+        found = store.score(ids, query, None, pooling).frame
+        np.testing.assert_array_equal(found.cosines, frame.cosines)
+        np.testing.assert_array_equal(found.moments_ms, frame.moments_ms)
+    assert (expected["softmax:0.1"].cosines[1:4] < expected["max"].cosines[1:4]).all()
+    assert expected["softmax:0.1"].cosines[0] == expected["max"].cosines[0]
 
 
 def test_a_corrupt_record_is_scored_as_absent_and_counted(engine: Engine, store: Store) -> None:
