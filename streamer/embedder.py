@@ -232,11 +232,12 @@ class Embedder:
 
     def _load_batch(self, uploads: list[Upload]) -> None:
         for upload in uploads:
-            try:
-                self._shortages.wait_out(partial(self._load_upload, upload))
-            finally:
-                if (following := self._origins.end(upload.origin)) is not None:
-                    self._loading.put_at_once(following)
+            self._load_upload(upload)
+            self._end_turn(upload)
+
+    def _end_turn(self, upload: Upload) -> None:
+        if (following := self._origins.end(upload.origin)) is not None:
+            self._loading.put_at_once(following)
 
     def _load_upload(self, upload: Upload) -> None:
         in_flight = upload.in_flight
@@ -419,6 +420,8 @@ class Embedder:
 
     def _failed(self, item: Upload | Loaded | Upsert | Delete, error: Exception) -> None:
         reason = Reason.ENCODE_FAILED if isinstance(item, Loaded) else Reason.INTERNAL
+        if isinstance(item, Upload):
+            self._end_turn(item)
         self._failed_record(item.in_flight, error, reason)
 
     def _failed_record(self, in_flight: InFlightRecord, error: Exception, reason: Reason = Reason.INTERNAL) -> None:

@@ -45,21 +45,22 @@ class Shortages:
         for lack in Lack:
             metrics.machine_faults.labels(lack)  # exposed from the start, so that the first fault is an increase
 
-    def wait_out(self, attempt: Callable[[], T]) -> T:
-        """Make the attempt, and retry it after each error that shows a shortage; other exceptions pass through."""
+    def wait_out(self, attempt: Callable[[], T], lack: MachineError | None = None) -> T:
+        """Make the attempt until it meets no shortage; it has met ``lack`` before. Other exceptions pass through."""
         pause = _FIRST_PAUSE_S
         try:
             while True:
+                if lack is not None:
+                    self._wait_for(lack)
+                    time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - so that not all return at once
+                    pause = min(2 * pause, _LONGEST_PAUSE_S)
+                # The wait is outside the handler: the error's traceback would keep alive what the attempt had used.
                 try:
                     return attempt()
                 except Exception as error:
                     lack = machine_error(error)
                     if lack is None:
                         raise
-                    self._wait_for(lack)
-                # Outside the handler: the error's traceback would keep alive what the attempt had used.
-                time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - so that not all return at once
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
         finally:
             self._end()
 

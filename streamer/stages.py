@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 
-from streamer.machine import start
+from streamer.machine import machine_error, start
 from streamer.tracing import since, stages
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Stage(Generic[T]):
         began = time.monotonic()
         with self._health.busy():
             try:
-                self._shortages.wait_out(partial(self._work, batch))
+                self._work_through(batch)
             except Exception as error:  # noqa: BLE001 - reported with every item of the batch
                 for item in batch:
                     self._failed(item, error)
@@ -112,6 +112,17 @@ class Stage(Generic[T]):
         self._seconds.observe(took)
         if self._trace_of is not None:
             stages(map(self._trace_of, batch), self._name, since(took), batch=len(batch))
+
+    def _work_through(self, batch: list[T]) -> None:
+        try:
+            self._work(batch)
+        except Exception as error:
+            lack = machine_error(error)
+            if lack is None:
+                raise
+        else:
+            return
+        self._shortages.wait_out(partial(self._work, batch), lack)
 
     def _take(self) -> list[T]:
         batch: list[T] = []

@@ -27,8 +27,8 @@ def tables(path: Path) -> dict[str, Callable[[], str]]:
 def counts(cells: Sequence[Mapping[str, Any]]) -> str:
     """Count the cells that are significantly better and worse; where they differ, also the worse without correction."""
     better = sum(each["gain"] > 0 and each["bonferroni_p"] < SIGNIFICANT for each in cells)
-    worse = sum(each["gain"] < 0 and each["bonferroni_p"] < SIGNIFICANT for each in cells)
-    uncorrected = sum(each["gain"] < 0 and each["p"] < SIGNIFICANT for each in cells)
+    worse: int = sum(each["gain"] < 0 and each["bonferroni_p"] < SIGNIFICANT for each in cells)
+    uncorrected: int = sum(each["gain"] < 0 and each["p"] < SIGNIFICANT for each in cells)
     return f"{better} / {worse}" + f" ({uncorrected} uncorrected)" * (uncorrected > worse)
 
 
@@ -58,4 +58,5 @@ def _section(results: Mapping[str, Any], parameter: str, title: str) -> str:
 
 
 def _gain(cell: Mapping[str, Any]) -> str:
-    return f"{cell['gain']:+.3f}" + "\\*" * (cell["bonferroni_p"] < SIGNIFICANT)
+    is_significant: bool = cell["bonferroni_p"] < SIGNIFICANT
+    return f"{cell['gain']:+.3f}" + "\\*" * is_significant

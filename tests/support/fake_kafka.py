@@ -22,7 +22,7 @@ from streamer.kafka import loop as loop_module
 from streamer.kafka import outputs, pipeline, records
 from streamer.kafka.client import config
 from streamer.kafka.commit import committer, transactions
-from streamer.kafka.commit.bounded import HungError
+from streamer.kafka.commit.transactions import HungError
 from streamer.kafka.inflight.offsets import Commit, Origin, Progress, read_commit
 from streamer.kafka.loop import Loop
 from streamer.kafka.pipeline import Stop

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from streamer.kafka.commit.bounded import BoundedCalls, HungError
+from streamer.kafka.commit.transactions import BoundedCalls, HungError
 from streamer.machine import MachineError
 from tests.support import ordinary
 from tests.support.threads import no_threads
@@ -91,7 +91,7 @@ def test_another_error_of_a_thread_s_start_passes_through(monkeypatch: pytest.Mo
 
 LIMITED = """
 import resource
-from streamer.kafka.commit.bounded import BoundedCalls
+from streamer.kafka.commit.transactions import BoundedCalls
 from streamer.machine import MachineError
 
 bounded, (_, hard) = BoundedCalls("limited"), resource.getrlimit(resource.RLIMIT_NPROC)

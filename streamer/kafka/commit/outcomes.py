@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from confluent_kafka import KafkaError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -83,3 +85,10 @@ class Batch:
     records: Sequence[InFlightRecord]
     offsets: Sequence[TopicPartition] = ()
     progress: Sequence[tuple[AssignedPartition, Progress]] = ()
+
+
+def is_fatal_to_producer(cause: KafkaError) -> bool:
+    """Return whether a producer is of no use after an error."""
+    # A coordinator forgets ids that are idle for days. librdkafka (2.16) asks for an abort and, where the offsets were
+    # refused, uses the forgotten producer id again.
+    return cause.fatal() or cause.code() == KafkaError.INVALID_PRODUCER_ID_MAPPING

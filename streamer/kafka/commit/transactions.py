@@ -30,11 +30,14 @@ offsets, which show it. :class:`FencedError`: another process uses our transacti
 from __future__ import annotations
 
 import contextlib
+import queue
 import secrets
+import threading
 import time
+import weakref
 from dataclasses import replace
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -43,7 +46,6 @@ from streamer.faults import FaultPoint, reach
 from streamer.kafka.client import config
 from streamer.kafka.client.acls import Resource
 from streamer.kafka.client.refusals import Refusals, refused
-from streamer.kafka.commit.bounded import BoundedCalls, HungError
 from streamer.kafka.commit.outcomes import (
     AbortedError,
     Batch,
@@ -51,9 +53,10 @@ from streamer.kafka.commit.outcomes import (
     OutcomeUnknownError,
     RestartError,
     TransactionError,
+    is_fatal_to_producer,
 )
 from streamer.kafka.records import enqueue
-from streamer.machine import MachineError
+from streamer.machine import MachineError, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +64,8 @@ if TYPE_CHECKING:
     from streamer.kafka.records import InFlightRecord, Output
     from streamer.settings import Connection, ServiceSettings
     from streamer.topology import Service
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -276,7 +281,7 @@ class Transactions:
             reach(FaultPoint.PRODUCED)
         except KafkaException as error:
             cause = error.args[0]
-            if _is_fatal_to_producer(cause):
+            if is_fatal_to_producer(cause):
                 raise
             # Any other fault, a timeout included, loses nothing before the commit.
             with contextlib.suppress(KafkaException):  # which the abort meets again
@@ -374,7 +379,7 @@ class Transactions:
         if cause.code() in _FENCED:
             raise FencedError(cause.str())
         lost = RestartError(self._describe(cause), refused=refused(cause))
-        if _is_fatal_to_producer(cause):
+        if is_fatal_to_producer(cause):
             raise lost
         if cause.txn_requires_abort():
             self._abort(AbortedError(self._describe(cause), refused=refused(cause)))
@@ -395,7 +400,54 @@ class Transactions:
         return self._refusals.describe(cause, *(names[resource] if resource else ()))
 
 
-def _is_fatal_to_producer(cause: KafkaError) -> bool:
-    # A coordinator forgets ids that are idle for days. librdkafka (2.16) asks for an abort and, where the offsets were
-    # refused, uses the forgotten producer id again.
-    return cause.fatal() or cause.code() == KafkaError.INVALID_PRODUCER_ID_MAPPING
+class HungError(Exception):
+    """The call did not return in time; it may still be running in its abandoned thread."""
+
+
+class BoundedCalls:
+    """Runs calls one at a time in a thread; a call that hangs is abandoned together with the thread.
+
+    The thread is started for the first call, and for the next one after a call that hung.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] | None = None
+
+    def __call__(self, function: Callable[..., T], *arguments: Any, limit: float) -> T:
+        """Return what ``function`` returns, or raise what it raises; :class:`HungError` after ``limit`` seconds.
+
+        Raises :class:`~streamer.machine.MachineError` if this machine has no thread for the call, which is not made.
+        """
+        calls = self._calls or self._start()
+        calls.put((function, arguments))
+        try:
+            result, error = self._outcomes.get(timeout=limit)
+        except queue.Empty:
+            self._end()
+            self._calls = None
+            raise HungError(f"no return after {limit:g} s") from None
+        if error is not None:
+            raise error
+        value: T = result
+        return value
+
+    def _start(self) -> queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None]:
+        # New queues too: a late result of the abandoned thread must not be taken for that of the next call.
+        calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        start(threading.Thread(target=_serve, args=(calls, self._outcomes), name=self._name, daemon=True))
+        # The thread ends with this object, or when it is abandoned, as soon as its call has returned.
+        self._end = weakref.finalize(self, calls.put, None)
+        self._calls = calls
+        return calls
+
+
+def _serve(calls: queue.SimpleQueue[Any], outcomes: queue.SimpleQueue[Any]) -> None:
+    while (call := calls.get()) is not None:
+        function, arguments = call
+        try:
+            outcomes.put((function(*arguments), None))
+        except BaseException as error:  # noqa: BLE001 - raised again where the call was made
+            outcomes.put((None, error))
+        del call, function, arguments  # or this thread would keep a client alive until its next call
