@@ -29,7 +29,8 @@ def counts(cells: Sequence[Mapping[str, Any]]) -> str:
     better = sum(each["gain"] > 0 and each["bonferroni_p"] < SIGNIFICANT for each in cells)
     worse = sum(each["gain"] < 0 and each["bonferroni_p"] < SIGNIFICANT for each in cells)
     uncorrected = sum(each["gain"] < 0 and each["p"] < SIGNIFICANT for each in cells)
-    return f"{better} / {worse}" + f" ({uncorrected} uncorrected)" * (uncorrected > worse)
+    apart = f" ({uncorrected} uncorrected)" if uncorrected > worse else ""
+    return f"{better} / {worse}{apart}"
 
 
 def _section(results: Mapping[str, Any], parameter: str, title: str) -> str:
@@ -58,4 +59,5 @@ def _section(results: Mapping[str, Any], parameter: str, title: str) -> str:
 
 
 def _gain(cell: Mapping[str, Any]) -> str:
-    return f"{cell['gain']:+.3f}" + "\\*" * (cell["bonferroni_p"] < SIGNIFICANT)
+    mark = "\\*" if cell["bonferroni_p"] < SIGNIFICANT else ""
+    return f"{cell['gain']:+.3f}{mark}"

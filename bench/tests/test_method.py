@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.cases import method, method_tables
+from streamer.evaluation.sweep import Grid
 from streamer.evaluation.trec import Ranking, Run
 from streamer.pooling import MAX
 from streamer.synthetic.clips import DemoQuery
@@ -55,7 +56,7 @@ def test_known_gains_are_found_and_marked_as_significant() -> None:
 
 def test_clips_without_a_record_are_scored_as_a_store_without_them_would() -> None:
     made = world(3, softer=0.0)
-    grid = method.Grid((0.0,), (150,), ("minmax",))
+    grid = Grid((0.0,), (150,), ("minmax",))
     asked = method._asked(made, made.runs["C"])
     with_all = method._values(made, asked, grid)
     without = method._values(made, asked, grid, np.arange(0, 150, 2))

@@ -32,7 +32,8 @@ def means(clips: Sequence[Sequence[float]], tau: float) -> list[float]:
     lengths = np.array([len(clip) for clip in clips])
     joined = np.concatenate([np.array(clip, float) for clip in clips])
     best = np.array([max(clip) for clip in clips])
-    return softmax_mean(joined, best, lengths.cumsum() - lengths, lengths, tau).tolist()
+    found: list[float] = softmax_mean(joined, best, lengths.cumsum() - lengths, lengths, tau).tolist()
+    return found
 
 
 @given(st.lists(cosines, min_size=1, max_size=8), taus)
