@@ -27,9 +27,10 @@ def tables(path: Path) -> dict[str, Callable[[], str]]:
 def counts(cells: Sequence[Mapping[str, Any]]) -> str:
     """Count the cells that are significantly better and worse; where they differ, also the worse without correction."""
     better = sum(each["gain"] > 0 and each["bonferroni_p"] < SIGNIFICANT for each in cells)
-    worse: int = sum(each["gain"] < 0 and each["bonferroni_p"] < SIGNIFICANT for each in cells)
-    uncorrected: int = sum(each["gain"] < 0 and each["p"] < SIGNIFICANT for each in cells)
-    return f"{better} / {worse}" + f" ({uncorrected} uncorrected)" * (uncorrected > worse)
+    worse = sum(each["gain"] < 0 and each["bonferroni_p"] < SIGNIFICANT for each in cells)
+    uncorrected = sum(each["gain"] < 0 and each["p"] < SIGNIFICANT for each in cells)
+    apart = f" ({uncorrected} uncorrected)" if uncorrected > worse else ""
+    return f"{better} / {worse}{apart}"
 
 
 def _section(results: Mapping[str, Any], parameter: str, title: str) -> str:
@@ -58,5 +59,5 @@ def _section(results: Mapping[str, Any], parameter: str, title: str) -> str:
 
 
 def _gain(cell: Mapping[str, Any]) -> str:
-    is_significant: bool = cell["bonferroni_p"] < SIGNIFICANT
-    return f"{cell['gain']:+.3f}" + "\\*" * is_significant
+    mark = "\\*" if cell["bonferroni_p"] < SIGNIFICANT else ""
+    return f"{cell['gain']:+.3f}{mark}"

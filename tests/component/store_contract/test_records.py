@@ -108,7 +108,7 @@ def test_a_corrupt_record_is_absent_counted_and_healed_by_the_next_upload(
 
 
 def with_vectors(clip_id: str, vectors: Any) -> Clip:
-    return replace(clip(clip_id), vectors=vectors, times_ms=np.zeros(len(vectors), np.uint32))
+    return replace(clip(clip_id), vectors=vectors, times_ms=np.arange(len(vectors), dtype=np.uint32) * 500)
 
 
 def test_a_store_scores_by_the_pooling_that_it_is_given(store: Store) -> None:
