@@ -169,7 +169,7 @@ class Embedder:
             "store",
             self._store_batch,
             capacity=settings.queue_bytes,
-            size=_bytes_to_store,
+            size=lambda upsert: upsert.vectors.nbytes,
             batch_limit=MAX_RECORDS,
             **shared,
         )
@@ -434,10 +434,6 @@ class Embedder:
 
 def _bytes_of_frames(loaded: Loaded) -> int:
     return sum(frame.nbytes for frame in loaded.sampled.frames)  # arrays or tensors
-
-
-def _bytes_to_store(upsert: Upsert) -> int:
-    return upsert.vectors.nbytes
 
 
 def _position(record: Record) -> Position:

@@ -405,10 +405,7 @@ class HungError(Exception):
 
 
 class BoundedCalls:
-    """Runs calls one at a time in a thread; a call that hangs is abandoned together with the thread.
-
-    The thread is started for the first call, and for the next one after a call that hung.
-    """
+    """Runs calls one at a time in a thread, which the first one starts; one that hangs is abandoned with its thread."""
 
     def __init__(self, name: str) -> None:
         self._name = name

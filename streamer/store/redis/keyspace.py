@@ -327,8 +327,8 @@ class Space:
 
     def bytes_used(self) -> int:
         """Return the memory used by the servers that have records, including other data."""
-        told = [self.link.told(node, "INFO", "memory") for node in self.link.primaries()]
-        return sum(int(info.parsed(each)["used_memory"]) for each in told)
+        told = (info.parsed(self.link.told(node, "INFO", "memory")) for node in self.link.primaries())
+        return sum(int(each["used_memory"]) for each in told)
 
     def settle(self, numbers: Iterable[int]) -> None:
         """Wait until the writes to some buckets are on as many replicas as :class:`StoreOptions` requires.
@@ -357,8 +357,7 @@ class Space:
             )
 
     def _call(self, command: str, key: bytes, *more: int) -> Call:
-        number = self.buckets.of(key)
-        size = self.record_bytes if command == "GET" else 0
+        number, size = self.buckets.of(key), self.record_bytes if command == "GET" else 0
         return Call(self.buckets.slots[number], (command, self.buckets.heads[number] + key, *more), size)
 
     def _replace(
@@ -437,8 +436,7 @@ def _lost(link: Link, address: Address) -> Buckets | None:
     A cluster can lose that key and keep records, on other nodes. They would not be found with another format.
     """
     calls = [Call(slot, ("HGET", key, FORMAT_FIELD)) for slot, key in common_models(address.name)]
-    formats = [stored for stored in link.all(calls) if stored is not None]
-    if formats:
+    if formats := [stored for stored in link.all(calls) if stored is not None]:
         return buckets_of(formats[0], address)
     buckets = Buckets(address.name, address.buckets or DEFAULT_BUCKETS)
     calls = [
@@ -447,7 +445,6 @@ def _lost(link: Link, address: Address) -> Buckets | None:
         for command, more in ((("HGET",), (SALT_FIELD,)), (("HKEYS",), ()))
     ]
     replies = link.all(calls)
-    salts = [salt for salt in replies[::2] if salt is not None]
-    if salts:
+    if salts := [salt for salt in replies[::2] if salt is not None]:
         return Buckets(address.name, buckets.count, int(salts[0], 16))
     return buckets if any(replies[1::2]) else None
