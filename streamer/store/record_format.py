@@ -322,9 +322,10 @@ def _size(shape: bytes) -> int:
     return int(matrix_at(id_length, n, code) + n * dim * _WIDTHS[code])
 
 
-def largest(dim: int, vectors: int) -> int:
-    """Return the size of the largest record with so many vectors of that length, in any precision."""
-    return max(matrix_at(MAX_ID_BYTES, vectors, code) + vectors * dim * width for code, width in _WIDTHS.items())
+def largest(dim: int, vectors: int, precision: Precision) -> int:
+    """Return the size of the largest record with so many vectors of that length."""
+    code = _CODES[precision]
+    return matrix_at(MAX_ID_BYTES, vectors, code) + vectors * dim * _WIDTHS[code]
 
 
 def kind(value: bytes) -> str:

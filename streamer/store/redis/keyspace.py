@@ -41,6 +41,7 @@ from streamer.store.redis.scripts import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from streamer.settings import Precision
     from streamer.store.options import StoreOptions
     from streamer.store.redis.address import Address
     from streamer.store.redis.deadline import Deadline
@@ -90,7 +91,7 @@ class Space:
     def __init__(self, link: Link, buckets: Buckets, options: StoreOptions) -> None:
         self.link = link
         self.buckets = buckets
-        self.record_bytes = record_format.largest(_LONGEST_DIM, _MAX_FRAMES)
+        self.record_bytes = record_format.largest(_LONGEST_DIM, _MAX_FRAMES, "float16")
         self._compared_at = -1
         self._format_slot = key_slot(buckets.name)
         self._replicas = options.replicas
@@ -144,9 +145,9 @@ class Space:
                 break
         return value
 
-    def expect(self, dim: int) -> None:
-        """Note the length of the vectors that will be read."""
-        self.record_bytes = record_format.largest(dim, _MAX_FRAMES)
+    def expect(self, dim: int, precision: Precision) -> None:
+        """Note the length and the precision of the vectors that will be read, as far as they are known."""
+        self.record_bytes = record_format.largest(dim, _MAX_FRAMES, precision)
 
     def full(self, number: int, keys: Sequence[bytes]) -> list[bytes]:
         """Return the servers' keys of records of one bucket, then those of their second parts if there may be some."""

@@ -285,7 +285,7 @@ class RedisStore:
         space = Space.open(self._link, self._address, self._options, create=create, deadline=deadline)
         if space is not None:
             if self._dim is not None:
-                space.expect(self._dim)
+                space.expect(self._dim, self._precision)
             space.check_model(self._prefix, self._model_id, deadline)
             if create:
                 space.register(range(space.buckets.count), {self._prefix: self._model_id})

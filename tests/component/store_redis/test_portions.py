@@ -149,4 +149,4 @@ def test_keys_are_grouped_by_bucket_and_no_command_asks_for_too_much(keys: list[
 def test_no_record_is_larger_than_expected(dim: int, frames: int, precision: Any, id_length: int) -> None:
     vectors = np.ones((frames, dim), np.float32)
     clip = Clip("i" * id_length, _AT, Position.of("log", 1), 1_000, vectors, np.zeros(frames, np.uint32))
-    assert len(record_format.encode(clip, precision)) <= record_format.largest(dim, frames)
+    assert len(record_format.encode(clip, precision)) <= record_format.largest(dim, frames, precision)
