@@ -142,9 +142,11 @@ def rotate_password(scene: Scene, step: Step) -> Outcome:
     store = _store(scene)
     signs = _signs(scene)
     with _incomplete(scene, degraded=True), scene.refused_by_the_store("WRONGPASS"):
-        refused = store.rotate(f"{scene.draw(step).getrandbits(64):x}")
-        _hold(step, signs)
-        store.tell_password()
+        try:
+            refused = store.rotate(f"{scene.draw(step).getrandbits(64):x}")
+            _hold(step, signs)
+        finally:
+            store.tell_password()
     return Outcome(refused and bool(signs), str(signs))
 
 

@@ -39,4 +39,4 @@ def test_nothing_is_lost_or_doubled_when_processes_brokers_and_the_store_fail(tm
         "kill -9 of a broker": 1,
     }
     assert report["counts"]["valid uploads"] > 200  # faults publish some besides, so that they are seen to strike
-    assert report["counts"]["valid query events"] == 500
+    assert report["counts"]["valid query events"] > 500  # the last ones ask for every clip when all is well again
