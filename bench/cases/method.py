@@ -1,4 +1,4 @@
-"""What other ways of scoring gain on synthetic engines; writes docs/bench/method.json.
+"""What other ways of scoring gain on synthetic engines; writes docs/bench/method.json, for docs/evaluation.md.
 
     make method
 

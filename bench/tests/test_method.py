@@ -1,10 +1,13 @@
-"""The measurement of other ways of scoring finds known gains."""
+"""The measurement behind the tables on other ways of scoring: it finds known gains, and the page has its cells."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from bench.cases import method, method_tables
 from streamer.evaluation.sweep import Grid
@@ -12,6 +15,8 @@ from streamer.evaluation.trec import Ranking, Run
 from streamer.pooling import MAX
 from streamer.synthetic.clips import DemoQuery
 from streamer.synthetic.scenes import Scene
+
+ROOT = Path(__file__).parents[2]
 
 
 def world(seed: int, *, softer: float) -> method.World:
@@ -63,3 +68,21 @@ def test_clips_without_a_record_are_scored_as_a_store_without_them_would() -> No
     assert with_all.shape == without.shape == (40, 1)
     assert without.mean() < with_all.mean() - 0.05
     assert np.isfinite(made.frame[MAX]["0"]).all()  # the world itself is unchanged
+
+
+@pytest.mark.parametrize("parameter", ["missing", "pooling"])
+def test_the_pages_tables_have_every_cell(parameter: str) -> None:
+    figures = json.loads((ROOT / "docs/bench/method.json").read_bytes())["figures"]
+    cells = [
+        (cell["engine"], cell["seed"], cell.get("share"), cell["value"], cell["depth"])
+        for cell in figures["cells"]
+        if cell["parameter"] == parameter
+    ]
+    ways: list[tuple[float | None, str]] = [(None, f"softmax:{tau:g}") for tau in method.TEMPERATURES]
+    if parameter == "missing":
+        ways = [(share, "impute") for share in method.WITHOUT_RECORD]
+    assert sorted(cells, key=str) == sorted(
+        ((engine, seed, *way, depth) for engine in "ABCDE" for seed in method.SEEDS for way in ways
+         for depth in (100, method.WHOLE_LIST)),
+        key=str,
+    )  # fmt: skip

@@ -389,7 +389,7 @@ def test_an_answer_states_the_method_that_was_applied(store: Store, late: bool) 
     answers = [harness.answer(event("axis 2", *clips, issued_at=issued_at)) for _ in range(2)]
     assert [each.alpha for each in answers] == [1, 0]
     orders = [[result.clip_id for result in each.results] for each in answers]
-    assert orders == [["c0", "c1", "c2"], ["c0", "c1", "c2"] if late else ["c1", "c2", "c0"]]
+    assert orders == [["c0", "c1", "c2"], ["c0", "c1", "c2"] if late else ["c2", "c1", "c0"]]
 
 
 def test_scoring_is_timed_separately_for_each_event_that_is_scored(store: Store) -> None:
