@@ -151,9 +151,8 @@ class Space:
 
     def full(self, number: int, keys: Sequence[bytes]) -> list[bytes]:
         """Return the servers' keys of records of one bucket, then those of their second parts if there may be some."""
-        head = self.buckets.heads[number]
-        full = [head + key for key in keys]
-        return [*full, *(self.buckets.rest(number, key) for key in keys)] if self.buckets.in_parts else full
+        rest = [self.buckets.rest(number, key) for key in keys] if self.buckets.in_parts else []
+        return [*(self.buckets.heads[number] + key for key in keys), *rest]
 
     def whole(self, values: Sequence[Any]) -> Sequence[Any]:
         """Return the records of the values under :meth:`full`.
