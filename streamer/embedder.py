@@ -169,7 +169,7 @@ class Embedder:
             "store",
             self._store_batch,
             capacity=settings.queue_bytes,
-            size=lambda upsert: upsert.vectors.nbytes,
+            size=_bytes_to_store,
             batch_limit=MAX_RECORDS,
             **shared,
         )
@@ -178,7 +178,7 @@ class Embedder:
             "encode",
             self._encode_batch,
             capacity=settings.queue_bytes,
-            size=_bytes_of_frames,
+            size=lambda loaded: sum(frame.nbytes for frame in loaded.sampled.frames),  # arrays or tensors
             batch_limit=self._image_batch,
             weigh=lambda loaded: len(loaded.sampled.frames),
             **shared,
@@ -432,8 +432,8 @@ class Embedder:
         self._done(in_flight, [dead_letter(in_flight.record, reason, f"{type(error).__name__}: {error}")])
 
 
-def _bytes_of_frames(loaded: Loaded) -> int:
-    return sum(frame.nbytes for frame in loaded.sampled.frames)  # arrays or tensors
+def _bytes_to_store(upsert: Upsert) -> int:
+    return upsert.vectors.nbytes
 
 
 def _position(record: Record) -> Position:
