@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 _BYTES_OF_A_NAME = 60
 _SCHEDULING = os.sched_getscheduler(0)
-_MANY_THREADS = 64
+_MANY_MORE_THREADS = 32
+_threads = 0
+"""How many threads were left when garbage was last collected."""
 
 # A busy machine is no failure: no example has a deadline, and making them may be slow. The same commit has the same
 # examples each time, so that CI says the same of it; `make explore` draws others.
@@ -50,9 +52,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     Some encoders set the priority for good: all that the process starts later inherits it and starves the machine. A
     loop's clients refer to each other, and until they are collected their threads go on looking for a broker.
     """
+    global _threads  # noqa: PLW0603 - of this process, as the threads are
     yield
-    if len(os.listdir("/proc/self/task")) > _MANY_THREADS:  # noqa: PTH208
+    # Only when there are many more: a collection takes up to a second in a process that has run many tests.
+    if len(os.listdir("/proc/self/task")) > _threads + _MANY_MORE_THREADS:  # noqa: PTH208
         gc.collect()
+        _threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
     if os.sched_getscheduler(0) != _SCHEDULING:
         os.sched_setscheduler(0, _SCHEDULING, os.sched_param(0))
         pytest.fail(f"{item.nodeid} has changed the scheduling policy of its process")
