@@ -39,17 +39,23 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
         raise TrecError(f"{path}: {error.strerror or error}") from error
 
 
-def lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and text of each line that is neither empty nor a comment."""
+def limited_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and bytes of each line; raises :class:`TrecError` beyond the limits of lines and their bytes."""
     number = 0
-    while text := file.readline(MAX_LINE_BYTES + 1):
+    while raw := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if number > MAX_ROWS:
             refuse(path, number, f"at most {MAX_ROWS:,} lines", "more")
-        if len(text) > MAX_LINE_BYTES:
+        if len(raw) > MAX_LINE_BYTES:
             refuse(path, number, f"a line of at most {MAX_LINE_BYTES:,} bytes", "a longer one")
-        if (text := text.strip()) and not text.startswith(COMMENT.encode()):
-            yield number, text
+        yield number, raw
+
+
+def lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and text of each line that is neither empty nor a comment."""
+    for number, text in limited_lines(path, file):
+        if (stripped := text.strip()) and not stripped.startswith(COMMENT.encode()):
+            yield number, stripped
 
 
 def rows(

@@ -24,11 +24,11 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeAlias
 import msgspec
 import numpy as np
 
-from streamer.evaluation.trec_rows import MAX_LINE_BYTES, MAX_ROWS, TrecError, decoded, refuse
+from streamer.evaluation.trec_rows import MAX_ROWS, TrecError, decoded, limited_lines, refuse
 from streamer.events import MAX_ID_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 MAX_JSON_BYTES = 67_108_864
@@ -189,7 +189,7 @@ def _column(names: list[str], wanted: tuple[str, ...]) -> int | None:
 
 def _read_csv(path: Path, file: IO[bytes], is_paragraph: bool) -> Truth:
     building = _Building(path, is_paragraph=is_paragraph)
-    rows = csv.reader(_csv_lines(path, file), strict=True)
+    rows = csv.reader((decoded(path, *line) for line in limited_lines(path, file)), strict=True)
     try:
         names = _names(next(rows, []))
         video, query, caption = (_column(names, wanted) for wanted in (_VIDEO, _QUERY, _CAPTION))
@@ -209,17 +209,6 @@ def _read_csv(path: Path, file: IO[bytes], is_paragraph: bool) -> Truth:
     except csv.Error as error:
         refuse(path, rows.line_num, "CSV", str(error))
     return building.done()
-
-
-def _csv_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
-    number = 0
-    while raw := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if number > MAX_ROWS:
-            refuse(path, number, f"at most {MAX_ROWS:,} lines", "more")
-        if len(raw) > MAX_LINE_BYTES:
-            refuse(path, number, f"a line of at most {MAX_LINE_BYTES:,} bytes", "a longer one")
-        yield decoded(path, number, raw)
 
 
 def _read_json(path: Path, file: IO[bytes], is_paragraph: bool) -> Truth:

@@ -38,7 +38,6 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 10.0
 """Seconds between SIGTERM and SIGKILL."""
 
-_LOG_CONFIG = Path(__file__).with_name("log4j2.properties")
 _LOG_TAIL_LINES = 20
 # Stack frames, the listing of the configuration, and what a new Java says about the broker's code.
 _LOG_NOISE = ("\t", "WARNING: ")
@@ -106,7 +105,7 @@ class LocalKafka:
         for port in self._ports:
             if not _is_free(port):
                 raise BrokerError(f"port {port} of {HOST} is taken by another process")
-        java = [*broker_command(), *self._java_options]
+        java = [*java_command(), *self._java_options]
         if self._data_dir is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="streamer-kafka-", ignore_cleanup_errors=True)
             folder = Path(self._temporary.name)
@@ -171,11 +170,6 @@ class LocalKafka:
         if process is None or not process.is_running:
             raise BrokerError(f"broker {node_id} is not running")
         return process
-
-
-def broker_command() -> list[str]:
-    """Return the start of a command line for a class of the broker; raises :class:`BrokerError`."""
-    return java_command(_LOG_CONFIG)
 
 
 class _Listener(NamedTuple):

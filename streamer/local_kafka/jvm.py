@@ -7,20 +7,18 @@ import importlib.metadata
 import signal
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from streamer.local_kafka.jars import class_path, missing_extra
 from streamer.process import start_ending_with_parent
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+_LOG_CONFIG = Path(__file__).with_name("log4j2.properties")
 # The last but one disables the optimising compiler, which takes as much CPU time as the rest of a start.
 _OPTIONS = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
 
 
-def java_command(log_config: Path) -> list[str]:
-    """Return the start of a command line for a class of the broker, which logs as ``log_config`` says.
+def java_command() -> list[str]:
+    """Return the start of a command line for a class of the broker, which logs as ``log4j2.properties`` says.
 
     Downloads missing jars; raises :class:`streamer.local_kafka.jars.BrokerError` if that fails.
     """
@@ -32,7 +30,7 @@ def java_command(log_config: Path) -> list[str]:
     # Without the file, or with one of another runtime, Java starts without it.
     cache = startup_cache(jars)
     cached = [f"-XX:AOTCache={cache}", "-Xlog:aot*=error"] if cache.exists() else []
-    return [str(JAVA), *_OPTIONS, *cached, f"-Dlog4j2.configurationFile={log_config}", "-cp", ":".join(map(str, jars))]
+    return [str(JAVA), *_OPTIONS, *cached, f"-Dlog4j2.configurationFile={_LOG_CONFIG}", "-cp", ":".join(map(str, jars))]
 
 
 def startup_cache(jars: list[Path]) -> Path:

@@ -10,9 +10,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from streamer.local_kafka.broker import LocalKafka, broker_command
+from streamer.local_kafka.broker import LocalKafka
 from streamer.local_kafka.jars import BrokerError, class_path
-from streamer.local_kafka.jvm import startup_cache
+from streamer.local_kafka.jvm import java_command, startup_cache
 
 _TIMEOUT_S = 300
 
@@ -31,7 +31,7 @@ def write_startup_cache() -> Path:
         recorded = f"-XX:AOTConfiguration={seen}"
         with LocalKafka(java_options=["-XX:AOTMode=record", recorded]):
             pass
-        command = [*broker_command(), "-XX:AOTMode=create", recorded, f"-XX:AOTCache={written}"]
+        command = [*java_command(), "-XX:AOTMode=create", recorded, f"-XX:AOTCache={written}"]
         done = subprocess.run(  # noqa: S603 - the runtime of a package and this package's jars
             command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )

@@ -15,7 +15,8 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from streamer.local_kafka import startup
-from streamer.local_kafka.broker import HOST, BrokerError, LocalKafka, broker_command
+from streamer.local_kafka.broker import HOST, BrokerError, LocalKafka
+from streamer.local_kafka.jvm import java_command
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def test_other_numbers_of_brokers_are_refused(brokers: int) -> None:
 
 def test_the_startup_cache_is_one_that_the_java_runtime_uses() -> None:
     assert startup.write_startup_cache().exists()
-    strictly = [*broker_command(), "-XX:AOTMode=on", "kafka.tools.StorageTool", "random-uuid"]
+    strictly = [*java_command(), "-XX:AOTMode=on", "kafka.tools.StorageTool", "random-uuid"]
     done = subprocess.run(strictly, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.strip()) == 22, "a Kafka uuid, and no warning"

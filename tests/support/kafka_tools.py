@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from pathlib import Path
 
 from streamer.local_kafka import jvm
 from streamer.local_kafka.jars import Jar, class_path, fetch, is_intact, read_lock
@@ -28,5 +27,5 @@ def _java() -> list[str]:
     path = jars[0].parent / tools.filename
     if not is_intact(path, tools):
         fetch(tools, path.parent)
-    *options, jars_before = jvm.java_command(Path(jvm.__file__).with_name("log4j2.properties"))
+    *options, jars_before = jvm.java_command()
     return [*options, f"{jars_before}:{path}"]
