@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import io
 import os
 import pickle
@@ -295,6 +296,30 @@ def test_whatever_keeps_a_download_from_being_written_is_no_fault_of_the_source(
     with pytest.raises(MachineError):
         sink.restart()
     raw.close()
+
+
+@pytest.mark.parametrize("path", ["stalling", "short", "drops_weak", "endless"])
+def test_a_failed_download_writes_nothing_to_what_is_opened_after_it(
+    server: OddServer, tmp_path: Path, path: str
+) -> None:
+    """Bytes that were not yet written when it failed would go to the next file with the same descriptor number."""
+    source = fetcher(server.origin, max_bytes=100_000, timeout=1.0)
+    failure: BaseException | None = None
+    try:
+        with source.fetch(f"{server.origin}/clips/{path}"):
+            pass
+    except ClipError as error:
+        failure = error  # its traceback keeps the download's buffer alive, as a log or a reference cycle may
+    assert failure is not None
+    with contextlib.ExitStack() as opened:
+        others = [opened.enter_context((tmp_path / str(number)).open("wb")) for number in range(64)]
+        del failure
+        gc.collect()
+        assert [os.fstat(other.fileno()).st_size for other in others] == [0] * len(others)
+
+
+def test_nothing_in_the_product_writes_to_a_descriptor_that_it_does_not_own() -> None:
+    assert not [path for path in Path("streamer").rglob("*.py") if "closefd=False" in path.read_text()]
 
 
 @pytest.mark.parametrize("spare", [0, 1, 2])

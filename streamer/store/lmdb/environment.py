@@ -251,8 +251,8 @@ class Environment:
             self._lmdb.close()
             self._lmdb = None
         if self._file >= 0:
-            os.close(self._file)
-            self._file = _CLOSED
+            file, self._file = self._file, _CLOSED  # even a close that fails frees the number for another file
+            os.close(file)
 
     def _reopen(self, map_bytes: int) -> None:
         self._shut()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import io
 import os
 import shutil
 import sys
@@ -186,17 +187,20 @@ class Folder:
             _remove_left_over(Path(temporary))
 
     @contextlib.contextmanager
-    def file(self) -> Iterator[tuple[Path, int]]:
-        """Provide an empty file, as its path and a descriptor, and remove it at the end. Raises OSError.
+    def file(self) -> Iterator[tuple[Path, io.FileIO]]:
+        """Provide an empty file, as its path and opened; close and remove it at the end. Raises OSError.
 
-        A file that cannot be removed, as its file system has become read-only, is removed before another one is made.
+        Only the opened file knows its descriptor's number: whoever still has the file after the end can no longer write
+        to what has that number by then. A file that cannot be removed, as its file system has become read-only, is
+        removed before another one is made.
         """
         descriptor, name = self._create()
+        opened = io.FileIO(descriptor, "r+")
         try:
-            yield Path(name), descriptor
+            yield Path(name), opened
         finally:
             with contextlib.suppress(OSError):  # what was read of the file was read
-                os.close(descriptor)
+                opened.close()
             self._delete(name)
 
     def _create(self) -> tuple[int, str]:

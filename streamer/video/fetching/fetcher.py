@@ -154,15 +154,15 @@ class Fetcher:
         """Download to a file, return its descriptor. Raises :class:`NoRoomError` if the budget does not suffice now."""
         with contextlib.ExitStack() as opened_here:
             try:
-                path, descriptor = opened_here.enter_context(Folder.of_process().file())
-                sink = Sink(path, open(descriptor, "r+b", buffering=0, closefd=False), self._max_bytes, claim)  # noqa: SIM115
+                path, file = opened_here.enter_context(Folder.of_process().file())
+                sink = Sink(path, file, self._max_bytes, claim)
                 asyncio.run_coroutine_threadsafe(self._within_time(download(sink)), self._loop).result()
-                sink.detach()  # flushes it; its end is not the file's
+                sink.detach()  # flushes it; the file stays open
             except OSError as error:
                 raise MachineError(Lack.DISK, f"downloads: {error.strerror or error}") from error
             claim.keep(sink.size)
             place.push(opened_here.pop_all())
-            return descriptor
+            return file.fileno()
 
     def _downloader(self, source: URL | StoredObject) -> Callable[[Sink], Awaitable[None]]:
         """Check a source before any client sees it, and return its download function."""
