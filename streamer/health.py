@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 LOOP_STALL_TIMEOUT_S = 60.0
 """A consume loop that has not iterated for so long is stuck; its blocking calls have far shorter timeouts."""
+_LOG_PAUSE_S = 10.0
 
 
 class Health:
@@ -37,6 +38,8 @@ class Health:
         self._not_ready: dict[str, str] = {"start": "starting"}
         self._until: dict[str, float] = {}
         """By condition that is not ready: when it becomes ready by itself."""
+        self._quiet_until: dict[str, float] = {}
+        """By condition: until when another reason is not logged."""
         self._watched: dict[str, Callable[[], bool]] = {}
         self._beat: float | None = None
         self._busy_since: dict[str, float] = {}
@@ -85,17 +88,25 @@ class Health:
     def not_ready(self, condition: str, detail: str, *, seconds: float | None = None) -> None:
         """Report a condition as not ready, with the reason. A change is logged; a repetition is not.
 
-        With ``seconds`` it becomes ready by itself after that time, as long as the consume loop iterates.
+        Reasons that alternate, as those of several servers do, are logged once in ten seconds.
+        With ``seconds`` it becomes ready by itself after that time, as long as the consume loop iterates; a condition
+        that was reported without such a limit stays as it was reported, since somebody will end it.
         """
+        now = time.monotonic()
         with self._lock:
             known = self._not_ready.get(condition)
+            if seconds is not None and known is not None and condition not in self._until:
+                return
             self._not_ready[condition] = detail
             self._until.pop(condition, None)
             if seconds is not None:
-                self._until[condition] = time.monotonic() + seconds
+                self._until[condition] = now + seconds
             self._metrics.ready.set(0)
             self._metrics.unready.labels(condition).set(1)
-        if known != detail:
+            tell = known is None or (known != detail and now >= self._quiet_until.get(condition, 0.0))
+            if tell:
+                self._quiet_until[condition] = now + _LOG_PAUSE_S
+        if tell:
             log.warning("condition not ready", condition=condition, detail=detail)
 
     def ready(self, condition: str) -> None:

@@ -67,9 +67,7 @@ class Shortages:
     def tell(self, lack: MachineError) -> None:
         """Count and report a shortage for which nothing waits: what it concerned was done without, or is done later."""
         self._metrics.machine_faults.labels(lack.lack).inc()
-        with self._lock:
-            if not self._waiting:
-                self._health.not_ready(CONDITION, str(lack), seconds=_TOLD_S)
+        self._health.not_ready(CONDITION, str(lack), seconds=_TOLD_S)
 
     def _wait_for(self, lack: MachineError) -> None:
         self._metrics.machine_faults.labels(lack.lack).inc()

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, get_type_hints
 
 import pytest
+import structlog
+import structlog.testing
 
 from streamer import health as health_module
 from streamer.endpoints.serving import Endpoints
@@ -54,6 +56,24 @@ def get(server: Endpoints, path: str) -> tuple[int, str]:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def test_reasons_that_alternate_are_logged_now_and_then_and_are_all_shown(
+    health: Health, sleep: Callable[[float], None]
+) -> None:
+    with structlog.testing.capture_logs() as logged:
+        for number in range(100):
+            reason = f"node {number % 2} is away"
+            health.not_ready("store", reason)
+            assert f"store: {reason}" in health.readiness_problems()
+            sleep(0.25)
+        health.ready("store")
+        health.not_ready("store", "node 1 is away")
+    assert [entry["event"] for entry in logged] == [
+        *["condition not ready"] * 3,
+        "condition ready",
+        "condition not ready",
+    ]
 
 
 def test_ready_only_when_every_condition_holds(server: Endpoints, health: Health) -> None:

@@ -129,9 +129,11 @@ def test_what_nothing_waits_for_is_reported_for_a_while(case: Case, monkeypatch:
     assert case.counted(Lack.MEMORY) == 3
 
 
-def test_what_is_waited_for_stays_reported_for_as_long_as_that_takes(
+def test_what_is_waited_for_stays_reported_for_as_long_as_that_takes_whoever_tells_of_another(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each part of a service has an object of its own; they report over one condition."""
+    others = Shortages(case.metrics, case.health)
     clock = Clock()
     monkeypatch.setattr(health_module, "time", clock)
     attempts = 0
@@ -140,7 +142,7 @@ def test_what_is_waited_for_stays_reported_for_as_long_as_that_takes(
         nonlocal attempts
         attempts += 1
         if attempts > 1:
-            case.shortages.tell(MachineError(Lack.PROCESSES, "none"))
+            others.tell(MachineError(Lack.PROCESSES, "none"))
             clock.now += 100
             case.health.beat()
             assert case.health.readiness_problems() == ["machine: memory: Cannot allocate memory"]
