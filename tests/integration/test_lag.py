@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from streamer.metrics import Metrics
 
 GROUP = "streamer-rerank"
-SCRAPE_S = 15
-"""Prometheus' own scrape interval, where none is set."""
 
 
 @pytest.fixture
@@ -132,15 +130,10 @@ def committed(settings: Settings, metrics: Metrics) -> float:
 
 
 def test_at_load_the_brokers_figure_lies_between_ours_before_and_after(kafka: LocalKafka, settings: Settings) -> None:
+    """While a backlog is worked off, lag only falls: what Kafka's tool says in between lies between two of ours."""
     feeder = Feeder(settings)
     ended = threading.Event()
     seen: list[dict[int, float]] = []
-
-    def produce() -> None:
-        while not ended.is_set():
-            for partition in range(12):
-                feeder.produce(partition, *[0.0] * (partition + 1))
-            time.sleep(0.05)
 
     def work(record: Record) -> Sequence[Output]:
         if record.offset:  # something of each partition is committed before it begins
@@ -151,8 +144,8 @@ def test_at_load_the_brokers_figure_lies_between_ours_before_and_after(kafka: Lo
         for partition in range(12):
             feeder.produce(partition, 0)
         wait_until(lambda: committed(settings, metrics) == 12)
-        loader = threading.Thread(target=produce)
-        loader.start()
+        for partition in range(12):
+            feeder.produce(partition, *[0.0] * 40 * (partition + 1))
 
         def watch() -> None:
             while not ended.is_set():
@@ -163,17 +156,14 @@ def test_at_load_the_brokers_figure_lies_between_ours_before_and_after(kafka: Lo
         watcher.start()
         try:
             wait_until(lambda: committed(settings, metrics) > 40 and value(metrics, "streamer_paused_partitions") > 0)
-            wait_until(lambda: len(seen[-1]) == 12)
+            wait_until(lambda: len(seen[-1]) == 12 and sum(seen[-1].values()) > 1000)
             first = len(seen)
             wait_until(lambda: len(seen) > first + 20)
             told = brokers(kafka, settings)
             assert len(told) == 12
-            ended_at = time.monotonic()
             wait_until(lambda: all(lies_between(told[each], [lag[each] for lag in seen[first:]]) for each in told))
-            assert time.monotonic() - ended_at < SCRAPE_S
         finally:
             ended.set()
-            loader.join(60)
             watcher.join(60)
     assert sum(lag or 0 for lag in told.values()) > 0
 
