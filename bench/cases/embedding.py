@@ -62,7 +62,7 @@ NAME = "embedding"
 CLIPS, ROUNDS, A_ROUND, REPEATS = 200, 3, 8, 6
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 PLAIN = Path(__file__).parents[1] / "harness" / "plain_embedder.py"
-_RANDOM_MODEL = "import sys, pathlib, bench.workload as w; w.make_model(pathlib.Path(sys.argv[1]))"
+_RANDOM_MODEL = "import sys, pathlib, bench.harness.workload as w; w.make_model(pathlib.Path(sys.argv[1]))"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 MAX_LINES = 450
@@ -50,3 +56,28 @@ def test_no_module_is_long() -> None:
     lines = {name: (ROOT / name).read_bytes().count(b"\n") for name in listed.splitlines()}
     assert "tests/unit/test_inner_loop.py" in lines
     assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
+
+
+def test_programs_in_strings_import_modules_that_exist() -> None:
+    """No tool follows a module that is renamed into the text that another interpreter is given."""
+    named = re.compile(r"(?:\b(?:from|import) |, )((?:streamer|bench|tests|training)(?:\.\w+)+)")
+    found = {
+        (str(path.relative_to(ROOT)), name)
+        for folder in ("streamer", "bench", "tests", "training", "scripts")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "test_walk.py"  # which makes modules
+        for text in strings(path)
+        if re.search(r"\bimport \w", text)
+        for name in named.findall(text)
+    }
+    assert ("bench/cases/embedding.py", "bench.harness.workload") in found
+    assert [each for each in sorted(found) if importlib.util.find_spec(each[1]) is None] == []
+
+
+def strings(path: Path) -> Iterator[str]:
+    """Yield the string constants of a file but for those that stand alone, which are docstrings."""
+    tree = ast.parse(path.read_bytes())
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
+            yield node.value
