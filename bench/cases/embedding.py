@@ -39,7 +39,8 @@ from bench.harness.clips import generate, real
 from bench.harness.report import print_figures, spread
 from streamer.codec import JSON
 from streamer.embedder import Embedder
-from streamer.encoders import DEMO, load_encoder
+from streamer.encoders import load_encoder
+from streamer.encoders.loading import DEMO_FOLDER
 from streamer.events import ClipUploaded
 from streamer.health import Health
 from streamer.kafka import InFlightRecord, Record
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
     from streamer.store import Store
 
 NAME = "embedding"
+
+DEMO_MODEL = f"local-dir:{DEMO_FOLDER}"
+"""The small model by a name that open_clip knows, too: the plain pipeline has no other."""
 
 CLIPS, ROUNDS, A_ROUND, REPEATS = 200, 3, 8, 6
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -240,12 +244,12 @@ def measure(quick: bool) -> dict[str, Any]:
         ]
         draw = random.Random(1)  # noqa: S311
         chosen = [draw.sample(generated, a_round) for _ in range(rounds)]
-        model = Model.of(DEMO) if quick else Model.random(folder)
+        model = Model.of(DEMO_MODEL) if quick else Model.random(folder)
         figures = _contest(model, folder / "contest", repeated, chosen)
         if quick:
             return figures
         some = [*repeated[::REPEATS], *chosen[0]]
-        with contest(Model.of(DEMO), folder / "small", [made]) as (plain, one, ours, other):
+        with contest(Model.of(DEMO_MODEL), folder / "small", [made]) as (plain, one, ours, other):
             plain.run(some)
             ours.run(some)
             least = min(cosines(one, other, [path.stem for path in some]))

@@ -48,6 +48,8 @@ def _targets(results: Mapping[str, Any]) -> Canvas | None:
         if figure is None or limit is None:
             continue
         values = [limit / each if target.at_most is not None else each / limit for each in figure if each]
+        if not values:  # a figure of 0 has no place on a logarithmic axis
+            continue
         rows.append((target.what, values[0], min(values), max(values)))
     if not rows:
         return None

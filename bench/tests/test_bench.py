@@ -103,6 +103,16 @@ def test_a_benchmark_that_fails_or_hangs_is_reported_and_the_others_run(
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
+def test_benchmarks_without_a_broker_run_at_a_tiny_size_and_are_reported(tmp_path: Path) -> None:
+    """They are run by hand, now and then: what breaks them would be noticed only then."""
+    names = ["core", "text", "embedding", "near_duplicates"]
+    done = CliRunner().invoke(harness.main, ["--quick", "--out", str(tmp_path), *names])
+    found = json.loads((tmp_path / "results.json").read_bytes())["benchmarks"]
+    assert {name: found[name].get("error") for name in names} == dict.fromkeys(names), done.output
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"targets.svg"}
+
+
 def test_each_target_belongs_to_a_benchmark() -> None:
     assert {target.benchmark for target in TARGETS} <= harness.BENCHMARKS.keys()
 
