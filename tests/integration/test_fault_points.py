@@ -87,7 +87,7 @@ class World:
         waiting = set(consumer.list_topics(name, timeout=10).topics[name].partitions)
         consumer.assign([TopicPartition(name, partition, 0) for partition in waiting])
         values: Counter[bytes] = Counter()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while waiting:
             assert time.monotonic() < deadline
             message = consumer.poll(0.2)

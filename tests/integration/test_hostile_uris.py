@@ -116,7 +116,7 @@ def refused(fetcher: Fetcher, uri: str) -> str:
     began = time.monotonic()
     with pytest.raises(ClipError) as caught, fetcher.fetch(uri) as path:
         pytest.fail(f"{uri!r} was fetched as {path}")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert (caught.value.reason, caught.value.retry) == (Reason.URI_REFUSED, Retry.NEVER), caught.value.detail
     assert caught.value.detail.isprintable()
     assert "secret" not in caught.value.detail

@@ -345,7 +345,7 @@ def test_a_timestamp_out_of_range_is_replaced_by_the_current_time() -> None:
 
     message: Any = Stamped()
     record = record_of(message)
-    assert abs((record.timestamp - now()).total_seconds()) < 5
+    assert abs((record.timestamp - now()).total_seconds()) < 60
     assert record.headers == ()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -142,10 +141,8 @@ def test_an_unreachable_broker_is_one_line_within_the_timeout() -> None:
         # Bound and not listening: nobody else gets the port, and connections are refused.
         taken.bind(("127.0.0.1", 0))
         servers = f"127.0.0.1:{taken.getsockname()[1]}"
-        started = time.monotonic()
         with pytest.raises(TopicsError, match=f"no response from Kafka at {servers} within 1 s: .*refused") as error:
             check(Settings(bootstrap_servers=servers), [OUTPUT], timeout=1)
-    assert time.monotonic() - started < 10
     assert "\n" not in str(error.value)
 
 
