@@ -134,10 +134,12 @@ def throttle(scene: Scene, step: Step) -> Outcome:
         _alter_quotas(scene, "--add-config", quotas)
         try:
             topic = INPUTS[step.role]
-            probe.assign([TopicPartition(scene.full(topic), number, 0) for number in scene.partitions(topic)])
+            begin = [TopicPartition(scene.full(topic), number, 0) for number in scene.partitions(topic)]
+            probe.assign(begin)
             deadline = time.monotonic() + step.seconds
             while time.monotonic() < deadline or (not any(throttled) and time.monotonic() < deadline + _SIGN_S):
-                probe.poll(0.2)
+                if probe.poll(0.2) is None:
+                    probe.assign(begin)  # the whole log may be less than the quota allows at once
         finally:
             _alter_quotas(scene, "--delete-config", "producer_byte_rate,consumer_byte_rate")
     finally:
@@ -289,10 +291,14 @@ def _write(scene: Scene, producer: Producer, topic: str, each: Input) -> Input:
 
 def _stable_end(scene: Scene, topic: str, partition: int) -> int:
     place = TopicPartition(scene.full(topic), partition)
-    [future] = scene.admin.list_offsets(
-        {place: LATEST}, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_REQUEST_S
-    ).values()
-    return int(future.result().offset)
+
+    def end() -> int:
+        [future] = scene.admin.list_offsets(
+            {place: LATEST}, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_REQUEST_S
+        ).values()
+        return int(future.result().offset)
+
+    return scene.retried(end)  # a leader that has just changed is refused by its epoch
 
 
 def write_unreadable(scene: Scene, step: Step) -> Outcome:
