@@ -1,4 +1,4 @@
-"""The audit of exposure: its measures as they are defined, a bias of known size that is found, and none where none is."""
+"""The audit of exposure: its measures as they are defined, and the biases that it finds, planted or none."""
 
 from __future__ import annotations
 
