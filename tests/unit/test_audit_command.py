@@ -159,6 +159,8 @@ def test_without_queries_there_is_no_report(sides: str, tmp_path: Path) -> None:
         ([], ()),
         ({"a": 1}, ()),
         (float("nan"), ()),
+        (float("-inf"), ()),
+        (10**400, ()),
         ("a" * 500, ("a" * 200,)),
     ],
 )

@@ -101,7 +101,8 @@ def _json_lines(path: Path, file: IO[bytes], found: Catalogue) -> None:
 
 
 def _csv(path: Path, file: io.BufferedReader, found: Catalogue) -> None:
-    reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8", newline=""), strict=True)
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    reader = csv.reader(text, strict=True)
     try:
         names = next(reader, [])
         if names.count(CLIP_ID) != 1:
@@ -118,6 +119,8 @@ def _csv(path: Path, file: io.BufferedReader, found: Catalogue) -> None:
             _check_count(found, f"{path}:{reader.line_num}")
     except (csv.Error, UnicodeDecodeError) as error:
         raise ReplayError(f"{path}:{reader.line_num}: expected CSV in UTF-8, found {error}") from None
+    finally:
+        text.detach()  # the file is not this reader's to close: it may be standard input
 
 
 def _check_count(found: Catalogue, place: str) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -21,6 +20,7 @@ UNKNOWN = "(unknown)"
 OTHER = "(other)"
 MAX_VALUE_CHARS = 200
 MAX_CLIPS = 20_000_000
+_LARGEST = sys.float_info.max
 
 Profile = tuple[tuple[str, tuple[str, ...]], ...]
 """A clip's attributes by name, each with its values in order; shared by all clips that have the same."""
@@ -29,13 +29,18 @@ Profile = tuple[tuple[str, tuple[str, ...]], ...]
 def values_of(attribute: Any) -> tuple[str, ...]:
     """Return the values of an attribute as text, in order: those of a list, or the one; none means that it is unknown.
 
-    Null, blank text, an object and a number that is not finite are no values.
+    Null, blank text, an object, and a number that is not finite or larger than a double are no values.
     """
     if isinstance(attribute, list | tuple):
         return tuple(sorted({value for each in attribute if not isinstance(each, list) for value in values_of(each)}))
-    if attribute is None or isinstance(attribute, dict) or (isinstance(attribute, float) and math.isnan(attribute)):
+    if isinstance(attribute, str):
+        text = attribute
+    elif isinstance(attribute, bool):
+        text = "true" if attribute else "false"
+    elif isinstance(attribute, int | float) and -_LARGEST <= attribute <= _LARGEST:
+        text = str(attribute)
+    else:
         return ()
-    text = attribute if isinstance(attribute, str) else orjson.dumps(attribute).decode()
     text = " ".join(text.split())[:MAX_VALUE_CHARS]
     return (text,) if text else ()
 
