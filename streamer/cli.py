@@ -17,6 +17,7 @@ from click.shell_completion import get_completion_class
 
 from streamer import __version__
 from streamer.commands.acls import acls
+from streamer.commands.audit import audit
 from streamer.commands.benchmark import benchmark
 from streamer.commands.dlq import dlq
 from streamer.commands.evaluate import evaluate
@@ -67,6 +68,7 @@ def cli() -> None:
 
 
 cli.add_command(acls)
+cli.add_command(audit)
 cli.add_command(dlq)
 cli.add_command(evaluate)
 cli.add_command(store)

@@ -13,12 +13,14 @@ import click
 from streamer.commands.evaluate import paragraph_option
 from streamer.commands.flags import SettingsCommand
 from streamer.terminal import echo
+from streamer.topology import REPLAY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from streamer.events import QueryResults
     from streamer.settings import Connection, ReplaySettings
+    from streamer.topology import Tool
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -37,11 +39,18 @@ def recorded_options(command: F) -> F:
     return command
 
 
-def recorded(settings: Connection, events: Path | None, from_topic: bool) -> Iterator[QueryResults]:
-    """Read the events from the source given by :func:`recorded_options`; exactly one must be given."""
+def recorded(
+    settings: Connection, events: Path | None, from_topic: bool, tool: Tool = REPLAY
+) -> Iterator[QueryResults]:
+    """Read the events from the source given by :func:`recorded_options`; exactly one must be given.
+
+    ``tool`` is the command that reads.
+    """
     from streamer.evaluation import questions  # noqa: PLC0415
 
-    return questions.events_of_topic(settings) if from_topic or events is None else questions.events_of_file(events)
+    if from_topic or events is None:
+        return questions.events_of_topic(settings, tool=tool)
+    return questions.events_of_file(events)
 
 
 @click.command(cls=SettingsCommand, uses="replay", short_help="Rerank recorded result lists, and write a TREC run.")

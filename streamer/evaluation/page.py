@@ -100,13 +100,14 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A report; ``data`` is its JSON."""
+    """A report; ``data`` is its JSON, and ``verdict`` what it means, in a sentence."""
 
     title: str
     lead: str
     data: Mapping[str, Any]
     headline: Sequence[Headline] = ()
     sections: Sequence[Section] = field(default_factory=list)
+    verdict: Shown | None = None
 
 
 def environment(*packages: str) -> jinja2.Environment:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.evaluation.trec import Run
     from streamer.settings import Connection
+    from streamer.topology import Tool
 
 log = structlog.get_logger()
 E = TypeVar("E", QueryResults, QueryReranked)
@@ -92,26 +93,28 @@ def _of_file(path: Path, model: type[E], name: str, codec: Codec) -> Iterator[E]
         raise ReplayError(f"{path}: {error.strerror or error}") from error
 
 
-def events_of_topic(settings: Connection, codec: Codec = JSON) -> Iterator[QueryResults]:
+def events_of_topic(settings: Connection, codec: Codec = JSON, tool: Tool = REPLAY) -> Iterator[QueryResults]:
     """Read the events that are in the topic ``query.results`` now; invalid ones are skipped with a warning.
 
-    Raises :class:`~streamer.kafka.readers.topic_reader.ReadError`.
+    ``tool`` is the command that reads. Raises :class:`~streamer.kafka.readers.topic_reader.ReadError`.
     """
-    return (event for event, _ in _of_topic(settings, QueryResults, QUERY_RESULTS, codec))
+    return (event for event, _ in _of_topic(settings, QueryResults, QUERY_RESULTS, codec, tool))
 
 
-def answers_of_topic(settings: Connection, model_id: str | None = None, codec: Codec = JSON) -> Iterator[QueryReranked]:
+def answers_of_topic(
+    settings: Connection, model_id: str | None = None, codec: Codec = JSON, tool: Tool = REPLAY
+) -> Iterator[QueryReranked]:
     """Read the events that are in the topic ``query.reranked`` now, likewise, all of one consumer group and model.
 
     They are those that the settings and ``model_id`` choose. Raises :class:`~streamer.settings.SettingsError` where
     there are several.
     """
     source = OneSource(group=settings.chosen_group(RERANK.group), model_id=model_id, advice=_CHOOSE_MODEL)
-    return source.of(_of_topic(settings, QueryReranked, QUERY_RERANKED, codec))
+    return source.of(_of_topic(settings, QueryReranked, QUERY_RERANKED, codec, tool))
 
 
-def _of_topic(settings: Connection, model: type[E], name: str, codec: Codec) -> Iterator[tuple[E, str]]:
-    with contextlib.closing(TopicReader(settings, settings.topic(name), REPLAY)) as reader:
+def _of_topic(settings: Connection, model: type[E], name: str, codec: Codec, tool: Tool) -> Iterator[tuple[E, str]]:
+    with contextlib.closing(TopicReader(settings, settings.topic(name), tool)) as reader:
         for span in reader.spans():
             for record in reader.records(span):
                 try:

@@ -69,7 +69,7 @@ class DemoSettings(Brokers, ModelSettings, EmbeddingSettings, SandboxSettings, M
 
 
 class TopicsSettings(Connection, LogSettings):
-    """What the commands take that look at topics alone: ``topics``, ``dlq`` and ``acls``."""
+    """What the commands take that look at topics alone: ``topics``, ``dlq``, ``acls`` and ``audit``."""
 
 
 class TopSettings(Connection, TargetSettings, LogSettings):
@@ -86,6 +86,7 @@ COMMANDS: Mapping[str, type[LogSettings]] = {
     "topics": TopicsSettings,
     "acls": TopicsSettings,
     "dlq": TopicsSettings,
+    "audit": TopicsSettings,
     "demo": DemoSettings,
     "top": TopSettings,
     "store": StoreCommandSettings,

@@ -18,7 +18,8 @@ from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streamer.codec import JSON
-from streamer.evaluation.questions import events_of_topic
+from streamer.evaluation.audit import attributes
+from streamer.evaluation.questions import answers_of_topic, events_of_topic
 from streamer.events import Candidate, ClipUploaded, QueryReranked, QueryResults, Reason, now
 from streamer.kafka import Output, dead_letter
 from streamer.kafka.admin.topic_files import load_specs
@@ -32,7 +33,7 @@ from streamer.kafka.readers.request import Requester, RequestError
 from streamer.kafka.readers.tail import Tail
 from streamer.kafka.readers.topic_reader import ReadError
 from streamer.settings import as_variables
-from streamer.topology import RERANK, SERVICES, TOP
+from streamer.topology import AUDIT, RERANK, SERVICES, TOP
 from tests.support.driver import Service
 from tests.support.footage import BLUE, RED, WHITE, scene, write_video
 from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running
@@ -286,6 +287,10 @@ def run(role: str, settings: Settings, privilege: Privilege) -> str:
             requester = Requester(settings, requests=INPUT, replies=OUTPUT, is_meant=lambda _: True)
             with contextlib.closing(requester):
                 requester.request(question, timeout=30)
+        elif role == "audit":
+            attributes.of_topic(settings)
+            list(events_of_topic(settings, tool=AUDIT))
+            list(answers_of_topic(settings, tool=AUDIT))
         else:
             with contextlib.closing(Tail(settings, [settings.topic(privilege.name)], TOP)) as tail:
                 tail.poll()
@@ -328,7 +333,7 @@ def test_the_other_commands_without_one_of_them_name_it_in_one_line(
     with pytest.raises(PublishError, match=f"lacks Write on the topic {operator.topic(INPUT)}"):
         publish(nobody, [Output(operator.topic(INPUT), b"k", b"{}", ())])
 
-    for role in ("topics-check", "topics-apply", "dlq-show", "dlq-redrive", "replay", "top"):
+    for role in ("topics-check", "topics-apply", "dlq-show", "dlq-redrive", "replay", "audit", "top"):
         for privilege in ROLES[role]:
             # What there is cannot be created.
             prefix = topic_prefix + ("absent." if privilege.operation is Operation.CREATE else "")

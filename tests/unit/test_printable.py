@@ -257,15 +257,19 @@ def evaluate(folder: Path, _: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def pilot(folder: Path, _: pytest.MonkeyPatch) -> list[list[str]]:
-    answers = folder / "answers.jsonl"
+    answers, bad = folder / "answers.jsonl", folder / "bad.jsonl"
     answers.write_bytes(b"\n".join(JSON.encode(answer(text)) for text in UTF_8 if text.strip()))
-    bad = folder / "bad.jsonl"
     bad.write_text(f'{{"{FORGED}": "\x1b[2J\u202e"}}\n', encoding="utf-8")
-    return [
-        ["pilot", "--answers", str(answers)],
-        ["pilot", "--answers", str(answers), "--json", "-"],
-        ["pilot", "--answers", str(bad)],
-    ]
+    given = ["pilot", "--answers", str(answers)]
+    return [given, [*given, "--json", "-"], ["pilot", "--answers", str(bad)]]
+
+
+def audit(folder: Path, _: pytest.MonkeyPatch) -> list[list[str]]:
+    answers, sides, texts = folder / "answers.jsonl", folder / "sides", [text for text in UTF_8 if text.strip()]
+    answers.write_bytes(b"\n".join(JSON.encode(replace(answer(text), model_id="m")) for text in texts))
+    sides.write_text("\n".join(json.dumps({"clip_id": text, "attributes": {"side": text}}) for text in texts))
+    given = ["audit", "--answers", str(answers), "--attributes", str(sides), "--attribute"]
+    return [[*given, "side"], [*given, "side", "--json", "-"], [*given, FORGED]]
 
 
 def replay(folder: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
@@ -330,6 +334,7 @@ def service(name: str) -> Any:
 
 COMMANDS: dict[str, Callable[[Path, pytest.MonkeyPatch], list[list[str]]]] = {
     "acls": acls,
+    "audit": audit,
     "benchmark": synthetic,
     "demo": demo,
     "dlq list": dlq("list"),

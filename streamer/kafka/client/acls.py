@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from streamer.events import TOPICS
 from streamer.topology import (
+    AUDIT,
+    CLIPS_UPLOADED,
     DEAD_LETTER_TOPICS,
     DEMO,
     DEMO_PREFIX,
@@ -166,6 +168,11 @@ ROLES: Mapping[str, tuple[Privilege, ...]] = {
         *_topics(Operation.WRITE, [QUERY_RESULTS], "publishes queries to a running service"),
         *_topics(Operation.READ, [QUERY_RERANKED], "reads the reranked results, outside any group"),
         *_topics(Operation.READ, [dead_letter_topic(QUERY_RESULTS)], "sees what was refused"),
+    ),
+    AUDIT.role: (
+        *_topics(Operation.READ, [CLIPS_UPLOADED], "reads the clips' attributes, outside any group"),
+        *_topics(Operation.READ, [QUERY_RERANKED], "reads the reranked results, outside any group"),
+        *_topics(Operation.READ, [QUERY_RESULTS], "compares them with the engine's, outside any group"),
     ),
     TOP.role: (
         *_topics(Operation.READ, [QUERY_RERANKED], "shows what was reranked last, outside any group"),

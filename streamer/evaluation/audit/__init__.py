@@ -1,0 +1,1 @@
+"""Which groups of clips users see, by the clips' attributes, before and after reranking."""

@@ -1,0 +1,112 @@
+"""What an audit says in a sentence, and which groups' exposure reranking changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from streamer.evaluation.audit.intervals import LEAST_CLUSTERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+Data = dict[str, Any]
+
+SHIFT, NONE, OPEN = "shift", "no shift", "not known"
+AWAY, TOWARDS = "further from its share of the candidates", "nearer to its share of the candidates"
+MUCH_UNKNOWN = 0.2
+"""If an attribute is unknown for more than this share of the candidates, the report says so beside the verdict."""
+_NAMED = 3
+"""Shifts that the sentence names; the table has all of them."""
+
+
+def decide(found: Mapping[str, Any]) -> Data:
+    """Return the figures with the verdict, its sentences, and the groups whose exposure reranking changes.
+
+    A group's exposure is changed if 0 is outside its interval. The intervals of all groups of all attributes hold
+    together (:mod:`streamer.evaluation.audit.intervals`), so where reranking changes nothing, any change is found with
+    a probability of at most 5 %.
+    """
+    shifts = sorted(_shifts(found), key=lambda each: -abs(each["change"]))
+    judged = [each["reranking"] for each in _groups(found) if each["reranking"]["low"] is not None]
+    if found["effective_queries"] < LEAST_CLUSTERS:
+        verdict, sentence = OPEN, _too_few(found)
+    elif shifts:
+        verdict, sentence = SHIFT, _shifted(shifts, found["confidence"])
+    elif not judged:
+        verdict, sentence = OPEN, "No verdict: reranking changes the exposure of each group in too few queries."
+    else:
+        verdict, sentence = NONE, _not_shifted(found, judged)
+    return {
+        "verdict": verdict,
+        "sentence": sentence,
+        "cautions": list(_cautions(found, len(judged), verdict)),
+        **found,
+        "shifts": shifts,
+    }
+
+
+def _groups(found: Mapping[str, Any]) -> Iterator[Data]:
+    for attribute in found["attributes"]:
+        yield from attribute["groups"]
+
+
+def _shifts(found: Mapping[str, Any]) -> Iterator[Data]:
+    for attribute in found["attributes"]:
+        for each in attribute["groups"]:
+            change = each["reranking"]
+            if change["low"] is not None and not change["low"] <= 0 <= change["high"]:
+                target, before, after = each["target"], each["exposure_before"], each["exposure_after"]
+                yield {
+                    "attribute": attribute["attribute"],
+                    "group": each["group"],
+                    "before": before,
+                    "after": after,
+                    "change": change["mean"],
+                    "low": change["low"],
+                    "high": change["high"],
+                    "effect": AWAY if abs(after - target) > abs(before - target) else TOWARDS,
+                }
+
+
+def _too_few(found: Mapping[str, Any]) -> str:
+    distinct, effective = found["distinct_queries"], found["effective_queries"]
+    weight = f", and weigh as much as {effective:.1f} of equal frequency" if effective < distinct - 0.5 else ""
+    return f"No verdict: {distinct:,} different queries{weight} are too few; {LEAST_CLUSTERS} are needed."
+
+
+def _shifted(shifts: Sequence[Mapping[str, Any]], confidence: float) -> str:
+    parts = [
+        f"{each['attribute']}={each['group']} gets {each['after']:.1%} instead of {each['before']:.1%} "
+        f"({_points(each['change'])} points, {confidence:.0%} interval {_points(each['low'])} to "
+        f"{_points(each['high'])}), {each['effect']}"
+        for each in shifts[:_NAMED]
+    ]
+    left = len(shifts) - _NAMED
+    more = f"; and {left:,} more group{'s' * (left > 1)}" if left > 0 else ""
+    return f"Reranking changes who is seen: {'; '.join(parts)}{more}."
+
+
+def _not_shifted(found: Mapping[str, Any], judged: Sequence[Mapping[str, Any]]) -> str:
+    largest = max(max(abs(each["low"]), abs(each["high"])) for each in judged)
+    names = ", ".join(each["attribute"] for each in found["attributes"])
+    return (
+        f"No change by reranking can be told from chance ({names}; {found['distinct_queries']:,} different queries): "
+        f"with {found['confidence']:.0%} confidence, no group's exposure changes by more than {100 * largest:.1f} "
+        "points."
+    )
+
+
+def _cautions(found: Mapping[str, Any], judged: int, verdict: str) -> Iterator[str]:
+    for attribute in found["attributes"]:
+        if attribute["unknown_share"] > MUCH_UNKNOWN:
+            yield (
+                f"{attribute['attribute']} is unknown for {attribute['unknown_share']:.0%} of the candidates, which "
+                "are a group of their own here: what they truly are could change the picture."
+            )
+    left = sum(1 for _ in _groups(found)) - judged
+    if left and verdict != OPEN:
+        yield f"{left:,} small group{'s' * (left > 1)} changed in too few queries to be judged."
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
