@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def batch(base: int, size: int) -> bytes:
-    return struct.pack(">qi", base, size) + bytes(size)
+def batch(base: int, size: int, attributes: int = 0, producer: int = -1) -> bytes:
+    content = bytearray(struct.pack(">qi", base, size) + bytes(size))
+    struct.pack_into(">h", content, 21, attributes)
+    struct.pack_into(">q", content, 43, producer)
+    return bytes(content)
 
 
 @pytest.fixture
@@ -30,6 +33,15 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("count", "offset"), [(1, 12), (2, 9), (3, 6)])
 def test_the_last_batches_are_those_of_the_newest_segment(folder: Path, count: int, offset: int) -> None:
     assert segments.last_batches(folder, count) == offset
+
+
+@pytest.mark.parametrize(("count", "offset"), [(1, 3), (2, 3), (3, 0), (4, 0), (5, 0)])
+def test_no_transaction_loses_its_marker_and_keeps_a_record(tmp_path: Path, count: int, offset: int) -> None:
+    data, marker = 0x10, 0x30
+    first = batch(0, 70, data, 7), batch(1, 70), batch(2, 70, marker, 7)
+    batches = (*first, batch(3, 70, data, 8), batch(5, 70, marker, 8))
+    (tmp_path / "00000000000000000000.log").write_bytes(b"".join(batches))
+    assert segments.last_batches(tmp_path, count) == offset
 
 
 def test_more_batches_than_there_are_is_refused(folder: Path) -> None:
