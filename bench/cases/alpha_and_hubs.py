@@ -60,8 +60,10 @@ def main() -> None:
     parser.add_argument("--topics", type=int, default=method.TOPICS)
     size = parser.parse_args()
     built = {seed: build(clips=size.clips, topics=size.topics, seed=seed) for seed in method.SEEDS}
-    worlds, banks = ({seed: each[part] for seed, each in built.items()} for part in (0, 1))
-    results = {**about(), "figures": measure(worlds, banks)}
+    figures = measure(
+        {seed: world for seed, (world, _) in built.items()}, {seed: bank for seed, (_, bank) in built.items()}
+    )
+    results = {**about(), "figures": figures}
     if (size.clips, size.topics) != (method.CLIPS, method.TOPICS):
         sys.stdout.write(f"{rules_table(results)}\n{hubs_table(results)}")
         return

@@ -79,7 +79,7 @@ def features(own: FloatArray, frame: FloatArray) -> FloatArray:
     return np.array(
         [
             float((ranks[0] * ranks[1]).mean()),
-            len(np.intersect1d(*first)) / len(first[0]),
+            len(np.intersect1d(first[0], first[1])) / len(first[0]),
             own_spread - frame_spread,
             *(float(side[top].mean()) for side, top in zip(sides, first, strict=True)),
         ]
