@@ -80,7 +80,12 @@ class World:
 def build(*, clips: int, topics: int, seed: int) -> World:
     """Draw clips and topics, and let the engines search."""
     encoder = load_encoder(DEMO, dtype="float32")
-    drawn = [_draw(seed, number, encoder) for number in range(clips)]
+    drawn = [draw(seed, number, encoder) for number in range(clips)]
+    return search(drawn, encoder, topics=topics, seed=seed)
+
+
+def search(drawn: Sequence[Drawn], encoder: Encoder, *, topics: int, seed: int) -> World:
+    """Draw topics for drawn clips, and let the engines search."""
     asked = avs.draw_topics([clip for clip, _, _ in drawn], count=topics, seed=seed)
     ids = [clip.clip_id for clip, _, _ in drawn]
     stored = ClipList(vectors for _, vectors, _ in drawn)
@@ -104,8 +109,16 @@ class _Vectors(NamedTuple):
     times_ms: npt.NDArray[np.uint32]
 
 
-def _draw(seed: int, number: int, encoder: Encoder) -> tuple[DemoClip, _Vectors, npt.NDArray[np.float32]]:
-    """Draw a clip; return it with its frames' vectors, and the whole clip's vector (d,) of the stand-in engine.
+class Drawn(NamedTuple):
+    """A clip, its frames' vectors, and the whole clip's vector (d,) of the stand-in engine."""
+
+    clip: DemoClip
+    vectors: _Vectors
+    whole: npt.NDArray[np.float32]
+
+
+def draw(seed: int, number: int, encoder: Encoder) -> Drawn:
+    """Draw a clip.
 
     Only the sampled frames are rendered, and none is compressed: that would take ten times as long.
     """
@@ -129,7 +142,7 @@ def _draw(seed: int, number: int, encoder: Encoder) -> tuple[DemoClip, _Vectors,
     times = np.arange(len(frames), dtype=np.uint32) * np.uint32(STEP_MS)
     clip = DemoClip(f"clip-{number:04d}", Path(), tuple(scenes))
     whole: npt.NDArray[np.float32] = mean / np.linalg.norm(mean)
-    return clip, _Vectors(vectors[: len(frames)].astype(np.float16), None, times), whole
+    return Drawn(clip, _Vectors(vectors[: len(frames)].astype(np.float16), None, times), whole)
 
 
 def measure(worlds: Mapping[int, World]) -> dict[str, Any]:
@@ -143,15 +156,15 @@ def measure(worlds: Mapping[int, World]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for seed, world in worlds.items():
         for engine, run in world.runs.items():
-            asked = _asked(world, run)
+            asked = asked_of(world, run)
             for share in WITHOUT_RECORD:
                 rng = np.random.default_rng([seed, round(100 * share)])
                 count = round(share * len(world.clip_ids))
                 gone = [rng.permutation(len(world.clip_ids))[:count] for _ in range(DRAWS)]
-                values = np.mean([_values(world, asked, grids["missing"], lost) for lost in gone], axis=0)
-                rows += _cells("missing", grids["missing"], values, engine=engine, seed=seed, share=share)
-            values = _values(world, asked, grids["pooling"])
-            rows += _cells("pooling", grids["pooling"], values, engine=engine, seed=seed)
+                values = np.mean([values_of(world, asked, grids["missing"], lost) for lost in gone], axis=0)
+                rows += cells_of("missing", grids["missing"], values, engine=engine, seed=seed, share=share)
+            values = values_of(world, asked, grids["pooling"])
+            rows += cells_of("pooling", grids["pooling"], values, engine=engine, seed=seed)
     for parameter in grids:
         of = [row for row in rows if row["parameter"] == parameter]
         for row in of:
@@ -170,7 +183,7 @@ def _softmax(temperature: float) -> str:
     return f"softmax:{temperature:g}"
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
     """One topic of an engine: its candidates' numbers (n,) in the engine's order, and what measures their orders."""
 
     topic: str
@@ -178,7 +191,8 @@ class _Asked(NamedTuple):
     sweep: TopicSweep
 
 
-def _asked(world: World, run: Run) -> list[_Asked]:
+def asked_of(world: World, run: Run) -> list[Asked]:
+    """Prepare an engine's topics for :func:`values_of`."""
     number_of = {clip_id: number for number, clip_id in enumerate(world.clip_ids)}
     found = []
     for topic in world.topics:
@@ -187,11 +201,11 @@ def _asked(world: World, run: Run) -> list[_Asked]:
         measure = InferredAP(Judgments.of(list(ranking.shots), ["1"] * len(rels), rels))
         numbers = np.array([number_of[shot] for shot in ranking.shots])
         swept = TopicSweep(measure, measure.codes(ranking.shots), ranking.scores)
-        found.append(_Asked(topic.query_id, numbers, swept))
+        found.append(Asked(topic.query_id, numbers, swept))
     return found
 
 
-def _values(world: World, asked: Sequence[_Asked], grid: Grid, lost: npt.NDArray[np.intp] | None = None) -> FloatArray:
+def values_of(world: World, asked: Sequence[Asked], grid: Grid, lost: npt.NDArray[np.intp] | None = None) -> FloatArray:
     """Return AP (t, p) of each topic at each point, if the clips with the numbers ``lost`` have no record."""
     kept = np.ones(len(world.clip_ids), np.bool_)
     if lost is not None:
@@ -203,7 +217,7 @@ def _values(world: World, asked: Sequence[_Asked], grid: Grid, lost: npt.NDArray
     return found
 
 
-def _cells(parameter: str, grid: Grid, values: FloatArray, **cell: Any) -> Iterable[dict[str, Any]]:
+def cells_of(parameter: str, grid: Grid, values: FloatArray, **cell: Any) -> Iterable[dict[str, Any]]:
     """Compare each point with the one of its depth that has the parameter's first value."""
     points = list(grid.points())
     for number, point in enumerate(points):

@@ -46,7 +46,7 @@ def _section(results: Mapping[str, Any], parameter: str, title: str) -> str:
         "| --- | --- |" + " --- |" * (len(engines) + 1),
     ]
     for (depth, name), of in sorted(rows.items()):
-        gains = [" / ".join(_gain(cell) for cell in of if cell["engine"] == engine) for engine in engines]
+        gains = [" / ".join(gain(cell) for cell in of if cell["engine"] == engine) for engine in engines]
         lines.append(f"| {name} | {depth} | {' | '.join(gains)} | {counts(of)} |")
     seeds = list(figures["clips"])
     measured = (
@@ -58,6 +58,7 @@ def _section(results: Mapping[str, Any], parameter: str, title: str) -> str:
     return "\n".join([*lines, "", measured]) + "\n"
 
 
-def _gain(cell: Mapping[str, Any]) -> str:
+def gain(cell: Mapping[str, Any]) -> str:
+    """Write a cell's gain, with an asterisk if it is significant."""
     mark = "\\*" if cell["bonferroni_p"] < SIGNIFICANT else ""
     return f"{cell['gain']:+.3f}{mark}"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.cases.alpha_and_hubs_tables import tables as alpha_and_hubs_tables
 from bench.cases.capacity_tables import tables as capacity_tables
 from bench.cases.method_tables import tables as method_tables
 from bench.harness.report import summary
@@ -44,7 +45,11 @@ PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     DOCS / "reference" / "alerts.md": {"alerts": alerts.markdown},
     DOCS / "reference" / "privileges.md": {"privileges": privileges_tables},
     DOCS / "performance.md": {"performance": _performance},
-    DOCS / "evaluation.md": {"benchmark": _benchmark, **method_tables(DOCS / "bench" / "method.json")},
+    DOCS / "evaluation.md": {
+        "benchmark": _benchmark,
+        **method_tables(DOCS / "bench" / "method.json"),
+        **alpha_and_hubs_tables(DOCS / "bench" / "alpha-and-hubs.json"),
+    },
     DOCS / "capacity.md": capacity_tables(DOCS / "bench" / "capacity.json"),
 }
 """The sections of each page, by the names in their comments."""
