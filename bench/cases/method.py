@@ -80,7 +80,7 @@ class World:
 def build(*, clips: int, topics: int, seed: int) -> World:
     """Draw clips and topics, and let the engines search."""
     encoder = load_encoder(DEMO, dtype="float32")
-    drawn = [_draw(seed, number, encoder) for number in range(clips)]
+    drawn = [draw(seed, number, encoder) for number in range(clips)]
     asked = avs.draw_topics([clip for clip, _, _ in drawn], count=topics, seed=seed)
     ids = [clip.clip_id for clip, _, _ in drawn]
     stored = ClipList(vectors for _, vectors, _ in drawn)
@@ -104,7 +104,7 @@ class _Vectors(NamedTuple):
     times_ms: npt.NDArray[np.uint32]
 
 
-def _draw(seed: int, number: int, encoder: Encoder) -> tuple[DemoClip, _Vectors, npt.NDArray[np.float32]]:
+def draw(seed: int, number: int, encoder: Encoder) -> tuple[DemoClip, _Vectors, npt.NDArray[np.float32]]:
     """Draw a clip; return it with its frames' vectors, and the whole clip's vector (d,) of the stand-in engine.
 
     Only the sampled frames are rendered, and none is compressed: that would take ten times as long.
@@ -143,15 +143,15 @@ def measure(worlds: Mapping[int, World]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for seed, world in worlds.items():
         for engine, run in world.runs.items():
-            asked = _asked(world, run)
+            asked = asked_of(world, run)
             for share in WITHOUT_RECORD:
                 rng = np.random.default_rng([seed, round(100 * share)])
                 count = round(share * len(world.clip_ids))
                 gone = [rng.permutation(len(world.clip_ids))[:count] for _ in range(DRAWS)]
-                values = np.mean([_values(world, asked, grids["missing"], lost) for lost in gone], axis=0)
-                rows += _cells("missing", grids["missing"], values, engine=engine, seed=seed, share=share)
-            values = _values(world, asked, grids["pooling"])
-            rows += _cells("pooling", grids["pooling"], values, engine=engine, seed=seed)
+                values = np.mean([values_of(world, asked, grids["missing"], lost) for lost in gone], axis=0)
+                rows += cells_of("missing", grids["missing"], values, engine=engine, seed=seed, share=share)
+            values = values_of(world, asked, grids["pooling"])
+            rows += cells_of("pooling", grids["pooling"], values, engine=engine, seed=seed)
     for parameter in grids:
         of = [row for row in rows if row["parameter"] == parameter]
         for row in of:
@@ -178,7 +178,8 @@ class _Asked(NamedTuple):
     sweep: TopicSweep
 
 
-def _asked(world: World, run: Run) -> list[_Asked]:
+def asked_of(world: World, run: Run) -> list[_Asked]:
+    """Prepare an engine's topics for :func:`values_of`."""
     number_of = {clip_id: number for number, clip_id in enumerate(world.clip_ids)}
     found = []
     for topic in world.topics:
@@ -191,7 +192,9 @@ def _asked(world: World, run: Run) -> list[_Asked]:
     return found
 
 
-def _values(world: World, asked: Sequence[_Asked], grid: Grid, lost: npt.NDArray[np.intp] | None = None) -> FloatArray:
+def values_of(
+    world: World, asked: Sequence[_Asked], grid: Grid, lost: npt.NDArray[np.intp] | None = None
+) -> FloatArray:
     """Return AP (t, p) of each topic at each point, if the clips with the numbers ``lost`` have no record."""
     kept = np.ones(len(world.clip_ids), np.bool_)
     if lost is not None:
@@ -203,7 +206,7 @@ def _values(world: World, asked: Sequence[_Asked], grid: Grid, lost: npt.NDArray
     return found
 
 
-def _cells(parameter: str, grid: Grid, values: FloatArray, **cell: Any) -> Iterable[dict[str, Any]]:
+def cells_of(parameter: str, grid: Grid, values: FloatArray, **cell: Any) -> Iterable[dict[str, Any]]:
     """Compare each point with the one of its depth that has the parameter's first value."""
     points = list(grid.points())
     for number, point in enumerate(points):

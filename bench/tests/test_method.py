@@ -62,9 +62,9 @@ def test_known_gains_are_found_and_marked_as_significant() -> None:
 def test_clips_without_a_record_are_scored_as_a_store_without_them_would() -> None:
     made = world(3, softer=0.0)
     grid = Grid((0.0,), (150,), ("minmax",))
-    asked = method._asked(made, made.runs["C"])
-    with_all = method._values(made, asked, grid)
-    without = method._values(made, asked, grid, np.arange(0, 150, 2))
+    asked = method.asked_of(made, made.runs["C"])
+    with_all = method.values_of(made, asked, grid)
+    without = method.values_of(made, asked, grid, np.arange(0, 150, 2))
     assert with_all.shape == without.shape == (40, 1)
     assert without.mean() < with_all.mean() - 0.05
     assert np.isfinite(made.frame[MAX]["0"]).all()  # the world itself is unchanged

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cases.capacity_tables import tables as capacity_tables
+from bench.cases.method_tables import negation_tables
 from bench.cases.method_tables import tables as method_tables
 from bench.harness.report import summary
 from reference import alerts, commands, dead_letters, event_fields, imports
@@ -44,7 +45,11 @@ PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     DOCS / "reference" / "alerts.md": {"alerts": alerts.markdown},
     DOCS / "reference" / "privileges.md": {"privileges": privileges_tables},
     DOCS / "performance.md": {"performance": _performance},
-    DOCS / "evaluation.md": {"benchmark": _benchmark, **method_tables(DOCS / "bench" / "method.json")},
+    DOCS / "evaluation.md": {
+        "benchmark": _benchmark,
+        **method_tables(DOCS / "bench" / "method.json"),
+        **negation_tables(DOCS / "bench" / "negation.json"),
+    },
     DOCS / "capacity.md": capacity_tables(DOCS / "bench" / "capacity.json"),
 }
 """The sections of each page, by the names in their comments."""
