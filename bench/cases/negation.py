@@ -32,12 +32,10 @@ from bench.harness.machine import about
 from streamer.encoders import DEMO, load_encoder
 from streamer.evaluation.negation import split
 from streamer.evaluation.sweep import Grid
-from streamer.method import score_clips
 from streamer.settings import load
 from streamer.synthetic import avs, probe_report, probes
 from streamer.synthetic.clips import DemoQuery
 from streamer.synthetic.scenes import OBJECTS, Item, Scene, noun_phrase
-from streamer.vectors import ClipList
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,7 +93,8 @@ def worlds_of(
     """Let the engines search for each set of topics; the frames are scored in each way."""
     clips = [clip for clip, _, _ in drawn]
     ids = [clip.clip_id for clip in clips]
-    stored = ClipList(vectors for _, vectors, _ in drawn)
+    stored = np.concatenate([vectors.matrix for _, vectors, _ in drawn]).astype(np.float64)
+    starts = np.cumsum([0, *(len(vectors.matrix) for _, vectors, _ in drawn[:-1])])
     wholes = np.array([whole for _, _, whole in drawn])
     found = {}
     for which in SETS:
@@ -110,7 +109,7 @@ def worlds_of(
             vectors = {AS_IT_IS: texts[topic.text], REST: texts[negated.rest]}
             vectors |= {_minus(weight): texts.ruled(negated, weight) for weight in WEIGHTS}
             for way, vector in vectors.items():
-                frame[way][topic.query_id] = score_clips(vector, stored).cosines
+                frame[way][topic.query_id] = np.maximum.reduceat(stored @ vector.astype(np.float64), starts)
             answers[topic.query_id] = list(zip(ids, (wholes @ texts[topic.text]).astype(float).tolist(), strict=True))
         found[which] = method.World(asked, avs.base_runs(answers, asked, seed=seed), ids, frame)
     return found
