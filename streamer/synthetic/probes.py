@@ -39,7 +39,7 @@ CONTROL = "object"
 SECONDS = (0.0, 0.5)
 """The times of a clip's frames; 0.5 is the service's default interval."""
 WEIGHT = 0.5
-"""The weight of the negated part, at which the rule finds 19 of 20 clips; one third finds 17."""
+"""The weight of the negated part, at which the rule finds 19 of 20 clips; 0.35 finds 17."""
 _APART = FRAME_SIZE[0] / 4
 """The least horizontal distance between two objects of which one is said to be on the left, in pixels."""
 _TEXT_BATCH = 64
