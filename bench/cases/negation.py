@@ -75,7 +75,8 @@ def draw_topics(clips: Sequence[DemoClip], which: str, *, count: int, seed: int)
 
 def judge(clips: Sequence[DemoClip], wanted: Item, without: str) -> tuple[list[str], list[str]]:
     """Return the ids of the clips that show ``wanted`` without the object ``without``, and beside it only."""
-    relevant, excluded = [], []
+    relevant: list[str] = []
+    excluded: list[str] = []
     for clip in clips:
         beside = [
             any(item.object == without for item in each.scene.items)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from streamer.evaluation.measures import missing_extra
-
-if TYPE_CHECKING:
-    from scipy import stats
 
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.05
@@ -66,7 +63,7 @@ def says(measured: Accuracy, corrected_p: float) -> Said:
     return "above chance" if measured.accuracy > measured.chance else "below chance"
 
 
-def _stats() -> stats:
+def _stats() -> Any:
     try:
         from scipy import stats  # noqa: PLC0415 - an optional extra
     except ImportError as error:
