@@ -16,7 +16,6 @@ from streamer.terminal import plain
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from matplotlib.axes import Axes
     from rich.table import Table as TerminalTable
 
     from streamer.evaluation.accuracy import Accuracy, Change
@@ -168,7 +167,7 @@ def _picture(found: Data) -> Picture:
     rows: Sequence[Mapping[str, Any]] = found["probes"]
     names = [f"{each['probe']}, {each['query']}" for each in rows]
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: Any) -> None:  # matplotlib's, which only the evaluation knows
         for number, each in enumerate(rows):
             colour = {"above chance": plots.NEW, "below chance": plots.LOSS}.get(each["says"], plots.OLD)
             axes.plot([each["low"], each["high"]], [number, number], color=colour, linewidth=2)
