@@ -23,6 +23,7 @@ from streamer.commands.dlq import dlq
 from streamer.commands.evaluate import evaluate
 from streamer.commands.flags import CONFIG, SettingsCommand
 from streamer.commands.pilot import pilot
+from streamer.commands.probe import probe
 from streamer.commands.replay import replay
 from streamer.commands.store import store
 from streamer.commands.sweep import sweep
@@ -77,6 +78,7 @@ cli.add_command(replay)
 cli.add_command(sweep)
 cli.add_command(pilot)
 cli.add_command(benchmark)
+cli.add_command(probe)
 
 
 @cli.command(cls=SettingsCommand, uses="embed", short_help="Run the embedder: uploads into the store.")

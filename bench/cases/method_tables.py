@@ -1,9 +1,11 @@
-"""The tables on other ways of scoring, written from docs/bench/method.json."""
+"""The tables on other ways of scoring, written from docs/bench/method.json and docs/bench/negation.json."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
+
+from streamer.synthetic import probe_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,19 @@ def tables(path: Path) -> dict[str, Callable[[], str]]:
     return {
         "imputing": of(lambda results: _section(results, "missing", "clips without a record")),
         "pooling": of(lambda results: _section(results, "pooling", "pooling")),
+    }
+
+
+def negation_tables(path: Path) -> dict[str, Callable[[], str]]:
+    """Return likewise the tables on negated queries."""
+
+    def read() -> Mapping[str, Any]:
+        found: Mapping[str, Any] = json.loads(path.read_bytes())
+        return found
+
+    return {
+        "probes": lambda: probe_report.markdown(read()["probes"]),
+        "negation": lambda: _section(read(), "negation", "topics: frames scored by"),
     }
 
 

@@ -64,6 +64,10 @@ class BenchmarkSettings(ModelSettings, EmbeddingSettings, SandboxSettings, Metho
     """What ``streamer benchmark`` takes."""
 
 
+class ProbeSettings(ModelSettings, LogSettings):
+    """What ``streamer probe`` takes."""
+
+
 class DemoSettings(Brokers, ModelSettings, EmbeddingSettings, SandboxSettings, MethodSettings, LogSettings):
     """What ``streamer demo`` takes; topics, store and ports are its own."""
 
@@ -91,6 +95,7 @@ COMMANDS: Mapping[str, type[LogSettings]] = {
     "top": TopSettings,
     "store": StoreCommandSettings,
     "benchmark": BenchmarkSettings,
+    "probe": ProbeSettings,
     "sweep": SweepSettings,
     "pilot": ReplaySettings,
     "replay": ReplaySettings,
@@ -103,6 +108,7 @@ class Settings(
     RerankSettings,
     ReplaySettings,
     BenchmarkSettings,
+    ProbeSettings,
     SweepSettings,
     DemoSettings,
     TopSettings,

@@ -82,6 +82,13 @@ class SceneRenderer:
             for item, place in zip(copies, _places(rng, len(copies), pixels), strict=True)
         ]
 
+    def centres(self) -> list[tuple[float, float]]:
+        """Return each object's centre (x, y) at the scene's start, in pixels, in the order of the scene's items.
+
+        They are off by the camera's shake and, after half a second, by the motion: by less than ten pixels together.
+        """
+        return [sprite.start for sprite in self._sprites]
+
     def frame(self, seconds: float) -> npt.NDArray[np.uint8]:
         """Render the frame at a time from the scene's start: (height, width, 3) RGB."""
         width, height = FRAME_SIZE

@@ -118,7 +118,8 @@ def loosen(scene: Scene, rng: np.random.Generator) -> Scene:
     return Scene(tuple(items), scene.background if keeps_background else None)
 
 
-def _noun_phrase(item: Item, rng: np.random.Generator) -> str:
+def noun_phrase(item: Item, rng: np.random.Generator) -> str:
+    """Word an item or a description of one: "a small red car", "two cars"."""
     noun = item.object if item.count == 1 else OBJECTS[item.object]
     words = [_COUNT_WORDS[item.count]] if item.count in _COUNT_WORDS else []
     if item.size:
@@ -131,7 +132,7 @@ def _noun_phrase(item: Item, rng: np.random.Generator) -> str:
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
     """Word a scene or a description in plain English."""
-    phrases = [_noun_phrase(item, rng) for item in scene.items]
+    phrases = [noun_phrase(item, rng) for item in scene.items]
     rng.shuffle(phrases)
     what = str(rng.choice([" and ", " next to ", " with "])).join(phrases)
     if scene.background is None:

@@ -215,6 +215,21 @@ def test_on_the_small_benchmark_the_weaker_engines_gain_significantly(benchmark:
     assert len(benchmark.results["verdict"]) > len(gains)
 
 
+def test_the_probes_of_the_small_model_and_their_page(chromium: Browser, tmp_path: Path) -> None:
+    given: list[str | Path] = ["probe", "--model", "demo", "--pairs", "16", "--dtype", "float32", "--threads", "1"]
+    shown = streamer(dict(os.environ), *given, "--json", tmp_path / "json", "--html", tmp_path / "page.html")
+    found = json.loads((tmp_path / "json").read_bytes())
+    accuracy = {(each["probe"], each["query"]): each["accuracy"] for each in found["probes"]}
+    assert accuracy["object", "as it is"] > 0.75
+    assert accuracy["no", "as it is"] < accuracy["no", "without the word"]
+    for each in found["probes"]:
+        assert f"{each['accuracy']:.1%}" in shown
+    with browser.opened(chromium, tmp_path / "page.html") as page:
+        figures = browser.assert_figures_are(found, page)
+        assert {"probes/0/accuracy", "probes/0/low", "rule/no/gained"} <= figures.keys()
+        assert page.locator("figure svg").count() == 1
+
+
 def files(benchmark: SmallBenchmark, engine: str = "B") -> list[str | Path]:
     folder = benchmark.folder
     return ["--run", folder / f"base-{engine}.run", "--topics", folder / "topics.tsv", "--qrels", folder / "qrels"]

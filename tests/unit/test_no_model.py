@@ -17,6 +17,7 @@ COMMANDS = {
     "embed": (),
     "rerank": (),
     "benchmark": ("--out", "report"),
+    "probe": (),
     "replay": (*RUN, "--out", "reranked"),
     "sweep": (*RUN, "--qrels", "qrels"),
     "pilot": ("--events", "run"),

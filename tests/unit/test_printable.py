@@ -308,6 +308,16 @@ def synthetic(folder: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
     return [["benchmark", "--out", str(folder / "out")]]
 
 
+def probe(_: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
+    patch.setattr("streamer.encoders.load_model", lambda *_: SimpleNamespace(model_id="".join(HOSTILE)))
+    patch.setattr("streamer.synthetic.probes.score", lambda *_: [])
+    patch.setattr(
+        "streamer.synthetic.probe_report.data",
+        lambda _, model_id, **more: {"model_id": model_id, "probes": [], "rule": {}, **more},
+    )
+    return [["probe", "--model", "demo"], ["probe", "--model", "demo", "--json", "-"]]
+
+
 def demo(_: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
     def run(*_: object, **__: object) -> None:
         console = Terminal()
@@ -344,6 +354,7 @@ COMMANDS: dict[str, Callable[[Path, pytest.MonkeyPatch], list[list[str]]]] = {
     "embed": service("embedder"),
     "evaluate": evaluate,
     "pilot": pilot,
+    "probe": probe,
     "replay": replay,
     "rerank": service("reranker"),
     "store compact": store_compact,
