@@ -31,7 +31,7 @@ _COLUMNS = ("probe", "query", "accuracy", "95 % CI from", "to", "p, corrected", 
 _TEXTS = 2
 _NOTE = (
     "Accuracy is how often the query finds the right one of two clips, which differ in nothing but what is probed; "
-    "guessing reaches 50 %. The interval is exact (Clopper and Pearson). p is the binomial test's, two-sided, and "
+    "guessing reaches 0.5. The interval is exact (Clopper and Pearson). p is the binomial test's, two-sided, and "
     "corrected for all tests of the table and of the rule (Holm)."
 )
 _RULE_NOTE = (
@@ -97,7 +97,7 @@ def page(found: Data) -> Page:
     """Make the page."""
     numeric = frozenset(range(_TEXTS, len(_COLUMNS) - 1))
     headline = [
-        Headline(show(found, "probes", number, "accuracy", form=".0%"), each["probe"], _TONES[each["says"]])
+        Headline(show(found, "probes", number, "accuracy", form=".2f"), each["probe"], _TONES[each["says"]])
         for number, each in enumerate(found["probes"])
         if each["query"] == AS_IT_IS
     ]
@@ -151,7 +151,7 @@ def _rows(found: Data) -> Iterator[list[Shown | str]]:
         yield [
             show(found, *at, "probe"),
             show(found, *at, "query"),
-            *(show(found, *at, key, form=".1%") for key in ("accuracy", "low", "high")),
+            *(show(found, *at, key, form=".3f") for key in ("accuracy", "low", "high")),
             show(found, *at, "holm_p", form=".2g"),
             each["says"],
         ]

@@ -223,7 +223,7 @@ def test_the_probes_of_the_small_model_and_their_page(chromium: Browser, tmp_pat
     assert accuracy["object", "as it is"] > 0.75
     assert accuracy["no", "as it is"] < accuracy["no", "without the word"]
     for each in found["probes"]:
-        assert f"{each['accuracy']:.1%}" in shown
+        assert f"{each['accuracy']:.3f}" in shown
     with browser.opened(chromium, tmp_path / "page.html") as page:
         figures = browser.assert_figures_are(found, page)
         assert {"probes/0/accuracy", "probes/0/low", "rule/no/gained"} <= figures.keys()
