@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import datetime as dt
 import json
-import logging
 import sys
 import threading
 from collections import Counter
@@ -17,12 +16,11 @@ import click
 import numpy as np
 import orjson
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from streamer import cli, logs
+from streamer import cli
 from streamer.codec import JSON
 from streamer.demo.report import Judged
 from streamer.demo.show import before_and_after, figures
@@ -31,13 +29,13 @@ from streamer.evaluation import sweep_run
 from streamer.evaluation.variants import Variant
 from streamer.events import QueryReranked, Reason, RerankedCandidate, Status
 from streamer.kafka.admin import topics
-from streamer.kafka.dead_letters import dead_letter, log_dead_letter
+from streamer.kafka.dead_letters import dead_letter
 from streamer.kafka.dlq import letters, redrive
 from streamer.kafka.dlq.letters import State, classify
 from streamer.kafka.records import Record
 from streamer.method import Method
 from streamer.printable import printable
-from streamer.settings import SettingsError, load
+from streamer.settings import SettingsError
 from streamer.store import Clip, Position, StoreError, open_store
 from streamer.synthetic import benchmark
 from streamer.terminal import Terminal, plain
@@ -423,39 +421,3 @@ def test_no_line_of_an_error_looks_like_one_of_ours(
     shown = capsys.readouterr().err
     assert FORGED in shown
     assert not forged(shown)
-
-
-# -- logs ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["json", "console"])
-def log_format(request: pytest.FixtureRequest) -> Iterator[str]:
-    root = logging.getLogger()
-    before = root.handlers, root.level
-    logs.configure(load({"log_format": request.param}))
-    yield request.param
-    root.handlers, root.level = before
-    structlog.reset_defaults()
-
-
-def test_no_field_of_a_log_line_comes_out_raw(log_format: str, capfd: pytest.CaptureFixture[str]) -> None:
-    ours = structlog.stdlib.ProcessorFormatter
-    [handler] = [each for each in logging.getLogger().handlers if isinstance(each.formatter, ours)]
-    handler.setStream(sys.stderr)  # type: ignore[attr-defined]
-    # pytest's own handlers would put the texts into its report, as they are.
-    logging.getLogger().handlers = [handler]
-    log = structlog.get_logger("streamer.test")
-    for text in HOSTILE:
-        log.info(text, value=text, items=[text, {text: text}], number=10**30, error=ValueError(text))
-        logging.getLogger("aiohttp").warning("failed: %s", text)
-        encoded = text.encode(errors="replace")
-        record = Record("clips.uploaded", 0, 1, encoded, encoded, ((text, encoded),), AT)
-        log_dead_letter(record, dead_letter(record, Reason.NOT_JSON, text).headers)
-        log.error(text, exc_info=ValueError(text))
-    printed = capfd.readouterr().err
-    assert (raw(printed), forged(printed)) == (set(), [])
-    if log_format == "json":
-        lines = [json.loads(line) for line in printed.splitlines()]
-        assert len(lines) == 4 * len(HOSTILE)
-        # What reads the values puts them on a terminal, too.
-        assert not {each for line in lines for value in line.values() if isinstance(value, str) for each in raw(value)}
