@@ -1,4 +1,4 @@
-"""What comes from outside and is printed or logged: a terminal obeys none of it, and no line is forged."""
+"""What comes from outside and is printed: a terminal obeys none of it, and no line is forged."""
 
 from __future__ import annotations
 
