@@ -37,7 +37,7 @@ check: lint ## Run lint and the tests that need no server, no browser and no mod
 # that begins last keeps one worker busy while the others have nothing left.
 test: $(STAMP) tools ## Run all tests, the integration tests against a real Kafka
 	$(BIN)/python -m streamer.local_kafka.startup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 explore: $(STAMP) ## Run the property tests with examples that are new each time
 	EXPLORE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/component tests/fuzz

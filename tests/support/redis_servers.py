@@ -203,6 +203,14 @@ class Cluster:
         except RedisError:
             return False
 
+    def agrees(self) -> bool:
+        """Tell whether all nodes say the same of who serves which slots."""
+        views = {
+            tuple(sorted((begin, end, port) for begin, end, (_, port, *_), *_ in node.command("CLUSTER", "SLOTS")))
+            for node in self.nodes
+        }
+        return len(views) == 1
+
     def primaries(self) -> list[Server]:
         """Return the nodes that say that they are primaries; all nodes must answer."""
         return [node for node in self.nodes if is_primary(node)]
