@@ -82,7 +82,7 @@ avs: $(STAMP) ## A synthetic video search benchmark: what reranking gains at sev
 decide: $(STAMP) ## Simulate pilots and sweeps with known truths: how often do they decide wrongly? (under 15 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.decisions $(if $(RUNS),--runs $(RUNS))
 
-# (imputing, pooling, alpha by rule, hubs, negation)
+# They are: imputing, pooling, alpha by rule, hubs, negation.
 method: $(STAMP) ## Measure what other ways of scoring gain, and write the tables of docs/evaluation.md (20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.cases.method
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.cases.alpha_and_hubs

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bench.cases.held_out import correct
 from bench.cases.method_tables import tables
 from bench.harness.machine import about
 from streamer.encoders import DEMO, load_encoder
@@ -166,9 +167,7 @@ def measure(worlds: Mapping[int, World]) -> dict[str, Any]:
             values = values_of(world, asked, grids["pooling"])
             rows += cells_of("pooling", grids["pooling"], values, engine=engine, seed=seed)
     for parameter in grids:
-        of = [row for row in rows if row["parameter"] == parameter]
-        for row in of:
-            row["bonferroni_p"] = min(1.0, len(of) * row["p"])
+        correct([row for row in rows if row["parameter"] == parameter])
     return {
         "clips": {str(seed): len(world.clip_ids) for seed, world in worlds.items()},
         "topics": {str(seed): len(world.topics) for seed, world in worlds.items()},

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.cases import method
+from bench.cases.held_out import correct
 from bench.cases.method_tables import negation_tables
 from bench.harness.machine import about
 from streamer.encoders import DEMO, load_encoder
@@ -136,8 +137,7 @@ def measure(worlds: Mapping[int, Mapping[str, method.World]]) -> dict[str, Any]:
                 values = method.values_of(world, method.asked_of(world, run), grid)
                 cells = method.cells_of("pooling", grid, values, engine=engine, seed=seed, topics=which)
                 rows += [cell | {"parameter": "negation", "value": f"{which}: {cell['value']}"} for cell in cells]
-    for row in rows:
-        row["bonferroni_p"] = min(1.0, len(rows) * row["p"])
+    correct(rows)
     return {
         "clips": {str(seed): len(sets[SETS[0]].clip_ids) for seed, sets in worlds.items()},
         "topics": {str(seed): min(len(world.topics) for world in sets.values()) for seed, sets in worlds.items()},
