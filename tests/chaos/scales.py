@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.chaos.kinds import BROKER, CLUSTER, EMBED, LMDB, RERANK, STORE, TOPIC, Fault, kinds_for
+from tests.chaos.kinds import BROKER, CLUSTER, EMBED, LMDB, RERANK, STORE, TOPIC, TRAITS, Fault, kinds_for
 from tests.chaos.plan import Scale
 
 FULL = Scale(
@@ -17,8 +17,8 @@ FULL = Scale(
     files=50,
     faults={
         EMBED: {
-            Fault.KILL: 14,
-            Fault.STOP: 4,
+            Fault.KILL: 18,
+            Fault.STOP: 5,
             Fault.FREEZE: 3,
             Fault.UNWRITABLE: 3,
             Fault.CLOCK: 3,
@@ -28,34 +28,34 @@ FULL = Scale(
             Fault.FEW_PROCESSES: 3,
             Fault.DECODER_KILLED: 4,
             Fault.IDLE_CLIENTS: 2,
-            Fault.SLOW_SOURCE: 3,
+            Fault.SLOW_SOURCE: 2,
         },
         RERANK: {
-            Fault.KILL: 19,
-            Fault.STOP: 5,
-            Fault.FREEZE: 4,
+            Fault.KILL: 26,
+            Fault.STOP: 7,
+            Fault.FREEZE: 5,
             Fault.CLOCK: 3,
             Fault.FLAPPING: 4,
-            Fault.STORE_CUT: 3,
+            Fault.STORE_CUT: 2,
             Fault.IDLE_CLIENTS: 3,
         },
         BROKER: {
-            Fault.BROKER_KILL: 12,
-            Fault.BROKER_RESTART: 6,
+            Fault.BROKER_KILL: 9,
+            Fault.BROKER_RESTART: 4,
             Fault.BROKER_HANG: 7,
-            Fault.BROKER_FROZEN: 7,
-            Fault.TWO_FROZEN: 4,
+            Fault.BROKER_FROZEN: 6,
+            Fault.TWO_FROZEN: 3,
             Fault.ROLLING_RESTART: 2,
             Fault.ALL_KILLED: 2,
-            Fault.DISK_LOST: 4,
-            Fault.TRUNCATED: 4,
+            Fault.DISK_LOST: 3,
+            Fault.TRUNCATED: 3,
         },
         f"{TOPIC}-{EMBED}": {
             Fault.REASSIGNED: 2,
             Fault.PARTITIONS_ADDED: 2,
             Fault.THROTTLED: 2,
             Fault.TIMESTAMPS_REFUSED: 2,
-            Fault.TOO_FEW_IN_SYNC: 2,
+            Fault.TOO_FEW_IN_SYNC: 1,
             Fault.DENIED: 3,
             Fault.HUNG_TRANSACTION: 2,
             Fault.OFFSETS_BACK: 2,
@@ -64,19 +64,19 @@ FULL = Scale(
             Fault.INPUT_RECREATED: 1,
         },
         f"{TOPIC}-{RERANK}": {
-            Fault.REASSIGNED: 3,
+            Fault.REASSIGNED: 2,
             Fault.PARTITIONS_ADDED: 3,
             Fault.THROTTLED: 3,
             Fault.TIMESTAMPS_REFUSED: 3,
-            Fault.TOO_FEW_IN_SYNC: 3,
+            Fault.TOO_FEW_IN_SYNC: 2,
             Fault.OUTPUT_LIMITED: 4,
-            Fault.DENIED: 4,
+            Fault.DENIED: 5,
             Fault.HUNG_TRANSACTION: 3,
-            Fault.UNREADABLE: 3,
+            Fault.UNREADABLE: 4,
             Fault.EXPIRED: 4,
-            Fault.OFFSETS_BACK: 3,
-            Fault.OFFSETS_BEYOND: 3,
-            Fault.OUTPUT_RECREATED: 3,
+            Fault.OFFSETS_BACK: 2,
+            Fault.OFFSETS_BEYOND: 2,
+            Fault.OUTPUT_RECREATED: 2,
             Fault.INPUT_RECREATED: 2,
         },
     },
@@ -102,14 +102,16 @@ SMALL = Scale(
 """Fault points are left to the tests that kill at each of them."""
 
 _OF_TOPICS_ON_A_CLUSTER = 2
-"""Of a kind, for either role: many faults of the store's nodes keep the lane of topics for themselves."""
+"""Of a kind that needs the lane of topics: many faults of the store's nodes keep that lane for themselves."""
 _CLUSTER_KINDS = kinds_for(CLUSTER)
 ON_A_CLUSTER = replace(
     FULL,
     store=CLUSTER,
     faults={
         lane: {
-            fault: min(count, _OF_TOPICS_ON_A_CLUSTER) if lane.startswith(TOPIC) else count
+            fault: min(count, _OF_TOPICS_ON_A_CLUSTER)
+            if TOPIC in {lane.partition("-")[0], *TRAITS[fault].excludes}
+            else count
             for fault, count in faults.items()
             if fault in _CLUSTER_KINDS
         }
@@ -117,14 +119,14 @@ ON_A_CLUSTER = replace(
     }
     | {
         STORE: {
-            Fault.NODE_HANG: 4,
-            Fault.NODE_KILL: 4,
-            Fault.NODE_PROMOTED: 3,
-            Fault.SLOTS_MOVED: 3,
+            Fault.NODE_HANG: 3,
+            Fault.NODE_KILL: 3,
+            Fault.NODE_PROMOTED: 2,
+            Fault.SLOTS_MOVED: 2,
             Fault.EVICTING: 3,
             Fault.NODE_FULL: 3,
             Fault.NODE_FLUSHED: 2,
-            Fault.PASSWORD_ROTATED: 3,
+            Fault.PASSWORD_ROTATED: 2,
             Fault.READDRESSED: 2,
         }
     },
