@@ -14,7 +14,7 @@ import numpy as np
 
 from streamer.events import Degraded, QueryReranked, QueryResults, RerankedCandidate, Status, now
 from streamer.pooling import MAX
-from streamer.scoring import FrameScorer, rerank
+from streamer.scoring import IMPUTE, FrameScorer, rerank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,12 +39,12 @@ class Method:
     alpha: float
     depth: int
     normalization: Normalization
-    missing: Missing = "own"
+    missing: Missing = IMPUTE
     pooling: str = MAX
 
     def __str__(self) -> str:
         """Return the parameters as a summary shows them; the last two where they are not the defaults."""
-        others = [self.pooling] * (self.pooling != MAX) + ["missing imputed"] * (self.missing == "impute")
+        others = [self.pooling] * (self.pooling != MAX) + ["missing not imputed"] * (self.missing != IMPUTE)
         return ", ".join([f"alpha {self.alpha:g}", f"depth {self.depth}", self.normalization, *others])
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Normalization = Literal["minmax", "zscore", "none"]
 Missing = Literal["own", "impute"]
+IMPUTE: Missing = "impute"
+"""What is done by default."""
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
 
@@ -249,7 +251,7 @@ def blend(
     frame: FloatArray,
     alpha: float | FloatArray,
     normalization: Normalization,
-    missing: Missing = "own",
+    missing: Missing = IMPUTE,
 ) -> FloatArray:
     """Normalise the scores of the n candidates within the depth and blend them; several alphas (a, 1) give (a, n).
 
@@ -263,7 +265,7 @@ def blend(
     scored = ~absent
     seen = np.zeros(len(frame))
     seen[scored] = known = normalize(frame[scored], normalization)
-    if missing == "impute" and len(known):
+    if missing == IMPUTE and len(known):
         predicted = predict(own[scored], known, own[absent])
         low, high = (0.0, 1.0) if normalization == "minmax" else (-sys.float_info.max, sys.float_info.max)
         seen[absent] = predicted.clip(low, high)
@@ -309,7 +311,7 @@ def rerank(
     alpha: float,
     depth: int,
     normalization: Normalization,
-    missing: Missing = "own",
+    missing: Missing = IMPUTE,
 ) -> Ranking:
     """Blend and rank one result list.
 

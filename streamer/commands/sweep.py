@@ -13,7 +13,7 @@ from streamer.commands.evaluate import measures_option, paragraph_option
 from streamer.commands.flags import SettingsCommand
 from streamer.events import MAX_RESULTS
 from streamer.pooling import EXPECTED, MAX, parse
-from streamer.scoring import Missing, Normalization
+from streamer.scoring import IMPUTE, Missing, Normalization
 from streamer.settings import Precision
 from streamer.terminal import Terminal, printable
 
@@ -105,7 +105,7 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
 @click.option(
     "--missing",
     type=_List(_one_of(get_args(Missing)), " or ".join(get_args(Missing))),
-    default="own",
+    default=IMPUTE,
     show_default=True,
     help="Treatments of candidates without a record to measure; another one than the first is recommended only where "
     "it is shown to gain more.",

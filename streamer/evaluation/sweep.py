@@ -21,7 +21,7 @@ import numpy.typing as npt
 from streamer.evaluation.infap import NOT_JUDGED, RELEVANT
 from streamer.method import Method
 from streamer.pooling import MAX
-from streamer.scoring import blend
+from streamer.scoring import IMPUTE, blend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ class Grid:
     alphas: tuple[float, ...]
     depths: tuple[int, ...]
     normalizations: tuple[Normalization, ...]
-    missing: tuple[Missing, ...] = ("own",)
+    missing: tuple[Missing, ...] = (IMPUTE,)
     poolings: tuple[str, ...] = (MAX,)
 
     def __len__(self) -> int:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["BrokerError", "LocalKafka"]
 
 HOST = "127.0.0.1"
-START_TIMEOUT = 60.0
+START_TIMEOUT = 180.0
 """Time limit in seconds for formatting, and again for the brokers to be in service; each takes one or two."""
 STOP_TIMEOUT = 10.0
 """Seconds between SIGTERM and SIGKILL."""

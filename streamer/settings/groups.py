@@ -19,7 +19,7 @@ from pydantic_settings import NoDecode
 from streamer.events import MAX_RESULTS
 from streamer.method import Method
 from streamer.pooling import MAX, parse
-from streamer.scoring import Missing, Normalization
+from streamer.scoring import IMPUTE, Missing, Normalization
 from streamer.settings.base import Group, read_password, read_secret
 from streamer.settings.errors import SettingsError, invalid_setting
 from streamer.topology import DLQ_SUFFIX, SERVICES, dead_letter_topic
@@ -255,9 +255,9 @@ class MethodSettings(Group):
         "minmax", description="Normalization of the engine's and the frames' scores before they are blended"
     )
     missing: Missing = Field(
-        "own",
-        description="Frame score of a candidate without a record; own: none, it keeps its own score alone; impute: "
-        "predicted from its own score by regression within the list",
+        IMPUTE,
+        description="Frame score of a candidate without a record; impute: predicted from its own score by regression "
+        "within the list; own: none, it keeps its own score alone",
     )
     pooling: str = Field(
         MAX,

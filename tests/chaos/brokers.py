@@ -41,6 +41,9 @@ _PROPERTIES = {
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
     "allow.everyone.if.no.acl.found": "true",
     "super.users": "User:ANONYMOUS",
+    # Controllers of Kafka 4.4 that replay a long metadata log may keep a deleted topic in mind ("existed in isrMembers,
+    # but not in the topics map"), and then register no broker any more. From a snapshot they do not.
+    "metadata.log.max.snapshot.interval.ms": "30000",
 }
 _IN_SYNC_TIMEOUT_S = 240.0
 _OUT_OF_SYNC_S = 90.0

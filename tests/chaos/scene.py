@@ -89,7 +89,10 @@ class Scene:
     """Inputs that faults have published besides."""
 
     def __post_init__(self) -> None:
-        self.admin = AdminClient({"bootstrap.servers": self.bus.bootstrap_servers, "log_level": 0})
+        # librdkafka 2.16 does not ask for the leaders again where a broker refuses a request by the leader's epoch.
+        self.admin = AdminClient(
+            {"bootstrap.servers": self.bus.bootstrap_servers, "log_level": 0, "metadata.max.age.ms": 2_000}
+        )
 
     # -- who and what ----------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from tests.chaos.verify import Finding
 from tests.support.recompute import COSINE_TIE, SCORE_TOLERANCE, normalised
+from tests.support.recompute_scores import predicted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -123,9 +124,14 @@ def _unblended(answer: QueryReranked) -> Iterator[str]:
     frames = normalised(
         np.array([each.frame_score for each in within if each.frame_score is not None], float), answer.normalization
     )
-    side = iter(frames)
-    for each, own in zip(within, initial, strict=True):
-        score = own if each.frame_score is None else answer.alpha * own + (1 - answer.alpha) * next(side)
+    there = np.array([each.frame_score is not None for each in within], bool)
+    side = initial.copy()
+    side[there] = frames
+    if answer.missing == "impute" and there.any():
+        imputed = np.array(predicted(initial[there].tolist(), frames.tolist(), initial[~there].tolist()))
+        side[~there] = imputed.clip(0, 1) if answer.normalization == "minmax" else imputed
+    scores = answer.alpha * initial + (1 - answer.alpha) * side
+    for each, score in zip(within, scores, strict=True):
         if each.score is None or abs(each.score - score) > _BLEND_TOLERANCE:
             yield f"{each.clip_id} has the score {each.score}, and should have {score:.6f}"
     order = sorted(within, key=lambda each: (-(each.score or 0.0), each.initial_rank))

@@ -79,6 +79,7 @@ def answer(records: Mapping[str, StoredClip], *, degraded: str | None = None) ->
         "alpha": 0.4,
         "depth": 100,
         "normalization": "minmax",
+        "missing": "impute",
         "degraded": degraded,
         "results": [each | {"rank": rank} for rank, each in enumerate(made, 1)],
     }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.chaos.faults import Strike
     from tests.chaos.services import Instance
 
-_EVERY_S = 1.0
+_EVERY_S = 2.0
 _LATER_S = 15.0
 """What a fault causes may show when it is over: a group takes its session to notice that a member has gone."""
 _LAG_S = 10.0

@@ -150,7 +150,8 @@ class Bus:
         self.bootstrap_servers = bootstrap_servers
         self.prefix = prefix
         self._connection: dict[str, Any] = {"bootstrap.servers": bootstrap_servers}
-        self._admin = AdminClient(self._connection)
+        # librdkafka 2.16 does not ask for the leaders again where a broker refuses a request by the leader's epoch.
+        self._admin = AdminClient(self._connection | {"metadata.max.age.ms": 2_000})
         self._producer = Producer(self._connection | {"acks": "all", "linger.ms": 5})
 
     def publish(self, topic: str, records: Iterable[Record]) -> list[Record]:

@@ -76,7 +76,7 @@ class Method:
     normalization: str = "minmax"
     alpha: float = 0.4
     depth: int = 100
-    missing: str = "own"
+    missing: str = "impute"
     pooling: str = "max"
 
 

@@ -201,11 +201,13 @@ def test_normalisations_are_what_their_names_say(scores: Any) -> None:
 def test_the_formula_on_small_numbers() -> None:
     initial = np.array([10.0, 8.0, 6.0, 2.0, 1.0])
     frame = np.array([0.1, np.nan, 0.3, 0.2])
-    ranking = rerank(initial, frame, alpha=0.4, depth=4, normalization="minmax")
-    np.testing.assert_allclose(
-        ranking.scores, [0.4 * 1.0 + 0.6 * 0.0, 0.75, 0.4 * 0.5 + 0.6 * 1.0, 0.4 * 0.0 + 0.6 * 0.5, np.nan]
-    )
-    assert list(ranking.order) == [2, 1, 0, 3, 4]
+    # M' is 1, 0.75, 0.5, 0 and S' of those with a record 0, 1, 0.5: the slope is -0.5.
+    for missing, second in (("impute", 0.4 * 0.75 + 0.6 * (0.5 - 0.5 * 0.25)), ("own", 0.75)):
+        ranking = rerank(initial, frame, alpha=0.4, depth=4, normalization="minmax", missing=missing)
+        np.testing.assert_allclose(
+            ranking.scores, [0.4 * 1.0 + 0.6 * 0.0, second, 0.4 * 0.5 + 0.6 * 1.0, 0.4 * 0.0 + 0.6 * 0.5, np.nan]
+        )
+        assert list(ranking.order) == [2, 1, 0, 3, 4]
 
 
 def test_the_papers_raw_sum() -> None:

@@ -63,7 +63,7 @@ def test_defaults_do_not_change_unnoticed() -> None:
     assert (settings.precision, settings.dtype) == ("float16", "auto")
     assert (settings.frame_interval, settings.max_frames) == (0.5, 64)
     assert (settings.alpha, settings.depth, settings.normalization) == (0.4, 100, "minmax")
-    assert (settings.missing, settings.pooling) == ("own", "max")
+    assert (settings.missing, settings.pooling) == ("impute", "max")
     assert settings.deadline_ms is None
     assert settings.allowed_uris is None
     assert settings.model is None
