@@ -6,17 +6,18 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from confluent_kafka import Consumer, ElectionType, IsolationLevel, Producer, TopicPartition
+from confluent_kafka import ElectionType, IsolationLevel, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import (
     AclBinding,
     AclBindingFilter,
     AclOperation,
     AclPermissionType,
     NewPartitions,
+    NewTopic,
     ResourcePatternType,
     ResourceType,
 )
@@ -121,30 +122,30 @@ def _grow(scene: Scene, topic: str, partitions: int) -> None:
 
 
 def throttle(scene: Scene, step: Step) -> Outcome:
-    """Give the services' user a quota, and see that a client of that user is throttled."""
+    """Give the services' user a quota, and see that another client of that user is throttled."""
     quotas = f"producer_byte_rate={_QUOTA},consumer_byte_rate={_QUOTA}"
     throttled: list[float] = []
-    client = scene.brokers.client() | {
-        "group.id": scene.full("quota"),
-        "enable.auto.commit": False,
-        "auto.offset.reset": "earliest",
-    }
-    probe = Consumer({**client, "throttle_cb": lambda event: throttled.append(event.throttle_time)})
+    topic = scene.full("quota")
+    with suppress(KafkaException):  # it is there already
+        scene.admin.create_topics([NewTopic(topic, 1, BROKERS)])[topic].result(_REQUEST_S)
+    probe = Producer(
+        {
+            **scene.brokers.client(),
+            "acks": 1,
+            "linger.ms": 0,
+            "throttle_cb": lambda event: throttled.append(event.throttle_time),
+        }
+    )
+    scene.brokers.await_in_sync()  # a client that reaches no broker is not throttled
+    _alter_quotas(scene, "--add-config", quotas)
     try:
-        scene.brokers.await_in_sync()  # a client that reaches no broker is not throttled
-        _alter_quotas(scene, "--add-config", quotas)
-        try:
-            topic = INPUTS[step.role]
-            begin = [TopicPartition(scene.full(topic), number, 0) for number in scene.partitions(topic)]
-            probe.assign(begin)
-            deadline = time.monotonic() + step.seconds
-            while time.monotonic() < deadline or (not any(throttled) and time.monotonic() < deadline + _SIGN_S):
-                if probe.poll(0.2) is None:
-                    probe.assign(begin)  # the whole log may be less than the quota allows at once
-        finally:
-            _alter_quotas(scene, "--delete-config", "producer_byte_rate,consumer_byte_rate")
+        deadline = time.monotonic() + step.seconds
+        while time.monotonic() < deadline or (not any(throttled) and time.monotonic() < deadline + _SIGN_S):
+            probe.produce(topic, bytes(_QUOTA))
+            probe.flush(1)
     finally:
-        probe.close()
+        _alter_quotas(scene, "--delete-config", "producer_byte_rate,consumer_byte_rate")
+        probe.purge()
     return Outcome(any(throttled), f"throttled for {sum(throttled):.1f} s")
 
 

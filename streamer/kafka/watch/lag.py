@@ -25,7 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
-from confluent_kafka import IsolationLevel, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from streamer.kafka.client import config
@@ -133,11 +133,17 @@ class LagWatch:
             response.done() for each in self._requests.values() for response in each.values()
         ):
             return
+        fenced = False
         for what, responses in self._requests.items():
             for place, response in responses.items():
+                error = response.exception()
                 # Where the broker does not respond, /readyz says so, and the last values remain until it does.
-                if self._assignment.get(place.partition) is not None and response.exception() is None:
+                if error is not None:
+                    fenced |= _is_fenced(error)
+                elif self._assignment.get(place.partition) is not None:
                     self._take(what, place.partition, response.result().offset)
+        if fenced:
+            self._admin = None
         self._requests = {}
         for partition in self._assignment:
             if partition.known and partition.partition in self._ends:
@@ -237,6 +243,14 @@ class _FirstRecord(NamedTuple):
 
     position: int
     timestamp: float | None
+
+
+def _is_fenced(error: BaseException) -> bool:
+    """Tell whether the client's epoch of a partition's leader is too old.
+
+    An AdminClient of librdkafka 2.16 goes on with that epoch until its metadata expire; a new one asks for the leaders.
+    """
+    return isinstance(error, KafkaException) and error.args[0].code() == KafkaError.FENCED_LEADER_EPOCH
 
 
 class _Peek:

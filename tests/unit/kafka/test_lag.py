@@ -17,6 +17,7 @@ from streamer.kafka.watch.lag import LagWatch
 from streamer.metrics import Metrics
 from streamer.settings import load
 from streamer.topology import RERANK
+from tests.support.fake_admin import FakeAdmin
 from tests.support.fake_client import TIMED_OUT, error
 from tests.support.fake_kafka import GROUP, INPUT
 
@@ -228,6 +229,18 @@ def test_an_answer_that_is_an_error_leaves_the_last_figures(case: Case, fault: K
     assert case.records == 2
     case.tick(1)
     assert case.records == 3
+
+
+def test_an_epoch_of_a_leader_that_is_too_old_is_not_asked_with_again(case: Case) -> None:
+    case.publish(3)
+    case.tick()
+    before = [client for client in case.fake.process.clients if isinstance(client, FakeAdmin)]
+    case.fake.fail("list_offsets", error(KafkaError.FENCED_LEADER_EPOCH))
+    case.publish(1)
+    case.tick(2)
+    assert case.records == 4
+    after = [client for client in case.fake.process.clients if isinstance(client, FakeAdmin)]
+    assert len(after) == len(before) + 1
 
 
 def test_an_answer_for_a_partition_that_has_gone_is_dropped(case: Case) -> None:
