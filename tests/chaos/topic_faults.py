@@ -126,8 +126,9 @@ def throttle(scene: Scene, step: Step) -> Outcome:
     quotas = f"producer_byte_rate={_QUOTA},consumer_byte_rate={_QUOTA}"
     throttled: list[float] = []
     topic = scene.full("quota")
+    scene.brokers.await_in_sync()  # a client that reaches no broker is not throttled
     with suppress(KafkaException):  # it is there already
-        scene.admin.create_topics([NewTopic(topic, 1, BROKERS)])[topic].result(_REQUEST_S)
+        scene.admin.create_topics([NewTopic(topic, 1, BROKERS)])[topic].result(_SIGN_S)
     probe = Producer(
         {
             **scene.brokers.client(),
@@ -136,7 +137,6 @@ def throttle(scene: Scene, step: Step) -> Outcome:
             "throttle_cb": lambda event: throttled.append(event.throttle_time),
         }
     )
-    scene.brokers.await_in_sync()  # a client that reaches no broker is not throttled
     _alter_quotas(scene, "--add-config", quotas)
     try:
         deadline = time.monotonic() + step.seconds
