@@ -20,7 +20,7 @@ _SMALLEST_WIDTH, _HEIGHT = 64, 96
 SHAPE = [4]
 """Of the prepared frame."""
 _ANSWERS = 3
-_PIECES = 300_000
+_PIECES = 20_000
 NOT_CONFINED = 64
 """The exit code of a decoder that could not be confined."""
 
