@@ -97,9 +97,9 @@ def _replace(target: Any, operation: dict[str, Any]) -> None:
     *way, last = operation["path"].strip("/").split("/")
     for step in way:
         target = target[int(step) if isinstance(target, list) else step]
-    step = int(last) if isinstance(target, list) else last
-    target[step]  # what is replaced exists
-    target[step] = operation["value"]
+    key = int(last) if isinstance(target, list) else last
+    target[key]  # what is replaced exists
+    target[key] = operation["value"]
 
 
 def pods(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:

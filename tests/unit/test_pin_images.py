@@ -62,7 +62,7 @@ def test_each_tag_gets_the_digest_that_the_registry_says_and_other_lines_stay(
     assert done.stdout.splitlines() == lines
 
 
-FAILING = {
+FAILING: dict[str, tuple[dict[str, str], str]] = {
     "the registry is not there": ({"skopeo": "#!/bin/sh\necho no route to host >&2\nexit 1\n"}, "no route to host"),
     "an answer that is no digest": ({"skopeo": "#!/bin/sh\necho sha256:abc\n"}, "gives no digest: 'sha256:abc'"),
     "an answer of control characters": ({"skopeo": "#!/bin/sh\nprintf '\\033[2J'\n"}, r"gives no digest: '\x1b[2J'"),
