@@ -8,7 +8,7 @@ SOURCES := streamer training tests scripts bench conftest.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts named dashboard-picture capacity avs decide method soak crowds scarce store-copy store-faults image image-test lint format kafka topics docs site top-picture model lock clean
+.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts named dashboard-picture capacity avs decide method soak crowds scarce store-copy store-faults image image-test pin-images lint format kafka topics docs site top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -119,6 +119,9 @@ store-copy: $(STAMP) ## 100,000 records from LMDB to a real cluster and back, th
 
 store-faults: $(STAMP) ## A cluster's servers hang, trickle, load and are lost under 200 queries/s (about 2 minutes; a quiet machine)
 	$(if $(RATE),RATE=$(RATE)) $(BIN)/python -m pytest -s tests/soak/store_faults.py
+
+pin-images: ## Ask registries for the digests of deploy/images.txt, and write deploy/.env (needs skopeo or docker)
+	@$(PYTHON) scripts/pin_images.py
 
 # make image [VARIANT=cpu|cuda] [BASE=image@digest] [IMAGE=name] [REBASE=1]
 image: ## Build the services' image without Docker, on a base of Debian's packages unless BASE is given (about 5 minutes)

@@ -22,6 +22,11 @@ PACKAGES="buildah podman crun mmdebstrap uidmap ca-certificates"
 # What the base holds beside Debian's essential packages. libstdc++6 is torch's.
 INCLUDED=ca-certificates,libstdc++6,netbase,passwd,python3-venv,tzdata
 
+case "${BASE:-@sha256:}" in
+  *@sha256:*) ;;
+  *) echo "BASE=$BASE names no digest (@sha256:...), and a tag may name another image tomorrow" >&2; exit 1 ;;
+esac
+
 missing() {
   for each in $COMMANDS; do command -v "$each" >/dev/null || echo "$each"; done
 }
@@ -85,7 +90,7 @@ make_base() {
     sources=$(debian_sources)
   fi
   if [ -z "$sources" ]; then
-    echo "apt knows no Debian archive on this machine; give a base from a registry: BASE=python:3.11-slim-bookworm" >&2
+    echo "apt knows no Debian archive on this machine; give a base from a registry: BASE=python:3.11.13-slim-bookworm@sha256:..." >&2
     exit 1
   fi
   codename=$(. /etc/os-release && echo "$VERSION_CODENAME")

@@ -181,6 +181,7 @@ class Embedder:
             size=lambda loaded: sum(frame.nbytes for frame in loaded.sampled.frames),  # arrays or tensors
             batch_limit=self._image_batch,
             weigh=lambda loaded: len(loaded.sampled.frames),
+            begin=encoder.warm_up,
             **shared,
         )
         self._loading: Stage[Upload] = Stage(

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import threading
 
 
 class Lack(StrEnum):
@@ -86,6 +83,25 @@ def missing_descriptors() -> MachineError | None:
         for descriptor in opened:
             os.close(descriptor)
     return None
+
+
+def require_threads(count: int) -> None:
+    """Start ``count`` threads at a time, and end them. Raises :class:`MachineError` if this machine has fewer left.
+
+    For libraries that do not report such a lack but end the process. What others start between this and the library's
+    own attempt is not known here.
+    """
+    enough = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=enough.wait)
+            start(thread)
+            started.append(thread)
+    finally:
+        enough.set()
+        for thread in started:
+            thread.join()
 
 
 def start(thread: threading.Thread) -> None:

@@ -86,6 +86,7 @@ class Reranker:
             health=health,
             shortages=self._shortages,
             batch_limit=settings.query_batch,
+            begin=queries.warm_up,
             trace_of=None if settings.tracing == "off" else lambda in_flight: in_flight.trace,
         )
 
@@ -228,6 +229,10 @@ class QueryVectors:
 
     def __len__(self) -> int:
         return len(self._vectors)
+
+    def warm_up(self) -> None:
+        """Let the encoder set up what it needs in the thread that calls this, which is to be the one that asks."""
+        self._encoder.warm_up()
 
     def get(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return the vectors of ``queries``: (n, dim) float32, L2-normalised, a copy.

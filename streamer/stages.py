@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -40,7 +41,10 @@ class Stage(Generic[T]):
     attempt has finished. Threads are daemons: a stop never waits for a hung one, and a batch that takes too long fails
     the liveness probe. ``trace_of``, if records are traced, returns an item's trace.
 
-    Raises :class:`~streamer.machine.MachineError` if this machine has no thread for it.
+    ``begin`` is called once in each of the threads, before any item is taken, and the constructor waits for it: a
+    library that keeps threads of its own for each thread that calls it has them before the first item.
+
+    Raises :class:`~streamer.machine.MachineError` if this machine has no thread for it, and what ``begin`` raises.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Stage(Generic[T]):
         batch_limit: int = 1,
         weigh: Callable[[T], int] = lambda _item: 1,
         trace_of: Callable[[T], Trace | None] | None = None,
+        begin: Callable[[], object] = lambda: None,
     ) -> None:
         self._name = name
         self._work = work
@@ -72,10 +77,14 @@ class Stage(Generic[T]):
         self._seconds = metrics.stage.labels(name)
         self._waited = metrics.queue_wait.labels(name)
         self._sizes = metrics.batch.labels(name)
+        begun: list[Future[None]] = []
         for number in range(threads):
-            thread = threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
+            begun.append(Future())
+            thread = threading.Thread(target=self._run, args=(begin, begun[-1]), name=f"{name}-{number}", daemon=True)
             start(thread)
             health.watch(thread.name, thread.is_alive)
+        for each in begun:
+            each.result()
 
     def put(self, item: T) -> None:
         """Queue one item; blocks while the queue is full. The item that fills it may exceed the capacity."""
@@ -94,7 +103,13 @@ class Stage(Generic[T]):
         for item in items:
             self.put(item)
 
-    def _run(self) -> None:
+    def _run(self, begin: Callable[[], object], begun: Future[None]) -> None:
+        try:
+            begin()
+        except Exception as error:  # noqa: BLE001 - raised where the stage is made
+            begun.set_exception(error)
+            return
+        begun.set_result(None)
         while True:
             # Not kept in a variable of this frame, which would keep the last batch alive while waiting for the next
             # one.

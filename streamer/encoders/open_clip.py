@@ -38,6 +38,7 @@ from streamer.encoders.tuning import (
     thread_count,
     use_threads,
 )
+from streamer.machine import require_threads
 from streamer.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -122,13 +123,17 @@ class OpenClipEncoder:
         """Load a model: built-in name and tag, name and checkpoint file, ``local-dir:PATH``, ``hf-hub:REPO@COMMIT``.
 
         Raises :class:`EncoderError` with one line that names the faulty part. A model is never used with random
-        weights, about which open_clip only warns.
+        weights, about which open_clip only warns. Raises :class:`~streamer.machine.MachineError` if this machine lacks
+        the threads for it, where GNU's OpenMP would end the process.
         """
         chosen = _device(device)
         if chosen.type == "cuda":
             # Otherwise a "float32" convolution has a 10-bit mantissa, and it is the reference for all comparisons.
             torch.backends.cudnn.allow_tf32 = False
         source = _locate(model, pretrained)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        require_threads(torch.get_num_threads() - 1)
         try:
             network, preprocess = open_clip.create_model_from_pretrained(source.name, source.pretrained)
         except Exception as error:
@@ -139,8 +144,6 @@ class OpenClipEncoder:
             tokenizer = _bound(open_clip.get_tokenizer(source.name, **source.tokenizer_options))
         except Exception as error:
             raise EncoderError(f"model {source.name} has no usable tokenizer: {_one_line(error)}") from error
-        if threads is not None:
-            torch.set_num_threads(threads)
         try:
             encoder = cls(network, preprocess, tokenizer, source.config, device=chosen, dtype=dtype, sides=sides)
         except RuntimeError as error:
@@ -182,7 +185,8 @@ class OpenClipEncoder:
             return self._texts.encode(queries)
 
     def warm_up(self) -> None:
-        """Run each side once, with the current number of threads."""
+        """Run each side once, with the current number of threads, which become the pool of the thread that calls."""
+        require_threads(torch.get_num_threads() - 1)
         for tower in (self._images, self._texts):
             if tower is not None:
                 tower.run()

@@ -88,5 +88,11 @@ class Encoder(Protocol):
         ...
 
     def warm_up(self) -> None:
-        """Run each loaded side once, so that the first event is not delayed."""
+        """Run each loaded side once, in the thread that will encode, so that the first event is not delayed.
+
+        GNU's OpenMP keeps a pool of threads for each thread that calls it, and ends the process where it cannot start
+        one. Afterwards the caller's pool is complete, and encoding in this thread starts no thread.
+
+        Raises :class:`~streamer.machine.MachineError` if this machine lacks the threads.
+        """
         ...

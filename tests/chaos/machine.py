@@ -121,10 +121,16 @@ def _parent() -> Path:
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if "pids" in controllers.split(","):
-            return _CGROUPS / "pids" / path.lstrip("/")
+            return _visible(_CGROUPS / "pids", path)
         if not controllers and "pids" in _text(_CGROUPS / path.lstrip("/") / "cgroup.subtree_control"):
             return _CGROUPS / path.lstrip("/")
     raise FileNotFoundError("no cgroup with a controller of processes")
+
+
+def _visible(root: Path, path: str) -> Path:
+    """Return a cgroup's folder; the root where a container is shown its own cgroup there, and not the way to it."""
+    folder = root / path.lstrip("/")
+    return folder if folder.is_dir() else root
 
 
 def _text(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streamer.store.protocol import TruncatedStoreError
-from tests.chaos.machine import Filler, can_limit_processes, can_mount, no_more_processes, small_disk
+from tests.chaos.machine import Filler, _visible, can_limit_processes, can_mount, no_more_processes, small_disk
 from tests.chaos.machine_faults import truncated
 from tests.support.lmdb_stores import in_a_process, is_whole, open_lmdb, put_clips
 
@@ -76,6 +76,13 @@ def told(process: subprocess.Popen[str]) -> str:
     process.stdin.write("\n")
     process.stdin.flush()
     return process.stdout.readline().strip()
+
+
+def test_a_cgroup_is_found_where_a_container_is_shown_the_way_to_it_and_where_not(tmp_path: Path) -> None:
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    assert _visible(tmp_path, "/outer/inner") == tmp_path / "outer" / "inner"
+    assert _visible(tmp_path, "/elsewhere") == tmp_path
+    assert _visible(tmp_path, "/") == tmp_path
 
 
 def test_a_process_cannot_fork_for_a_while() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,8 +41,12 @@ class FakeEncoder:
         """Return (n, dim): the first axis for each."""
         return np.eye(self.dim, dtype=np.float32)[[0] * len(queries)]
 
+    warmed_in: tuple[str, ...] = ()
+    """The names of the threads in which it was warmed up."""
+
     def warm_up(self) -> None:
-        """Do nothing: nothing is lazy here."""
+        """Note the thread."""
+        self.warmed_in = (*self.warmed_in, threading.current_thread().name)
 
 
 class AxisEncoder(FakeEncoder):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kubernetes_validate
 import pytest
@@ -19,7 +21,22 @@ from streamer.kafka.admin.topic_files import load_specs
 from streamer.settings import load
 from streamer.topology import SERVICES
 from streamer.video.isolation.pool import MOST_PROCESSES
-from tests.support.manifests import BASE, DEPLOY, EXAMPLE, objects, pods, size
+from tests.support.manifests import (
+    BASE,
+    COMPONENTS,
+    DEPLOY,
+    EXAMPLE,
+    named,
+    objects,
+    openings,
+    pods,
+    selected,
+    size,
+    variables,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "tests" / "data" / "schemas"
@@ -27,7 +44,8 @@ CUSTOM = {path.stem: json.loads(path.read_bytes()) for path in SCHEMAS.glob("[A-
 KUBERNETES = "1.33"
 EXACT = re.compile(r"[a-z0-9/-]+:v?\d+\.\d+\.\d+(-[a-z-]+)?")
 """An image by an exact version."""
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+PINNED = re.compile(r"[a-z0-9./:-]+@sha256:[0-9a-f]{64}")
+"""An image by its digest."""
 
 
 def strict(schema: Any, *, properties: bool = False) -> Any:
@@ -104,22 +122,65 @@ def test_services_are_probed_named_and_protected() -> None:
         assert identity["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
         of_it = {each["kind"] for each in found if each["metadata"]["name"] == name}
         assert {"StatefulSet", "Service", "PodDisruptionBudget", "ScaledObject"} <= of_it
-    policies = [each["spec"] for each in found if each["kind"] == "NetworkPolicy"]
-    assert {"Ingress", "Egress"} == set(policies[0]["policyTypes"])
-    assert policies[0]["podSelector"]["matchExpressions"][0]["values"] == [
-        "streamer-embed", "streamer-rerank", "streamer-topics",
-    ]  # fmt: skip
+
+
+# -- network ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", [BASE, EXAMPLE], ids=["base", "example"])
+def test_every_pod_has_policies_and_each_rule_names_whom_and_which_port(folder: Path) -> None:
+    assert [*openings(objects(folder))] == []
+
+
+def _without_policies(found: list[dict[str, Any]]) -> None:
+    found[:] = [each for each in found if each["kind"] != "NetworkPolicy"]
+
+
+def _changed(name: str, **spec: Any) -> Callable[[list[dict[str, Any]]], None]:
+    def change(found: list[dict[str, Any]]) -> None:
+        [policy] = named(found, "NetworkPolicy", name)
+        policy["spec"] |= spec
+
+    return change
+
+
+DNS = [{"protocol": "UDP", "port": 53}]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_without_policies, "streamer-embed: no policy for Egress"),
+        (_changed("streamer", podSelector={"matchLabels": {"app.kubernetes.io/name": "another"}}),
+         "streamer-topics: no policy for Ingress"),
+        (_changed("streamer", policyTypes=["Egress"]), "streamer-topics: no policy for Ingress"),
+        (_changed("streamer-kafka", egress=[{}]), "streamer-kafka: to anywhere"),
+        (_changed("streamer-kafka", egress=[{"ports": DNS}]), "streamer-kafka: to anywhere"),
+        (_changed("streamer-store", egress=[{"to": [{"podSelector": {}}]}]), "streamer-store: any port"),
+        (_changed("streamer-store", egress=[{"to": [{"podSelector": {}}], "ports": [{"port": 1, "endPort": 65535}]}]),
+         "streamer-store: any port"),
+        (_changed("streamer-clips", egress=[{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": DNS}]),
+         "streamer-clips: to 0.0.0.0/0"),
+        (_changed("streamer-clips", egress=[{"to": [{"ipBlock": {"cidr": "2000::/3"}}], "ports": DNS}]),
+         "streamer-clips: to 2000::/3"),
+        (_changed("streamer-clips", egress=[{"to": [{"namespaceSelector": {}}], "ports": DNS}]),
+         "streamer-clips: to every namespace"),
+        (_changed("streamer-metrics", ingress=[{"ports": DNS}]), "streamer-metrics: from anywhere"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("folder", [BASE, EXAMPLE], ids=["base", "example"])
+def test_a_pod_without_a_policy_and_a_rule_for_everybody_are_found(
+    folder: Path, change: Callable[[list[dict[str, Any]]], None], told: str
+) -> None:
+    found = objects(folder)
+    change(found)
+    assert told in [*openings(found)]
 
 
 def reachable(found: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """Return the rules by which a pod may open connections."""
-    rules: list[dict[str, Any]] = []
-    for policy in (each["spec"] for each in found if each["kind"] == "NetworkPolicy"):
-        selector = policy["podSelector"]
-        names = [selector["matchLabels"]["app.kubernetes.io/name"]] if "matchLabels" in selector else []
-        names += [value for each in selector.get("matchExpressions", []) for value in each["values"]]
-        rules += policy["egress"] if name in names else []
-    return rules
+    policies = selected(named(found, "NetworkPolicy"), {"app.kubernetes.io/name": name}, "Egress")
+    return [rule for policy in policies for rule in policy["spec"].get("egress", [])]
 
 
 @pytest.mark.parametrize("folder", [BASE, EXAMPLE], ids=["base", "example"])
@@ -127,17 +188,38 @@ def test_pods_reach_what_their_settings_name_and_no_other_port(folder: Path) -> 
     found = objects(folder)
     [config] = [each["data"] for each in found if each["kind"] == "ConfigMap"]
     kafka = {int(address.rpartition(":")[2]) for address in config["STREAMER_BOOTSTRAP_SERVERS"].split(",")}
-    store = yarl.URL(config["STREAMER_STORE"]).port
+    always = {53} | (kafka if folder == EXAMPLE else {9092, 9093})
+    store = {yarl.URL(config["STREAMER_STORE"]).port}
+    clips = {yarl.URL(uri).port for uri in json.loads(config.get("STREAMER_ALLOWED_URIS", "[]"))}
     ports = {
         name: {port["port"] for rule in reachable(found, name) for port in rule["ports"]} for name, _, _ in pods(found)
     }
-    always = {53, 9092, 9093}
     assert kafka <= always
     assert ports == {
         "streamer-topics": always,
-        "streamer-rerank": always | {store},
-        "streamer-embed": always | {store, 443},
+        "streamer-rerank": always | store,
+        "streamer-embed": always | store | clips,
     }
+
+
+def test_an_overlay_says_where_brokers_store_and_sources_are() -> None:
+    """And it is only said there: the base knows no address, and lets the embedder fetch from nowhere."""
+    [clips] = named(objects(BASE), "NetworkPolicy", "streamer-clips")
+    assert clips["spec"]["egress"] == []
+    assert not [each for name, _, _ in pods(objects(BASE)) for each in blocks_of(objects(BASE), name)]
+    found = objects(EXAMPLE)
+    for name in ("streamer-kafka", "streamer-store", "streamer-clips"):
+        [policy], [before] = named(found, "NetworkPolicy", name), named(objects(BASE), "NetworkPolicy", name)
+        assert policy["spec"]["egress"] != before["spec"]["egress"]
+        assert {**policy["spec"], "egress": []} == {**before["spec"], "egress": []}, "the same pods"
+    assert {name: len(blocks_of(found, name)) for name, _, _ in pods(found)} == {
+        "streamer-topics": 1, "streamer-rerank": 1, "streamer-embed": 3,
+    }  # fmt: skip
+
+
+def blocks_of(found: list[dict[str, Any]], name: str) -> list[str]:
+    """Return the ranges of addresses to which a pod may open connections."""
+    return [peer["ipBlock"]["cidr"] for rule in reachable(found, name) for peer in rule["to"] if "ipBlock" in peer]
 
 
 @pytest.mark.parametrize(
@@ -145,18 +227,37 @@ def test_pods_reach_what_their_settings_name_and_no_other_port(folder: Path) -> 
     [
         ("93.184.215.14", True), ("2606:2800:21f::1", True), ("10.1.2.3", False), ("169.254.169.254", False),
         ("127.0.0.1", False), ("100.64.0.1", False), ("192.168.1.1", False), ("198.18.0.1", False),
-        ("240.0.0.1", False), ("::1", False), ("fd00::1", False), ("fe80::1", False),
+        ("240.0.0.1", False), ("::1", False), ("fd00::1", False), ("fe80::1", False), ("64:ff9b::a9fe:a9fe", False),
     ],
 )  # fmt: skip
-def test_sources_of_clips_are_reached_at_public_addresses_only(address: str, reached: bool) -> None:
+def test_the_component_for_unknown_sources_reaches_public_addresses_only(address: str, reached: bool) -> None:
     given = ip_address(address)
-    [rule] = [
-        each
-        for each in reachable(objects(BASE), "streamer-embed")
-        if each["ports"] == [{"protocol": "TCP", "port": 443}]
+    [policy] = objects(COMPONENTS / "public-sources")
+    assert policy["spec"]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "streamer-embed"}}
+    [rule] = policy["spec"]["egress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 443}]
+    blocks = [
+        (ip_network(each["ipBlock"]["cidr"]), map(ip_network, each["ipBlock"].get("except", []))) for each in rule["to"]
     ]
-    blocks = [(ip_network(each["ipBlock"]["cidr"]), map(ip_network, each["ipBlock"]["except"])) for each in rule["to"]]
     assert reached == any(given in block and not any(given in each for each in besides) for block, besides in blocks)
+
+
+KUBECTL = shutil.which("kubectl")
+
+
+@pytest.mark.skipif(KUBECTL is None, reason="there is no kubectl")
+@pytest.mark.parametrize("folder", [BASE, EXAMPLE], ids=["base", "example"])
+def test_kustomize_builds_what_these_tests_look_at(folder: Path) -> None:
+    built = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True).stdout
+    theirs = {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(built)}
+    for ours in objects(folder):
+        if ours["kind"] in ("NetworkPolicy", "ScaledObject"):
+            assert theirs[ours["kind"], ours["metadata"]["name"]]["spec"] == ours["spec"]
+        if ours["kind"] in ("StatefulSet", "Job"):
+            pod = theirs[ours["kind"], ours["metadata"]["name"]]["spec"]["template"]["spec"]
+            mine = ours["spec"]["template"]["spec"]
+            assert pod["containers"][0]["image"] == mine["containers"][0]["image"]
+            assert pod["volumes"] == mine["volumes"]
 
 
 def test_secrets_are_only_referred_to() -> None:
@@ -187,7 +288,8 @@ def test_the_sizes_of_a_pod_add_up(folder: Path, monkeypatch: pytest.MonkeyPatch
     settings = load()
     for name, pod, container in pods(objects(folder)):
         requests, limits = container["resources"]["requests"], container["resources"]["limits"]
-        volumes = {volume["name"]: size(volume["emptyDir"]["sizeLimit"]) for volume in pod["volumes"]}
+        own = [volume for volume in pod["volumes"] if "emptyDir" in volume]
+        volumes = {volume["name"]: size(volume["emptyDir"]["sizeLimit"]) for volume in own}
         assert sum(volumes.values()) <= size(limits.get("ephemeral-storage", requests["ephemeral-storage"])), name
         if name == "streamer-embed":
             decoders = MOST_PROCESSES * settings.decode_workers * settings.decode_memory
@@ -206,27 +308,6 @@ def test_scaling_follows_the_groups_lag_up_to_the_partitions() -> None:
             assert each["spec"]["maxReplicaCount"] == partitions[trigger["metadata"]["topic"]]
             assert trigger["metadata"]["offsetResetPolicy"] == "earliest"  # as the consumers have it
     assert triggers == {each.group: each.input for each in SERVICES.values()}
-
-
-def test_the_example_patches_existing_objects() -> None:
-    found = {(each["kind"], each["metadata"]["name"]): each for each in objects(BASE)}
-    kustomization = yaml.safe_load((EXAMPLE / "kustomization.yaml").read_text())
-    for patch in kustomization["patches"]:
-        if "path" in patch:
-            changed = yaml.safe_load((EXAMPLE / patch["path"]).read_text())
-            assert (changed["kind"], changed["metadata"]["name"]) in found
-            continue
-        targets = [
-            each
-            for (kind, name), each in found.items()
-            if kind == patch["target"]["kind"] and name == patch["target"].get("name", name)
-        ]
-        assert targets
-        for target in targets:
-            for operation in yaml.safe_load(patch["patch"]):
-                node: Any = target
-                for step in operation["path"].strip("/").split("/"):
-                    node = node[int(step) if isinstance(node, list) else step]  # what is replaced exists
 
 
 def compose() -> dict[str, Any]:
@@ -268,23 +349,48 @@ def test_grafana_is_provisioned_with_prometheus_and_the_dashboard() -> None:
     assert mounts["./grafana/dashboards"] == provider["options"]["path"]
 
 
-def test_each_image_is_an_argument_that_the_docs_say_how_to_give_by_digest() -> None:
-    page = (ROOT / "docs" / "deploying.md").read_text()
-    told = page[page.index("## Images by digest") :].partition("\n## ")[0]
-    defaults = dict(re.findall(r"\$\{(\w+_IMAGE):-([^}]+)\}", (DEPLOY / "compose.yaml").read_text()))
-    for name, default in defaults.items():
-        assert EXACT.fullmatch(default)
-        assert f"{name}={default}@sha256:" in told
-    ours = "cliprerank-streamer:${STREAMER_VERSION:-latest}"  # which it builds
-    named = {service["image"] for service in compose()["services"].values()}
-    assert named == {ours} | {f"${{{name}:-{default}}}" for name, default in defaults.items() if name != "PYTHON_IMAGE"}
-    [python] = re.findall(r"^ARG PYTHON=(.+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
-    assert defaults["PYTHON_IMAGE"] == python
-    assert {container["image"] for _, _, container in pods(objects(BASE))} == {"cliprerank-streamer"}
-    [image] = yaml.safe_load((EXAMPLE / "kustomization.yaml").read_text())["images"]
-    assert image["name"] == "cliprerank-streamer"
-    assert DIGEST.fullmatch(image["digest"])
-    assert "newTag" not in image
+# -- images ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", [BASE, EXAMPLE], ids=["base", "example"])
+def test_pods_run_an_image_by_its_digest_which_one_place_says(folder: Path) -> None:
+    images = {container["image"] for _, _, container in pods(objects(folder))}
+    assert len(images) == 1
+    assert not [image for image in images if not PINNED.fullmatch(image)]
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    [place] = kustomization["images"]
+    assert place["name"] == "cliprerank-streamer"
+    assert set(place["digest"].removeprefix("sha256:")) == {"0"}, "whose digest nobody here can know"
+    assert "newTag" not in place
+
+
+def test_a_tag_without_a_digest_is_no_pinned_image() -> None:
+    for image in ("a", "a:1.2.3", "a:latest", f"a:latest@sha256:{'0' * 63}", "a@sha256:..."):
+        assert not PINNED.fullmatch(image)
+    for image in (f"a@sha256:{'0' * 64}", f"example.com:5000/b/a:1.2.3@sha256:{'0' * 64}"):
+        assert PINNED.fullmatch(image)
+
+
+def test_images_of_others_have_no_default_and_one_list_of_exact_versions() -> None:
+    """Compose and builds refuse to start without the variables, which `make pin-images` writes with digests."""
+    versions = variables(DEPLOY / "images.txt")
+    for image in versions.values():
+        assert EXACT.fullmatch(image)
+    text = (DEPLOY / "compose.yaml").read_text()
+    assert set(re.findall(r"\$\{(\w+_IMAGE)", text)) == versions.keys()
+    given = [service["image"] for service in compose()["services"].values() if "build" not in service]
+    assert set(given) == {f"${{{name}:?run make pin-images}}" for name in versions if name != "PYTHON_IMAGE"}
+    built = [service["build"]["args"]["PYTHON"] for service in compose()["services"].values() if "build" in service]
+    assert set(built) == {"${PYTHON_IMAGE:?run make pin-images}"}
+    assert re.findall(r"^ARG PYTHON.*$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE) == ["ARG PYTHON"]
+
+
+def test_a_base_without_a_digest_is_refused() -> None:
+    environment = {**os.environ, "BASE": "python:3.11-slim-bookworm"}
+    script = ROOT / "scripts" / "image.sh"
+    done = subprocess.run([script, "build"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "names no digest" in done.stderr
 
 
 def test_the_image_is_unprivileged_and_made_of_what_is_there() -> None:

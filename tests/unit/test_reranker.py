@@ -172,6 +172,11 @@ def test_a_candidate_without_a_record_is_not_embedded_and_one_below_the_depth_ke
     assert [result.rank for result in answer.results] == [1, 2, 3, 4]
 
 
+def test_the_encoder_is_warm_in_the_thread_that_reranks(store: Store) -> None:
+    """Its library keeps threads for each thread that calls it; they are there before the first query."""
+    assert Harness(store).encoder.warmed_in == ("rerank-0",)
+
+
 def test_an_empty_result_list_comes_back_empty(store: Store) -> None:
     assert Harness(store).answer(event("axis 0")).results == []
 

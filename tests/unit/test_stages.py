@@ -6,6 +6,7 @@ import errno
 import gc
 import queue
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.health import Health
-from streamer.machine import MachineError
+from streamer.machine import Lack, MachineError
 from streamer.metrics import Metrics
 from streamer.shortages import Shortages
 from streamer.stages import Stage, Turns
@@ -230,6 +231,33 @@ def test_a_batch_that_meets_a_shortage_is_worked_on_again_and_has_not_failed(
 def test_a_stage_for_which_there_is_no_thread_says_so(parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with no_threads(monkeypatch), pytest.raises(MachineError, match="can't start new thread"):
         Stage("s", lambda _: None, failed=never, **parts)
+
+
+def test_each_thread_begins_before_the_stage_is_there(parts: dict[str, Any]) -> None:
+    begun: list[str] = []
+    worked: queue.Queue[tuple[str, list[str]]] = queue.Queue()
+
+    def begin() -> None:
+        time.sleep(0.05)  # long enough for a constructor that does not wait to be over
+        begun.append(threading.current_thread().name)
+
+    stage: Stage[int] = Stage(
+        "s",
+        lambda _: worked.put((threading.current_thread().name, [*begun])),
+        failed=never, threads=3, begin=begin, **parts,
+    )  # fmt: skip
+    assert sorted(begun) == ["s-0", "s-1", "s-2"]
+    stage.put(1)
+    name, before = worked.get(timeout=10)
+    assert name in before
+
+
+def test_a_stage_whose_thread_cannot_begin_is_not_made(parts: dict[str, Any]) -> None:
+    def begin() -> None:
+        raise MachineError(Lack.PROCESSES, "none left")
+
+    with pytest.raises(MachineError, match="none left"):
+        Stage("s", lambda _: None, failed=never, begin=begin, **parts)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60), st.integers(1, 3))

@@ -11,10 +11,11 @@ system calls in which vulnerabilities have been found.
 
 The filter is written here in BPF instructions, because it is only a list of system call numbers and a few conditions
 on arguments; docs/decisions/0026-confine-decoders.md says why no library is used. The list contains what a decoder
-needs once its file is open, its libraries are loaded and its socket is connected: memory, threads, locks, clocks,
-reading and writing. No call on it takes a path, an address or the id of another process. If a call could do more than
-is needed, its arguments are checked. A filter cannot check memory to which an argument points; therefore newfstatat,
-which takes a path, is not on the list.
+needs once its file is open, its libraries are loaded and its socket is connected: memory, locks, clocks, reading and
+writing. It needs no second thread, and could otherwise use up the threads of the service's container. No call on the
+list takes a path, an address or the id of another process. If a call could do more than is needed, its arguments are
+checked. A filter cannot check memory to which an argument points; therefore newfstatat, which takes a path, is not on
+the list.
 """
 
 from __future__ import annotations
@@ -159,23 +160,22 @@ _NUMBERS: Final[Mapping[str, tuple[int, int]]] = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "lseek": (8, 62), "mmap": (9, 222), "mprotect": (10, 226),
     "munmap": (11, 215), "brk": (12, 214), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139), "pread64": (17, 67), "sched_yield": (24, 124), "mremap": (25, 216),
-    "madvise": (28, 233), "nanosleep": (35, 101), "getpid": (39, 172), "sendto": (44, 206), "clone": (56, 220),
+    "madvise": (28, 233), "nanosleep": (35, 101), "getpid": (39, 172), "sendto": (44, 206),
     "exit": (60, 93), "kill": (62, 129), "uname": (63, 160), "fcntl": (72, 25), "gettimeofday": (96, 169),
     "getrusage": (98, 165), "sysinfo": (99, 179), "times": (100, 153), "sigaltstack": (131, 132),
     "prctl": (157, 167), "gettid": (186, 178), "futex": (202, 98), "sched_getaffinity": (204, 123),
     "restart_syscall": (219, 128), "clock_gettime": (228, 113), "clock_getres": (229, 114),
     "clock_nanosleep": (230, 115), "exit_group": (231, 94), "tgkill": (234, 131), "set_robust_list": (273, 99),
     "prlimit64": (302, 261), "getrandom": (318, 278), "membarrier": (324, 283), "rseq": (334, 293),
-    "clone3": (435, 435), "futex_waitv": (449, 449),
+    "futex_waitv": (449, 449),
 }  # fmt: skip
 
 _PROT_EXEC: Final = 4
-_THREAD_FLAGS: Final = 0x3D0F00
-"""The flags with which glibc creates a thread: CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS and two for ids.
-musl adds CLONE_DETACHED, which the kernel ignores. Creating a process or a namespace needs other flags."""
-_CLONE_DETACHED: Final = 0x400000
 _F_DUPFD_CLOEXEC: Final = 1030
 _PR_SET_NAME: Final = 15
+NOT_CONFINED: Final = 64
+"""Exit code of a process that could not be confined and therefore has not read its file: the machine's fault. One bit,
+so that the filter can deny every exit code that has it, and a file that has taken over its decoder cannot claim it."""
 
 
 class _Word(NamedTuple):
@@ -196,8 +196,11 @@ def _allowed(pid: int) -> dict[str, Sequence[Sequence[_Word]]]:
     return {
         "mmap": [[_Word(2, 0, _PROT_EXEC)]],  # no executable memory besides what is loaded
         "mprotect": [[_Word(2, 0, _PROT_EXEC)]],
-        "sendto": [_null(4)],  # no address: only to the peer of a connected socket
-        "clone": [[_Word(0, _THREAD_FLAGS, ~_CLONE_DETACHED & 0xFFFFFFFF), _Word(0, 0, upper=True)]],
+        # No address: only to the peer of a connected socket. No flags: the kernel's code for out-of-band data in UNIX
+        # sockets, which nobody needs, has let sandboxed processes take over the kernel (CVE-2025-38236).
+        "sendto": [(_Word(3, 0), *_null(4))],
+        "exit": [[_Word(0, 0, NOT_CONFINED)]],
+        "exit_group": [[_Word(0, 0, NOT_CONFINED)]],
         "kill": [[_Word(0, pid)]],  # this process itself: abort() and the tests use it
         "tgkill": [[_Word(0, pid)]],
         # F_SETOWN and F_SETSIG are excluded, because with them the kernel would send signals.
@@ -227,13 +230,10 @@ def seccomp_program(machine: str, pid: int) -> bytes:
     ]
     conditional = _allowed(pid)
     for name, numbers in _NUMBERS.items():
-        if name == "clone3":  # its flags are in memory; after ENOSYS, libc uses clone
-            rule: list[_Instruction] = [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-        elif name in conditional:
+        rule: list[_Instruction] = [(_RETURN, 0, 0, _ALLOW)]
+        if name in conditional:
             rule = [each for words in conditional[name] for each in _all_hold(words)]
             rule.append((_RETURN, 0, 0, _ERRNO | errno.EPERM))
-        else:
-            rule = [(_RETURN, 0, 0, _ALLOW)]
         code += [(_JUMP_EQUAL, 0, len(rule), numbers[column]), *rule]
     code.append((_RETURN, 0, 0, _ERRNO | errno.EPERM))
     return b"".join(struct.pack("=HBBI", *each) for each in code)

@@ -20,9 +20,9 @@ import numpy as np
 from streamer.events import Reason
 from streamer.machine import Lack, MachineError, machine_error
 from streamer.video.errors import ClipError, Retry
-from streamer.video.isolation.confinement import Layer, SandboxError
+from streamer.video.isolation.confinement import NOT_CONFINED, Layer, SandboxError
 from streamer.video.isolation.process import LostError, Process, Template
-from streamer.video.isolation.worker import NOT_CONFINED, Refused, Sampled, Task
+from streamer.video.isolation.worker import Refused, Sampled, Task
 from streamer.video.sampling.container import open_clip
 from streamer.video.sampling.sample import SampledClip
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamer.video.isolation.confinement import Sandbox
-    from streamer.video.isolation.worker import Ready
+    from streamer.video.isolation.worker import Raised, Ready
     from streamer.video.sampling.sample import Sampling
 
     Frame = npt.NDArray[np.uint8]
@@ -48,6 +48,15 @@ _SLOW: Final = 4
 """A decode is slow if it takes this many times the median of recent decodes."""
 _REMEMBERED: Final = 33
 """Number of recent decodes in that median."""
+_SLOW_AT_MOST: Final = 1 / 4
+"""A decode that takes longer than this share of its time limit is slow whatever the median is, so that many clips that
+use up their time do not make that the measure for others."""
+_RESPONSE_SECONDS: Final = 10.0
+"""Time limit of a response from its first byte to its last, which are in memory by then; the clip holds a slot."""
+_FRAMES_OF_A_PACKET: Final = 8
+"""More than any codec gives."""
+_REASONS: Final = frozenset({Reason.NO_VIDEO, Reason.DECODE_FAILED, Reason.CLIP_TOO_LARGE, Reason.FETCH_FAILED})
+"""What :func:`~streamer.video.sampling.sample.sample_descriptor` refuses clips for; a process claims nothing else."""
 _MAX_DETAIL_CHARS: Final = 1_000
 _ONE_SECONDS, _ONE_BYTES = 120.0, 2 << 30
 """Time limit in seconds and memory limit in bytes of a clip that a command decodes: the defaults of the service."""
@@ -71,7 +80,7 @@ class DecodePool:
     for black frames of two sizes, before the process is confined: it must import and open everything that it needs in
     these calls. If it returns the same shape for both sizes, as those of encoders do, frames of any other shape are
     refused. ``timeout``: seconds for decoding one clip. A clip's clock stops while other processes use the CPU; its
-    wall-clock limit is ten times as long.
+    wall-clock limit is ten times as long. Its response must then be complete within ten seconds on the same clock.
     ``memory``: bytes of address space of one process, see :class:`~streamer.video.isolation.worker.Task`.
     ``sandbox``: see :mod:`~streamer.video.isolation.confinement`; a pool without the required layer decodes nothing.
 
@@ -80,7 +89,8 @@ class DecodePool:
     ``decoded`` are called for each clip with the seconds that it waited for a slot, and then for its frames.
 
     Slots. At most ``workers`` clips hold a slot: they are being decoded, or the caller uses their frames. A decode that
-    takes longer than ``slow_after`` seconds and four times the median of recent decodes is slow. It gives its slot to
+    takes longer than ``slow_after`` seconds and four times the median of recent decodes, or a quarter of its time limit
+    if that is less, is slow. It gives its slot to
     the next clip and continues at a low priority, stopped for seven eighths of the time while other clips hold slots.
     At most ``workers`` slow decodes run without a slot; further ones keep theirs. A slow decode that has finished is
     the first to get a free slot; until then its frames stay in its own process. So there are at most 2 * ``workers``
@@ -105,7 +115,7 @@ class DecodePool:
         decoded: Callable[[float], None] = lambda _seconds: None,
         slow_after: float = 0.25,
     ) -> None:
-        self._most_frames = sampling.max_frames
+        self._sampling = sampling
         self._timeout = timeout
         self._confined = confined
         self._reported: Layer | None = None
@@ -175,13 +185,15 @@ class DecodePool:
         with process:
             try:
                 self._wait(process, slot)
+                process.begin(min(self._timeout, _RESPONSE_SECONDS))
                 header = process.receive_header()
                 if isinstance(header, Sampled):
                     return self._receive_clip(process, header, template.ready())
-            except TimeoutError:
+                _check_reason(header)
+            except TimeoutError as error:
                 process.kill()
                 self._replaced("timeout")
-                detail = f"not decoded after {self._timeout:g} s"
+                detail = str(error) or f"not decoded after {self._timeout:g} s"
                 raise ClipError(Reason.DECODE_TIMEOUT, detail, Retry.ONCE) from None
             except (EOFError, OSError, ValueError, msgspec.MsgspecError) as error:
                 raise self._crash(template, process, error) from error
@@ -231,9 +243,7 @@ class DecodePool:
 
     def _wait(self, process: Process, slot: _Slot) -> None:
         """Wait for the process to respond or end. Raises TimeoutError if it does neither in time."""
-        # Relative to recent decodes, because the normal duration depends on the machine and on the clips.
-        slow_after = max(self._slow_after, _SLOW * statistics.median(self._lately.copy() or [0]))
-        wait = slow_after
+        wait = slow_after = self._slow_from()
         while not process.ready(wait):
             if process.left <= 0:
                 raise TimeoutError
@@ -247,14 +257,22 @@ class DecodePool:
             if slot.is_given_up and self._slots.in_use:
                 process.rest(_REST_SECONDS)
         self._lately.append(process.ran)
-        if slot.regain():
-            # The time spent waiting for a slot does not count against the clip's time limit.
-            process.begin()
+        slot.regain()
+
+    def _slow_from(self) -> float:
+        """Return the seconds after which a decode is slow."""
+        # Relative to recent decodes, because the normal duration depends on the machine and on the clips.
+        usual = _SLOW * statistics.median(self._lately.copy() or [0])
+        return max(self._slow_after, min(usual, _SLOW_AT_MOST * self._timeout))
 
     def _receive_clip(self, process: Process, header: Sampled, ready: Ready) -> SampledClip[Frame]:
         count, samples = header.frames, len(header.times_ms)
-        if not 1 <= count <= samples <= self._most_frames:
+        if not 1 <= count <= samples <= self._sampling.max_frames:
             raise ValueError(f"{count} frames for {samples} samples")
+        if header.duration_ms > round(1000 * self._sampling.max_seconds):
+            raise ValueError(f"a length of {header.duration_ms} ms")
+        if header.decoded > _FRAMES_OF_A_PACKET * self._sampling.max_packets:
+            raise ValueError(f"{header.decoded} frames decoded")
         if ready.shape is not None and header.shape != ready.shape:
             raise ValueError(f"frames of {header.shape}, where {ready.shape} are prepared")
         if math.prod(header.shape) > _MAX_FRAME_BYTES:
@@ -297,6 +315,12 @@ def decoder_of_one(
         yield pool
     finally:
         pool.close()
+
+
+def _check_reason(header: Refused | Raised) -> None:
+    """Raise ValueError for a reason that is not one of a file's content."""
+    if isinstance(header, Refused) and header.reason not in _REASONS:
+        raise ValueError(f"refused as {header.reason}")
 
 
 def _signal_name(number: int) -> str:
@@ -383,11 +407,9 @@ class _Slot:
         self._slots.give()
         return True
 
-    def regain(self) -> bool:
-        """Wait for a slot again; return False if it was never given up."""
-        if not self._given_up:
-            return False
-        self._slots.take(first=True)
-        self._given_up = False
-        self._slots.return_permit()
-        return True
+    def regain(self) -> None:
+        """Wait for a slot again if it was given up."""
+        if self._given_up:
+            self._slots.take(first=True)
+            self._given_up = False
+            self._slots.return_permit()

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -39,6 +40,7 @@ _ONE_THREAD: Final = dict.fromkeys(
 _HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Each process starts with unmapped memory and soon fills some 70 MB of it. With small pages these are 16,700 page
 faults a clip, a tenth of its time; with huge pages 2,900. Ignored by other C libraries than glibc."""
+_TIMEVAL: Final = struct.Struct("@ll")
 _MAX_READY_BYTES: Final = 1 << 16
 _MAX_HEADER_BYTES: Final = 1 << 20
 _READY: Final = msgspec.json.Decoder(Ready)
@@ -169,8 +171,7 @@ class Process:
         self._answers = answers
         self._status = status
         self._exit_code: int | None = None
-        self._timeout = timeout
-        self.begin()
+        self.begin(timeout)
         try:
             self._handle: int | None = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -186,8 +187,9 @@ class Process:
         if self._handle is not None:
             os.close(self._handle)
 
-    def begin(self) -> None:
-        """Start the clip's clock."""
+    def begin(self, limit: float) -> None:
+        """Start the clip's clock, with a time limit in seconds."""
+        self._limit = limit
         self._began, self._starved_before, self._rested = time.monotonic(), self._starved(), 0.0
 
     @property
@@ -198,7 +200,7 @@ class Process:
     @property
     def left(self) -> float:
         """Seconds until the clip's time limit."""
-        return min(self._timeout - self.ran, STARVED * self._timeout - (time.monotonic() - self._began))
+        return min(self._limit - self.ran, STARVED * self._limit - (time.monotonic() - self._began))
 
     def _starved(self) -> float:
         """Return the seconds during which the process waited for a CPU; 0 if the kernel does not count them."""
@@ -219,7 +221,10 @@ class Process:
         (length,) = HEADER_LENGTH.unpack(self._receive(HEADER_LENGTH.size))
         if length > _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {length} bytes")
-        return _HEADERS.decode(self._receive(length))
+        try:
+            return _HEADERS.decode(self._receive(length))
+        except RecursionError as error:
+            raise ValueError(f"a header that nests too deeply: {error}") from error
 
     def _receive(self, size: int) -> bytearray:
         received = bytearray(size)
@@ -227,13 +232,23 @@ class Process:
         return received
 
     def receive_into(self, buffer: memoryview) -> None:
-        """Fill the buffer. Raises EOFError if the process ends early, TimeoutError at the clip's time limit."""
+        """Fill the buffer. Raises EOFError if the process ends early, TimeoutError at the clip's time limit.
+
+        The kernel waits for all bytes: a process that sends single ones costs this process no time of its own.
+        """
         while buffer:
-            self._answers.settimeout(max(0.001, self.left))
-            count = self._answers.recv_into(buffer)
+            seconds, microseconds = divmod(round(1e6 * max(0.001, self.left)), 1_000_000)
+            timeout = _TIMEVAL.pack(seconds, microseconds)
+            self._answers.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+            try:
+                count = self._answers.recv_into(buffer, 0, socket.MSG_WAITALL)
+            except BlockingIOError:
+                count = -1  # nothing came until then
             if not count:
                 raise EOFError
-            buffer = buffer[count:]
+            buffer = buffer[max(0, count) :]
+            if buffer and self.left <= 0:
+                raise TimeoutError(f"the decoder's response was not complete {self._limit:g} s after its first byte")
 
     def rest(self, seconds: float) -> None:
         """Stop the process for ``seconds``; blocks meanwhile."""

@@ -46,7 +46,7 @@ import numpy as np
 from streamer.events import Reason
 from streamer.process import hide_memory
 from streamer.video.errors import ClipError, Retry
-from streamer.video.isolation.confinement import Layer, confine, offered
+from streamer.video.isolation.confinement import NOT_CONFINED, Layer, confine, offered
 from streamer.video.sampling.sample import SampledClip, Sampling, sample_descriptor
 
 if TYPE_CHECKING:
@@ -61,8 +61,6 @@ PID = struct.Struct("!I")
 EXIT_CODE = struct.Struct("!i")
 """As in :mod:`subprocess`: a negative code is the number of the signal that killed the process."""
 ORDER = b"clip"
-NOT_CONFINED = 3
-"""Exit code of a process that could not be confined and therefore has not read its file."""
 
 _NICE = 6
 """Niceness that gives a decoder a quarter of the scheduling weight of the service, whose threads poll Kafka, answer

@@ -43,3 +43,8 @@ def test_uploads_that_fail_or_wait_keep_no_place_of_their_source(
         assert {each.topic for (each,) in outputs} == {"clips.embedded"}
     else:
         assert {reason(each) for each in outputs} == {"internal"}
+
+
+def test_the_encoder_is_warm_in_the_thread_that_encodes(tmp_path: Path, store: Store) -> None:
+    """Its library keeps threads for each thread that calls it; they are there before the first upload."""
+    assert Harness(tmp_path, store).encoder.warmed_in == ("encode-0",)
