@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.kafka.records import Record
+    from streamer.match import Bank
     from streamer.method import ClipScorer, Method
     from streamer.settings import Connection
 
@@ -96,18 +97,22 @@ def _twice(query_id: str) -> str:
 
 
 def offline(
-    method: Method, questions: Iterable[QueryResults], encoder: Encoder, store: ClipScorer
+    method: Method,
+    questions: Iterable[QueryResults],
+    encoder: Encoder,
+    store: ClipScorer,
+    bank: Bank | None = None,
 ) -> Iterator[QueryReranked]:
-    """Rerank queries by ``method`` as the service would.
+    """Rerank queries by ``method`` as the service would, with their match if there is a bank.
 
     Raises :class:`~streamer.store.StoreUnavailableError` and :class:`ReplayError`.
     """
     texts = TextVectors(encoder)
     for question in questions:
-        reranked = rerank_candidates(method, question.results, texts.of(question.query), store)
+        reranked = rerank_candidates(method, question.results, texts.of(question.query), store, bank=bank)
         if reranked.unavailable:
             raise StoreUnavailableError(reranked.why)
-        yield answer(method, question, reranked.results, encoder.model_id)
+        yield answer(method, question, reranked.results, encoder.model_id, match=reranked.match)
 
 
 def through_kafka(
