@@ -108,7 +108,8 @@ def rerank_candidates(
     """Score the candidates within the depth against a query's vector (d,), blend and rank.
 
     ``deadline`` is for the store, as in :meth:`ClipScorer.score`. A candidate that it could not look up is treated like
-    one without a record. ``bank`` says how well the best one matches, and changes nothing else. Raises :class:`~streamer.store.StoreUnavailableError` if it could look up none.
+    one without a record. ``bank`` says how well the best one matches, and changes nothing else. Raises
+    :class:`~streamer.store.StoreUnavailableError` if the store could look up none.
     """
     clip_ids = [candidate.clip_id for candidate in candidates[: method.depth]]
     scores = store.score(clip_ids, vector, deadline, method.pooling)

@@ -88,6 +88,17 @@ class Bank:
         # What users often ask is in the cache of query vectors too, and needs no product then.
         self._cached = lru_cache(maxsize=_CACHED)(self._score)
 
+    def calibrated(self, calibration: Calibration | None) -> Bank:
+        """Return the same clips with another calibration, and without a version."""
+        return Bank(
+            model_id=self.model_id,
+            version="",
+            clip_ids=self.clip_ids,
+            lengths=self.lengths,
+            matrix=self.matrix,
+            calibration=calibration,
+        )
+
     def scores(self, vector: npt.NDArray[np.float32], pooling: str) -> FloatArray:
         """Return the clips' frame scores (m,) for a query (d,), which must not be written to.
 

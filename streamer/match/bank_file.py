@@ -10,6 +10,7 @@ read.
 
 from __future__ import annotations
 
+import math
 import re
 from hashlib import blake2b
 from itertools import pairwise
@@ -38,6 +39,7 @@ _DIGEST_BYTES, _VERSION_DIGITS = 16, 16
 _VECTORS = np.dtype("<f2")
 _LONGEST = 1.01
 """Most length of a vector: float16 has rounded its components."""
+_INCREASE, _DO_NOT_DECREASE = "percentiles that increase", "probabilities that do not decrease"
 
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
@@ -56,7 +58,7 @@ class _Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Contents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_MODEL_CHARS)]
     dim: Annotated[int, msgspec.Meta(ge=1, le=MAX_DIM)]
-    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63)]
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
     clip_ids: Annotated[
         list[Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES)]],
         msgspec.Meta(min_length=LEAST_CLIPS, max_length=MAX_CLIPS),
@@ -155,8 +157,9 @@ def _bank(body: bytes) -> Bank:
 def _calibration(found: _Calibration) -> Calibration:
     xs, ys = found.percentiles, found.probabilities
     _check(len(xs) == len(ys), "as many probabilities as percentiles")
-    _check(all(one < other for one, other in pairwise(xs)), "percentiles that increase")
-    _check(all(one <= other for one, other in pairwise(ys)), "probabilities that do not decrease")
+    # NaN is within every limit, and alone in a list has nothing to be compared with.
+    _check(not any(map(math.isnan, xs)) and all(one < other for one, other in pairwise(xs)), _INCREASE)
+    _check(not any(map(math.isnan, ys)) and all(one <= other for one, other in pairwise(ys)), _DO_NOT_DECREASE)
     return Calibration(found.pooling, found.topics, tuple(xs), tuple(ys))
 
 

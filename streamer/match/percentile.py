@@ -8,12 +8,12 @@ The k best of all are the bank's with the probability
     G(k) = (N / (N + n)) * ((N - 1) / (N + n - 1)) * ... * ((N - k + 1) / (N + n - k + 1))
 
 and the percentile of a list whose best score equals the bank's k-th best one is G(k). So for candidates that are like
-any clips, it is at most G(k) with exactly the probability G(k): it is uniform, but for the steps. For a large bank it is
-F^n, F being the share of the bank's scores that are less than the list's best, since G(k) tends to (1 - k / N)^n. F^n
-itself is too small where N is no multiple of n: with N = n, its first step is at 0.37 instead of 0.5.
+any clips, it is at most G(k) with exactly the probability G(k): it is uniform, but for the steps. For a large bank it
+is F^n, F being the share of the bank's scores that are less than the list's best, since G(k) tends to (1 - k / N)^n.
+F^n itself is wrong where the bank is not much larger than the list: with N = n, its first step is at 0.37, not at 0.5.
 
 Between two scores of the bank, the percentile is interpolated on a straight line. Of equal scores, all have the mean of
-the first one's and the last one's. Below the bank's least score, it stays the same. Beyond the bank's best score b it is
+the first one's and the last one's. Below the bank's least score it stays the same, and beyond its best score b it is
 
     1 - (1 - G(1)) * t / (t + s - b)
 
