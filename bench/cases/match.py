@@ -42,7 +42,7 @@ from streamer.synthetic.clips import judge
 from streamer.vectors import ClipList
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import numpy.typing as npt
 
@@ -146,7 +146,7 @@ def measure(worlds: Mapping[int, method.World], banks: Mapping[int, Bank]) -> di
         "clips": {str(seed): len(world.clip_ids) for seed, world in worlds.items()},
         "topics": {str(seed): len(world.topics) for seed, world in worlds.items()},
         "bank": {str(seed): _size(bank) for seed, bank in banks.items()},
-        "relevant_in_bank": {str(seed): _relevant_share(bank.relevant.values()) for seed, bank in banks.items()},
+        "relevant_in_bank": {str(seed): _relevant_share(bank) for seed, bank in banks.items()},
         "depth": depth,
         "cells": cells,
         "high": high,
@@ -157,8 +157,8 @@ def _size(bank: Bank) -> int:
     return len(next(iter(bank.scores.values())))
 
 
-def _relevant_share(relevant: Sequence[BoolArray] | Any) -> float:
-    return float(np.mean([each.mean() for each in relevant]))
+def _relevant_share(bank: Bank) -> float:
+    return float(np.mean([each.mean() for each in bank.relevant.values()]))
 
 
 def main() -> None:
