@@ -42,17 +42,15 @@ def match_table(results: Mapping[str, Any]) -> str:
             )
             lines.append(f"| {way} | 0.9 or more, {name} | {shares} | |")
     seeds = list(figures["clips"])
-    shown = {
-        name: " / ".join(f"{100 * each:.1f} %" for each in figures[name].values()) for name in ("relevant_in_bank",)
-    }
-    return (
-        "\n".join(lines)
-        + f"\n\nArea under the ROC with seeds {' / '.join(seeds)}, each at most {figures['topics'][seeds[0]]} topics on "
+    relevant = " / ".join(f"{100 * each:.1f} %" for each in figures["relevant_in_bank"].values())
+    measured = (
+        f"Area under the ROC with seeds {' / '.join(seeds)}, each at most {figures['topics'][seeds[0]]} topics on "
         f"{figures['clips'][seeds[0]]} clips at depth {figures['depth']}, with a bank of {figures['bank'][seeds[0]]} "
-        f"clips, of which on average {shown['relevant_in_bank']} are relevant. An asterisk and the last column: "
-        f"significant (paired randomization test, p < {SIGNIFICANT}, corrected for {len(cells)} cells). Measured on "
-        f"{results['date'][:10]} at commit {results['commit']}.\n"
+        f"clips, of which {relevant} are relevant to a topic on average. An asterisk and the last column: significant "
+        f"(paired randomization test, p < {SIGNIFICANT}, corrected for {len(cells)} cells). Measured on "
+        f"{results['date'][:10]} at commit {results['commit']}."
     )
+    return "\n".join([*lines, "", measured]) + "\n"
 
 
 def _joined(rows: list[Mapping[str, Any]], engine: str, text: Callable[[Mapping[str, Any]], str]) -> str:
