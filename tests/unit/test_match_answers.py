@@ -1,4 +1,4 @@
-"""What answers say of a match: the service's and a replay's, with a bank and without; and the command that makes one."""
+"""What answers say of a match, the service's and a replay's, with a bank and without; and the command that makes one."""
 
 from __future__ import annotations
 
