@@ -37,7 +37,6 @@ from streamer.encoders import DEMO, load_encoder
 from streamer.match.percentile import percentile
 from streamer.method import score_clips
 from streamer.pooling import MAX
-from streamer.settings import load
 from streamer.synthetic.clips import judge
 from streamer.vectors import ClipList
 
@@ -50,7 +49,9 @@ if TYPE_CHECKING:
     BoolArray = npt.NDArray[np.bool_]
 
 OUT = Path(__file__).parents[2] / "docs" / "bench" / "match.json"
-CLIPS, TOPICS, BANK, SEEDS = 150, 60, 100, (11, 12)
+CLIPS, TOPICS, BANK, SEEDS = 100, 50, 150, (11, 12)
+DEPTH = 50
+"""Less than by default, so that the engine chooses among the clips, and a bank of three times as many can be drawn."""
 PLAIN = "best frame score"
 PERCENTILE, RARE, LEAD = "percentile", "percentile, rare", "lead"
 WAYS = (PERCENTILE, RARE, LEAD)
@@ -128,12 +129,11 @@ def lead(frame: FloatArray) -> float:
 
 def measure(worlds: Mapping[int, method.World], banks: Mapping[int, Bank]) -> dict[str, Any]:
     """Compare all ways with the plain signal in all worlds, by seed."""
-    depth = load({}).method.depth
     cells: list[dict[str, Any]] = []
     high: list[dict[str, Any]] = []
     for seed, world in worlds.items():
         for engine in world.runs:
-            found = signals_of(world, engine, banks[seed], depth)
+            found = signals_of(world, engine, banks[seed], DEPTH)
             where = {"engine": engine, "seed": seed, "topics": len(found[PLAIN].there)}
             before = np.column_stack([found[PLAIN].shares()] * len(WAYS))
             figures = compared(before, np.column_stack([found[way].shares() for way in WAYS]))
@@ -147,7 +147,7 @@ def measure(worlds: Mapping[int, method.World], banks: Mapping[int, Bank]) -> di
         "topics": {str(seed): len(world.topics) for seed, world in worlds.items()},
         "bank": {str(seed): _size(bank) for seed, bank in banks.items()},
         "relevant_in_bank": {str(seed): _relevant_share(bank) for seed, bank in banks.items()},
-        "depth": depth,
+        "depth": DEPTH,
         "cells": cells,
         "high": high,
     }
@@ -167,8 +167,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--topics", type=int, default=TOPICS)
     parser.add_argument("--bank", type=int, default=BANK)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     size = parser.parse_args()
-    built = {seed: build(clips=size.clips, topics=size.topics, bank=size.bank, seed=seed) for seed in SEEDS}
+    built = {seed: build(clips=size.clips, topics=size.topics, bank=size.bank, seed=seed) for seed in size.seeds}
     figures = measure(
         {seed: world for seed, (world, _) in built.items()}, {seed: bank for seed, (_, bank) in built.items()}
     )

@@ -1,4 +1,4 @@
-"""What answers say of a match, the service's and a replay's, with a bank and without; and the command that makes one."""
+"""What answers say of a match, in the service and in a replay, with a bank and without; and the command for banks."""
 
 from __future__ import annotations
 
@@ -133,10 +133,9 @@ def test_an_answer_is_read_with_a_match_and_without_one_and_no_other_value_is_a_
 
 def test_a_replays_summary_tells_of_matches_only_where_there_are_any(store: Store) -> None:
     encoder = AxisEncoder(DIM, EncoderError("poison"))
-    with_bank, plain = (
-        Replay(offline(load({}).method, [ASKED], encoder, store, used)) for used in (small_bank(), None)
-    )
-    assert with_bank.summary().startswith(plain.summary() + "; match of 1 (percentile, bank 0123456789abcdef): 10 % ")
+    replayed = [offline(load({}).method, [ASKED], encoder, store, used) for used in (small_bank(), None)]
+    with_bank, plain = (Replay(answers).summary() for answers in replayed)
+    assert with_bank.startswith(plain + "; match of 1 (percentile, bank 0123456789abcdef): 10 % below ")
 
 
 # -- the bank and its calibration ----------------------------------------------------------------------------
