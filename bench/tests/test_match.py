@@ -37,7 +37,7 @@ def world(seed: int, *, spread: float) -> tuple[method.World, match.Bank]:
 
 def test_the_mean_of_the_topics_shares_is_the_area_under_the_roc() -> None:
     rng = np.random.default_rng(0)
-    there, gone = np.round(rng.standard_normal((2, 30)), 1) + [[0.5], [0.0]]
+    there, gone = np.round(rng.normal([[0.5], [0.0]], size=(2, 30)), 1)
     scores, relevant = np.concatenate([there, gone]), np.arange(60) < 30
     assert match.Signals(there, gone).shares().mean() == pytest.approx(area_under_roc(scores, relevant))
 
