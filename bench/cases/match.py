@@ -1,7 +1,7 @@
 """Whether a match tells lists with something relevant from lists without; writes docs/bench/match.json.
 
     make method
-    python -m bench.cases.match --clips 60 --topics 15 --bank 50       # the shape, in a minute
+    python -m bench.cases.match --clips 40 --topics 15 --bank 40 --depth 20     # the shape, in half a minute
 
 Clips, topics and engines are those of :mod:`bench.cases.method`; the bank are further clips, drawn in the same way.
 Each engine answers each topic twice: as it is, where at least one relevant clip is within the depth, and without any
@@ -16,7 +16,7 @@ the best frame score, with one cut-off for all queries. Compared with it are
 
 An area is the mean over topics of how often the topic's own two lists are on the right side of the other topics' lists,
 so that signals are compared topic by topic (paired randomization tests, corrected for all cells by Bonferroni). With
-other sizes than the page's, nothing is written.
+other sizes, nothing is written unless ``--write`` is given; the file and the table say of which sizes they are.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ if TYPE_CHECKING:
     BoolArray = npt.NDArray[np.bool_]
 
 OUT = Path(__file__).parents[2] / "docs" / "bench" / "match.json"
-CLIPS, TOPICS, BANK, SEEDS = 100, 50, 150, (11, 12)
-DEPTH = 50
-"""Less than by default, so that the engine chooses among the clips, and a bank of three times as many can be drawn."""
+CLIPS, TOPICS, BANK, DEPTH, SEEDS = 150, 60, 300, 100, (11, 12)
 PLAIN = "best frame score"
 PERCENTILE, RARE, LEAD = "percentile", "percentile, rare", "lead"
 WAYS = (PERCENTILE, RARE, LEAD)
@@ -127,13 +125,13 @@ def lead(frame: FloatArray) -> float:
     return float(frame.max() - frame.mean()) / deviation if deviation else 0.0
 
 
-def measure(worlds: Mapping[int, method.World], banks: Mapping[int, Bank]) -> dict[str, Any]:
+def measure(worlds: Mapping[int, method.World], banks: Mapping[int, Bank], depth: int = DEPTH) -> dict[str, Any]:
     """Compare all ways with the plain signal in all worlds, by seed."""
     cells: list[dict[str, Any]] = []
     high: list[dict[str, Any]] = []
     for seed, world in worlds.items():
         for engine in world.runs:
-            found = signals_of(world, engine, banks[seed], DEPTH)
+            found = signals_of(world, engine, banks[seed], depth)
             where = {"engine": engine, "seed": seed, "topics": len(found[PLAIN].there)}
             before = np.column_stack([found[PLAIN].shares()] * len(WAYS))
             figures = compared(before, np.column_stack([found[way].shares() for way in WAYS]))
@@ -147,7 +145,7 @@ def measure(worlds: Mapping[int, method.World], banks: Mapping[int, Bank]) -> di
         "topics": {str(seed): len(world.topics) for seed, world in worlds.items()},
         "bank": {str(seed): _size(bank) for seed, bank in banks.items()},
         "relevant_in_bank": {str(seed): _relevant_share(bank) for seed, bank in banks.items()},
-        "depth": DEPTH,
+        "depth": depth,
         "cells": cells,
         "high": high,
     }
@@ -167,14 +165,16 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--topics", type=int, default=TOPICS)
     parser.add_argument("--bank", type=int, default=BANK)
+    parser.add_argument("--depth", type=int, default=DEPTH)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--write", action="store_true", help="write the file with any sizes")
     size = parser.parse_args()
     built = {seed: build(clips=size.clips, topics=size.topics, bank=size.bank, seed=seed) for seed in size.seeds}
-    figures = measure(
-        {seed: world for seed, (world, _) in built.items()}, {seed: bank for seed, (_, bank) in built.items()}
-    )
+    worlds = {seed: world for seed, (world, _) in built.items()}
+    figures = measure(worlds, {seed: bank for seed, (_, bank) in built.items()}, size.depth)
     results = {**about(), "figures": figures}
-    if (size.clips, size.topics, size.bank) != (CLIPS, TOPICS, BANK):
+    is_usual = (size.clips, size.topics, size.bank, size.depth, *size.seeds) == (CLIPS, TOPICS, BANK, DEPTH, *SEEDS)
+    if not (is_usual or size.write):
         sys.stdout.write(match_table(results))
         return
     OUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
