@@ -117,7 +117,7 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
     with _service(RERANK.role, settings) as service:
         loop = _loop(settings, RERANK, reranker.MAX_RECORDS, service)
         encoder = _encoder(settings, service)
-        bank = settings.read_match(encoder.model_id)
+        bank = settings.read_match(encoder.model_id, encoder.dim)
         store = _store(settings, encoder, service, read_only=True)
         pipeline = reranker.Reranker(
             settings,

@@ -93,8 +93,8 @@ def written(bank: Bank, *, seed: int) -> tuple[Bank, bytes]:
     return _bank(body), head + body
 
 
-def read_bank(path: Path, model_id: str | None = None) -> Bank:
-    """Read a bank's file, of the model ``model_id`` if that is given.
+def read_bank(path: Path, model_id: str, dim: int) -> Bank:
+    """Read a bank's file, of the model ``model_id``, whose vectors have the length ``dim``.
 
     Raises :class:`BankError` for a file that cannot be read, is no bank, is too large, damaged, or of another model.
     """
@@ -119,8 +119,10 @@ def read_bank(path: Path, model_id: str | None = None) -> Bank:
         bank = _bank(body)
     except BankError as error:
         raise BankError(f"{path}: {error}") from None
-    if model_id is not None and bank.model_id != model_id:
+    if bank.model_id != model_id:
         raise BankError(f"{path}: a bank of the model {bank.model_id}, not of {model_id}")
+    if bank.matrix.shape[1] != dim:
+        raise BankError(f"{path}: vectors of {bank.matrix.shape[1]} numbers, those of the model have {dim}")
     return bank
 
 

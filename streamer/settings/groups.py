@@ -292,10 +292,13 @@ class MatchSettings(Group):
         "read at the start",
     )
 
-    def read_match(self, model_id: str) -> Bank | None:
-        """Return the bank, None if no file is named; :class:`SettingsError` if it is none of the model ``model_id``."""
+    def read_match(self, model_id: str, dim: int) -> Bank | None:
+        """Return the bank, None if no file is named; :class:`SettingsError` if it is none of the model.
+
+        ``model_id``, ``dim``: the model's id, and the length of its vectors.
+        """
         try:
-            return None if self.match is None else read_bank(self.match, model_id)
+            return None if self.match is None else read_bank(self.match, model_id, dim)
         except BankError as error:
             raise invalid_setting("match", error) from None
 

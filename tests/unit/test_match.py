@@ -18,7 +18,7 @@ from streamer.match.bank import LEAST_OTHERS
 from streamer.match.percentile import TAIL, levels, percentile
 from streamer.method import score_clips
 from streamer.vectors import ClipList
-from tests.support.banks import LENGTHS, Vectors, bank, unit_vectors
+from tests.support.banks import DIM, LENGTHS, Vectors, bank, unit_vectors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -173,7 +173,7 @@ def test_a_bank_is_read_back_as_it_was_written(calibration: Calibration | None, 
     made, content = written(bank(calibration), seed=7)
     path = tmp_path / "bank"
     path.write_bytes(content)
-    read = read_bank(path, "axes")
+    read = read_bank(path, "axes", DIM)
     for each in (made, read):
         assert each.version == content.split()[4][:16].decode()
         assert (each.model_id, each.clip_ids, each.calibration) == ("axes", bank().clip_ids, calibration)
@@ -189,7 +189,7 @@ CONTENT = written(bank(CALIBRATION), seed=0)[1]
 def refused(path: Path, content: bytes) -> str:
     path.write_bytes(content)
     with pytest.raises(BankError) as error:
-        read_bank(path, "axes")
+        read_bank(path, "axes", DIM)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
     return str(error.value).removeprefix(f"{path}: ")
@@ -205,19 +205,21 @@ def test_what_is_no_whole_bank_of_the_model_is_refused_in_one_line(
     assert refused(path, CONTENT.replace(b"bank 1 ", b"bank 2 ", 1)) == "a bank of format 2, this release reads 1"
     path.write_bytes(CONTENT)
     with pytest.raises(BankError, match="a bank of the model axes, not of other"):
-        read_bank(path, "other")
+        read_bank(path, "other", DIM)
+    with pytest.raises(BankError, match="vectors of 8 numbers, those of the model have 9"):
+        read_bank(path, "axes", DIM + 1)
     monkeypatch.setattr(bank_file, "MAX_BYTES", len(CONTENT) - 1)
     assert refused(path, CONTENT) == f"larger than {len(CONTENT) - 1:,} bytes"
 
 
 def test_what_cannot_be_read_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(BankError, match="No such file or directory"):
-        read_bank(tmp_path / "none")
+        read_bank(tmp_path / "none", "axes", DIM)
     with pytest.raises(BankError, match="not a file"):
-        read_bank(tmp_path)
+        read_bank(tmp_path, "axes", DIM)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BankError, match="not a file"):
-        read_bank(tmp_path / "pipe")
+        read_bank(tmp_path / "pipe", "axes", DIM)
 
 
 def signed(body: bytes) -> bytes:
@@ -247,8 +249,8 @@ NAN, COUNT = float("nan"), len(LENGTHS)
         ({"lengths": [0] * COUNT}, "`int` >= 1"),
         ({"lengths": [100_000] * COUNT}, "expected at most 100,000 vectors"),
         ({"vectors": b""}, "expected the numbers of all vectors"),
-        ({"vectors": np.full(8 * sum(LENGTHS), np.nan, "<f2").tobytes()}, "expected vectors of length 1"),
-        ({"vectors": np.full(8 * sum(LENGTHS), 60_000, "<f2").tobytes()}, "expected vectors of length 1"),
+        ({"vectors": np.full(DIM * sum(LENGTHS), np.nan, "<f2").tobytes()}, "expected vectors of length 1"),
+        ({"vectors": np.full(DIM * sum(LENGTHS), 60_000, "<f2").tobytes()}, "expected vectors of length 1"),
         ({"more": 1}, "unknown field"),
         ({"knots": {"pooling": "mean"}}, "matching regex"),
         ({"knots": {"percentiles": [0.1], "probabilities": [0.1, 0.2]}}, "expected as many probabilities"),

@@ -179,7 +179,7 @@ def test_an_int8_store_gives_vectors_of_length_1(tmp_path: Path) -> None:
 
 def read_back(made: Bank, folder: Path) -> Bank:
     (folder / "bank").write_bytes(written(made, seed=0)[1])
-    return read_bank(folder / "bank")
+    return read_bank(folder / "bank", "axes", DIM)
 
 
 def population(rng: np.random.Generator, count: int) -> tuple[Any, Any]:
@@ -288,7 +288,7 @@ def test_a_bank_is_fitted_and_a_replay_reads_it(
     assert run(monkeypatch, "match", "fit", "--out", str(path), "--clips", "100") == 0
     said = capsys.readouterr().out
     assert re.search(r"bank [0-9a-f]{16}: 100 clips \(\d+ vectors\) of axes; matches are percentiles; written to", said)
-    assert read_bank(path, "axes").calibration is None
+    assert read_bank(path, "axes", DIM).calibration is None
     html, figures = tmp_path / "page.html", tmp_path / "figures.json"
     reports = ("--html", str(html), "--json", str(figures))
     assert run(monkeypatch, "match", "fit", "--out", str(path), "--clips", "100", *files, *reports) == 0
@@ -297,7 +297,7 @@ def test_a_bank_is_fitted_and_a_replay_reads_it(
     assert found["reliability"]["lists"] == 40
     assert found["area_under_roc"]["percentile"] > 0.95
     assert found["reliability"]["brier"] < 0.1 < found["reliability"]["brier_of_base"]
-    fitted = read_bank(path, "axes")
+    fitted = read_bank(path, "axes", DIM)
     assert fitted.version == found["bank"]["version"]
     assert fitted.calibration is not None
     page = html.read_text()
@@ -329,13 +329,14 @@ def test_what_cannot_be_fitted_is_refused(
     assert not (tmp_path / "bank").exists()
 
 
-@pytest.mark.parametrize("what", ["no bank", "another model's", "none"])
+@pytest.mark.parametrize("what", ["no bank", "another model's", "other vectors", "none"])
 def test_a_reranker_with_a_wrong_bank_ends_with_2_and_one_line(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "bank"
     if what != "none":
-        path.write_bytes(b"1501 0 clip 1\n" if what == "no bank" else written(bank(model_id="other"), seed=0)[1])
+        other = bank(model_id="axes" if what == "other vectors" else "other")
+        path.write_bytes(b"1501 0 clip 1\n" if what == "no bank" else written(other, seed=0)[1])
 
     @contextmanager
     def parts(*_: object) -> Iterator[Any]:
@@ -349,6 +350,7 @@ def test_a_reranker_with_a_wrong_bank_ends_with_2_and_one_line(
     problem = {
         "no bank": "not a bank of streamer match fit",
         "another model's": "a bank of the model other, not of axes",
+        "other vectors": "vectors of 8 numbers, those of the model have 4",
         "none": "No such file or directory",
     }[what]
     assert line == f"streamer: match (--match, STREAMER_MATCH): {path}: {problem}"
@@ -356,8 +358,8 @@ def test_a_reranker_with_a_wrong_bank_ends_with_2_and_one_line(
 
 def test_a_bank_of_the_answers_model_is_what_the_setting_gives(tmp_path: Path) -> None:
     path = tmp_path / "bank"
-    path.write_bytes(written(bank(), seed=0)[1])
-    found = load({"match": str(path)}).read_match("axes")
+    path.write_bytes(written(small_bank(), seed=0)[1])
+    found = load({"match": str(path)}).read_match("axes", DIM)
     assert found is not None
     assert found.clip_ids == bank().clip_ids
-    assert load({}).read_match("axes") is None
+    assert load({}).read_match("axes", DIM) is None
