@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bench.cases.method_tables import SIGNIFICANT, counts, gain
@@ -37,9 +38,7 @@ def match_table(results: Mapping[str, Any]) -> str:
     for way in dict.fromkeys(each["way"] for each in high):
         rows = [each for each in high if each["way"] == way]
         for side, name in (("there", "relevant ones listed"), ("gone", "none listed")):
-            shares = " | ".join(
-                _joined(rows, engine, lambda row, side=side: f"{100 * row[side]:.0f} %") for engine in engines
-            )
+            shares = " | ".join(_joined(rows, engine, partial(_percent, side)) for engine in engines)
             lines.append(f"| {way} | 0.9 or more, {name} | {shares} | |")
     seeds = list(figures["clips"])
     relevant = " / ".join(f"{100 * each:.1f} %" for each in figures["relevant_in_bank"].values())
@@ -55,3 +54,7 @@ def match_table(results: Mapping[str, Any]) -> str:
 
 def _joined(rows: list[Mapping[str, Any]], engine: str, text: Callable[[Mapping[str, Any]], str]) -> str:
     return " / ".join(text(row) for row in rows if row["engine"] == engine)
+
+
+def _percent(side: str, row: Mapping[str, Any]) -> str:
+    return f"{100 * row[side]:.0f} %"

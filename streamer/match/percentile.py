@@ -51,11 +51,11 @@ def percentile(best: float, others: FloatArray, listed: int) -> float:
 
     def level(score: float) -> float:
         first, last = (int(ascending.searchsorted(score, side)) for side in ("left", "right"))
-        return float(steps[count - last + 1] + steps[count - first]) / 2
+        return (float(steps[count - last + 1]) + float(steps[count - first])) / 2
 
     above = int(ascending.searchsorted(best, "right"))
     if above == count and best > ascending[-1]:
-        top = ascending[count - TAIL :].tolist()
+        top: list[float] = ascending[count - TAIL :].tolist()
         scale = math.fsum(top) / TAIL - float(ascending[count - TAIL - 1])
         beyond = 1 - level(top[-1])
         return 1 - beyond * (scale / (scale + (best - top[-1])))
