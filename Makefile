@@ -82,11 +82,12 @@ avs: $(STAMP) ## A synthetic video search benchmark: what reranking gains at sev
 decide: $(STAMP) ## Simulate pilots and sweeps with known truths: how often do they decide wrongly? (under 15 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.decisions $(if $(RUNS),--runs $(RUNS))
 
-# They are: imputing, pooling, alpha by rule, hubs, negation.
-method: $(STAMP) ## Measure what other ways of scoring gain, and write the tables of docs/evaluation.md (20 minutes)
+# They are: imputing, pooling, alpha by rule, hubs, negation, and matches.
+method: $(STAMP) ## Measure what other ways of scoring gain, and write the tables of docs/evaluation.md and docs/match.md (25 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.cases.method
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.cases.alpha_and_hubs
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.cases.negation
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.cases.match
 	$(BIN)/python scripts/write_docs.py
 
 capacity: $(STAMP) ## Measure what clips and queries cost in a store, and write the tables of docs/capacity.md (about 5 minutes)

@@ -185,6 +185,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Queue wait, p95", [_quantile(0.95, "queue_wait", "stage")], "s", ("queue_wait",)),
         Panel("Batch size, mean", [_mean("batch", "stage")], "short", ("batch",)),
         Panel("Scoring time per query", [_quantile(q, "scoring") for q in (0.5, 0.99)], "s", ("scoring",)),
+        Panel("Answers by the largest match", [_per_second("match", "le", suffix="_bucket")], "cps", ("match",)),
         Panel("Query cache", [_per_second("query_cache", "result")], "cps", ("query_cache",)),
         Panel("Retries", [_per_second("retries", "stage")], "cps", ("retries",)),
     ],

@@ -22,6 +22,7 @@ from streamer.commands.benchmark import benchmark
 from streamer.commands.dlq import dlq
 from streamer.commands.evaluate import evaluate
 from streamer.commands.flags import CONFIG, SettingsCommand
+from streamer.commands.match import match
 from streamer.commands.pilot import pilot
 from streamer.commands.probe import probe
 from streamer.commands.replay import replay
@@ -76,6 +77,7 @@ cli.add_command(store)
 cli.add_command(top)
 cli.add_command(replay)
 cli.add_command(sweep)
+cli.add_command(match)
 cli.add_command(pilot)
 cli.add_command(benchmark)
 cli.add_command(probe)
@@ -246,6 +248,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         "streamer.kafka.readers.topic_reader": "ReadError",
         "streamer.kafka.readers.request": "RequestError",
         "streamer.evaluation.questions": "ReplayError",
+        "streamer.match": "BankError",
         "streamer.store": "StoreError",
         "streamer.store.protocol": "StoreUnavailableError",
         "streamer.evaluation.trec_rows": "TrecError",

@@ -90,6 +90,7 @@ class Degraded(StrEnum):
 
 Normalization = Literal["minmax", "zscore", "none"]
 Missing = Literal["own", "impute"]
+MatchKind = Literal["percentile", "probability"]
 Pooling = Annotated[str, msgspec.Meta(pattern=r"^(max|softmax:(0\.[0-9]+|1))$")]
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES, description="At most 512 bytes of UTF-8")]
@@ -223,7 +224,8 @@ class RerankedCandidate(msgspec.Struct, frozen=True, gc=False):
 class QueryReranked(msgspec.Struct, frozen=True, kw_only=True):
     """Topic ``query.reranked``, key query_id: a permutation of the input's results.
 
-    Events that do not state ``missing`` and ``pooling`` were written before there was a choice.
+    Events that do not state ``missing`` and ``pooling`` were written before there was a choice. ``match``,
+    ``match_kind`` and ``match_bank`` are there together or not at all (:mod:`streamer.match`).
     """
 
     query_id: Id
@@ -237,6 +239,9 @@ class QueryReranked(msgspec.Struct, frozen=True, kw_only=True):
     normalization: Normalization
     missing: Missing = "own"
     pooling: Pooling = "max"
+    match: Annotated[float, msgspec.Meta(ge=0, le=1)] | msgspec.UnsetType = msgspec.UNSET
+    match_kind: MatchKind | msgspec.UnsetType = msgspec.UNSET
+    match_bank: str | msgspec.UnsetType = msgspec.UNSET
     degraded: Degraded | None
     results: Annotated[list[RerankedCandidate], msgspec.Meta(max_length=MAX_RESULTS)]
 

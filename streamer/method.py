@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 
 from streamer.events import Degraded, QueryReranked, QueryResults, RerankedCandidate, Status, now
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamer.events import Candidate
+    from streamer.match import Bank, Match
     from streamer.scoring import ClipScores, FrameScores, Missing, Normalization, Ranking
     from streamer.vectors import Blocks
 
@@ -82,7 +84,8 @@ class Reranked(NamedTuple):
 
     ``within_depth``: the number of candidates within the depth; ``scored``: how many of these have a record;
     ``unavailable``: how many could not be looked up, ``why``: the store's first reason. ``scoring_s``: the seconds for
-    pooling, normalization, blending and ranking, without reading the records.
+    pooling, normalization, blending, ranking and the match, without reading the records. ``match``: how well the best
+    candidate matches, None without a bank or without scores.
     """
 
     results: list[RerankedCandidate]
@@ -91,6 +94,7 @@ class Reranked(NamedTuple):
     unavailable: int
     why: str
     scoring_s: float
+    match: Match | None = None
 
 
 def rerank_candidates(
@@ -99,11 +103,13 @@ def rerank_candidates(
     vector: npt.NDArray[np.float32],
     store: ClipScorer,
     deadline: float | None = None,
+    bank: Bank | None = None,
 ) -> Reranked:
     """Score the candidates within the depth against a query's vector (d,), blend and rank.
 
     ``deadline`` is for the store, as in :meth:`ClipScorer.score`. A candidate that it could not look up is treated like
-    one without a record. Raises :class:`~streamer.store.StoreUnavailableError` if it could look up none.
+    one without a record. ``bank`` says how well the best one matches, and changes nothing else. Raises
+    :class:`~streamer.store.StoreUnavailableError` if the store could look up none.
     """
     clip_ids = [candidate.clip_id for candidate in candidates[: method.depth]]
     scores = store.score(clip_ids, vector, deadline, method.pooling)
@@ -120,8 +126,10 @@ def rerank_candidates(
     )
     scored = ~np.isnan(frame.cosines)
     results = _ranked(candidates, ranking, scores, scored)
+    match = None if bank is None else bank.match(clip_ids, frame.cosines, vector, method.pooling)
     scoring_s = scores.seconds + time.perf_counter() - began
-    return Reranked(results, len(scored), int(np.count_nonzero(scored)), len(scores.unavailable), scores.why, scoring_s)
+    count = int(np.count_nonzero(scored))
+    return Reranked(results, len(scored), count, len(scores.unavailable), scores.why, scoring_s, match)
 
 
 def score_clips(query: npt.NDArray[np.float32], clips: Blocks, pooling: str = MAX) -> FrameScores:
@@ -141,8 +149,10 @@ def answer(
     results: list[RerankedCandidate],
     model_id: str,
     degraded: Degraded | None = None,
+    match: Match | None = None,
 ) -> QueryReranked:
-    """Make the result event for ``event``."""
+    """Make the result event for ``event``; without a ``match`` it has none of its fields."""
+    value, kind, bank = (msgspec.UNSET,) * 3 if match is None else match
     return QueryReranked(
         query_id=event.query_id,
         query=event.query,
@@ -155,6 +165,9 @@ def answer(
         normalization=method.normalization,
         missing=method.missing,
         pooling=method.pooling,
+        match=value,
+        match_kind=kind,
+        match_bank=bank,
         degraded=degraded,
         results=results,
     )

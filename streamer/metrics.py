@@ -233,6 +233,10 @@ CATALOGUE = {
         "Time to score, blend and rank one event's candidates, without reading their records.",
         "Is scoring slow?", _STORE,
     ),
+    "match": Metric(
+        "streamer_match_ratio", "histogram", "ratio", (), "Match of a list's best candidate; only with STREAMER_MATCH.",
+        "For how many queries does nothing match?", (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1),
+    ),
     "store_errors": Metric(
         "streamer_store_errors_total", "counter", "count", ("operation",),
         "Store calls that failed because the store was unavailable.", "Is the store reachable?",
@@ -249,12 +253,10 @@ CATALOGUE = {
     ),
     "store_clips": Metric(
         "streamer_store_clips", "gauge", "clips", (),
-        "Clips of this model in the store, without tombstones; counted once a minute.",
-        "How much can be searched?",
+        "Clips of this model in the store, without tombstones; counted once a minute.", "How much can be searched?",
     ),
     "store_bytes": Metric(
-        "streamer_store_bytes", "gauge", "bytes", (),
-        "Size of the store with all models; measured once a minute.",
+        "streamer_store_bytes", "gauge", "bytes", (), "Size of the store with all models; measured once a minute.",
         "When will the disk be full?",
     ),
     "store_evicted_keys": Metric(
@@ -303,8 +305,7 @@ CATALOGUE = {
     "transactions": Metric(
         "streamer_transactions_total", "counter", "count", ("outcome",),
         "Transactions by outcome; unknown: the coordinator did not answer and the commit is retried; restarted: with a "
-        "new producer; fenced: the process ends.",
-        "Is Kafka healthy?",
+        "new producer; fenced: the process ends.", "Is Kafka healthy?",
     ),
     "transaction": Metric(
         "streamer_transaction_seconds", "histogram", "seconds", (),
@@ -322,10 +323,7 @@ CATALOGUE = {
         "streamer_model_info", "gauge", "count", ("model", "model_id", "dtype", "device"),
         "Always 1; the labels give the model, its precision and its device.", "Which inference precision was chosen?",
     ),
-    "ready": Metric(
-        "streamer_ready", "gauge", "count", (),
-        "1 while /readyz reports ready.", "Is the instance ready?",
-    ),
+    "ready": Metric("streamer_ready", "gauge", "count", (), "1 while /readyz reports ready.", "Is the instance ready?"),
     "unready": Metric(
         "streamer_unready", "gauge", "count", ("condition",),
         "1 while this condition is not met, else 0.", "Why is the instance not ready?",
@@ -377,6 +375,7 @@ class Metrics:
     frames_duplicate: Counter
     store: Histogram
     scoring: Histogram
+    match: Histogram
     store_errors: Counter
     store_cache: Counter
     store_replica_reads: Counter

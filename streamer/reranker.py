@@ -17,10 +17,10 @@ import numpy as np
 import structlog
 
 from streamer import faults
-from streamer.events import Degraded, InvalidEvent, QueryResults, Reason, RerankedCandidate, Status, now
+from streamer.events import Degraded, InvalidEvent, QueryResults, Reason, Status, now
 from streamer.kafka import InFlightRecord, Outputs, dead_letter
 from streamer.machine import machine_error
-from streamer.method import answer, rerank_candidates, unscored
+from streamer.method import Reranked, answer, rerank_candidates, unscored
 from streamer.shortages import Shortages
 from streamer.stages import Stage
 from streamer.store import StoreUnavailableError
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
     from streamer.codec import Codec
     from streamer.encoders import Encoder
+    from streamer.events import RerankedCandidate
     from streamer.health import Health
+    from streamer.match import Bank, Match
     from streamer.method import ClipScorer, Method, Policy
     from streamer.metrics import Metrics
     from streamer.settings import RerankSettings
@@ -63,7 +65,10 @@ class Reranker:
         store: ClipScorer,
         metrics: Metrics,
         health: Health,
+        bank: Bank | None = None,
     ) -> None:
+        """``bank``: what the answers' matches come from; without it they have none."""
+        self._bank = bank
         self._settings = settings
         self._codec = codec
         self._outputs = Outputs(settings, RERANK, codec.content_type)
@@ -110,9 +115,9 @@ class Reranker:
                 continue
             began = time.time_ns()
             try:
-                results = self._rerank(query, vector)
-                query.in_flight.trace_stage("score", began, candidates=len(results))
-                self._answer(query, results)
+                reranked = self._rerank(query, vector)
+                query.in_flight.trace_stage("score", began, candidates=len(reranked.results))
+                self._answer(query, reranked.results, match=reranked.match)
             except StoreUnavailableError as error:
                 self._health.not_ready("store", str(error))
                 self._degrade(query, Degraded.STORE_UNAVAILABLE)
@@ -165,16 +170,18 @@ class Reranker:
             self._shortages.tell(lack)
         return lack is not None
 
-    def _rerank(self, query: _Query, vector: npt.NDArray[np.float32]) -> list[RerankedCandidate]:
+    def _rerank(self, query: _Query, vector: npt.NDArray[np.float32]) -> Reranked:
         deadline = time.monotonic() + self._settings.store_timeout
-        reranked = rerank_candidates(query.method, query.event.results, vector, self._store, deadline)
+        reranked = rerank_candidates(query.method, query.event.results, vector, self._store, deadline, self._bank)
         if reranked.unavailable > (1 - self._settings.least_scored) * reranked.within_depth:
             raise StoreUnavailableError(reranked.why)
         self._metrics.scoring.observe(reranked.scoring_s)
         self._count(len(reranked.results), reranked.within_depth, reranked.scored, reranked.unavailable)
         if not reranked.unavailable:
             self._health.ready("store")
-        return reranked.results
+        if reranked.match is not None:
+            self._metrics.match.observe(reranked.match.value)
+        return reranked
 
     def _count(self, candidates: int, within_depth: int, scored: int, unavailable: int) -> None:
         _add(self._candidates[Status.RERANKED], scored)
@@ -190,9 +197,15 @@ class Reranker:
         self._metrics.degraded.labels(why).inc()
         self._answer(query, results, why)
 
-    def _answer(self, query: _Query, results: list[RerankedCandidate], degraded: Degraded | None = None) -> None:
+    def _answer(
+        self,
+        query: _Query,
+        results: list[RerankedCandidate],
+        degraded: Degraded | None = None,
+        match: Match | None = None,
+    ) -> None:
         in_flight, event, method = query
-        reranked = answer(method, event, results, self._model_id, degraded)
+        reranked = answer(method, event, results, self._model_id, degraded, match)
         in_flight.complete(
             [self._outputs.of(in_flight, event.query_id, self._codec.encode(reranked))], since=event.issued_at
         )

@@ -117,6 +117,7 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
     with _service(RERANK.role, settings) as service:
         loop = _loop(settings, RERANK, reranker.MAX_RECORDS, service)
         encoder = _encoder(settings, service)
+        bank = settings.read_match(encoder.model_id, encoder.dim)
         store = _store(settings, encoder, service, read_only=True)
         pipeline = reranker.Reranker(
             settings,
@@ -127,6 +128,7 @@ def run_reranker(settings: RerankSettings) -> NoReturn:
             store=store,
             metrics=service.metrics,
             health=service.health,
+            bank=bank,
         )
         _serve(service, loop, pipeline, store)
 

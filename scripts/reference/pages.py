@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.cases.alpha_and_hubs_tables import tables as alpha_and_hubs_tables
 from bench.cases.capacity_tables import tables as capacity_tables
+from bench.cases.match_tables import tables as match_tables
 from bench.cases.method_tables import negation_tables
 from bench.cases.method_tables import tables as method_tables
 from bench.harness.report import summary
@@ -52,6 +53,7 @@ PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         **alpha_and_hubs_tables(DOCS / "bench" / "alpha-and-hubs.json"),
         **negation_tables(DOCS / "bench" / "negation.json"),
     },
+    DOCS / "match.md": match_tables(DOCS / "bench" / "match.json"),
     DOCS / "capacity.md": capacity_tables(DOCS / "bench" / "capacity.json"),
 }
 """The sections of each page, by the names in their comments."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from streamer.evaluation.pilot.clicks import Clicks
     from streamer.events import QueryReranked, QueryResults
-    from streamer.settings import Connection, ReplaySettings
+    from streamer.settings import Connection, PilotSettings
 
 _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 
@@ -58,7 +58,7 @@ _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
 @click.option("--json", "json_file", type=_OUTPUT, help="Write JSON to this file; - prints only the JSON.")
 @click.option("--html", "html_file", type=_OUTPUT, help="Write an HTML page to this file.")
 def pilot(
-    settings: ReplaySettings,
+    settings: PilotSettings,
     events: Path | None,
     from_topic: bool,
     limit: int | None,
@@ -114,7 +114,7 @@ def pilot(
 
 
 def _answers(
-    settings: ReplaySettings,
+    settings: PilotSettings,
     events: Path | None,
     from_topic: bool,
     answers: Path | None,
@@ -131,7 +131,7 @@ def _answers(
     return _reranked(settings, recorded(settings, events, from_topic))
 
 
-def _reranked(settings: ReplaySettings, asked: Iterator[QueryResults]) -> Iterator[QueryReranked]:
+def _reranked(settings: PilotSettings, asked: Iterator[QueryResults]) -> Iterator[QueryReranked]:
     from streamer.encoders import load_model  # noqa: PLC0415
     from streamer.evaluation import material  # noqa: PLC0415
     from streamer.evaluation.replay import offline  # noqa: PLC0415

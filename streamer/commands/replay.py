@@ -121,7 +121,8 @@ def replay(
 
             encoder = load_model(settings, sides=["texts"])
             store = cleanup.enter_context(contextlib.closing(material.open_vectors(settings, encoder.model_id)))
-            answers = replays.offline(settings.method, asked, encoder, store)
+            bank = settings.read_match(encoder.model_id, encoder.dim)
+            answers = replays.offline(settings.method, asked, encoder, store, bank)
         run = replays.Replay(answers)
         trec.write_run(out, trec.Run(run.topics, tag))
     echo(run.summary() + f"; written to {out}")

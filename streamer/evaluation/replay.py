@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec
     from streamer.encoders import Encoder
     from streamer.kafka.records import Record
+    from streamer.match import Bank
     from streamer.method import ClipScorer, Method
     from streamer.settings import Connection
 
@@ -96,18 +97,22 @@ def _twice(query_id: str) -> str:
 
 
 def offline(
-    method: Method, questions: Iterable[QueryResults], encoder: Encoder, store: ClipScorer
+    method: Method,
+    questions: Iterable[QueryResults],
+    encoder: Encoder,
+    store: ClipScorer,
+    bank: Bank | None = None,
 ) -> Iterator[QueryReranked]:
-    """Rerank queries by ``method`` as the service would.
+    """Rerank queries by ``method`` as the service would, with their match if there is a bank.
 
     Raises :class:`~streamer.store.StoreUnavailableError` and :class:`ReplayError`.
     """
     texts = TextVectors(encoder)
     for question in questions:
-        reranked = rerank_candidates(method, question.results, texts.of(question.query), store)
+        reranked = rerank_candidates(method, question.results, texts.of(question.query), store, bank=bank)
         if reranked.unavailable:
             raise StoreUnavailableError(reranked.why)
-        yield answer(method, question, reranked.results, encoder.model_id)
+        yield answer(method, question, reranked.results, encoder.model_id, match=reranked.match)
 
 
 def through_kafka(
@@ -193,6 +198,8 @@ class Replay:
         """Add all reranked queries. Raises :class:`ReplayError` if a query id occurs twice or nothing was reranked."""
         self.topics: dict[str, Ranking] = {}
         self._statuses: Counter[Status] = Counter()
+        self._matches: list[float] = []
+        self._match_is = ""
         self._method = ""
         for each in answers:
             if each.query_id in self.topics:
@@ -200,6 +207,9 @@ class Replay:
             self.topics[each.query_id] = ranking_of(each)
             self._statuses.update(result.status for result in each.results)
             self._method = f"{method_of(each)}, model {each.model_id}"
+            if isinstance(each.match, float):
+                self._matches.append(each.match)
+                self._match_is = f"{each.match_kind}, bank {each.match_bank}"
         if not self.topics:
             raise ReplayError("there are no queries to replay")
         if not self._statuses[Status.RERANKED]:
@@ -208,4 +218,9 @@ class Replay:
     def summary(self) -> str:
         """Return a summary in one line."""
         counted = ", ".join(f"{self._statuses[status]:,} {status.replace('_', ' ')}" for status in Status)
-        return f"{len(self.topics):,} topics ({self._method}): {counted}"
+        text = f"{len(self.topics):,} topics ({self._method}): {counted}"
+        if not self._matches:
+            return text
+        low, middle, high = np.quantile(self._matches, (0.1, 0.5, 0.9)).tolist()
+        quantiles = f"10 % below {low:.3g}, 50 % below {middle:.3g}, 90 % below {high:.3g}"
+        return f"{text}; match of {len(self._matches):,} ({self._match_is}): {quantiles}"

@@ -9,6 +9,7 @@ from streamer.settings.clips import EmbeddingSettings, IntakeSettings, SandboxSe
 from streamer.settings.groups import (
     Brokers,
     Connection,
+    MatchSettings,
     MethodSettings,
     ModelSettings,
     OutputSettings,
@@ -44,6 +45,7 @@ class RerankSettings(
     ModelSettings,
     StoreReadSettings,
     MethodSettings,
+    MatchSettings,
     QuerySettings,
     MetricsSettings,
     TracingSettings,
@@ -52,8 +54,16 @@ class RerankSettings(
     """What ``streamer rerank`` takes."""
 
 
-class ReplaySettings(Connection, ModelSettings, StoreSettings, MethodSettings, LogSettings):
-    """What ``streamer replay`` and ``streamer pilot`` take."""
+class PilotSettings(Connection, ModelSettings, StoreSettings, MethodSettings, LogSettings):
+    """What ``streamer pilot`` takes."""
+
+
+class ReplaySettings(Connection, ModelSettings, StoreSettings, MethodSettings, MatchSettings, LogSettings):
+    """What ``streamer replay`` takes."""
+
+
+class MatchCommandSettings(ModelSettings, StoreSettings, MethodSettings, LogSettings):
+    """What the commands of ``streamer match`` take."""
 
 
 class SweepSettings(ModelSettings, StoreSettings, LogSettings):
@@ -97,7 +107,8 @@ COMMANDS: Mapping[str, type[LogSettings]] = {
     "benchmark": BenchmarkSettings,
     "probe": ProbeSettings,
     "sweep": SweepSettings,
-    "pilot": ReplaySettings,
+    "match": MatchCommandSettings,
+    "pilot": PilotSettings,
     "replay": ReplaySettings,
 }
 """Each command that takes settings, or the group of commands."""
@@ -106,7 +117,9 @@ COMMANDS: Mapping[str, type[LogSettings]] = {
 class Settings(
     EmbedSettings,
     RerankSettings,
+    PilotSettings,
     ReplaySettings,
+    MatchCommandSettings,
     BenchmarkSettings,
     ProbeSettings,
     SweepSettings,

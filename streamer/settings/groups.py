@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from streamer.events import MAX_RESULTS
+from streamer.match import Bank, BankError, read_bank
 from streamer.method import Method
 from streamer.pooling import MAX, parse
 from streamer.scoring import IMPUTE, Missing, Normalization
@@ -280,6 +281,26 @@ class MethodSettings(Group):
             missing=self.missing,
             pooling=self.pooling,
         )
+
+
+class MatchSettings(Group):
+    """Whether answers say how well their best candidate matches."""
+
+    match: Path | None = Field(
+        None,
+        description="File of streamer match fit, by which each answer says how well its best candidate matches; it is "
+        "read at the start",
+    )
+
+    def read_match(self, model_id: str, dim: int) -> Bank | None:
+        """Return the bank, None if no file is named; :class:`SettingsError` if it is none of the model.
+
+        ``model_id``, ``dim``: the model's id, and the length of its vectors.
+        """
+        try:
+            return None if self.match is None else read_bank(self.match, model_id, dim)
+        except BankError as error:
+            raise invalid_setting("match", error) from None
 
 
 class QuerySettings(Group):

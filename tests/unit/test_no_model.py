@@ -17,6 +17,7 @@ COMMANDS = {
     "embed": (),
     "rerank": (),
     "benchmark": ("--out", "report"),
+    "match fit": ("--out", "bank"),
     "probe": (),
     "replay": (*RUN, "--out", "reranked"),
     "sweep": (*RUN, "--qrels", "qrels"),
@@ -39,7 +40,7 @@ def test_a_command_that_scores_wants_a_model_and_says_how_to_name_one(
     (tmp_path / "clips").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STREAMER_MODEL", "")
-    monkeypatch.setattr(sys, "argv", ["streamer", command, *COMMANDS[command], *model])
+    monkeypatch.setattr(sys, "argv", ["streamer", *command.split(), *COMMANDS[command], *model])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2

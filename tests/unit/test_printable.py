@@ -33,6 +33,7 @@ from streamer.kafka.dead_letters import dead_letter
 from streamer.kafka.dlq import letters, redrive
 from streamer.kafka.dlq.letters import State, classify
 from streamer.kafka.records import Record
+from streamer.match.bank_file import MAX_MODEL_CHARS
 from streamer.method import Method
 from streamer.printable import printable
 from streamer.settings import SettingsError
@@ -40,6 +41,7 @@ from streamer.store import Clip, Position, StoreError, open_store
 from streamer.synthetic import benchmark
 from streamer.terminal import Terminal, plain
 from streamer.top import watch
+from tests.support.banks import bank
 from tests.support.escapes import FORGED, forged, hostile, raw
 
 if TYPE_CHECKING:
@@ -270,6 +272,16 @@ def audit(folder: Path, _: pytest.MonkeyPatch) -> list[list[str]]:
     return [[*given, "side"], [*given, "side", "--json", "-"], [*given, FORGED]]
 
 
+def match_fit(folder: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
+    patch.setattr("streamer.encoders.load_model", lambda *_, **__: SimpleNamespace(model_id="".join(UTF_8)))
+    patch.setattr("streamer.evaluation.material.open_vectors", lambda *_: SimpleNamespace(close=lambda: None))
+    patch.setattr(
+        "streamer.evaluation.matching.draw_bank", lambda _, model_id, **__: bank(model_id=model_id[:MAX_MODEL_CHARS])
+    )
+    given = ["match", "fit", "--model", "demo", "--out", str(folder / "bank")]
+    return [given, [*given, "--json", "-"]]
+
+
 def replay(folder: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
     patch.setattr(replays, "through_kafka", lambda _, asked, **__: asked)
     commands = []
@@ -351,6 +363,7 @@ COMMANDS: dict[str, Callable[[Path, pytest.MonkeyPatch], list[list[str]]]] = {
     "dlq show": dlq("show"),
     "embed": service("embedder"),
     "evaluate": evaluate,
+    "match fit": match_fit,
     "pilot": pilot,
     "probe": probe,
     "replay": replay,

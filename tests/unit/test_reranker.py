@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from streamer.codec import Codec, E
     from streamer.events import Event
     from streamer.kafka import Output
+    from streamer.match import Bank
     from streamer.method import Policy
     from streamer.scoring import ClipScores
     from streamer.store import Store
@@ -92,6 +93,7 @@ class Harness:
         policy: Policy | None = None,
         codec: Codec | None = None,
         poison: Exception | None = None,
+        bank: Bank | None = None,
         **settings: Any,
     ) -> None:
         self.encoder = AxisEncoder(DIM, poison or RuntimeError("poison"))
@@ -107,6 +109,7 @@ class Harness:
             store=store,
             metrics=self.metrics,
             health=self.health,
+            bank=bank,
         )
 
     def run(self, *values: bytes | QueryResults) -> list[Sequence[Output]]:
