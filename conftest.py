@@ -5,6 +5,7 @@ What a fixture needs is imported when the fixture is used: a test of one functio
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import secrets
@@ -43,6 +44,13 @@ hypothesis.settings.load_profile("quick" if "QUICK" in os.environ else "steady")
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name the case of a file's bytes by its argument: a name that held the bytes would differ between workers."""
     return argname if isinstance(val, bytes) and len(val) > _BYTES_OF_A_NAME else None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave a test with a longer limit of its own to that: the one for code in C ends the whole process."""
+    marker = item.get_closest_marker("timeout")
+    if marker is not None and marker.args and marker.args[0] > float(item.config.getini("timeout")):
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,9 +10,6 @@ import pytest
 
 from tests.support import ordinary
 
-pytestmark = pytest.mark.timeout(3_600)
-"""Threads that wait for each other take long where others have the processors."""
-
 USER = 64_023
 """The limit is one of all processes that a user has, so no other test has this one."""
 

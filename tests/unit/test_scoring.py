@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from streamer import events, scoring
 from streamer.method import score_clips
-from streamer.scoring import normalize, on_grid, rerank
+from streamer.scoring import Missing, normalize, on_grid, rerank
 from streamer.vectors import ClipList
 from tests.support.recompute_scores import predicted
 
@@ -202,7 +202,8 @@ def test_the_formula_on_small_numbers() -> None:
     initial = np.array([10.0, 8.0, 6.0, 2.0, 1.0])
     frame = np.array([0.1, np.nan, 0.3, 0.2])
     # M' is 1, 0.75, 0.5, 0 and S' of those with a record 0, 1, 0.5: the slope is -0.5.
-    for missing, second in (("impute", 0.4 * 0.75 + 0.6 * (0.5 - 0.5 * 0.25)), ("own", 0.75)):
+    seconds: dict[Missing, float] = {"impute": 0.4 * 0.75 + 0.6 * (0.5 - 0.5 * 0.25), "own": 0.75}
+    for missing, second in seconds.items():
         ranking = rerank(initial, frame, alpha=0.4, depth=4, normalization="minmax", missing=missing)
         np.testing.assert_allclose(
             ranking.scores, [0.4 * 1.0 + 0.6 * 0.0, second, 0.4 * 0.5 + 0.6 * 1.0, 0.4 * 0.0 + 0.6 * 0.5, np.nan]
