@@ -15,7 +15,7 @@ from streamer.events import MAX_RESULTS
 from streamer.pooling import EXPECTED, MAX, parse
 from streamer.scoring import Missing, Normalization
 from streamer.settings import Precision
-from streamer.terminal import Terminal, printable
+from streamer.terminal import Terminal, echo, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -211,6 +211,7 @@ def sweep(
     if json_file is not None:
         json_file.write(printable(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n", lines=True))
     if "-" not in {file.name for file in (json_file, html_file) if file}:
+        echo(found["sentence"])
         console = Terminal()
         for table in sweep_report.terminal(found):
             console.print(table)
