@@ -98,14 +98,15 @@ _COLUMNS = {
 }
 
 
-def tables(found: Mapping[str, Any], key: str = "examples") -> list[Table]:
-    """Make a table of each example of a page's data."""
+def tables(found: Mapping[str, Any], *, names: Mapping[str, str] | None = None) -> list[Table]:
+    """Make a table of each of a page's ``examples``; ``names`` are those of columns that are called otherwise."""
     made = []
+    key, columns = "examples", _COLUMNS | dict(names or {})
     for number, each in enumerate(found[key]):
-        names = [name for name in _COLUMNS if each["judged"] or not name.endswith("_relevant")]
+        shown = [name for name in _COLUMNS if each["judged"] or not name.endswith("_relevant")]
         rows: list[list[Shown | str]] = [
-            [show(found, key, number, "results", row, name) for name in names] for row in range(len(each["results"]))
+            [show(found, key, number, "results", row, name) for name in shown] for row in range(len(each["results"]))
         ]
-        numeric = frozenset(place for place, name in enumerate(names) if name in {"rank", "was"})
-        made.append(Table(show(found, key, number, "title"), [_COLUMNS[name] for name in names], rows, numeric))
+        numeric = frozenset(place for place, name in enumerate(shown) if name in {"rank", "was"})
+        made.append(Table(show(found, key, number, "title"), [columns[name] for name in shown], rows, numeric))
     return made

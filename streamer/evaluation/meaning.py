@@ -58,9 +58,7 @@ def comparison(measure: str, compared: Mapping[str, Any], what: str = "Reranking
     mean = measure if measure in RANKS else f"mean {measure}"
     move = f"{mean} goes from {compared['before']:.4f} to {compared['after']:.4f} ({compared['gain']:+.4f}"
     if compared["gain_low"] is not None:
-        move += (
-            f", {compared['confidence']:.0%} interval {compared['gain_low']:+.4f} to {compared['gain_high']:+.4f}"
-        )
+        move += f", {compared['confidence']:.0%} interval {compared['gain_low']:+.4f} to {compared['gain_high']:+.4f}"
     move += f") over {topics:,} topic{'s' * (topics != 1)}; {compared['wins']:,} gain and {compared['losses']:,} lose"
     said = effect(compared)
     if said == HELPS:

@@ -122,7 +122,9 @@ def page(found: Data, run: str, qrels: str, *, warnings: Sequence[str] = ()) -> 
         )
         for name, each in found["comparisons"].items()
     ]
-    summary = Table("Each run against the first", _COLUMNS, list(_summary_rows(found, run)), frozenset(range(_TEXTS, len(_COLUMNS))))
+    summary = Table(
+        "Each run against the first", _COLUMNS, list(_summary_rows(found, run)), frozenset(range(_TEXTS, len(_COLUMNS)))
+    )
     notes = [_NOTE, *ranks_note(measures), *doubts(found), *warnings]
     return Page(
         title="How the runs differ from the first",

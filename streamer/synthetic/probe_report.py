@@ -85,9 +85,7 @@ def data(scored: Sequence[Scored], *, model_id: str, seed: int, weight: float) -
 def _sentence(found: Data) -> str:
     """Say which kinds of query the model understands as they are."""
     kinds = {
-        said: [
-            each["probe"] for each in found["probes"] if each["query"] == AS_IT_IS and each["says"] == said
-        ]
+        said: [each["probe"] for each in found["probes"] if each["query"] == AS_IT_IS and each["says"] == said]
         for said in _TONES
     }
     understood, reversed_, guessed = kinds["above chance"], kinds["below chance"], kinds["not told from chance"]
@@ -144,7 +142,12 @@ def page(found: Data) -> Page:
             for number in range(len(found["probes"]))
         ],
     )
-    rule = Table("What the negation rule changes", _RULE_COLUMNS, list(_rule_rows(found)), frozenset(range(1, len(_RULE_COLUMNS))))
+    rule = Table(
+        "What the negation rule changes",
+        _RULE_COLUMNS,
+        list(_rule_rows(found)),
+        frozenset(range(1, len(_RULE_COLUMNS))),
+    )
     advice = Advice([show(found, "advice", number) for number in range(len(found["advice"]))])
     return Page(
         title="What the model understands",
@@ -156,7 +159,11 @@ def page(found: Data) -> Page:
             *([Section("What to do", [advice])] if found["advice"] else []),
             Section(
                 "Accuracy against chance",
-                [_picture(found), Table("Accuracy of each kind of query", _COLUMNS, list(_rows(found)), numeric), Text(_NOTE)],
+                [
+                    _picture(found),
+                    Table("Accuracy of each kind of query", _COLUMNS, list(_rows(found)), numeric),
+                    Text(_NOTE),
+                ],
             ),
             Section("What the negation rule changes", [rule, Text(_RULE_NOTE.format(f"{found['weight']:g}"))]),
             Section("Examples", [examples]),

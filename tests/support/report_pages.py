@@ -6,6 +6,7 @@ Names and texts are hostile: they hold what HTML, a shell and a narrow screen wo
 from __future__ import annotations
 
 import datetime as dt
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,32 +40,34 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HOSTILE = "</script><b>a query & a 'clip' of a very long name-" + "without-any-space-" * 6
+NAME = "a man on a red bicycle" if "REPORT_PICTURES" in os.environ else HOSTILE
+"""What runs, models and queries are called: in pictures for the documentation not what is hostile."""
 AT = dt.datetime(2026, 11, 26, tzinfo=dt.UTC)
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
-_TOPICS = [*(f"{1500 + number}" for number in range(14)), HOSTILE]
+_TOPICS = [*(f"{1500 + number}" for number in range(14)), NAME]
 _MEASURES = ["infAP", "nDCG@10", "MdR"]
 
 
 def _run(seed: int, boost: float) -> Run:
     random = np.random.default_rng(seed)
-    shots = tuple(f"shot{shot}_{HOSTILE if shot == 3 else shot}" for shot in range(40))
+    shots = tuple(f"shot{shot}_{NAME if shot == 3 else shot}" for shot in range(40))
     return Run({topic: Ranking(shots, random.random(40) + boost * (np.arange(40) < 8)) for topic in _TOPICS})
 
 
 def _qrels() -> Qrels:
-    shots = [f"shot{shot}_{HOSTILE if shot == 3 else shot}" for shot in range(40)]
+    shots = [f"shot{shot}_{NAME if shot == 3 else shot}" for shot in range(40)]
     rels = [int(number < 8) if number % 3 else -1 for number in range(40)]
     return Qrels({topic: Judgments.of(shots, ["1"] * 40, rels) for topic in _TOPICS})
 
 
 def _texts() -> dict[str, str]:
-    return {topic: f"{HOSTILE} {topic}" for topic in _TOPICS[::2]}
+    return {topic: f"{NAME} {topic}" for topic in _TOPICS[::2]}
 
 
 def evaluated() -> tuple[Page, Any]:
     """One run alone."""
     found = report.data(evaluate(_run(1, 0.1), _qrels(), _MEASURES), None, {}, _texts())
-    return report.page(found, HOSTILE, "qrels"), found
+    return report.page(found, NAME, "qrels"), found
 
 
 def compared(after: float = 0.6) -> tuple[Page, Any]:
@@ -74,14 +77,14 @@ def compared(after: float = 0.6) -> tuple[Page, Any]:
     found = report.data(base, reranked, compare(base, reranked), _texts())
     gains = found["comparison"]["infAP"]["gains"]
     found["examples"] = report.examples(gains, runs, _qrels(), _texts(), "infAP")
-    return report.page(found, HOSTILE, "qrels", HOSTILE, warnings=[HOSTILE]), found
+    return report.page(found, NAME, "qrels", NAME, warnings=[NAME]), found
 
 
 def several() -> tuple[Page, Any]:
     """Two runs against a first one."""
     runs = _run(1, 0.1), _run(2, 0.6)
     base, *others = (evaluate(run, _qrels(), _MEASURES) for run in (*runs, _run(3, 0.0)))
-    named = dict(zip((HOSTILE, "third"), others, strict=True))
+    named = dict(zip((NAME, "third"), others, strict=True))
     found = runs_report.data(base, named, compare_all(base, named), _texts())
     gains = found["comparisons"][found["best"]]["infAP"]["gains"]
     found["examples"] = report.examples(gains, runs, _qrels(), _texts(), "infAP")
@@ -93,7 +96,7 @@ def swept(gain: float = 0.2) -> tuple[Page, Any]:
     random = np.random.default_rng(4)
     grid = Grid((0.0, 0.4, 1.0), (10, 100), ("minmax", "zscore"), ("own", "impute"), (MAX, "softmax:0.1"))
     columns = tuple(
-        Column(HOSTILE, variant, method, 1.5, 1000.0 + 10 * number, 8.0)
+        Column(NAME, variant, method, 1.5, 1000.0 + 10 * number, 8.0)
         for variant in (Variant(), Variant(1000, "int8"))
         for number, method in enumerate(grid.points())
     )
@@ -102,7 +105,7 @@ def swept(gain: float = 0.2) -> tuple[Page, Any]:
     topics = tuple(map(str, range(60)))
     measured = Sweep(("infAP", "nDCG@10"), topics, np.full((2, 60), 0.4), columns, np.stack([values, values]))
     found = sweep_report.data(measured, Caution(), 5)
-    return sweep_report.page(found, HOSTILE, "qrels"), found
+    return sweep_report.page(found, NAME, "qrels"), found
 
 
 def answer(query: str, ranks: list[int], query_id: str, clips: str = "c") -> QueryReranked:
@@ -113,7 +116,7 @@ def answer(query: str, ranks: list[int], query_id: str, clips: str = "c") -> Que
     ]
     return QueryReranked(
         query_id=query_id, query=query, engine="e", issued_at=AT, reranked_at=AT + dt.timedelta(milliseconds=900),
-        model_id=HOSTILE, alpha=0.4, depth=100, normalization="minmax", degraded=None, results=results,
+        model_id=NAME, alpha=0.4, depth=100, normalization="minmax", degraded=None, results=results,
     )  # fmt: skip
 
 
@@ -122,7 +125,7 @@ def piloted() -> tuple[Page, Any]:
     pilot = Pilot(100, Clicks())
     for number in range(40):
         ranks = [2, 1, *range(3, 12)] if number % 8 == 0 else list(range(1, 12))
-        pilot.add(answer(f"{HOSTILE} {number}", ranks, f"q{number}"), served=True)
+        pilot.add(answer(f"{NAME} {number}", ranks, f"q{number}"), served=True)
     clicks = {
         "clicks": 9, "queries": 5, "queries_in_sessions": 0, "sessions": 5, "unknown": 0,
         "estimates": [{"bias": "1/rank", "before": 0.5, "after": 0.51, "gain": 0.01, "low": -0.1, "high": 0.12,
@@ -136,7 +139,7 @@ def audited() -> tuple[Page, Any]:
     """An audit that finds a shift away from the candidates."""
     known = Catalogue()
     for number in range(12):
-        known.put(f"c{number}", {"language": "ja" if number % 3 == 0 else f"en {HOSTILE[:40]}"})
+        known.put(f"c{number}", {"language": "ja" if number % 3 == 0 else f"en {NAME[:40]}"})
     audit = Audit(known, ["language"], top=5, most=5)
     random = np.random.default_rng(2)
     for number in range(60):
@@ -156,8 +159,8 @@ def probed() -> tuple[Page, Any]:
             right = kind == probes.CONTROL or random.random() < 0.5
             ruled = np.array([0.0, 1.0]) if kind in ("no", "without") else None
             scores = np.array([[1.0, 0.0], [0.0, 1.0] if right else [1.0, 0.0]])
-            scored.append(probes.Scored(probes.Probe(kind, ("plain", f"{kind} {HOSTILE}")), scores, ruled))
-    found = probe_report.data(scored, model_id=HOSTILE, seed=3, weight=0.5)
+            scored.append(probes.Scored(probes.Probe(kind, ("plain", f"{kind} {NAME}")), scores, ruled))
+    found = probe_report.data(scored, model_id=NAME, seed=3, weight=0.5)
     return probe_report.page(found), found
 
 
@@ -200,8 +203,8 @@ def write(name: str, folder: Path) -> tuple[Path, Any]:
         "events_per_s": 1234.5, "p50_ms": 7.77, "p95_ms": 15.04, "lag_records": 0,
     }  # fmt: skip
     queries = [
-        Judged(answer(f"{HOSTILE} {number}", [7, 6, 3, 1, 2, 5, 4], f"q{number}"), frozenset({"c7", "c3"}), before, 0.9)
+        Judged(answer(f"{NAME} {number}", [7, 6, 3, 1, 2, 5, 4], f"q{number}"), frozenset({"c7", "c3"}), before, 0.9)
         for number, before in enumerate((0.1, 0.95))
     ]
-    path = demo_report.write(folder / "demo", summary=summary, queries=queries, pictures=OnePixel(), model=HOSTILE)
+    path = demo_report.write(folder / "demo", summary=summary, queries=queries, pictures=OnePixel(), model=NAME)
     return path, None

@@ -55,16 +55,16 @@ def test_the_engines_first_results_stand_beside_the_reranked_ones(name: str, tmp
         assert [row["rank"] for row in example["results"]] == [1, 2, 3, 4, 5]
         assert {row["engine"] for row in example["results"]} != {None}
         assert f"examples/{number}/results/4/reranked" in figures
-        assert report_pages.HOSTILE in figures[f"examples/{number}/title"][0] or name == "audit" or "topic" in example["title"]
+        assert (
+            report_pages.NAME in figures[f"examples/{number}/title"][0]
+            or name == "audit"
+            or "topic" in example["title"]
+        )
 
 
 def pasted(page: str) -> list[str]:
     """Return the lines of settings as somebody copies them."""
-    return [
-        line
-        for each in pages.parsed(page).all("pre")
-        for line in "".join(each._texts()).splitlines()
-    ]
+    return [line for each in pages.parsed(page).all("pre") for line in "".join(each._texts()).splitlines()]
 
 
 def test_settings_can_be_pasted_into_a_shell(tmp_path: Path) -> None:

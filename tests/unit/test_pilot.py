@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from streamer.cli import cli
 from streamer.codec import JSON
-from streamer.evaluation.pilot.clicks import Clicks
 from streamer.evaluation.overlap import rank_biased_overlap
+from streamer.evaluation.pilot.clicks import Clicks
 from streamer.evaluation.pilot.decision import COLLECT, READY, STOP, Limits, decide
 from streamer.evaluation.pilot.figures import Pilot
 from streamer.evaluation.questions import ReplayError

@@ -127,7 +127,8 @@ def page(found: Data) -> Page:
         ),
         Section("What the figures are", [Text(_MEANING.format(top=found["top"]))]),
         Section(
-            "What was counted", [*_passed_over(found), Table("Queries and clips", ("figure", "number"), _counted(found), frozenset({1}))]
+            "What was counted",
+            [*_passed_over(found), Table("Queries and clips", ("figure", "number"), _counted(found), frozenset({1}))],
         ),
     ]
     return Page(
@@ -180,7 +181,9 @@ def _group_table(found: Data, number: int) -> Table:
     for group in range(len(found["attributes"][number]["groups"])):
         at = ("attributes", number, "groups", group)
         rows.append([show(found, *at, "group"), *(show(found, *at, *path, form=form) for _, path, form in _GROUPS)])
-    return Table(f"Groups by {found['attributes'][number]['attribute']}", ("group", *_labels(_GROUPS)), rows, _numeric(_GROUPS))
+    return Table(
+        f"Groups by {found['attributes'][number]['attribute']}", ("group", *_labels(_GROUPS)), rows, _numeric(_GROUPS)
+    )
 
 
 def _narrow(found: Data, number: int) -> Iterator[list[Shown | str]]:

@@ -126,7 +126,7 @@ def _advice(found: Mapping[str, Any], verdict: str, shifts: Sequence[Mapping[str
             "A higher alpha keeps more of the engine's order, and with it more of its exposure: streamer sweep says "
             "what that costs in gain."
         )
-        yield "streamer probe --pairs-file asks the model itself, with queries that differ in one word."
+        yield "streamer probe --words asks the model itself, with queries that differ in one word."
     else:
         yield (
             "Each change brings a group nearer to its share of the candidates: reranking takes back what the engine "

@@ -170,8 +170,7 @@ _ACTIONS = {
     "effective clicks": "record more clicks: a few on deep ranks have most of the weight",
     "share of candidates without frames": "wait for the backfill, and look at dead letters "
     "(streamer dlq list clips.uploaded)",
-    _OVERLAP: "reranking changes nothing visible: use a lower alpha or a better "
-    "model",
+    _OVERLAP: "reranking changes nothing visible: use a lower alpha or a better model",
     "share of degraded queries": "look at the store and the deadline",
     _LATENCY: "use fewer candidates (depth) or more instances",
 }

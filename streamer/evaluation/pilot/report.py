@@ -145,13 +145,16 @@ def page(found: Data) -> Page:
         )
         sections.append(Section("Where it applies", [note, *first_results.tables(found)]))
     if found["clicks"] is not None:
-        estimates = Table("Where relevant results stand, by the clicks", _CLICKS, _click_rows(found), frozenset(range(1, len(_CLICKS) - 1)))
+        estimates = Table(
+            "Where relevant results stand, by the clicks",
+            _CLICKS,
+            _click_rows(found),
+            frozenset(range(1, len(_CLICKS) - 1)),
+        )
         counted = Table("Clicks", ("figure", "value"), _figures(found, _COUNTED), frozenset({1}))
         sections.append(Section("Clicks", [Text(BIAS), estimates, counted]))
     lead = f"The first {found['top']} results of each query, in the engine's order and reranked."
-    return Page(
-        "Effect of reranking on recorded queries", show(found, "sentence"), lead, found, headline, sections
-    )
+    return Page("Effect of reranking on recorded queries", show(found, "sentence"), lead, found, headline, sections)
 
 
 def _settings(found: Data) -> list[Section]:
