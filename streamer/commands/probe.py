@@ -1,4 +1,4 @@
-"""``streamer probe``: measures what a model understands of negation, numbers, left and right, and what a word changes."""
+"""``streamer probe``: measures what a model understands of negation, numbers and sides, and what one word changes."""
 
 from __future__ import annotations
 

@@ -147,10 +147,8 @@ def _meaning(summary: Mapping[str, Any], queries: Sequence[Judged]) -> dict[str,
             f"{after:.3f}; {gained:,} queries gain and {lost:,} lose."
         )
         advice = [
-            "These clips are rendered, and the small model was trained on such clips: this shows that the path works, "
-            "not what your users gain.",
-            "Try your own clips and queries next: streamer demo --clips FOLDER --queries FILE, with a model of your "
-            "choice.",
+            "The path works; what your users gain, rendered clips and a model trained on such clips do not show.",
+            "Try your own clips, queries and model next: streamer demo --clips FOLDER --queries FILE --model NAME.",
         ]
     else:
         sentence = (
@@ -159,8 +157,7 @@ def _meaning(summary: Mapping[str, Any], queries: Sequence[Judged]) -> dict[str,
         )
         advice = [
             "Look at the first results below: do the reranked ones show what is asked for?",
-            "Judge some, and streamer evaluate says whether the gain is significant; streamer pilot reports what "
-            "changes for recorded queries.",
+            "Judge some: streamer evaluate says whether a gain is significant, streamer pilot what changes for users.",
         ]
     method = next((asdict(method_of(query.event)) for query in queries), {})
     return {

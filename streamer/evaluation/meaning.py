@@ -39,8 +39,9 @@ def explained(measures: Iterable[str]) -> list[str]:
 
 
 def effect(compared: Mapping[str, Any]) -> str:
-    """Say whether a comparison shows that reranking helps: by the corrected p, and where gains are skewed and topics
-    few also by the bootstrap interval.
+    """Say whether a comparison shows that reranking helps.
+
+    It is the corrected p that says so, and where gains are skewed and topics few also the bootstrap interval.
     """
     p, gain = compared["holm_p"], compared["gain"]
     if p is None or p >= SIGNIFICANT or not gain:

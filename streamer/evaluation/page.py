@@ -2,8 +2,8 @@
 
 Every number on a page is a :class:`Shown`, made by :func:`show` from the page's own data, so that the displayed numbers
 and the JSON in the page (the element ``#data``) cannot differ. A page runs no script and loads nothing from the
-network. It can be read on a phone, in the dark, by keyboard and by a screen reader: tables and plots that are wider than
-the window scroll within a region of their own, which has a name, and colours are the stylesheet's variables.
+network. It can be read on a phone, in the dark, by keyboard and by a screen reader: tables and plots that are wider
+than the window scroll within a region of their own, which has a name, and colours are the stylesheet's variables.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A report; ``verdict`` says in its first sentence what it means, ``lead`` what was compared; ``data`` is its JSON."""
+    """A report; ``verdict`` says in its first sentence what it means, ``lead`` what it is of; ``data`` is its JSON."""
 
     title: str
     verdict: Shown

@@ -39,15 +39,24 @@ _STYLE = re.compile(r'style="[^"]*"')
 """Only there are colours; names of topics may look like one."""
 
 
+def short(name: str) -> str:
+    """Return a name of an axis' tick, cut where it would leave no room for the plot; the page's tables have all."""
+    return name if len(name) <= MOST_CHARS else name[: MOST_CHARS - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+MOST_CHARS = 40
+"""Most characters of a tick's name."""
+
+
 def picture(
     draw: Callable[[Axes], None], *, name: str, caption: str, size: tuple[float, float] = (8.5, 3.2)
 ) -> Picture:
     """Let ``draw`` fill axes of ``size`` inches.
 
     Every id is prefixed with ``name`` and a hyphen, so that ids are unique in a page with several pictures: an artist
-    with the gid "1501" becomes the element "gains-1501" of the picture "gains". ``caption`` is also what a screen reader reads
-    instead of the picture, so it says what is to be seen. Raises MeasureError if matplotlib is
-    not installed.
+    with the gid "1501" becomes the element "gains-1501" of the picture "gains". ``caption`` is also
+    what a screen reader reads instead of the picture, so it says what is to be seen. Raises MeasureError if matplotlib
+    is not installed.
     """
     try:
         import matplotlib as mpl  # noqa: PLC0415 - an optional extra

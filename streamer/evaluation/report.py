@@ -342,7 +342,9 @@ def _bars(axes: Axes, values: Mapping[str, float]) -> None:
         bar.set_gid(f"bar-{number}")
     axes.grid(visible=False, axis="x")
     if len(values) <= _BARS:
-        axes.set_xticks(range(len(values)), list(values), rotation=90, fontsize=7, parse_math=False)
+        axes.set_xticks(
+            range(len(values)), [plots.short(topic) for topic in values], rotation=90, fontsize=7, parse_math=False
+        )
     else:
         axes.set_xticks([])
 

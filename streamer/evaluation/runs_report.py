@@ -215,7 +215,7 @@ def _picture(found: Data, measure: str) -> Picture:
             axes.plot([low, high], [number, number], color=colour, linewidth=2)
             axes.plot([each["gain"]], [number], color=colour, marker="o", gid=f"gain-{number}")
         axes.axvline(0, color=plots.LINE, linewidth=0.8)
-        axes.set_yticks(range(len(names)), names, parse_math=False)
+        axes.set_yticks(range(len(names)), [plots.short(name) for name in names], parse_math=False)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlabel(f"gain in {measure}, with its 95 % confidence interval")
         axes.set_ylabel("run")

@@ -18,8 +18,9 @@ _BEST, _CONSERVATIVE = "best", "conservative"
 
 
 def decide(found: Mapping[str, Any]) -> Data:
-    """Return the verdict's sentence, the advice, the name of the setting to use (None where no one is shown to gain)
-    and its environment variables.
+    """Return the verdict's sentence, the advice, and the setting to use with its environment variables.
+
+    It is "best" or "conservative", and None where no setting is shown to gain.
     """
     rule = _rule(found)
     return {

@@ -192,7 +192,7 @@ _RULE_COLUMNS = ("probe", "now right", "now wrong", "p, corrected")
 
 
 def _rows(found: Data) -> Iterator[list[Shown | str]]:
-    for number, each in enumerate(found["probes"]):
+    for number in range(len(found["probes"])):
         at = ("probes", number)
         yield [
             show(found, *at, "probe"),

@@ -1,7 +1,8 @@
-"""Reports as their HTML says, without a browser: what is wrong in their structure, and whether figures are the JSON's."""
+"""Reports without a browser: what is wrong in the structure of their HTML, and whether figures are the JSON's."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
 _VOID = {"meta", "img", "br", "link", "input", "hr"}
 _DRAWN = {"line", "circle", "path", "use", "rect"}
+_FIXED_COLOUR = re.compile(r"#[0-9a-fA-F]{3,6}\b|\bblack\b|\bwhite\b")
 _HEADING = re.compile(r"h[1-6]")
 
 
@@ -93,50 +95,52 @@ def problems(page: str) -> list[str]:
 
 
 def _problems(root: Element) -> Iterator[str]:
-    (html,) = root.all("html")
-    if not html.attributes.get("lang"):
-        yield "no language"
-    if not next((each.text() for each in root.all("title")), ""):
-        yield "no title"
-    if [each.attributes.get("name") for each in root.all("meta")].count("viewport") != 1:
-        yield "no viewport"
-    if len(list(root.all("main"))) != 1:
-        yield "not one main"
+    yield from _document(root)
     yield from _headings(root)
     yield from _verdict(root)
     for table in root.all("table"):
         yield from _table(table)
     for svg in root.all("svg"):
-        if svg.attributes.get("role") != "img" or not svg.attributes.get("aria-label"):
-            yield "a picture without a text"
-        if not any(text.text() for text in svg.all("text")):
-            yield "a picture without names of its axes"
-        if not _scrolls(svg):
-            yield "a picture outside of a box that scrolls"
-        for each in svg.all(*_DRAWN, "text"):
-            style = " ".join(each.attributes.get(name, "") for name in ("style", "fill", "stroke"))
-            if re.search(r"#[0-9a-fA-F]{3,6}\b|\bblack\b|\bwhite\b", style):
-                yield f"a colour that stays in the dark: {style}"
-    for image in root.all("img"):
-        if not image.attributes.get("alt"):
-            yield "an image without a text"
-        if not image.attributes.get("src", "").startswith("data:"):
-            yield "an image from elsewhere"
-    ids = [each.attributes["id"] for each in root.all() if "id" in each.attributes]
-    yield from {f"id {each} occurs twice" for each in ids if ids.count(each) > 1}
-    for script in root.all("script"):
-        if script.attributes.get("type") != "application/json":
-            yield "a script"
+        yield from _drawing(svg)
     for each in root.all("pre"):
         if not _scrolls(each):
             yield "settings outside of a box that scrolls"
+
+
+def _document(root: Element) -> Iterator[str]:
+    ids = [each.attributes["id"] for each in root.all() if "id" in each.attributes]
+    (html,) = root.all("html")
+    wrong = {
+        "no language": not html.attributes.get("lang"),
+        "no title": not any(each.text() for each in root.all("title")),
+        "no viewport": not any(each.attributes.get("name") == "viewport" for each in root.all("meta")),
+        "not one main": len(list(root.all("main"))) != 1,
+        "an image without a text": any(not each.attributes.get("alt") for each in root.all("img")),
+        "an image from elsewhere": any(not each.attributes["src"].startswith("data:") for each in root.all("img")),
+        "an id that occurs twice": len(set(ids)) < len(ids),
+        "a script": any(each.attributes.get("type") != "application/json" for each in root.all("script")),
+    }
+    yield from (problem for problem, is_there in wrong.items() if is_there)
+
+
+def _drawing(svg: Element) -> Iterator[str]:
+    if svg.attributes.get("role") != "img" or not svg.attributes.get("aria-label"):
+        yield "a picture without a text"
+    if not any(text.text() for text in svg.all("text")):
+        yield "a picture without names of its axes"
+    if not _scrolls(svg):
+        yield "a picture outside of a box that scrolls"
+    for each in svg.all(*_DRAWN, "text"):
+        style = " ".join(each.attributes.get(name, "") for name in ("style", "fill", "stroke"))
+        if _FIXED_COLOUR.search(style):
+            yield f"a colour that stays in the dark: {style}"
 
 
 def _headings(root: Element) -> Iterator[str]:
     levels = [int(each.tag[1]) for each in root.all() if _HEADING.fullmatch(each.tag)]
     if levels.count(1) != 1 or levels[0] != 1:
         yield "not one first heading"
-    for before, after in zip(levels, levels[1:], strict=False):
+    for before, after in itertools.pairwise(levels):
         if after > before + 1:
             yield f"h{after} follows h{before}"
 

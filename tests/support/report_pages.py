@@ -31,6 +31,10 @@ from streamer.evaluation.sweep import Grid
 from streamer.evaluation.sweep_run import Column, Sweep
 from streamer.evaluation.trec import Judgments, Qrels, Ranking, Run
 from streamer.evaluation.variants import Variant
+from streamer.evaluation.words import report as words_report
+from streamer.evaluation.words.figures import decide
+from streamer.evaluation.words.lists import STARTER, WordPair, read_pairs
+from streamer.evaluation.words.scores import Scored, Sensitivity
 from streamer.events import QueryReranked, RerankedCandidate, Status
 from streamer.pooling import MAX
 from streamer.synthetic import probe_report, probes
@@ -164,6 +168,21 @@ def probed() -> tuple[Page, Any]:
     return probe_report.page(found), found
 
 
+def worded() -> tuple[Page, Any]:
+    """Pairs of queries of which some differ, some do not, and some are refused a verdict."""
+    pairs = [*read_pairs(STARTER)[:5], WordPair("x" * 40, f"a {NAME}", f"the {NAME}")]
+    random = np.random.default_rng(5)
+    first = random.normal(0.2, 0.03, (len(pairs), 300))
+    second = first + random.normal(0, 0.01, first.shape)
+    second[::2] += 0.02
+    plain = np.stack([first[:, :50], second[:, :50]])
+    masked = np.stack([plain] * 3)
+    masked[:, 1, 2] -= 0.03
+    clips = tuple(f"c{number}" for number in range(299)) + (NAME,)
+    found = decide(pairs, Scored(clips, np.stack([first, second])), Sensitivity(plain, masked, 1), top=10, seed=1)
+    return words_report.page(found, NAME), found
+
+
 EVALUATION: dict[str, Callable[[], tuple[Page, Any]]] = {
     "run": evaluated,
     "comparison": compared,
@@ -172,6 +191,7 @@ EVALUATION: dict[str, Callable[[], tuple[Page, Any]]] = {
     "pilot": piloted,
     "audit": audited,
     "probe": probed,
+    "words": worded,
 }
 """The reports of streamer.evaluation and what shares its page, by name."""
 DEMO = "demo"

@@ -40,7 +40,7 @@ def decide(found: Mapping[str, Any]) -> Data:
         "verdict": verdict,
         "sentence": sentence,
         "cautions": list(_cautions(found, len(judged), verdict)),
-        "advice": list(_advice(found, verdict, shifts)),
+        "advice": list(_advice(verdict, shifts)),
         **found,
         "shifts": shifts,
     }
@@ -109,7 +109,7 @@ def _cautions(found: Mapping[str, Any], judged: int, verdict: str) -> Iterator[s
         yield f"{left:,} small group{'s' * (left > 1)} changed in too few queries to be judged."
 
 
-def _advice(found: Mapping[str, Any], verdict: str, shifts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _advice(verdict: str, shifts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if verdict == OPEN:
         yield f"Record more: {LEAST_CLUSTERS} different queries at least, each of which reranking changes somewhere."
         return
@@ -119,8 +119,8 @@ def _advice(found: Mapping[str, Any], verdict: str, shifts: Sequence[Mapping[str
     away = [f"{each['attribute']}={each['group']}" for each in shifts if each["effect"] == AWAY]
     if away:
         yield (
-            f"Look at the queries below: are clips of {', '.join(away[:_NAMED])} moved because they match less or more, "
-            "or because the model knows them less well?"
+            f"Look at the queries below: are clips of {', '.join(away[:_NAMED])} moved because they match less or "
+            "more, or because the model knows them less well?"
         )
         yield (
             "A higher alpha keeps more of the engine's order, and with it more of its exposure: streamer sweep says "

@@ -201,7 +201,7 @@ def _advice(found: Data) -> Iterator[str]:
             "no bias; one that only says who is shown is."
         )
         yield (
-            "A higher STREAMER_ALPHA leaves more of the order to the engine, and another STREAMER_MODEL may differ less: "
+            "A higher STREAMER_ALPHA leaves more of the order to the engine, another STREAMER_MODEL may differ less: "
             "probe both before you choose. streamer audit says what your users see of it."
         )
     if any(each["says"] == REFUSED for each in found["pairs"]):
