@@ -178,7 +178,7 @@ def worded() -> tuple[Page, Any]:
     plain = np.stack([first[:, :50], second[:, :50]])
     masked = np.stack([plain] * 3)
     masked[:, 1, 2] -= 0.03
-    clips = tuple(f"c{number}" for number in range(299)) + (NAME,)
+    clips = (*(f"c{number}" for number in range(299)), NAME)
     found = decide(pairs, Scored(clips, np.stack([first, second])), Sensitivity(plain, masked, 1), top=10, seed=1)
     return words_report.page(found, NAME), found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from streamer.evaluation.words.masking import SHARE, Masked, masked
 from streamer.evaluation.words.scores import Scored, Sensitivity, drawn, files_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy.typing as npt
 
 PAIR = '[[pairs]]\nkind = "k"\nfirst = "a man runs"\nsecond = "a woman runs"\n'
@@ -105,9 +106,7 @@ def test_a_planted_bias_is_found_with_its_size_and_others_are_not() -> None:
         assert each["overlap"] < 1
     assert "in 2 of 4 pairs" in found["sentence"]
     assert "was not measured" in found["sentence"]
-    assert [each["title"] for each in found["examples"]] == [
-        title for title in ("a man 1 | a woman 1", "a man 3 | a woman 3") if title in str(found["examples"])
-    ] or len(found["examples"]) == 2
+    assert {each["title"] for each in found["examples"]} == {"a man 1 | a woman 1", "a man 3 | a woman 3"}
 
 
 def test_where_no_bias_is_planted_at_most_one_probe_in_twenty_finds_one(monkeypatch: pytest.MonkeyPatch) -> None:
