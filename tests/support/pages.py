@@ -228,7 +228,7 @@ def same(value: Any, text: str) -> bool:
 
 def palettes(page: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return the colours of a page's variables in the light and in the dark."""
-    (style,) = parsed(page).all("style")
+    style = next(parsed(page).all("style"))  # the page's own; a plot has another one
     css = "".join(part for part in style.parts if isinstance(part, str))
     light, dark, *_ = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
     one, other = (dict(re.findall(r"--(\w+): (#\w{6})", each)) for each in (light, dark))

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from streamer.evaluation.questions import ReplayError
 from streamer.evaluation.words.masking import Masked
+from streamer.store import StoreUnavailableError
 from streamer.video.errors import ClipError
 from streamer.video.isolation.pool import decoder_of_one
 
@@ -69,12 +70,12 @@ def drawn(clip_ids: Iterable[str], most: int, seed: int) -> list[str]:
 def of_store(store: Store, clip_ids: Sequence[str], texts: Texts) -> Scored:
     """Score clips as the service would; clips without a record are left out.
 
-    Raises :class:`ReplayError` where none has one.
+    Raises :class:`ReplayError` where none has one, and :class:`~streamer.store.StoreUnavailableError`.
     """
     parts = []
     for start in range(0, len(clip_ids), _CLIPS):
         some = clip_ids[start : start + _CLIPS]
-        parts.append([[store.score(some, text, None).frame.cosines for text in side] for side in texts])
+        parts.append([[_cosines(store, some, text) for text in side] for side in texts])
     if not parts:
         raise ReplayError("there are no clips to ask for")
     scores = np.concatenate([np.array(each, np.float64) for each in parts], axis=2)
@@ -84,6 +85,13 @@ def of_store(store: Store, clip_ids: Sequence[str], texts: Texts) -> Scored:
     return Scored(
         tuple(clip for clip, is_known in zip(clip_ids, known.tolist(), strict=True) if is_known), scores[:, :, known]
     )
+
+
+def _cosines(store: Store, clip_ids: Sequence[str], text: npt.NDArray[np.float32]) -> FloatArray:
+    scores = store.score(clip_ids, text, None)
+    if scores.unavailable:
+        raise StoreUnavailableError(scores.why)
+    return scores.frame.cosines
 
 
 def files_of(folder: Path, clip_ids: Iterable[str]) -> dict[str, Path]:
