@@ -187,7 +187,7 @@ def sweep(
     settings.named_model()
     import orjson  # noqa: PLC0415
 
-    from streamer.evaluation import sweep_report, sweep_run, trec  # noqa: PLC0415
+    from streamer.evaluation import sweep_examples, sweep_report, sweep_run, trec  # noqa: PLC0415
     from streamer.evaluation.choice import Caution  # noqa: PLC0415
     from streamer.evaluation.page import render  # noqa: PLC0415
     from streamer.evaluation.sweep import Grid  # noqa: PLC0415
@@ -206,6 +206,7 @@ def sweep(
     swept = sweep_run.sweep(run, topics, qrels, _models(settings, also), variants, grid, measures)
     several = len(swept.topics) >= folds
     found = sweep_report.data(swept, Caution(loss, most_losing), folds if several else 0)
+    found["examples"] = sweep_examples.examples(found, swept, run, topics, qrels, _models(settings, also))
     if html_file is not None:
         html_file.write(printable(render(sweep_report.page(found, run_file.name, qrels_file.name)), lines=True))
     if json_file is not None:

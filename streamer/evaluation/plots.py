@@ -23,7 +23,11 @@ OLD, NEW, LOSS, QUIET = "#6c7a89", "#2563eb", "#b5432e", "#dfe4ea"
 """The pages' colours: base, reranked, worse, background."""
 LINE = "#1c2530"
 """The colour of axes, and of the line that others are compared with."""
-STYLES = ({"color": NEW, "linestyle": "-"}, {"color": LOSS, "linestyle": "--"}, {"color": OLD, "linestyle": ":"})
+STYLES: tuple[dict[str, Any], ...] = (
+    {"color": NEW, "linestyle": "-"},
+    {"color": LOSS, "linestyle": "--"},
+    {"color": OLD, "linestyle": ":"},
+)
 """How several curves of one plot differ: not in their colour alone."""
 _VARIABLES = {
     OLD: "var(--old)",

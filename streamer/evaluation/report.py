@@ -69,11 +69,8 @@ def examples(
     gains: Mapping[str, float], runs: tuple[Run, Run], qrels: Qrels, texts: Mapping[str, str], measure: str
 ) -> list[Data]:
     """Return the first results of the topics that gain most and lose most from the first of ``runs`` to the second."""
-    ordered = sorted(gains, key=lambda topic: -gains[topic])
-    best = [topic for topic in ordered[: first_results.GAINING] if gains[topic] > 0]
-    worst = [topic for topic in ordered[-first_results.LOSING :] if gains[topic] < 0]
     found = []
-    for topic in (*best, *worst):
+    for topic in telling(gains):
         name = f"{texts[topic]} (topic {topic})" if topic in texts else f"topic {topic}"
         judgments = qrels.topics[topic]
         before, after = (list(each.topics[topic].ranked().shots) if topic in each.topics else [] for each in runs)
@@ -86,6 +83,14 @@ def examples(
             )
         )
     return found
+
+
+def telling(gains: Mapping[str, float]) -> list[str]:
+    """Return the topics that gain most, and then those that lose most."""
+    ordered = sorted(gains, key=lambda topic: -gains[topic])
+    best = [topic for topic in ordered[: first_results.GAINING] if gains[topic] > 0]
+    worst = [topic for topic in ordered[-first_results.LOSING :] if gains[topic] < 0]
+    return [*best, *worst]
 
 
 def topic_name(found: Data, topic: str) -> str:

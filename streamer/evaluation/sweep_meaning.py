@@ -106,6 +106,6 @@ def _advice(found: Mapping[str, Any], rule: str | None) -> Iterator[str]:
     if len({each["model"] for each in found["points"]}) > 1:
         yield f"These settings are for the model {point['model']}."
     yield (
-        "streamer replay with these settings writes the reranked run, and streamer evaluate --topics shows its first "
-        "results beside the engine's."
+        "streamer replay with these settings writes the reranked run, and streamer pilot says what they change for "
+        "your own queries."
     )

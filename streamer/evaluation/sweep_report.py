@@ -15,6 +15,7 @@ from streamer.evaluation import choice, plots, sweep_meaning
 from streamer.evaluation.alternatives import alternatives
 from streamer.evaluation.meaning import explained
 from streamer.evaluation.page import Advice, Headline, Page, Section, Settings, Table, Text, show
+from streamer.evaluation.report import example_section
 from streamer.evaluation.sweep_meaning import STORED
 from streamer.terminal import plain
 
@@ -361,6 +362,7 @@ def page(found: Data, run: str, qrels: str) -> Page:
         sections=[
             Section("What to do", _to_do(found)),
             Section("Recommended settings", [*map(Text, explained([measure, *found["other_measures"]])), *advice]),
+            *example_section(found, run, f"the {found['use'] or 'best'} setting"),
             Section("Alpha", [_alphas(found)]),
             Section(
                 "Gain and cost",

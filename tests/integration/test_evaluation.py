@@ -300,6 +300,8 @@ def test_a_sweeps_points_are_replays_and_its_page_shows_its_json(
         assert {"base", "best/gain", "cross_validation/best/low", "trade_off/0/ms", "visible/0/gain"} <= figures.keys()
         assert "other_measures/nDCG@10/cross_validation/best/says" in figures
         assert {"alternatives/1/low", "recommended/pooling"} <= figures.keys()
+        point = found[found["use"] or "best"]
+        assert bool(found["examples"]) == (point["frame_interval"] == point["precision"] == "stored")
         assert page.locator("figure svg").count() == 4
 
 

@@ -21,6 +21,7 @@ from streamer.evaluation.audit.groups import Catalogue
 from streamer.evaluation.audit.lists import Lists
 from streamer.evaluation.choice import Caution
 from streamer.evaluation.comparison import compare, compare_all
+from streamer.evaluation.first_results import example
 from streamer.evaluation.measures import evaluate
 from streamer.evaluation.page import Page, render
 from streamer.evaluation.pilot import decision
@@ -109,6 +110,7 @@ def swept(gain: float = 0.2) -> tuple[Page, Any]:
     topics = tuple(map(str, range(60)))
     measured = Sweep(("infAP", "nDCG@10"), topics, np.full((2, 60), 0.4), columns, np.stack([values, values]))
     found = sweep_report.data(measured, Caution(), 5)
+    found["examples"] = [example(NAME, ["a", "b"], ["b", "a", NAME], {"a": 1, "b": 0})]
     return sweep_report.page(found, NAME, "qrels"), found
 
 
