@@ -144,7 +144,7 @@ def _meaning(summary: Mapping[str, Any], queries: Sequence[Judged]) -> dict[str,
         verb = "raises" if after > before else "lowers" if after < before else "does not change"
         sentence = (
             f"Reranking {verb} the mean average precision of {len(known):,} queries: it goes from {before:.3f} to "
-            f"{after:.3f}; {gained:,} queries gain and {lost:,} lose."
+            f"{after:.3f}; {gained:,} gain and {lost:,} lose."
         )
         advice = [
             "The path works; what your users gain, rendered clips and a model trained on such clips do not show.",

@@ -150,7 +150,7 @@ def _verdict(root: Element) -> Iterator[str]:
     first, second = [each for each in main.parts if isinstance(each, Element)][:2]
     if first.tag != "h1" or second.attributes.get("class") != "verdict":
         yield "no verdict below the title"
-    elif not re.match(r"[A-Z].{15,}[.!]$", second.text()):
+    elif not re.match(r"[A-Z0-9].{15,}\.$", second.text()):
         yield f"the verdict is no sentence: {second.text()}"
 
 
