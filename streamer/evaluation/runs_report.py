@@ -79,9 +79,10 @@ def data(
     helping = [name for name, each in found["comparisons"].items() if meaning.effect(each[first]) == meaning.HELPS]
     hurting = [name for name, each in found["comparisons"].items() if meaning.effect(each[first]) == meaning.HURTS]
     found["best"] = best
+    are = "is" if len(helping) == 1 else "are"
     found["sentence"] = (
-        f"{len(helping):,} of {len(others):,} runs {'is' if len(helping) == 1 else 'are'} shown to be better than the "
-        f"first in {first}, and {len(hurting):,} to be worse. {meaning.comparison(first, found['comparisons'][best][first], best)}"
+        f"{len(helping):,} of {len(others):,} runs {are} shown to be better than the first in {first}, and "
+        f"{len(hurting):,} to be worse. {meaning.comparison(first, found['comparisons'][best][first], best)}"
     )
     found["advice"] = [f"{best}: {each}" for each in meaning.advice(found["comparisons"][best])]
     return found
