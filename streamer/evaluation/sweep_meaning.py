@@ -102,7 +102,7 @@ def _advice(found: Mapping[str, Any], rule: str | None) -> Iterator[str]:
                 f"with {value} alone for the setting without it."
             )
     if any(point[name] != STORED for name in ("frame_interval", "precision")):
-        yield "The frame interval and the precision are those of stored records: embed the clips again to change them."
+        yield "The frame interval or the precision is not that of the stored records: embed the clips again with it."
     if len({each["model"] for each in found["points"]}) > 1:
         yield f"These settings are for the model {point['model']}."
     yield (

@@ -376,7 +376,12 @@ def _to_do(found: Data) -> list[Part]:
     parts: list[Part] = [Advice([show(found, "advice", number) for number in range(len(found["advice"]))])]
     if found["settings"]:
         variables = {name: show(found, "settings", name) for name in found["settings"]}
-        parts.append(Settings(f"The {found['use']} setting, for the environment of streamer rerank:", variables))
+        whose = (
+            "streamer embed and streamer rerank"
+            if found[found["use"]]["frame_interval"] != STORED or found[found["use"]]["precision"] != STORED
+            else "streamer rerank"
+        )
+        parts.append(Settings(f"The {found['use']} setting, for the environment of {whose}:", variables))
     return parts
 
 

@@ -179,7 +179,7 @@ GAIN, LOSS, NOTHING = estimate(0.01, 0.05), estimate(-0.09, -0.02), estimate(-0.
     [
         ({}, READY, ""),
         ({"clicks": clicked(LOSS, LOSS)}, STOP, ""),
-        ({"clicks": clicked(GAIN, NOTHING)}, COLLECT, "needed_queries"),
+        ({"clicks": clicked(GAIN, NOTHING)}, COLLECT, "queries with clicks would decide"),
         ({"clicks": clicked(LOSS, NOTHING)}, COLLECT, "gain or loss depends on the position bias"),
         ({"clicks": clicked(GAIN, LOSS)}, COLLECT, "gain or loss depends on the position bias"),
         ({"clicks": clicked(estimate(-0.009, -0.001))}, COLLECT, "too close to none"),

@@ -198,7 +198,7 @@ def _missing(decided: Data) -> Iterator[str]:
     if sides in ({GAIN}, {LOSS}):
         return
     if clicks["needed_queries"] is not None:
-        yield "clicks: about as many queries with clicks as needed_queries says would decide, if the estimates stay"
+        yield f"clicks: about {clicks['needed_queries']:,} queries with clicks would decide, if the estimates stay"
     elif {1, -1} <= {math.copysign(1, each["gain"]) for each in clicks["estimates"]}:
         yield (
             "clicks: gain or loss depends on the position bias that is assumed, and more clicks do not change that; "
