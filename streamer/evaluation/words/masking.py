@@ -39,7 +39,7 @@ def masked(frame: Frame, seed: int, share: float = SHARE) -> Frame:
     """Return a copy of a frame (height, width, 3) with ``share`` of its area in its mean colour."""
     height, width = frame.shape[:2]
     tall, wide = (max(1, round(side * share**0.5)) for side in (height, width))
-    rng = np.random.default_rng([seed, zlib.crc32(np.ascontiguousarray(frame))])
+    rng = np.random.default_rng([seed, zlib.crc32(frame.tobytes())])
     top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
     changed = frame.copy()
     changed[top : top + tall, left : left + wide] = frame.reshape(-1, frame.shape[2]).mean(axis=0).round()
