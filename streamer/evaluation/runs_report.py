@@ -91,7 +91,7 @@ def data(
 def best_run(found: Data) -> str:
     """Return the name of the run that gains most in the first measure; the earlier one of equals."""
     first = next(iter(found["run"]["mean"]))
-    of = found["comparisons"]
+    of: Mapping[str, Data] = found["comparisons"]
     return max(of, key=lambda name: (of[name][first]["gain"], -list(of).index(name)))
 
 

@@ -34,7 +34,7 @@ def test_each_page_can_be_read_wide_and_narrow_in_light_and_dark(name: str, chro
             if folder := os.environ.get("REPORT_PICTURES"):
                 page.screenshot(path=Path(folder) / f"{name}-{width}.png")
         for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # one of playwright's literals
+            page.emulate_media(color_scheme=scheme)
             assert axe.grave(page) == []
 
 

@@ -153,10 +153,13 @@ def _examples(rows: Sequence[Mapping[str, Any]], scored: Scored, top: int) -> li
     """Return the first results of both queries of the pairs that overlap least, of those that differ."""
     of = sorted((each["overlap"], number) for number, each in enumerate(rows) if each["says"] == DIFFERS)
     first, second = scored.scores
+
+    def results(scores: FloatArray) -> list[str]:
+        return [scored.clips[clip] for clip in _best(scores, top)]
+
     return [
         first_results.example(
-            f"{rows[number]['first']} | {rows[number]['second']}",
-            *([scored.clips[clip] for clip in _best(side[number], top)] for side in (first, second)),
+            f"{rows[number]['first']} | {rows[number]['second']}", results(first[number]), results(second[number])
         )
         for _, number in of[:_EXAMPLES]
     ]
