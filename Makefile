@@ -8,7 +8,7 @@ SOURCES := streamer training tests scripts bench conftest.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts named dashboard-picture capacity avs decide method soak crowds scarce store-copy store-faults image image-test pin-images lint format kafka topics docs site top-picture model lock clean
+.PHONY: help install demo check test explore tools chaos fuzz-video bench peers alerts named dashboard-picture report-pictures capacity avs decide method soak crowds scarce store-copy store-faults image image-test pin-images lint format kafka topics docs site top-picture model lock clean
 
 help: ## Print the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -43,7 +43,7 @@ explore: $(STAMP) ## Run the property tests with examples that are new each time
 	EXPLORE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/component tests/fuzz
 
 # What tests run against and no wheel carries; the names are Debian's packages.
-TOOLS := chromium prometheus redis-server
+TOOLS := chromium npm prometheus redis-server
 tools: ## Install the programs that tests run against, where they are missing (as root, on Debian)
 	@for each in $(TOOLS) promtool; do command -v $$each >/dev/null || missing=1; done; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -102,6 +102,10 @@ named: $(STAMP) tools ## Cause each fault that stays, and measure how long until
 
 dashboard-picture: $(STAMP) tools ## Draw docs/dashboard.png from a real Prometheus beside running services
 	DASHBOARD_PICTURE=docs/dashboard.png $(BIN)/python -m pytest tests/integration/test_alerts.py -k dashboard
+
+report-pictures: $(STAMP) tools ## Draw docs/reports/, pictures of the reports at the widths of a desk and of a phone
+	mkdir -p docs/reports
+	REPORT_PICTURES=docs/reports $(BIN)/python -m pytest tests/component/test_report_pages.py -k "wide_and_narrow"
 
 soak: $(STAMP) ## Memory under a backlog of 500 MB, and a minute's decode, on a real Kafka (10 to 20 minutes)
 	$(BIN)/python -m pytest -s tests/soak/soak.py

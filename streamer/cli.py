@@ -253,6 +253,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         "streamer.store.protocol": "StoreUnavailableError",
         "streamer.evaluation.trec_rows": "TrecError",
         "streamer.evaluation.measures": "MeasureError",
+        "streamer.evaluation.words.lists": "WordListError",
         "streamer.demo.run": "DemoError",
         "streamer.demo.services": "ServiceError",
     }

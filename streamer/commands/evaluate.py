@@ -86,6 +86,7 @@ def paragraph_option() -> Callable[[F], F]:
     multiple=True,
     help="TREC run of the same topics after reranking; may be repeated, to compare several runs with the first.",
 )
+@click.option("--topics", "topics_path", type=_INPUT, help="Text of each topic, shown in the page and the JSON.")
 @measures_option()
 @paragraph_option()
 @click.option(
@@ -99,6 +100,7 @@ def evaluate(
     run_path: Path,
     qrels_path: Path,
     reranked_paths: Sequence[Path],
+    topics_path: Path | None,
     measures: Sequence[str],
     is_paragraph: bool,
     missing_as_zero: bool,
@@ -116,10 +118,13 @@ def evaluate(
     from streamer.evaluation import report, runs_report  # noqa: PLC0415
     from streamer.evaluation.comparison import compare, compare_all  # noqa: PLC0415
     from streamer.evaluation.page import render  # noqa: PLC0415
-    from streamer.evaluation.trec import matched, read_qrels, read_run  # noqa: PLC0415
+    from streamer.evaluation.trec import joined, matched, read_qrels, read_run, read_topics  # noqa: PLC0415
 
     qrels = read_qrels(qrels_path, is_paragraph=is_paragraph)
     runs = [matched(read_run(path), qrels) for path in (run_path, *reranked_paths)]
+    named_texts = {} if topics_path is None else read_topics(topics_path, is_paragraph=is_paragraph)
+    topics = [topic for run in runs for topic in run.topics]
+    texts = {topic: named_texts[name] for topic in topics if (name := joined(topic, named_texts)) in named_texts}
     names = _names([run_path, *reranked_paths])
     last = measuring.last_place(runs, qrels)
     evaluations = [measuring.evaluate(run, qrels, measures, missing_as_zero=missing_as_zero, last=last) for run in runs]
@@ -132,12 +137,18 @@ def evaluate(
     base, *others = evaluations
     if len(others) > 1:
         named = dict(zip(names[1:], others, strict=True))
-        found = runs_report.data(base, named, compare_all(base, named))
+        found = runs_report.data(base, named, compare_all(base, named), texts)
+        best = names.index(found["best"], 1)
+        gains = found["comparisons"][found["best"]][measures[0]]["gains"]
+        found["examples"] = report.examples(gains, (runs[0], runs[best]), qrels, texts, measures[0])
         page = partial(runs_report.page, found, names[0], qrels_path.name)
         tables = runs_report.terminal(found, names[0])
     else:
         reranked = next(iter(others), None)
-        found = report.data(base, reranked, compare(base, reranked) if reranked else {})
+        found = report.data(base, reranked, compare(base, reranked) if reranked else {}, texts)
+        if reranked:
+            gains = found["comparison"][measures[0]]["gains"]
+            found["examples"] = report.examples(gains, (runs[0], runs[1]), qrels, texts, measures[0])
         page = partial(report.page, found, run_path.name, qrels_path.name, *(path.name for path in reranked_paths))
         tables = report.terminal(found)
     for warning in (*warnings, *report.doubts(found)):
@@ -147,6 +158,7 @@ def evaluate(
     if json_file is not None:
         json_file.write(printable(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n", lines=True))
     if "-" not in {file.name for file in (json_file, html_file) if file}:
+        echo(found["sentence"])
         console = Terminal()
         for table in tables:
             console.print(table)

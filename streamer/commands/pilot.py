@@ -10,7 +10,7 @@ import click
 
 from streamer.commands.flags import SettingsCommand
 from streamer.commands.replay import FILE, recorded, recorded_options
-from streamer.terminal import Terminal, printable
+from streamer.terminal import Terminal, echo, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,6 +108,7 @@ def pilot(
     if json_file is not None:
         json_file.write(printable(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n", lines=True))
     if "-" not in {file.name for file in (json_file, html_file) if file}:
+        echo(found["sentence"])
         console = Terminal()
         for table in report.terminal(found):
             console.print(table)

@@ -15,7 +15,7 @@ from streamer.events import MAX_RESULTS
 from streamer.pooling import EXPECTED, MAX, parse
 from streamer.scoring import IMPUTE, Missing, Normalization
 from streamer.settings import Precision
-from streamer.terminal import Terminal, printable
+from streamer.terminal import Terminal, echo, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -187,7 +187,7 @@ def sweep(
     settings.named_model()
     import orjson  # noqa: PLC0415
 
-    from streamer.evaluation import sweep_report, sweep_run, trec  # noqa: PLC0415
+    from streamer.evaluation import sweep_examples, sweep_report, sweep_run, trec  # noqa: PLC0415
     from streamer.evaluation.choice import Caution  # noqa: PLC0415
     from streamer.evaluation.page import render  # noqa: PLC0415
     from streamer.evaluation.sweep import Grid  # noqa: PLC0415
@@ -206,11 +206,13 @@ def sweep(
     swept = sweep_run.sweep(run, topics, qrels, _models(settings, also), variants, grid, measures)
     several = len(swept.topics) >= folds
     found = sweep_report.data(swept, Caution(loss, most_losing), folds if several else 0)
+    found["examples"] = sweep_examples.examples(found, swept, run, topics, qrels, _models(settings, also))
     if html_file is not None:
         html_file.write(printable(render(sweep_report.page(found, run_file.name, qrels_file.name)), lines=True))
     if json_file is not None:
         json_file.write(printable(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n", lines=True))
     if "-" not in {file.name for file in (json_file, html_file) if file}:
+        echo(found["sentence"])
         console = Terminal()
         for table in sweep_report.terminal(found):
             console.print(table)

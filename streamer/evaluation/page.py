@@ -1,13 +1,15 @@
-"""Reports as self-contained HTML pages: headline figures, texts, tables, pictures, and the JSON of all figures.
+"""Reports as self-contained HTML pages: a verdict, headline figures, texts, tables, pictures, and the JSON of all.
 
 Every number on a page is a :class:`Shown`, made by :func:`show` from the page's own data, so that the displayed numbers
 and the JSON in the page (the element ``#data``) cannot differ. A page runs no script and loads nothing from the
-network.
+network. It can be read on a phone, in the dark, by keyboard and by a screen reader: tables and plots that are wider
+than the window scroll within a region of their own, which has a name, and colours are the stylesheet's variables.
 """
 
 from __future__ import annotations
 
 import html
+import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +17,7 @@ import jinja2
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 NOTHING = "-"
 """The text for null values."""
@@ -33,7 +35,9 @@ class Shown:
         return self.text
 
     def __html__(self) -> str:
-        """Return the text with its path for a template."""
+        """Return the text for a template, with its path if it has one."""
+        if not self.path:
+            return html.escape(self.text)
         return f'<span data-figure="{html.escape(self.path)}">{html.escape(self.text)}</span>'
 
 
@@ -62,6 +66,11 @@ class Headline:
     label: str
     tone: str = ""
 
+    @property
+    def is_text(self) -> bool:
+        """Return whether the value is words, which need more room than a number."""
+        return not any(each.isdigit() for each in self.value.text) and len(self.value.text) > len(NOTHING)
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -73,9 +82,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells; the columns in ``numeric`` are right-aligned."""
+    """Rows of cells below a caption; the first cell of a row names it, the columns in ``numeric`` are right-aligned."""
 
     kind: ClassVar[str] = "table"
+    caption: Shown | str
     columns: Sequence[str]
     rows: Sequence[Sequence[Shown | str]]
     numeric: frozenset[int] = frozenset()
@@ -83,11 +93,43 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An ``<svg>`` element, made by :func:`streamer.evaluation.plots.picture`, and its caption."""
+    """An ``<svg>`` element, made by :func:`streamer.evaluation.plots.picture`, with its caption."""
 
     kind: ClassVar[str] = "picture"
     svg: str
-    caption: str = ""
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What to do next, each item a sentence."""
+
+    kind: ClassVar[str] = "advice"
+    items: Sequence[Shown | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Environment variables to paste into a shell, by their names."""
+
+    kind: ClassVar[str] = "settings"
+    caption: str
+    variables: Mapping[str, Shown]
+
+    def lines(self) -> Iterator[tuple[str, Shown, str]]:
+        """Yield what stands before each value, the value, and what stands behind it: quotes where a shell needs them.
+
+        A value with a single quote itself is written by :func:`shlex.quote`, which then is no figure of the page's.
+        """
+        for name, value in self.variables.items():
+            quote = "" if shlex.quote(value.text) == value.text else "'"
+            if "'" in value.text:
+                yield f"export {name}=", Shown(shlex.quote(value.text), ""), ""
+            else:
+                yield f"export {name}={quote}", value, quote
+
+
+Part = Text | Table | Picture | Advice | Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +137,19 @@ class Section:
     """A section of the page with its title."""
 
     title: str
-    parts: Sequence[Text | Table | Picture]
+    parts: Sequence[Part]
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A report; ``data`` is its JSON, and ``verdict`` what it means, in a sentence."""
+    """A report; ``verdict`` says in its first sentence what it means, ``lead`` what it is of; ``data`` is its JSON."""
 
     title: str
+    verdict: Shown
     lead: str
     data: Mapping[str, Any]
     headline: Sequence[Headline] = ()
     sections: Sequence[Section] = field(default_factory=list)
-    verdict: Shown | None = None
 
 
 def environment(*packages: str) -> jinja2.Environment:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table as TerminalTable
 
-from streamer.evaluation import plots
+from streamer.evaluation import first_results, meaning, plots
 from streamer.evaluation.measures import RANKS, gain
-from streamer.evaluation.page import Headline, Page, Section, Shown, Table, Text, show
+from streamer.evaluation.page import Advice, Headline, Page, Section, Shown, Table, Text, show
 from streamer.terminal import plain
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from streamer.evaluation.comparison import Comparison
     from streamer.evaluation.measures import Evaluation
-    from streamer.evaluation.page import Picture
+    from streamer.evaluation.page import Part, Picture
+    from streamer.evaluation.trec import Qrels, Run
 
 Data = dict[str, Any]
 
@@ -33,13 +34,80 @@ _BARS = 60
 """The largest number of topics for which bars have labels."""
 
 
-def data(base: Evaluation, reranked: Evaluation | None, comparison: Mapping[str, Comparison]) -> Data:
-    """Return all results as JSON, numbers unrounded."""
-    found: Data = {"run": {"topics": base.topics, "mean": base.mean}}
-    if reranked is not None:
-        found["reranked"] = {"topics": reranked.topics, "mean": reranked.mean}
-        found["comparison"] = compared(base, reranked, comparison)
+def data(
+    base: Evaluation,
+    reranked: Evaluation | None,
+    comparison: Mapping[str, Comparison],
+    texts: Mapping[str, str] | None = None,
+) -> Data:
+    """Return all results as JSON, numbers unrounded; ``texts``: those of the topics, as far as they are known."""
+    found: Data = {
+        "sentence": "",
+        "advice": [],
+        "texts": known(texts, base.topics, {} if reranked is None else reranked.topics),
+        "run": {"topics": base.topics, "mean": base.mean},
+    }
+    first = next(iter(base.mean))
+    if reranked is None:
+        of, topics = f"{'' if first in RANKS else 'mean '}{first}", len(base.topics)
+        found["sentence"] = f"The run reaches a {of} of {base.mean[first]:.4f} over {topics:,} topics."
+        found["advice"] = ["Compare it with another run of the same topics: give that one with --reranked."]
+        return found
+    found["reranked"] = {"topics": reranked.topics, "mean": reranked.mean}
+    found["comparison"] = compared(base, reranked, comparison)
+    found["sentence"] = meaning.comparison(first, found["comparison"][first])
+    found["advice"] = list(meaning.advice(found["comparison"]))
     return found
+
+
+def known(texts: Mapping[str, str] | None, *topics: Iterable[str]) -> dict[str, str]:
+    """Return the texts of those of the topics that have one."""
+    return {topic: texts[topic] for each in topics for topic in each if topic in texts} if texts else {}
+
+
+def examples(
+    gains: Mapping[str, float], runs: tuple[Run, Run], qrels: Qrels, texts: Mapping[str, str], measure: str
+) -> list[Data]:
+    """Return the first results of the topics that gain most and lose most from the first of ``runs`` to the second."""
+    found = []
+    for topic in telling(gains):
+        name = f"{texts[topic]} (topic {topic})" if topic in texts else f"topic {topic}"
+        judgments = qrels.topics[topic]
+        before, after = (list(each.topics[topic].ranked().shots) if topic in each.topics else [] for each in runs)
+        found.append(
+            first_results.example(
+                f"{name}: {gains[topic]:+.4f} in {measure}",
+                before,
+                after,
+                dict(zip(judgments.shots, judgments.rels.tolist(), strict=True)),
+            )
+        )
+    return found
+
+
+def telling(gains: Mapping[str, float]) -> list[str]:
+    """Return the topics that gain most, and then those that lose most."""
+    ordered = sorted(gains, key=lambda topic: -gains[topic])
+    best = [topic for topic in ordered[: first_results.GAINING] if gains[topic] > 0]
+    worst = [topic for topic in ordered[-first_results.LOSING :] if gains[topic] < 0]
+    return [*best, *worst]
+
+
+def topic_name(found: Data, topic: str) -> str:
+    """Return a topic as readers know it: its number, and its text where that is known."""
+    text = found["texts"].get(topic)
+    return topic if text is None else f"{topic}: {text}"
+
+
+def example_section(found: Data, engine: str, reranked: str) -> list[Section]:
+    """Make the section with the first results of some topics, if there are any."""
+    if not found.get("examples"):
+        return []
+    note = Text(
+        f"The first {first_results.FIRST} results of the topics that gain most and lose most, as {engine} and "
+        f"{reranked} have them. Relevant: as judged."
+    )
+    return [Section("Where it applies", [note, *first_results.tables(found)])]
 
 
 def compared(base: Evaluation, other: Evaluation, comparison: Mapping[str, Comparison]) -> Data:
@@ -89,19 +157,29 @@ def page(found: Data, run: str, qrels: str, reranked: str = "", *, warnings: Seq
             Headline(show(found, "comparison", first, "losses"), "topics lost"),
             Headline(show(found, "comparison", first, "randomization_p", form=P), "p, randomisation"),
         ]
-    summary = Table(["", *measures], list(_summary_rows(found)), frozenset(range(1, len(measures) + 1)))
+    summary = Table(
+        "Over all topics", ["figure", *measures], list(_summary_rows(found)), frozenset(range(1, len(measures) + 1))
+    )
     lead = f"{run} before and {reranked} after, judged by {qrels}" if is_compared else f"{run} judged by {qrels}"
     notes = [*([_SIGNIFICANCE] if is_compared else []), *ranks_note(measures), *doubts(found), *warnings]
     return Page(
         title="What reranking changed" if is_compared else "How good the run is",
+        verdict=show(found, "sentence"),
         lead=lead,
         data=found,
         headline=headline,
         sections=[
-            Section("Over all topics", [summary, *map(Text, notes)]),
+            advice_section(found),
+            Section("Over all topics", [*map(Text, meaning.explained(measures)), summary, *map(Text, notes)]),
+            *example_section(found, run, reranked),
             *(_measure_section(found, measure) for measure in measures),
         ],
     )
+
+
+def advice_section(found: Data, *more: Part) -> Section:
+    """Make the section that says what to do next."""
+    return Section("What to do", [Advice([show(found, "advice", each) for each in range(len(found["advice"]))]), *more])
 
 
 _TOPIC_COLUMNS = ("topic", "run", "reranked", "gain")
@@ -199,7 +277,7 @@ def _by_change(found: Data, measure: str) -> list[str]:
 
 
 def _topic_row(found: Data, measure: str, topic: str) -> list[Shown | str]:
-    row: list[Shown | str] = [topic]
+    row: list[Shown | str] = [topic_name(found, topic)]
     for side in ("run", "reranked"):
         if side in found:
             there = topic in found[side]["topics"]
@@ -213,11 +291,12 @@ def _topic_row(found: Data, measure: str, topic: str) -> list[Shown | str]:
 def _measure_section(found: Data, measure: str) -> Section:
     columns = _TOPIC_COLUMNS[: _width(found)]
     rows = [_topic_row(found, measure, topic) for topic in _by_change(found, measure)]
-    topics = Table(columns, rows, _numeric(columns))
+    topics = Table(f"{measure} of each topic", columns, rows, _numeric(columns))
     if "comparison" not in found:
         return Section(measure, [_values_picture(found, measure), topics])
     at = ("comparison", measure, "by_strength")
     strength = Table(
+        f"Gain in {measure} by the run's own value",
         _STRENGTH_COLUMNS,
         [
             [
@@ -242,9 +321,12 @@ def _gains_picture(found: Data, measure: str) -> Picture:
     def draw(axes: Axes) -> None:
         _bars(axes, {topic: gains[topic] for topic in ordered})
         axes.set_ylabel(f"gain in {measure}")
-        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xlabel(_topics_label(len(ordered)))
+        axes.axhline(0, color=plots.LINE, linewidth=0.8)
 
-    return plots.picture(draw, name=f"gains-{_id(measure)}", caption=f"Gain of each topic in {measure}, sorted.")
+    of = found["comparison"][measure]
+    caption = f"Gain of each topic in {measure}, sorted: {of['wins']:,} gain (blue), {of['losses']:,} lose (red)."
+    return plots.picture(draw, name=f"gains-{_id(measure)}", caption=caption)
 
 
 def _values_picture(found: Data, measure: str) -> Picture:
@@ -253,6 +335,7 @@ def _values_picture(found: Data, measure: str) -> Picture:
     def draw(axes: Axes) -> None:
         _bars(axes, dict(sorted(values.items(), key=lambda item: -item[1])))
         axes.set_ylabel(measure)
+        axes.set_xlabel(_topics_label(len(values)))
 
     return plots.picture(draw, name=f"values-{_id(measure)}", caption=f"{measure} of each topic, sorted.")
 
@@ -264,10 +347,15 @@ def _bars(axes: Axes, values: Mapping[str, float]) -> None:
         bar.set_gid(f"bar-{number}")
     axes.grid(visible=False, axis="x")
     if len(values) <= _BARS:
-        axes.set_xticks(range(len(values)), list(values), rotation=90, fontsize=7, parse_math=False)
+        axes.set_xticks(
+            range(len(values)), [plots.short(topic) for topic in values], rotation=90, fontsize=7, parse_math=False
+        )
     else:
         axes.set_xticks([])
-        axes.set_xlabel(f"{len(values):,} topics")
+
+
+def _topics_label(count: int) -> str:
+    return f"topics, sorted ({count:,})"
 
 
 def _strength_picture(found: Data, measure: str) -> Picture:
@@ -280,9 +368,9 @@ def _strength_picture(found: Data, measure: str) -> Picture:
         points.set_gid("topics")
         centres = [(group["low"] + group["high"]) / 2 for group in groups]
         axes.plot(centres, [group["gain"] for group in groups], color=plots.NEW, marker="o", label="mean of a group")
-        axes.axhline(0, color="black", linewidth=0.8)
+        axes.axhline(0, color=plots.LINE, linewidth=0.8)
         axes.set_xlabel(f"{measure} of the run")
-        axes.set_ylabel("gain")
+        axes.set_ylabel(f"gain in {measure}")
         axes.legend(frameon=False)
 
     caption = f"Gain by the run's own value on a topic ({measure}); groups of equal size."

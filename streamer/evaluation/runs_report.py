@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamer.evaluation import plots
+from streamer.evaluation import meaning, plots
 from streamer.evaluation.page import Headline, Page, Section, Shown, Table, Text, show
 from streamer.evaluation.report import (
     GAIN,
     TERMINAL_TOPICS,
     Data,
     P,
+    advice_section,
     compared,
     doubts,
+    example_section,
+    known,
     ranks_note,
     terminal_table,
     tone_of,
+    topic_name,
 )
 from streamer.terminal import plain, printable
 
@@ -55,14 +59,40 @@ _NOTE = (
 
 
 def data(
-    base: Evaluation, others: Mapping[str, Evaluation], comparisons: Mapping[str, Mapping[str, Comparison]]
+    base: Evaluation,
+    others: Mapping[str, Evaluation],
+    comparisons: Mapping[str, Mapping[str, Comparison]],
+    texts: Mapping[str, str] | None = None,
 ) -> Data:
-    """Return all results as JSON, numbers unrounded; the runs are known by their names."""
-    return {
+    """Return all results as JSON, numbers unrounded; the runs are known by their names.
+
+    ``texts``: those of the topics, as far as they are known.
+    """
+    found: Data = {
+        "texts": known(texts, base.topics, *(other.topics for other in others.values())),
         "run": {"topics": base.topics, "mean": base.mean},
         "runs": {name: {"topics": other.topics, "mean": other.mean} for name, other in others.items()},
         "comparisons": {name: compared(base, other, comparisons[name]) for name, other in others.items()},
     }
+    first = next(iter(base.mean))
+    best = best_run(found)
+    helping = [name for name, each in found["comparisons"].items() if meaning.effect(each[first]) == meaning.HELPS]
+    hurting = [name for name, each in found["comparisons"].items() if meaning.effect(each[first]) == meaning.HURTS]
+    found["best"] = best
+    are = "is" if len(helping) == 1 else "are"
+    found["sentence"] = (
+        f"{len(helping):,} of {len(others):,} runs {are} shown to be better than the first in {first}, and "
+        f"{len(hurting):,} to be worse. {meaning.comparison(first, found['comparisons'][best][first], best)}"
+    )
+    found["advice"] = [f"{best}: {each}" for each in meaning.advice(found["comparisons"][best])]
+    return found
+
+
+def best_run(found: Data) -> str:
+    """Return the name of the run that gains most in the first measure; the earlier one of equals."""
+    first = next(iter(found["run"]["mean"]))
+    of: Mapping[str, Data] = found["comparisons"]
+    return max(of, key=lambda name: (of[name][first]["gain"], -list(of).index(name)))
 
 
 def terminal(found: Data, run: str) -> Iterator[TerminalTable]:
@@ -93,15 +123,22 @@ def page(found: Data, run: str, qrels: str, *, warnings: Sequence[str] = ()) -> 
         )
         for name, each in found["comparisons"].items()
     ]
-    summary = Table(_COLUMNS, list(_summary_rows(found, run)), frozenset(range(_TEXTS, len(_COLUMNS))))
+    summary = Table(
+        "Each run against the first", _COLUMNS, list(_summary_rows(found, run)), frozenset(range(_TEXTS, len(_COLUMNS)))
+    )
     notes = [_NOTE, *ranks_note(measures), *doubts(found), *warnings]
     return Page(
         title="How the runs differ from the first",
+        verdict=show(found, "sentence"),
         lead=f"{', '.join(found['runs'])} against {run}, judged by {qrels}",
         data=found,
         headline=headline,
         sections=[
-            Section("Each run against the first", [summary, *map(Text, notes)]),
+            advice_section(found),
+            Section(
+                "Each run against the first", [*map(Text, meaning.explained(measures)), summary, *map(Text, notes)]
+            ),
+            *example_section(found, run, found["best"]),
             *(_measure_section(found, measure, run) for measure in measures),
         ],
     )
@@ -138,7 +175,7 @@ def _summary_rows(found: Data, run: str) -> Iterator[list[Shown | str]]:
         yield [measure, run, *(of_first.get(label, "") for label, _, _ in _SUMMARY)]
         for name in found["runs"]:
             at = ("comparisons", name, measure)
-            yield ["", name, *(show(found, *at, key, form=form) for _, key, form in _SUMMARY)]
+            yield [measure, name, *(show(found, *at, key, form=form) for _, key, form in _SUMMARY)]
 
 
 def _by_change(found: Data, measure: str) -> list[str]:
@@ -158,13 +195,14 @@ def _topic_row(found: Data, measure: str, topic: str) -> list[Shown | str]:
             of = of[key]
         return show(found, *side, "topics", topic, measure) if topic in of["topics"] else "missing"
 
-    return [topic, cell("run"), *(cell("runs", name) for name in found["runs"])]
+    return [topic_name(found, topic), cell("run"), *(cell("runs", name) for name in found["runs"])]
 
 
 def _measure_section(found: Data, measure: str, run: str) -> Section:
     columns = ["topic", run, *found["runs"]]
     rows = [_topic_row(found, measure, topic) for topic in _by_change(found, measure)]
-    return Section(measure, [_picture(found, measure), Table(columns, rows, frozenset(range(1, len(columns))))])
+    topics = Table(f"{measure} of each topic", columns, rows, frozenset(range(1, len(columns))))
+    return Section(measure, [_picture(found, measure), topics])
 
 
 def _picture(found: Data, measure: str) -> Picture:
@@ -177,10 +215,11 @@ def _picture(found: Data, measure: str) -> Picture:
             colour = plots.NEW if each["gain"] >= 0 else plots.LOSS
             axes.plot([low, high], [number, number], color=colour, linewidth=2)
             axes.plot([each["gain"]], [number], color=colour, marker="o", gid=f"gain-{number}")
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(names)), names, parse_math=False)
+        axes.axvline(0, color=plots.LINE, linewidth=0.8)
+        axes.set_yticks(range(len(names)), [plots.short(name) for name in names], parse_math=False)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlabel(f"gain in {measure}")
+        axes.set_xlabel(f"gain in {measure}, with its 95 % confidence interval")
+        axes.set_ylabel("run")
 
     name = f"runs-{measure.replace('@', '-')}"
     caption = f"Gain of each run in {measure} over the first, with its 95 % confidence interval."

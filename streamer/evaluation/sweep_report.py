@@ -11,9 +11,12 @@ import numpy as np
 from rich import box
 from rich.table import Table as TerminalTable
 
-from streamer.evaluation import choice, plots
+from streamer.evaluation import choice, plots, sweep_meaning
 from streamer.evaluation.alternatives import alternatives
-from streamer.evaluation.page import Headline, Page, Section, Table, Text, show
+from streamer.evaluation.meaning import explained
+from streamer.evaluation.page import Advice, Headline, Page, Section, Settings, Table, Text, show
+from streamer.evaluation.report import example_section
+from streamer.evaluation.sweep_meaning import STORED
 from streamer.terminal import plain
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from streamer.evaluation.choice import Caution, CrossValidation, Rule
-    from streamer.evaluation.page import Picture, Shown
+    from streamer.evaluation.page import Part, Picture, Shown
     from streamer.evaluation.sweep_run import Column, Sweep
     from streamer.scoring import FloatArray, IntArray
 
@@ -34,8 +37,6 @@ COSTS = {
     "frames_a_clip": "encoded frames per clip",
 }
 """The costs that are compared with the gain."""
-_STORED = "stored"
-
 
 _MULTIPLES = (1, 2, 5, 10)
 """The numbers of topics, relative to these, for which the report says what could be seen."""
@@ -51,7 +52,7 @@ def data(found: Sweep, caution: Caution, folds: int) -> Data:
     first = _of_measure(found, 0, caution, folds, chains)
     points: list[Data] = first.pop("points")
     validated = first["cross_validation"]
-    return {
+    decided: Data = {
         "topics": len(found.topics),
         "measure": found.measures[0],
         **first,
@@ -82,6 +83,7 @@ def data(found: Sweep, caution: Caution, folds: int) -> Data:
             if number
         },
     }
+    return {**sweep_meaning.decide(decided), **decided}
 
 
 def _of_measure(found: Sweep, number: int, caution: Caution, folds: int, chains: Sequence[IntArray]) -> Data:
@@ -134,8 +136,8 @@ def _setting(column: Column) -> Data:
     interval, precision = column.variant
     return {
         "model": column.model,
-        "frame_interval": _STORED if interval is None else interval / 1000,
-        "precision": precision or _STORED,
+        "frame_interval": STORED if interval is None else interval / 1000,
+        "precision": precision or STORED,
         **asdict(column.method),
     }
 
@@ -231,7 +233,7 @@ def terminal(found: Data) -> Iterator[TerminalTable]:
             yield _terminal("Other measures on unseen topics", _OTHERS, _others(found))
         yield _terminal("What so many topics can show", _VISIBLE, _visible(found))
     rows = [narrow(_row(found, "trade_off", number)) for number in range(len(found["trade_off"]))]
-    yield _terminal("Best setting for each model, interval, precision and depth", columns, rows)
+    yield _terminal(_TRADE_OFF, columns, rows)
 
 
 _ALTERNATIVES = ("parameter", "value", "compared with", "gains more", "CI from", "to", "says", "recommended")
@@ -323,7 +325,7 @@ def page(found: Data, run: str, qrels: str) -> Page:
         Headline(show(found, "best", measure), f"mean {measure}, best setting"),
     ]
     if found["conservative"] is None:
-        advice: list[Text | Table] = [Text(f"Of no setting do these topics confirm that {bound} (conservative).")]
+        advice: list[Part] = [Text(f"Of no setting do these topics confirm that {bound} (conservative).")]
     else:
         headline.append(
             Headline(show(found, "conservative", "gain", form="+.4f"), "gain of the conservative setting", "gain")
@@ -336,32 +338,59 @@ def page(found: Data, run: str, qrels: str) -> Page:
         ]
     numeric = frozenset(range(3, len(_COLUMNS)))
     rows = [[title, *row] for title, row in _choices(found)]
-    advice.append(Table(["", *_titles(found)], rows, frozenset(each + 1 for each in numeric)))
+    columns = ["setting", *_titles(found)]
+    advice.append(Table("Recommended settings", columns, rows, frozenset(each + 1 for each in numeric)))
     if found["cross_validation"]:
-        advice += [Text(_WHY_UNSEEN), Table(_UNSEEN, _unseen(found), frozenset(range(1, len(_UNSEEN))))]
+        unseen = Table(f"Gain in {measure} on unseen topics", _UNSEEN, _unseen(found), _numbers(_UNSEEN))
+        advice += [Text(_WHY_UNSEEN), unseen]
         if found["alternatives"]:
-            advice += [Text(_WHY_ALTERNATIVES), Table(_ALTERNATIVES, _other_ways(found), frozenset(range(3, 6)))]
+            others = Table("Other ways, on unseen topics", _ALTERNATIVES, _other_ways(found), frozenset(range(3, 6)))
+            advice += [Text(_WHY_ALTERNATIVES), others]
         if found["other_measures"]:
-            advice.append(Table(_OTHERS, _others(found), frozenset(range(2, len(_OTHERS)))))
-        advice += [Text(_WHAT_IS_VISIBLE), Table(_VISIBLE, _visible(found), frozenset(range(3)))]
+            other = "Other measures, on unseen topics"
+            advice.append(Table(other, _OTHERS, _others(found), _numbers(_OTHERS) - {1}))
+        visible = Table("What so many topics can show", _VISIBLE, _visible(found), frozenset(range(3)))
+        advice += [Text(_WHAT_IS_VISIBLE), visible]
     trade_off = [_row(found, "trade_off", number) for number in range(len(found["trade_off"]))]
     pictures = [_curve(found, cost) for cost in COSTS]
     return Page(
         title="Settings of reranking: gain and cost",
+        verdict=show(found, "sentence"),
         lead=f"{run} reranked with {len(found['points']):,} settings, judged by {qrels}",
         data=found,
         headline=headline,
         sections=[
-            Section("Recommended settings", advice),
+            Section("What to do", _to_do(found)),
+            Section("Recommended settings", [*map(Text, explained([measure, *found["other_measures"]])), *advice]),
+            *example_section(found, run, f"the {found['use'] or 'best'} setting"),
             Section("Alpha", [_alphas(found)]),
             Section(
                 "Gain and cost",
-                [*pictures, Text(_COSTS), Table(_titles(found), trade_off, numeric)],
+                [*pictures, Text(_COSTS), Table(_TRADE_OFF, _titles(found), trade_off, numeric)],
             ),
         ],
     )
 
 
+def _to_do(found: Data) -> list[Part]:
+    parts: list[Part] = [Advice([show(found, "advice", number) for number in range(len(found["advice"]))])]
+    if found["settings"]:
+        variables = {name: show(found, "settings", name) for name in found["settings"]}
+        whose = (
+            "streamer embed and streamer rerank"
+            if found[found["use"]]["frame_interval"] != STORED or found[found["use"]]["precision"] != STORED
+            else "streamer rerank"
+        )
+        parts.append(Settings(f"The {found['use']} setting, for the environment of {whose}:", variables))
+    return parts
+
+
+def _numbers(columns: Sequence[str]) -> frozenset[int]:
+    """Return the columns of numbers: all but the first, and those that say something."""
+    return frozenset(number for number, column in enumerate(columns) if number and column != "says")
+
+
+_TRADE_OFF = "Best setting for each model, interval, precision and depth"
 _WHY_UNSEEN = (
     "Topics worse is the share of topics that lose more than the bound. The largest of many gains is partly chance. "
     "Therefore the choice is cross-validated: it is repeated without each fold of topics and measured on that fold. "
@@ -392,8 +421,9 @@ def _alphas(found: Data) -> Picture:
         like = [point for point in found["points"] if all(point[name] == chosen[name] for name in fixed)]
         for normalization in dict.fromkeys(point["normalization"] for point in like):
             line = sorted((each["alpha"], each["gain"]) for each in like if each["normalization"] == normalization)
-            axes.plot(*zip(*line, strict=True), marker="o", markersize=3, label=normalization)
-        axes.axhline(0, color="black", linewidth=0.8)
+            style = plots.STYLES[len(axes.lines) % len(plots.STYLES)]
+            axes.plot(*zip(*line, strict=True), marker="o", markersize=3, label=normalization, **style)
+        axes.axhline(0, color=plots.LINE, linewidth=0.8)
         axes.set_xlabel("alpha (weight of the engine's score)")
         axes.set_ylabel(f"mean gain in {found['measure']}")
         axes.legend(frameon=False)

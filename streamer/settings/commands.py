@@ -74,7 +74,7 @@ class BenchmarkSettings(ModelSettings, EmbeddingSettings, SandboxSettings, Metho
     """What ``streamer benchmark`` takes."""
 
 
-class ProbeSettings(ModelSettings, LogSettings):
+class ProbeSettings(ModelSettings, StoreSettings, EmbeddingSettings, SandboxSettings, LogSettings):
     """What ``streamer probe`` takes."""
 
 

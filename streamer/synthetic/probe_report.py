@@ -6,11 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from streamer.evaluation import plots
-from streamer.evaluation.accuracy import CONFIDENCE, accuracy, change, says
+from streamer.evaluation.accuracy import CONFIDENCE, SIGNIFICANT, accuracy, change, says
 from streamer.evaluation.comparison import holm
-from streamer.evaluation.page import Headline, Page, Section, Table, Text, show
+from streamer.evaluation.page import Advice, Headline, Page, Section, Table, Text, show
 from streamer.evaluation.report import terminal_table
-from streamer.synthetic.probes import KINDS, finds
+from streamer.synthetic.probes import CONTROL, KINDS, finds
 from streamer.terminal import plain
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Data = dict[str, Any]
 CHANCE = 0.5
 PLAIN, AS_IT_IS, RULE = "without the word", "as it is", "by the rule"
 """The ways of asking: the first caption, which has no negation; the second one; the second one by the negation rule."""
-_COLUMNS = ("probe", "query", "accuracy", "95 % CI from", "to", "p, corrected", "")
+_COLUMNS = ("probe", "query", "accuracy", "95 % CI from", "to", "p, corrected", "says")
 _TEXTS = 2
 _NOTE = (
     "Accuracy is how often the query finds the right one of two clips, which differ in nothing but what is probed; "
@@ -60,7 +60,7 @@ def data(scored: Sequence[Scored], *, model_id: str, seed: int, weight: float) -
             changes[kind] = change(both.count((False, True)), both.count((True, False)))
     p_values = {(kind, way): measured.p for kind, way, _, measured in rows}
     corrected = holm(p_values | {(kind, ""): each.p for kind, each in changes.items()})
-    return {
+    found: Data = {
         "model_id": model_id,
         "seed": seed,
         "pairs": rows[0][3].of,
@@ -79,6 +79,39 @@ def data(scored: Sequence[Scored], *, model_id: str, seed: int, weight: float) -
         ],
         "rule": {kind: {**asdict(each), "holm_p": corrected[kind, ""]} for kind, each in changes.items()},
     }
+    return {"sentence": _sentence(found), "advice": list(_advice(found)), **found}
+
+
+def _sentence(found: Data) -> str:
+    """Say which kinds of query the model understands as they are."""
+    kinds = {
+        said: [each["probe"] for each in found["probes"] if each["query"] == AS_IT_IS and each["says"] == said]
+        for said in _TONES
+    }
+    understood, reversed_, guessed = kinds["above chance"], kinds["below chance"], kinds["not told from chance"]
+    parts = [f"understands {', '.join(understood)}" if understood else "understands none of the kinds that are probed"]
+    if guessed:
+        parts.append(f"does no better than guessing on {', '.join(guessed)}")
+    if reversed_:
+        parts.append(f"finds the opposite of what is asked for on {', '.join(reversed_)}")
+    return f"The model {', '.join(parts)} ({found['pairs']:,} probes of each kind)."
+
+
+def _advice(found: Data) -> Iterator[str]:
+    """Yield what to do about each kind of query that the model does not understand."""
+    for each in found["probes"]:
+        if each["query"] != AS_IT_IS or each["says"] == "above chance":
+            continue
+        kind = each["probe"]
+        if kind == CONTROL:
+            yield f"{kind}: a model that cannot tell objects apart should not rerank; use another one (STREAMER_MODEL)."
+        elif kind in found["rule"]:
+            changed = found["rule"][kind]
+            better = changed["holm_p"] < SIGNIFICANT and changed["gained"] > changed["lost"]
+            effect = "the rule of negation finds more" if better else "the rule of negation is not shown to find more"
+            yield f"{kind}: queries with this word may bring up what they exclude; {effect}."
+        else:
+            yield f"{kind}: a higher STREAMER_ALPHA leaves more of such queries' order to the engine."
 
 
 def terminal(found: Data) -> Iterator[TerminalTable]:
@@ -102,22 +135,35 @@ def page(found: Data) -> Page:
         if each["query"] == AS_IT_IS
     ]
     examples = Table(
+        "A query of each kind",
         ["probe", "query", "example"],
         [
             [*(show(found, "probes", number, key) for key in ("probe", "query", "example"))]
             for number in range(len(found["probes"]))
         ],
     )
-    rule = Table(_RULE_COLUMNS, list(_rule_rows(found)), frozenset(range(1, len(_RULE_COLUMNS))))
+    rule = Table(
+        "What the negation rule changes",
+        _RULE_COLUMNS,
+        list(_rule_rows(found)),
+        frozenset(range(1, len(_RULE_COLUMNS))),
+    )
+    advice = Advice([show(found, "advice", number) for number in range(len(found["advice"]))])
     return Page(
         title="What the model understands",
+        verdict=show(found, "sentence"),
         lead=f"{found['model_id']}, asked to choose between two clips",
         data=found,
         headline=headline,
         sections=[
+            *([Section("What to do", [advice])] if found["advice"] else []),
             Section(
                 "Accuracy against chance",
-                [_picture(found), Table(_COLUMNS, list(_rows(found)), numeric), Text(_NOTE)],
+                [
+                    _picture(found),
+                    Table("Accuracy of each kind of query", _COLUMNS, list(_rows(found)), numeric),
+                    Text(_NOTE),
+                ],
             ),
             Section("What the negation rule changes", [rule, Text(_RULE_NOTE.format(f"{found['weight']:g}"))]),
             Section("Examples", [examples]),
@@ -146,14 +192,14 @@ _RULE_COLUMNS = ("probe", "now right", "now wrong", "p, corrected")
 
 
 def _rows(found: Data) -> Iterator[list[Shown | str]]:
-    for number, each in enumerate(found["probes"]):
+    for number in range(len(found["probes"])):
         at = ("probes", number)
         yield [
             show(found, *at, "probe"),
             show(found, *at, "query"),
             *(show(found, *at, key, form=".3f") for key in ("accuracy", "low", "high")),
             show(found, *at, "holm_p", form=".2g"),
-            each["says"],
+            show(found, *at, "says"),
         ]
 
 
@@ -172,11 +218,12 @@ def _picture(found: Data) -> Picture:
             colour = {"above chance": plots.NEW, "below chance": plots.LOSS}.get(each["says"], plots.OLD)
             axes.plot([each["low"], each["high"]], [number, number], color=colour, linewidth=2)
             axes.plot([each["accuracy"]], [number], color=colour, marker="o", gid=f"accuracy-{number}")
-        axes.axvline(CHANCE, color="black", linewidth=0.8)
+        axes.axvline(CHANCE, color=plots.LINE, linewidth=0.8)
         axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel("accuracy")
+        axes.set_xlabel("accuracy, with its 95 % confidence interval")
+        axes.set_ylabel("kind of query")
 
     caption = "How often each kind of query finds its clip, with the 95 % interval; the line is chance."
     return plots.picture(draw, name="probes", caption=caption, size=(8.5, 1.2 + 0.3 * len(names)))

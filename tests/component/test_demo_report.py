@@ -75,9 +75,9 @@ def test_the_page_of_judged_queries_shows_what_summary_json_says(chromium: Brows
         assert figures["map_before"] == ["0.412"]
         assert figures["answers/0/results/1/climb"] == ["4"]
         assert "answers/0/results/4/climb" not in figures
-        assert page.locator(".result.relevant").count() == 6
+        assert page.locator(".result.relevant").count() == 9
         pictures = page.locator("img")
-        assert pictures.count() == 15
+        assert pictures.count() == 27
         pictures.last.scroll_into_view_if_needed()
         page.wait_for_function("[...document.images].at(-1).naturalWidth === 1")
         heights = page.evaluate("[...document.querySelectorAll('circle')].map(each => each.cy.baseVal.value)")

@@ -68,7 +68,7 @@ def test_the_json_alone_goes_to_standard_output_unrounded(files: dict[str, Path]
     done = run(*given(files, reranked=False), "--json", "-")
     assert done.exit_code == 0
     found = json.loads(done.stdout)
-    assert found.keys() == {"run"}
+    assert found.keys() == {"sentence", "advice", "texts", "run"}
     expected = {topic: brute_infap(scores(0, topic, 0.2), pool(topic)) for topic in TOPICS}
     assert {topic: each["infAP"] for topic, each in found["run"]["topics"].items()} == pytest.approx(
         expected, rel=1e-12
@@ -82,7 +82,7 @@ def test_evaluate_compares_two_runs_with_significance_as_text_and_json(files: di
     assert done.exit_code == 0
     assert "streamer: reranked lacks judged topics; they are left out of its mean: 1501\n" in done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found.keys() == {"run", "reranked", "comparison"}
+    assert found.keys() == {"sentence", "advice", "texts", "run", "reranked", "comparison", "examples"}
     assert found["run"].keys() == found["reranked"].keys() == {"topics", "mean"}
     assert len(found["run"]["topics"]) == 13
     assert len(found["reranked"]["topics"]) == 12
@@ -133,7 +133,7 @@ def test_the_page_shows_in_a_browser_what_the_json_says(
         scale = max(heights) / max(map(abs, ordered))
         assert heights == pytest.approx([abs(value) * scale for value in ordered], abs=1)
         assert "base has topics without judgments; ignored: unjudged" in page.locator("p").all_inner_texts()
-        assert HOSTILE in page.locator("td").all_inner_texts()
+        assert HOSTILE in page.locator("th").all_inner_texts()
         assert page.locator("figure svg").count() == (4 if reranked else 2)
         ids = page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
         assert len(set(ids)) == len(ids)
@@ -154,7 +154,7 @@ def test_several_runs_are_compared_with_the_first_in_one_table(several: dict[str
     done = run(*options, "--json", tmp_path / "found.json")
     assert done.exit_code == 0
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found.keys() == {"run", "runs", "comparisons"}
+    assert found.keys() == {"sentence", "advice", "texts", "run", "runs", "comparisons", "best", "examples"}
     assert list(found["runs"]) == list(found["comparisons"]) == ["reranked", "third"]
     every = [each for measures in found["comparisons"].values() for each in measures.values()]
     assert len(every) == 4
@@ -190,7 +190,7 @@ def test_the_page_of_several_runs_shows_in_a_browser_what_the_json_says(
             assert path in figures
         assert page.locator("figure svg").count() == 2
         assert page.locator("#runs-MdR-gain-1").count() == 1
-        assert HOSTILE in page.locator("td").all_inner_texts()
+        assert HOSTILE in page.locator("th").all_inner_texts()
         assert "base has topics without judgments; ignored: unjudged" in page.locator("p").all_inner_texts()
 
 

@@ -19,18 +19,19 @@ DATA: dict[str, Any] = {
     "<name>": "<i>&",
     "small": 3.21e-12,
     "milliseconds": 15.26,
+    "sentence": "This page says what it means.",
 }
 
 
 def page() -> str:
     cells = [show(DATA, "a/b~", row, key) for row in range(2) for key in ("share", "count")]
-    table = Table(["share", "count"], [cells[:2], cells[2:]], frozenset({0, 1}))
+    table = Table("Shares", ["share", "count"], [cells[:2], cells[2:]], frozenset({0, 1}))
     headline = [
         Headline(show(DATA, "small", form=".2g"), "p"),
         Headline(show(DATA, "milliseconds", form=".1f", unit=" ms"), ""),
     ]
-    sections = [Section("A <section>", [Text("a & b"), table, Table(["name"], [[show(DATA, "<name>")]])])]
-    return render(Page("A title", "A lead", DATA, headline, sections))
+    sections = [Section("A <section>", [Text("a & b"), table, Table("Names", ["name"], [[show(DATA, "<name>")]])])]
+    return render(Page("A title", show(DATA, "sentence"), "A lead", DATA, headline, sections))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,7 @@ def test_a_page_is_whole_offline_and_true_to_its_data(chromium: Browser, tmp_pat
             "a~1b~0/1/share": ["-"],
             "a~1b~0/1/count": ["0"],
             "<name>": ["<i>&"],
+            "sentence": ["This page says what it means."],
         }
         assert shown.locator("h2").inner_text() == "A <section>"
 

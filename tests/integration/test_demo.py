@@ -95,7 +95,7 @@ def test_own_clips_are_embedded_reranked_measured_and_pictured(
     shown = dict(re.findall(r'data-figure="(\w+)">([\d.]+)', page))
     assert shown["clips"] == "3"
     assert shown["events_per_s"] == f"{summary['events_per_s']:.0f}"
-    assert page.count("data:image/jpeg;base64,") == 6
+    assert page.count("data:image/jpeg;base64,") == 12
     assert "http" not in page.replace("http://www.w3.org", "")
     with browser.opened(chromium, report / "index.html") as opened:
         figures = browser.assert_figures_are(summary, opened)

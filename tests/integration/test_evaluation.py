@@ -20,6 +20,7 @@ from streamer.store import open_existing, open_store
 from tests.support import browser, small_avs
 from tests.support.driver import RESULTS, Bus, Service, apply_topics
 from tests.support.driver import Record as DriverRecord
+from tests.support.footage import TINY_PALETTE, scene, write_video
 from tests.support.recompute_scores import pooled, predicted
 
 if TYPE_CHECKING:
@@ -230,6 +231,35 @@ def test_the_probes_of_the_small_model_and_their_page(chromium: Browser, tmp_pat
         assert page.locator("figure svg").count() == 1
 
 
+def test_queries_that_differ_in_one_word_are_asked_of_the_store_and_of_masked_frames(
+    benchmark: SmallBenchmark, chromium: Browser, tmp_path: Path
+) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number, (shape, ground) in enumerate(TINY_PALETTE[:3]):
+        write_video(videos / f"clip-{number:04d}.mp4", scene(10, shape=shape, ground=ground), 5)
+    (videos / "clip-0003.mp4").write_bytes(b"no video")
+    (videos / "unknown.mp4").write_bytes(b"of no clip")
+    out: list[str | Path] = ["--json", tmp_path / "words.json", "--html", tmp_path / "words.html"]
+    shown = streamer(variables(benchmark), "probe", "--words", "starter", "--videos", videos, "--top", "5", *out)
+    found = json.loads((tmp_path / "words.json").read_bytes())
+    assert found["sentence"] in " ".join(shown.split())
+    assert (found["clips"], found["sample"], found["not_decoded"]) == (small_avs.CLIPS, 3, 1)
+    encoder = load_encoder(DEMO, dtype="float32", threads=1, sides=["texts"])
+    pair = found["pairs"][0]
+    store = open_existing(benchmark.store, model_id=benchmark.model_id)
+    clips = sorted(store.clip_ids())
+    one, other = (
+        store.score(clips, encoder.encode_texts([pair[key]])[0], None).frame.cosines for key in ("first", "second")
+    )
+    store.close()
+    assert pair["shift"] == pytest.approx(float((other - one).mean()), abs=1e-6)
+    assert all(each["shift_sensitivity"] > 0 for each in found["pairs"])
+    with browser.opened(chromium, tmp_path / "words.html") as page:
+        figures = browser.assert_figures_are(found, page)
+        assert {"pairs/0/shift", "pairs/23/overlap_sensitivity", "sentence", "sample"} <= figures.keys()
+
+
 def files(benchmark: SmallBenchmark, engine: str = "B") -> list[str | Path]:
     folder = benchmark.folder
     return ["--run", folder / f"base-{engine}.run", "--topics", folder / "topics.tsv", "--qrels", folder / "qrels"]
@@ -270,6 +300,8 @@ def test_a_sweeps_points_are_replays_and_its_page_shows_its_json(
         assert {"base", "best/gain", "cross_validation/best/low", "trade_off/0/ms", "visible/0/gain"} <= figures.keys()
         assert "other_measures/nDCG@10/cross_validation/best/says" in figures
         assert {"alternatives/1/low", "recommended/pooling"} <= figures.keys()
+        point = found[found["use"] or "best"]
+        assert bool(found["examples"]) == (point["frame_interval"] == point["precision"] == "stored")
         assert page.locator("figure svg").count() == 4
 
 

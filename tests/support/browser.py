@@ -6,18 +6,16 @@ Needs Debian's ``chromium`` on the PATH (``make tools``); playwright brings its 
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.support.pages import assert_same
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
 
 
 @contextlib.contextmanager
@@ -71,26 +69,5 @@ def assert_figures_are(data: Any, page: Page) -> dict[str, list[str]]:
     """Compare every figure on the page with ``data``, to the last digit that it shows, and return them all."""
     assert data_of(page) == data
     figures = figures_of(page)
-    assert figures
-    for path, texts in figures.items():
-        value = data
-        for key in path.split("/"):
-            name = key.replace("~1", "/").replace("~0", "~")
-            value = value[int(name)] if isinstance(value, list) else value[name]
-        for text in texts:
-            assert same(value, text), f"{path} is {value!r} and shown as {text!r}"
+    assert_same(data, figures)
     return figures
-
-
-def same(value: Any, text: str) -> bool:
-    """Say whether ``text`` shows ``value``, which it may round and give a unit."""
-    if value is None:
-        return text == "-"
-    if isinstance(value, str):
-        return text == value
-    match = NUMBER.match(text)
-    if match is None:
-        return False
-    shown = Decimal(match[0].replace(",", ""))
-    half_a_digit = Decimal(1).scaleb(int(shown.as_tuple().exponent)) / 2
-    return abs(shown - Decimal(value)) <= half_a_digit

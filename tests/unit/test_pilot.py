@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from streamer.cli import cli
 from streamer.codec import JSON
+from streamer.evaluation.overlap import rank_biased_overlap
 from streamer.evaluation.pilot.clicks import Clicks
 from streamer.evaluation.pilot.decision import COLLECT, READY, STOP, Limits, decide
-from streamer.evaluation.pilot.figures import Pilot, rank_biased_overlap
+from streamer.evaluation.pilot.figures import Pilot
 from streamer.evaluation.questions import ReplayError
 from streamer.events import Degraded, QueryReranked, RerankedCandidate, Status
 
@@ -178,7 +179,7 @@ GAIN, LOSS, NOTHING = estimate(0.01, 0.05), estimate(-0.09, -0.02), estimate(-0.
     [
         ({}, READY, ""),
         ({"clicks": clicked(LOSS, LOSS)}, STOP, ""),
-        ({"clicks": clicked(GAIN, NOTHING)}, COLLECT, "needed_queries"),
+        ({"clicks": clicked(GAIN, NOTHING)}, COLLECT, "queries with clicks would decide"),
         ({"clicks": clicked(LOSS, NOTHING)}, COLLECT, "gain or loss depends on the position bias"),
         ({"clicks": clicked(GAIN, LOSS)}, COLLECT, "gain or loss depends on the position bias"),
         ({"clicks": clicked(estimate(-0.009, -0.001))}, COLLECT, "too close to none"),

@@ -17,6 +17,7 @@ from streamer.evaluation.audit import intervals
 from streamer.evaluation.audit.exposure import awrf, exposure
 from streamer.evaluation.audit.groups import Groups
 from streamer.evaluation.audit.lists import CLUSTERS, Clusters
+from streamer.evaluation.first_results import MostChanged
 from streamer.evaluation.questions import ReplayError
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Audit:
         self._attributes = [_Attribute(Groups(each, counts.get(each, Counter()), most)) for each in attributes]
         self._clusters = Clusters()
         self._top = top
+        self._examples = MostChanged()
         self.queries = self._candidates = self._without_upload = self._changed = 0
 
     def add(self, lists: Iterable[Lists]) -> None:
@@ -103,6 +105,7 @@ class Audit:
             self._candidates += len(each.before)
             self._without_upload += sum(clip not in known for clip in each.before)
             self._changed += list(each.before[: self._top]) != list(each.after[: self._top])
+            self._examples.add(each.query, each.before, each.after)
             cluster = self._clusters.add(each.query)
             before, after = ([known.of(clip) for clip in side] for side in (each.before, each.after))
             for attribute in self._attributes:
@@ -149,6 +152,7 @@ class Audit:
             "top": self._top,
             "confidence": intervals.CONFIDENCE,
             "attributes": found,
+            "examples": self._examples.examples(),
         }
 
     def _groups(self, attribute: _Attribute, engine: Intervals, reranking: Intervals) -> list[Data]:

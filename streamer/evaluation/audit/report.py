@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table as TerminalTable
 
-from streamer.evaluation.page import Headline, Page, Section, Table, Text, show
+from streamer.evaluation import first_results
+from streamer.evaluation.page import Advice, Headline, Page, Section, Table, Text, show
 from streamer.terminal import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from streamer.evaluation.page import Shown
+    from streamer.evaluation.page import Part, Shown
 
 Data = dict[str, Any]
 
@@ -103,19 +104,22 @@ def page(found: Data) -> Page:
         Headline(show(found, "queries"), "queries"),
         Headline(show(found, "distinct_queries"), "different queries"),
     ]
-    begin: list[Text | Table] = [Text(caution) for caution in found["cautions"]]
+    begin: list[Part] = [Text(caution) for caution in found["cautions"]]
     if found["shifts"]:
         rows = [
             [show(found, "shifts", number, key, form=form) for key, form in _SHIFT_FORMS.items()]
             for number in range(len(found["shifts"]))
         ]
-        begin.append(Table(_SHIFT_COLUMNS, rows, frozenset(range(2, 7))))
+        begin.append(Table("Groups whose exposure changes", _SHIFT_COLUMNS, rows, frozenset(range(2, 7))))
     begin.append(Text(_INTERVALS))
+    advice = Advice([show(found, "advice", number) for number in range(len(found["advice"]))])
     sections = [
+        Section("What to do", [advice]),
         Section("Changes that are shown", begin),
+        *_examples(found),
         Section(
             "Nearness to the candidates",
-            [Table(("attribute", *_labels(_AWRF)), _awrf_rows(found), _numeric(_AWRF)), Text(_AWRF_MEANING)],
+            [Table("AWRF", ("attribute", *_labels(_AWRF)), _awrf_rows(found), _numeric(_AWRF)), Text(_AWRF_MEANING)],
         ),
         *(
             Section(f"Groups by {each['attribute']}", [_group_table(found, number)])
@@ -123,7 +127,8 @@ def page(found: Data) -> Page:
         ),
         Section("What the figures are", [Text(_MEANING.format(top=found["top"]))]),
         Section(
-            "What was counted", [*_passed_over(found), Table(("figure", "number"), _counted(found), frozenset({1}))]
+            "What was counted",
+            [*_passed_over(found), Table("Queries and clips", ("figure", "number"), _counted(found), frozenset({1}))],
         ),
     ]
     return Page(
@@ -134,6 +139,13 @@ def page(found: Data) -> Page:
         sections=sections,
         verdict=show(found, "sentence"),
     )
+
+
+def _examples(found: Data) -> list[Section]:
+    if not found["examples"]:
+        return []
+    note = Text(f"The first {first_results.FIRST} results of the queries whose order changes most.")
+    return [Section("Where it applies", [note, *first_results.tables(found)])]
 
 
 def _passed_over(found: Data) -> list[Text]:
@@ -169,7 +181,9 @@ def _group_table(found: Data, number: int) -> Table:
     for group in range(len(found["attributes"][number]["groups"])):
         at = ("attributes", number, "groups", group)
         rows.append([show(found, *at, "group"), *(show(found, *at, *path, form=form) for _, path, form in _GROUPS)])
-    return Table(("group", *_labels(_GROUPS)), rows, _numeric(_GROUPS))
+    return Table(
+        f"Groups by {found['attributes'][number]['attribute']}", ("group", *_labels(_GROUPS)), rows, _numeric(_GROUPS)
+    )
 
 
 def _narrow(found: Data, number: int) -> Iterator[list[Shown | str]]:

@@ -40,6 +40,7 @@ def decide(found: Mapping[str, Any]) -> Data:
         "verdict": verdict,
         "sentence": sentence,
         "cautions": list(_cautions(found, len(judged), verdict)),
+        "advice": list(_advice(verdict, shifts)),
         **found,
         "shifts": shifts,
     }
@@ -106,6 +107,31 @@ def _cautions(found: Mapping[str, Any], judged: int, verdict: str) -> Iterator[s
     left = sum(1 for _ in _groups(found)) - judged
     if left and verdict != OPEN:
         yield f"{left:,} small group{'s' * (left > 1)} changed in too few queries to be judged."
+
+
+def _advice(verdict: str, shifts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if verdict == OPEN:
+        yield f"Record more: {LEAST_CLUSTERS} different queries at least, each of which reranking changes somewhere."
+        return
+    if verdict == NONE:
+        yield "Nothing has to change. More queries make the largest change that could still be there smaller."
+        return
+    away = [f"{each['attribute']}={each['group']}" for each in shifts if each["effect"] == AWAY]
+    if away:
+        yield (
+            f"Look at the queries below: are clips of {', '.join(away[:_NAMED])} moved because they match less or "
+            "more, or because the model knows them less well?"
+        )
+        yield (
+            "A higher alpha keeps more of the engine's order, and with it more of its exposure: streamer sweep says "
+            "what that costs in gain."
+        )
+        yield "streamer probe --words asks the model itself, with queries that differ in one word."
+    else:
+        yield (
+            "Each change brings a group nearer to its share of the candidates: reranking takes back what the engine "
+            "favours. Nothing has to change unless the engine favours it on purpose."
+        )
 
 
 def _points(share: float) -> str:

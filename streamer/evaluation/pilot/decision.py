@@ -13,6 +13,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from streamer.evaluation.meaning import variables
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -47,6 +49,7 @@ def decide(found: Mapping[str, Any], limits: Limits) -> Data:
     estimates = [{**each, "says": _says(each, limits)} for each in clicks["estimates"]]
     smallest = min((each["effective_clicks"] for each in estimates), default=None)
     service, order = found["service"], found["order"]
+    methods = found.get("methods", [])
     criteria = [
         _criterion("queries", found["queries"], "at least", limits.queries),
         _criterion("queries with clicks", clicks["queries"], "at least", limits.clicked),
@@ -57,10 +60,12 @@ def decide(found: Mapping[str, Any], limits: Limits) -> Data:
             "at most",
             limits.not_embedded,
         ),
-        _criterion("rank-biased overlap with the engine's order", order["overlap"], "at most", limits.overlap),
+        _criterion(_OVERLAP, order["overlap"], "at most", limits.overlap),
         _criterion("share of degraded queries", service["degraded_share"], "at most", limits.degraded),
-        _criterion("latency p95 (ms)", service["p95_ms"], "at most", limits.latency_ms),
+        _criterion(_LATENCY, service["p95_ms"], "at most", limits.latency_ms),
     ]
+    for each in criteria:
+        each.update(_advice(each, methods[0] if methods else None))
     sides = {each["says"] for each in estimates}
     enough = all(each["met"] == YES for each in criteria[:_COUNTS])
     if enough and sides == {LOSS}:
@@ -74,9 +79,34 @@ def decide(found: Mapping[str, Any], limits: Limits) -> Data:
         needed = _needed(estimates, clicks["queries"], limits)
         decided["clicks"] = {**clicks, "estimates": estimates, "needed_queries": needed}
     decided["missing"] = list(_missing(decided)) if decision == COLLECT else []
-    return decided
+    return {"sentence": _sentence(decided), **decided}
 
 
+def _sentence(decided: Data) -> str:
+    """Say what the decision means."""
+    failed = [each["name"] for each in decided["criteria"] if each["met"] == NO]
+    unknown = [each["name"] for each in decided["criteria"] if each["met"] == UNKNOWN]
+    if decided["decision"] == READY:
+        return (
+            "Ready for interleaving: every criterion is met, and reranking brings up what users click on under each "
+            "position bias that is assumed."
+        )
+    if decided["decision"] == STOP:
+        return (
+            "Stop: reranking pushes down what users click on by more than is tolerated, under each position bias that "
+            "is assumed."
+        )
+    parts = []
+    if failed:
+        parts.append(f"not met: {', '.join(failed)}")
+    if unknown:
+        parts.append(f"not known: {', '.join(unknown)}")
+    if not parts:
+        parts.append("the position biases that are assumed do not agree that reranking gains, or that it loses")
+    return f"Collect more before you decide; {'; '.join(parts)}."
+
+
+_OVERLAP, _LATENCY = "rank-biased overlap with the engine's order", "latency p95 (ms)"
 _COUNTS = 3
 """The first criteria say whether there is enough to decide at all."""
 
@@ -86,6 +116,24 @@ def _criterion(name: str, figure: float | None, kind: str, limit: float) -> Data
         return {"name": name, "figure": None, "kind": kind, "limit": limit, "met": UNKNOWN}
     met = figure >= limit if kind == "at least" else figure <= limit
     return {"name": name, "figure": figure, "kind": kind, "limit": limit, "met": YES if met else NO}
+
+
+def _advice(criterion: Data, method: Mapping[str, Any] | None) -> Data:
+    """Return what to do where a criterion is not met or not known, and the settings that do it; ``method`` is in use.
+
+    A lower alpha gives the frames more weight; half the depth about halves what is read and scored.
+    """
+    name = criterion["name"]
+    if criterion["met"] == YES:
+        return {"advice": "", "settings": {}}
+    if criterion["met"] == UNKNOWN:
+        return {"advice": _UNKNOWN_ACTIONS.get(name, _ACTIONS[name]), "settings": {}}
+    changed: dict[str, Any] = {}
+    if method is not None and name == _OVERLAP:
+        changed = {"alpha": round(method["alpha"] / 2, 3)} if method["alpha"] else {}
+    elif method is not None and name == _LATENCY:
+        changed = {"depth": method["depth"] // 2} if method["depth"] > 1 else {}
+    return {"advice": _ACTIONS[name], "settings": variables(changed)}
 
 
 def _says(estimate: Mapping[str, Any], limits: Limits) -> str:
@@ -122,17 +170,16 @@ _ACTIONS = {
     "effective clicks": "record more clicks: a few on deep ranks have most of the weight",
     "share of candidates without frames": "wait for the backfill, and look at dead letters "
     "(streamer dlq list clips.uploaded)",
-    "rank-biased overlap with the engine's order": "reranking changes nothing visible: use a lower alpha or a better "
-    "model",
+    _OVERLAP: "reranking changes nothing visible: use a lower alpha or a better model",
     "share of degraded queries": "look at the store and the deadline",
-    "latency p95 (ms)": "use fewer candidates (depth) or more instances",
+    _LATENCY: "use fewer candidates (depth) or more instances",
 }
 _UNKNOWN_ACTIONS = {
     "queries with clicks": "quality is not known without clicks (--clicks or --clicks-topic)",
     "effective clicks": "no click is on a result of these queries",
     "share of degraded queries": "only a running service knows (--answers or --answers-from-topic)",
-    "latency p95 (ms)": "only live answers of a running service show it (--answers or --answers-from-topic)",
-    "rank-biased overlap with the engine's order": "no list could change",
+    _LATENCY: "only live answers of a running service show it (--answers or --answers-from-topic)",
+    _OVERLAP: "no list could change",
     "share of candidates without frames": "no query has candidates",
 }
 
@@ -151,7 +198,7 @@ def _missing(decided: Data) -> Iterator[str]:
     if sides in ({GAIN}, {LOSS}):
         return
     if clicks["needed_queries"] is not None:
-        yield "clicks: about as many queries with clicks as needed_queries says would decide, if the estimates stay"
+        yield f"clicks: about {clicks['needed_queries']:,} queries with clicks would decide, if the estimates stay"
     elif {1, -1} <= {math.copysign(1, each["gain"]) for each in clicks["estimates"]}:
         yield (
             "clicks: gain or loss depends on the position bias that is assumed, and more clicks do not change that; "

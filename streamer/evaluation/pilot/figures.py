@@ -1,25 +1,28 @@
 """What reranking would change for a platform's own users: figures of reranked queries and, if given, of clicks.
 
-Order: rank-biased overlap of both lists (Webber, Moffat, Zobel, "A Similarity Measure for Indefinite Rankings", TOIS
-2010, RBO_EXT with p = 0.9, which gives the first ten ranks 86 % of the weight), and Kendall's tau. Clicks:
+Order: rank-biased overlap of both lists (:mod:`streamer.evaluation.overlap`), and Kendall's tau. Clicks:
 :mod:`streamer.evaluation.pilot.counterfactual`.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
+from streamer.evaluation.first_results import MostChanged
 from streamer.evaluation.measures import missing_extra
+from streamer.evaluation.overlap import rank_biased_overlap
 from streamer.evaluation.pilot import counterfactual, position_bias
 from streamer.evaluation.pilot.counterfactual import Clicked
 from streamer.evaluation.pilot.position_bias import DEEPEST, Shown
 from streamer.evaluation.replay import is_replayed
 from streamer.events import Status
+from streamer.method import Method, method_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from streamer.evaluation.pilot.clicks import Clicks
     from streamer.events import QueryReranked, RerankedCandidate
 
-PERSISTENCE = 0.9
 FIRST = 10
 """Number of ranks that most users look at."""
 EARLY_MS = 1_000
@@ -36,6 +38,8 @@ LIVE_MS = 60_000
 """An answer later than this was not awaited by anybody: it is from a backlog or an outage."""
 MOST_SKEWED = 0.05
 """If more answers than this share are dated before their query, the clocks differ too much to know any latency."""
+MAX_METHODS = 20
+"""Most methods that are reported, those of most queries."""
 MAX_SHOWN = 20_000_000
 """Most results from which the position bias is estimated: 340 MB of memory."""
 
@@ -64,6 +68,8 @@ class Pilot:
     later_moments: list[float] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
     _log: _ClickLog = field(init=False)
+    _methods: Counter[tuple[str, Method]] = field(default_factory=Counter)
+    _changed: MostChanged = field(default_factory=MostChanged)
 
     def __post_init__(self) -> None:
         self._log = _ClickLog()
@@ -87,10 +93,13 @@ class Pilot:
             self.degraded[answer.degraded] = self.degraded.get(answer.degraded, 0) + 1
             return
         results = answer.results
+        self._methods[answer.model_id, method_of(answer)] += 1
         self.candidates += sum(result.status is not Status.BELOW_DEPTH for result in results)
         self.not_embedded += sum(result.status is Status.NOT_EMBEDDED for result in results)
         if len(results) > 1 and any(result.status is Status.RERANKED for result in results):
             self._compare(results[: self.top])
+            engine = sorted(results, key=_initial_rank)
+            self._changed.add(answer.query, [each.clip_id for each in engine], [each.clip_id for each in results])
         else:
             self.unchangeable += 1
         self._log.add(answer, self.clicks)
@@ -145,6 +154,11 @@ class Pilot:
                 **{f"p{each}_ms": _percentile(known, each) for each in (50, 95, 99)},
             },
             "clicks": self._log.data(self.clicks) if self.clicks.count else None,
+            "methods": [
+                {"model_id": model_id, **asdict(method), "queries": queries}
+                for (model_id, method), queries in self._methods.most_common(MAX_METHODS)
+            ],
+            "examples": self._changed.examples(),
         }
 
 
@@ -217,17 +231,6 @@ class _ClickLog:
 
 def _initial_rank(result: RerankedCandidate) -> int:
     return result.initial_rank
-
-
-def rank_biased_overlap(initial_ranks: np.ndarray[Any, Any]) -> float:
-    """Return RBO_EXT of two lists' first k results from the ranks (k,), from 1, of one's results in the other."""
-    depths = np.arange(1, len(initial_ranks) + 1)
-    # The overlap at depth d: results among the first d of one list with a rank up to d in the other.
-    enters = np.maximum(initial_ranks, depths)
-    shared = np.searchsorted(np.sort(enters), depths, side="right")
-    agreement = shared / depths
-    weights = PERSISTENCE ** (depths - 1)
-    return float((1 - PERSISTENCE) * (agreement * weights).sum() + agreement[-1] * PERSISTENCE ** len(depths))
 
 
 def _kendall(ranks: np.ndarray[Any, Any]) -> float:

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table as TerminalTable
 
-from streamer.evaluation.page import Headline, Page, Section, Table, Text, show
+from streamer.evaluation import first_results
+from streamer.evaluation.meaning import variables
+from streamer.evaluation.page import Advice, Headline, Page, Section, Settings, Table, Text, show
 from streamer.evaluation.pilot.decision import READY
 from streamer.terminal import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from streamer.evaluation.page import Shown
+    from streamer.evaluation.page import Part, Shown
 
 Data = dict[str, Any]
 
@@ -31,11 +33,12 @@ def _decisions(found: Data) -> Iterator[list[Shown | str]]:
         at = ("criteria", number)
         kind = found["criteria"][number]["kind"]
         name, met = show(found, *at, "name"), show(found, *at, "met")
-        yield [name, show(found, *at, "figure", form=".4g"), kind, show(found, *at, "limit", form="g"), met]
+        advice = show(found, *at, "advice")
+        yield [name, show(found, *at, "figure", form=".4g"), kind, show(found, *at, "limit", form="g"), met, advice]
 
 
 _Figures = tuple[tuple[str, tuple[str, ...], str], ...]
-_DECISION = ("criterion", "figure", "", "limit", "met")
+_DECISION = ("criterion", "figure", "must be", "limit", "met", "otherwise")
 _CLICKS = ("position bias", "engine", "reranked", "change", "95 % CI from", "to", "effective clicks", "says")
 _CLICK_FORMS = {
     "bias": "",
@@ -119,16 +122,60 @@ def page(found: Data) -> Page:
         Headline(show(found, "order", "overlap", form=".3f"), "rank-biased overlap with the engine's order"),
         Headline(show(found, "order", "new_in_first", form=".3f"), "share of top-10 results that are new"),
     ]
-    decision: list[Text | Table] = [Table(_DECISION, list(_decisions(found)), frozenset({1, 3}))]
+    decision: list[Part] = [Table("Criteria", _DECISION, list(_decisions(found)), frozenset({1, 3}))]
     if found["missing"]:
-        decision.append(Table(("missing for a decision",), _missing(found)))
+        decision += [Text("Missing for a decision:"), Advice([each for row in _missing(found) for each in row])]
     sections = [
         Section("Decision", decision),
-        Section("Changes", [Table(("figure", ""), _figures(found, _FIGURES), frozenset({1}))]),
+        *_settings(found),
+        Section(
+            "Changes",
+            [
+                Text(_OVERLAP_MEANING),
+                Table(
+                    f"The first {found['top']} results", ("figure", "value"), _figures(found, _FIGURES), frozenset({1})
+                ),
+            ],
+        ),
     ]
+    if found["examples"]:
+        note = Text(
+            f"The first {first_results.FIRST} results of the queries whose order changes most. Nobody has judged them: "
+            "look whether the reranked ones match better."
+        )
+        sections.append(Section("Where it applies", [note, *first_results.tables(found)]))
     if found["clicks"] is not None:
-        estimates = Table(_CLICKS, _click_rows(found), frozenset(range(1, len(_CLICKS) - 1)))
-        counted = Table(("figure", ""), _figures(found, _COUNTED), frozenset({1}))
+        estimates = Table(
+            "Where relevant results stand, by the clicks",
+            _CLICKS,
+            _click_rows(found),
+            frozenset(range(1, len(_CLICKS) - 1)),
+        )
+        counted = Table("Clicks", ("figure", "value"), _figures(found, _COUNTED), frozenset({1}))
         sections.append(Section("Clicks", [Text(BIAS), estimates, counted]))
     lead = f"The first {found['top']} results of each query, in the engine's order and reranked."
-    return Page("Effect of reranking on recorded queries", lead, found, headline, sections)
+    return Page("Effect of reranking on recorded queries", show(found, "sentence"), lead, found, headline, sections)
+
+
+def _settings(found: Data) -> list[Section]:
+    """Make the section with the settings that gave the answers, and those that failed criteria ask for."""
+    parts: list[Part] = []
+    for number, each in enumerate(found["criteria"]):
+        if each["settings"]:
+            changed = {name: show(found, "criteria", number, "settings", name) for name in each["settings"]}
+            parts.append(Settings(f"To try, since {each['name']} is not met ({each['advice']}):", changed))
+    for number, method in enumerate(found["methods"][:_MOST_METHODS]):
+        used = {
+            name: show(found, "methods", number, name.removeprefix("STREAMER_").lower(), form="")
+            for name in variables(method)
+        }
+        parts.append(Settings(f"Of {method['queries']:,} queries, answered by {method['model_id']}:", used))
+    return [Section("Settings", parts)] if parts else []
+
+
+_MOST_METHODS = 3
+"""Most methods whose settings the page shows; the JSON has more."""
+_OVERLAP_MEANING = (
+    "Rank-biased overlap is how similar both orders are to a user, who looks at first results most: 1 means identical, "
+    "0 nothing in common."
+)
