@@ -9,6 +9,7 @@ frame score that keeps its own score alone, both ends are that score.
 from __future__ import annotations
 
 import decimal
+import itertools
 import math
 from decimal import Decimal
 from fractions import Fraction
@@ -86,8 +87,8 @@ def swap(this: Line, above: Line, *, is_initially_above: bool) -> Swap | None:
 
     The two lines meet where ``a * dm + (1 - a) * ds = 0``, dm and ds being what ``this`` has more than ``above`` at
     alpha 1 and at alpha 0, so at ds / (ds - dm), which is computed exactly and rounded once. None where they are
-    parallel or meet outside 0 .. 1. ``is_initially_above``: whether ``this`` wins a tie, as its initial rank is smaller;
-    where the lines meet at an end of 0 .. 1 it may be above at that point alone.
+    parallel or meet outside 0 .. 1. ``is_initially_above``: whether ``this`` wins a tie, as its initial rank is
+    smaller; where the lines meet at an end of 0 .. 1 it may be above at that point alone.
     """
     at_one = Fraction(this.engine) - Fraction(above.engine)
     at_zero = Fraction(this.frames) - Fraction(above.frames)
@@ -142,4 +143,4 @@ def explain(answer: QueryReranked) -> list[Explained | None]:
 def _above(results: Sequence[RerankedCandidate]) -> dict[str, RerankedCandidate]:
     """Return the result above each one, where both have a score."""
     scored = [each for each in results if each.score is not None]
-    return {below.clip_id: upper for upper, below in zip(scored, scored[1:], strict=False)}
+    return {below.clip_id: upper for upper, below in itertools.pairwise(scored)}
