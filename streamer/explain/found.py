@@ -5,7 +5,6 @@ These come from the topics, newest records first, or from recorded files. All of
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -16,6 +15,7 @@ from streamer.evaluation.files import DAMAGED, opened
 from streamer.events import MAX_EVENT_BYTES, MAX_RESULTS, MAX_URI_CHARS, Candidate, Id, InvalidEvent, Time, check_id
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 

@@ -24,11 +24,12 @@ NO_PREFIX = "no place is named that clips may be fetched from (--allowed-uris)"
 class Frame:
     """A frame as a small picture, ``width`` x ``height`` pixels, in a ``data:`` URI; or ``why`` there is none.
 
-    ``origin``: where its clip was fetched from (scheme, host and port, or bucket), never the whole address, which may be
-    signed.
+    ``moment_ms``: its time in the clip. ``origin``: where the clip was fetched from (scheme, host and port, or bucket),
+    never the whole address, which may be signed.
     """
 
     uri: str | None = None
+    moment_ms: int | None = None
     width: int = 0
     height: int = 0
     origin: str | None = None
@@ -79,11 +80,12 @@ class Pictures:
                     return Frame(origin=origin, why=_other_frames(moment_ms))
                 flat = clip.frames[int(clip.frame_of[times.index(moment_ms)])]
                 height, width, _ = picture(flat).shape
-                return Frame(jpeg_uri(flat), width, height, origin)
+                return Frame(jpeg_uri(flat), moment_ms, width, height, origin)
         except ClipError as error:
             return Frame(origin=origin, why=f"{error.reason}: {error.detail}")
         except SandboxError as error:
-            raise invalid_setting("decoder_sandbox", f"{error.detail}; permissive accepts that") from None
+            detail = f"{error.detail}; permissive accepts that"
+            raise invalid_setting("decoder_sandbox", detail) from None
         except MachineError as error:
             return Frame(origin=origin, why=f"this machine is short of {error.lack}: {error.detail}")
 
@@ -111,6 +113,6 @@ class Pictures:
 
 def _other_frames(moment_ms: int) -> str:
     return (
-        f"the clip has no sampled frame at {moment_ms / 1000:g} s now: it was replaced, or it was embedded with another "
-        "sampling (--frame-interval, --max-frames)"
+        f"the clip has no sampled frame at {moment_ms / 1000:g} s now: it was replaced, or it was embedded with "
+        "another sampling (--frame-interval, --max-frames)"
     )

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table as TerminalTable
 
 from streamer.explain import core
-from streamer.explain.found import Known
 from streamer.explain.stored import State, Stored
 from streamer.method import method_of
 from streamer.terminal import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from streamer.events import QueryReranked, RerankedCandidate
+    from streamer.explain.found import Known
     from streamer.explain.pictures import Frame
     from streamer.explain.stored import Curve
 
@@ -31,6 +31,10 @@ DELETED = "deleted"
 _ROUNDING = 1e-5
 """Frame scores that differ by less have the same cause: a text's vector depends, in its last bits, on its batch."""
 _IDENTICAL = "The store gives exactly the same figures now."
+_LAST_DIGITS = (
+    "Last digits differ from the answer's: a query's vector depends, in its last bits, on the queries that were "
+    "encoded with it."
+)
 _CONTRIBUTIONS = (
     "The engine's part is the product that the method computes, alpha times the engine's normalized score. The frames' "
     "part is the score less that, so that the two add up to the last digit; the service rounds two products and their "
@@ -42,7 +46,7 @@ _CONTRIBUTIONS = (
 class Now:
     """What the store gives now: the same candidates, reranked by the same method with this process's model.
 
-    ``results``: all of them by clip id. ``entries``, ``curves``: of the clips that are shown.
+    ``results``: all of them by clip id, in their order. ``entries``, ``curves``: of the clips that are shown.
     """
 
     model_id: str
@@ -56,8 +60,8 @@ class Explanation:
     """Everything that was found out about one answer.
 
     ``is_served``: whether the service gave the answer, or this command made it. ``now`` is None where no model was
-    named, ``frames`` holds the pictures of the clips that are shown, ``notes`` what else there is to say. ``top``: how
-    many results are shown.
+    named, ``frames`` holds the pictures of the clips that are shown, ``deleted`` those of which nothing is shown,
+    ``notes`` what else there is to say. ``top``: how many results are shown.
     """
 
     answer: QueryReranked
@@ -66,6 +70,7 @@ class Explanation:
     now: Now | None
     known: Known
     frames: Mapping[str, Frame]
+    deleted: Collection[str] = ()
     notes: Sequence[str] = ()
 
 
@@ -80,7 +85,7 @@ def data(given: Explanation) -> Data:
     ]
     different = sum(each["differs"] == "figures" for each in shown)
     return {
-        "query_id": answer.query_id,
+        "query_id": answer.query_id if given.is_served else None,
         "query": answer.query,
         "engine": answer.engine,
         "issued_at": _time(answer.issued_at),
@@ -123,13 +128,13 @@ def _notes(given: Explanation) -> Iterator[str]:
     answer, now = given.answer, given.now
     if answer.degraded is not None:
         yield (
-            f"The service passed this query on in the engine's order ({answer.degraded}), so no result has a score. What "
-            "is shown as now is what reranking gives."
+            f"The service passed this query on in the engine's order ({answer.degraded}), so no result has a score. "
+            "What is shown as now is what reranking gives."
         )
     if now is None:
         yield (
-            "No model is named (--model), so there are no curves, and nothing is recomputed from the store: all figures "
-            "are the answer's own."
+            "No model is named (--model), so there are no curves, and nothing is recomputed from the store: all "
+            "figures are the answer's own."
         )
     elif given.is_served and now.model_id != answer.model_id:
         yield (
@@ -142,7 +147,7 @@ def _result(given: Explanation, result: RerankedCandidate, found: core.Explained
     clip_id = result.clip_id
     upload = given.known.uploads.get(clip_id)
     entry = given.now.entries.get(clip_id, Stored(State.ABSENT)) if given.now else None
-    is_deleted = (entry is not None and entry.state is State.DELETED) or (upload is not None and upload.uri is None)
+    is_deleted = clip_id in given.deleted
     now = given.now.results.get(clip_id) if given.now and given.is_served else None
     frame = None if is_deleted else given.frames.get(clip_id)
     curve = given.now.curves.get(clip_id) if given.now and not is_deleted else None
@@ -172,12 +177,17 @@ def _result(given: Explanation, result: RerankedCandidate, found: core.Explained
         "curve": None if curve is None else {"times_ms": curve.times_ms, "cosines": curve.cosines},
         "frame": None
         if frame is None
-        else {"is_shown": frame.uri is not None, "origin": frame.origin, "why": frame.why},
+        else {
+            "is_shown": frame.uri is not None,
+            "moment_ms": frame.moment_ms,
+            "origin": frame.origin,
+            "why": frame.why,
+        },
     }
     made["differs"], made["said"] = _differences(given, result, now, made)
     if found is not None and found.recomputed != result.score:
         made["said"].append(
-            f"From the scores that the answer states, this release computes {found.recomputed!r} and not {result.score!r}."
+            f"From the scores that the answer states, this release computes {found.recomputed!r}, not {result.score!r}."
         )
     if entry is not None and entry.state is State.DAMAGED:
         made["said"].append("The stored record is damaged, or has vectors of another length; it counts as absent.")
@@ -234,11 +244,7 @@ def _differences(given: Explanation, result: RerankedCandidate, now: RerankedCan
     if not other:
         return "nothing", [*said, _IDENTICAL]
     if all(_is_rounding(*pair) for pair in other.values()):
-        return "rounding", [
-            *said,
-            "Last digits differ from the answer's: a query's vector depends, in its last bits, on the queries that were "
-            "encoded with it.",
-        ]
+        return "rounding", [*said, _LAST_DIGITS]
     listed = ", ".join(f"{name} {before} in the answer, {after} now" for name, (before, after) in other.items())
     return "figures", [f"The store gives other figures now: {listed}.", *said]
 
@@ -260,8 +266,8 @@ def _replaced(given: Explanation, made: Data) -> Iterator[str]:
     if record and upload and record["uploaded_at"] and upload["uploaded_at"]:
         if upload["uploaded_at"] > record["uploaded_at"]:
             yield (
-                f"The topic has a newer upload ({upload['uploaded_at']}) than the record ({record['uploaded_at']}): the "
-                "frame is of the newer file, the curve of the older one."
+                f"The topic has a newer upload ({upload['uploaded_at']}) than the record ({record['uploaded_at']}): "
+                "the frame is of the newer file, the curve of the older one."
             )
         elif upload["uploaded_at"] < record["uploaded_at"]:
             yield f"The topic's last upload ({upload['uploaded_at']}) is older than the record's."

@@ -36,7 +36,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A clip's entry in the store; ``embedding``: its record, where it is live. It stays valid: its bytes are a copy."""
+    """A clip's entry in the store; ``embedding``: its record where it is live, which stays valid, being a copy."""
 
     state: State
     embedding: Embedding | None = None
