@@ -73,7 +73,7 @@ class DemoSettings(Brokers, ModelSettings, EmbeddingSettings, SandboxSettings, M
 
 
 class ExplainSettings(
-    Connection, ModelSettings, StoreSettings, MethodSettings, SamplingSettings, FetchSettings, LogSettings
+    Connection, ModelSettings, StoreSettings, SamplingSettings, FetchSettings, MethodSettings, LogSettings
 ):
     """What ``streamer explain`` takes; the method applies where there is no answer that states one."""
 
