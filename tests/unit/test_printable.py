@@ -270,6 +270,18 @@ def audit(folder: Path, _: pytest.MonkeyPatch) -> list[list[str]]:
     return [[*given, "side"], [*given, "side", "--json", "-"], [*given, FORGED]]
 
 
+def explain(folder: Path, _: pytest.MonkeyPatch) -> list[list[str]]:
+    commands, bad = [], folder / "bad"
+    for number, text in enumerate([text for text in UTF_8 if text.strip()][:20]):
+        answers, uploads = folder / f"{number}.answers", folder / f"{number}.uploads"
+        answers.write_bytes(JSON.encode(answer(text)))
+        uploads.write_text(json.dumps({"clip_id": text, "uri": text}), encoding="utf-8")
+        for more in ([], ["--json", "-"], ["--html", "-"]):
+            commands.append(["explain", "--answers", str(answers), "--uploads", str(uploads), *more, "--", text])
+    bad.write_text(f'{{"{FORGED}": "\x1b[2J\u202e"}}\n', encoding="utf-8")
+    return [*commands, *(["explain", FORGED, f"--{option}", str(bad)] for option in ("answers", "uploads"))]
+
+
 def replay(folder: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
     patch.setattr(replays, "through_kafka", lambda _, asked, **__: asked)
     commands = []
@@ -351,6 +363,7 @@ COMMANDS: dict[str, Callable[[Path, pytest.MonkeyPatch], list[list[str]]]] = {
     "dlq show": dlq("show"),
     "embed": service("embedder"),
     "evaluate": evaluate,
+    "explain": explain,
     "pilot": pilot,
     "probe": probe,
     "replay": replay,
