@@ -276,8 +276,8 @@ def explain(folder: Path, _: pytest.MonkeyPatch) -> list[list[str]]:
         answers, uploads = folder / f"{number}.answers", folder / f"{number}.uploads"
         answers.write_bytes(JSON.encode(answer(text)))
         uploads.write_text(json.dumps({"clip_id": text, "uri": text}), encoding="utf-8")
-        for more in ([], ["--json", "-"], ["--html", "-"]):
-            commands.append(["explain", "--answers", str(answers), "--uploads", str(uploads), *more, "--", text])
+        given = ["explain", "--answers", str(answers), "--uploads", str(uploads)]
+        commands += [[*given, *more, "--", text] for more in ([], ["--json", "-"], ["--html", "-"])]
     bad.write_text(f'{{"{FORGED}": "\x1b[2J\u202e"}}\n', encoding="utf-8")
     return [*commands, *(["explain", FORGED, f"--{option}", str(bad)] for option in ("answers", "uploads"))]
 
