@@ -115,6 +115,7 @@ class Seen(html.parser.HTMLParser):
         self.figures: dict[str, list[str]] = {}
         self.scripts: list[str] = []
         self._in: list[str] = []
+        self._path: str | None = None
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
