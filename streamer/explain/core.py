@@ -79,7 +79,8 @@ class Explained(NamedTuple):
 def contributions(score: float, engine: float) -> Contributions:
     """Split a score into the engine's product and the rest. Both numbers are finite."""
     first = Decimal(repr(engine))
-    return Contributions(first, _EXACT.subtract(Decimal(repr(score)), first))
+    # A difference of 0 would keep the exponent of what was subtracted, and be written as 0E-17.
+    return Contributions(first, _EXACT.subtract(Decimal(repr(score)), first) or Decimal(0))
 
 
 def swap(this: Line, above: Line, *, is_initially_above: bool) -> Swap | None:
