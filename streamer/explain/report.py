@@ -250,8 +250,9 @@ def _differences(given: Explanation, result: RerankedCandidate, now: RerankedCan
 
 
 def _is_rounding(before: object, after: object) -> bool:
-    is_number = isinstance(before, float) and isinstance(after, float)
-    return is_number and abs(before - after) < _ROUNDING  # type: ignore[operator]  # both are floats then
+    if not (isinstance(before, float) and isinstance(after, float)):
+        return False
+    return abs(before - after) < _ROUNDING
 
 
 def _replaced(given: Explanation, made: Data) -> Iterator[str]:

@@ -102,7 +102,7 @@ def curve(vector: npt.NDArray[np.float32], embedding: Embedding) -> Curve:
     Each vector is scored as a clip of its own, so that the numbers are those of the services, to the last bit.
     """
     count = len(embedding.matrix)
-    every, one = np.arange(count), np.ones(count, np.int64)
+    every, one = np.arange(count, dtype=np.int64), np.ones(count, np.int64)
     scorer = FrameScorer(vector, count)
     scorer.add(Block(every, one, embedding.matrix, every, embedding.times_ms, every, embedding.scales, every))
     times, starts = np.unique(embedding.times_ms, return_index=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from decimal import Decimal, localcontext
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 from streamer.events import Candidate, Degraded, QueryReranked, QueryResults, RerankedCandidate
 from streamer.explain.core import Line, Swap, contributions, explain, swap
 from streamer.method import Method, answer, rerank_candidates, unscored
+from streamer.pooling import MAX
 from streamer.scoring import ClipScores, FrameScores, blend
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 AT = dt.datetime(2026, 12, 1, tzinfo=dt.UTC)
 any_float = st.floats(allow_nan=False, allow_infinity=False)
@@ -36,7 +40,7 @@ class Scored:
     def __init__(self, cosines: list[float | None]) -> None:
         self._cosines = cosines
 
-    def score(self, clip_ids: Any, *_: Any) -> ClipScores:
+    def score(self, clip_ids: Sequence[str], _vector: Any, _deadline: float | None, _pooling: str = MAX) -> ClipScores:
         given = np.array([np.nan if each is None else each for each in self._cosines[: len(clip_ids)]], np.float64)
         return ClipScores(FrameScores(given, np.zeros(len(given), np.int64)))
 
