@@ -124,7 +124,7 @@ class TopicReader:
     def _first_at(self, moment: dt.datetime) -> dict[int, int]:
         """Return the offset of each partition's first record at or after a time; its end where there is none."""
         partitions = self.partitions_of(self.name)
-        spec = OffsetSpec.for_timestamp(round(moment.timestamp() * 1000))  # type: ignore[no-untyped-call]
+        spec = OffsetSpec.for_timestamp(round(moment.timestamp() * 1000))
         found = self._offsets(partitions, spec, IsolationLevel.READ_COMMITTED)
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
         ends = self._offsets(partitions, latest, IsolationLevel.READ_COMMITTED)
