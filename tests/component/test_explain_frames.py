@@ -48,7 +48,7 @@ def test_the_frame_of_a_moment_is_shown_or_the_reason_why_not(tmp_path: Path) ->
         assert missing.startswith("the clip has no sampled frame at 0.777 s now")
         for uri, reason in (
             (f"file:{clips / 'none.mp4'}", "not_found: "),
-            (f"file:{clips / 'broken.mp4'}", "no_video: "),
+            (f"file:{clips / 'broken.mp4'}", "decode_failed: "),
             (f"file:{outside}", "uri_refused: "),
             ("javascript:alert(1)", "uri_refused: "),
         ):

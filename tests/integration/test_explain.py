@@ -95,7 +95,9 @@ def test_an_answer_of_the_services_is_explained_with_its_frames(
         for name, colour in SHAPES.items()
     }
     bus = Bus(kafka.bootstrap_servers, topic_prefix)
-    own = {**environment(bus, tmp_path / "store", [clips]), "COLUMNS": "160"}
+    # The services and the command must not choose different precisions, which would be another figure.
+    variables = environment(bus, tmp_path / "store", [clips], STREAMER_DTYPE="float32", STREAMER_THREADS="1")
+    own = {**variables, "COLUMNS": "160"}
     apply_topics(own, tmp_path)
     with Service("embed", own, tmp_path) as embed, Service("rerank", own, tmp_path) as rerank:
         for service in (embed, rerank):

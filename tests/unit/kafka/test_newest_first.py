@@ -127,7 +127,7 @@ def test_an_old_answer_is_found_too_and_none_is_an_error_that_says_what_was_sear
 def test_the_times_limit_where_an_answer_is_searched(topics: Topics) -> None:
     for number in range(9):
         topics.add("query.reranked", answer("q", number))
-    assert searcher(until=AT + dt.timedelta(seconds=6)).answer("q").query == "text 4"
+    assert searcher(until=AT + dt.timedelta(seconds=6)).answer("q").query == "text 5"
     with pytest.raises(ExplainError, match=r"since 2026-12-01T00:01:00"):
         searcher(since=AT + dt.timedelta(minutes=1)).answer("q")
 
