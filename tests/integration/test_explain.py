@@ -43,7 +43,7 @@ def question(query_id: str, clips: list[str]) -> Record:
 def explain(variables: dict[str, str], *arguments: str, code: int = 0) -> str:
     done = CliRunner().invoke(cli, ["explain", *arguments], env=variables)
     assert done.exit_code == code, f"{done.output} {done.exception!r}"
-    return done.output if code == 0 else f"{done.output} {done.exception}"
+    return done.stdout if code == 0 else f"{done.output} {done.exception}"
 
 
 def by_clip(data: Any) -> dict[str, Any]:
