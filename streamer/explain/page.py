@@ -48,7 +48,8 @@ def plot(result: Mapping[str, Any]) -> Plot | None:
     curve = result["curve"]
     if curve is None:
         return None
-    times, cosines = curve["times_ms"], curve["cosines"]
+    times: list[int] = curve["times_ms"]
+    cosines: list[float] = curve["cosines"]
     begin, end = min(times), max(times)
     low, high = min(cosines), max(cosines)
     if high - low < _LEAST_SPAN:
