@@ -21,6 +21,7 @@ from streamer.commands.audit import audit
 from streamer.commands.benchmark import benchmark
 from streamer.commands.dlq import dlq
 from streamer.commands.evaluate import evaluate
+from streamer.commands.explain import explain
 from streamer.commands.flags import CONFIG, SettingsCommand
 from streamer.commands.match import match
 from streamer.commands.pilot import pilot
@@ -73,6 +74,7 @@ cli.add_command(acls)
 cli.add_command(audit)
 cli.add_command(dlq)
 cli.add_command(evaluate)
+cli.add_command(explain)
 cli.add_command(store)
 cli.add_command(top)
 cli.add_command(replay)
@@ -249,6 +251,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         "streamer.kafka.readers.request": "RequestError",
         "streamer.evaluation.questions": "ReplayError",
         "streamer.match": "BankError",
+        "streamer.explain.found": "ExplainError",
         "streamer.store": "StoreError",
         "streamer.store.protocol": "StoreUnavailableError",
         "streamer.evaluation.trec_rows": "TrecError",

@@ -81,6 +81,7 @@ DLQ_SHOW = Tool("dlq-show", "streamer-dlq")
 DLQ_REDRIVE = Tool("dlq-redrive", "streamer-dlq")
 REPLAY = Tool("replay", "streamer-replay")
 AUDIT = Tool("audit", "streamer-audit")
+EXPLAIN = Tool("explain", "streamer-explain")
 TOP = Tool("top", "streamer-top")
 READER = Tool("", "streamer-reader")
 """A reader of outputs other than the commands: a demo or a test. The table of ACLs has no entry for it."""

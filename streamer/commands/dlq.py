@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import functools
 import itertools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from streamer.commands.flags import SettingsCommand
-from streamer.events import Reason, now
+from streamer.commands.flags import SettingsCommand, Time
+from streamer.events import Reason
 from streamer.topology import INPUT_TOPICS, SERVICES
 
 if TYPE_CHECKING:
@@ -28,18 +27,6 @@ def dlq() -> None:
 
     TOPIC is the input topic, clips.uploaded or query.results, without its prefix.
     """
-
-
-class _Time(click.ParamType[dt.datetime]):
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.datetime:
-        from streamer.kafka.dlq.letters import parse_time  # noqa: PLC0415
-
-        try:
-            return value if isinstance(value, dt.datetime) else parse_time(str(value), now())
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 def _dlq_command(name: str, short_help: str, *, limit: int | None = None) -> Callable[[F], F]:
@@ -62,9 +49,9 @@ def _dlq_command(name: str, short_help: str, *, limit: int | None = None) -> Cal
             "[default: the group of --group-suffix, --group-embed or --group-rerank, if given, else all].",
         ),
         click.option(
-            "--since", type=_Time(), help="Only dead letters from this time on: RFC 3339, or an age such as 2h or 3d."
+            "--since", type=Time(), help="Only dead letters from this time on: RFC 3339, or an age such as 2h or 3d."
         ),
-        click.option("--until", type=_Time(), help="Only dead letters before this time: RFC 3339, or an age."),
+        click.option("--until", type=Time(), help="Only dead letters before this time: RFC 3339, or an age."),
         click.option(
             "--limit",
             type=click.IntRange(min=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import types
 import typing
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from streamer.events import now
 from streamer.settings import COMMANDS, ENV_PREFIX, Settings, described_default, load, names_of
 
 if TYPE_CHECKING:
@@ -96,3 +98,18 @@ def _configure_logs(settings: LogSettings) -> None:
     from streamer import logs  # noqa: PLC0415 - completion and --version start without it
 
     logs.configure(settings)
+
+
+class Time(click.ParamType[dt.datetime]):
+    """A time in RFC 3339, or an age such as 2h."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.datetime:
+        """Return the time that was given."""
+        from streamer.kafka.dlq.letters import parse_time  # noqa: PLC0415
+
+        try:
+            return value if isinstance(value, dt.datetime) else parse_time(str(value), now())
+        except ValueError as error:
+            self.fail(str(error), param, ctx)

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
-import io
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from PIL import Image
 
-from streamer.demo.thumbnails import picture, thumbnail
 from streamer.evaluation.meaning import explained, variables
 from streamer.evaluation.page import Headline, Settings, embedded, environment, show
 from streamer.events import Status
 from streamer.method import method_of
 from streamer.video import Sampling
 from streamer.video.isolation.pool import decoder_of_one
+from streamer.video.thumbnails import jpeg_uri, thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    import numpy as np
-    import numpy.typing as npt
 
     from streamer.events import QueryReranked, RerankedCandidate
     from streamer.settings import Sandbox
@@ -33,8 +27,6 @@ if TYPE_CHECKING:
 
 TOP = 5
 """Number of results shown per query."""
-
-_JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +59,13 @@ class FramePictures:
                 decoder = decoder_of_one(self._sampling, thumbnail, sandbox=self._sandbox)
                 self._decoder = self._opened.enter_context(decoder)
             with self._decoder.sampled(self._paths[clip_id]) as clip:
-                pictures = [_jpeg_uri(frame) for frame in clip.frames]
+                pictures = [jpeg_uri(frame) for frame in clip.frames]
                 self._clips[clip_id] = dict(zip(clip.times_ms.tolist(), pictures, strict=True))
         return self._clips[clip_id][moment_ms]
 
     def close(self) -> None:
         """End the decoder."""
         self._opened.close()
-
-
-def _jpeg_uri(frame: npt.NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture(frame)).save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def write(

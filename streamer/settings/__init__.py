@@ -10,12 +10,21 @@ property through to librdkafka.
 from __future__ import annotations
 
 from streamer.settings.base import Group, read_secret
-from streamer.settings.clips import EmbeddingSettings, IntakeSettings, Precision, Sandbox, SandboxSettings
+from streamer.settings.clips import (
+    EmbeddingSettings,
+    FetchSettings,
+    IntakeSettings,
+    Precision,
+    SamplingSettings,
+    Sandbox,
+    SandboxSettings,
+)
 from streamer.settings.commands import (
     COMMANDS,
     BenchmarkSettings,
     DemoSettings,
     EmbedSettings,
+    ExplainSettings,
     MatchCommandSettings,
     PilotSettings,
     ProbeSettings,
@@ -59,6 +68,8 @@ __all__ = [
     "Dtype",
     "EmbedSettings",
     "EmbeddingSettings",
+    "ExplainSettings",
+    "FetchSettings",
     "Group",
     "IntakeSettings",
     "LogSettings",
@@ -74,6 +85,7 @@ __all__ = [
     "QuerySettings",
     "ReplaySettings",
     "RerankSettings",
+    "SamplingSettings",
     "Sandbox",
     "SandboxSettings",
     "ServiceSettings",

@@ -16,8 +16,8 @@ Precision = Literal["float32", "float16", "int8"]
 Sandbox = Literal["require", "permissive"]
 
 
-class EmbeddingSettings(Group):
-    """What of a clip goes into its record."""
+class SamplingSettings(Group):
+    """Which frames of a clip are taken."""
 
     frame_interval: float = Field(0.5, gt=0, le=3600, description="Seconds between sampled frames")
     max_frames: int = Field(
@@ -26,6 +26,11 @@ class EmbeddingSettings(Group):
         le=10_000,
         description="Largest number of frames of a clip; a longer clip is sampled every duration / max-frames",
     )
+
+
+class EmbeddingSettings(SamplingSettings):
+    """What of a clip goes into its record."""
+
     precision: Precision = Field("float16", description="Precision of stored vectors")
 
 
@@ -39,8 +44,8 @@ class SandboxSettings(Group):
     )
 
 
-class IntakeSettings(SandboxSettings):
-    """Where clips may be fetched from, how large they may be, and what fetching, decoding and encoding may take."""
+class FetchSettings(SandboxSettings):
+    """Where clips may be fetched from, how large they may be, and what fetching and decoding one may take."""
 
     allowed_uris: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="JSON list of the URI prefixes that uploads may be fetched from"
@@ -48,13 +53,6 @@ class IntakeSettings(SandboxSettings):
     allowed_networks: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="JSON list of networks (CIDR) that http(s) sources may be in besides public addresses",
-    )
-    max_clock_skew: float = Field(
-        3600.0,
-        ge=0,
-        le=100 * 365 * 86_400,
-        description="Seconds by which an upload's uploaded_at may be after the time of its record; a later one is "
-        "dead-lettered",
     )
     max_clip_bytes: int = Field(1 << 30, ge=1, description="Largest file that is fetched, in bytes")
     download_bytes: int = Field(
@@ -67,34 +65,15 @@ class IntakeSettings(SandboxSettings):
     first_byte_timeout: float = Field(
         15.0, gt=0, description="Seconds to wait for the first byte of a source, and for each further one"
     )
-    fetch_retry_timeout: float = Field(
-        120.0, ge=0, description="Seconds for which fetching a clip is retried after transient faults of its source"
-    )
     max_clip_seconds: float = Field(12 * 3600, gt=0, description="Longest clip, in seconds")
     max_clip_pixels: int = Field(8192 * 4352, ge=1, description="Largest number of pixels of a frame")
     max_clip_packets: int = Field(2_000_000, ge=1, description="Largest number of encoded frames of a clip")
-    duplicate_threshold: float = Field(
-        0,
-        ge=0,
-        le=255,
-        description="Largest mean difference (0 to 255) of any block of 16 x 16 pixels between frames that count as "
-        "the same and are encoded once; 0: off",
-    )
-    decode_workers: int = Field(
-        2,
-        ge=1,
-        le=256,
-        description="Clips decoded at the same time; 24 more may wait to be fetched, 8 of them from one source",
-    )
     decode_timeout: float = Field(120.0, gt=0, description="Seconds for decoding one clip")
     decode_memory: int = Field(
         2 << 30,
         ge=256 << 20,
         description="Bytes of address space that the process decoding a clip may use; there are at most twice "
         "decode-workers of them",
-    )
-    image_batch: int | None = Field(
-        None, ge=1, le=4096, description="Largest number of frames in one call of the image encoder"
     )
 
     @field_validator("allowed_uris", "allowed_networks", mode="before")
@@ -135,6 +114,37 @@ class IntakeSettings(SandboxSettings):
                 f"--allowed-uris '{_LISTS_IN_JSON['allowed_uris']}'",
             )
         return self.allowed_uris
+
+
+class IntakeSettings(FetchSettings):
+    """What taking in many clips may take, besides what one may."""
+
+    max_clock_skew: float = Field(
+        3600.0,
+        ge=0,
+        le=100 * 365 * 86_400,
+        description="Seconds by which an upload's uploaded_at may be after the time of its record; a later one is "
+        "dead-lettered",
+    )
+    fetch_retry_timeout: float = Field(
+        120.0, ge=0, description="Seconds for which fetching a clip is retried after transient faults of its source"
+    )
+    duplicate_threshold: float = Field(
+        0,
+        ge=0,
+        le=255,
+        description="Largest mean difference (0 to 255) of any block of 16 x 16 pixels between frames that count as "
+        "the same and are encoded once; 0: off",
+    )
+    decode_workers: int = Field(
+        2,
+        ge=1,
+        le=256,
+        description="Clips decoded at the same time; 24 more may wait to be fetched, 8 of them from one source",
+    )
+    image_batch: int | None = Field(
+        None, ge=1, le=4096, description="Largest number of frames in one call of the image encoder"
+    )
 
 
 _LISTS_IN_JSON = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamer.settings.base import Group
-from streamer.settings.clips import EmbeddingSettings, IntakeSettings, SandboxSettings
+from streamer.settings.clips import EmbeddingSettings, FetchSettings, IntakeSettings, SamplingSettings, SandboxSettings
 from streamer.settings.groups import (
     Brokers,
     Connection,
@@ -82,6 +82,12 @@ class DemoSettings(Brokers, ModelSettings, EmbeddingSettings, SandboxSettings, M
     """What ``streamer demo`` takes; topics, store and ports are its own."""
 
 
+class ExplainSettings(
+    Connection, ModelSettings, StoreSettings, SamplingSettings, FetchSettings, MethodSettings, LogSettings
+):
+    """What ``streamer explain`` takes; the method applies where there is no answer that states one."""
+
+
 class TopicsSettings(Connection, LogSettings):
     """What the commands take that look at topics alone: ``topics``, ``dlq``, ``acls`` and ``audit``."""
 
@@ -101,6 +107,7 @@ COMMANDS: Mapping[str, type[LogSettings]] = {
     "acls": TopicsSettings,
     "dlq": TopicsSettings,
     "audit": TopicsSettings,
+    "explain": ExplainSettings,
     "demo": DemoSettings,
     "top": TopSettings,
     "store": StoreCommandSettings,
@@ -120,6 +127,7 @@ class Settings(
     PilotSettings,
     ReplaySettings,
     MatchCommandSettings,
+    ExplainSettings,
     BenchmarkSettings,
     ProbeSettings,
     SweepSettings,

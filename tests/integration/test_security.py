@@ -21,6 +21,8 @@ from streamer.codec import JSON
 from streamer.evaluation.audit import attributes
 from streamer.evaluation.questions import answers_of_topic, events_of_topic
 from streamer.events import Candidate, ClipUploaded, QueryReranked, QueryResults, Reason, now
+from streamer.explain.found import ExplainError
+from streamer.explain.topics import Searcher
 from streamer.kafka import Output, dead_letter
 from streamer.kafka.admin.topic_files import load_specs
 from streamer.kafka.admin.topics import Outcome, TopicsError, apply, check
@@ -291,6 +293,12 @@ def run(role: str, settings: Settings, privilege: Privilege) -> str:
             attributes.of_topic(settings)
             list(events_of_topic(settings, tool=AUDIT))
             list(answers_of_topic(settings, tool=AUDIT))
+        elif role == "explain":
+            searcher = Searcher(settings, seconds=30)
+            with contextlib.suppress(ExplainError):
+                searcher.answer("q")
+            searcher.query("q")
+            searcher.known(["c"], "m")
         else:
             with contextlib.closing(Tail(settings, [settings.topic(privilege.name)], TOP)) as tail:
                 tail.poll()
@@ -333,7 +341,7 @@ def test_the_other_commands_without_one_of_them_name_it_in_one_line(
     with pytest.raises(PublishError, match=f"lacks Write on the topic {operator.topic(INPUT)}"):
         publish(nobody, [Output(operator.topic(INPUT), b"k", b"{}", ())])
 
-    for role in ("topics-check", "topics-apply", "dlq-show", "dlq-redrive", "replay", "audit", "top"):
+    for role in ("topics-check", "topics-apply", "dlq-show", "dlq-redrive", "replay", "audit", "explain", "top"):
         for privilege in ROLES[role]:
             # What there is cannot be created.
             prefix = topic_prefix + ("absent." if privilege.operation is Operation.CREATE else "")

@@ -23,6 +23,7 @@ COMMANDS = {
     "sweep": (*RUN, "--qrels", "qrels"),
     "pilot": ("--events", "run"),
     "demo": ("--clips", "clips", "--queries", "run"),
+    "explain": ("--query", "a query", "--clip", "a"),
 }
 
 

@@ -282,6 +282,18 @@ def match_fit(folder: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
     return [given, [*given, "--json", "-"]]
 
 
+def explain(folder: Path, _: pytest.MonkeyPatch) -> list[list[str]]:
+    commands, bad = [], folder / "bad"
+    for number, text in enumerate([text for text in UTF_8 if text.strip()][:20]):
+        answers, uploads = folder / f"{number}.answers", folder / f"{number}.uploads"
+        answers.write_bytes(JSON.encode(answer(text)))
+        uploads.write_text(json.dumps({"clip_id": text, "uri": text}), encoding="utf-8")
+        given = ["explain", "--answers", str(answers), "--uploads", str(uploads)]
+        commands += [[*given, *more, "--", text] for more in ([], ["--json", "-"], ["--html", "-"])]
+    bad.write_text(f'{{"{FORGED}": "\x1b[2J\u202e"}}\n', encoding="utf-8")
+    return [*commands, *(["explain", FORGED, f"--{option}", str(bad)] for option in ("answers", "uploads"))]
+
+
 def replay(folder: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
     patch.setattr(replays, "through_kafka", lambda _, asked, **__: asked)
     commands = []
@@ -364,6 +376,7 @@ COMMANDS: dict[str, Callable[[Path, pytest.MonkeyPatch], list[list[str]]]] = {
     "embed": service("embedder"),
     "evaluate": evaluate,
     "match fit": match_fit,
+    "explain": explain,
     "pilot": pilot,
     "probe": probe,
     "replay": replay,

@@ -360,7 +360,7 @@ def test_a_missing_password_file_is_an_error_of_that_setting() -> None:
 def test_the_table_names_each_setting_its_commands_and_its_default() -> None:
     rows = {line.split("`")[1]: line for line in markdown().splitlines()[2:]}
     assert len(rows) == len(Settings.model_fields)
-    assert "| rerank, demo, benchmark, match, pilot, replay | 0.4 |" in rows["STREAMER_ALPHA"]
+    assert "| rerank, explain, demo, benchmark, match, pilot, replay | 0.4 |" in rows["STREAMER_ALPHA"]
     assert "| none |" in rows["STREAMER_MODEL"]
     assert all(command in rows["STREAMER_LOG_LEVEL"] for command in COMMANDS)
     assert set(LogSettings.model_fields) == {"log_format", "log_level"}

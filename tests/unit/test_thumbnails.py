@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from streamer.demo.thumbnails import LONGER_SIDE, picture, thumbnail
+from streamer.video.thumbnails import LONGER_SIDE, picture, thumbnail
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from streamer import topology
 from streamer.events import TOPICS
 from streamer.kafka.client.acls import ROLES, Resource, as_objects
 from streamer.settings import SettingsError, load
-from streamer.topology import AUDIT, DLQ_REDRIVE, DLQ_SHOW, EMBED, READER, REPLAY, RERANK, SERVICES, TOP
+from streamer.topology import AUDIT, DLQ_REDRIVE, DLQ_SHOW, EMBED, EXPLAIN, READER, REPLAY, RERANK, SERVICES, TOP
 
 PACKAGE = Path(streamer.__file__).parent
 SPELLED_ELSEWHERE = {PACKAGE / "topology.py", PACKAGE / "events.py"}
@@ -20,7 +20,7 @@ SPELLED_ELSEWHERE = {PACKAGE / "topology.py", PACKAGE / "events.py"}
 NAMES = {
     *(topic for service in SERVICES.values() for topic in service.topics),
     *(service.group for service in SERVICES.values()),
-    *(reader.group for reader in (DLQ_SHOW, DLQ_REDRIVE, REPLAY, AUDIT, TOP, READER)),
+    *(reader.group for reader in (DLQ_SHOW, DLQ_REDRIVE, REPLAY, AUDIT, EXPLAIN, TOP, READER)),
 }
 
 
@@ -52,7 +52,7 @@ def test_every_topic_of_a_service_has_an_event_or_is_for_dead_letters() -> None:
 
 
 def test_every_service_and_tool_has_its_privileges() -> None:
-    assert {*SERVICES, DLQ_SHOW.role, DLQ_REDRIVE.role, REPLAY.role, AUDIT.role, TOP.role} <= set(ROLES)
+    assert {*SERVICES, DLQ_SHOW.role, DLQ_REDRIVE.role, REPLAY.role, AUDIT.role, EXPLAIN.role, TOP.role} <= set(ROLES)
 
 
 @pytest.mark.parametrize("service", [EMBED, RERANK])
@@ -88,7 +88,7 @@ def test_configured_names_replace_the_defaults_and_get_no_prefix() -> None:
     assert settings.group(EMBED.group) == "eu.streamer-embed-blue"
 
 
-@pytest.mark.parametrize("role", [*SERVICES, DLQ_REDRIVE.role, REPLAY.role, AUDIT.role, TOP.role])
+@pytest.mark.parametrize("role", [*SERVICES, DLQ_REDRIVE.role, REPLAY.role, AUDIT.role, EXPLAIN.role, TOP.role])
 def test_acls_name_the_configured_topics_and_groups(role: str) -> None:
     names = {
         each["name"] for each in as_objects(load(OWN), role) if each["resource"] in (Resource.TOPIC, Resource.GROUP)

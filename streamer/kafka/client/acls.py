@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 from streamer.events import TOPICS
 from streamer.topology import (
     AUDIT,
+    CLIPS_EMBEDDED,
     CLIPS_UPLOADED,
     DEAD_LETTER_TOPICS,
     DEMO,
     DEMO_PREFIX,
     DLQ_REDRIVE,
     DLQ_SHOW,
+    EXPLAIN,
     QUERY_RERANKED,
     QUERY_RESULTS,
     REPLAY,
@@ -173,6 +175,12 @@ ROLES: Mapping[str, tuple[Privilege, ...]] = {
         *_topics(Operation.READ, [CLIPS_UPLOADED], "reads the clips' attributes, outside any group"),
         *_topics(Operation.READ, [QUERY_RERANKED], "reads the reranked results, outside any group"),
         *_topics(Operation.READ, [QUERY_RESULTS], "compares them with the engine's, outside any group"),
+    ),
+    EXPLAIN.role: (
+        *_topics(Operation.READ, [QUERY_RERANKED], "finds the answer to explain, outside any group"),
+        *_topics(Operation.READ, [QUERY_RESULTS], "finds its query and the candidates' addresses, outside any group"),
+        *_topics(Operation.READ, [CLIPS_UPLOADED], "finds where the clips can be fetched, outside any group"),
+        *_topics(Operation.READ, [CLIPS_EMBEDDED], "finds when they were embedded, outside any group"),
     ),
     TOP.role: (
         *_topics(Operation.READ, [QUERY_RERANKED], "shows what was reranked last, outside any group"),

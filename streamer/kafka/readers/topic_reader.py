@@ -17,6 +17,7 @@ from streamer.kafka.outputs import UNKNOWN_RETENTION_MS, kept_ms
 from streamer.kafka.readers.record_reader import ConsumeError, End, RecordReader
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Iterator, Sequence
 
     from streamer.kafka.records import Record
@@ -107,6 +108,30 @@ class TopicReader:
         begins = self._offsets(partitions, OffsetSpec.earliest(), isolation)  # type: ignore[no-untyped-call]
         ends = self._offsets(partitions, OffsetSpec.latest(), isolation)  # type: ignore[no-untyped-call]
         return [Span(*each) for each in zip(partitions, begins, ends, strict=True)]
+
+    def spans_between(self, since: dt.datetime | None, until: dt.datetime | None) -> list[Span]:
+        """Return what there is to read from one time on and before another, by the records' own times.
+
+        Where these do not rise with the offsets, a span ends at the first record that is not before ``until``.
+        """
+        spans = self.spans()
+        begins, ends = (self._first_at(each) if each is not None else {} for each in (since, until))
+        return [
+            Span(each.partition, begins.get(each.partition, each.begin), ends.get(each.partition, each.end))
+            for each in spans
+        ]
+
+    def _first_at(self, moment: dt.datetime) -> dict[int, int]:
+        """Return the offset of each partition's first record at or after a time; its end where there is none."""
+        partitions = self.partitions_of(self.name)
+        spec = OffsetSpec.for_timestamp(round(moment.timestamp() * 1000))
+        found = self._offsets(partitions, spec, IsolationLevel.READ_COMMITTED)
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        ends = self._offsets(partitions, latest, IsolationLevel.READ_COMMITTED)
+        return {
+            partition: end if offset < 0 else offset
+            for partition, offset, end in zip(partitions, found, ends, strict=True)
+        }
 
     def _offsets(self, partitions: Sequence[int], spec: OffsetSpec, isolation: IsolationLevel) -> list[int]:
         requests = {TopicPartition(self.name, partition): spec for partition in partitions}

@@ -6,6 +6,9 @@ module.
 
 from __future__ import annotations
 
+import base64
+import io
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -13,6 +16,7 @@ from PIL import Image
 LONGER_SIDE = 220
 """Longer side of a thumbnail, in pixels."""
 _HEAD = 2
+_JPEG_QUALITY = 80
 
 
 def thumbnail(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -32,3 +36,10 @@ def picture(flat: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     if not 1 <= width <= LONGER_SIDE or not 1 <= height <= LONGER_SIDE:
         raise ValueError(f"a picture of {width} x {height} pixels")
     return flat[_HEAD : _HEAD + width * height * 3].reshape(height, width, 3)
+
+
+def jpeg_uri(flat: npt.NDArray[np.uint8]) -> str:
+    """Return the picture from the result of :func:`thumbnail` as a JPEG in a ``data:`` URI, as a page embeds it."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture(flat)).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
