@@ -317,6 +317,7 @@ def sweep(folder: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
     )
     found = sweep_run.Sweep(("infAP",), tuple(HOSTILE[:10]), np.zeros((1, 10)), columns, np.ones((1, 10, len(columns))))
     patch.setattr(sweep_run, "sweep", lambda *_: found)
+    patch.setattr("streamer.evaluation.sweep_examples.examples", lambda *_: [])
     given = [
         f"--{option}={folder / name}" for option, name in (("run", "run"), ("qrels", "qrels"), ("topics", "topics"))
     ]
@@ -335,7 +336,14 @@ def probe(_: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
     patch.setattr("streamer.synthetic.probes.score", lambda *_: [])
     patch.setattr(
         "streamer.synthetic.probe_report.data",
-        lambda _, model_id, **more: {"model_id": model_id, "probes": [], "rule": {}, **more},
+        lambda _, model_id, **more: {
+            "model_id": model_id,
+            "probes": [],
+            "rule": {},
+            "advice": [],
+            "sentence": "",
+            **more,
+        },
     )
     return [["probe", "--model", "demo"], ["probe", "--model", "demo", "--json", "-"]]
 
