@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamer.evaluation import plots
 from streamer.evaluation.matching import BINS, CONFIDENCE, area_under_roc, reliability
-from streamer.evaluation.page import Headline, Page, Section, Table, Text, show
+from streamer.evaluation.page import Advice, Headline, Page, Section, Table, Text, show
 from streamer.evaluation.report import terminal_table
 from streamer.terminal import plain
 
@@ -60,7 +60,29 @@ def data(bank: Bank, *, seed: int, lists: Lists | None = None, probabilities: Fl
                 "cosine": area_under_roc(lists.cosines, lists.relevant),
             },
         }
+        found |= _meaning(found)
     return found
+
+
+def _meaning(found: Data) -> Data:
+    """Say what the figures of unseen lists mean, and what to do."""
+    of, areas = found["reliability"], found["area_under_roc"]
+    tells = of["brier"] < of["brier_of_base"]
+    sentence = (
+        f"On topics that it was not fitted to, the probability says {'more' if tells else 'no more'} than the share of "
+        f"relevant lists alone (Brier's score {of['brier']:.3f} against {of['brier_of_base']:.3f})."
+    )
+    advice = []
+    if not tells:
+        advice.append("Leave STREAMER_MATCH unset: nothing would be gained by acting on this probability.")
+    if areas["cosine"] > areas["percentile"]:
+        advice.append(
+            "One cut-off on the best cosine separates these lists better than the percentile does (area "
+            f"{areas['cosine']:.3f} against {areas['percentile']:.3f}): compare both before you choose one."
+        )
+    if tells and not advice:
+        advice.append("Set STREAMER_MATCH to the bank's file, and watch the distribution of streamer_match_ratio.")
+    return {"sentence": sentence, "advice": advice}
 
 
 def summary(found: Data) -> str:
@@ -91,20 +113,18 @@ def terminal(found: Data) -> Iterator[TerminalTable]:
 def page(found: Data, run: str, qrels: str) -> Page:
     """Make the page of a calibrated bank."""
     figures = list(_figures(found))
+    bins = Table("Lists by their probability", _COLUMNS, list(_rows(found)), frozenset(range(len(_COLUMNS))))
+    all_figures = Table("All figures", ("figure", "value"), [[name, value] for name, value in figures], frozenset({1}))
     return Page(
         title="How well a match is calibrated",
+        verdict=show(found, "sentence"),
         lead=f"{summary(found)}; {run}, judged by {qrels}",
         data=found,
         headline=[Headline(value, name) for name, value in figures[:3]],
         sections=[
-            Section(
-                "Reliability on unseen topics",
-                [_picture(found), Table(_COLUMNS, list(_rows(found)), frozenset(range(len(_COLUMNS)))), Text(_NOTE)],
-            ),
-            Section(
-                "Figures",
-                [Table(("figure", "value"), [list(each) for each in figures], frozenset({1})), Text(_AREA_NOTE)],
-            ),
+            Section("What to do", [Advice([show(found, "advice", number) for number in range(len(found["advice"]))])]),
+            Section("Reliability on unseen topics", [_picture(found), bins, Text(_NOTE)]),
+            Section("Figures", [all_figures, Text(_AREA_NOTE)]),
         ],
     )
 

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
 import unicodedata
+from typing import TYPE_CHECKING
+
+from streamer import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pytest
 
 FORGED = "2026-11-24 [error] forged line"
 _SEQUENCES = (
@@ -40,3 +50,16 @@ def raw(printed: str) -> set[str]:
 def forged(printed: str) -> list[str]:
     """Return the lines that text from outside has made on its own."""
     return [line for line in printed.split("\n") if line.startswith(FORGED)]
+
+
+def main(arguments: Sequence[str], patch: pytest.MonkeyPatch) -> None:
+    """Run a command as its process would, uncaught exceptions included."""
+    patch.setattr(sys, "argv", ["streamer", *arguments])
+    patch.setattr(sys, "excepthook", sys.excepthook)
+    patch.setattr(threading, "excepthook", threading.excepthook)
+    try:
+        cli.main()
+    except SystemExit:
+        pass
+    except Exception:  # noqa: BLE001 - shown as an interpreter shows it
+        sys.excepthook(*sys.exc_info())

@@ -13,7 +13,7 @@ import numpy as np
 
 from streamer.demo import report as demo_report
 from streamer.demo.report import FramePictures, Judged
-from streamer.evaluation import report, runs_report, sweep_report
+from streamer.evaluation import match_report, matching, report, runs_report, sweep_report
 from streamer.evaluation.audit import report as audit_report
 from streamer.evaluation.audit import verdict
 from streamer.evaluation.audit.figures import Audit
@@ -39,6 +39,7 @@ from streamer.evaluation.words.scores import Scored, Sensitivity
 from streamer.events import QueryReranked, RerankedCandidate, Status
 from streamer.pooling import MAX
 from streamer.synthetic import probe_report, probes
+from tests.support.banks import bank
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -185,6 +186,19 @@ def worded() -> tuple[Page, Any]:
     return words_report.page(found, NAME), found
 
 
+def matched() -> tuple[Page, Any]:
+    """A calibration of few lists, and what it says of lists that it has not seen."""
+    random = np.random.default_rng(7)
+    percentiles = random.random(80)
+    relevant = random.random(80) < percentiles
+    lists = matching.Lists(tuple(f"t{number}" for number in range(80)), percentiles, random.random(80), relevant, 3, 2)
+    fitted = bank(matching.calibrate(percentiles, relevant, "max"), model_id=NAME)
+    found = match_report.data(
+        fitted, seed=1, lists=lists, probabilities=matching.unseen(percentiles, relevant, folds=5)
+    )
+    return match_report.page(found, NAME, NAME), found
+
+
 EVALUATION: dict[str, Callable[[], tuple[Page, Any]]] = {
     "run": evaluated,
     "comparison": compared,
@@ -194,6 +208,7 @@ EVALUATION: dict[str, Callable[[], tuple[Page, Any]]] = {
     "audit": audited,
     "probe": probed,
     "words": worded,
+    "match": matched,
 }
 """The reports of streamer.evaluation and what shares its page, by name."""
 DEMO = "demo"

@@ -94,7 +94,7 @@ def test_without_a_bank_an_answer_has_the_bytes_that_it_had_before_there_were_an
     value = re.sub(rb'"reranked_at":"[^"]+"', b'"reranked_at":"T"', output.value or b"")
     assert value == (
         b'{"query_id":"q","query":"axis 2","engine":"e","issued_at":"2026-11-26T00:00:00Z","reranked_at":"T",'
-        b'"model_id":"axes","alpha":0.4,"depth":100,"normalization":"minmax","missing":"own","pooling":"max",'
+        b'"model_id":"axes","alpha":0.4,"depth":100,"normalization":"minmax","missing":"impute","pooling":"max",'
         b'"degraded":null,"results":['
         b'{"clip_id":"c2","rank":1,"score":1.0,"initial_rank":1,"initial_score":2.0,"frame_score":1.0,"moment_ms":0,'
         b'"status":"reranked"},'

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import datetime as dt
 import json
-import sys
-import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,10 +40,10 @@ from streamer.synthetic import benchmark
 from streamer.terminal import Terminal, plain
 from streamer.top import watch
 from tests.support.banks import bank
-from tests.support.escapes import FORGED, forged, hostile, raw
+from tests.support.escapes import FORGED, forged, hostile, main, raw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 AT = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
 HOSTILE = hostile(500)
@@ -428,19 +426,6 @@ def test_no_byte_from_outside_comes_out_raw(
         assert (raw(shown), forged(shown)) == (set(), []), arguments
         escaped += shown.count("\\u")
     assert escaped or name in FIGURES_ONLY
-
-
-def main(arguments: Sequence[str], patch: pytest.MonkeyPatch) -> None:
-    """Run a command as its process would, uncaught exceptions included."""
-    patch.setattr(sys, "argv", ["streamer", *arguments])
-    patch.setattr(sys, "excepthook", sys.excepthook)
-    patch.setattr(threading, "excepthook", threading.excepthook)
-    try:
-        cli.main()
-    except SystemExit:
-        pass
-    except Exception:  # noqa: BLE001 - shown as an interpreter shows it
-        sys.excepthook(*sys.exc_info())
 
 
 @pytest.mark.parametrize("kind", [StoreError, SettingsError, ValueError])
