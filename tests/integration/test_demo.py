@@ -99,7 +99,9 @@ def test_own_clips_are_embedded_reranked_measured_and_pictured(
     assert "http" not in page.replace("http://www.w3.org", "")
     with browser.opened(chromium, report / "index.html") as opened:
         figures = browser.assert_figures_are(summary, opened)
-        assert {path for path in figures if "/" not in path} == FIGURES - {"map_before", "map_after", "queries"}
+        assert {path for path in figures if "/" not in path} == FIGURES - {"map_before", "map_after", "queries"} | {
+            "sentence"
+        }
         assert "answers/1/results/2/score" in figures
     prefix = re.search(r"(demo-\w+\.)clips\.uploaded: created", done.stdout)
     assert prefix is not None

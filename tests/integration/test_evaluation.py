@@ -70,7 +70,7 @@ def by_hand(
     run: Path,
     normalised: Callable[[Any], Any],
     *,
-    impute: bool = False,
+    impute: bool = True,
     pooling: str = "max",
 ) -> list[str]:
     """Rerank a run with numpy and fractions alone, from the stored vectors and the queries'."""
@@ -93,7 +93,8 @@ def by_hand(
         known = normalised(cosines[there])
         if impute:
             imputed = np.array(predicted(scores[there].tolist(), known.tolist(), scores[~there].tolist()))
-            scores[~there] = ALPHA * scores[~there] + (1 - ALPHA) * imputed.clip(0, 1)
+            imputed = imputed.clip(0, 1) if normalised is minmax else imputed
+            scores[~there] = ALPHA * scores[~there] + (1 - ALPHA) * imputed
         scores[there] = ALPHA * scores[there] + (1 - ALPHA) * known
         order = np.argsort(-scores, kind="stable")
         ranked = [(float(scores[each]), results[each][1]) for each in order]
