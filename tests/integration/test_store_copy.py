@@ -9,11 +9,14 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
+from redis.crc import key_slot
 
 from streamer.store import StoreError, record_format
 from streamer.store.lmdb.admin import LmdbAdmin
 from streamer.store.opening import open_admin
 from streamer.store.redis.admin import RedisAdmin
+from streamer.store.redis.topology import Topology
 from streamer.store.transfer import copy
 from streamer.store.upkeep import compare, drop, survey, verify
 from tests.support.redis_servers import Cluster, Server, move_slot
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamer.store.admin import Page
+    from streamer.store.redis.nodes import Node
 
 RECORDS = 5_000
 WAIT_S = 120
@@ -170,6 +174,29 @@ def test_slots_that_move_while_they_are_scanned_take_no_record_with_them(
         pages = list(cluster.scan(first.cursor))
         assert [page.restarted for page in pages] == [True] + [False] * (len(pages) - 1)
         assert {raw.key for page in pages for raw in page.records} == set(met)
+
+
+def test_a_slot_that_moves_while_the_topology_is_read_again_is_followed(
+    own_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(RedisAdmin(own_cluster.url, create=True)) as cluster:
+        slot = cluster._opened().buckets.slots[0]
+        source = owner(own_cluster, slot)
+        move_slot(slot, source, next(node for node in own_cluster.nodes[:3] if node is not source), keys_at_once=100)
+        routing = cluster._opened().link._routing
+        noted = routing.moved
+
+        def moved(slot: int, to: Node) -> None:
+            """Let a topology that was read before the slot moved arrive first."""
+            old = routing.topology
+            assert old is not None
+            routing.topology = Topology([old.shard(each) for each in range(SLOTS)])
+            noted(slot, to)
+
+        monkeypatch.setattr(routing, "moved", moved)
+        monkeypatch.setattr(routing, "refresh", lambda: None)
+        key = next(key for key in (f"key-{number}" for number in itertools.count()) if key_slot(key.encode()) == slot)
+        assert cluster._opened().link.one("GET", key) is None
 
 
 def owner(cluster: Cluster, slot: int) -> Server:

@@ -104,6 +104,8 @@ class Link:
         pause_s, lost = _FIRST_PAUSE_S, 0
         said: Exception | None = None
         while True:
+            # What servers have said of slots is noted in the newest topology, which may have been read meanwhile.
+            topology = self._routing.topology or topology
             shares = self._shares(topology, calls, waiting, replies, asking)
             exchange(shares, deadline)
             asking = {}
