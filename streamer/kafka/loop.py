@@ -329,8 +329,8 @@ class Loop:
         self._topics.check()
         if self._is_created_again or not self._topics.may_commit:
             return  # a commit under the old topic's name would land in the new one's offsets
-        for output in self._topics.take_changed():
-            self._committer.refresh(output)
+        if self._topics.take_changed():
+            self._committer.renew()
         if self._committer.commit_completed():
             self._control_flow()
 

@@ -192,7 +192,7 @@ def test_keys_are_divided_among_the_partitions_of_an_output_that_was_created_aga
     transactions = Transactions.of_service(settings, RERANK, {})
     commit_outputs(transactions, records, settings)
     create_again(settings, OUTPUT, FEWER)
-    transactions.refresh(settings.topic(OUTPUT))
+    transactions.renew()
     commit_outputs(transactions, records, settings)
     placed = {each.key: each.partition for each in read(settings, OUTPUT)}
     assert placed == {each.key: partition_of(each.key or b"", FEWER) for each in records}

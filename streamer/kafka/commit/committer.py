@@ -180,12 +180,9 @@ class Committer:
         except RestartError as error:
             self._lose_producer(error)
 
-    def refresh(self, topic: str) -> None:
-        """Let the producers look up an output topic again, whose partitions have changed."""
-        try:
-            self._transactions.refresh(topic)
-        except RestartError as error:
-            self._lose_producer(error)
+    def renew(self) -> None:
+        """Use new producers from the next transaction on: an output topic was created again."""
+        self._transactions.renew()
 
     def commit_completed(self) -> bool:
         """Commit all completed records in one transaction; True where a batch was committed."""

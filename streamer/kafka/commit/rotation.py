@@ -87,10 +87,10 @@ class Rotation:
                 # It has no open transaction; that of the current producer goes on.
                 producer.restart()
 
-    def refresh(self, topic: str) -> None:
-        """Let all producers look up a topic again. Raises as :meth:`Transactions.refresh` does."""
+    def renew(self) -> None:
+        """Use new producers, each as :meth:`Transactions.renew` says."""
         for producer in self._producers:
-            producer.refresh(topic)
+            producer.renew()
 
     def hurry(self) -> None:
         """Use short timeouts from now on."""
@@ -99,7 +99,7 @@ class Rotation:
 
     def run(self, batch: Batch, group_metadata: Any) -> None:
         """Commit one batch in a transaction of the current producer; at its end the next producer takes its turn."""
-        self._current.init()  # a no-op unless :meth:`poll` has replaced it
+        self._current.init()  # a no-op unless it was replaced or is outdated
         try:
             self._current.run(batch, group_metadata)
         except AbortedError:

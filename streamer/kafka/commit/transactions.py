@@ -121,14 +121,12 @@ class Transactions:
         self._restart_when_rejected = restart_when_rejected
         self._touched: frozenset[str] = frozenset()
         self._state = _State.NONE
-        self._initialised = False
-        self._is_lost = False
+        self._initialised = self._is_lost = self._is_outdated = False
         self._bounded = BoundedCalls("transactions")
         self._call_timeout = CALL_TIMEOUT_S
         self._delivery_timeout = _DELIVERY_TIMEOUT_S
         self._abort_cause = AbortedError("")
-        self._clock_refused = ""
-        self._broker_refused = False
+        self._clock_refused, self._broker_refused = "", False
         self._blocked_since: float | None = None
         self._unknown_since: float | None = None
         self._first_id = self.transactional_id
@@ -155,6 +153,8 @@ class Transactions:
 
     def init(self) -> None:
         """Step 1, once a producer. Raises :class:`OutcomeUnknownError` where no broker answers yet (call again)."""
+        if self._is_outdated and self._state is _State.NONE:
+            self.restart()
         if self._initialised:
             return
         self._replace()
@@ -177,7 +177,7 @@ class Transactions:
     def restart(self) -> None:
         """Replace the producer after :class:`RestartError`; :meth:`init` comes next."""
         self._state = _State.NONE
-        self._initialised = False
+        self._initialised = self._is_outdated = False
         self._unknown_since = None
         self._is_lost = True
         with contextlib.suppress(OutcomeUnknownError):
@@ -227,13 +227,13 @@ class Transactions:
         except KafkaException as error:
             self._handle(error.args[0])
 
-    def refresh(self, topic: str) -> None:
-        """Look up a topic's partitions, among which keys are divided. Raises :class:`RestartError` where that hangs.
+    def renew(self) -> None:
+        """Use a new producer once no transaction is open, since an output topic was created again.
 
-        Where no broker answers now, the client does it later: every ten seconds by itself.
+        librdkafka 2.16 goes on with what it knew of the old topic: it sends records to the leaders of its partitions
+        until the epochs of the new ones exceed theirs, and divides keys among the old number of partitions.
         """
-        with contextlib.suppress(KafkaException):
-            self._request(self._producer.list_topics, topic)
+        self._is_outdated = True
 
     def hurry(self) -> None:
         """Use short timeouts from now on: a stop has its own deadline."""
