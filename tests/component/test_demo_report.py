@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streamer.demo import report
-from streamer.demo.report import FramePictures, Judged
+from streamer.demo.report import Judged
 from streamer.events import QueryReranked, RerankedCandidate, Status, now
 from tests.support import browser
+from tests.support.report_pages import OnePixel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from playwright.sync_api import Browser
 
-PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 SUMMARY: dict[str, Any] = {
     "map_before": 0.41249,
     "map_after": 0.875,
@@ -30,16 +30,6 @@ SUMMARY: dict[str, Any] = {
     "p95_ms": 15.04,
     "lag_records": 0,
 }
-
-
-class OnePixel(FramePictures):
-    def __init__(self) -> None:
-        super().__init__({}, interval=0.5, max_frames=64)
-
-    def at(self, clip_id: str, moment_ms: int) -> str:
-        assert clip_id
-        assert moment_ms >= 0
-        return PIXEL
 
 
 def judged(query_id: str, before: float, after: float) -> Judged:
