@@ -59,14 +59,17 @@ def settings(kafka: LocalKafka, topic_prefix: str) -> Settings:
 
 
 def put(settings: Settings, *values: bytes, compression: str = "none") -> None:
-    """Write the values as one batch to partition 0 of the input."""
+    """Write the values as one batch to partition 0 of the input.
+
+    They are sent by the flush, once all are there: a shorter linger would divide them where this machine is busy.
+    """
     producer = Producer(
         {
             "bootstrap.servers": settings.bootstrap_servers,
             "compression.type": compression,
             "message.max.bytes": 200 * MB,
             "batch.size": 200 * MB,
-            "linger.ms": 500,
+            "linger.ms": 60_000,
         }
     )
     refused = []
