@@ -45,11 +45,12 @@ explore: $(STAMP) ## Run the property tests with examples that are new each time
 # What tests run against and no wheel carries; the names are Debian's packages.
 TOOLS := chromium npm prometheus redis-server
 tools: ## Install the programs that tests run against, where they are missing (as root, on Debian)
-	@for each in $(TOOLS) promtool; do command -v $$each >/dev/null || missing=1; done; \
+	@missing=; for each in $(TOOLS); do command -v $$each >/dev/null || missing="$$missing $$each"; done; \
+	command -v promtool >/dev/null || missing="$$missing prometheus"; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(TOOLS) >/dev/null; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	elif [ -n "$$missing" ]; then \
-	  echo "the tests need $(TOOLS) on the PATH; on Debian: apt-get install $(TOOLS)"; exit 1; fi
+	  echo "the tests need$$missing on the PATH; on Debian: apt-get install$$missing"; exit 1; fi
 
 # make chaos [STORE=cluster: three primaries with a replica each, which are broken too] [SMALL=1: a few minutes]
 #   [SEED=n] [COUNT=n] [KINDS=kill,truncated] [HOURS=n: goes on with new seeds until a difference is found]
