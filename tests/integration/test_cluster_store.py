@@ -224,6 +224,8 @@ def test_a_primary_that_is_killed_and_slots_that_move_cost_no_event(
                 victim.kill()
                 wait_until(lambda: noticed(reranker) > 0, "the kill to be noticed", seconds=60, alive=[reranker])
                 await_answers_in_peace(questions, reranker)
+                # It comes back empty: before its replica has taken over, it would be the primary, and empty that, too.
+                wait_until(lambda: cluster.primary_of(buckets.heads[0]) is not victim, "the replica to take over")
                 victim.start()
                 wait_until(cluster.is_whole, "the old primary has come back as a replica")
                 for number in range(0, BUCKETS, 2):

@@ -53,7 +53,11 @@ def members(groups: Sequence[str]) -> np.ndarray[Any, Any]:
     return np.array([[group == name for name in "abcde"] for group in groups], float)
 
 
-@given(rankings, st.lists(st.floats(0, 1), min_size=5, max_size=5).filter(lambda shares: sum(shares) > 1e-3))
+weights = st.integers(0, 1_000_000).map(float)
+"""Of groups' shares: those of candidates are quotients of such numbers, and none is next to nothing."""
+
+
+@given(rankings, st.lists(weights, min_size=5, max_size=5).filter(any))
 def test_awrf_equals_its_definition(ranking: list[str], shares: list[float]) -> None:
     target = np.array(shares) / sum(shares)
     defined = defined_exposure(ranking)
@@ -95,7 +99,7 @@ def test_the_parts_of_the_engine_and_of_reranking_add_up_to_the_exposure(orders:
     assert [each["group"] for each in attribute["groups"]] == ["x", "y", "z", UNKNOWN]
     group_of = {"a": "x", "b": "x", "c": "y", "e": "z", "d": UNKNOWN, "f": UNKNOWN}
     target = {"x": 2 / 6, "y": 1 / 6, "z": 1 / 6, UNKNOWN: 2 / 6}
-    sides = [[[group_of[clip] for clip in side[:top]] for side in each[1:]] for each in lists]
+    sides = [[[group_of[clip] for clip in side[:top]] for side in (each.before, each.after)] for each in lists]
     for each in attribute["groups"]:
         name = each["group"]
         before, after = (float(np.mean([defined_exposure(side[n]).get(name, 0.0) for side in sides])) for n in (0, 1))
