@@ -14,7 +14,7 @@ from bench.cases.method_tables import tables as method_tables
 from bench.harness.report import summary
 from reference import alerts, commands, dead_letters, event_fields, imports
 from streamer.kafka.client.acls import markdown as privileges_tables
-from streamer.metrics import markdown as metrics_tables
+from streamer.metrics.catalogue import markdown as metrics_tables
 from streamer.settings import markdown as settings_table
 from streamer.synthetic.benchmark import markdown as benchmark_table
 

@@ -1,23 +1,12 @@
 """The catalogue of all metrics: names, types, labels, units and help texts.
 
-:class:`Metrics` registers them in its own registry, so that several instances can coexist in one test process. The
-values of each label are bounded, see :data:`LABELS`. ``docs/reference/metrics.md`` is generated from this module.
+The values of each label are bounded, see :data:`LABELS`. ``docs/reference/metrics.md`` is generated from this module.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client import Metric as PrometheusMetric
-from prometheus_client.gc_collector import GCCollector
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Literal
 
 _LATENCY = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
             1, 1.5, 2, 3, 5, 10, 30, 60, 300, 1800)  # fmt: skip
@@ -49,6 +38,7 @@ LABELS = {
     "topic": "the topics that the command reads or writes, under their full names",
     "partition": "the input topic's partitions that this instance owns",
     "reason": "dead letters: the `dlq.reason` codes; degraded events: the values of `degraded`; "
+    "answers whose exposure is not counted: replayed, degraded, empty, other_group, invalid; "
     "log resets: beyond_end, moved, translated, foreign; outputs retimed: refused, retention; "
     "refused connections: crowded, slow, malformed",
     "status": "the values of a candidate's `status`",
@@ -62,6 +52,9 @@ LABELS = {
     "outcome": "committed, aborted, unknown, restarted, fenced",
     "condition": "start, broker, authentication, topic, assignment, offsets, store, delete, eviction, machine, "
     "transactions, unreadable, position",
+    "attribute": "the attributes of clips that `streamer exposure` is told to count",
+    "value": "of each attribute at most `--groups` values, (other) and (unknown)",
+    "order": "candidates, engine, reranked",
     "version": "one value per process",
     "command": "embed, rerank",
     "model": "one value per process",
@@ -333,109 +326,22 @@ CATALOGUE = {
         "Connections to the port that were closed early: too many (crowded), too long (slow), unreadable (malformed).",
         "Is the metrics port being flooded?",
     ),
+    "exposure_queries": Metric(
+        "streamer_exposure_queries_total", "counter", "count", (),
+        "Answered queries whose results are counted in streamer_exposure_total.",
+        "How many queries do the shares rest on?",
+    ),
+    "exposure_left_out": Metric(
+        "streamer_exposure_left_out_total", "counter", "count", ("reason",),
+        "Answers whose results are not counted in streamer_exposure_total.", "How many answers are left out, and why?",
+    ),
+    "exposure": Metric(
+        "streamer_exposure_total", "counter", "count", ("attribute", "value", "order"),
+        "Sum over the queries of a group's share (0 to 1) of the candidates, and of users' attention in both orders.",
+        "Which groups of clips do users see more of since reranking, and which less?",
+    ),
 }  # fmt: skip
 """Every metric under its attribute name in :class:`Metrics`."""
-
-
-class Metrics:
-    """The catalogue in a registry, together with Prometheus' process metrics."""
-
-    consumed: Counter
-    produced: Counter
-    dead_lettered: Counter
-    retimed: Counter
-    passed_over: Counter
-    deleted: Counter
-    superseded: Counter
-    candidates: Counter
-    corrupt_records: Counter
-    degraded: Counter
-    lag: Gauge
-    lag_seconds: Gauge
-    completed_ahead: Gauge
-    unstable: Gauge
-    unstable_seconds: Gauge
-    log_resets: Counter
-    topics_recreated: Counter
-    retention_lost: Counter
-    commits_shortened: Counter
-    partitions: Gauge
-    unreadable: Gauge
-    latency: Histogram
-    freshness: Histogram
-    stage: Histogram
-    queue_wait: Histogram
-    batch: Histogram
-    frames_decoded: Counter
-    partial: Counter
-    decoder_failures: Counter
-    decoder_sandbox: Gauge
-    machine_faults: Counter
-    frames_encoded: Counter
-    frames_duplicate: Counter
-    store: Histogram
-    scoring: Histogram
-    match: Histogram
-    store_errors: Counter
-    store_cache: Counter
-    store_replica_reads: Counter
-    store_clips: Gauge
-    store_bytes: Gauge
-    store_evicted_keys: Counter
-    store_memory: Gauge
-    store_replica_lag: Gauge
-    query_cache: Counter
-    retries: Counter
-    in_flight: Gauge
-    in_flight_bytes: Gauge
-    assigned: Gauge
-    paused: Gauge
-    rebalances: Counter
-    transactions: Counter
-    transaction: Histogram
-    transaction_size: Histogram
-    build_info: Gauge
-    model_info: Gauge
-    ready: Gauge
-    unready: Gauge
-    connections_refused: Counter
-
-    def __init__(self, group: str | None = None) -> None:
-        """``group``: the consumer group of the process; if given, every metric has it as a label."""
-        self.registry = registry = CollectorRegistry()
-        if group is not None:
-            registry = CollectorRegistry()
-            self.registry.register(_Labelled(registry, group))
-        for attribute, metric in CATALOGUE.items():
-            setattr(self, attribute, _make(metric, registry))
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
-
-
-class _Labelled(Collector):
-    """All metrics of a registry with the label ``group``: a process is a member of one group for its whole life."""
-
-    def __init__(self, registry: CollectorRegistry, group: str) -> None:
-        self._registry = registry
-        self._group = group
-
-    def collect(self) -> Iterator[PrometheusMetric]:
-        """Add the label to each sample."""
-        for family in self._registry.collect():
-            family.samples = [
-                sample._replace(labels={**sample.labels, "group": self._group}) for sample in family.samples
-            ]
-            yield family
-
-
-def _make(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
-    # OpenMetrics has a unit only where the name ends in it.
-    unit = metric.unit if metric.name.removesuffix("_total").endswith(f"_{metric.unit}") else ""
-    if metric.kind == "histogram":
-        return Histogram(metric.name, metric.help, metric.labels, unit=unit, buckets=metric.buckets, registry=registry)
-    kind = Counter if metric.kind == "counter" else Gauge
-    return kind(metric.name, metric.help, metric.labels, unit=unit, registry=registry)
 
 
 def markdown() -> str:
