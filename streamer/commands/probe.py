@@ -136,6 +136,7 @@ def _words(
     pairs = read_pairs(words)  # a list that cannot be used is reported before a model is loaded
     from streamer.encoders import load_model  # noqa: PLC0415
     from streamer.evaluation import material, questions  # noqa: PLC0415
+    from streamer.evaluation.masks.anew import drawn  # noqa: PLC0415
     from streamer.evaluation.words import figures, report, scores  # noqa: PLC0415
 
     encoder = load_model(settings, sides=["texts"]) if videos is None else load_model(settings)
@@ -146,7 +147,7 @@ def _words(
             store.clip_ids() if asked is None else (each.clip_id for event in asked for each in event.results)
         )
         with Terminal(stderr=True).status(f"Asking {len(pairs)} pairs of queries"):
-            scored = scores.of_store(store, scores.drawn(clip_ids, most, seed), texts)
+            scored = scores.of_store(store, drawn(clip_ids, most, seed), texts)
     masked = None if videos is None else _masked(settings, encoder, texts, scored, videos, sample, seed)
     found = {
         "model_id": encoder.model_id,
@@ -159,16 +160,16 @@ def _words(
 def _masked(
     settings: ProbeSettings, encoder: Encoder, texts: Texts, scored: Scored, videos: Path, sample: int, seed: int
 ) -> Sensitivity:
+    from streamer.evaluation.masks.anew import Anew, drawn, files_of  # noqa: PLC0415
     from streamer.evaluation.words import scores  # noqa: PLC0415
     from streamer.video.sampling.sample import Sampling  # noqa: PLC0415
 
-    files = scores.files_of(videos, scored.clips)
-    chosen = scores.drawn(files, sample, seed)
+    files = files_of(videos, scored.clips)
+    chosen = drawn(files, sample, seed)
     sampling = Sampling(settings.frame_interval, settings.max_frames)
+    anew = Anew(encoder, sampling, seed=seed, sandbox=settings.decoder_sandbox)
     with Terminal(stderr=True).status(f"Decoding {len(chosen)} clips with masked frames"):
-        found = scores.sensitivity(
-            encoder, texts, [files[clip] for clip in chosen], sampling, seed=seed, sandbox=settings.decoder_sandbox
-        )
+        found = scores.sensitivity(anew, texts, [files[clip] for clip in chosen])
     if found is None:
         raise click.ClickException(f"{videos}: no file is named as a clip and can be decoded")
     return found

@@ -10,12 +10,13 @@ from click.testing import CliRunner
 from scipy.stats import binomtest
 
 from streamer.cli import cli
+from streamer.evaluation.masks.anew import drawn, files_of
+from streamer.evaluation.masks.masking import SHARE, Masked, masked
 from streamer.evaluation.overlap import overlap_of
 from streamer.evaluation.words import figures
 from streamer.evaluation.words.figures import ALIKE, DIFFERS, FEW, REFUSED, decide, permutation
 from streamer.evaluation.words.lists import MAX_PAIRS, STARTER, WordListError, WordPair, read_pairs
-from streamer.evaluation.words.masking import SHARE, Masked, masked
-from streamer.evaluation.words.scores import Scored, Sensitivity, drawn, files_of
+from streamer.evaluation.words.scores import Scored, Sensitivity
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,27 +8,20 @@ import numpy as np
 import numpy.typing as npt
 
 from streamer.evaluation.questions import ReplayError
-from streamer.evaluation.words.masking import Masked
 from streamer.store import StoreUnavailableError
-from streamer.video.errors import ClipError
-from streamer.video.isolation.pool import decoder_of_one
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from streamer.encoders import Encoder
+    from streamer.evaluation.masks.anew import Anew, Vectors
     from streamer.evaluation.words.lists import WordPair
-    from streamer.settings import Sandbox
     from streamer.store import Store
-    from streamer.video.sampling.sample import Sampling
 
     FloatArray = npt.NDArray[np.float64]
     Texts = npt.NDArray[np.float32]
 
-DRAWS = 3
-"""So many times a sample is decoded with other masks."""
-MAX_FILES = 1_000_000
 _TEXTS, _CLIPS = 64, 1_000
 
 
@@ -58,15 +51,6 @@ def texts_of(encoder: Encoder, pairs: Sequence[WordPair]) -> Texts:
     return found
 
 
-def drawn(clip_ids: Iterable[str], most: int, seed: int) -> list[str]:
-    """Draw at most ``most`` of the clips; the same ones for the same seed and the same clips."""
-    every = sorted(set(clip_ids))
-    if len(every) <= most:
-        return every
-    chosen = np.random.default_rng(seed).choice(len(every), most, replace=False)
-    return [every[each] for each in sorted(chosen.tolist())]
-
-
 def of_store(store: Store, clip_ids: Sequence[str], texts: Texts) -> Scored:
     """Score clips as the service would; clips without a record are left out.
 
@@ -94,55 +78,20 @@ def _cosines(store: Store, clip_ids: Sequence[str], text: npt.NDArray[np.float32
     return scores.frame.cosines
 
 
-def files_of(folder: Path, clip_ids: Iterable[str]) -> dict[str, Path]:
-    """Return the files below ``folder`` that are called as clips, with or without an ending.
-
-    Links out of the folder are passed over. Raises :class:`ReplayError` for a folder with too many files.
-    """
-    wanted, root = set(clip_ids), folder.resolve()
-    found: dict[str, Path] = {}
-    for number, path in enumerate(folder.rglob("*")):
-        if number >= MAX_FILES:
-            raise ReplayError(f"{folder}: expected at most {MAX_FILES:,} files")
-        relative = path.relative_to(folder)
-        for name in (relative.as_posix(), relative.with_suffix("").as_posix(), path.name, path.stem):
-            if name in wanted and name not in found and path.resolve().is_relative_to(root) and path.is_file():
-                found[name] = path
-    return found
-
-
-def sensitivity(
-    encoder: Encoder, texts: Texts, paths: Sequence[Path], sampling: Sampling, *, seed: int, sandbox: Sandbox
-) -> Sensitivity | None:
+def sensitivity(anew: Anew, texts: Texts, paths: Sequence[Path]) -> Sensitivity | None:
     """Decode clips anew, plain and with masked frames, and score them; None where none can be decoded."""
-    plain = _scores(encoder, texts, paths, sampling, encoder.prepare, sandbox)
-    masked = [
-        _scores(encoder, texts, paths, sampling, Masked(encoder.prepare, seed + draw), sandbox) for draw in range(DRAWS)
-    ]
-    every = np.stack([plain, *masked])
+    every = np.stack([_scores(vectors, texts, len(paths)) for vectors in (anew.plain(paths), *anew.masked(paths))])
     known = ~np.isnan(every).any(axis=(0, 1, 2))
     if not known.any():
         return None
-    return Sensitivity(plain[:, :, known], every[1:, :, :, known], int((~known).sum()))
+    return Sensitivity(every[0][:, :, known], every[1:, :, :, known], int((~known).sum()))
 
 
-def _scores(
-    encoder: Encoder,
-    texts: Texts,
-    paths: Sequence[Path],
-    sampling: Sampling,
-    prepare: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]],
-    sandbox: Sandbox,
-) -> FloatArray:
-    """Return the scores (2, p, s); NaN for a clip that cannot be decoded."""
-    found = np.full((*texts.shape[:2], len(paths)), np.nan)
+def _scores(clips: Iterable[Vectors | None], texts: Texts, count: int) -> FloatArray:
+    """Return the scores (2, p, count); NaN for a clip that cannot be decoded."""
+    found = np.full((*texts.shape[:2], count), np.nan)
     flat = texts.reshape(-1, texts.shape[2]).astype(np.float64)
-    with decoder_of_one(sampling, prepare, sandbox=sandbox) as decoder:
-        for number, path in enumerate(paths):
-            try:
-                with decoder.sampled(path) as sampled:
-                    vectors = encoder.encode_images(sampled.frames).reshape(-1, encoder.dim)
-            except ClipError:
-                continue
+    for number, vectors in enumerate(clips):
+        if vectors is not None:
             found[:, :, number] = (flat @ vectors.T.astype(np.float64)).max(axis=1).reshape(texts.shape[:2])
     return found
