@@ -90,6 +90,13 @@ def _gauge(how: Literal["sum", "max", "min"], metric: str, *labels: str, extra: 
     return Query(f"{how} by ({', '.join(by)}) ({_series(metric, extra=extra)})", legend)
 
 
+def _exposed(order: str) -> Query:
+    """Make a query of each group's mean exposure in one order."""
+    by = ("attribute", "value")
+    total = _per_second("exposure", *by, extra=f'order="{order}"')
+    return Query(f"{total.expr} / on (group) group_left {_per_second('exposure_queries').expr}", total.legend)
+
+
 def _process(expr: str, legend: str = "{{job}} {{instance}}") -> Query:
     """Make a query of the standard process metrics."""
     return Query(expr.replace("{}", f"{{{_SELECTED}}}"), legend)
@@ -242,6 +249,13 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Evicted keys", [_per_second("store_evicted_keys")], "cps", ("store_evicted_keys",)),
         Panel("Replica lag", [_gauge("max", "store_replica_lag")], "s", ("store_replica_lag",)),
         Panel("Replica reads", [_per_second("store_replica_reads")], "cps", ("store_replica_reads",)),
+    ],
+    "Fairness": [
+        Panel("Share of the candidates", [_exposed("candidates")], "percentunit", ("exposure",)),
+        Panel("Share of exposure in the engine's order", [_exposed("engine")], "percentunit", ("exposure",)),
+        Panel("Share of exposure after reranking", [_exposed("reranked")], "percentunit", ("exposure",)),
+        Panel("Queries that are counted", [_per_second("exposure_queries")], "reqps", ("exposure_queries",)),
+        Panel("Answers left out", [_per_second("exposure_left_out", "reason")], "reqps", ("exposure_left_out",)),
     ],
     "Process": [
         Panel(

@@ -22,6 +22,7 @@ from streamer.commands.benchmark import benchmark
 from streamer.commands.dlq import dlq
 from streamer.commands.evaluate import evaluate
 from streamer.commands.explain import explain
+from streamer.commands.exposure import exposure
 from streamer.commands.flags import CONFIG, SettingsCommand
 from streamer.commands.match import match
 from streamer.commands.pilot import pilot
@@ -75,6 +76,7 @@ cli.add_command(audit)
 cli.add_command(dlq)
 cli.add_command(evaluate)
 cli.add_command(explain)
+cli.add_command(exposure)
 cli.add_command(store)
 cli.add_command(top)
 cli.add_command(replay)

@@ -16,7 +16,6 @@ import structlog
 from streamer import __version__, embedder, faults, reranker
 from streamer.codec import JSON
 from streamer.encoders import Encoder, Side, load_model
-from streamer.endpoints.access import Access
 from streamer.endpoints.serving import Endpoints
 from streamer.health import Health
 from streamer.kafka import FatalError, Loop, Pipeline, Stop
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
     from streamer.settings import (
         EmbedSettings,
         IntakeSettings,
-        MetricsSettings,
         ModelSettings,
         Precision,
         RerankSettings,
@@ -273,7 +271,7 @@ def _service(command: str, settings: EmbedSettings | RerankSettings) -> Iterator
     tracing = Tracing.of(settings, command, settings.instance_id)
     metrics = Metrics(settings.group(SERVICES[command].group))
     health = Health(metrics, worker_stall_timeout=settings.worker_stall_timeout)
-    server = _endpoints(settings, command, metrics, health)
+    server = Endpoints.of(settings, SERVICES[command].metrics_port, health, metrics)
     log.info("starting", command=command, version=__version__, metrics_port=server.port)
     service = Service(command, metrics, health, tracing, Stop(), threading.Event())
     _stop_on_signals(service, settings.drain_timeout)
@@ -292,15 +290,6 @@ def _check_environment() -> None:
         raise SettingsError(f"{faults.VARIABLE}: {error}") from None
     if fault_point is not None:
         log.warning("a fault point is armed: this process will inject a fault into itself", fault_point=fault_point)
-
-
-def _endpoints(settings: MetricsSettings, command: str, metrics: Metrics, health: Health) -> Endpoints:
-    access = Access.of(settings)
-    port = settings.metrics_port if settings.metrics_port is not None else SERVICES[command].metrics_port
-    try:
-        return Endpoints(health, metrics, host=settings.metrics_host, port=port, access=access)
-    except OSError as error:
-        raise invalid_setting("metrics_port", f"cannot listen on {settings.metrics_host}:{port}: {error}") from None
 
 
 def _stop_on_signals(service: Service, drain_timeout: float) -> None:

@@ -55,6 +55,9 @@ EMBED = Service("embed", "streamer-embed", CLIPS_UPLOADED, CLIPS_EMBEDDED, 9400,
 RERANK = Service("rerank", "streamer-rerank", QUERY_RESULTS, QUERY_RERANKED, 9401, producers=3)
 """Three producers: when the first one is used again, its last transaction's markers have been written."""
 
+EXPOSURE_METRICS_PORT = 9402
+"""The default port of /metrics, /livez and /readyz of ``streamer exposure``."""
+
 SERVICES = {service.role: service for service in (EMBED, RERANK)}
 
 INPUT_TOPICS = tuple(service.input for service in SERVICES.values())
@@ -81,6 +84,7 @@ DLQ_SHOW = Tool("dlq-show", "streamer-dlq")
 DLQ_REDRIVE = Tool("dlq-redrive", "streamer-dlq")
 REPLAY = Tool("replay", "streamer-replay")
 AUDIT = Tool("audit", "streamer-audit")
+EXPOSURE = Tool("exposure", "streamer-exposure")
 EXPLAIN = Tool("explain", "streamer-explain")
 TOP = Tool("top", "streamer-top")
 READER = Tool("", "streamer-reader")

@@ -31,7 +31,7 @@ class _Role(click.ParamType[str]):
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for tools that manage ACLs.")
 def acls(settings: TopicsSettings, role: str, principal: str | None, as_json: bool) -> None:
     """Print the minimal ACLs for COMMAND: embed, rerank, topics-apply, topics-check, dlq-show (and list),
-    dlq-redrive, replay, audit, explain, top or demo.
+    dlq-redrive, replay, audit, exposure, explain, top or demo.
 
     No broker is contacted and nothing is changed. docs/reference/privileges.md lists the ACLs of all commands.
     """  # noqa: D205 - click joins the lines of a paragraph

@@ -23,10 +23,12 @@ from streamer.endpoints.exchange import REFUSALS, Answer, Question, Report
 from streamer.endpoints.front import TOTAL_SECONDS
 from streamer.machine import start
 from streamer.printable import printable
+from streamer.settings import invalid_setting
 
 if TYPE_CHECKING:
     from streamer.health import Health
     from streamer.metrics import Metrics
+    from streamer.settings import MetricsSettings
 
 log = structlog.get_logger()
 
@@ -65,6 +67,20 @@ class Endpoints:
         self._thread = threading.Thread(target=self._run, name="endpoints", daemon=True)
         start(self._thread)
         health.watch(self._thread.name, self._thread.is_alive)
+
+    @classmethod
+    def of(cls, settings: MetricsSettings, default_port: int, health: Health, metrics: Metrics) -> Endpoints:
+        """Serve as the settings say.
+
+        Raises SettingsError if they are inconsistent or the address is in use.
+        """
+        port = settings.metrics_port if settings.metrics_port is not None else default_port
+        access = Access.of(settings)
+        try:
+            return cls(health, metrics, host=settings.metrics_host, port=port, access=access)
+        except OSError as error:
+            problem = f"cannot listen on {settings.metrics_host}:{port}: {error}"
+            raise invalid_setting("metrics_port", problem) from None
 
     def close(self) -> None:
         """Stop serving."""

@@ -21,10 +21,12 @@ from streamer.settings.clips import (
 )
 from streamer.settings.commands import (
     COMMANDS,
+    AuditSettings,
     BenchmarkSettings,
     DemoSettings,
     EmbedSettings,
     ExplainSettings,
+    ExposureSettings,
     MatchCommandSettings,
     PilotSettings,
     ProbeSettings,
@@ -60,6 +62,7 @@ from streamer.settings.reference import as_variables, described_default, markdow
 __all__ = [
     "COMMANDS",
     "ENV_PREFIX",
+    "AuditSettings",
     "BenchmarkSettings",
     "Brokers",
     "Connection",
@@ -69,6 +72,7 @@ __all__ = [
     "EmbedSettings",
     "EmbeddingSettings",
     "ExplainSettings",
+    "ExposureSettings",
     "FetchSettings",
     "Group",
     "IntakeSettings",

@@ -89,7 +89,15 @@ class ExplainSettings(
 
 
 class TopicsSettings(Connection, LogSettings):
-    """What the commands take that look at topics alone: ``topics``, ``dlq``, ``acls`` and ``audit``."""
+    """What the commands take that look at topics alone: ``topics``, ``dlq`` and ``acls``."""
+
+
+class AuditSettings(Connection, ModelSettings, SamplingSettings, SandboxSettings, LogSettings):
+    """What ``streamer audit`` takes; the model only where clips are decoded anew."""
+
+
+class ExposureSettings(Connection, MetricsSettings, LogSettings):
+    """What ``streamer exposure`` takes."""
 
 
 class TopSettings(Connection, TargetSettings, LogSettings):
@@ -106,7 +114,8 @@ COMMANDS: Mapping[str, type[LogSettings]] = {
     "topics": TopicsSettings,
     "acls": TopicsSettings,
     "dlq": TopicsSettings,
-    "audit": TopicsSettings,
+    "audit": AuditSettings,
+    "exposure": ExposureSettings,
     "explain": ExplainSettings,
     "demo": DemoSettings,
     "top": TopSettings,
@@ -127,7 +136,9 @@ class Settings(
     PilotSettings,
     ReplaySettings,
     MatchCommandSettings,
+    AuditSettings,
     ExplainSettings,
+    ExposureSettings,
     BenchmarkSettings,
     ProbeSettings,
     SweepSettings,

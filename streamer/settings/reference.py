@@ -24,7 +24,7 @@ _DEFAULTS_IN_WORDS = {
     "allowed_uris": "none",
     "allowed_networks": "none",
     "store_address_map": "none",
-    "metrics_port": "9400 embed, 9401 rerank",
+    "metrics_port": "9400 embed, 9401 rerank, 9402 exposure",
     "threads": "OMP_NUM_THREADS, else chosen by a start-up benchmark",
     "image_batch": "32 on a CPU, else chosen by a start-up benchmark",
     "targets": "localhost at both default ports",

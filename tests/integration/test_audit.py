@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import urllib.error
+import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,8 +14,11 @@ from click.testing import CliRunner
 from streamer.cli import cli
 from streamer.codec import JSON
 from streamer.events import Candidate, ClipUploaded, QueryReranked, QueryResults, RerankedCandidate, Status, now
+from streamer.kafka.outputs import GROUP
 from tests.support import browser
-from tests.support.driver import Bus, Record, apply_topics, environment
+from tests.support.driver import Bus, Record, Service, apply_topics, environment
+from tests.support.load import Metrics
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,12 +35,20 @@ PHONE = {"width": 390, "height": 844}
 def uploads() -> list[Record]:
     """Return uploads of which each is the last one of its clip, and others that do not count."""
 
-    def one(clip_id: str, side: str) -> Record:
-        event = ClipUploaded(clip_id=clip_id, uri=f"file:///{clip_id}", uploaded_at=now(), attributes={"side": side})
+    before, then = now() - dt.timedelta(minutes=1), now()
+
+    def one(clip_id: str, side: str, at: dt.datetime) -> Record:
+        event = ClipUploaded(clip_id=clip_id, uri=f"file:///{clip_id}", uploaded_at=at, attributes={"side": side})
         return Record(clip_id.encode(), JSON.encode(event))
 
-    kept = [one(clip, clip[0]) for clip in CLIPS[:3]]
-    return [one("x1", "replaced"), one("y2", "deleted"), Record(b"y2", None), Record(b"k", b"no event"), *kept]
+    kept = [one(clip, clip[0], then) for clip in CLIPS[:3]]
+    return [
+        one("x1", "replaced", before),
+        one("y2", "deleted", before),
+        Record(b"y2", None),
+        Record(b"k", b"no event"),
+        *kept,
+    ]
 
 
 def queries() -> tuple[list[Record], list[Record]]:
@@ -58,6 +72,53 @@ def queries() -> tuple[list[Record], list[Record]]:
         asked.append(Record(query_id.encode(), JSON.encode(given)))
         answered.append(Record(query_id.encode(), JSON.encode(reranked)))
     return asked, answered[:-1]
+
+
+def test_exposure_is_counted_as_answers_come(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
+    bus = Bus(kafka.bootstrap_servers, topic_prefix)
+    own = environment(bus, tmp_path / "store", [])
+    group = f"{topic_prefix}streamer-rerank"
+    _, answered = queries()
+    ours = [Record(each.key, each.value, ((GROUP, group.encode()),)) for each in answered]
+    arguments = "--attribute", "side", "--top", "2", "--interval", "0.2"
+    with Service("exposure", own, tmp_path, *arguments) as exposure:
+        wait_until(lambda: "does not exist; streamer topics apply creates it" in unready(exposure), alive=[exposure])
+        apply_topics(own, tmp_path)
+        exposure.await_ready()
+        exposure.stop()
+    bus.publish("clips.uploaded", uploads())
+    bus.publish("query.reranked", [*answered, *ours])  # before it begins
+    with Service("exposure", own, tmp_path, *arguments) as exposure:
+        exposure.await_ready()
+        bus.publish("query.reranked", [*answered[:3], *ours])
+        wait_until(lambda: Metrics(exposure).total("streamer_exposure_queries_total") >= QUERIES, alive=[exposure])
+        wait_until(lambda: Metrics(exposure).total("streamer_exposure_left_out_total") == 3, alive=[exposure])
+        counted = Metrics(exposure)
+        exposure.stop()
+    assert counted.total("streamer_exposure_queries_total") == QUERIES
+    assert counted.total("streamer_exposure_left_out_total", reason="other_group") == 3
+    expected = {
+        "candidates": (QUERIES / 2, QUERIES / 4, QUERIES / 4),
+        "engine": (QUERIES / 2, QUERIES / 2, 0),
+        "reranked": (QUERIES / 6, QUERIES / 2, QUERIES / 3),
+    }
+    for order, totals in expected.items():
+        found = [
+            counted.total("streamer_exposure_total", order=order, attribute="side", value=value)
+            for value in ("x", "y", "(unknown)")
+        ]
+        assert found == pytest.approx(totals)
+
+
+def unready(service: Service) -> str:
+    """Return what the readiness probe says; nothing before the port is open."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{service.port}/readyz", timeout=10) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        return error.read().decode()
+    except OSError:
+        return ""
 
 
 def test_an_audit_of_the_topics_and_its_page(

@@ -11,10 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from streamer.cli import cli
+from streamer.codec import JSON
 from streamer.encoders import DEMO, load_encoder
 from streamer.evaluation.measures import evaluate
 from streamer.evaluation.questions import ReplayError
 from streamer.evaluation.trec import read_qrels, read_run
+from streamer.events import QueryReranked, RerankedCandidate, Status, now
 from streamer.kafka.readers.request import RequestError
 from streamer.store import open_existing, open_store
 from tests.support import browser, small_avs
@@ -230,6 +232,53 @@ def test_the_probes_of_the_small_model_and_their_page(chromium: Browser, tmp_pat
         figures = browser.assert_figures_are(found, page)
         assert {"probes/0/accuracy", "probes/0/low", "rule/no/gained"} <= figures.keys()
         assert page.locator("figure svg").count() == 1
+
+
+def test_an_audit_of_answers_whose_clips_are_decoded_anew_and_masked(chromium: Browser, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    clips = [f"clip-{number}" for number in range(4)]
+    for clip, (shape, ground) in zip(clips[:3], TINY_PALETTE, strict=False):
+        write_video(videos / f"{clip}.mp4", scene(10, shape=shape, ground=ground), 5)
+    (videos / "clip-3.mp4").write_bytes(b"no video")
+    encoder = load_encoder(DEMO, sides=["texts"])
+    at = now()
+
+    def answer(number: int, model_id: str) -> bytes:
+        order = clips if number % 3 else clips[::-1]
+        results = [
+            RerankedCandidate(clip, rank, 0.5, clips.index(clip) + 1, 1.0, 0.1 * (4 - rank), 500, Status.RERANKED)
+            for rank, clip in enumerate(order, start=1)
+        ]
+        return JSON.encode(
+            QueryReranked(
+                query_id=f"q{number}", query=f"query {number}", engine="e", issued_at=at, reranked_at=at,
+                model_id=model_id, alpha=0.0, depth=100, normalization="minmax", degraded=None, results=results,
+            )
+        )  # fmt: skip
+
+    (tmp_path / "attributes.csv").write_text("clip_id,side\n" + "".join(f"{clip},{clip[-1]}\n" for clip in clips))
+    settings = {**os.environ, "STREAMER_MODEL": DEMO, "STREAMER_DTYPE": "float32", "COLUMNS": "150"}
+    answers = tmp_path / "answers.jsonl"
+    given: list[str | Path] = ["audit", "--answers", answers, "--attributes", tmp_path / "attributes.csv", "--top", "2"]
+    answers.write_bytes(b"".join(answer(number, encoder.model_id) + b"\n" for number in range(40)))
+    files: list[str | Path] = ["--json", tmp_path / "audit.json", "--html", tmp_path / "audit.html"]
+    streamer(settings, *given, "--videos", videos, *files)
+    found = json.loads((tmp_path / "audit.json").read_bytes())
+    assert found["masking"] == {"queries": 40, "clips": 3, "failed": 1, "share": 0.75}
+    groups = found["attributes"][0]["groups"]
+    assert [each["group"] for each in groups] == ["0", "1", "2", "3", "(unknown)"]
+    # The scores are those of the small model by now, in which some mask changes some order of so many.
+    assert max(each["masking"] for each in groups) > 0
+    assert sum(each["masking"] for each in groups[4:]) == 0
+    refused = [each["masking"] >= abs(each["change"]) for each in (*found["shifts"], *found["refused"])]
+    assert refused == [False] * len(found["shifts"]) + [True] * len(found["refused"])
+    with browser.opened(chromium, tmp_path / "audit.html") as page:
+        figures = browser.assert_figures_are(found, page)
+        assert {"masking/clips", "attributes/0/groups/0/masking"} <= figures.keys()
+    answers.write_bytes(answer(0, "another model") + b"\n")
+    done = CliRunner().invoke(cli, [str(each) for each in (*given, "--videos", videos)], env=settings)
+    assert (done.exit_code, "the answers are of the model another model" in done.output) == (1, True)
 
 
 def test_queries_that_differ_in_one_word_are_asked_of_the_store_and_of_masked_frames(

@@ -30,12 +30,13 @@ from streamer.kafka.client.acls import ROLES, Operation, Privilege, Resource, ka
 from streamer.kafka.client.config import common, make_client
 from streamer.kafka.dlq.letters import DeadLetterError, DeadLetterTopic, Filter
 from streamer.kafka.dlq.redrive import redrive
+from streamer.kafka.readers.follower import Follower
 from streamer.kafka.readers.publish import PublishError, publish
 from streamer.kafka.readers.request import Requester, RequestError
 from streamer.kafka.readers.tail import Tail
-from streamer.kafka.readers.topic_reader import ReadError
+from streamer.kafka.readers.topic_reader import ReadError, TopicReader
 from streamer.settings import as_variables
-from streamer.topology import AUDIT, RERANK, SERVICES, TOP
+from streamer.topology import AUDIT, CLIPS_UPLOADED, EXPOSURE, QUERY_RERANKED, RERANK, SERVICES, TOP
 from tests.support.driver import Service
 from tests.support.footage import BLUE, RED, WHITE, scene, write_video
 from tests.support.loops import INPUT, OUTPUT, echo, feed, read, running
@@ -267,6 +268,18 @@ def test_a_privilege_that_is_revoked_under_load_costs_no_event(
             assert ended == []
 
 
+def audit(role: str, settings: Settings) -> None:
+    """Read what the two commands read that audit exposure."""
+    if role == "exposure":
+        for name in (CLIPS_UPLOADED, QUERY_RERANKED):
+            with contextlib.closing(TopicReader(settings, settings.topic(name), EXPOSURE)) as reader:
+                list(Follower(reader, from_beginning=True).poll())
+    else:
+        attributes.of_topic(settings)
+        list(events_of_topic(settings, tool=AUDIT))
+        list(answers_of_topic(settings, tool=AUDIT))
+
+
 def run(role: str, settings: Settings, privilege: Privilege) -> str:
     """Do what a command does that needs the privilege, and return what it says of it."""
     is_group = privilege.resource is Resource.GROUP
@@ -289,10 +302,8 @@ def run(role: str, settings: Settings, privilege: Privilege) -> str:
             requester = Requester(settings, requests=INPUT, replies=OUTPUT, is_meant=lambda _: True)
             with contextlib.closing(requester):
                 requester.request(question, timeout=30)
-        elif role == "audit":
-            attributes.of_topic(settings)
-            list(events_of_topic(settings, tool=AUDIT))
-            list(answers_of_topic(settings, tool=AUDIT))
+        elif role in ("audit", "exposure"):
+            audit(role, settings)
         elif role == "explain":
             searcher = Searcher(settings, seconds=30)
             with contextlib.suppress(ExplainError):
@@ -341,7 +352,17 @@ def test_the_other_commands_without_one_of_them_name_it_in_one_line(
     with pytest.raises(PublishError, match=f"lacks Write on the topic {operator.topic(INPUT)}"):
         publish(nobody, [Output(operator.topic(INPUT), b"k", b"{}", ())])
 
-    for role in ("topics-check", "topics-apply", "dlq-show", "dlq-redrive", "replay", "audit", "explain", "top"):
+    for role in (
+        "topics-check",
+        "topics-apply",
+        "dlq-show",
+        "dlq-redrive",
+        "replay",
+        "audit",
+        "exposure",
+        "explain",
+        "top",
+    ):
         for privilege in ROLES[role]:
             # What there is cannot be created.
             prefix = topic_prefix + ("absent." if privilege.operation is Operation.CREATE else "")

@@ -265,7 +265,9 @@ def left(asker: Consumer, ends: Mapping[tuple[str, int], int]) -> str:
 class Service:
     """One of the service's own commands, running as a process, configured by its environment alone."""
 
-    def __init__(self, command: str, environment: dict[str, str], folder: Path, *, before: Sequence[str] = ()) -> None:
+    def __init__(
+        self, command: str, environment: dict[str, str], folder: Path, *arguments: str, before: Sequence[str] = ()
+    ) -> None:
         """Start it; ``before``: a command line that becomes this one, for limits or another user."""
         self.command = command
         self.port = free_port()
@@ -274,7 +276,7 @@ class Service:
         self._log = folder / f"{command}-{self.port}.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*before, STREAMER, command],
+                [*before, STREAMER, command, *arguments],
                 env=variables,
                 cwd=folder,
                 stdout=log,

@@ -356,16 +356,16 @@ def demo(_: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
     return [["demo"]]
 
 
-def service(name: str) -> Any:
+def service(run: str, *arguments: str) -> Any:
     def case(_: Path, patch: pytest.MonkeyPatch) -> list[list[str]]:
         texts = iter(HOSTILE)
 
-        def run(_: object) -> None:
+        def refuse(*_: object, **__: object) -> None:
             text = next(texts)
             raise [SettingsError, StoreError, ValueError][len(text) % 3](text)
 
-        patch.setattr(f"streamer.service.run_{name}", run)
-        return [["embed" if name == "embedder" else "rerank"]] * len(HOSTILE)
+        patch.setattr(f"streamer.{run}", refuse)
+        return [[*arguments]] * len(HOSTILE)
 
     return case
 
@@ -379,14 +379,15 @@ COMMANDS: dict[str, Callable[[Path, pytest.MonkeyPatch], list[list[str]]]] = {
     "dlq list --records": dlq("list", "--records"),
     "dlq redrive": dlq("redrive"),
     "dlq show": dlq("show"),
-    "embed": service("embedder"),
+    "embed": service("service.run_embedder", "embed"),
     "evaluate": evaluate,
     "match fit": match_fit,
     "explain": explain,
+    "exposure": service("evaluation.audit.following.follow", "exposure", "--attribute", "side"),
     "pilot": pilot,
     "probe": probe,
     "replay": replay,
-    "rerank": service("reranker"),
+    "rerank": service("service.run_reranker", "rerank"),
     "store compact": store_compact,
     "store copy": store_copy,
     "store drop-model": store_drop_model,

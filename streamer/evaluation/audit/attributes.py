@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamer.codec import Codec
+    from streamer.kafka import Record
     from streamer.settings import Connection
 
 log = structlog.get_logger()
@@ -48,17 +49,25 @@ def of_topic(settings: Connection, wanted: Iterable[str] = (), codec: Codec = JS
     with contextlib.closing(TopicReader(settings, settings.topic(CLIPS_UPLOADED), AUDIT)) as reader:
         for span in reader.spans():
             for record in reader.records(span):
-                if not record.value:
-                    found.delete((record.key or b"").decode(errors="replace"))
-                    continue
-                try:
-                    event = codec.decode(ClipUploaded, record.value, record.key)
-                except InvalidEvent as error:
-                    log.warning("invalid event skipped", place=record.place, error=str(error))
-                    continue
-                found.put(event.clip_id, event.attributes, event.uploaded_at)
-                _check_count(found, record.place)
+                take(found, record, codec)
     return found
+
+
+def take(catalogue: Catalogue, record: Record, codec: Codec = JSON) -> None:
+    """Add an upload, or remove a deleted clip; an invalid upload is skipped with a warning.
+
+    Raises :class:`ReplayError` if there are too many clips.
+    """
+    if not record.value:
+        catalogue.delete((record.key or b"").decode(errors="replace"))
+        return
+    try:
+        event = codec.decode(ClipUploaded, record.value, record.key)
+    except InvalidEvent as error:
+        log.warning("invalid event skipped", place=record.place, error=str(error))
+        return
+    catalogue.put(event.clip_id, event.attributes, event.uploaded_at)
+    _check_count(catalogue, record.place)
 
 
 def of_file(path: Path, wanted: Iterable[str] = ()) -> Catalogue:

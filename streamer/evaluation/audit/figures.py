@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from streamer.evaluation.audit.groups import Catalogue, FloatArray, Profile
     from streamer.evaluation.audit.intervals import Intervals
     from streamer.evaluation.audit.lists import Lists
+    from streamer.evaluation.audit.sensitivity import Masking
 
 Data = dict[str, Any]
 
@@ -111,8 +112,16 @@ class Audit:
             for attribute in self._attributes:
                 attribute.add(cluster, before, after, self._top)
 
-    def data(self) -> Data:
-        """Return the figures as JSON, numbers unrounded; None where there is no interval. At least one query."""
+    @property
+    def groups(self) -> list[Groups]:
+        """The groups of each attribute."""
+        return [each.groups for each in self._attributes]
+
+    def data(self, masking: Masking | None = None) -> Data:
+        """Return the figures as JSON, numbers unrounded; None where there is no interval. At least one query.
+
+        ``masking``: by how much masks move them, where that was measured.
+        """
         used = self._clusters.queries > 0
         sizes = self._clusters.queries[used]
 
@@ -137,7 +146,12 @@ class Audit:
                         "after": attribute.awrf_after / self.queries,
                         "gain": _interval(gain, number),
                     },
-                    "groups": self._groups(attribute, _part(engine, columns), _part(reranking, columns)),
+                    "groups": self._groups(
+                        attribute,
+                        _part(engine, columns),
+                        _part(reranking, columns),
+                        masking.moves[number].tolist() if masking is not None else [None] * (end - begin),
+                    ),
                 }
             )
             begin = end
@@ -151,11 +165,21 @@ class Audit:
             "clips": len(self._catalogue),
             "top": self._top,
             "confidence": intervals.CONFIDENCE,
+            "masking": None
+            if masking is None
+            else {
+                "queries": masking.queries,
+                "clips": masking.clips,
+                "failed": masking.failed,
+                "share": masking.share,
+            },
             "attributes": found,
             "examples": self._examples.examples(),
         }
 
-    def _groups(self, attribute: _Attribute, engine: Intervals, reranking: Intervals) -> list[Data]:
+    def _groups(
+        self, attribute: _Attribute, engine: Intervals, reranking: Intervals, masking: Sequence[float | None]
+    ) -> list[Data]:
         return [
             {
                 "group": name,
@@ -167,6 +191,7 @@ class Audit:
                 "share_after": float(attribute.first_after[number] / self.queries),
                 "engine": _interval(engine, number),
                 "reranking": _interval(reranking, number),
+                "masking": masking[number],
             }
             for number, name in enumerate(attribute.groups.names)
         ]

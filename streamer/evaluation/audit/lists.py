@@ -21,11 +21,15 @@ CLUSTERS = 4_096
 
 
 class Lists(NamedTuple):
-    """One query's results (n,), best first, in the engine's order and after reranking; both hold the same clips."""
+    """One query's results (n,), best first, in the engine's order and after reranking; both hold the same clips.
+
+    ``answer``: the event that they are from, None where they are from runs.
+    """
 
     query: str
     before: Sequence[str]
     after: Sequence[str]
+    answer: QueryReranked | None = None
 
 
 class Asked:
@@ -52,6 +56,19 @@ class Asked:
         return len(self._order.keys() - set(answered))
 
 
+def lists_of(answer: QueryReranked) -> Lists | str:
+    """Return the lists of an answer, or why it is left out: ``replayed``, ``degraded`` or ``empty``."""
+    if is_replayed(answer.query_id):
+        return "replayed"
+    if answer.degraded is not None:
+        return "degraded"
+    if not answer.results:
+        return "empty"
+    ranked = sorted(answer.results, key=lambda result: result.initial_rank)
+    before, after = ([each.clip_id for each in side] for side in (ranked, answer.results))
+    return Lists(answer.query, before, after, answer)
+
+
 class Answers:
     """The lists of reranked queries, and why others are left out.
 
@@ -69,23 +86,18 @@ class Answers:
         """Go through the lists once; ``left_out`` is complete at the end."""
         seen: set[str] = set()
         for answer in self._answers:
-            if is_replayed(answer.query_id):
-                self.left_out["replayed"] += 1
-                continue
+            found = lists_of(answer)
             if answer.query_id in seen:
                 self.left_out["repeated"] += 1
                 continue
-            seen.add(answer.query_id)
-            ranked = sorted(answer.results, key=lambda result: result.initial_rank)
-            before = [result.clip_id for result in ranked]
-            if answer.degraded is not None:
-                self.left_out["degraded"] += 1
-            elif not before:
-                self.left_out["empty"] += 1
-            elif self._asked is not None and self._asked.is_other(answer.query_id, before):
+            if found != "replayed":
+                seen.add(answer.query_id)
+            if isinstance(found, str):
+                self.left_out[found] += 1
+            elif self._asked is not None and self._asked.is_other(answer.query_id, found.before):
                 self.left_out["different"] += 1
             else:
-                yield Lists(answer.query, before, [result.clip_id for result in answer.results])
+                yield found
         if self._asked is not None:
             self.left_out["unanswered"] += self._asked.unanswered(seen)
 

@@ -45,6 +45,7 @@ _GROUPS = (
     ("reranking adds", ("reranking", "mean"), _CHANGE),
     ("from", ("reranking", "low"), _CHANGE),
     ("to", ("reranking", "high"), _CHANGE),
+    ("masks move it by", ("masking",), ".4f"),
     ("share before", ("share_before",), _SHARE),
     ("share after", ("share_after",), _SHARE),
 )
@@ -56,7 +57,17 @@ _AWRF = (
     ("to", ("awrf", "gain", "high"), _CHANGE),
     ("unknown", ("unknown_share",), _SHARE),
 )
-_SHIFT_COLUMNS = ("attribute", "group", "before", "after", "change", "from", "to", "the group is now")
+_SHIFT_COLUMNS = (
+    "attribute",
+    "group",
+    "before",
+    "after",
+    "change",
+    "from",
+    "to",
+    "masks move it by",
+    "the group is now",
+)
 _SHIFT_FORMS = {
     "attribute": "",
     "group": "",
@@ -65,6 +76,7 @@ _SHIFT_FORMS = {
     "change": _CHANGE,
     "low": _CHANGE,
     "high": _CHANGE,
+    "masking": ".4f",
     "effect": "",
 }
 _MEANING = (
@@ -79,6 +91,16 @@ _AWRF_MEANING = (
     "their share of the candidates, in nats, as the mean over queries: 1 means equal, 0.307 nothing in common. A "
     "positive change means that reranking brings exposure nearer to the candidates. A few ranks cannot equal any "
     "shares, so AWRF is below 1 also where chance orders the lists; read the change."
+)
+_MASKED = (
+    "Masks move it by: the most by which a group's exposure moves if a tenth of each frame is masked, in answers made "
+    "once more from their clips' files. Masks say nothing of who is shown, so a change that is no larger is no finding."
+)
+_MASKING = (
+    ("answers made once more", ("masking", "queries"), ""),
+    ("clips decoded anew", ("masking", "clips"), ""),
+    ("clips that could not be decoded", ("masking", "failed"), ""),
+    ("part of those answers' candidates", ("masking", "share"), ".2f"),
 )
 _INTERVALS = (
     "Intervals are for other queries of the same kind: a bootstrap that draws different queries, of which repetitions "
@@ -110,8 +132,8 @@ def page(found: Data) -> Page:
             [show(found, "shifts", number, key, form=form) for key, form in _SHIFT_FORMS.items()]
             for number in range(len(found["shifts"]))
         ]
-        begin.append(Table("Groups whose exposure changes", _SHIFT_COLUMNS, rows, frozenset(range(2, 7))))
-    begin.append(Text(_INTERVALS))
+        begin.append(Table("Groups whose exposure changes", _SHIFT_COLUMNS, rows, frozenset(range(2, 8))))
+    begin += [Text(_INTERVALS), *_masking(found)]
     advice = Advice([show(found, "advice", number) for number in range(len(found["advice"]))])
     sections = [
         Section("What to do", [advice]),
@@ -139,6 +161,15 @@ def page(found: Data) -> Page:
         sections=sections,
         verdict=show(found, "sentence"),
     )
+
+
+def _masking(found: Data) -> list[Part]:
+    if found["masking"] is None:
+        return [
+            Text("How far masked frames would move these figures was not measured: the clips' files were not given.")
+        ]
+    rows: list[list[Shown | str]] = [[name, show(found, *path, form=form)] for name, path, form in _MASKING]
+    return [Text(_MASKED), Table("Masked frames", ("figure", "number"), rows, frozenset({1}))]
 
 
 def _examples(found: Data) -> list[Section]:

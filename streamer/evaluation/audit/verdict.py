@@ -24,14 +24,18 @@ def decide(found: Mapping[str, Any]) -> Data:
 
     A group's exposure is changed if 0 is outside its interval. The intervals of all groups of all attributes hold
     together (:mod:`streamer.evaluation.audit.intervals`), so where reranking changes nothing, any change is found with
-    a probability of at most 5 %.
+    a probability of at most 5 %. A change that masked frames make by themselves is refused: it says nothing.
     """
-    shifts = sorted(_shifts(found), key=lambda each: -abs(each["change"]))
+    changes = sorted(_shifts(found), key=lambda each: -abs(each["change"]))
+    shifts = [each for each in changes if not _is_refused(each)]
+    refused = [each for each in changes if _is_refused(each)]
     judged = [each["reranking"] for each in _groups(found) if each["reranking"]["low"] is not None]
     if found["effective_queries"] < LEAST_CLUSTERS:
         verdict, sentence = OPEN, _too_few(found)
     elif shifts:
         verdict, sentence = SHIFT, _shifted(shifts, found["confidence"])
+    elif refused:
+        verdict, sentence = OPEN, _refused(refused)
     elif not judged:
         verdict, sentence = OPEN, "No verdict: reranking changes the exposure of each group in too few queries."
     else:
@@ -39,10 +43,11 @@ def decide(found: Mapping[str, Any]) -> Data:
     return {
         "verdict": verdict,
         "sentence": sentence,
-        "cautions": list(_cautions(found, len(judged), verdict)),
-        "advice": list(_advice(verdict, shifts)),
+        "cautions": list(_cautions(found, len(judged), verdict, len(refused))),
+        "advice": list(_advice(verdict, shifts, len(refused))),
         **found,
         "shifts": shifts,
+        "refused": refused,
     }
 
 
@@ -65,8 +70,22 @@ def _shifts(found: Mapping[str, Any]) -> Iterator[Data]:
                     "change": change["mean"],
                     "low": change["low"],
                     "high": change["high"],
+                    "masking": each["masking"],
                     "effect": AWAY if abs(after - target) > abs(before - target) else TOWARDS,
                 }
+
+
+def _is_refused(change: Mapping[str, Any]) -> bool:
+    return change["masking"] is not None and change["masking"] >= abs(change["change"])
+
+
+def _refused(changes: Sequence[Mapping[str, Any]]) -> str:
+    first = changes[0]
+    return (
+        f"No verdict: masking a tenth of each frame, which says nothing of who is shown, moves exposure by as much as "
+        f"reranking does ({first['attribute']}={first['group']}: reranking {_points(first['change'])} points, masks up "
+        f"to {100 * first['masking']:.1f})."
+    )
 
 
 def _too_few(found: Mapping[str, Any]) -> str:
@@ -97,7 +116,14 @@ def _not_shifted(found: Mapping[str, Any], judged: Sequence[Mapping[str, Any]]) 
     )
 
 
-def _cautions(found: Mapping[str, Any], judged: int, verdict: str) -> Iterator[str]:
+def _cautions(found: Mapping[str, Any], judged: int, verdict: str, refused: int) -> Iterator[str]:
+    if verdict == SHIFT and refused:
+        yield (
+            f"{refused:,} more group{'s' * (refused > 1)} changed by no more than masked frames make of themselves, "
+            "which proves nothing."
+        )
+    if verdict == SHIFT and found["masking"] is None:
+        yield "How far masked frames would move these figures was not measured."
     for attribute in found["attributes"]:
         if attribute["unknown_share"] > MUCH_UNKNOWN:
             yield (
@@ -109,7 +135,10 @@ def _cautions(found: Mapping[str, Any], judged: int, verdict: str) -> Iterator[s
         yield f"{left:,} small group{'s' * (left > 1)} changed in too few queries to be judged."
 
 
-def _advice(verdict: str, shifts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _advice(verdict: str, shifts: Sequence[Mapping[str, Any]], refused: int) -> Iterator[str]:
+    if verdict == OPEN and refused:
+        yield "Another model may see more steadily: repeat the audit after replacing it. More queries do not help."
+        return
     if verdict == OPEN:
         yield f"Record more: {LEAST_CLUSTERS} different queries at least, each of which reranking changes somewhere."
         return

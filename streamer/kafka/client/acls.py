@@ -24,6 +24,7 @@ from streamer.topology import (
     DLQ_REDRIVE,
     DLQ_SHOW,
     EXPLAIN,
+    EXPOSURE,
     QUERY_RERANKED,
     QUERY_RESULTS,
     REPLAY,
@@ -175,6 +176,10 @@ ROLES: Mapping[str, tuple[Privilege, ...]] = {
         *_topics(Operation.READ, [CLIPS_UPLOADED], "reads the clips' attributes, outside any group"),
         *_topics(Operation.READ, [QUERY_RERANKED], "reads the reranked results, outside any group"),
         *_topics(Operation.READ, [QUERY_RESULTS], "compares them with the engine's, outside any group"),
+    ),
+    EXPOSURE.role: (
+        *_topics(Operation.READ, [CLIPS_UPLOADED], "reads the clips' attributes, outside any group"),
+        *_topics(Operation.READ, [QUERY_RERANKED], "reads the reranked results, outside any group"),
     ),
     EXPLAIN.role: (
         *_topics(Operation.READ, [QUERY_RERANKED], "finds the answer to explain, outside any group"),
