@@ -29,7 +29,7 @@ import numpy as np
 from bench.harness.clips import ffmpeg, real
 from bench.harness.report import spread
 from streamer.video import Sampling
-from streamer.video.sampling.decode import RgbConverter
+from streamer.video.sampling.decode import Picture, RgbConverter
 from streamer.video.sampling.sample import sample
 from streamer.video.sampling.timeline import select
 
@@ -95,7 +95,11 @@ def by_every_frame(path: Path, interval: float) -> list[npt.NDArray[np.uint8]]:
         if stream.time_base is None:
             raise click.ClickException(f"{path.name} has no time base")
         frames = ((frame.pts or 0, frame) for frame in container.decode(stream))
-        taken = [to_rgb(frame) for _, frame in select(frames, Fraction(str(interval)) / stream.time_base, MAX_FRAMES)]
+        length = Fraction(container.duration or 0, av.time_base) / stream.time_base
+        taken = [
+            to_rgb(Picture(frame, None))
+            for _, frame in select(frames, Fraction(str(interval)) / stream.time_base, MAX_FRAMES, length)
+        ]
         for _ in frames:  # decode the frames after the last sample too
             pass
     return taken

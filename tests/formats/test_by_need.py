@@ -48,7 +48,7 @@ GROUPS = st.lists(
 
 def surveyed(groups: list[tuple[list[bool], list[bool]]]) -> Survey:
     """Lay out groups of pictures in decoding order; leading frames are shown before their START."""
-    found = Survey(Fraction(1, 10), Fraction(0), array("q"), bytearray(), exact=True)
+    found = Survey(0, Fraction(1, 10), Fraction(0), array("q"), bytearray(), exact=True)
     shown = 0
     for leading, others in groups:
         droppable = [Kind.DROPPABLE if drop else Kind.PLAIN for drop in (*leading, *others)]
@@ -117,20 +117,22 @@ def test_leading_frames_are_decoded_from_the_group_before() -> None:
     step=st.fractions(min_value=Fraction(1, 7), max_value=30, max_denominator=30),
     limit=st.integers(1, 40),
     lost=st.sets(st.integers(0, 29)),
+    length=st.fractions(0, 400, max_denominator=10),
 )
 def test_what_packets_choose_is_what_frames_would_whichever_others_do_not_decode(
-    pts: list[int], step: Fraction, limit: int, lost: set[int]
+    pts: list[int], step: Fraction, limit: int, lost: set[int], length: Fraction
 ) -> None:
-    found = Survey(Fraction(1), Fraction(0), array("q", pts), bytearray(len(pts)), exact=True)
-    chosen = choose(found, step, limit)
-    assert chosen is not None
-    offsets, proof = chosen
-    kept = sorted(p for n, p in enumerate(pts) if n not in lost or p in offsets or p == proof)
-    assert [(offset, p) for p, offset in offsets.items()] == list(select(((p, p) for p in kept), step, limit))
+    # A clip lasts as long as its last frame is shown, at least.
+    length = max(length, Fraction(max(pts) - min(pts) + 1))
+    found = Survey(0, Fraction(1), length, array("q", pts), bytearray(len(pts)), exact=True)
+    offsets = choose(found, step, limit)
+    assert offsets is not None
+    kept = sorted(p for n, p in enumerate(pts) if n not in lost or p in offsets)
+    assert [(offset, p) for p, offset in offsets.items()] == list(select(((p, p) for p in kept), step, limit, length))
 
 
 def test_two_packets_of_one_time_leave_the_choice_to_the_decoder() -> None:
-    found = Survey(Fraction(1), Fraction(0), array("q", [0, 1, 1, 2]), bytearray(4), exact=True)
+    found = Survey(0, Fraction(1), Fraction(0), array("q", [0, 1, 1, 2]), bytearray(4), exact=True)
     assert choose(found, Fraction(1), 9) is None
 
 

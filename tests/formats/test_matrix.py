@@ -79,7 +79,7 @@ def defined(shown: Shown, duration: Fraction, sampling: Sampling) -> list[tuple[
     start, last = shown.times[0], shown.times[kept[-1]]
     chosen: list[int] = []
     for k in range(sampling.max_frames):
-        if start + k * step > last:
+        if start + k * step > last and k * step >= duration:
             break
         n = [n for n in kept if shown.times[n] <= start + k * step][-1]
         if n not in chosen:

@@ -74,13 +74,13 @@ def wipe_pictures(path: Path, numbers: Iterable[int]) -> None:
     path.write_bytes(content)
 
 
-def literal_selection(times: Sequence[int], step: Fraction, limit: int) -> list[int]:
+def literal_selection(times: Sequence[int], step: Fraction, limit: int, length: int) -> list[int]:
     """The definition as the module's text puts it: running maximum, then a search for every t_k."""
     kept = [i for i, time in enumerate(times) if time == max(times[: i + 1])]
     start, last = times[0], times[kept[-1]]
     chosen: list[int] = []
     for k in range(limit):
-        if start + k * step > last:
+        if start + k * step > last and k * step >= length:
             break
         index = [i for i in kept if times[i] <= start + k * step][-1]
         if index not in chosen:
@@ -94,10 +94,13 @@ def literal_selection(times: Sequence[int], step: Fraction, limit: int) -> list[
     ),
     step=st.fractions(min_value=Fraction(1, 7), max_value=100, max_denominator=30),
     limit=st.integers(1, 50),
+    length=st.integers(0, 300),
 )
-def test_selection_is_the_literal_one_for_any_times_and_interval(times: list[int], step: Fraction, limit: int) -> None:
-    picked = list(select([(time, index) for index, time in enumerate(times)], step, limit))
-    assert [index for _, index in picked] == literal_selection(times, step, limit)
+def test_selection_is_the_literal_one_for_any_times_and_interval(
+    times: list[int], step: Fraction, limit: int, length: int
+) -> None:
+    picked = list(select([(time, index) for index, time in enumerate(times)], step, limit, Fraction(length)))
+    assert [index for _, index in picked] == literal_selection(times, step, limit, length)
     assert [offset for offset, _ in picked] == [times[index] - times[0] for _, index in picked]
 
 
@@ -109,7 +112,7 @@ def test_selection_gives_each_frame_before_it_asks_for_the_next_but_one() -> Non
             asked.append(number)
             yield number, number
 
-    for _, number in select(frames(), Fraction(1), 3):
+    for _, number in select(frames(), Fraction(1), 3, Fraction(5)):
         assert asked[-1] == number + 1
     assert asked == [0, 1, 2, 3]
 

@@ -28,7 +28,7 @@ from enum import IntFlag
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class Kind(IntFlag):
@@ -45,6 +45,9 @@ class Kind(IntFlag):
     """It is not shown, because an edit list removes it."""
 
 
+_DISPLAY_ORIENTATION = 47
+"""The message that turns the picture (ISO/IEC 14496-10, section D.1.27; ISO/IEC 23008-2, section D.2.17)."""
+
 ALL = Kind.START | Kind.LEADING | Kind.DROPPABLE | Kind.HIDDEN
 
 
@@ -53,6 +56,8 @@ class Reader(Protocol):
 
     valid: Kind
     """The properties that are valid for all frames so far; later frames of the stream may invalidate some."""
+    oriented: bool
+    """Whether a frame so far turns the picture from itself on, until another one says otherwise."""
 
     def kind(self, data: bytes) -> Kind:
         """Return the properties of one encoded frame, without HIDDEN."""
@@ -69,6 +74,7 @@ class _Headers:
 
     def __init__(self) -> None:
         self.valid = ALL
+        self.oriented = False
         self._known: frozenset[bytes] | None = None
 
     def _see(self, headers: frozenset[bytes]) -> None:
@@ -82,11 +88,25 @@ class _Headers:
 
 
 class _Nals(_Headers):
-    """Codecs of network abstraction layer units, each preceded by a start code or by its length."""
+    """Codecs of network abstraction layer units, each preceded by a start code or by its length.
+
+    A message (SEI) may turn the picture from its frame on. Where that is not repeated at each START, no frame is one.
+    """
 
     def __init__(self, length_size: int) -> None:
         super().__init__()
         self._length_size = length_size  # in bytes; 0: start codes
+        self._is_cancelled = False
+
+    def _turn(self, messages: Sequence[memoryview], found: Kind) -> None:
+        """Note whether a frame with these supplemental messages turns the picture."""
+        turns = [payload for each in messages for kind, payload in _payloads(each) if kind == _DISPLAY_ORIENTATION]
+        is_start = bool(found & Kind.START)
+        if (turns and not is_start) or (is_start and self.oriented and not turns):
+            self.valid &= ~Kind.START
+        # A decoder does not say where a turn is cancelled: then each frame is as its own message says.
+        self._is_cancelled |= any(payload[:1] >= b"\x80" for payload in turns)
+        self.oriented = (self.oriented or bool(turns)) and not self._is_cancelled
 
     def _units(self, data: bytes) -> Iterator[memoryview]:
         view = memoryview(data)
@@ -111,15 +131,19 @@ class _H264(_Nals):
 
     def kind(self, data: bytes) -> Kind:
         headers: set[bytes] = set()
+        messages: list[memoryview] = []
         slices: list[int] = []  # first bytes of slices; a packet may hold two fields, one of which refers to the other
         for unit in self._units(data):
             unit_type = unit[0] & 31 if unit else 0
             if unit_type in {7, 8}:  # sequence and picture parameter sets
                 headers.add(bytes(unit).rstrip(b"\0"))
+            elif unit_type == 6 and not slices:  # noqa: PLR2004 - supplemental messages before the picture
+                messages.append(unit[1:])
             elif 1 <= unit_type <= 5:  # noqa: PLR2004
                 slices.append(unit[0])
         self._see(frozenset(headers))
         found = Kind.START if slices and slices[0] & 31 == 5 else Kind.PLAIN  # noqa: PLR2004 - IDR
+        self._turn(messages, found)
         return found if not slices or any(first >> 5 & 3 for first in slices) else found | Kind.DROPPABLE
 
 
@@ -133,6 +157,7 @@ class _Hevc(_Nals):
 
     def kind(self, data: bytes) -> Kind:
         headers: set[bytes] = set()
+        messages: list[memoryview] = []
         found = Kind.PLAIN
         for unit in self._units(data):
             if len(unit) < 2 or unit[0] & 1 or unit[1] >> 3:  # noqa: PLR2004 - of an additional view or quality layer
@@ -140,6 +165,8 @@ class _Hevc(_Nals):
             unit_type, layer = unit[0] >> 1 & 63, unit[1] & 7
             if unit_type in {32, 33, 34}:  # video, sequence and picture parameter sets
                 headers.add(bytes(unit).rstrip(b"\0"))
+            elif unit_type == 39:  # noqa: PLR2004 - supplemental messages before the picture
+                messages.append(unit[2:])
             elif unit_type < 32:  # noqa: PLR2004 - a picture
                 found = _HEVC_PICTURES.get(unit_type, Kind.PLAIN)
                 self._layer = layer if self._layer is None else self._layer
@@ -147,6 +174,7 @@ class _Hevc(_Nals):
                     self.valid &= ~Kind.DROPPABLE
                 break
         self._see(frozenset(headers))
+        self._turn(messages, found)
         return found
 
 
@@ -219,6 +247,8 @@ class _Mpeg2(_Mpeg):
 class _MotionJpeg:
     """ISO/IEC 10918-1, annex B. Tables apply until they are redefined."""
 
+    oriented = False
+
     def __init__(self) -> None:
         self.valid = ALL
         self._tables: frozenset[tuple[int, int]] | None = None
@@ -233,6 +263,8 @@ class _MotionJpeg:
 
 class _Independent:
     """Codecs for which only START is used, and a frame's own bytes prove it."""
+
+    oriented = False
 
     def __init__(self, is_start: Callable[[bytes], bool]) -> None:
         self.valid = ALL
@@ -249,6 +281,22 @@ def _start_codes(data: bytes) -> Iterator[tuple[int, int]]:
         following = data.find(b"\0\0\1", at + 3)
         yield at + 3, following if following >= 0 else len(data)
         at = following
+
+
+def _payloads(messages: memoryview) -> Iterator[tuple[int, bytes]]:
+    """Yield type and payload of supplemental messages (ISO/IEC 14496-10, section 7.3.2.3.1)."""
+    data = bytes(messages).replace(b"\0\0\3", b"\0\0")
+    at = 0
+    while at + 2 < len(data):
+        numbers = [0, 0]  # type and size, each a sum of bytes up to the first that is not 255
+        for each in (0, 1):
+            while at < len(data) and data[at] == 255:  # noqa: PLR2004
+                numbers[each] += data[at]
+                at += 1
+            numbers[each] += data[at] if at < len(data) else 0
+            at += 1
+        yield numbers[0], data[at : at + numbers[1]]
+        at += numbers[1]
 
 
 def _jpeg_tables(data: bytes) -> Iterator[tuple[int, int]]:

@@ -6,6 +6,7 @@ permission to open files, and the file that was checked is the file that is read
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -59,6 +60,12 @@ values. Some are MemoryErrors too, which the content does not cause; they must b
 _TS_PACKET = 188
 """Bytes of a packet of an MPEG transport stream."""
 
+_SEVERAL = 2
+"""A stream with so many encoded frames is a film, and no still picture."""
+
+_RIFF_HEADER = 8
+"""Bytes of a chunk's header, which some programs count as part of what follows."""
+
 _MOST_PARTS = 200_000
 """How many parts of a file are examined to find its end: more than the fragments of any regular file."""
 
@@ -92,26 +99,64 @@ def open_container(source: Source, max_pixels: int, **probing: str) -> InputCont
     return container
 
 
-def check_unread_size(source: Source, max_pixels: int) -> None:
+def check_unread_size(source: Source, stream: int, max_pixels: int) -> None:
     """Refuse a video whose size was not found because it exceeds the limit. Raises as :func:`pick` does."""
     # Probing without the limit, and without decoding, finds the size.
     with open_container(source, max_pixels, skip_frame="all") as container:
-        pick(container, max_pixels)
+        pick(container, stream, max_pixels)
 
 
-def pick(container: InputContainer, max_pixels: int) -> av.VideoStream:
-    """Choose the video stream. Raises :class:`ClipError`: NO_VIDEO, DECODE_FAILED or CLIP_TOO_LARGE."""
-    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not videos:
+def videos(container: InputContainer) -> list[av.VideoStream]:
+    """Return the video streams without attached pictures, one at least. Raises :class:`ClipError`: NO_VIDEO."""
+    found = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not found:
         raise ClipError(Reason.NO_VIDEO, "the file has no video stream")
-    stream = next((s for s in videos if s.disposition & Disposition.default), videos[0])
+    return found
+
+
+def fullest(container: InputContainer, max_packets: int) -> int:
+    """Return the index of the video stream to sample where there are several; reads up to ``max_packets`` packets.
+
+    It is one with an accepted codec, if any; of these, one with several encoded frames, or else with one; then one that
+    is marked as default; then the one with the largest picture; then the first.
+    """
+    found = videos(container)
+    counts = {stream.index: 0 for stream in found}
+    read = container.demux(*found)
+    try:
+        for packet in itertools.islice(read, max_packets):
+            counts[packet.stream.index] += packet.size > 0
+            if min(counts.values()) >= _SEVERAL:
+                break
+    except MemoryError:
+        raise
+    except DAMAGE:
+        pass  # the survey reports it, if it concerns the stream that is chosen
+
+    def rank(stream: av.VideoStream) -> tuple[bool, int, bool, int, int]:
+        context = stream.codec_context
+        size = context.width * context.height if context is not None else 0
+        is_default = bool(stream.disposition & Disposition.default)
+        return _is_accepted(stream), min(counts[stream.index], _SEVERAL), is_default, size, -stream.index
+
+    return max(found, key=rank).index
+
+
+def _is_accepted(stream: av.VideoStream) -> bool:
     context = stream.codec_context
+    return context is not None and context.codec.name in CODECS
+
+
+def pick(container: InputContainer, stream: int, max_pixels: int) -> av.VideoStream:
+    """Return the video stream with an index. Raises :class:`ClipError`: DECODE_FAILED or CLIP_TOO_LARGE."""
+    found = next(each for each in container.streams.video if each.index == stream)
+    context = found.codec_context
     if context is None:  # possible, although PyAV's type annotation excludes it
         raise decode_failed("no decoder for the video's codec")
-    if context.codec.name not in CODECS:
+    if not _is_accepted(found):
         raise decode_failed(f"{context.codec.name} is not an accepted video codec")
     check_pixels(context.width, context.height, max_pixels)
-    return stream
+    return found
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -162,7 +207,8 @@ def breaks_off(source: Source) -> bool:
     if head[::_TS_PACKET] == b"GGG":  # each packet's first byte
         return size % _TS_PACKET > 0
     if head[:4] == b"RIFF":
-        return _riff_end(file, size) > size
+        end = _riff_end(file, size)
+        return end > size and end != size + _RIFF_HEADER
     if head[:4] == b"\x1a\x45\xdf\xa3":
         return _segment_end(file) > size
     if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:

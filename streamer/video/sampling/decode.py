@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 import av.filter
 import numpy as np
 import numpy.typing as npt
+from av.codec.context import Flags
 from av.video.reformatter import Interpolation
 
 from streamer.video.sampling.container import (
@@ -21,6 +22,7 @@ from streamer.video.sampling.container import (
     stores_pts,
     time_base,
 )
+from streamer.video.sampling.orientation import EXIF, EXIF_CODECS, Matrix, exif_matrix, upright
 from streamer.video.sampling.timeline import BestEffort, Clock, check_length
 
 if TYPE_CHECKING:
@@ -33,30 +35,45 @@ class DeviationError(Exception):
     """The decoder's output differs from what the packets' headers predict."""
 
 
+class Picture(NamedTuple):
+    """A decoded frame, and the matrix that turns it, where that is not among the frame's own data."""
+
+    frame: av.VideoFrame
+    matrix: Matrix | None
+
+
 class Decoder:
     """Decodes the video of a newly opened container once, by either :meth:`all` or :meth:`needed`.
 
-    ``decoded``: number of frames so far. ``damaged``: whether corrupt or undecodable data was skipped. ``error``: the
-    first error of the decoder or the container; None if there was none.
+    ``stream``: the index of the video stream. ``oriented``: frames turn the picture from themselves on, as the survey
+    has found. ``decoded``: number of frames so far. ``damaged``: whether corrupt or undecodable data was skipped.
+    ``error``: the first error of the decoder or the container; None if there was none.
     """
 
-    def __init__(self, container: InputContainer, *, max_pixels: int, max_seconds: float) -> None:
+    def __init__(
+        self, container: InputContainer, stream: int, *, max_pixels: int, max_seconds: float, oriented: bool
+    ) -> None:
         self._container = container
         self._max_pixels = max_pixels
         self._max_seconds = max_seconds
-        self._stream = pick(container, max_pixels)
+        self._stream = pick(container, stream, max_pixels)
         self.time_base = time_base(self._stream)
         self.decoded = 0
         self.damaged = False
         self.error: BaseException | None = None
         context = self._stream.codec_context
+        self._oriented = oriented
+        self._has_exif = context.codec.canonical_name in EXIF_CODECS
+        self._matrix: Matrix | None = None
+        # Else a crop on the left is rounded down, to what some processor's instructions can load at once.
+        context.flags |= Flags.unaligned
         # Clips are decoded in parallel, which uses the CPUs better than several threads for one clip.
         context.thread_type = "AUTO"
         context.thread_count = 1
         context.options = {"max_pixels": str(max_pixels), "codec_whitelist": CODEC_WHITELIST}
 
-    def all(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yield (time in ticks, frame) for every frame; damaged parts are skipped."""
+    def all(self) -> Iterator[tuple[int, Picture]]:
+        """Yield (time in ticks, picture) for every frame; damaged parts are skipped."""
         clock, best_effort = Clock(self._stream), BestEffort()
         pts_stored = stores_pts(self._container)
         first: int | None = None
@@ -65,10 +82,10 @@ class Decoder:
                 time, _ = clock.place(best_effort.time(frame.pts if pts_stored else None, frame.dts), frame.duration)
                 first = time if first is None else first
                 check_length((time - first) * self.time_base, self._max_seconds)
-                yield time, frame
+                yield time, Picture(frame, self._matrix)
 
-    def needed(self, runs: Sequence[Sequence[int]], wanted: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yield (pts, frame) for each pts in ``wanted``, in ascending order, decoding only the packets in ``runs``.
+    def needed(self, runs: Sequence[Sequence[int]], wanted: Iterable[int]) -> Iterator[Picture]:
+        """Yield the picture of each pts in ``wanted``, in ascending order, decoding only the packets in ``runs``.
 
         Raises :class:`DeviationError` as soon as a wanted frame is missing, or a frame is damaged or out of order.
         """
@@ -82,13 +99,14 @@ class Decoder:
             if last in wanted:
                 if last != next(missing):
                     raise DeviationError
-                yield last, frame
+                yield Picture(frame, self._matrix)
         if self.damaged or next(missing, None) is not None:
             raise DeviationError
 
     def _runs(self, runs: Sequence[Sequence[int]]) -> Iterator[av.VideoFrame]:
         numbered = enumerate(self._packets())
         for run in runs:
+            self._matrix = None  # each packet at which decoding may start has its own, or none before it has one
             numbers = set(run)
             for number, packet in numbered:
                 if packet is not None and number in numbers:
@@ -120,6 +138,10 @@ class Decoder:
             self.decoded += 1
             self.damaged |= frame.is_corrupt
             check_pixels(frame.width, frame.height, self._max_pixels)
+            if self._oriented:
+                self._matrix = _own_matrix(frame) or self._matrix
+            elif self._has_exif and packet is not None:
+                self._matrix = exif_matrix(bytes(packet))
             yield frame
 
     def _note(self, error: BaseException) -> None:
@@ -140,19 +162,18 @@ class RgbConverter:
         self._shape: tuple[int, int, str] | None = None
         self._graph = av.filter.Graph()
 
-    def __call__(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+    def __call__(self, picture: Picture) -> npt.NDArray[np.uint8]:
         """Convert to a contiguous upright RGB array (height, width, 3), uint8. Raises ClipError: DECODE_FAILED."""
+        frame, matrix = picture
         try:
             plain = frame if _is_fast(frame) else self._plain(frame)
             image = plain.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-            # PyAV's side data and their frame reference each other until the garbage collector runs, so large frames
-            # would pile up. A copy of a few pixels has the same side data.
-            small = frame.reformat(width=8, height=8, format="gray", interpolation=Interpolation.POINT, threads=1)
+            matrix = matrix or _own_matrix(frame)
         except MemoryError:
             raise
         except DAMAGE as error:
             raise decode_failed(f"{frame.format.name} frames cannot be converted", error) from error
-        return np.ascontiguousarray(_upright(image, small), dtype=np.uint8)
+        return np.ascontiguousarray(image if matrix is None else upright(image, matrix), dtype=np.uint8)
 
     def _plain(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Remove chroma location and field order from the frame, for which PyAV needs a filter."""
@@ -177,20 +198,14 @@ def _is_fast(frame: av.VideoFrame) -> bool:
     return frame.format.name in {"yuv420p", "yuvj420p", "yuva420p", "yuv422p", "yuvj422p"}
 
 
-def _upright(image: npt.NDArray[Any], frame: av.VideoFrame) -> npt.NDArray[Any]:
-    """Apply a frame's display matrix if it consists of quarter turns and mirroring."""
+def _own_matrix(frame: av.VideoFrame) -> Matrix | None:
+    """Return the display matrix among a frame's data; None if there is none."""
+    # PyAV's side data and their frame reference each other until the garbage collector runs, so large frames would pile
+    # up. A copy of a few pixels has the same side data.
+    small = frame.reformat(width=8, height=8, format="gray", interpolation=Interpolation.POINT, threads=1)
     try:
-        side_data: Any = frame.side_data.get("DISPLAYMATRIX")
+        side_data: Any = small.side_data.get("DISPLAYMATRIX")
     except ValueError:
         # PyAV fails on some kinds of side data (EXIF); then use the rotation that it derives from the matrix itself.
-        turns, rest = divmod(frame.rotation, 90)
-        return image if rest else np.rot90(image, turns)
-    if side_data is None:
-        return image
-    # FFmpeg's libavutil/display.h: nine numbers (a b u, c d v, x y w); x' = a x + c y, y' = b x + d y.
-    a, b, _, c, d, *_ = np.frombuffer(bytes(side_data), dtype=np.int32).tolist()
-    if a == d == 0:
-        image, a, d = image.swapaxes(0, 1), c, b
-    elif b or c:
-        return image
-    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+        return EXIF.get({90: 8, 180: 3, 270: 6}.get(small.rotation % 360, 1))
+    return None if side_data is None else Matrix.of(bytes(side_data))

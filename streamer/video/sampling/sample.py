@@ -2,22 +2,27 @@
 
 The definition, by which anyone can recompute the samples with a plain decoder:
 
-- The video stream is the container's first stream marked as default, or else its first one; attached pictures (cover
-  art) do not count. Its frames are all frames that the decoder outputs, in that order.
+- The video stream is the container's only one; attached pictures (cover art) do not count. If there are several, those
+  with an accepted codec come first, then those with two encoded frames or more before those with one and with none,
+  then those marked as default, then larger pictures, then lower indices. Its frames are all frames that the decoder
+  outputs, in that order.
 - p, a frame's presentation time, is FFmpeg's best-effort timestamp: the pts, as long as pts increase from frame to
   frame; if they are missing or have decreased, the dts; if that is missing too, the end of the previous frame. AVI
   stores no pts, and those that libavformat generates for it are not used. A frame whose time still is before its
   predecessor's is skipped. Times are exact, in ticks of the stream's time base.
 - duration = (p + d of the packet that ends last) - (p of the packet that begins first), over the stream's packets
   without those that an edit list discards. Here p is a packet's pts (except in AVI), or else its dts, or else the end
-  of the previous packet; d is its duration, or else that of one frame at the stream's average rate.
+  of the previous packet; d is its duration, or else that of one frame at the stream's average rate. A duration of one
+  tick of a packet that has no time counts as none, since libavformat makes it up.
 - step = ``interval`` (the decimal number as written), or duration / ``max_frames`` if that is longer.
-- t_k = p of the first frame + k * step, for k = 0 .. ``max_frames`` - 1, up to p of the last frame. The frame of t_k is
-  the last one with p <= t_k; each frame is sampled at most once.
+- t_k = p of the first frame + k * step, for k = 0 .. ``max_frames`` - 1, as long as k * step < duration, or t_k <= p of
+  the last frame. The frame of t_k is the last one with p <= t_k; each frame is sampled at most once.
 - A sample's time is its frame's p minus the first frame's, rounded to milliseconds (half to even).
 - Pixels are those that the ffmpeg program writes as rgb24: converted by the frame's own colour matrix and range,
-  without alpha, and rotated and mirrored by its display matrix if that consists of quarter turns (the program applies
-  all other angles too). The sample aspect ratio is not applied.
+  without alpha, and rotated and mirrored by its display matrix, or by the orientation in its EXIF data, if its angle,
+  rounded to whole degrees, is a number of quarter turns (the program applies all other angles too). A matrix that comes
+  with a frame of H.264 or HEVC (SEI) holds until a later frame has another one. A singular matrix turns nothing. The
+  sample aspect ratio is not applied.
 
 The same frames are sampled without decoding everything. A first pass over the packets, without decoding, gives the
 duration and the time of each frame, and so the frames to sample. Then only the packets that these frames depend on are
@@ -25,6 +30,8 @@ decoded: from the last one at which decoding may start (``bitstream.py``) up to 
 which no other depends. If a packet has no time, if there is no ``bitstream.py`` reader for the codec, or if the
 decoder's output differs from what the packets predict, everything up to the last sample is decoded instead, exactly as
 defined above.
+
+An encrypted video is refused.
 
 Damage: packets that do not decode are skipped, as by the ffmpeg program, and a container that cannot be read further
 ends the stream. The remaining frames are sampled. Damage in packets that no sample depends on is not noticed.
@@ -47,9 +54,11 @@ from streamer.video.sampling.container import (
     breaks_off,
     check_unread_size,
     decode_failed,
+    fullest,
     open_clip,
     open_container,
     pick,
+    videos,
 )
 from streamer.video.sampling.decode import Decoder, DeviationError, RgbConverter
 from streamer.video.sampling.timeline import Survey, choose, plan, select, survey
@@ -57,6 +66,8 @@ from streamer.video.sampling.timeline import Survey, choose, plan, select, surve
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from av.container import InputContainer
 
 T = TypeVar("T")
 
@@ -129,7 +140,9 @@ def sample_descriptor(
     try:
         found = _survey(source, sampling)
         step = max(Fraction(str(sampling.interval)), found.duration / sampling.max_frames)
-        taken = _from_needed(source, sampling, found, step, prepare) or _from_all(source, sampling, step, prepare)
+        taken = _from_needed(source, sampling, found, step, prepare) or _from_all(
+            source, sampling, found, step, prepare
+        )
         partial = taken.damaged or found.damaged or breaks_off(source)
     except MemoryError as error:
         # A retry may succeed, because earlier clips may have left memory in use in this process.
@@ -152,50 +165,66 @@ class _Taken(Generic[T]):
 
 def _survey(source: Source, sampling: Sampling) -> Survey:
     with open_container(source, sampling.max_pixels) as container:
-        if not pick(container, sampling.max_pixels).codec_context.width:
-            check_unread_size(source, sampling.max_pixels)
-        return survey(
-            container,
-            max_pixels=sampling.max_pixels,
-            max_seconds=sampling.max_seconds,
-            max_packets=sampling.max_packets,
-        )
+        streams = videos(container)
+        if len(streams) == 1:
+            return _survey_of(source, container, streams[0].index, sampling)
+        index = fullest(container, sampling.max_packets)
+    with open_container(source, sampling.max_pixels) as container:  # the other one has read it
+        return _survey_of(source, container, index, sampling)
+
+
+def _survey_of(source: Source, container: InputContainer, index: int, sampling: Sampling) -> Survey:
+    if not pick(container, index, sampling.max_pixels).codec_context.width:
+        check_unread_size(source, index, sampling.max_pixels)
+    return survey(
+        container,
+        index,
+        max_pixels=sampling.max_pixels,
+        max_seconds=sampling.max_seconds,
+        max_packets=sampling.max_packets,
+    )
 
 
 def _from_needed(
     source: Source, sampling: Sampling, found: Survey, step: Fraction, prepare: Callable[[npt.NDArray[np.uint8]], T]
 ) -> _Taken[T] | None:
     """Decode only what the samples depend on; return None if that is not known, or the decoder's output differs."""
-    chosen = choose(found, step, sampling.max_frames) if found.exact else None
-    if chosen is None:
+    offsets = choose(found, step, sampling.max_frames) if found.exact else None
+    if offsets is None:
         return None
-    offsets, following = chosen
-    wanted = offsets.keys() if following is None else {*offsets, following}
-    frames: list[T] = []
     to_rgb = RgbConverter()
     with open_container(source, sampling.max_pixels) as container:
-        decoder = Decoder(container, max_pixels=sampling.max_pixels, max_seconds=sampling.max_seconds)
+        decoder = _decoder(container, sampling, found)
         try:
-            for pts, frame in decoder.needed(plan(found, wanted), wanted):
-                if pts in offsets:
-                    frames.append(prepare(to_rgb(frame)))
+            frames = [prepare(to_rgb(picture)) for picture in decoder.needed(plan(found, offsets), offsets)]
         except DeviationError:
             return None
         return _Taken(list(offsets.values()), frames, decoder.decoded, damaged=False)
 
 
+def _decoder(container: InputContainer, sampling: Sampling, found: Survey) -> Decoder:
+    return Decoder(
+        container,
+        found.stream,
+        max_pixels=sampling.max_pixels,
+        max_seconds=sampling.max_seconds,
+        oriented=found.oriented,
+    )
+
+
 def _from_all(
-    source: Source, sampling: Sampling, step: Fraction, prepare: Callable[[npt.NDArray[np.uint8]], T]
+    source: Source, sampling: Sampling, found: Survey, step: Fraction, prepare: Callable[[npt.NDArray[np.uint8]], T]
 ) -> _Taken[T]:
     """Decode everything up to the last sample."""
     with open_container(source, sampling.max_pixels) as container:
-        decoder = Decoder(container, max_pixels=sampling.max_pixels, max_seconds=sampling.max_seconds)
+        decoder = _decoder(container, sampling, found)
         to_rgb = RgbConverter()
         ticks: list[int] = []
         frames: list[T] = []
-        for time, frame in select(decoder.all(), step / decoder.time_base, sampling.max_frames):
+        length = found.duration / decoder.time_base
+        for time, picture in select(decoder.all(), step / decoder.time_base, sampling.max_frames, length):
             ticks.append(time)
-            frames.append(prepare(to_rgb(frame)))
+            frames.append(prepare(to_rgb(picture)))
         if not frames:
             raise decode_failed("no frame could be decoded", decoder.error)
         return _Taken(ticks, frames, decoder.decoded, decoder.damaged)

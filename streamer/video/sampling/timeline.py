@@ -38,7 +38,10 @@ class Clock:
 
     def place(self, time: int | None, duration: int | None) -> tuple[int, int]:
         """Return begin and end of the next packet or frame; ``time`` and ``duration`` are None if it has none."""
-        time = self._end if time is None else time
+        if time is None:
+            time = self._end
+            # Where a stream states neither times nor a rate, libavformat makes durations up, and those of one tick too.
+            duration = None if duration == 1 and self._period else duration
         self._end = time + (duration or self._period)
         return time, self._end
 
@@ -65,11 +68,11 @@ class BestEffort:
         return by_pts if self._pts_faults <= 0 else by_dts
 
 
-def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int) -> Iterator[tuple[int, T]]:
+def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int, length: Fraction) -> Iterator[tuple[int, T]]:
     """Yield the samples (time after the first frame, frame) of (time, frame) pairs in presentation order.
 
-    Times and ``step`` have the same unit; there are at most ``limit`` samples. Each is yielded as soon as the next
-    frame is known, so only one frame is held at a time.
+    Times, ``step`` and the clip's ``length`` have one unit; there are at most ``limit`` samples. Each is yielded once
+    the next frame is known, so only one frame is held at a time.
     """
     start: int | None = None
     held: tuple[int, T] | None = None
@@ -88,7 +91,7 @@ def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int) -> Itera
                 if k >= limit:
                     return
         held = offset, frame
-    if held is not None and k * step <= held[0]:
+    if held is not None and (k * step <= held[0] or k * step < length):
         yield held
 
 
@@ -96,27 +99,32 @@ def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int) -> Itera
 class Survey:
     """The result of a pass over a stream's packets without decoding.
 
-    ``duration``: in seconds. ``pts`` and ``kinds`` (:class:`Kind`): one entry for each packet that is not empty, in
-    decoding order, up to the first packet without an exact time. ``damaged``: a packet is corrupt, or reading ended
-    in an error. ``exact``: the presentation time of every frame is known from its packet, and ``kinds`` are valid.
+    ``stream``: its index in the container. ``duration``: in seconds. ``pts`` and ``kinds`` (:class:`Kind`): one entry
+    for each packet that is not empty, in decoding order, up to the first packet without an exact time. ``damaged``: a
+    packet is corrupt, or reading ended in an error. ``exact``: the presentation time of every frame is known from its
+    packet, and ``kinds`` are valid.
+    ``oriented``: packets turn the picture from then on (:attr:`~streamer.video.sampling.bitstream.Reader.oriented`).
     """
 
+    stream: int
     time_base: Fraction
     duration: Fraction
     pts: array[int] = field(default_factory=lambda: array("q"))
     kinds: bytearray = field(default_factory=bytearray)
     damaged: bool = False
     exact: bool = False
+    oriented: bool = False
 
 
-def survey(container: InputContainer, *, max_pixels: int, max_seconds: float, max_packets: int) -> Survey:
-    """Read all packets of the video stream, within the limits.
+def survey(container: InputContainer, index: int, *, max_pixels: int, max_seconds: float, max_packets: int) -> Survey:
+    """Read all packets of the video stream with an index, within the limits.
 
-    Raises :class:`ClipError`: NO_VIDEO, DECODE_FAILED for a stream without packets, or CLIP_TOO_LARGE.
+    Raises :class:`ClipError`: DECODE_FAILED, also for a stream without packets, or CLIP_TOO_LARGE.
     """
-    stream = pick(container, max_pixels)
-    found = Survey(time_base(stream), time_base(stream) * 0)
+    stream = pick(container, index, max_pixels)
+    found = Survey(index, time_base(stream), time_base(stream) * 0)
     reader = bitstream.reader(stream.codec_context.codec.canonical_name, stream.codec_context.extradata)
+    exact = reader is not None
     pts_stored = stores_pts(container)
     clock = Clock(stream)
     begin, end = _FOREVER, -_FOREVER
@@ -126,22 +134,26 @@ def survey(container: InputContainer, *, max_pixels: int, max_seconds: float, ma
         if number > max_packets:
             raise ClipError(Reason.CLIP_TOO_LARGE, f"more than {max_packets} encoded frames, which is the limit")
         found.damaged |= packet.is_corrupt
+        if packet.has_sidedata("encryption_info"):
+            raise decode_failed("the video is encrypted")
         if not packet.is_discard:
             time = packet.dts if packet.pts is None or not pts_stored else packet.pts
             shown, over = clock.place(time, packet.duration)
             begin, end = min(begin, shown), max(end, over)
             if end - begin > longest:
                 check_length((end - begin) * found.time_base, max_seconds)
-        reader = reader if _is_exact(packet, pts_stored=pts_stored) else None
+        exact = exact and _is_exact(packet, pts_stored=pts_stored)
         if reader is not None:
             kind = reader.kind(bytes(packet))
-            found.pts.append(packet.pts or 0)
-            found.kinds.append(kind | Kind.HIDDEN if packet.is_discard else kind)
+            if exact:
+                found.pts.append(packet.pts or 0)
+                found.kinds.append(kind | Kind.HIDDEN if packet.is_discard else kind)
     found.damaged |= bool(errors)
     if begin == _FOREVER:
         raise decode_failed("the video stream is empty")
     found.duration = (end - begin) * found.time_base
-    if reader is not None and not found.damaged:
+    found.oriented = reader is not None and reader.oriented
+    if reader is not None and exact and not found.damaged:
         found.exact = bool(reader.valid & Kind.START)
         found.kinds = bytearray(kind & reader.valid for kind in found.kinds)
     return found
@@ -154,20 +166,16 @@ def _is_exact(packet: av.Packet[av.VideoStream], *, pts_stored: bool) -> bool:
     return packet.is_discard or (packet.pts is not None and (pts_stored or packet.pts == packet.dts))
 
 
-def choose(found: Survey, step: Fraction, limit: int) -> tuple[dict[int, int], int | None] | None:
+def choose(found: Survey, step: Fraction, limit: int) -> dict[int, int] | None:
     """Choose the frames to sample by the packets' times alone; ``found`` must be exact.
 
-    Returns {pts: time after the first frame, in ticks} of the sampled frames, and the pts of the frame that follows the
-    last of them if its existence decides whether that one is sampled (the definition has no t_k after the last frame);
-    else None. Returns None instead of the pair if two packets have the same time.
+    Returns {pts: time after the first frame, in ticks} of the sampled frames; None if two packets have the same time.
     """
     shown = sorted(pts for pts, kind in zip(found.pts, found.kinds, strict=True) if not kind & Kind.HIDDEN)
     if any(one == other for one, other in itertools.pairwise(shown)):
         return None
-    taken = list(select(((pts, n) for n, pts in enumerate(shown)), step / found.time_base, limit))
-    last, number = taken[-1]
-    is_certain = (last * found.time_base / step).denominator == 1 or number + 1 == len(shown)
-    return {shown[n]: offset for offset, n in taken}, None if is_certain else shown[number + 1]
+    length = found.duration / found.time_base
+    return {pts: offset for offset, pts in select(((pts, pts) for pts in shown), step / found.time_base, limit, length)}
 
 
 def plan(found: Survey, needed: Iterable[int]) -> list[list[int]]:
