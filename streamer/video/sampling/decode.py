@@ -12,6 +12,7 @@ import numpy.typing as npt
 from av.codec.context import Flags
 from av.video.reformatter import Interpolation
 
+from streamer.video.sampling import hdr
 from streamer.video.sampling.container import (
     CODEC_WHITELIST,
     DAMAGE,
@@ -167,7 +168,10 @@ class RgbConverter:
         frame, matrix = picture
         try:
             plain = frame if _is_fast(frame) else self._plain(frame)
-            image = plain.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+            if frame.color_trc in {hdr.PQ, hdr.HLG}:
+                image = _tone_mapped(plain, frame.color_trc, frame.color_primaries)
+            else:
+                image = plain.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
             matrix = matrix or _own_matrix(frame)
         except MemoryError:
             raise
@@ -196,6 +200,19 @@ def _is_fast(frame: av.VideoFrame) -> bool:
     if frame.interlaced_frame or frame.height % 2:
         return False
     return frame.format.name in {"yuv420p", "yuvj420p", "yuva420p", "yuv422p", "yuvj422p"}
+
+
+def _tone_mapped(frame: av.VideoFrame, transfer: int, primaries: int) -> npt.NDArray[np.uint8]:
+    """Convert a frame of high dynamic range, at most so large as :data:`streamer.video.sampling.hdr.LARGEST_SIDE`."""
+    scale = min(1.0, hdr.LARGEST_SIDE / min(frame.width, frame.height))
+    image: npt.NDArray[np.uint16] = frame.to_ndarray(
+        format="rgb48le",
+        width=max(1, round(frame.width * scale)),
+        height=max(1, round(frame.height * scale)),
+        interpolation=Interpolation.BICUBIC,
+        threads=1,
+    )
+    return hdr.tone_mapped(image, transfer, primaries)
 
 
 def _own_matrix(frame: av.VideoFrame) -> Matrix | None:

@@ -22,7 +22,8 @@ The definition, by which anyone can recompute the samples with a plain decoder:
   without alpha, and rotated and mirrored by its display matrix, or by the orientation in its EXIF data, if its angle,
   rounded to whole degrees, is a number of quarter turns (the program applies all other angles too). A matrix that comes
   with a frame of H.264 or HEVC (SEI) holds until a later frame has another one. A singular matrix turns nothing. The
-  sample aspect ratio is not applied.
+  sample aspect ratio is not applied. Frames of high dynamic range (PQ, HLG) are tone-mapped (``hdr.py``), which the
+  program does not do.
 
 The same frames are sampled without decoding everything. A first pass over the packets, without decoding, gives the
 duration and the time of each frame, and so the frames to sample. Then only the packets that these frames depend on are
