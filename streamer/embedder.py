@@ -11,9 +11,8 @@ Near-duplicates. If ``duplicate_threshold`` is set, a run of frames that differ 
 the record keeps a row for every frame (:func:`streamer.video.sampling.sample.distinct` says why).
 
 All stages run concurrently. A clip that fails permanently is dead-lettered with the reason. A transient error of its
-source is retried with backoff for ``fetch_retry_timeout`` seconds. An error of the store or of this machine (a full
-disk, no file descriptor, no process) is retried for as long as it lasts, because it is not the upload's fault. Deletes
-have a thread of their own, because a full store takes them while uploads wait, and they make room.
+source is retried with backoff for ``fetch_retry_timeout`` seconds. An error of the store or of this machine is retried
+as long as it lasts: it is not the upload's fault. A full store takes deletes, so they have a thread of their own.
 
 The store write is not part of the Kafka transaction, so it may be repeated, and a process that was paused may write
 late. Each write carries its record's position (partition and offset), by which :class:`~streamer.store.Store`
@@ -259,6 +258,7 @@ class Embedder:
                 self._metrics.frames_decoded.inc(sampled.decoded)
                 self._metrics.frames_duplicate.inc(len(sampled.times_ms) - len(sampled.frames))
                 self._metrics.partial.inc(sampled.partial)
+                self._metrics.recoloured.inc(sampled.recoloured)
                 self._encoding.put(Loaded(in_flight, upload.event, sampled))
 
     def _load(self, upload: Upload, place: ExitStack) -> SampledClip[Any]:

@@ -193,6 +193,11 @@ CATALOGUE = {
         "streamer_clips_partial_total", "counter", "clips", (),
         "Damaged clips of which the intact part was embedded.", "Are uploads damaged?",
     ),
+    "recoloured": Metric(
+        "streamer_clips_recoloured_total", "counter", "clips", (),
+        "Clips that state a colour matrix which cannot be applied, so that the usual one was assumed.",
+        "Are colours of uploads tagged wrongly?",
+    ),
     "decoder_failures": Metric(
         "streamer_decoder_failures_total", "counter", "count", ("cause",),
         "Decoder processes that crashed or exceeded their time limit.", "Do decoders crash or time out?",

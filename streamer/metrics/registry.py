@@ -48,6 +48,7 @@ class Metrics:
     batch: Histogram
     frames_decoded: Counter
     partial: Counter
+    recoloured: Counter
     decoder_failures: Counter
     decoder_sandbox: Gauge
     machine_faults: Counter

@@ -283,7 +283,15 @@ class DecodePool:
         process.receive_into(frames.reshape(-1).data)
         times = np.array(header.times_ms, dtype=np.uint32)
         frame_of = np.array(header.frame_of, dtype=np.intp)
-        return SampledClip(times, list(frames), frame_of, header.duration_ms, header.decoded, header.partial)
+        return SampledClip(
+            times,
+            list(frames),
+            frame_of,
+            header.duration_ms,
+            header.decoded,
+            partial=header.partial,
+            recoloured=header.recoloured,
+        )
 
     def _crash(self, template: Template, process: Process, error: Exception) -> Exception:
         code = process.end()

@@ -116,6 +116,7 @@ class Sampled(msgspec.Struct, frozen=True, tag=True):
     duration_ms: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
     decoded: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
     partial: bool
+    recoloured: bool
     shape: Annotated[list[Annotated[int, msgspec.Meta(ge=1, lt=2**31)]], msgspec.Meta(max_length=4)]
 
 
@@ -323,5 +324,6 @@ def _header(clip: SampledClip[npt.NDArray[np.uint8]]) -> Sampled:
         clip.duration_ms,
         clip.decoded,
         clip.partial,
+        clip.recoloured,
         list(shape),
     )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from av.codec.context import Flags
 from av.video.reformatter import Interpolation
 
+from streamer.video.errors import ClipError
 from streamer.video.sampling import hdr
 from streamer.video.sampling.container import (
     CODEC_WHITELIST,
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from av.container import InputContainer
+
+
+_BT709, _BT601, _BT2020 = 1, 6, 9
+_HD, _UHD = 720, 2160
 
 
 class DeviationError(Exception):
@@ -157,15 +162,30 @@ class RgbConverter:
     the program's default. No flags such as ACCURATE_RND are set, so 8-bit 4:2:0 and 4:2:2 use FFmpeg's fast conversion,
     as in the program. When it interpolates chroma, the program ignores the chroma location and the field order that the
     file states: it assumes samples in the centre between those of the luma, and progressive frames.
+
+    Some files state a matrix that FFmpeg cannot apply, often one that does not fit their format; players ignore it. The
+    matrix that is usual for the frame's size and depth is assumed then, and ``recoloured`` is set.
     """
 
     def __init__(self) -> None:
+        self.recoloured = False
         self._shape: tuple[int, int, str] | None = None
         self._graph = av.filter.Graph()
 
     def __call__(self, picture: Picture) -> npt.NDArray[np.uint8]:
         """Convert to a contiguous upright RGB array (height, width, 3), uint8. Raises ClipError: DECODE_FAILED."""
         frame, matrix = picture
+        try:
+            return self._converted(frame, matrix)
+        except ClipError:
+            if frame.colorspace == (assumed := _usual_matrix(frame)):
+                raise
+            frame.colorspace = assumed
+            found = self._converted(frame, matrix)
+            self.recoloured = True
+            return found
+
+    def _converted(self, frame: av.VideoFrame, matrix: Matrix | None) -> npt.NDArray[np.uint8]:
         try:
             plain = frame if _is_fast(frame) else self._plain(frame)
             if frame.color_trc in {hdr.PQ, hdr.HLG}:
@@ -200,6 +220,14 @@ def _is_fast(frame: av.VideoFrame) -> bool:
     if frame.interlaced_frame or frame.height % 2:
         return False
     return frame.format.name in {"yuv420p", "yuvj420p", "yuva420p", "yuv422p", "yuvj422p"}
+
+
+def _usual_matrix(frame: av.VideoFrame) -> int:
+    """Return the number (ITU-T H.273) of the colour matrix that is usual for a frame's size and depth."""
+    if min(frame.width, frame.height) >= _HD:
+        is_deep = max(component.bits for component in frame.format.components) > 8  # noqa: PLR2004
+        return _BT2020 if is_deep and min(frame.width, frame.height) >= _UHD else _BT709
+    return _BT601
 
 
 def _tone_mapped(frame: av.VideoFrame, transfer: int, primaries: int) -> npt.NDArray[np.uint8]:

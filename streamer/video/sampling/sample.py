@@ -18,12 +18,13 @@ The definition, by which anyone can recompute the samples with a plain decoder:
 - t_k = p of the first frame + k * step, for k = 0 .. ``max_frames`` - 1, as long as k * step < duration, or t_k <= p of
   the last frame. The frame of t_k is the last one with p <= t_k; each frame is sampled at most once.
 - A sample's time is its frame's p minus the first frame's, rounded to milliseconds (half to even).
-- Pixels are those that the ffmpeg program writes as rgb24: converted by the frame's own colour matrix and range,
-  without alpha, and rotated and mirrored by its display matrix, or by the orientation in its EXIF data, if its angle,
-  rounded to whole degrees, is a number of quarter turns (the program applies all other angles too). A matrix that comes
-  with a frame of H.264 or HEVC (SEI) holds until a later frame has another one. A singular matrix turns nothing. The
-  sample aspect ratio is not applied. Frames of high dynamic range (PQ, HLG) are tone-mapped (``hdr.py``), which the
-  program does not do.
+- Pixels are those that the ffmpeg program writes as rgb24, without alpha: converted by the frame's own colour matrix and
+  range, or by the matrix that is usual for its size and depth if the program cannot apply the stated one. They are
+  rotated and mirrored by the frame's display matrix, or by the orientation in its EXIF data, if its angle, rounded to
+  whole degrees, is a number of quarter turns (the program applies all other angles too). A matrix that comes with a
+  frame of H.264 or HEVC (SEI) holds until a later frame has another one. A singular matrix turns nothing. The sample
+  aspect ratio is not applied. Frames of high dynamic range (PQ, HLG) are tone-mapped (``hdr.py``), which the program
+  does not do.
 
 The same frames are sampled without decoding everything. A first pass over the packets, without decoding, gives the
 duration and the time of each frame, and so the frames to sample. Then only the packets that these frames depend on are
@@ -103,7 +104,7 @@ class SampledClip(Generic[T]):
     without near-duplicates. ``frame_of`` (n,): for each sample, its index in ``frames``; 0 .. n - 1 if there are no
     near-duplicates. ``duration_ms``: the clip's length. ``decoded``: number of frames that the decoder produced.
     ``partial``: part of the video is damaged, and the samples are from the rest; damage in packets that no sample
-    depends on is not noticed.
+    depends on is not noticed. ``recoloured``: the stated colour matrix cannot be applied, and another one was assumed.
     """
 
     times_ms: npt.NDArray[np.uint32]
@@ -112,6 +113,7 @@ class SampledClip(Generic[T]):
     duration_ms: int
     decoded: int
     partial: bool
+    recoloured: bool = False
 
 
 def sample(path: Path, sampling: Sampling, prepare: Callable[[npt.NDArray[np.uint8]], T]) -> SampledClip[T]:
@@ -151,7 +153,15 @@ def sample_descriptor(
     times_ms = np.array([round(ticks * found.time_base * 1000) for ticks in taken.ticks], dtype=np.uint32)
     frames, frame_of = distinct(taken.frames, sampling.duplicate_threshold)
     duration_ms = round(found.duration * 1000)
-    return SampledClip(times_ms, frames, np.array(frame_of, dtype=np.intp), duration_ms, taken.decoded, partial)
+    return SampledClip(
+        times_ms,
+        frames,
+        np.array(frame_of, dtype=np.intp),
+        duration_ms,
+        taken.decoded,
+        partial=partial,
+        recoloured=taken.recoloured,
+    )
 
 
 @dataclass(slots=True)
@@ -162,6 +172,7 @@ class _Taken(Generic[T]):
     frames: list[T]
     decoded: int
     damaged: bool
+    recoloured: bool
 
 
 def _survey(source: Source, sampling: Sampling) -> Survey:
@@ -200,7 +211,7 @@ def _from_needed(
             frames = [prepare(to_rgb(picture)) for picture in decoder.needed(plan(found, offsets), offsets)]
         except DeviationError:
             return None
-        return _Taken(list(offsets.values()), frames, decoder.decoded, damaged=False)
+        return _Taken(list(offsets.values()), frames, decoder.decoded, damaged=False, recoloured=to_rgb.recoloured)
 
 
 def _decoder(container: InputContainer, sampling: Sampling, found: Survey) -> Decoder:
@@ -228,7 +239,7 @@ def _from_all(
             frames.append(prepare(to_rgb(picture)))
         if not frames:
             raise decode_failed("no frame could be decoded", decoder.error)
-        return _Taken(ticks, frames, decoder.decoded, decoder.damaged)
+        return _Taken(ticks, frames, decoder.decoded, decoder.damaged, to_rgb.recoloured)
 
 
 # -- near-duplicates -------------------------------------------------------------------------------------------
