@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
+import statistics
 import struct
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from streamer.events import Reason
@@ -18,6 +23,7 @@ from streamer.video.sampling import bitstream
 from streamer.video.sampling.bitstream import Kind
 from streamer.video.sampling.orientation import exif_matrix
 from streamer.video.sampling.sample import sample
+from streamer.video.sampling.timeline import implausible
 from tests.formats.clips import H264, HEVC, PATTERN, encode
 from tests.formats.ffmpeg import Rgb, make, psnr, show
 
@@ -275,3 +281,78 @@ def test_a_matrix_that_cannot_be_applied_is_replaced_by_the_usual_one(size: str,
     clip, usual = sampled(path), sampled(expected)
     assert (clip.recoloured, usual.recoloured) == (True, False)
     assert all(np.array_equal(one, other) for one, other in zip(clip.frames, usual.frames, strict=True))
+
+
+def shifted(content: bytes, first: int, shift: int) -> bytes:
+    """Return an FLV file in which the times of the video tags from the one with that number on are later, in ms."""
+    found, at, seen = bytearray(content), 13, 0
+    while at + 11 <= len(found):
+        length = int.from_bytes(found[at + 1 : at + 4])
+        if found[at] & 31 == 9 and found[at + 12] == 1:  # a video tag with a picture
+            if seen >= first:
+                time = shift + (found[at + 7] << 24 | int.from_bytes(found[at + 4 : at + 7]))
+                found[at + 4 : at + 8] = (time & 0xFFFFFF).to_bytes(3) + bytes([time >> 24])
+            seen += 1
+        at += 11 + length + 4
+    return bytes(found)
+
+
+@pytest.mark.parametrize("shift", [7 * 3600 * 1000, 1_500_000_000])
+@pytest.mark.parametrize("first", [1, 25, 49])
+def test_one_wrong_time_does_not_cost_the_clip(first: int, shift: int, tmp_path: Path) -> None:
+    path = tmp_path / "jump.flv"
+    encode(f"{H264} -bf 0")(path)
+    expected = sampled(path)
+    path.write_bytes(shifted(path.read_bytes(), first, shift))
+    clip = sampled(path)
+    assert clip.duration_ms == 2_000
+    assert clip.times_ms.tolist() == expected.times_ms.tolist()
+    assert all(np.array_equal(one, other) for one, other in zip(clip.frames, expected.frames, strict=True))
+
+
+def test_a_gap_that_the_file_itself_states_is_believed(tmp_path: Path) -> None:
+    path = tmp_path / "pause.mkv"
+    encode(f"{H264} -fps_mode vfr", f"{PATTERN},setpts='PTS+gt(N,20)*7200/TB'")(path)
+    clip = assert_as_shown(path)
+    assert clip.duration_ms == 7_202_000
+    assert clip.times_ms.tolist() == [0, 800]  # the frame before the pause is the frame of all times within it
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=3, max_size=40),
+    st.integers(0, 39),
+    st.integers(10_000, 10**9),
+)
+def test_gaps_are_found_and_taken_out_whatever_steps_are_usual(steps: list[int], place: int, wrong: int) -> None:
+    times = [0, *itertools.accumulate(steps)]
+    at = place % len(steps)
+    jumped = [time + wrong * (n > at) for n, time in enumerate(times)]
+    usual = statistics.median_low(sorted([*steps[:at], steps[at] + wrong, *steps[at + 1 :]]))
+    gaps, end = implausible(jumped, [1] * len(jumped), Fraction(times[-1] + 1))
+    expected = [time + (usual - steps[at]) * (n > at) for n, time in enumerate(times)]
+    assert [gaps.without(time) for time in jumped] == expected
+    assert end == expected[-1] + 1
+
+
+def test_a_last_frame_of_two_hours_in_a_short_clip_is_no_long_clip(tmp_path: Path) -> None:
+    path, whole = tmp_path / "long.mp4", tmp_path / "whole.mp4"
+    encode(f"{H264} -bf 0", "testsrc2=s=160x120:r=25:d=2")(whole)
+    make("-i", whole, "-c", "copy", "-bsf:v", "setts=duration=if(eq(N\\,49)\\,92160000\\,512)", path)
+    content = bytearray(path.read_bytes())
+    for name, seconds_at in ((b"mvhd", 12), (b"mdhd", 12)):  # version, two dates, then the scale and the length
+        at = content.index(name) + 4 + seconds_at
+        scale = int.from_bytes(content[at : at + 4])
+        content[at + 4 : at + 8] = (2 * scale).to_bytes(4)
+    path.write_bytes(content)
+    clip = sampled(path)
+    assert (clip.duration_ms, len(clip.frames)) == (2_000, 4)
+
+
+@pytest.mark.parametrize("suffix", ["ts", "flv"])
+def test_of_two_recordings_in_one_file_the_clip_is_partial(suffix: str, tmp_path: Path) -> None:
+    one, other, both = (tmp_path / f"{name}.{suffix}" for name in ("one", "other", "both"))
+    encode(f"{H264} -bf 0")(one)
+    encode(f"{H264} -bf 0", "mandelbrot=s=160x120:r=25,trim=duration=2")(other)
+    both.write_bytes(one.read_bytes() + other.read_bytes()[13 if suffix == "flv" else 0 :])
+    assert sampled(both).partial
+    assert not sampled(one).partial

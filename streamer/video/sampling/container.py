@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import stat
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import av
@@ -20,7 +21,6 @@ from streamer.video.errors import ClipError, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from fractions import Fraction
     from pathlib import Path
 
     from av.container import InputContainer
@@ -59,6 +59,9 @@ values. Some are MemoryErrors too, which the content does not cause; they must b
 
 _TS_PACKET = 188
 """Bytes of a packet of an MPEG transport stream."""
+
+_STATE_DURATION = frozenset({"mov", "matroska", "flv"})
+"""The containers that state a duration in their headers."""
 
 _SEVERAL = 2
 """A stream with so many encoded frames is a film, and no still picture."""
@@ -168,6 +171,16 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
 def stores_pts(container: InputContainer) -> bool:
     """Return whether presentation times come from the file; AVI stores none, and libavformat generates them."""
     return container.format.name != "avi"
+
+
+def stated_duration(container: InputContainer) -> Fraction | None:
+    """Return the seconds that the file states to last; None if it states nothing, or nothing of its own.
+
+    For other containers, libavformat computes it from the timestamps.
+    """
+    if container.format.name.partition(",")[0] not in _STATE_DURATION or not container.duration:
+        return None
+    return Fraction(container.duration, av.time_base)
 
 
 def time_base(stream: av.VideoStream) -> Fraction:

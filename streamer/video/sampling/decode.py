@@ -25,7 +25,7 @@ from streamer.video.sampling.container import (
     time_base,
 )
 from streamer.video.sampling.orientation import EXIF, EXIF_CODECS, Matrix, exif_matrix, upright
-from streamer.video.sampling.timeline import BestEffort, Clock, check_length
+from streamer.video.sampling.timeline import BestEffort, Clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -56,12 +56,9 @@ class Decoder:
     ``error``: the first error of the decoder or the container; None if there was none.
     """
 
-    def __init__(
-        self, container: InputContainer, stream: int, *, max_pixels: int, max_seconds: float, oriented: bool
-    ) -> None:
+    def __init__(self, container: InputContainer, stream: int, *, max_pixels: int, oriented: bool) -> None:
         self._container = container
         self._max_pixels = max_pixels
-        self._max_seconds = max_seconds
         self._stream = pick(container, stream, max_pixels)
         self.time_base = time_base(self._stream)
         self.decoded = 0
@@ -82,12 +79,9 @@ class Decoder:
         """Yield (time in ticks, picture) for every frame; damaged parts are skipped."""
         clock, best_effort = Clock(self._stream), BestEffort()
         pts_stored = stores_pts(self._container)
-        first: int | None = None
         for packet in self._packets():
             for frame in self._decode(packet):
                 time, _ = clock.place(best_effort.time(frame.pts if pts_stored else None, frame.dts), frame.duration)
-                first = time if first is None else first
-                check_length((time - first) * self.time_base, self._max_seconds)
                 yield time, Picture(frame, self._matrix)
 
     def needed(self, runs: Sequence[Sequence[int]], wanted: Iterable[int]) -> Iterator[Picture]:

@@ -14,12 +14,16 @@ The definition, by which anyone can recompute the samples with a plain decoder:
   without those that an edit list discards. Here p is a packet's pts (except in AVI), or else its dts, or else the end
   of the previous packet; d is its duration, or else that of one frame at the stream's average rate. A duration of one
   tick of a packet that has no time counts as none, since libavformat makes it up.
+- Implausible gaps: if a QuickTime, MP4, Matroska or FLV file states a duration, and the packets' is more than twice as
+  long, then each step from one packet's p to the next larger one, and each d, that is longer than the stated duration
+  and than 100 median steps is replaced by the median step (the lower one of two), and all later times are earlier by
+  the difference.
 - step = ``interval`` (the decimal number as written), or duration / ``max_frames`` if that is longer.
 - t_k = p of the first frame + k * step, for k = 0 .. ``max_frames`` - 1, as long as k * step < duration, or t_k <= p of
   the last frame. The frame of t_k is the last one with p <= t_k; each frame is sampled at most once.
 - A sample's time is its frame's p minus the first frame's, rounded to milliseconds (half to even).
-- Pixels are those that the ffmpeg program writes as rgb24, without alpha: converted by the frame's own colour matrix and
-  range, or by the matrix that is usual for its size and depth if the program cannot apply the stated one. They are
+- Pixels are those that the ffmpeg program writes as rgb24, without alpha: converted by the frame's own colour matrix
+  and range, or by the matrix that is usual for its size and depth if the program cannot apply the stated one. They are
   rotated and mirrored by the frame's display matrix, or by the orientation in its EXIF data, if its angle, rounded to
   whole degrees, is a number of quarter turns (the program applies all other angles too). A matrix that comes with a
   frame of H.264 or HEVC (SEI) holds until a later frame has another one. A singular matrix turns nothing. The sample
@@ -62,11 +66,11 @@ from streamer.video.sampling.container import (
     pick,
     videos,
 )
-from streamer.video.sampling.decode import Decoder, DeviationError, RgbConverter
-from streamer.video.sampling.timeline import Survey, choose, plan, select, survey
+from streamer.video.sampling.decode import Decoder, DeviationError, Picture, RgbConverter
+from streamer.video.sampling.timeline import Survey, check_length, choose, plan, select, survey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from av.container import InputContainer
@@ -76,6 +80,10 @@ T = TypeVar("T")
 BLOCK = 16
 """Side of the blocks by which near-duplicates are compared, in pixels of the prepared frame: half the side of a patch
 of ViT-B-32, the most common model."""
+
+
+_MOST_BACK = 10
+"""So many frames whose times go back are taken for a writer's mistake, of which nothing is lost that is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +227,35 @@ def _decoder(container: InputContainer, sampling: Sampling, found: Survey) -> De
         container,
         found.stream,
         max_pixels=sampling.max_pixels,
-        max_seconds=sampling.max_seconds,
         oriented=found.oriented,
     )
+
+
+class _Placed:
+    """All pictures with their times, without implausible gaps.
+
+    ``goes_back``: so many times are before those of earlier frames that part of the film is left out, as it is where
+    two recordings are in one file.
+    """
+
+    def __init__(self, decoder: Decoder, found: Survey, max_seconds: float) -> None:
+        self.goes_back = False
+        self._decoder = decoder
+        self._gaps = found.gaps
+        self._max_seconds = max_seconds
+
+    def __iter__(self) -> Iterator[tuple[int, Picture]]:
+        """Go through them once. Raises :class:`ClipError`: CLIP_TOO_LARGE."""
+        first = latest = None
+        back = 0
+        for raw, picture in self._decoder.all():
+            time = self._gaps.without(raw)
+            first = time if first is None else first
+            back += latest is not None and time < latest
+            latest = time if latest is None else max(time, latest)
+            self.goes_back = back > _MOST_BACK
+            check_length((time - first) * self._decoder.time_base, self._max_seconds)
+            yield time, picture
 
 
 def _from_all(
@@ -234,12 +268,13 @@ def _from_all(
         ticks: list[int] = []
         frames: list[T] = []
         length = found.duration / decoder.time_base
-        for time, picture in select(decoder.all(), step / decoder.time_base, sampling.max_frames, length):
+        placed = _Placed(decoder, found, sampling.max_seconds)
+        for time, picture in select(placed, step / decoder.time_base, sampling.max_frames, length):
             ticks.append(time)
             frames.append(prepare(to_rgb(picture)))
         if not frames:
             raise decode_failed("no frame could be decoded", decoder.error)
-        return _Taken(ticks, frames, decoder.decoded, decoder.damaged, to_rgb.recoloured)
+        return _Taken(ticks, frames, decoder.decoded, decoder.damaged or placed.goes_back, to_rgb.recoloured)
 
 
 # -- near-duplicates -------------------------------------------------------------------------------------------

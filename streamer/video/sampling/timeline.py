@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
+import statistics
 from array import array
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,10 +15,10 @@ from streamer.events import Reason
 from streamer.video.errors import ClipError
 from streamer.video.sampling import bitstream
 from streamer.video.sampling.bitstream import Kind
-from streamer.video.sampling.container import decode_failed, packets, pick, stores_pts, time_base
+from streamer.video.sampling.container import decode_failed, packets, pick, stated_duration, stores_pts, time_base
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import av
     from av.container import InputContainer
@@ -25,6 +27,10 @@ T = TypeVar("T")
 
 _FOREVER = 1 << 64
 """Ticks, more than any timestamp of FFmpeg."""
+
+
+_USUAL_STEPS = 100
+"""A gap of fewer median steps is believed, whatever the file states."""
 
 
 class Clock:
@@ -95,6 +101,22 @@ def select(frames: Iterable[tuple[int, T]], step: Fraction, limit: int, length: 
         yield held
 
 
+class Gaps:
+    """Gaps in a stream's times, of which each is too long by some ticks."""
+
+    def __init__(self, gaps: Iterable[tuple[int, int]] = ()) -> None:
+        """Take the time at which each begins, and by how much it is too long, in the order of the times."""
+        self._begins: list[int] = []
+        self._excess = [0]
+        for begin, excess in gaps:
+            self._begins.append(begin)
+            self._excess.append(self._excess[-1] + excess)
+
+    def without(self, time: int) -> int:
+        """Return a time without the gaps before it."""
+        return time - self._excess[bisect.bisect_left(self._begins, time)]
+
+
 @dataclass(slots=True)
 class Survey:
     """The result of a pass over a stream's packets without decoding.
@@ -103,6 +125,7 @@ class Survey:
     for each packet that is not empty, in decoding order, up to the first packet without an exact time. ``damaged``: a
     packet is corrupt, or reading ended in an error. ``exact``: the presentation time of every frame is known from its
     packet, and ``kinds`` are valid.
+    ``gaps``: those that cannot be (:func:`implausible`).
     ``oriented``: packets turn the picture from then on (:attr:`~streamer.video.sampling.bitstream.Reader.oriented`).
     """
 
@@ -114,6 +137,7 @@ class Survey:
     damaged: bool = False
     exact: bool = False
     oriented: bool = False
+    gaps: Gaps = field(default_factory=Gaps)
 
 
 def survey(container: InputContainer, index: int, *, max_pixels: int, max_seconds: float, max_packets: int) -> Survey:
@@ -127,8 +151,7 @@ def survey(container: InputContainer, index: int, *, max_pixels: int, max_second
     exact = reader is not None
     pts_stored = stores_pts(container)
     clock = Clock(stream)
-    begin, end = _FOREVER, -_FOREVER
-    longest = Fraction(max_seconds) / found.time_base
+    extent = _Extent(found.time_base, max_seconds, stated_duration(container))
     errors: list[BaseException] = []
     for number, packet in enumerate(packets(container, stream, errors.append), 1):
         if number > max_packets:
@@ -138,10 +161,7 @@ def survey(container: InputContainer, index: int, *, max_pixels: int, max_second
             raise decode_failed("the video is encrypted")
         if not packet.is_discard:
             time = packet.dts if packet.pts is None or not pts_stored else packet.pts
-            shown, over = clock.place(time, packet.duration)
-            begin, end = min(begin, shown), max(end, over)
-            if end - begin > longest:
-                check_length((end - begin) * found.time_base, max_seconds)
+            extent.add(*clock.place(time, packet.duration))
         exact = exact and _is_exact(packet, pts_stored=pts_stored)
         if reader is not None:
             kind = reader.kind(bytes(packet))
@@ -149,14 +169,61 @@ def survey(container: InputContainer, index: int, *, max_pixels: int, max_second
                 found.pts.append(packet.pts or 0)
                 found.kinds.append(kind | Kind.HIDDEN if packet.is_discard else kind)
     found.damaged |= bool(errors)
-    if begin == _FOREVER:
-        raise decode_failed("the video stream is empty")
-    found.duration = (end - begin) * found.time_base
+    found.gaps, found.duration = extent.whole()
     found.oriented = reader is not None and reader.oriented
     if reader is not None and exact and not found.damaged:
         found.exact = bool(reader.valid & Kind.START)
         found.kinds = bytearray(kind & reader.valid for kind in found.kinds)
     return found
+
+
+class _Extent:
+    """The time that a stream's packets span, and the gaps among them that cannot be."""
+
+    def __init__(self, tick: Fraction, max_seconds: float, stated: Fraction | None) -> None:
+        """``tick``: of the times, in seconds; ``stated``: the seconds that the file itself states to last."""
+        self._tick = tick
+        self._max_seconds = max_seconds
+        self._stated = stated
+        self._longest = Fraction(max_seconds) / tick
+        # What such a file's packets say is looked at when all are read.
+        self._waits = stated is not None and stated <= max_seconds
+        self._begin, self._end = _FOREVER, -_FOREVER
+        self._times, self._lasting = array("q"), array("q")
+
+    def add(self, begin: int, end: int) -> None:
+        """Add a packet, by begin and end in ticks. Raises CLIP_TOO_LARGE."""
+        self._begin, self._end = min(self._begin, begin), max(self._end, end)
+        self._times.append(begin)
+        self._lasting.append(end - begin)
+        if self._end - self._begin > self._longest and not self._waits:
+            check_length((self._end - self._begin) * self._tick, self._max_seconds)
+
+    def whole(self) -> tuple[Gaps, Fraction]:
+        """Return the implausible gaps, and the seconds without them. Raises DECODE_FAILED and CLIP_TOO_LARGE."""
+        if not self._times:
+            raise decode_failed("the video stream is empty")
+        gaps, end = Gaps(), self._end
+        if self._stated is not None and (end - self._begin) * self._tick > 2 * self._stated:
+            gaps, end = implausible(self._times, self._lasting, self._stated / self._tick)
+        duration = (end - self._begin) * self._tick
+        check_length(duration, self._max_seconds)
+        return gaps, duration
+
+
+def implausible(times: Sequence[int], lasting: Sequence[int], stated: Fraction) -> tuple[Gaps, int]:
+    """Find the gaps between packets that cannot be in a clip of ``stated`` ticks; return also the end without them.
+
+    They are the steps from one time to the next that are longer than the whole clip and than :data:`_USUAL_STEPS` times
+    the median step. They become as long as that, and so do packets that last so long.
+    """
+    ordered = sorted(set(times))
+    steps = [later - earlier for earlier, later in itertools.pairwise(ordered)]
+    usual = statistics.median_low(steps) if steps else 0
+    most = max(stated, Fraction(_USUAL_STEPS * usual))
+    gaps = Gaps((ordered[n], step - usual) for n, step in enumerate(steps) if step > most)
+    placed = zip(map(gaps.without, times), lasting, strict=True)
+    return gaps, max(time + (usual if length > most else length) for time, length in placed)
 
 
 def _is_exact(packet: av.Packet[av.VideoStream], *, pts_stored: bool) -> bool:
@@ -175,7 +242,8 @@ def choose(found: Survey, step: Fraction, limit: int) -> dict[int, int] | None:
     if any(one == other for one, other in itertools.pairwise(shown)):
         return None
     length = found.duration / found.time_base
-    return {pts: offset for offset, pts in select(((pts, pts) for pts in shown), step / found.time_base, limit, length)}
+    placed = ((found.gaps.without(pts), pts) for pts in shown)
+    return {pts: offset for offset, pts in select(placed, step / found.time_base, limit, length)}
 
 
 def plan(found: Survey, needed: Iterable[int]) -> list[list[int]]:
