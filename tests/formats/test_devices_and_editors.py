@@ -7,6 +7,7 @@ import itertools
 import math
 import statistics
 import struct
+from contextlib import suppress
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from streamer.events import Reason
 from streamer.video import ClipError, SampledClip, Sampling
 from streamer.video.sampling import bitstream
 from streamer.video.sampling.bitstream import Kind
+from streamer.video.sampling.container import Source, open_container, pick, videos
+from streamer.video.sampling.crop import stated_crop
 from streamer.video.sampling.orientation import exif_matrix
 from streamer.video.sampling.sample import sample
 from streamer.video.sampling.timeline import implausible
@@ -192,6 +195,77 @@ def test_a_crop_in_the_parameter_set_is_applied_to_the_pixel(codec: str, unit: s
     encode(f"{codec} -bsf:v {unit}_metadata=crop_left={left}:crop_top=10")(path)
     clip = assert_as_shown(path)
     assert clip.frames[0].shape == (110, 160 - left, 3)
+
+
+def inserted(content: bytes, path: tuple[bytes, ...], box: bytes) -> bytes:
+    """Return an MP4 file with a box at the end of the last one of a path; no offsets follow it."""
+    found, begin, end, at = bytearray(content), 0, len(content), []
+    for kind in path:
+        while found[begin + 4 : begin + 8] != kind:
+            begin += int.from_bytes(found[begin : begin + 4])
+        at.append(begin)
+        end = begin + int.from_bytes(found[begin : begin + 4])
+        begin += 8 + {b"stsd": 8}.get(kind, 0)
+    found[end:end] = box
+    for each in at:
+        found[each : each + 4] = (int.from_bytes(found[each : each + 4]) + len(box)).to_bytes(4)
+    return bytes(found)
+
+
+def with_aperture(path: Path, width: int, height: int, across: int, down: int, *, before: str = "") -> Path:
+    """Write a film of 160 x 120 of which a part is to be shown; the offset of its centre is in halves of a pixel."""
+    plain = path.with_name(f"plain-{path.name}")
+    encode(H264)(plain)
+    make(*before.split(), "-i", plain, "-c", "copy", path)
+    box = struct.pack(">I4s4IiIiI", 40, b"clap", width, 1, height, 1, across, 2, down, 2)
+    entry = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1")
+    path.write_bytes(inserted(path.read_bytes(), entry, box))
+    return path
+
+
+APERTURES = [(128, 72, 0, 0), (100, 120, 20, 0), (158, 100, -2, 8), (160, 120, 0, 0)]
+
+
+@pytest.mark.parametrize("aperture", APERTURES)
+@pytest.mark.parametrize("before", ["", "-display_rotation 90"])
+def test_what_the_container_cuts_off_is_not_shown(
+    aperture: tuple[int, int, int, int], before: str, tmp_path: Path
+) -> None:
+    path = with_aperture(tmp_path / "aperture.mp4", *aperture, before=before)
+    clip = assert_as_shown(path)
+    sides = aperture[1], aperture[0]
+    assert clip.frames[0].shape == (*(reversed(sides) if before else sides), 3)
+    copied = tmp_path / "copied.mkv"
+    make("-i", path, "-c", "copy", copied)
+    assert_as_shown(copied)
+
+
+@pytest.mark.parametrize("aperture", [(161, 120, 0, 0), (160, 120, 2, 0), (0, 0, 0, 0), (100, 100, 200, 0)])
+def test_an_aperture_that_is_not_inside_the_picture_cuts_nothing(
+    aperture: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    assert sampled(with_aperture(tmp_path / "aperture.mp4", *aperture)).frames[0].shape == (120, 160, 3)
+
+
+@pytest.mark.parametrize("name", ["aperture.mp4", "aperture.mkv"])
+def test_a_header_with_any_byte_changed_does_no_harm_where_the_crop_is_read(name: str, tmp_path: Path) -> None:
+    path = with_aperture(tmp_path / "aperture.mp4", 128, 72, 0, 0)
+    if name.endswith("mkv"):
+        make("-i", path, "-c", "copy", tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    begin = whole.index(b"moov") if name.endswith("mp4") else 0
+    rng = np.random.default_rng(1)
+    for _ in range(400):
+        changed = bytearray(whole)
+        for at in rng.integers(begin, min(begin + 900, len(whole)), 3).tolist():
+            changed[at] = int(rng.integers(256))
+        (tmp_path / "changed").write_bytes(changed)
+        with (tmp_path / "changed").open("rb") as file, suppress(ClipError, MemoryError):
+            source = Source(file.fileno())
+            with open_container(source, 1 << 20) as container:
+                stream = pick(container, videos(container)[0].index, 1 << 20)
+                found = stated_crop(source, container, stream)
+            assert found is None or min(found[:4]) >= 0
 
 
 # -- without times, and with odd ones ----------------------------------------------------------------------------

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from av.container import InputContainer
 
+    from streamer.video.sampling.crop import Crop
+
 
 _BT709, _BT601, _BT2020 = 1, 6, 9
 _HD, _UHD = 720, 2160
@@ -161,8 +163,10 @@ class RgbConverter:
     matrix that is usual for the frame's size and depth is assumed then, and ``recoloured`` is set.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, crop: Crop | None = None) -> None:
+        """``crop``: what the container cuts off."""
         self.recoloured = False
+        self._crop = crop
         self._shape: tuple[int, int, str] | None = None
         self._graph = av.filter.Graph()
 
@@ -191,6 +195,8 @@ class RgbConverter:
             raise
         except DAMAGE as error:
             raise decode_failed(f"{frame.format.name} frames cannot be converted", error) from error
+        if self._crop is not None:
+            image = self._crop.applied(image, (frame.width, frame.height))
         return np.ascontiguousarray(image if matrix is None else upright(image, matrix), dtype=np.uint8)
 
     def _plain(self, frame: av.VideoFrame) -> av.VideoFrame:

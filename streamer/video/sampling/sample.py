@@ -23,12 +23,12 @@ The definition, by which anyone can recompute the samples with a plain decoder:
   the last frame. The frame of t_k is the last one with p <= t_k; each frame is sampled at most once.
 - A sample's time is its frame's p minus the first frame's, rounded to milliseconds (half to even).
 - Pixels are those that the ffmpeg program writes as rgb24, without alpha: converted by the frame's own colour matrix
-  and range, or by the matrix that is usual for its size and depth if the program cannot apply the stated one. They are
-  rotated and mirrored by the frame's display matrix, or by the orientation in its EXIF data, if its angle, rounded to
-  whole degrees, is a number of quarter turns (the program applies all other angles too). A matrix that comes with a
-  frame of H.264 or HEVC (SEI) holds until a later frame has another one. A singular matrix turns nothing. The sample
-  aspect ratio is not applied. Frames of high dynamic range (PQ, HLG) are tone-mapped (``hdr.py``), which the program
-  does not do.
+  and range, or by the matrix that is usual for its size and depth if the program cannot apply the stated one; cropped
+  as MP4's clean aperture or Matroska's PixelCrop says; then rotated and mirrored by the frame's display matrix, or by
+  the orientation in its EXIF data, if its angle, rounded to whole degrees, is a number of quarter turns (the program
+  applies all other angles too). A matrix that comes with a frame of H.264 or HEVC (SEI) holds until a later frame has
+  another one. A singular matrix turns nothing. The sample aspect ratio is not applied. Frames of high dynamic range
+  (PQ, HLG) are tone-mapped (``hdr.py``), which the program does not do.
 
 The same frames are sampled without decoding everything. A first pass over the packets, without decoding, gives the
 duration and the time of each frame, and so the frames to sample. Then only the packets that these frames depend on are
@@ -66,6 +66,7 @@ from streamer.video.sampling.container import (
     pick,
     videos,
 )
+from streamer.video.sampling.crop import stated_crop
 from streamer.video.sampling.decode import Decoder, DeviationError, Picture, RgbConverter
 from streamer.video.sampling.timeline import Survey, check_length, choose, plan, select, survey
 
@@ -194,15 +195,19 @@ def _survey(source: Source, sampling: Sampling) -> Survey:
 
 
 def _survey_of(source: Source, container: InputContainer, index: int, sampling: Sampling) -> Survey:
-    if not pick(container, index, sampling.max_pixels).codec_context.width:
+    stream = pick(container, index, sampling.max_pixels)
+    if not stream.codec_context.width:
         check_unread_size(source, index, sampling.max_pixels)
-    return survey(
+    crop = stated_crop(source, container, stream)
+    found = survey(
         container,
         index,
         max_pixels=sampling.max_pixels,
         max_seconds=sampling.max_seconds,
         max_packets=sampling.max_packets,
     )
+    found.crop = crop
+    return found
 
 
 def _from_needed(
@@ -212,7 +217,7 @@ def _from_needed(
     offsets = choose(found, step, sampling.max_frames) if found.exact else None
     if offsets is None:
         return None
-    to_rgb = RgbConverter()
+    to_rgb = RgbConverter(found.crop)
     with open_container(source, sampling.max_pixels) as container:
         decoder = _decoder(container, sampling, found)
         try:
@@ -264,7 +269,7 @@ def _from_all(
     """Decode everything up to the last sample."""
     with open_container(source, sampling.max_pixels) as container:
         decoder = _decoder(container, sampling, found)
-        to_rgb = RgbConverter()
+        to_rgb = RgbConverter(found.crop)
         ticks: list[int] = []
         frames: list[T] = []
         length = found.duration / decoder.time_base

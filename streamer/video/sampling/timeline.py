@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import av
     from av.container import InputContainer
 
+    from streamer.video.sampling.crop import Crop
+
 T = TypeVar("T")
 
 _FOREVER = 1 << 64
@@ -125,7 +127,7 @@ class Survey:
     for each packet that is not empty, in decoding order, up to the first packet without an exact time. ``damaged``: a
     packet is corrupt, or reading ended in an error. ``exact``: the presentation time of every frame is known from its
     packet, and ``kinds`` are valid.
-    ``gaps``: those that cannot be (:func:`implausible`).
+    ``crop``: what the container cuts off. ``gaps``: those that cannot be (:func:`implausible`).
     ``oriented``: packets turn the picture from then on (:attr:`~streamer.video.sampling.bitstream.Reader.oriented`).
     """
 
@@ -138,6 +140,7 @@ class Survey:
     exact: bool = False
     oriented: bool = False
     gaps: Gaps = field(default_factory=Gaps)
+    crop: Crop | None = None
 
 
 def survey(container: InputContainer, index: int, *, max_pixels: int, max_seconds: float, max_packets: int) -> Survey:
