@@ -158,7 +158,8 @@ def _pixel_crop(file: Reader, length: int, number: int, size: tuple[int, int]) -
     for kind, *place in _elements(file, *videos[number][_VIDEO]):
         if kind in _CROPS:
             found[_CROPS[kind]] = _number(file, *place)
-    return Crop(*found, size)
+    left, top, right, bottom = found
+    return Crop(left, top, right, bottom, size)
 
 
 def _number(file: Reader, begin: int, end: int) -> int:

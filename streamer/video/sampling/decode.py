@@ -186,6 +186,7 @@ class RgbConverter:
     def _converted(self, frame: av.VideoFrame, matrix: Matrix | None) -> npt.NDArray[np.uint8]:
         try:
             plain = frame if _is_fast(frame) else self._plain(frame)
+            image: npt.NDArray[Any]
             if frame.color_trc in {hdr.PQ, hdr.HLG}:
                 image = _tone_mapped(plain, frame.color_trc, frame.color_primaries)
             else:
@@ -233,7 +234,7 @@ def _usual_matrix(frame: av.VideoFrame) -> int:
 def _tone_mapped(frame: av.VideoFrame, transfer: int, primaries: int) -> npt.NDArray[np.uint8]:
     """Convert a frame of high dynamic range, at most so large as :data:`streamer.video.sampling.hdr.LARGEST_SIDE`."""
     scale = min(1.0, hdr.LARGEST_SIDE / min(frame.width, frame.height))
-    image: npt.NDArray[np.uint16] = frame.to_ndarray(
+    image: npt.NDArray[Any] = frame.to_ndarray(
         format="rgb48le",
         width=max(1, round(frame.width * scale)),
         height=max(1, round(frame.height * scale)),
