@@ -5,19 +5,18 @@ libavformat knows it and PyAV does not tell it, so it is read from the file. Wha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import av
-    import numpy as np
     import numpy.typing as npt
     from av.container import InputContainer
 
     from streamer.video.sampling.container import Reader, Source
 
-    Image = npt.NDArray[np.uint8]
+    Image = npt.NDArray[Any]
 
 _MOST_PARTS = 100_000
 """How many boxes or elements are looked at."""
