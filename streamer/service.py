@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import logging
 import os
@@ -268,6 +269,7 @@ def _service(command: str, settings: EmbedSettings | RerankSettings) -> Iterator
     """Serve probes and metrics from the start, and stop the service on a signal."""
     _check_environment()
     hide_memory()
+    faulthandler.enable(2)  # a native library that crashes the process leaves its threads' stacks on standard error
     tracing = Tracing.of(settings, command, settings.instance_id)
     metrics = Metrics(settings.group(SERVICES[command].group))
     health = Health(metrics, worker_stall_timeout=settings.worker_stall_timeout)

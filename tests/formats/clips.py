@@ -287,15 +287,15 @@ def refused() -> list[Refused]:
         Refused("no-frames.mkv", encode(f"{MJPEG} -frames:v 0"), Reason.DECODE_FAILED, f"{unknown}: End of file"),
         Refused("no-frames.mp4", encode(f"{MJPEG} -frames:v 0"), Reason.NO_VIDEO, no_video),
         Refused("no-frames.avi", encode(f"{MJPEG} -frames:v 0"), Reason.DECODE_FAILED, "the video stream is empty"),
-        # Matrices that FFmpeg's scaler has no way from: YCgCo, BT.2020 with constant luminance, ICtCp.
+        # Matrices that FFmpeg's scaler has no way from, in formats that may well have them: YCgCo and ICtCp.
         *(
             Refused(
                 f"matrix-{number}.mkv",
-                encode(f"{H264} -pix_fmt yuv444p -bsf:v h264_metadata=matrix_coefficients={number}"),
+                encode(f"{H264} -pix_fmt {pixels} -bsf:v h264_metadata=matrix_coefficients={number}"),
                 Reason.DECODE_FAILED,
-                "yuv444p frames cannot be converted: Operation not supported",
+                f"{pixels} frames cannot be converted: Operation not supported",
             )
-            for number in (8, 10, 14)
+            for number, pixels in ((8, "yuv444p"), (14, "yuv420p10le"))
         ),
         Refused("animated.webp", _animated_webp, Reason.DECODE_FAILED, _ANIMATED_WEBP),
         Refused("garbage.mp4", garbage, Reason.DECODE_FAILED, f"{unknown}: {invalid}"),

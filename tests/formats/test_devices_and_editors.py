@@ -346,11 +346,14 @@ def test_a_riff_length_that_counts_its_own_header_is_not_taken_for_a_cut(
     assert sampled(path).partial is partial
 
 
+@pytest.mark.parametrize("stated", [8, 10, 14])
 @pytest.mark.parametrize(("size", "matrix"), [("160x120", 6), ("1280x720", 1)])
-def test_a_matrix_that_cannot_be_applied_is_replaced_by_the_usual_one(size: str, matrix: int, tmp_path: Path) -> None:
-    path, expected = tmp_path / "ictcp.mp4", tmp_path / "usual.mp4"
+def test_a_matrix_that_does_not_fit_the_format_is_replaced_by_the_usual_one(
+    size: str, matrix: int, stated: int, tmp_path: Path
+) -> None:
+    path, expected = tmp_path / "stated.mp4", tmp_path / "usual.mp4"
     pattern = f"testsrc2=s={size}:r=25:d=1"
-    encode(f"{H264} -bsf:v h264_metadata=matrix_coefficients=14", pattern)(path)
+    encode(f"{H264} -pix_fmt yuv420p -bsf:v h264_metadata=matrix_coefficients={stated}", pattern)(path)
     encode(f"{H264} -bsf:v h264_metadata=matrix_coefficients={matrix}", pattern)(expected)
     clip, usual = sampled(path), sampled(expected)
     assert (clip.recoloured, usual.recoloured) == (True, False)

@@ -119,6 +119,16 @@ def test_an_unreachable_broker_is_waited_for_and_readyz_says_so(command: str, tm
         assert "transaction coordinator not reachable, retrying" in log
 
 
+def test_a_crash_of_a_native_library_leaves_the_stacks_of_all_threads(tmp_path: Path) -> None:
+    with running("rerank", bootstrap_servers="127.0.0.1:1", store=f"lmdb:{tmp_path}") as (process, url):
+        await_answer(f"{url}/readyz", "transactions: ")
+        process.send_signal(signal.SIGSEGV)
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in log
+    assert "streamer/kafka/loop.py" in log
+
+
 def test_missing_topics_are_reported_and_sigterm_ends_it_cleanly(
     kafka: LocalKafka, topic_prefix: str, tmp_path: Path
 ) -> None:

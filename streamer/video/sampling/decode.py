@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from streamer.video.sampling.crop import Crop
 
 
-_BT709, _BT601, _BT2020 = 1, 6, 9
+_BT709, _BT601, _YCGCO, _BT2020 = 1, 6, 8, 9
 _HD, _UHD = 720, 2160
 
 
@@ -159,8 +159,8 @@ class RgbConverter:
     as in the program. When it interpolates chroma, the program ignores the chroma location and the field order that the
     file states: it assumes samples in the centre between those of the luma, and progressive frames.
 
-    Some files state a matrix that FFmpeg cannot apply, often one that does not fit their format; players ignore it. The
-    matrix that is usual for the frame's size and depth is assumed then, and ``recoloured`` is set.
+    Some files state a matrix that FFmpeg cannot apply and that does not fit their format; players ignore it. The matrix
+    that is usual for the frame's size and depth is assumed then, and ``recoloured`` is set.
     """
 
     def __init__(self, crop: Crop | None = None) -> None:
@@ -176,9 +176,9 @@ class RgbConverter:
         try:
             return self._converted(frame, matrix)
         except ClipError:
-            if frame.colorspace == (assumed := _usual_matrix(frame)):
+            if _fits(frame):
                 raise
-            frame.colorspace = assumed
+            frame.colorspace = _usual_matrix(frame)
             found = self._converted(frame, matrix)
             self.recoloured = True
             return found
@@ -221,6 +221,17 @@ def _is_fast(frame: av.VideoFrame) -> bool:
     if frame.interlaced_frame or frame.height % 2:
         return False
     return frame.format.name in {"yuv420p", "yuvj420p", "yuva420p", "yuv422p", "yuvj422p"}
+
+
+def _fits(frame: av.VideoFrame) -> bool:
+    """Return whether a frame may well have the colour matrix that it states.
+
+    YCgCo is used without subsampling; constant luminance and ICtCp need more than 8 bits.
+    """
+    luma, chroma = frame.format.components[:2]
+    if frame.colorspace == _YCGCO:
+        return (chroma.width, chroma.height) == (luma.width, luma.height)
+    return luma.bits > 8 or frame.colorspace == _usual_matrix(frame)  # noqa: PLR2004
 
 
 def _usual_matrix(frame: av.VideoFrame) -> int:

@@ -23,12 +23,12 @@ The definition, by which anyone can recompute the samples with a plain decoder:
   the last frame. The frame of t_k is the last one with p <= t_k; each frame is sampled at most once.
 - A sample's time is its frame's p minus the first frame's, rounded to milliseconds (half to even).
 - Pixels are those that the ffmpeg program writes as rgb24, without alpha: converted by the frame's own colour matrix
-  and range, or by the matrix that is usual for its size and depth if the program cannot apply the stated one; cropped
-  as MP4's clean aperture or Matroska's PixelCrop says; then rotated and mirrored by the frame's display matrix, or by
-  the orientation in its EXIF data, if its angle, rounded to whole degrees, is a number of quarter turns (the program
-  applies all other angles too). A matrix that comes with a frame of H.264 or HEVC (SEI) holds until a later frame has
-  another one. A singular matrix turns nothing. The sample aspect ratio is not applied. Frames of high dynamic range
-  (PQ, HLG) are tone-mapped (``hdr.py``), which the program does not do.
+  and range (if the program cannot apply the stated matrix and it does not fit the format, by the one that is usual for
+  the size and depth); cropped as MP4's clean aperture or Matroska's PixelCrop says; then rotated and mirrored by the
+  frame's display matrix, or by the orientation in its EXIF data, if its angle, rounded to whole degrees, is a number of
+  quarter turns (the program applies all other angles too). A matrix that comes with a frame of H.264 or HEVC (SEI)
+  holds until a later frame has another one. A singular matrix turns nothing. The sample aspect ratio is not applied.
+  Frames of high dynamic range (PQ, HLG) are tone-mapped (``hdr.py``), which the program does not do.
 
 The same frames are sampled without decoding everything. A first pass over the packets, without decoding, gives the
 duration and the time of each frame, and so the frames to sample. Then only the packets that these frames depend on are
@@ -84,7 +84,7 @@ of ViT-B-32, the most common model."""
 
 
 _MOST_BACK = 10
-"""So many frames whose times go back are taken for a writer's mistake, of which nothing is lost that is seen."""
+"""So many frames whose times go back, or a third of all, are taken for a writer's mistake and not for another film."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +258,7 @@ class _Placed:
             first = time if first is None else first
             back += latest is not None and time < latest
             latest = time if latest is None else max(time, latest)
-            self.goes_back = back > _MOST_BACK
+            self.goes_back = back > _MOST_BACK and back > self._decoder.decoded // 3
             check_length((time - first) * self._decoder.time_base, self._max_seconds)
             yield time, picture
 
