@@ -15,6 +15,7 @@ USER = 64_023
 
 # A stage encodes, as in a service, and from its first item on the user may start no thread.
 PROGRAM = """
+import os
 import resource
 import sys
 import threading
@@ -54,6 +55,8 @@ except RuntimeError as error:
     print(error, flush=True)
 stage.put_all([1, 8])
 done.wait()
+sys.stdout.flush()
+os._exit(0)  # as a service ends: some library's thread cannot be ended in order where none can be started
 """
 
 

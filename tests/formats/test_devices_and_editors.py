@@ -433,3 +433,16 @@ def test_of_two_recordings_in_one_file_the_clip_is_partial(suffix: str, tmp_path
     both.write_bytes(one.read_bytes() + other.read_bytes()[13 if suffix == "flv" else 0 :])
     assert sampled(both).partial
     assert not sampled(one).partial
+
+
+@pytest.mark.parametrize("more", [8, 16, 5000])
+def test_a_box_of_media_that_is_said_to_be_longer_than_it_is_is_no_cut(more: int, tmp_path: Path) -> None:
+    path = tmp_path / "length.mp4"
+    encode(f"{H264} -movflags +faststart")(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"mdat") - 4
+    content[at : at + 4] = (int.from_bytes(content[at : at + 4]) + more).to_bytes(4)
+    path.write_bytes(content)
+    assert not sampled(path).partial
+    path.write_bytes(content[: len(content) * 3 // 4])
+    assert sampled(path).partial

@@ -34,7 +34,15 @@ def _framed(encoded: bytes) -> bytes:
 
 
 def _sampled(**changed: Any) -> bytes:
-    fields = {"times_ms": [0], "frames": 1, "frame_of": [0], "duration_ms": 1, "decoded": 1, "partial": False}
+    fields = {
+        "times_ms": [0],
+        "frames": 1,
+        "frame_of": [0],
+        "duration_ms": 1,
+        "decoded": 1,
+        "partial": False,
+        "recoloured": False,
+    }
     return _header("Sampled", **{**fields, "shape": SHAPE, **changed})
 
 

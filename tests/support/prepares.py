@@ -99,8 +99,8 @@ def _answer(message: bytes) -> None:
 
 
 def _claim(shape: list[int], frame_of: list[int]) -> None:
-    header = {"times_ms": [0], "frames": 1, "frame_of": frame_of, "duration_ms": 1, "decoded": 1, "partial": False}
-    encoded = json.dumps({"type": "Sampled", **header, "shape": shape}).encode()
+    header = {"times_ms": [0], "frames": 1, "frame_of": frame_of, "duration_ms": 1, "decoded": 1}
+    encoded = json.dumps({"type": "Sampled", **header, "partial": False, "recoloured": False, "shape": shape}).encode()
     _answer(len(encoded).to_bytes(4, "big") + encoded)
 
 

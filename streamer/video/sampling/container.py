@@ -209,8 +209,11 @@ def packets(
             yield packet
 
 
-def breaks_off(source: Source) -> bool:
+def breaks_off(source: Source, stream: av.VideoStream | None = None) -> bool:
     """Return whether the file is truncated: by the container's own structure it should be longer.
+
+    Some writers state too large a box of media. That is no cut if all samples of ``stream``, which has been read, are
+    in the file.
 
     This is known from the boxes of an MP4 or QuickTime file, a Matroska segment, the RIFF chunks of an AVI, and the
     packets of an MPEG transport stream. FFmpeg reports no error for such an end; other containers are not checked.
@@ -225,8 +228,14 @@ def breaks_off(source: Source) -> bool:
     if head[:4] == b"\x1a\x45\xdf\xa3":
         return _segment_end(file) > size
     if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
-        return _boxes_end(file, size) > size
+        return _boxes_end(file, size) > size and not _is_whole(stream, size)
     return False
+
+
+def _is_whole(stream: av.VideoStream | None, size: int) -> bool:
+    """Return whether all samples that a stream's index lists are in a file of this size."""
+    ends = [entry.pos + entry.size for entry in stream.index_entries] if stream is not None else []
+    return bool(ends) and max(ends) <= size
 
 
 def words(error: BaseException) -> str:

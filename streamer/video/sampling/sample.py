@@ -15,9 +15,9 @@ The definition, by which anyone can recompute the samples with a plain decoder:
   of the previous packet; d is its duration, or else that of one frame at the stream's average rate. A duration of one
   tick of a packet that has no time counts as none, since libavformat makes it up.
 - Implausible gaps: if a QuickTime, MP4, Matroska or FLV file states a duration, and the packets' is more than twice as
-  long, then each step from one packet's p to the next larger one, and each d, that is longer than the stated duration
-  and than 100 median steps is replaced by the median step (the lower one of two), and all later times are earlier by
-  the difference.
+  long, then each step from one packet's p to the next larger one, and each d, that is longer than the stated duration,
+  than ten minutes and than 100 median steps is replaced by the median step (the lower one of two), and all later times
+  are earlier by the difference.
 - step = ``interval`` (the decimal number as written), or duration / ``max_frames`` if that is longer.
 - t_k = p of the first frame + k * step, for k = 0 .. ``max_frames`` - 1, as long as k * step < duration, or t_k <= p of
   the last frame. The frame of t_k is the last one with p <= t_k; each frame is sampled at most once.
@@ -155,7 +155,7 @@ def sample_descriptor(
         taken = _from_needed(source, sampling, found, step, prepare) or _from_all(
             source, sampling, found, step, prepare
         )
-        partial = taken.damaged or found.damaged or breaks_off(source)
+        partial = taken.damaged or found.damaged or found.cut
     except MemoryError as error:
         # A retry may succeed, because earlier clips may have left memory in use in this process.
         raise ClipError(Reason.DECODE_FAILED, "not enough memory", Retry.ONCE) from error
@@ -207,6 +207,7 @@ def _survey_of(source: Source, container: InputContainer, index: int, sampling: 
         max_packets=sampling.max_packets,
     )
     found.crop = crop
+    found.cut = breaks_off(source, stream)
     return found
 
 

@@ -32,7 +32,9 @@ _FOREVER = 1 << 64
 
 
 _USUAL_STEPS = 100
-"""A gap of fewer median steps is believed, whatever the file states."""
+_BELIEVED_S = 600
+"""A gap of fewer median steps, or of fewer seconds, is believed, whatever the file states: headers of recordings that
+were broken off are often wrong."""
 
 
 class Clock:
@@ -126,9 +128,9 @@ class Survey:
     ``stream``: its index in the container. ``duration``: in seconds. ``pts`` and ``kinds`` (:class:`Kind`): one entry
     for each packet that is not empty, in decoding order, up to the first packet without an exact time. ``damaged``: a
     packet is corrupt, or reading ended in an error. ``exact``: the presentation time of every frame is known from its
-    packet, and ``kinds`` are valid.
-    ``crop``: what the container cuts off. ``gaps``: those that cannot be (:func:`implausible`).
-    ``oriented``: packets turn the picture from then on (:attr:`~streamer.video.sampling.bitstream.Reader.oriented`).
+    packet, and ``kinds`` are valid. ``oriented``: packets turn the picture from then on
+    (:attr:`~streamer.video.sampling.bitstream.Reader.oriented`). ``gaps``: those that cannot be (:func:`implausible`).
+    ``crop``: what the container crops. ``cut``: the file is truncated.
     """
 
     stream: int
@@ -141,6 +143,7 @@ class Survey:
     oriented: bool = False
     gaps: Gaps = field(default_factory=Gaps)
     crop: Crop | None = None
+    cut: bool = False
 
 
 def survey(container: InputContainer, index: int, *, max_pixels: int, max_seconds: float, max_packets: int) -> Survey:
@@ -208,22 +211,23 @@ class _Extent:
             raise decode_failed("the video stream is empty")
         gaps, end = Gaps(), self._end
         if self._stated is not None and (end - self._begin) * self._tick > 2 * self._stated:
-            gaps, end = implausible(self._times, self._lasting, self._stated / self._tick)
+            believed = max(self._stated, Fraction(_BELIEVED_S)) / self._tick
+            gaps, end = implausible(self._times, self._lasting, believed)
         duration = (end - self._begin) * self._tick
         check_length(duration, self._max_seconds)
         return gaps, duration
 
 
-def implausible(times: Sequence[int], lasting: Sequence[int], stated: Fraction) -> tuple[Gaps, int]:
-    """Find the gaps between packets that cannot be in a clip of ``stated`` ticks; return also the end without them.
+def implausible(times: Sequence[int], lasting: Sequence[int], believed: Fraction) -> tuple[Gaps, int]:
+    """Find the gaps between packets that cannot be; return also the end without them.
 
-    They are the steps from one time to the next that are longer than the whole clip and than :data:`_USUAL_STEPS` times
-    the median step. They become as long as that, and so do packets that last so long.
+    They are the steps from one time to the next that are longer than ``believed`` ticks and than :data:`_USUAL_STEPS`
+    times the median step. They become as long as that, and so do packets that last so long.
     """
     ordered = sorted(set(times))
     steps = [later - earlier for earlier, later in itertools.pairwise(ordered)]
     usual = statistics.median_low(steps) if steps else 0
-    most = max(stated, Fraction(_USUAL_STEPS * usual))
+    most = max(believed, Fraction(_USUAL_STEPS * usual))
     gaps = Gaps((ordered[n], step - usual) for n, step in enumerate(steps) if step > most)
     placed = zip(map(gaps.without, times), lasting, strict=True)
     return gaps, max(time + (usual if length > most else length) for time, length in placed)
