@@ -23,7 +23,7 @@ from streamer.video import ClipError, SampledClip, Sampling
 from streamer.video.sampling import bitstream
 from streamer.video.sampling.bitstream import Kind
 from streamer.video.sampling.container import Source, open_container, pick, videos
-from streamer.video.sampling.crop import stated_crop
+from streamer.video.sampling.decode import stated_crop
 from streamer.video.sampling.orientation import exif_matrix
 from streamer.video.sampling.sample import sample
 from streamer.video.sampling.timeline import implausible

@@ -16,8 +16,10 @@ from streamer.codec import JSON
 from streamer.events import Candidate, ClipUploaded, QueryReranked, QueryResults, RerankedCandidate, Status, now
 from streamer.kafka.outputs import GROUP
 from tests.support import browser
+from tests.support.dashboards import PANELS
 from tests.support.driver import Bus, Record, Service, apply_topics, environment
 from tests.support.load import Metrics
+from tests.support.monitored import Prometheus
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -94,6 +96,8 @@ def test_exposure_is_counted_as_answers_come(kafka: LocalKafka, topic_prefix: st
         wait_until(lambda: Metrics(exposure).total("streamer_exposure_queries_total") >= QUERIES, alive=[exposure])
         wait_until(lambda: Metrics(exposure).total("streamer_exposure_left_out_total") == 3, alive=[exposure])
         counted = Metrics(exposure)
+        with Prometheus(tmp_path / "prometheus", {"streamer-exposure": [exposure.port]}) as prometheus:
+            assert_the_dashboard_has_data(prometheus, bus, [*answered[:3], *ours])
         exposure.stop()
     assert counted.total("streamer_exposure_queries_total") == QUERIES
     assert counted.total("streamer_exposure_left_out_total", reason="other_group") == 3
@@ -108,6 +112,20 @@ def test_exposure_is_counted_as_answers_come(kafka: LocalKafka, topic_prefix: st
             for value in ("x", "y", "(unknown)")
         ]
         assert found == pytest.approx(totals)
+
+
+def assert_the_dashboard_has_data(prometheus: Prometheus, bus: Bus, answers: list[Record]) -> None:
+    queries = [query for panel in PANELS for query in panel.resolved("10s") if "streamer_exposure" in query]
+    assert len(queries) >= 5
+
+    def complete() -> bool:
+        bus.publish("query.reranked", answers)
+        return all(prometheus.query(query) for query in queries)
+
+    wait_until(complete, "data of all queries", pause=0.5)
+    reranked = next(query for query in queries if 'order="reranked"' in query)
+    shares = {each["metric"]["value"]: float(each["value"][1]) for each in prometheus.query(reranked)}
+    assert sum(shares.values()) == pytest.approx(1, abs=0.02)
 
 
 def unready(service: Service) -> str:

@@ -91,13 +91,13 @@ class Expectation:
 
 
 def sample_indices(times: Sequence[Fraction], interval: Fraction, max_frames: int, end: Fraction) -> list[int]:
-    """Return the frames taken: for every k * interval up to the last frame, the last frame not after it."""
+    """Return the frames taken: for every k * interval before the end, the last frame not after it."""
     if end > interval * max_frames:
         interval = end / max_frames
     taken: list[int] = []
     frame = 0
     sample = 0
-    while sample * interval <= times[-1]:
+    while sample < max_frames and (sample * interval < end or sample * interval <= times[-1]):
         while frame + 1 < len(times) and times[frame + 1] <= sample * interval:
             frame += 1
         if not taken or taken[-1] != frame:

@@ -1,4 +1,4 @@
-"""How a picture is turned and mirrored before it is shown: by a display matrix, or by the orientation of EXIF.
+"""How a picture is cropped, turned and mirrored before it is shown: by a display matrix, or the orientation of EXIF.
 
 A matrix turns as the ffmpeg program does it: its angle is rounded to whole degrees, and applied if it is a number of
 quarter turns then. A singular matrix turns nothing.
@@ -49,6 +49,25 @@ EXIF = {
     8: Matrix(0, -1, 1, 0),
 }
 """The matrix of each EXIF orientation (CIPA DC-008, section 4.6.4) that turns or mirrors."""
+
+
+class Crop(NamedTuple):
+    """Pixels that are cut off on each side, of a picture of ``size`` (width, height) as it is coded."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    size: tuple[int, int]
+
+    def applied(self, image: Image, size: tuple[int, int]) -> Image:
+        """Cut a picture (height, width, ...), which was ``size`` when it was decoded, and may be smaller now."""
+        if size != self.size:
+            return image
+        height, width = image.shape[:2]
+        across, down = width / size[0], height / size[1]
+        rows = slice(round(self.top * down), height - round(self.bottom * down))
+        return image[rows, round(self.left * across) : width - round(self.right * across)]
 
 
 def upright(image: Image, matrix: Matrix) -> Image:

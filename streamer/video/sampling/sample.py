@@ -66,8 +66,7 @@ from streamer.video.sampling.container import (
     pick,
     videos,
 )
-from streamer.video.sampling.crop import stated_crop
-from streamer.video.sampling.decode import Decoder, DeviationError, Picture, RgbConverter
+from streamer.video.sampling.decode import Decoder, DeviationError, Picture, RgbConverter, stated_crop
 from streamer.video.sampling.timeline import Survey, check_length, choose, plan, select, survey
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import av
     from av.container import InputContainer
 
-    from streamer.video.sampling.crop import Crop
+    from streamer.video.sampling.orientation import Crop
 
 T = TypeVar("T")
 
