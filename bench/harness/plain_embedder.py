@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from streamer.store import Store
 
 INTERVAL = 0.5
+_ROUNDING_S = 1e-6
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
@@ -44,6 +45,7 @@ def sampled(path: Path) -> tuple[list[float], list[Any]]:
     held: tuple[float, Any] | None = None
     first: float | None = None
     k = 0
+    length = 0.0
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
             shown = float(frame.time or 0)
@@ -55,7 +57,8 @@ def sampled(path: Path) -> tuple[list[float], list[Any]]:
                 while k * INTERVAL < at:
                     k += 1
             held = at, frame
-    if held is not None and k * INTERVAL <= held[0]:
+            length = at + float(frame.duration * (frame.time_base or 0)) - _ROUNDING_S
+    if held is not None and (k * INTERVAL <= held[0] or k * INTERVAL < length):
         times.append(held[0])
         images.append(held[1].to_image())
     return times, images
