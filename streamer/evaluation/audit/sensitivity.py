@@ -7,7 +7,6 @@ method that the answer states. The sensitivity of a group is the most by which m
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -174,17 +173,13 @@ def _order(answer: QueryReranked, number: int, scores: Scores, decoded: Containe
     """Rank an answer's candidates by other frame scores of the decoded clips, all else as it was."""
     within = sorted((each for each in answer.results if each.score is not None), key=lambda each: each.initial_rank)
     frame = [
-        scores[number, each.clip_id]
-        if each.clip_id in decoded and each.frame_score is not None
-        else math.nan
-        if each.frame_score is None
-        else each.frame_score
+        scores.get((number, each.clip_id), each.frame_score) if each.clip_id in decoded else each.frame_score
         for each in within
     ]
     method = method_of(answer)
     ranking = rerank(
         np.array([each.initial_score for each in within], np.float64),
-        np.array(frame, np.float64),
+        np.array(frame, np.float64),  # None becomes NaN
         alpha=method.alpha,
         depth=len(within),
         normalization=method.normalization,

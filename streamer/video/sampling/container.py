@@ -66,6 +66,8 @@ _STATE_DURATION = frozenset({"mov", "matroska", "flv"})
 _SEVERAL = 2
 """A stream with so many encoded frames is a film, and no still picture."""
 
+SEGMENT = 0x18538067
+"""The id of the element that holds all of a Matroska file but its header."""
 _RIFF_HEADER = 8
 """Bytes of a chunk's header, which some programs count as part of what follows."""
 
@@ -226,7 +228,7 @@ def breaks_off(source: Source, stream: av.VideoStream | None = None) -> bool:
         end = _riff_end(file, size)
         return end > size and end != size + _RIFF_HEADER
     if head[:4] == b"\x1a\x45\xdf\xa3":
-        return _segment_end(file) > size
+        return _segment_end(file, size) > size
     if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
         return _boxes_end(file, size) > size and not _is_whole(stream, size)
     return False
@@ -269,47 +271,60 @@ def _riff_end(file: Reader, size: int) -> int:
     return at
 
 
-def _segment_end(file: Reader) -> int:
+def _segment_end(file: Reader, size: int) -> int:
     """Return the offset at which the Matroska segment ends; 0 if the file does not state it."""
-    file.seek(4)
-    _, header = _ebml_length(file)
-    file.seek(header, os.SEEK_CUR)
-    if file.read(4) != b"\x18\x53\x80\x67":
-        return 0
-    known, length = _ebml_length(file)
-    return file.tell() + length if known else 0
-
-
-def _ebml_length(file: Reader) -> tuple[bool, int]:
-    """Read a length (RFC 8794, section 4); return whether it is known, that is, not all ones, and its value."""
-    first = file.read(1)
-    extra = 8 - first[0].bit_length() if first else 8
-    if extra > 7:  # noqa: PLR2004 - at most seven bytes follow
-        return False, 0
-    bits = 7 * (extra + 1)
-    value = int.from_bytes(first + file.read(extra)) & ((1 << bits) - 1)
-    return value != (1 << bits) - 1, value
+    ends = (end for kind, _, end in itertools.islice(elements(file, 0, size), 2) if kind == SEGMENT)
+    return next(ends, None) or 0
 
 
 def _boxes_end(file: Reader, size: int) -> int:
-    """Return the largest offset at which a box of media ends (ISO/IEC 14496-12, section 4.2)."""
-    at = end = 0
+    """Return the largest offset at which a box of media ends."""
+    ends = (end for kind, _, end in boxes(file, 0, size) if kind in {b"mdat", b"moof", b"moov"})
+    return max(ends, default=0)
+
+
+def boxes(file: Reader, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield type, and begin and end of the content, of the boxes from an offset on (ISO/IEC 14496-12, section 4.2).
+
+    Only the last one may end after ``end``.
+    """
     for _ in range(_MOST_PARTS):
-        if at + 8 > size:
-            break
-        file.seek(at)
+        if begin + 8 > end:
+            return
+        file.seek(begin)
         head = file.read(16)
-        length = int.from_bytes(head[:4])
+        length, header = int.from_bytes(head[:4]), 8
         if length == 1:  # a 64-bit length follows
-            length = int.from_bytes(head[8:])
-        elif length == 0:  # the box extends to the end of the file
-            return end
+            length, header = int.from_bytes(head[8:]), 16
+        elif length == 0:  # the box extends to the end
+            length = end - begin
         if length < 8:  # noqa: PLR2004 - the size of the box's own header
-            return end
-        at += length
-        if head[4:8] in {b"mdat", b"moof", b"moov"}:
-            end = max(end, at)
-    return end
+            return
+        yield head[4:8], begin + min(header, length), begin + length
+        begin += length
+
+
+def elements(file: Reader, begin: int, end: int) -> Iterator[tuple[int, int, int | None]]:
+    """Yield id, and begin and end of the content, of the Matroska elements from an offset on (RFC 8794).
+
+    The end is None where it is not stated, and only the last one may be after ``end``.
+    """
+    for _ in range(_MOST_PARTS):
+        if begin >= end:
+            return
+        file.seek(begin)
+        head = file.read(12)
+        id_bytes = 9 - head[0].bit_length() if head else 9
+        length = head[id_bytes : id_bytes + 1]
+        length_bytes = 9 - length[0].bit_length() if length else 9
+        if id_bytes > 4 or length_bytes > 8:  # noqa: PLR2004 - no id and no length is longer
+            return
+        unknown = (1 << 7 * length_bytes) - 1
+        value = int.from_bytes(head[id_bytes : id_bytes + length_bytes]) & unknown
+        first = begin + id_bytes + length_bytes
+        last = first + value if value != unknown else None
+        yield int.from_bytes(head[:id_bytes]), first, last
+        begin = end if last is None else last
 
 
 # -- the bytes -----------------------------------------------------------------------------------------------

@@ -17,8 +17,11 @@ from streamer.video.sampling import hdr
 from streamer.video.sampling.container import (
     CODEC_WHITELIST,
     DAMAGE,
+    SEGMENT,
+    boxes,
     check_pixels,
     decode_failed,
+    elements,
     packets,
     pick,
     stores_pts,
@@ -228,18 +231,21 @@ def _fits(frame: av.VideoFrame) -> bool:
 
     YCgCo is used without subsampling; constant luminance and ICtCp need more than 8 bits.
     """
-    luma, chroma = frame.format.components[:2]
     if frame.colorspace == _YCGCO:
-        return (chroma.width, chroma.height) == (luma.width, luma.height)
-    return luma.bits > 8 or frame.colorspace == _usual_matrix(frame)  # noqa: PLR2004
+        return len({(each.width, each.height) for each in frame.format.components}) == 1
+    return _is_deep(frame) or frame.colorspace == _usual_matrix(frame)
 
 
 def _usual_matrix(frame: av.VideoFrame) -> int:
     """Return the number (ITU-T H.273) of the colour matrix that is usual for a frame's size and depth."""
-    if min(frame.width, frame.height) >= _HD:
-        is_deep = max(component.bits for component in frame.format.components) > 8  # noqa: PLR2004
-        return _BT2020 if is_deep and min(frame.width, frame.height) >= _UHD else _BT709
-    return _BT601
+    side = min(frame.width, frame.height)
+    if side < _HD:
+        return _BT601
+    return _BT2020 if side >= _UHD and _is_deep(frame) else _BT709
+
+
+def _is_deep(frame: av.VideoFrame) -> bool:
+    return max(each.bits for each in frame.format.components) > 8  # noqa: PLR2004
 
 
 def _tone_mapped(frame: av.VideoFrame, transfer: int, primaries: int) -> npt.NDArray[np.uint8]:
@@ -273,8 +279,6 @@ def _own_matrix(frame: av.VideoFrame) -> Matrix | None:
 # libavformat knows it and PyAV does not tell it, so it is read from the file: MP4's clean aperture and Matroska's
 # PixelCrop. What cannot be read crops nothing.
 
-_MOST_PARTS = 100_000
-"""How many boxes or elements are looked at."""
 _LARGEST_HEADER = 1 << 20
 """Bytes of a header that are read at once: more than any description of a track."""
 _ENTRY_FIELDS = 78
@@ -282,7 +286,6 @@ _ENTRY_FIELDS = 78
 _TRACKS, _ENTRY, _TYPE, _VIDEO = 0x1654AE6B, 0xAE, 0x83, 0xE0
 _IS_VIDEO = 1
 _CROPS = {0x54CC: 0, 0x54BB: 1, 0x54DD: 2, 0x54AA: 3}
-_SEGMENT = 0x18538067
 
 
 def stated_crop(source: Source, container: InputContainer, stream: av.VideoStream) -> Crop | None:
@@ -300,20 +303,8 @@ def stated_crop(source: Source, container: InputContainer, stream: av.VideoStrea
 
 
 def _boxes(file: Reader, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield type, and begin and end of the content, of the boxes between two offsets."""
-    for _ in range(_MOST_PARTS):
-        if begin + 8 > end:
-            return
-        file.seek(begin)
-        head = file.read(16)
-        length, size = int.from_bytes(head[:4]), 8
-        if length == 1:
-            length, size = int.from_bytes(head[8:16]), 16
-        length = length or end - begin
-        if length < size or begin + length > end:
-            return
-        yield head[4:8], begin + size, begin + length
-        begin += length
+    """Go through the boxes that end where the one around them does, or before."""
+    return (each for each in boxes(file, begin, end) if each[2] <= end)
 
 
 def _inside(file: Reader, begin: int, end: int, *path: bytes) -> Iterator[tuple[int, int]]:
@@ -355,28 +346,15 @@ def _crop_of(aperture: bytes, size: tuple[int, int]) -> Crop | None:
 
 
 def _elements(file: Reader, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield id, and begin and end of the content, of the elements between two offsets (RFC 8794)."""
-    for _ in range(_MOST_PARTS):
-        if begin >= end:
-            return
-        file.seek(begin)
-        head = file.read(12)
-        length = 9 - head[0].bit_length() if head else 9
-        size = head[length : length + 1]
-        extra = 9 - size[0].bit_length() if size else 9
-        if length > 4 or extra > 8:  # noqa: PLR2004 - an id has four bytes at most, a length eight
-            return
-        value = int.from_bytes(head[length : length + extra]) & ((1 << 7 * extra) - 1)
-        first = begin + length + extra
-        last = end if value == (1 << 7 * extra) - 1 else first + value
-        last = min(last, end)
-        yield int.from_bytes(head[:length]), first, last
-        begin = last
+    """Go through elements; each ends where the one around it does, at the latest."""
+    for kind, first, last in elements(file, begin, end):
+        if first <= end:
+            yield kind, first, end if last is None else min(last, end)
 
 
 def _pixel_crop(file: Reader, length: int, number: int, size: tuple[int, int]) -> Crop | None:
     """Return the crop of the video track with that number, counted from 0."""
-    segment = next((place for kind, *place in _elements(file, 0, length) if kind == _SEGMENT), None)
+    segment = next((place for kind, *place in _elements(file, 0, length) if kind == SEGMENT), None)
     tracks = next((place for kind, *place in _elements(file, *segment) if kind == _TRACKS), None) if segment else None
     entries = [place for kind, *place in _elements(file, *tracks) if kind == _ENTRY] if tracks else []
     parts = [{kind: place for kind, *place in _elements(file, *entry)} for entry in entries]
