@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ def hide_memory() -> None:
     Only root can then attach a debugger or a profiler.
     """
     _LIBC.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
+
+
+def stopped_by_signals() -> threading.Event:
+    """Return an event that SIGINT and SIGTERM set, for a command that runs until then."""
+    # An exception could be raised inside a client's callback, where it would be lost.
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 # The shell becomes the command (so the process id is the command's own) after leaving a watcher behind, which reads

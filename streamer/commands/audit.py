@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from streamer.settings import AuditSettings, Connection
 
 _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
+top_option = click.option(
+    "--top",
+    type=click.IntRange(1, 5_000),
+    default=10,
+    show_default=True,
+    help="Number of first results that users see.",
+)
+"""The ranks that count in an audit, here and in ``streamer exposure``."""
 
 
 @click.command(
@@ -60,13 +68,7 @@ _OUTPUT = click.File("w", encoding="utf-8", lazy=True)
     show_default=True,
     help="Most groups of one attribute; the clips of all further values are one group.",
 )
-@click.option(
-    "--top",
-    type=click.IntRange(1, 5_000),
-    default=10,
-    show_default=True,
-    help="Number of first results that users see.",
-)
+@top_option
 @click.option(
     "--videos",
     type=click.Path(path_type=Path, exists=True, file_okay=False),

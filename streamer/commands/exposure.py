@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from typing import TYPE_CHECKING
 
 import click
 
+from streamer.commands.audit import top_option
 from streamer.commands.flags import SettingsCommand
+from streamer.process import stopped_by_signals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,13 +35,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Most values of one attribute that are counted by name; the clips of all further values are one group.",
 )
-@click.option(
-    "--top",
-    type=click.IntRange(1, 5_000),
-    default=10,
-    show_default=True,
-    help="Number of first results that users see.",
-)
+@top_option
 @click.option(
     "--interval",
     type=click.FloatRange(0.2, 3600),
@@ -58,8 +52,5 @@ def exposure(settings: ExposureSettings, names: Sequence[str], most: int, top: i
     """
     from streamer.evaluation.audit.following import follow  # noqa: PLC0415 - completion starts without all this
 
-    # An exception could be raised inside a client's callback, where it would be lost.
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    follow(settings, list(dict.fromkeys(names)), top=top, most=most, interval=interval, stop=stop)
+    attributes = list(dict.fromkeys(names))
+    follow(settings, attributes, top=top, most=most, interval=interval, stop=stopped_by_signals())

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING
 
 import click
 
 from streamer.commands.flags import SettingsCommand
+from streamer.process import stopped_by_signals
 from streamer.settings import invalid_setting
 from streamer.terminal import Terminal
 
@@ -45,10 +44,7 @@ def top(settings: TopSettings, interval: float, once: bool) -> None:
             frame = watch.frame()
             console.print(View(frame))
             sys.exit(0 if any(instance.problem is None for instance in frame.instances) else 1)
-        # An exception could be raised inside a client's callback, where it would be lost.
-        stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
+        stop = stopped_by_signals()
         live = Live(View(frame, height=console.height), console=console, screen=console.is_terminal, auto_refresh=False)
         with live:
             while not stop.is_set():
