@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -50,3 +53,15 @@ def frozen(pids: Iterable[int]) -> Iterator[None]:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+def await_quiet_descriptors() -> None:
+    """Wait until nobody in this process opens or closes descriptors any more, such as the server its connection."""
+    gc.collect()
+    seen: list[set[str]] = []
+
+    def quiet() -> bool:
+        seen.append({each.name for each in Path("/proc/self/fd").iterdir()})
+        return len(seen) > 5 and all(each == seen[-1] for each in seen[-5:])
+
+    wait_until(quiet, "descriptors that stay as they are", pause=0.05)

@@ -25,7 +25,7 @@ from streamer.video.fetching.download import Sink
 from streamer.video.fetching.downloads import Budget, Claim
 from streamer.video.fetching.fetcher import Fetcher
 from tests.support.odd_server import CLIP, LOOPBACK, OddServer, serving
-from tests.support.waiting import wait_until
+from tests.support.processes import await_quiet_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -343,18 +343,6 @@ def test_a_lack_of_descriptors_is_no_fault_of_the_source(server: OddServer, spar
     assert caught.value.lack is Lack.DESCRIPTORS
     with source.fetch(uri) as path:
         assert path.read_bytes() == CLIP
-
-
-def await_quiet_descriptors() -> None:
-    """Wait until nobody in this process opens or closes descriptors any more, such as the server its connection."""
-    gc.collect()
-    seen: list[set[str]] = []
-
-    def quiet() -> bool:
-        seen.append({each.name for each in Path("/proc/self/fd").iterdir()})
-        return len(seen) > 5 and all(each == seen[-1] for each in seen[-5:])
-
-    wait_until(quiet, "descriptors that stay as they are", pause=0.05)
 
 
 FIRST_FETCH = """
